@@ -1,0 +1,75 @@
+# The commands of this project; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE_HOME := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)
+# Outside the working copy, so that a fresh one builds quickly.
+export CARGO_TARGET_DIR ?= $(CACHE_HOME)/databasecluster-operator/target
+DEBUG := $(CARGO_TARGET_DIR)/debug
+RELEASE := $(CARGO_TARGET_DIR)/release
+
+# Options of `make run`, `make chaos` and `make figures`, given on the command line or in the environment; those
+# that are empty count as not given.
+OPTIONS := CLUSTERS ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS
+$(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+
+.PHONY: run
+run: ready ## a control plane, three replicas and sample DatabaseClusters, live; ONCE=1, CLUSTERS=60
+	@cargo build --locked --quiet -p databasecluster-operator -p testbed --bins
+	@exec "$(DEBUG)/run-fleet" --end-with-parent
+
+.PHONY: test
+test: ## every check and every test; ends with how many passed and failed
+	@exec tests/run-tests.sh
+
+.PHONY: control-plane
+control-plane: ## builds the local control plane's programs (first time: some minutes)
+	@tests/check-setup.sh run
+	@tests/control-plane/build.sh
+
+.PHONY: chaos
+chaos: ready release ## kills replicas and measures the takeover; QUICK=1 in under 10 minutes, ROUNDS=10
+	@cargo build --locked --quiet -p chaos --bins
+	@OPERATOR_BIN="$(RELEASE)/databasecluster-operator" exec "$(DEBUG)/sigkill"
+
+.PHONY: figures
+figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet, the price of the fence
+	@cargo build --locked --quiet -p testbed --bins
+	@"$(DEBUG)/figures" scale && "$(DEBUG)/figures" quiet && exec "$(DEBUG)/figures" fence
+
+.PHONY: model
+model: ## a deeper search of the ownership model, and a long simulation; SEEDS=10000, MODEL_DEEPER=1
+	@cargo build --locked --quiet --release -p simulation --bins
+	@"$(RELEASE)/simulate" $(or $(SEEDS),10000)
+	@MODEL_DEEPER=$(or $(MODEL_DEEPER),1) MODEL_SECONDS=1800 cargo test --locked --quiet -p simulation --test model promises -- --nocapture --test-threads 1
+
+.PHONY: manifests
+manifests: ## writes the generated files below deploy/
+	@cargo run --locked --quiet --bin databasecluster-operator -- crd > deploy/.crd.yaml.part
+	@mv deploy/.crd.yaml.part deploy/crd.yaml
+
+.PHONY: lint
+lint: ## format and lints, no tests
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: e2e bench image
+e2e bench image: ## not there yet
+	@echo "make $@: not there yet" >&2; exit 1
+
+# Only the operator is built for speed: what observes it need not be.
+.PHONY: release
+release:
+	@cargo build --locked --release -p databasecluster-operator --bin databasecluster-operator
+
+# What `run`, `chaos` and `figures` need before anything is built.
+.PHONY: ready
+ready:
+	@tests/check-setup.sh run
+	@tests/control-plane/build.sh > /dev/null

@@ -1,0 +1,125 @@
+//! The CustomResourceDefinition, generated from the Rust types.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+
+use super::DatabaseCluster;
+
+const HEADER: &str = "# Generated, do not edit: change src/api and run `make manifests`.\n";
+
+/// The CRD could not be written as YAML.
+#[derive(Debug, thiserror::Error)]
+#[error("could not write the CRD as YAML: {0}; this is a bug in the operator")]
+pub struct CrdError(#[from] serde_saphyr::ser::Error);
+
+/// The CustomResourceDefinition of `DatabaseCluster`.
+#[must_use]
+pub fn crd() -> CustomResourceDefinition {
+    DatabaseCluster::crd()
+}
+
+/// The CustomResourceDefinition as the text of `deploy/crd.yaml`.
+///
+/// # Errors
+/// When the YAML writer refuses the document.
+pub fn crd_yaml() -> Result<String, CrdError> {
+    let body = serde_saphyr::to_string(&crd())?;
+    Ok(format!("{HEADER}{body}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Every property below a schema, with its path.
+    fn properties<'a>(schema: &'a Value, path: &str, found: &mut Vec<(String, &'a Value)>) {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            found.push((path.clone(), property));
+            properties(property, &path, found);
+            properties(&property["items"], &path, found);
+        }
+    }
+
+    fn schema() -> Value {
+        let crd = serde_json::to_value(crd()).unwrap();
+        crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+    }
+
+    #[test]
+    fn the_committed_crd_is_the_generated_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crd.yaml");
+        if std::env::var_os("UPDATE_GENERATED").is_some() {
+            std::fs::write(path, crd_yaml().unwrap()).unwrap();
+        }
+        let committed = std::fs::read_to_string(path).unwrap();
+        assert!(
+            committed == crd_yaml().unwrap(),
+            "deploy/crd.yaml differs from src/api: run `make manifests`"
+        );
+    }
+
+    #[test]
+    fn the_yaml_says_what_the_crd_says() {
+        let text = crd_yaml().unwrap();
+        let read: Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(read, serde_json::to_value(crd()).unwrap());
+        assert!(text.len() < 256 * 1024, "{} bytes", text.len());
+    }
+
+    #[test]
+    fn every_field_is_documented_for_kubectl_explain() {
+        let schema = schema();
+        let mut found = Vec::new();
+        properties(&schema, "", &mut found);
+        assert!(found.len() > 20, "{found:?}");
+        for (path, property) in found.iter().filter(|(path, _)| path != ".metadata") {
+            let text = property["description"].as_str().unwrap_or_default();
+            assert!(text.len() > 10, "{path} has no description");
+        }
+    }
+
+    #[test]
+    fn conditions_merge_by_type_and_subresources_are_served() {
+        let crd = serde_json::to_value(crd()).unwrap();
+        let version = &crd["spec"]["versions"][0];
+        let conditions = &version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+            ["conditions"];
+        assert_eq!(conditions["x-kubernetes-list-type"], "map");
+        assert_eq!(conditions["x-kubernetes-list-map-keys"][0], "type");
+        let scale = &version["subresources"]["scale"];
+        assert_eq!(scale["specReplicasPath"], ".spec.replicas");
+        assert_eq!(scale["statusReplicasPath"], ".status.replicas");
+        assert_eq!(scale["labelSelectorPath"], ".status.selector");
+        assert!(version["subresources"]["status"].is_object());
+        let columns: Vec<_> = version["additionalPrinterColumns"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(columns, ["Ready", "Desired", "Status", "Image", "Age"]);
+        assert_eq!(crd["spec"]["names"]["shortNames"][0], "dbc");
+    }
+
+    #[test]
+    fn a_spec_of_only_an_image_gets_the_documented_defaults() {
+        let spec: super::super::DatabaseClusterSpec =
+            serde_json::from_str(r#"{"image":"postgres:18"}"#).unwrap();
+        assert_eq!(spec.replicas, 1);
+        let in_schema = schema();
+        let spec_schema = &in_schema["properties"]["spec"]["properties"];
+        assert_eq!(spec_schema["replicas"]["default"], 1);
+        assert_eq!(
+            spec_schema["resources"]["default"],
+            serde_json::to_value(&spec.resources).unwrap()
+        );
+        assert_eq!(
+            spec_schema["storage"]["default"],
+            serde_json::to_value(&spec.storage).unwrap()
+        );
+    }
+}

@@ -1,0 +1,28 @@
+//! Names that users, scripts and the fence rely on: labels, annotations, finalizer, managers.
+
+/// API group of the kind and of our labels and annotations.
+pub const GROUP: &str = "database.io";
+/// API version of the kind.
+pub const VERSION: &str = "v1";
+/// `apiVersion` of the kind.
+pub const API_VERSION: &str = "database.io/v1";
+/// The kind.
+pub const KIND: &str = "DatabaseCluster";
+/// Keeps a `DatabaseCluster` until its StatefulSet is gone.
+pub const FINALIZER: &str = "database.io/operator";
+/// Label of children: the bucket (0–255) in which the cluster's uid lies.
+pub const BUCKET_LABEL: &str = "database.io/bucket";
+/// Annotation: `<shard lease>/<epoch>/<holder>` of the last writer.
+pub const STAMP_ANNOTATION: &str = "database.io/stamp";
+/// Annotation of children: hash of what was applied, without the stamp.
+pub const FINGERPRINT_ANNOTATION: &str = "database.io/fingerprint";
+/// Annotation of children: generation of the `DatabaseCluster` that the child was made from.
+pub const GENERATION_ANNOTATION: &str = "database.io/generation";
+/// Annotation of the StatefulSet: size and number of the claims that were last grown.
+pub const CLAIMS_ANNOTATION: &str = "database.io/claims";
+/// Field manager of every write.
+pub const FIELD_MANAGER: &str = "databasecluster-operator";
+/// Reporter of Events.
+pub const REPORTER: &str = "database-controller";
+/// The operator's name in `app.kubernetes.io/managed-by`.
+pub const MANAGED_BY: &str = "databasecluster-operator";

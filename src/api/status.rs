@@ -1,0 +1,258 @@
+//! What the operator reports: the status of a `DatabaseCluster` and its conditions.
+#![allow(
+    unreachable_pub,
+    reason = "KubeSchema derives a private copy of each struct"
+)]
+
+use std::fmt;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// The observed state of a PostgreSQL cluster, written by the operator.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatabaseClusterStatus {
+    /// Number of instances that exist, ready or not.
+    #[serde(default)]
+    pub replicas: i32,
+
+    /// Number of instances that accept connections.
+    #[serde(default)]
+    pub ready_replicas: i32,
+
+    /// Label selector of the instances' Pods, as text.
+    #[serde(default)]
+    pub selector: String,
+
+    /// The `metadata.generation` that this status is about.
+    #[serde(default)]
+    pub observed_generation: i64,
+
+    /// Where the cluster is in its life, for people: Creating, Scaling, Ready, Degraded or
+    /// Terminating. Programs read `conditions`.
+    #[serde(
+        default,
+        deserialize_with = "known_phase",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub phase: Option<Phase>,
+
+    /// What holds of the cluster: `Ready` (all instances accept connections), `Progressing` (a
+    /// change is being carried out), `Degraded` (something is wrong; the message says what),
+    /// `Initialized` (the primary has accepted connections once: its volume has data).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+
+    /// Who wrote this status. That is the last writer, which is not always the present holder of
+    /// the shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<ShardStatus>,
+}
+
+impl DatabaseClusterStatus {
+    /// The condition of this type, if there is one.
+    #[must_use]
+    pub fn condition(&self, kind: ConditionType) -> Option<&Condition> {
+        self.conditions.iter().find(|c| c.type_ == kind)
+    }
+
+    /// Whether the primary has accepted connections at least once: from then on its volume has data.
+    #[must_use]
+    pub fn is_initialized(&self) -> bool {
+        self.condition(ConditionType::Initialized)
+            .is_some_and(|c| c.status == ConditionStatus::True)
+    }
+
+    /// Whether both say the same, whoever wrote them.
+    #[must_use]
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        self.replicas == other.replicas
+            && self.ready_replicas == other.ready_replicas
+            && self.selector == other.selector
+            && self.observed_generation == other.observed_generation
+            && self.phase == other.phase
+            && self.conditions == other.conditions
+    }
+}
+
+/// A phase that a newer version wrote must not keep this one from reading the object.
+fn known_phase<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Phase>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.and_then(|text| Phase::ALL.into_iter().find(|p| p.label() == text)))
+}
+
+/// Where a cluster is in its life, for people.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// Its objects are being made.
+    Creating,
+    /// Its instances are on the way to what the spec asks for.
+    Scaling,
+    /// All instances accept connections.
+    Ready,
+    /// Something is wrong; the condition `Degraded` says what.
+    Degraded,
+    /// It is being deleted.
+    Terminating,
+}
+
+impl Phase {
+    /// Every phase, for metrics that start at zero.
+    pub const ALL: [Self; 5] = [
+        Self::Creating,
+        Self::Scaling,
+        Self::Ready,
+        Self::Degraded,
+        Self::Terminating,
+    ];
+
+    /// The text of it, also the label value.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Creating => "Creating",
+            Self::Scaling => "Scaling",
+            Self::Ready => "Ready",
+            Self::Degraded => "Degraded",
+            Self::Terminating => "Terminating",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// One statement about the cluster.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What the statement is about: `Ready`, `Progressing`, `Degraded` or `Initialized`.
+    #[serde(rename = "type")]
+    pub type_: ConditionType,
+
+    /// Whether it holds: `True`, `False` or `Unknown`.
+    pub status: ConditionStatus,
+
+    /// Why, in one word that programs can compare.
+    pub reason: String,
+
+    /// Why, in words for people.
+    pub message: String,
+
+    /// The `metadata.generation` that the statement is about.
+    #[serde(default)]
+    pub observed_generation: i64,
+
+    /// When `status` last changed.
+    #[schemars(extend("format" = "date-time"))]
+    pub last_transition_time: String,
+}
+
+/// What a condition is about.
+///
+/// Text, not an enumeration, in the schema: a newer operator may add types, and an older one must
+/// be able to read them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum ConditionType {
+    /// All instances accept connections.
+    Ready,
+    /// A change is being carried out.
+    Progressing,
+    /// Something is wrong.
+    Degraded,
+    /// The primary has accepted connections at least once; this never goes away again.
+    Initialized,
+    /// A type that this version does not know.
+    Other(String),
+}
+
+impl ConditionType {
+    /// The text of it.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        match self {
+            Self::Ready => "Ready",
+            Self::Progressing => "Progressing",
+            Self::Degraded => "Degraded",
+            Self::Initialized => "Initialized",
+            Self::Other(text) => text,
+        }
+    }
+}
+
+impl From<String> for ConditionType {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "Ready" => Self::Ready,
+            "Progressing" => Self::Progressing,
+            "Degraded" => Self::Degraded,
+            "Initialized" => Self::Initialized,
+            _ => Self::Other(text),
+        }
+    }
+}
+
+impl From<ConditionType> for String {
+    fn from(kind: ConditionType) -> Self {
+        kind.label().to_owned()
+    }
+}
+
+impl JsonSchema for ConditionType {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ConditionType".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "maxLength": 316, "minLength": 1})
+    }
+}
+
+/// Whether a statement holds.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ConditionStatus {
+    /// It holds.
+    True,
+    /// It does not hold.
+    False,
+    /// Nobody knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The right to write, as it was when this status was written.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardStatus {
+    /// Name of the shard Lease.
+    #[serde(default)]
+    pub lease: String,
+
+    /// Identity of the replica that held it.
+    #[serde(default)]
+    pub holder: String,
+
+    /// Epoch of the shard Lease: it grows by one each time the shard changes hands.
+    #[serde(default)]
+    pub epoch: i64,
+
+    /// Bucket of the cluster on the hash circle, 0 to 255.
+    #[serde(default)]
+    pub bucket: i32,
+
+    /// The `metadata.uid` of the cluster that this status is about. The API server's fence refuses
+    /// a status that was meant for a former cluster of the same name.
+    #[serde(default)]
+    pub uid: String,
+}

@@ -1,0 +1,80 @@
+//! The children of a cluster: which kinds there are, and one as it should be.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+/// A kind of object that the operator makes for a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ChildKind {
+    /// `v1` ConfigMap.
+    ConfigMap,
+    /// `policy/v1` PodDisruptionBudget.
+    PodDisruptionBudget,
+    /// `v1` Secret.
+    Secret,
+    /// `v1` Service.
+    Service,
+    /// `apps/v1` StatefulSet.
+    StatefulSet,
+}
+
+impl ChildKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [
+        Self::ConfigMap,
+        Self::PodDisruptionBudget,
+        Self::Secret,
+        Self::Service,
+        Self::StatefulSet,
+    ];
+
+    /// The Kubernetes kind.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::PodDisruptionBudget => "PodDisruptionBudget",
+            Self::Secret => "Secret",
+            Self::Service => "Service",
+            Self::StatefulSet => "StatefulSet",
+        }
+    }
+}
+
+impl fmt::Display for ChildKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// Kind and name of a child; its namespace is its cluster's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChildId {
+    /// The kind.
+    pub kind: ChildKind,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for ChildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+/// A child as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DesiredChild {
+    /// Kind and name.
+    pub id: ChildId,
+    /// Hash of the manifest without stamp and generation: a takeover does not change it.
+    pub fingerprint: String,
+    /// Digest of the spec's fields that we own, as `StatefulSetRecord::spec_digest` has it.
+    pub spec_digest: u64,
+    /// Digest of the labels that we own, as `StatefulSetRecord::labels_digest` has it.
+    pub labels_digest: u64,
+    /// What to apply, all but the stamp.
+    pub manifest: Value,
+}

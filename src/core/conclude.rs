@@ -1,0 +1,136 @@
+//! From what was seen and done to what is reported: the second half of a reconcile.
+
+use jiff::Timestamp;
+
+use super::lifecycle::{Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions};
+use super::object::Stamp;
+use super::observed::{ClusterRecord, StatefulSetRecord};
+use super::outcome::Next;
+use crate::api::{DatabaseClusterStatus, ShardStatus};
+
+/// What was seen and done.
+#[derive(Debug)]
+pub struct Done<'a> {
+    /// The cluster.
+    pub cluster: &'a ClusterRecord,
+    /// Its StatefulSet; none when it is missing or someone else's.
+    pub statefulset: Option<&'a StatefulSetRecord>,
+    /// Whether a child was changed.
+    pub changed: bool,
+    /// What keeps a child from being as it should.
+    pub trouble: Option<&'a Trouble>,
+    /// Why Pods can not be ready.
+    pub diagnosis: Option<&'a Why>,
+    /// Label selector of the Pods, as text.
+    pub selector: &'a str,
+    /// Who writes.
+    pub stamp: &'a Stamp,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// An event to publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Normal: the cluster became ready.
+    Ready(String),
+    /// Warning: something is wrong.
+    Error(String),
+}
+
+/// What is reported, and when to look again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conclusion {
+    /// The status to write; none when it says what the last one said.
+    pub status: Option<DatabaseClusterStatus>,
+    /// What to tell in an event.
+    pub notice: Option<Notice>,
+    /// When to look again.
+    pub next: Next,
+}
+
+/// Whether all is as it should be, or Pods are to be looked at.
+#[must_use]
+pub fn workload(statefulset: Option<&StatefulSetRecord>, wanted: i32) -> Workload {
+    match statefulset {
+        None => Workload::Absent,
+        Some(set) if set.is_settled() && set.spec_replicas == wanted => Workload::Settled,
+        Some(set) if set.observed_generation < 1 => Workload::New,
+        Some(set) => Workload::Unsettled {
+            exist: set.replicas,
+            ready: set.ready_replicas,
+            rolling: set.is_rolling(),
+        },
+    }
+}
+
+/// Whether the primary has accepted connections at least once. No replica gets ready before it.
+#[must_use]
+pub fn is_initialized(cluster: &ClusterRecord, statefulset: Option<&StatefulSetRecord>) -> bool {
+    cluster.status.is_initialized() || statefulset.is_some_and(|set| set.ready_replicas > 0)
+}
+
+/// Decides what is reported.
+#[must_use]
+pub fn conclude(done: &Done<'_>) -> Conclusion {
+    let cluster = done.cluster;
+    let before = &cluster.status;
+    let seen = LifeSeen {
+        generation: cluster.generation,
+        wanted: cluster.spec.replicas,
+        deleting: cluster.deleting,
+        workload: workload(done.statefulset, cluster.spec.replicas),
+        changed: done.changed,
+        trouble: done.trouble,
+        diagnosis: done.diagnosis,
+        now: done.now,
+    };
+    let was = Stage::reconstruct(before);
+    let is = was.clone().next(&seen, before);
+    let status = DatabaseClusterStatus {
+        replicas: done.statefulset.map_or(0, |set| set.replicas),
+        ready_replicas: done.statefulset.map_or(0, |set| set.ready_replicas),
+        selector: done.selector.to_owned(),
+        observed_generation: cluster.generation,
+        phase: Some(is.phase()),
+        conditions: conditions(
+            &is,
+            is_initialized(cluster, done.statefulset),
+            &before.conditions,
+            cluster.generation,
+            done.now,
+        ),
+        shard: Some(ShardStatus {
+            lease: done.stamp.lease.clone(),
+            holder: done.stamp.holder.clone(),
+            epoch: i64::from(done.stamp.epoch),
+            bucket: i32::from(cluster.bucket.0),
+            uid: cluster.uid.to_string(),
+        }),
+    };
+    Conclusion {
+        notice: notice(&was, &is, cluster.spec.replicas),
+        next: if matches!(is, Stage::Ready(_)) {
+            Next::Ready
+        } else {
+            Next::Waiting
+        },
+        status: (!status.says_the_same_as(before)).then_some(status),
+    }
+}
+
+fn notice(was: &Stage, is: &Stage, wanted: i32) -> Option<Notice> {
+    match (was, is) {
+        (Stage::Ready(_), Stage::Ready(_)) => None,
+        (_, Stage::Ready(_)) => Some(Notice::Ready(format!("ready with {wanted} replicas"))),
+        (Stage::Degraded(old), Stage::Degraded(new)) if old.why().reason == new.why().reason => {
+            None
+        }
+        (_, Stage::Degraded(new)) => Some(Notice::Error(format!(
+            "{}: {}",
+            new.why().reason,
+            new.why().message
+        ))),
+        _ => None,
+    }
+}

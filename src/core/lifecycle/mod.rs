@@ -1,0 +1,215 @@
+//! The life of a cluster as a state machine whose illegal transitions do not compile.
+//!
+//! ```text
+//! Creating ──▶ Scaling ──▶ Ready ◀──▶ Degraded
+//!                 ▲          │            │
+//!                 └──────────┴────────────┘        every one of them ──▶ Terminating
+//! ```
+//!
+//! A state is a type, a transition a method that only the states that allow it have. A cluster that
+//! is being created has to pass through `Scaling`:
+//!
+//! ```
+//! use databasecluster_operator::core::lifecycle::{Lifecycle, Why};
+//! let creating = Lifecycle::begin(Why::new("Creating", "creating the StatefulSet"));
+//! let ready = creating
+//!     .scale(Why::new("Scaling", "0 of 1 instances are ready"))
+//!     .ready(Why::new("AllReady", "1 of 1 instances are ready"));
+//! assert_eq!(ready.phase().label(), "Ready");
+//! ```
+//!
+//! The same without `scale` does not compile:
+//!
+//! ```compile_fail
+//! use databasecluster_operator::core::lifecycle::{Lifecycle, Why};
+//! let creating = Lifecycle::begin(Why::new("Creating", "creating the StatefulSet"));
+//! let ready = creating
+//!     .ready(Why::new("AllReady", "1 of 1 instances are ready"));
+//! assert_eq!(ready.phase().label(), "Ready");
+//! ```
+//!
+//! And nothing comes back from `Terminating`:
+//!
+//! ```compile_fail
+//! use databasecluster_operator::core::lifecycle::{Lifecycle, Why};
+//! let creating = Lifecycle::begin(Why::new("Creating", "creating the StatefulSet"));
+//! creating
+//!     .terminate(Why::new("Deleted", "being deleted"))
+//!     .scale(Why::new("Scaling", "0 of 1 instances are ready"));
+//! ```
+
+mod conditions;
+mod stage;
+
+use std::marker::PhantomData;
+
+pub use conditions::conditions;
+pub use stage::{Seen, Stage, Trouble, Workload, progressing_since, reason};
+
+use crate::api::Phase;
+
+/// Longest message of a condition, in bytes.
+pub const MESSAGE_LENGTH_MAX: usize = 1024;
+
+/// Why the cluster is in its state: one word for programs, a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// One word in CamelCase.
+    pub reason: String,
+    /// A sentence, bounded in length.
+    pub message: String,
+}
+
+impl Why {
+    /// A reason and a message; the message is cut at [`MESSAGE_LENGTH_MAX`].
+    #[must_use]
+    pub fn new(reason: &str, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        if message.len() > MESSAGE_LENGTH_MAX {
+            let ellipsis = '…';
+            let end = message.floor_char_boundary(MESSAGE_LENGTH_MAX - ellipsis.len_utf8());
+            message.truncate(end);
+            message.push(ellipsis);
+        }
+        Self {
+            reason: reason.to_owned(),
+            message,
+        }
+    }
+}
+
+/// A state of the life of a cluster.
+pub trait State: sealed::Sealed {
+    /// What people see of it.
+    const PHASE: Phase;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! states {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {}
+        impl sealed::Sealed for $name {}
+        impl State for $name {
+            const PHASE: Phase = Phase::$name;
+        }
+    )*};
+}
+
+states! {
+    /// Its objects are being made.
+    Creating;
+    /// Its instances are on the way to what the spec asks for.
+    Scaling;
+    /// All instances accept connections.
+    Ready;
+    /// Something is wrong.
+    Degraded;
+    /// It is being deleted.
+    Terminating;
+}
+
+/// A cluster in one state of its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lifecycle<S: State> {
+    why: Why,
+    state: PhantomData<S>,
+}
+
+impl<S: State> Lifecycle<S> {
+    const fn at(why: Why) -> Self {
+        Self {
+            why,
+            state: PhantomData,
+        }
+    }
+
+    /// The same state for another reason.
+    #[must_use]
+    pub fn stay(self, why: Why) -> Self {
+        Self::at(why)
+    }
+
+    /// Why it is in this state.
+    #[must_use]
+    pub fn why(&self) -> &Why {
+        &self.why
+    }
+
+    /// What people see of the state.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        S::PHASE
+    }
+}
+
+impl Lifecycle<Creating> {
+    /// The first state of every cluster.
+    #[must_use]
+    pub const fn begin(why: Why) -> Self {
+        Self::at(why)
+    }
+}
+
+/// States in which work can begin, fail, or be ended by a deletion: all but `Terminating`.
+pub trait Alive: State {}
+impl Alive for Creating {}
+impl Alive for Scaling {}
+impl Alive for Ready {}
+impl Alive for Degraded {}
+
+/// States that may begin a change of the instances.
+pub trait CanScale: Alive {}
+impl CanScale for Creating {}
+impl CanScale for Ready {}
+impl CanScale for Degraded {}
+
+/// States in which something may turn out to be wrong.
+pub trait CanDegrade: Alive {}
+impl CanDegrade for Creating {}
+impl CanDegrade for Scaling {}
+impl CanDegrade for Ready {}
+
+/// States that may end in `Ready`.
+pub trait CanBeReady: Alive {}
+impl CanBeReady for Scaling {}
+impl CanBeReady for Degraded {}
+
+impl<S: CanScale> Lifecycle<S> {
+    /// The instances are on the way to what the spec asks for.
+    #[must_use]
+    pub fn scale(self, why: Why) -> Lifecycle<Scaling> {
+        Lifecycle::at(why)
+    }
+}
+
+impl<S: CanDegrade> Lifecycle<S> {
+    /// Something is wrong.
+    #[must_use]
+    pub fn degrade(self, why: Why) -> Lifecycle<Degraded> {
+        Lifecycle::at(why)
+    }
+}
+
+impl<S: CanBeReady> Lifecycle<S> {
+    /// All instances accept connections.
+    #[must_use]
+    pub fn ready(self, why: Why) -> Lifecycle<Ready> {
+        Lifecycle::at(why)
+    }
+}
+
+impl<S: Alive> Lifecycle<S> {
+    /// It is being deleted: the last state.
+    #[must_use]
+    pub fn terminate(self, why: Why) -> Lifecycle<Terminating> {
+        Lifecycle::at(why)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,344 @@
+//! Which transition an observation calls for.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Creating, Degraded, Lifecycle, Ready, Scaling, Terminating, Why};
+use crate::api::{Condition, ConditionStatus, ConditionType, DatabaseClusterStatus, Phase};
+
+/// A change that takes longer is reported as Degraded.
+const PROGRESS_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
+
+/// The reasons in conditions.
+pub mod reason {
+    /// The children are being made.
+    pub const CREATING: &str = "Creating";
+    /// Instances are on the way to what the spec asks for.
+    pub const SCALING: &str = "Scaling";
+    /// Something that we did not ask for was changed or deleted, and is being put right.
+    pub const REPAIRING: &str = "Repairing";
+    /// A child of a former cluster of this name is still there.
+    pub const WAITING: &str = "WaitingForFormerCluster";
+    /// All instances are ready.
+    pub const ALL_READY: &str = "AllInstancesReady";
+    /// No instances are asked for.
+    pub const PAUSED: &str = "Paused";
+    /// Nothing is under way.
+    pub const SETTLED: &str = "Settled";
+    /// Instances that were ready are not any more.
+    pub const NOT_READY: &str = "InstancesNotReady";
+    /// The change takes too long.
+    pub const DEADLINE: &str = "ProgressDeadlineExceeded";
+    /// An object of a child's name belongs to someone else.
+    pub const FOREIGN_CHILD: &str = "ForeignChild";
+    /// The API server calls a child invalid.
+    pub const INVALID: &str = "Invalid";
+    /// The API server does not allow a child.
+    pub const FORBIDDEN: &str = "Forbidden";
+    /// The image asks for another major version than the data is of.
+    pub const MAJOR_VERSION: &str = "MajorVersionChange";
+    /// The Secret with the passwords is gone.
+    pub const SECRET_MISSING: &str = "SecretMissing";
+    /// Claims can not be grown.
+    pub const STORAGE: &str = "StorageNotGrown";
+    /// The primary has accepted connections at least once.
+    pub const INITIALIZED: &str = "Initialized";
+    /// It is being deleted.
+    pub const TERMINATING: &str = "Terminating";
+}
+
+/// A cluster in whatever state of its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Its objects are being made.
+    Creating(Lifecycle<Creating>),
+    /// Its instances are on the way to what the spec asks for.
+    Scaling(Lifecycle<Scaling>),
+    /// All instances accept connections.
+    Ready(Lifecycle<Ready>),
+    /// Something is wrong.
+    Degraded(Lifecycle<Degraded>),
+    /// It is being deleted.
+    Terminating(Lifecycle<Terminating>),
+}
+
+/// What keeps the children from being as they should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Something that goes by itself.
+    Wait(Why),
+    /// Something that somebody has to look at.
+    Wrong(Why),
+}
+
+/// The StatefulSet as far as the life of the cluster depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// It does not exist, as far as we have seen.
+    Absent,
+    /// It exists, and its controller has not looked at it yet.
+    New,
+    /// Pods are missing, too many, not ready, or not of the newest template.
+    Unsettled {
+        /// Pods that exist.
+        exist: i32,
+        /// Pods that are ready.
+        ready: i32,
+        /// Whether Pods are still to be replaced by newer ones.
+        rolling: bool,
+    },
+    /// All Pods are as they should be.
+    Settled,
+}
+
+/// What was seen of a cluster.
+#[derive(Clone, Debug)]
+pub struct Seen<'a> {
+    /// Generation of the spec.
+    pub generation: i64,
+    /// Replicas that the spec asks for.
+    pub wanted: i32,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// The StatefulSet.
+    pub workload: Workload,
+    /// Whether a child was just changed.
+    pub changed: bool,
+    /// What keeps the children from being as they should.
+    pub trouble: Option<&'a Trouble>,
+    /// Why Pods can not be ready: reason and message.
+    pub diagnosis: Option<&'a Why>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+impl Stage {
+    /// The stage that the conditions tell of. `phase` is not read.
+    #[must_use]
+    pub fn reconstruct(status: &DatabaseClusterStatus) -> Self {
+        let holds = |kind| {
+            status
+                .condition(kind)
+                .filter(|c| c.status == ConditionStatus::True)
+        };
+        let why = |c: &Condition| Why::new(&c.reason, c.message.clone());
+        if let Some(ready) = holds(ConditionType::Ready) {
+            Self::Ready(Lifecycle::at(why(ready)))
+        } else if let Some(degraded) = holds(ConditionType::Degraded) {
+            Self::Degraded(Lifecycle::at(why(degraded)))
+        } else {
+            match holds(ConditionType::Progressing) {
+                Some(c) if c.reason != reason::CREATING => Self::Scaling(Lifecycle::at(why(c))),
+                _ => Self::Creating(Lifecycle::begin(creating())),
+            }
+        }
+    }
+
+    /// What people see of the stage.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self {
+            Self::Creating(s) => s.phase(),
+            Self::Scaling(s) => s.phase(),
+            Self::Ready(s) => s.phase(),
+            Self::Degraded(s) => s.phase(),
+            Self::Terminating(s) => s.phase(),
+        }
+    }
+
+    /// Why the cluster is in this stage.
+    #[must_use]
+    pub fn why(&self) -> &Why {
+        match self {
+            Self::Creating(s) => s.why(),
+            Self::Scaling(s) => s.why(),
+            Self::Ready(s) => s.why(),
+            Self::Degraded(s) => s.why(),
+            Self::Terminating(s) => s.why(),
+        }
+    }
+
+    /// The stage after what was seen.
+    #[must_use]
+    pub fn next(self, seen: &Seen<'_>, before: &DatabaseClusterStatus) -> Self {
+        if seen.deleting {
+            return self.terminate();
+        }
+        match seen.trouble {
+            Some(Trouble::Wrong(why)) => return self.degrade(why.clone()),
+            Some(Trouble::Wait(why)) => return self.scale(why.clone()),
+            None => {}
+        }
+        match seen.workload {
+            Workload::Absent => self.without_workload(seen, before),
+            // Not worth a write: the first Pod is made in a moment.
+            Workload::New | Workload::Unsettled { exist: 0, .. }
+                if matches!(self, Self::Creating(_)) && seen.diagnosis.is_none() =>
+            {
+                self.create(seen, before)
+            }
+            _ if seen.changed => self.scale(seen.underway(before)),
+            Workload::New => self.scale(seen.not_ready(reason::SCALING)),
+            Workload::Settled => self.settle(seen.settled()),
+            Workload::Unsettled { rolling, .. } => self.unsettled(seen, before, rolling),
+        }
+    }
+
+    fn unsettled(self, seen: &Seen<'_>, before: &DatabaseClusterStatus, rolling: bool) -> Self {
+        if let Some(why) = seen.diagnosis {
+            return self.degrade(why.clone());
+        }
+        let new_spec = seen.is_new_spec(before);
+        match self {
+            Self::Scaling(s) if seen.deadline_passed(before) => {
+                Self::Degraded(s.degrade(Why::new(
+                    reason::DEADLINE,
+                    format!("not ready after {PROGRESS_DEADLINE:#}"),
+                )))
+            }
+            Self::Ready(s) if !new_spec && !rolling => {
+                Self::Degraded(s.degrade(seen.not_ready(reason::NOT_READY)))
+            }
+            Self::Degraded(s) if !new_spec => {
+                if s.why().reason == reason::DEADLINE {
+                    Self::Degraded(s)
+                } else {
+                    Self::Degraded(s.stay(seen.not_ready(reason::NOT_READY)))
+                }
+            }
+            other => other.scale(seen.not_ready(reason::SCALING)),
+        }
+    }
+
+    fn without_workload(self, seen: &Seen<'_>, before: &DatabaseClusterStatus) -> Self {
+        match self {
+            Self::Creating(_) => self.create(seen, before),
+            other => other.scale(Why::new(
+                reason::REPAIRING,
+                "the StatefulSet is gone and is being made again",
+            )),
+        }
+    }
+
+    fn create(self, seen: &Seen<'_>, before: &DatabaseClusterStatus) -> Self {
+        match self {
+            Self::Creating(s) if seen.deadline_passed(before) => {
+                Self::Degraded(s.degrade(deadline()))
+            }
+            Self::Creating(s) => Self::Creating(s.stay(creating())),
+            other => other,
+        }
+    }
+
+    fn scale(self, why: Why) -> Self {
+        match self {
+            Self::Creating(s) => Self::Scaling(s.scale(why)),
+            Self::Scaling(s) => Self::Scaling(s.stay(why)),
+            Self::Ready(s) => Self::Scaling(s.scale(why)),
+            Self::Degraded(s) => Self::Scaling(s.scale(why)),
+            Self::Terminating(s) => Self::Terminating(s),
+        }
+    }
+
+    fn degrade(self, why: Why) -> Self {
+        match self {
+            Self::Creating(s) => Self::Degraded(s.degrade(why)),
+            Self::Scaling(s) => Self::Degraded(s.degrade(why)),
+            Self::Ready(s) => Self::Degraded(s.degrade(why)),
+            Self::Degraded(s) => Self::Degraded(s.stay(why)),
+            Self::Terminating(s) => Self::Terminating(s),
+        }
+    }
+
+    fn settle(self, why: Why) -> Self {
+        match self {
+            Self::Creating(s) => Self::Ready(s.scale(why.clone()).ready(why)),
+            Self::Scaling(s) => Self::Ready(s.ready(why)),
+            Self::Ready(s) => Self::Ready(s.stay(why)),
+            Self::Degraded(s) => Self::Ready(s.ready(why)),
+            Self::Terminating(s) => Self::Terminating(s),
+        }
+    }
+
+    fn terminate(self) -> Self {
+        let why = Why::new(
+            reason::TERMINATING,
+            "being deleted: waiting until the StatefulSet and its Pods are gone",
+        );
+        Self::Terminating(match self {
+            Self::Creating(s) => s.terminate(why),
+            Self::Scaling(s) => s.terminate(why),
+            Self::Ready(s) => s.terminate(why),
+            Self::Degraded(s) => s.terminate(why),
+            Self::Terminating(s) => s.stay(why),
+        })
+    }
+}
+
+fn creating() -> Why {
+    Why::new(
+        reason::CREATING,
+        "creating the StatefulSet and what it needs",
+    )
+}
+
+fn deadline() -> Why {
+    let minutes = PROGRESS_DEADLINE.as_mins();
+    Why::new(
+        reason::DEADLINE,
+        format!("not ready after {minutes} minutes"),
+    )
+}
+
+impl Seen<'_> {
+    fn ready(&self) -> i32 {
+        match self.workload {
+            Workload::Absent | Workload::New => 0,
+            Workload::Unsettled { ready, .. } => ready,
+            Workload::Settled => self.wanted,
+        }
+    }
+
+    fn not_ready(&self, reason: &str) -> Why {
+        let (ready, wanted) = (self.ready(), self.wanted);
+        Why::new(reason, format!("{ready} of {wanted} instances are ready"))
+    }
+
+    fn underway(&self, before: &DatabaseClusterStatus) -> Why {
+        if before.observed_generation == self.generation {
+            Why::new(
+                reason::REPAIRING,
+                "something else changed an object of this cluster; it is being put right",
+            )
+        } else {
+            Why::new(reason::SCALING, "carrying out a change of the spec")
+        }
+    }
+
+    fn settled(&self) -> Why {
+        match self.wanted {
+            0 => Why::new(reason::PAUSED, "paused: no instances are asked for"),
+            _ => self.not_ready(reason::ALL_READY),
+        }
+    }
+
+    fn is_new_spec(&self, before: &DatabaseClusterStatus) -> bool {
+        before
+            .condition(ConditionType::Ready)
+            .is_none_or(|c| c.observed_generation != self.generation)
+    }
+
+    fn deadline_passed(&self, before: &DatabaseClusterStatus) -> bool {
+        progressing_since(before)
+            .is_some_and(|since| self.now.duration_since(since) >= PROGRESS_DEADLINE)
+    }
+}
+
+/// Since when a change is under way.
+#[must_use]
+pub fn progressing_since(status: &DatabaseClusterStatus) -> Option<Timestamp> {
+    let condition = status.condition(ConditionType::Progressing)?;
+    if condition.status != ConditionStatus::True {
+        return None;
+    }
+    condition.last_transition_time.parse().ok()
+}

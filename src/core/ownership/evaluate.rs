@@ -1,0 +1,449 @@
+//! What the Leases, as they are, call for: the rules of ownership, shard by shard.
+
+use std::collections::BTreeMap;
+
+use super::record::{Intent, Pending, Stage};
+use super::shard::Shard;
+use super::{Action, Leaving, Ownership, Reason};
+use crate::core::hash::{ShardId, fnv1a64};
+use crate::core::lease::{ShardWrite, Successor};
+use crate::core::members::Life;
+use crate::core::ring::place;
+
+/// Distance above every stamp at which a shard begins whose history nobody remembers.
+const EPOCH_GAP: u32 = 1000;
+
+/// What a shard Lease (or its absence) means for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It names this incarnation.
+    Ours,
+    /// It may be taken, by rank.
+    Free(Reason),
+    /// It may be taken, and only by us: it names a former life of ours.
+    FormerSelf,
+    /// Somebody else's, or not to be judged yet.
+    Others,
+}
+
+impl Ownership {
+    pub(super) fn evaluate_shards(&mut self, now_ms: u64) {
+        let plan = if self.leaving != Leaving::No || self.any_is_free() {
+            self.plan()
+        } else {
+            BTreeMap::new()
+        };
+        let ids: Vec<ShardId> = self.shards.keys().copied().collect();
+        for id in ids {
+            let Some(mut shard) = self.shards.remove(&id) else {
+                continue;
+            };
+            self.look_and_retry(now_ms, &mut shard);
+            self.stop_if_lost(now_ms, &mut shard);
+            if self.synced && shard.pending.is_none() && !shard.must_look() {
+                let target = plan.get(&id).map(String::as_str);
+                self.advance(now_ms, &mut shard, target);
+            }
+            self.shards.insert(id, shard);
+        }
+    }
+
+    /// Whether a shard is not held by a life that lasts: only then somebody has to be chosen.
+    fn any_is_free(&self) -> bool {
+        self.shards.values().any(|shard| {
+            let Some(lease) = &shard.lease else {
+                return true;
+            };
+            let member = self.members.get(&lease.holder);
+            member.is_none_or(|m| m.is_vacated() || m.incarnation != lease.incarnation)
+        })
+    }
+
+    /// Who should hold each shard, given who holds it now.
+    fn plan(&self) -> BTreeMap<ShardId, String> {
+        let held: BTreeMap<ShardId, &str> = self
+            .shards
+            .values()
+            .filter_map(|shard| shard.lease.as_ref().map(|lease| (shard.id(), lease)))
+            .filter(|(_, lease)| !lease.holder.is_empty())
+            .map(|(id, lease)| (id, lease.holder.as_str()))
+            .collect();
+        place(&self.ranking, &held)
+            .into_iter()
+            .zip(self.settings.shards.shards())
+            .filter_map(|(holder, id)| holder.map(|holder| (id, holder.to_owned())))
+            .collect()
+    }
+
+    fn look_and_retry(&mut self, now_ms: u64, shard: &mut Shard) {
+        if shard.wants_look(now_ms) {
+            self.out.push(Action::ReadShard(shard.id()));
+        }
+        let due = |pending: &Pending| pending.id.is_none() && now_ms >= pending.again_ms;
+        if let Some(pending) = shard.pending.clone().filter(due) {
+            self.send(shard, pending);
+        }
+    }
+
+    fn stop_if_lost(&mut self, now_ms: u64, shard: &mut Shard) {
+        if shard.stage == Stage::Idle {
+            return;
+        }
+        let settling = shard.pending.is_some() || shard.must_look();
+        let given_up = shard.stage == Stage::Drained;
+        let ours = shard.still_ours(&self.settings.identity, self.heartbeat.incarnation());
+        let ended = if !self.heartbeat.is_valid(now_ms) {
+            Some(Reason::Lapsed)
+        } else if ours || (given_up && settling) {
+            None
+        } else if given_up {
+            Some(self.giving_up_reason())
+        } else {
+            Some(Reason::Lost)
+        };
+        if let Some(reason) = ended {
+            shard.halt(reason, &mut self.out);
+        }
+    }
+
+    fn advance(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+        if !self.heartbeat.is_valid(now_ms) || now_ms < shard.not_before_ms {
+            return;
+        }
+        if shard.stage == Stage::Idle {
+            self.consider(now_ms, shard, target);
+        }
+        match shard.stage {
+            Stage::Idle => {}
+            Stage::Listing => {
+                if let Some(epoch) = shard.raise_needed() {
+                    self.write(shard, Intent::Raise, epoch);
+                } else if self.leaving != Leaving::No {
+                    shard.stage = Stage::Drained;
+                    self.give_away(shard, target);
+                } else if shard.is_warm() {
+                    shard.admit(&mut self.out);
+                }
+            }
+            Stage::Running => {
+                if let Some(epoch) = shard.raise_needed() {
+                    shard.pause_to_raise(&mut self.out);
+                    self.write(shard, Intent::Raise, epoch);
+                } else {
+                    self.prepare_to_give_away(now_ms, shard, target);
+                }
+            }
+            Stage::Draining(since_ms) => self.wait_for_work(now_ms, shard, since_ms, target),
+            Stage::Drained => self.give_away(shard, target),
+        }
+    }
+
+    /// The planned next holder, as long as it can have the shard.
+    fn heir(&self, shard: &Shard) -> Option<Successor> {
+        let ours = self.settings.shards.get();
+        shard
+            .successor()
+            .filter(|successor| successor.identity != self.settings.identity)
+            .filter(|successor| self.members.can_succeed(successor, ours))
+            .cloned()
+    }
+
+    /// A running shard: begins to drain once its successor has listed everything. When we leave, we
+    /// choose the successor ourselves, and do not wait for it for ever.
+    fn prepare_to_give_away(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+        let leaving = self.leaving != Leaving::No;
+        // Not before everybody can know that nothing is to be given back to us.
+        let me = self.members.get(&self.settings.identity);
+        if leaving && !me.is_some_and(|lease| lease.draining) {
+            return;
+        }
+        let patience_is_over = leaving
+            && now_ms.saturating_sub(self.leaving_since_ms) >= self.settings.drain_timeout_ms;
+        let ready = match self.heir(shard) {
+            Some(heir) => self.members.is_warm(&heir, shard.id()) || patience_is_over,
+            None if !leaving => false,
+            None => match self.chosen(target) {
+                Some(heir) if !patience_is_over => {
+                    let epoch = shard.epoch_known();
+                    self.write(shard, Intent::Name(heir), epoch);
+                    return;
+                }
+                _ => true,
+            },
+        };
+        if ready {
+            shard.stage = Stage::Draining(now_ms);
+            self.out.push(Action::Drain(shard.id()));
+        }
+    }
+
+    /// Whom we choose ourselves when we leave.
+    fn chosen(&self, target: Option<&str>) -> Option<Successor> {
+        let chosen = self.members.get(target?)?;
+        Some(Successor {
+            identity: chosen.identity.clone(),
+            incarnation: chosen.incarnation.clone(),
+        })
+        .filter(|heir| heir.identity != self.settings.identity)
+    }
+
+    fn wait_for_work(
+        &mut self,
+        now_ms: u64,
+        shard: &mut Shard,
+        since_ms: u64,
+        target: Option<&str>,
+    ) {
+        if self.leaving == Leaving::No && self.heir(shard).is_none() {
+            shard.stage = Stage::Running;
+            self.out.push(Action::Resume(shard.id()));
+        } else if now_ms.saturating_sub(since_ms) >= self.settings.drain_timeout_ms {
+            self.out
+                .push(Action::Halt(shard.id(), self.giving_up_reason()));
+            shard.stage = Stage::Drained;
+            self.give_away(shard, target);
+        }
+    }
+
+    /// No work runs: one compare-and-swap makes the shard its successor's. Without one we choose one
+    /// when we leave, and start the shard anew when we stay; with nobody left it is vacated.
+    fn give_away(&mut self, shard: &mut Shard, target: Option<&str>) {
+        let epoch = shard.epoch_known().saturating_add(1);
+        let leaving = self.leaving != Leaving::No;
+        let chosen = || leaving.then(|| self.chosen(target)).flatten();
+        match self.heir(shard).or_else(chosen) {
+            Some(heir) => self.write(shard, Intent::HandOver(heir), epoch),
+            None if leaving => self.write(shard, Intent::Vacate, epoch),
+            None => shard.halt(Reason::Named, &mut self.out),
+        }
+    }
+
+    fn giving_up_reason(&self) -> Reason {
+        if self.leaving == Leaving::No {
+            Reason::HandedOver
+        } else {
+            Reason::Leaving
+        }
+    }
+
+    fn consider(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+        let standing = self.standing(shard);
+        shard.is_free = matches!(standing, Standing::Free(_));
+        if !shard.is_free {
+            shard.free_ms = 0;
+        }
+        let leaving = self.leaving != Leaving::No;
+        match standing {
+            Standing::Ours if leaving => shard.stage = Stage::Drained,
+            Standing::Ours => {
+                if self.all_leases_carry_our_count() {
+                    shard.start(&mut self.out);
+                }
+            }
+            Standing::Others => self.warm_up_if_planned(shard),
+            Standing::Free(_) | Standing::FormerSelf if leaving => {}
+            Standing::FormerSelf => {
+                let epoch = shard.epoch_known().saturating_add(1);
+                self.write(shard, Intent::Take(Reason::Resumed), epoch);
+            }
+            Standing::Free(reason) => {
+                if shard.free_ms >= self.patience_ms(shard.id(), target)
+                    && let Some(epoch) = self.epoch_for(now_ms, shard)
+                {
+                    self.write(shard, Intent::Take(reason), epoch);
+                }
+            }
+        }
+    }
+
+    /// Watches a shard that is planned for us, so that its holder can hand it over without a gap.
+    fn warm_up_if_planned(&mut self, shard: &mut Shard) {
+        let me = (
+            self.settings.identity.as_str(),
+            self.heartbeat.incarnation(),
+        );
+        let planned = shard
+            .successor()
+            .is_some_and(|next| (next.identity.as_str(), next.incarnation.as_str()) == me);
+        if planned && self.leaving == Leaving::No {
+            shard.warm_up(&mut self.out);
+        } else {
+            shard.cool_down(&mut self.out);
+        }
+    }
+
+    /// "Nobody starts a shard until all Leases carry its number of shards."
+    fn all_leases_carry_our_count(&self) -> bool {
+        let ours = self.settings.shards.get();
+        self.shards
+            .values()
+            .filter_map(|shard| shard.lease.as_ref())
+            // One that says nothing readable is damaged, and must not stop the others.
+            .all(|lease| lease.shards == ours || lease.shards == 0)
+    }
+
+    fn standing(&mut self, shard: &mut Shard) -> Standing {
+        let ours = self.settings.shards.get();
+        let (holder, incarnation, version, reason) = match (&shard.lease, &shard.memory) {
+            (Some(lease), _) => {
+                if lease.shards != ours && self.members.another_count_is_alive(ours) {
+                    return Standing::Others;
+                }
+                (
+                    &lease.holder,
+                    &lease.incarnation,
+                    &lease.version,
+                    Reason::Vacant,
+                )
+            }
+            (None, Some(memory)) => (
+                &memory.holder,
+                &memory.incarnation,
+                &memory.version,
+                Reason::Created,
+            ),
+            (None, None) if self.is_standby() => return Standing::Others,
+            (None, None) => return Standing::Free(Reason::Created),
+        };
+        if *holder == self.settings.identity {
+            return match (*incarnation == self.heartbeat.incarnation(), &shard.lease) {
+                (true, Some(lease))
+                    if lease.shards == ours && shard.epoch_is_fresh(incarnation) =>
+                {
+                    Standing::Ours
+                }
+                (_, Some(_)) => Standing::FormerSelf,
+                // As long as we live, nobody takes from us what we did not give away.
+                (true, None) if shard.memory.as_ref().is_some_and(|m| !m.given_away) => {
+                    Standing::FormerSelf
+                }
+                (_, None) if self.may_trust_memory(shard) => Standing::FormerSelf,
+                (_, None) => Standing::Others,
+            };
+        }
+        if shard.lease.is_none() && !self.may_trust_memory(shard) {
+            return Standing::Others;
+        }
+        if holder.is_empty() {
+            return Standing::Free(reason);
+        }
+        let life = self
+            .members
+            .life(holder, incarnation, self.settings.lease_ms, version);
+        match life {
+            Life::Dead => Standing::Free(Reason::Takeover),
+            Life::Doubtful if shard.found_dead() => Standing::Free(Reason::Takeover),
+            Life::Doubtful => {
+                let (holder, version) = (holder.clone(), version.clone());
+                if shard.doubts(&holder, &version) && self.checking.insert(holder.clone()) {
+                    self.out.push(Action::ReadMember(holder));
+                }
+                Standing::Others
+            }
+            Life::Alive | Life::Unknown => Standing::Others,
+        }
+    }
+
+    /// Whether what we remember of a Lease that is gone is all that happened to it. If not, somebody
+    /// may have had it whom we never saw: the holder gets a whole lifetime to come back with it.
+    fn may_trust_memory(&self, shard: &Shard) -> bool {
+        shard.memory.as_ref().is_some_and(|m| m.is_complete)
+            || shard.missing_ms >= self.settings.lease_ms
+    }
+
+    /// How long we wait before we take a free shard: nothing when it is planned for us, a step more
+    /// for each replica before us.
+    fn patience_ms(&self, shard: ShardId, target: Option<&str>) -> u64 {
+        let me = self.settings.identity.as_str();
+        if target == Some(me) {
+            return 0;
+        }
+        let before_us = self
+            .ranking
+            .order(shard)
+            .filter(|member| Some(*member) != target)
+            .position(|member| member == me);
+        match before_us {
+            Some(position) => (position as u64 + 1) * self.settings.step_ms,
+            // We are not eligible ourselves (leaving, or not seen yet).
+            None => u64::MAX,
+        }
+    }
+
+    /// The epoch under which a free shard may be taken, or `None` as long as it may not.
+    fn epoch_for(&mut self, now_ms: u64, shard: &Shard) -> Option<u32> {
+        let known = shard.epoch_known();
+        if shard.lease.is_some() || shard.memory.as_ref().is_some_and(|m| m.is_complete) {
+            return Some(known.saturating_add(1));
+        }
+        // Nobody here remembers it, or not all of it: a new fleet, or its Leases were deleted. Others
+        // may be just starting too, so that a moment's wait saves moving shards again.
+        let quiet = now_ms.saturating_sub(self.fleet_changed_ms) >= self.settings.step_ms;
+        let Some(stamps) = &self.stamps else {
+            if !self.finding_stamps {
+                self.finding_stamps = true;
+                self.out.push(Action::FindStamps);
+            }
+            return None;
+        };
+        let highest = known.max(stamps.get(&shard.id()).copied().unwrap_or(0));
+        match highest {
+            0 if self.has_elders => quiet.then(|| self.epoch_of_our_own()),
+            0 => quiet.then_some(1),
+            highest => {
+                let waited = shard.missing_ms >= self.settings.lease_ms;
+                waited.then(|| highest.saturating_add(EPOCH_GAP))
+            }
+        }
+    }
+
+    /// Where to begin a shard that others may have worked on before us without leaving a stamp: no
+    /// two lives are likely to begin at the same place.
+    fn epoch_of_our_own(&self) -> u32 {
+        let spread = fnv1a64(self.heartbeat.incarnation().as_bytes()) % u64::from(EPOCH_GAP);
+        EPOCH_GAP.saturating_add(u32::try_from(spread).unwrap_or(0))
+    }
+
+    fn write(&mut self, shard: &mut Shard, intent: Intent, epoch: u32) {
+        let pending = Pending {
+            intent,
+            epoch,
+            base: shard.lease.as_ref().map(|lease| lease.version.clone()),
+            id: None,
+            again_ms: 0,
+            unsure: false,
+        };
+        self.send(shard, pending);
+    }
+
+    fn send(&mut self, shard: &mut Shard, mut pending: Pending) {
+        let id = self.new_id();
+        let us = || {
+            let incarnation = self.heartbeat.incarnation().to_owned();
+            (self.settings.identity.clone(), incarnation)
+        };
+        let (holder, incarnation) = match &pending.intent {
+            Intent::Take(_) | Intent::Raise | Intent::Name(_) => us(),
+            Intent::HandOver(heir) => (heir.identity.clone(), heir.incarnation.clone()),
+            Intent::Vacate => (String::new(), String::new()),
+        };
+        let successor = match &pending.intent {
+            Intent::Name(heir) => Some(heir.clone()),
+            Intent::Raise => shard.successor().cloned(),
+            Intent::Take(_) | Intent::HandOver(_) | Intent::Vacate => None,
+        };
+        self.out.push(Action::WriteShard(
+            id,
+            ShardWrite {
+                shard: shard.id(),
+                base: pending.base.clone(),
+                holder,
+                incarnation,
+                epoch: pending.epoch,
+                successor,
+            },
+        ));
+        pending.id = Some(id);
+        shard.pending = Some(pending);
+    }
+}

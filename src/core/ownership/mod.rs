@@ -1,0 +1,432 @@
+//! Ownership as one state machine: from what the Leases say to what this replica may do.
+//!
+//! Events go in ([`Event`]), actions come out ([`Action`]); time is an argument. After every event
+//! the machine looks at the Leases as they are and does what they call for, whatever it saw or
+//! missed before (`evaluate`). Every write is a compare-and-swap; a write whose outcome is not known
+//! is settled by another changing one from the same version, and until then what depends on it
+//! stays stopped.
+//!
+//! **Guarantees** (each with a test beside it or in the model): a shard is started only when its
+//! Lease names this incarnation; it is stopped at once when holder, incarnation, epoch or uid
+//! change, or validity ends; epochs only rise.
+//!
+//! **Assumes** that the clock given to it counts suspended time and never jumps.
+
+mod evaluate;
+mod heartbeat;
+mod protocol;
+mod reads;
+mod record;
+mod shard;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::heartbeat::Heartbeat;
+pub use self::protocol::{Action, Event, Reason, Settings, WriteId, WriteResult};
+use self::reads::Squatter;
+use self::shard::Shard;
+use super::hash::ShardId;
+use super::lease::{MemberChange, MemberLease, MemberWrite, ShardLease, Version};
+use super::members::{Members, is_eligible, newest_revision};
+use super::ring::Ranking;
+
+/// How far leaving has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Leaving {
+    No,
+    /// Draining is being announced and shards are handed back.
+    HandingBack,
+    /// The member Lease is being deleted.
+    Deleting(WriteId),
+    Done,
+}
+
+/// The machine. See the module's documentation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ownership {
+    settings: Settings,
+    heartbeat: Heartbeat,
+    members: Members,
+    shards: BTreeMap<ShardId, Shard>,
+    vacating: BTreeMap<WriteId, String>,
+    checking: BTreeSet<String>,
+    /// Members of whom a list showed less than was known (the version), and when to ask.
+    rewound: BTreeMap<String, (Version, u64)>,
+    squatter: Option<Squatter>,
+    synced: bool,
+    /// Whether somebody was there before us, in our own Pod or elsewhere.
+    has_elders: bool,
+    stamps: Option<BTreeMap<ShardId, u32>>,
+    finding_stamps: bool,
+    leaving: Leaving,
+    leaving_since_ms: u64,
+    /// Not before this is the deletion of our Lease tried again.
+    delete_again_ms: u64,
+    reincarnating: bool,
+    last_tick_ms: u64,
+    /// When the list of eligible members last changed.
+    fleet_changed_ms: u64,
+    ranking: Ranking,
+    next_id: WriteId,
+    announced_until_ms: u64,
+    announced_warm: BTreeSet<ShardId>,
+    out: Vec<Action>,
+}
+
+impl Ownership {
+    /// A replica that holds nothing yet.
+    #[must_use]
+    pub fn new(settings: Settings, incarnation: String, now_ms: u64) -> Self {
+        let count = settings.shards;
+        Self {
+            heartbeat: Heartbeat::new(incarnation, now_ms),
+            members: Members::default(),
+            shards: count.shards().map(|id| (id, Shard::new(id))).collect(),
+            vacating: BTreeMap::new(),
+            checking: BTreeSet::new(),
+            rewound: BTreeMap::new(),
+            squatter: None,
+            synced: false,
+            has_elders: false,
+            stamps: None,
+            finding_stamps: false,
+            leaving: Leaving::No,
+            leaving_since_ms: 0,
+            delete_again_ms: 0,
+            reincarnating: false,
+            last_tick_ms: now_ms,
+            fleet_changed_ms: now_ms,
+            ranking: Ranking::new(count, []),
+            next_id: 0,
+            announced_until_ms: 0,
+            announced_warm: BTreeSet::new(),
+            out: Vec::new(),
+            settings,
+        }
+    }
+
+    /// Takes in one event and says what to do.
+    pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Action> {
+        // Before the event: time that has passed until now says nothing about what it shows.
+        self.count_time(now_ms);
+        match event {
+            Event::Tick => {}
+            Event::Listed { members, shards } => self.listed(members, shards),
+            Event::MemberSeen(lease) => {
+                let mine = lease.identity == self.settings.identity;
+                if mine && (lease.is_vacated() || lease.incarnation != self.heartbeat.incarnation())
+                {
+                    self.heartbeat.hurry(now_ms);
+                }
+                self.members.saw(lease);
+            }
+            Event::MemberGone { identity, uid } => {
+                if identity == self.settings.identity {
+                    // Seen sooner here than by the next renewal.
+                    self.heartbeat.hurry(now_ms);
+                }
+                self.members.gone(&identity, &uid);
+            }
+            Event::ShardSeen(lease) => self.with_shard(lease.shard, |shard| shard.saw(lease)),
+            Event::ShardGone { shard, uid } => self.with_shard(shard, |shard| shard.gone(&uid)),
+            Event::MemberWritten(id, result) => self.member_written(now_ms, id, &result),
+            Event::ShardWritten(id, result) => self.shard_written(now_ms, id, result),
+            Event::MemberRead(identity, read) => self.member_read(now_ms, &identity, read),
+            Event::ShardRead(id, read) => {
+                let retry_ms = self.settings.retry_ms;
+                self.with_shard(id, |shard| shard.read(now_ms, read, retry_ms));
+            }
+            Event::Stamps(found) => {
+                self.finding_stamps = false;
+                self.stamps = found.ok();
+            }
+            Event::Warm(id, stamp) => self.with_shard(id, |shard| shard.warmed(stamp)),
+            Event::StampMet(id, epoch) => self.with_shard(id, |shard| shard.stamp_met(epoch)),
+            Event::Drained(id) => self.with_shard(id, Shard::drained),
+            Event::Shutdown => {
+                if self.leaving == Leaving::No {
+                    self.leaving = Leaving::HandingBack;
+                    self.leaving_since_ms = now_ms;
+                    self.heartbeat.hurry(now_ms);
+                }
+            }
+            Event::Reincarnate(incarnation) => {
+                self.reincarnating = false;
+                self.heartbeat = Heartbeat::new(incarnation, now_ms);
+            }
+        }
+        self.evaluate(now_ms);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Our identity.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.settings.identity
+    }
+
+    /// The members as last seen.
+    #[must_use]
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Whether we may act at this time.
+    #[must_use]
+    pub fn is_valid(&self, now_ms: u64) -> bool {
+        self.heartbeat.is_valid(now_ms)
+    }
+
+    /// When the last renewal succeeded.
+    #[must_use]
+    pub fn last_renewal_ms(&self) -> Option<u64> {
+        self.heartbeat.last_success_ms()
+    }
+
+    /// How many renewals failed.
+    #[must_use]
+    pub fn renewal_failures(&self) -> u64 {
+        self.heartbeat.failures()
+    }
+
+    /// Whether the Leases were listed and our own is in force.
+    #[must_use]
+    pub fn is_settled(&self, now_ms: u64) -> bool {
+        self.synced && self.heartbeat.is_valid(now_ms)
+    }
+
+    /// Whether another number of shards is at work, so that we hold nothing for now.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        self.members
+            .another_count_is_alive(self.settings.shards.get())
+    }
+
+    /// Shards that are worked on, with their epochs.
+    pub fn running(&self) -> impl Iterator<Item = (ShardId, u32)> {
+        self.shards
+            .values()
+            .filter_map(|shard| shard.running_epoch().map(|epoch| (shard.id(), epoch)))
+    }
+
+    fn with_shard(&mut self, id: ShardId, change: impl FnOnce(&mut Shard)) {
+        // A Lease of another number of shards may name one that we do not have.
+        if let Some(shard) = self.shards.get_mut(&id) {
+            change(shard);
+        }
+    }
+
+    fn new_id(&mut self) -> WriteId {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn listed(&mut self, members: Vec<MemberLease>, mut leases: Vec<ShardLease>) {
+        if !self.synced {
+            let ours = |lease: &MemberLease| lease.incarnation == self.heartbeat.incarnation();
+            self.has_elders = !members.iter().all(ours);
+        }
+        let rewound = self.members.listed(members);
+        self.rewound = rewound
+            .into_iter()
+            .map(|(who, known)| (who, (known, 0)))
+            .collect();
+        for shard in self.shards.values_mut() {
+            let found = leases.iter().position(|lease| lease.shard == shard.id());
+            shard.listed(found.map(|index| leases.swap_remove(index)));
+        }
+        self.synced = true;
+    }
+
+    fn member_written(&mut self, now_ms: u64, id: WriteId, result: &WriteResult<MemberLease>) {
+        if let WriteResult::Done(lease) = result {
+            self.members.saw(lease.clone());
+        }
+        if self.heartbeat.written(now_ms, id, result, &self.settings) {
+            return;
+        }
+        if let Some(identity) = self.vacating.remove(&id) {
+            if !matches!(result, WriteResult::Done(_)) {
+                self.members.reprieve(&identity, self.settings.step_ms);
+            }
+            return;
+        }
+        if self.leaving == Leaving::Deleting(id) {
+            self.leaving = match result {
+                // Gone, or no longer ours: nothing left to take along.
+                WriteResult::Done(_) | WriteResult::Conflict | WriteResult::Rejected => {
+                    Leaving::Done
+                }
+                WriteResult::Unknown => {
+                    self.delete_again_ms = now_ms + self.settings.retry_ms;
+                    Leaving::HandingBack
+                }
+            };
+            if self.leaving == Leaving::Done {
+                self.out.push(Action::Exit);
+            }
+        }
+    }
+
+    fn shard_written(&mut self, now_ms: u64, id: WriteId, result: WriteResult<ShardLease>) {
+        let retry_ms = self.settings.retry_ms;
+        if let Some(shard) = self.shards.values_mut().find(|shard| shard.awaits(id)) {
+            shard.written(now_ms, result, retry_ms);
+        }
+    }
+
+    /// Our incarnation is dead for everyone: stop everything, begin a new life.
+    fn die(&mut self) {
+        self.heartbeat.end();
+        for shard in self.shards.values_mut() {
+            shard.halt(Reason::Dead, &mut self.out);
+            shard.forget_pending();
+        }
+        if !self.reincarnating {
+            self.reincarnating = true;
+            self.out.push(Action::NeedIncarnation);
+        }
+    }
+
+    fn evaluate(&mut self, now_ms: u64) {
+        self.count_missing();
+        self.ask_for_rewound(now_ms);
+        self.beat(now_ms);
+        self.announce_validity();
+        self.vacate_the_silent(now_ms);
+        self.refresh_ranking(now_ms);
+        self.evaluate_shards(now_ms);
+        self.leave(now_ms);
+    }
+
+    fn count_time(&mut self, now_ms: u64) {
+        let elapsed_ms = now_ms.saturating_sub(self.last_tick_ms);
+        self.last_tick_ms = self.last_tick_ms.max(now_ms);
+        if self.synced && self.heartbeat.is_heard(now_ms, self.settings.tick_max_ms) {
+            let credit_ms = elapsed_ms.min(self.settings.tick_max_ms);
+            self.members.credit(credit_ms);
+            for shard in self.shards.values_mut() {
+                shard.credit(credit_ms);
+            }
+        }
+    }
+
+    fn count_missing(&mut self) {
+        let named = self.shards.values().filter_map(Shard::named_holder);
+        self.members.count_missing(named);
+    }
+
+    fn beat(&mut self, now_ms: u64) {
+        if self.reincarnating || matches!(self.leaving, Leaving::Deleting(_) | Leaving::Done) {
+            return;
+        }
+        if self.heartbeat.wants_read(now_ms) {
+            self.out
+                .push(Action::ReadMember(self.settings.identity.clone()));
+        }
+        let id = self.new_id();
+        let warm: BTreeSet<ShardId> = self
+            .shards
+            .values()
+            .filter(|shard| shard.is_warmed_for_us())
+            .map(Shard::id)
+            .collect();
+        if warm != self.announced_warm {
+            // A holder waits for it.
+            self.heartbeat.hurry(now_ms);
+        }
+        let says = (self.leaving != Leaving::No, &warm);
+        if let Some(write) = self
+            .heartbeat
+            .due(now_ms, id, says, &self.settings.identity)
+        {
+            self.announced_warm = warm;
+            self.out.push(Action::WriteMember(id, write));
+        }
+    }
+
+    fn announce_validity(&mut self) {
+        let until_ms = if self.reincarnating {
+            0
+        } else {
+            self.heartbeat.valid_until_ms()
+        };
+        if until_ms != self.announced_until_ms {
+            self.announced_until_ms = until_ms;
+            self.out.push(Action::ValidUntil(until_ms));
+        }
+    }
+
+    fn vacate_the_silent(&mut self, now_ms: u64) {
+        if !self.synced || !self.heartbeat.is_heard(now_ms, self.settings.tick_max_ms) {
+            return;
+        }
+        let silent: Vec<MemberWrite> = self
+            .members
+            .expired(&self.settings.identity)
+            .filter(|lease| {
+                !self
+                    .vacating
+                    .values()
+                    .any(|identity| *identity == lease.identity)
+            })
+            .map(|lease| MemberWrite {
+                identity: lease.identity.clone(),
+                base: Some(lease.version.clone()),
+                change: MemberChange::Vacate,
+            })
+            .collect();
+        for write in silent {
+            let id = self.new_id();
+            self.vacating.insert(id, write.identity.clone());
+            self.out.push(Action::WriteMember(id, write));
+        }
+    }
+
+    /// The members that may be given shards: of the newest revision, so that in a rolling update a
+    /// shard moves once and not twice. Older ones come in when no newer one is left.
+    fn refresh_ranking(&mut self, now_ms: u64) {
+        let shards = self.settings.shards.get();
+        let eligible = self
+            .members
+            .all()
+            .filter(|member| is_eligible(member, shards));
+        let newest: Vec<&str> = newest_revision(eligible)
+            .map(|member| member.identity.as_str())
+            .collect();
+        let known = self.ranking.members().iter().map(String::as_str);
+        if !known.eq(newest.iter().copied()) {
+            self.ranking = Ranking::new(self.settings.shards, newest);
+            self.fleet_changed_ms = now_ms;
+        }
+    }
+
+    fn leave(&mut self, now_ms: u64) {
+        if self.leaving != Leaving::HandingBack
+            || self.heartbeat.is_in_flight()
+            || self.shards.values().any(Shard::keeps_us)
+        {
+            return;
+        }
+        let Some(base) = self.heartbeat.base().cloned() else {
+            self.leaving = Leaving::Done;
+            self.out.push(Action::Exit);
+            return;
+        };
+        if !self.heartbeat.is_valid(now_ms) || now_ms < self.delete_again_ms {
+            return;
+        }
+        let id = self.new_id();
+        self.leaving = Leaving::Deleting(id);
+        self.out.push(Action::WriteMember(
+            id,
+            MemberWrite {
+                identity: self.settings.identity.clone(),
+                base: Some(base),
+                change: MemberChange::Delete,
+            },
+        ));
+    }
+}

@@ -1,0 +1,209 @@
+//! The words between the ownership machine and its surroundings: settings, events, actions.
+
+use std::collections::BTreeMap;
+
+use crate::core::hash::{ShardCount, ShardId};
+use crate::core::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
+
+/// Names one write, so that its outcome finds back to it.
+pub type WriteId = u64;
+
+/// What this replica is and how patient it is. All times in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// Our identity: Pod name, or host name and a random suffix.
+    pub identity: String,
+    /// Uid of our Pod, or empty.
+    pub pod_uid: String,
+    /// Number of shards.
+    pub shards: ShardCount,
+    /// How long a member Lease lives.
+    pub lease_ms: u64,
+    /// Time between renewals.
+    pub renew_ms: u64,
+    /// Time until a failed renewal is tried again.
+    pub retry_ms: u64,
+    /// Taken off the lifetime for ourselves, so that we stop before others start.
+    pub margin_ms: u64,
+    /// Longest tick that counts as silence of others.
+    pub tick_max_ms: u64,
+    /// How much longer each next replica waits before it takes a free shard.
+    pub step_ms: u64,
+    /// How long the work of a shard may take to finish before the shard is given up.
+    pub drain_timeout_ms: u64,
+}
+
+impl Settings {
+    /// The defaults for an identity: a lifetime of 6 s, renewed every 2 s.
+    #[must_use]
+    pub fn new(identity: &str, shards: ShardCount) -> Self {
+        Self {
+            identity: identity.to_owned(),
+            pod_uid: String::new(),
+            shards,
+            lease_ms: 6000,
+            renew_ms: 2000,
+            retry_ms: 200,
+            margin_ms: 1000,
+            tick_max_ms: 500,
+            step_ms: 500,
+            drain_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// How a write ended, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum WriteResult<L> {
+    /// It is in the API server, as this.
+    Done(L),
+    /// Something else is there (409), or nothing (404).
+    Conflict,
+    /// It was refused for good (403, 422): nothing changed.
+    Rejected,
+    /// No reply: it may have arrived, or may arrive yet.
+    Unknown,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// All Leases, after a fresh list.
+    Listed {
+        /// Member Leases.
+        members: Vec<MemberLease>,
+        /// Shard Leases.
+        shards: Vec<ShardLease>,
+    },
+    /// A member Lease changed.
+    MemberSeen(MemberLease),
+    /// A member Lease was deleted.
+    MemberGone {
+        /// Whose.
+        identity: String,
+        /// Uid of the deleted one.
+        uid: String,
+    },
+    /// A shard Lease changed.
+    ShardSeen(ShardLease),
+    /// A shard Lease was deleted.
+    ShardGone {
+        /// Which.
+        shard: ShardId,
+        /// Uid of the deleted one.
+        uid: String,
+    },
+    /// Outcome of [`Action::WriteMember`].
+    MemberWritten(WriteId, WriteResult<MemberLease>),
+    /// Outcome of [`Action::WriteShard`].
+    ShardWritten(WriteId, WriteResult<ShardLease>),
+    /// Answer to [`Action::ReadMember`]; `Err`: it could not be read.
+    MemberRead(String, Result<Option<MemberLease>, ()>),
+    /// Answer to [`Action::ReadShard`]; `Err`: it could not be read.
+    ShardRead(ShardId, Result<Option<ShardLease>, ()>),
+    /// Answer to [`Action::FindStamps`]: the highest epoch stamped on any object, by shard.
+    Stamps(Result<BTreeMap<ShardId, u32>, ()>),
+    /// Everything in the shard has been listed; the highest epoch stamped there.
+    Warm(ShardId, Option<u32>),
+    /// A stamp was met in a shard that runs.
+    StampMet(ShardId, u32),
+    /// No reconcile of the shard runs any more.
+    Drained(ShardId),
+    /// Leave: hand everything back.
+    Shutdown,
+    /// Answer to [`Action::NeedIncarnation`]: a fresh random nonce.
+    Reincarnate(String),
+}
+
+/// Why a shard changed hands, as a bounded set for a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Its Lease did not exist.
+    Created,
+    /// It was vacant.
+    Vacant,
+    /// Its holder died.
+    Takeover,
+    /// It was ours in a former life.
+    Resumed,
+    /// It was handed to us, or already ours: validity had lapsed, or we had not looked yet.
+    Named,
+    /// Handed over as planned.
+    HandedOver,
+    /// Handed back because we leave.
+    Leaving,
+    /// Our validity ended.
+    Lapsed,
+    /// The Lease no longer names us as we were.
+    Lost,
+    /// Our incarnation is dead.
+    Dead,
+    /// A higher stamp was met: the epoch is raised above it.
+    Raised,
+}
+
+impl Reason {
+    /// The label value.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Vacant => "vacant",
+            Self::Takeover => "takeover",
+            Self::Resumed => "resumed",
+            Self::Named => "named",
+            Self::HandedOver => "handed_over",
+            Self::Leaving => "leaving",
+            Self::Lapsed => "lapsed",
+            Self::Lost => "lost",
+            Self::Dead => "dead",
+            Self::Raised => "raised",
+        }
+    }
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Write a member Lease; answer with [`Event::MemberWritten`].
+    WriteMember(WriteId, MemberWrite),
+    /// Write a shard Lease; answer with [`Event::ShardWritten`].
+    WriteShard(WriteId, ShardWrite),
+    /// Read a member Lease from the API server, not from a cache.
+    ReadMember(String),
+    /// Read a shard Lease from the API server, not from a cache.
+    ReadShard(ShardId),
+    /// Find the highest stamp in every shard; answer with [`Event::Stamps`].
+    FindStamps,
+    /// We may act until then.
+    ValidUntil(u64),
+    /// Watch the objects of a shard; answer with [`Event::Warm`] when all are listed.
+    Watch(ShardId),
+    /// Stop watching a shard and forget its objects.
+    Unwatch(ShardId),
+    /// Work on the shard under this epoch.
+    Admit {
+        /// The shard.
+        shard: ShardId,
+        /// Its epoch.
+        epoch: u32,
+        /// How we came to hold it.
+        reason: Reason,
+        /// From knowing that it was free to holding it.
+        waited_ms: u64,
+    },
+    /// Go on working on a shard that was to be given up: its successor is gone.
+    Resume(ShardId),
+    /// Start no more work in the shard; answer with [`Event::Drained`] when none runs.
+    Drain(ShardId),
+    /// Stop the shard at once: cancel what runs before its next write.
+    Halt(ShardId, Reason),
+    /// Our incarnation is dead: send [`Event::Reincarnate`] with a fresh nonce.
+    NeedIncarnation,
+    /// Another replica lives under our identity.
+    IdentityTaken,
+    /// Everything was handed back: exit.
+    Exit,
+}

@@ -1,0 +1,308 @@
+//! From what was seen to what has to be written: the first half of a reconcile.
+
+use super::child::{ChildId, ChildKind, DesiredChild};
+use super::image;
+use super::lifecycle::{Trouble, Why, reason};
+use super::memory::{Memory, Standing};
+use super::observed::{ChildRecord, ClusterRecord, Owner, StatefulSetRecord, is_our_group};
+use crate::api::names;
+
+/// What the plan is made from.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The cluster.
+    pub cluster: &'a ClusterRecord,
+    /// The StatefulSet of the child's name, whoever owns it.
+    pub statefulset: Option<&'a StatefulSetRecord>,
+    /// The other children that were seen, whoever owns them.
+    pub children: &'a [ChildRecord],
+    /// The children as they should be, in the order in which they are applied.
+    pub desired: &'a [DesiredChild],
+    /// Whether the volume of the primary has data.
+    pub initialized: bool,
+    /// Whether everything is applied once more, for drift that nobody saw.
+    pub sweep: bool,
+    /// Milliseconds on the clock of `Memory`.
+    pub now_ms: u64,
+}
+
+/// What must hold of the object on the server for an apply to be carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// There is no object of that name.
+    Absent,
+    /// The object has this uid.
+    Uid(String),
+}
+
+/// One child to apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Apply {
+    /// Its place in `Seen::desired`.
+    pub index: usize,
+    /// What must hold.
+    pub precondition: Precondition,
+}
+
+/// One child to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delete {
+    /// Kind and name.
+    pub id: ChildId,
+    /// Its uid.
+    pub uid: String,
+    /// Its resource version.
+    pub resource_version: String,
+}
+
+/// What to do about the Secret, which is neither watched nor read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretStep {
+    /// Nothing.
+    Leave,
+    /// Create it unless it is there: there is no data yet that a new password would not fit.
+    Create,
+    /// Find out whether it is there: Pods that start without it would hang.
+    Probe,
+}
+
+/// What has to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Nothing, and nothing can be said either: what was seen is older than what we know.
+    Wait(String),
+    /// Nothing, ever again.
+    Forget,
+    /// The cluster is alive.
+    Keep {
+        /// Our finalizer has to be added first.
+        add_finalizer: bool,
+        /// What to do about the Secret before that.
+        secret: SecretStep,
+        /// Children to apply, in this order.
+        apply: Vec<Apply>,
+        /// Children that are not wanted any more.
+        delete: Vec<Delete>,
+        /// What keeps a child from being as it should.
+        trouble: Option<Trouble>,
+    },
+    /// The cluster is being deleted; its StatefulSet is still there.
+    TearDown {
+        /// To delete; none when that was asked for already.
+        delete: Option<Delete>,
+    },
+    /// The cluster is being deleted and nothing of it is left.
+    RemoveFinalizer,
+}
+
+enum Difference {
+    Same,
+    Lagging,
+    Apply(Precondition),
+    Trouble(Trouble),
+}
+
+/// Decides what has to be written.
+#[must_use]
+pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
+    let cluster = seen.cluster;
+    if memory.cluster_lags(&cluster.resource_version, seen.now_ms) {
+        return Plan::Wait("the watch has not shown our last write to it yet".to_owned());
+    }
+    if cluster.deleting {
+        return plan_deletion(seen);
+    }
+    let mut apply = Vec::new();
+    let mut trouble = None;
+    for (index, desired) in seen.desired.iter().enumerate() {
+        match difference(seen, desired, memory) {
+            Difference::Same => {}
+            Difference::Lagging => {
+                return Plan::Wait(format!("the watch has not shown {} as it is", desired.id));
+            }
+            Difference::Apply(precondition) => apply.push(Apply {
+                index,
+                precondition,
+            }),
+            Difference::Trouble(found) => trouble = worse(trouble, found),
+        }
+    }
+    if let Some(why) = refused_image(seen) {
+        trouble = worse(trouble, Trouble::Wrong(why));
+    }
+    let is_set = |step: &Apply| {
+        let child = seen.desired.get(step.index);
+        child.is_some_and(|child| child.id.kind == ChildKind::StatefulSet)
+    };
+    let secret = match apply.iter().any(is_set) {
+        true if seen.initialized => SecretStep::Probe,
+        true => SecretStep::Create,
+        // Until there is data: what was there may have been a former cluster's and be gone by now.
+        false if !seen.initialized && !memory.has_secret() && cluster.spec.replicas > 0 => {
+            SecretStep::Create
+        }
+        false => SecretStep::Leave,
+    };
+    Plan::Keep {
+        add_finalizer: !cluster.has_finalizer(),
+        secret,
+        apply,
+        delete: unwanted(seen),
+        trouble,
+    }
+}
+
+fn refused_image(seen: &Seen<'_>) -> Option<Why> {
+    let set = seen.statefulset?;
+    if !seen.initialized || !is_owned_by(&set.child, seen.cluster) {
+        return None;
+    }
+    image::refuse_change(&set.image, &seen.cluster.spec.image)
+}
+
+/// Children of ours that were seen and are not among the desired ones.
+fn unwanted(seen: &Seen<'_>) -> Vec<Delete> {
+    let is_desired = |child: &ChildRecord| seen.desired.iter().any(|d| d.id == child.id());
+    seen.children
+        .iter()
+        .filter(|child| is_owned_by(child, seen.cluster) && !child.deleting)
+        .filter(|child| !is_made_from_newer(child, seen.cluster) && !is_desired(child))
+        .map(Delete::of)
+        .collect()
+}
+
+impl Delete {
+    fn of(child: &ChildRecord) -> Self {
+        Self {
+            id: child.id(),
+            uid: child.uid.clone(),
+            resource_version: child.resource_version.clone(),
+        }
+    }
+}
+
+fn plan_deletion(seen: &Seen<'_>) -> Plan {
+    let cluster = seen.cluster;
+    if !cluster.has_finalizer() {
+        return Plan::Forget;
+    }
+    let owned = seen
+        .statefulset
+        .map(|statefulset| &statefulset.child)
+        .filter(|child| is_owned_by(child, cluster));
+    match owned {
+        Some(child) if !cluster.orphans_children() => Plan::TearDown {
+            delete: (!child.deleting).then(|| Delete::of(child)),
+        },
+        _ => Plan::RemoveFinalizer,
+    }
+}
+
+fn difference(seen: &Seen<'_>, desired: &DesiredChild, memory: &mut Memory) -> Difference {
+    let statefulset = seen
+        .statefulset
+        .filter(|_| desired.id.kind == ChildKind::StatefulSet);
+    let child = match statefulset {
+        Some(statefulset) => Some(&statefulset.child),
+        None => seen
+            .children
+            .iter()
+            .find(|child| child.kind == desired.id.kind && child.key.name == desired.id.name),
+    };
+    let Some(child) = child else {
+        if memory.expects(&desired.id, seen.now_ms) {
+            return Difference::Lagging;
+        }
+        memory.forget_child(&desired.id);
+        return Difference::Apply(Precondition::Absent);
+    };
+    if let Some(trouble) = ownership_trouble(child, seen.cluster) {
+        return Difference::Trouble(trouble);
+    }
+    if child.deleting {
+        return Difference::Trouble(Trouble::Wait(Why::new(
+            reason::REPAIRING,
+            format!("{} is being deleted; it will be made again", desired.id),
+        )));
+    }
+    if is_made_from_newer(child, seen.cluster) {
+        return Difference::Lagging;
+    }
+    let standing = memory.standing(child, seen.now_ms);
+    let same_inside = match statefulset {
+        Some(set) => {
+            set.spec_digest == desired.spec_digest && set.labels_digest == desired.labels_digest
+        }
+        None => standing != Standing::Touched,
+    };
+    if standing == Standing::Lagging {
+        return Difference::Lagging;
+    }
+    let same = same_inside && child.fingerprint.as_ref() == Some(&desired.fingerprint);
+    if same && !seen.sweep {
+        return Difference::Same;
+    }
+    Difference::Apply(Precondition::Uid(child.uid.clone()))
+}
+
+/// Whether a child's controller is this very cluster, not one of the same name.
+#[must_use]
+pub fn is_owned_by(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
+    child
+        .owner
+        .as_ref()
+        .is_some_and(|owner| owner.uid == *cluster.uid)
+}
+
+/// Whether a child was made from a later generation of the same cluster than the one we see.
+#[must_use]
+pub fn is_made_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
+    is_owned_by(child, cluster)
+        && child
+            .made_from_generation
+            .is_some_and(|generation| generation > cluster.generation)
+}
+
+/// What is wrong with who owns an object of a child's name; none when it is this cluster.
+#[must_use]
+pub fn ownership_trouble(child: &ChildRecord, cluster: &ClusterRecord) -> Option<Trouble> {
+    if is_owned_by(child, cluster) {
+        return None;
+    }
+    let id = child.id();
+    match &child.owner {
+        Some(owner) if is_former_self(owner, cluster) => Some(Trouble::Wait(Why::new(
+            reason::WAITING,
+            format!(
+                "{id} still belongs to a former DatabaseCluster of this name (uid {}); waiting \
+                 until it is gone",
+                owner.uid
+            ),
+        ))),
+        owner => Some(Trouble::Wrong(Why::new(
+            reason::FOREIGN_CHILD,
+            foreign_message(&id, owner.as_ref()),
+        ))),
+    }
+}
+
+fn foreign_message(id: &ChildId, owner: Option<&Owner>) -> String {
+    let owned = match owner {
+        Some(owner) => format!("belongs to {} {}", owner.kind, owner.name),
+        None => "exists already and was not made for this DatabaseCluster".to_owned(),
+    };
+    format!("{id} {owned}; it is left alone: delete or rename it, or use another name")
+}
+
+fn is_former_self(owner: &Owner, cluster: &ClusterRecord) -> bool {
+    owner.kind == names::KIND && is_our_group(&owner.api_version) && owner.name == *cluster.key.name
+}
+
+/// Of two troubles the one that somebody has to look at; of equals the first.
+#[must_use]
+pub fn worse(known: Option<Trouble>, found: Trouble) -> Option<Trouble> {
+    match (&known, &found) {
+        (None, _) | (Some(Trouble::Wait(_)), Trouble::Wrong(_)) => Some(found),
+        _ => known,
+    }
+}

@@ -1,0 +1,248 @@
+//! The storm guard: how many runs an object, or a whole replica, may start in a span of time.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+
+const NANOS_PER_MS: u64 = 1_000_000;
+const RUNS_MAX: u32 = 1_000_000;
+const PERIOD_MAX_SECONDS: u64 = 3600;
+
+/// So many runs in so long a time, all of which may come at once: a token bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    runs: NonZeroU32,
+    period_seconds: u64,
+}
+
+/// What the bucket of a [`RateLimit`] is kept for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Each object has a bucket of its own.
+    #[default]
+    Object,
+    /// The whole replica shares one.
+    Replica,
+}
+
+/// The text is no rate limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a rate limit: write <runs>/<time>, such as 100/60s, with 1 to {RUNS_MAX} runs and \
+     a time of 1s to 1h (units s, m, h)"
+)]
+pub struct BadRateLimit(String);
+
+/// The text names no scope.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a scope of the rate limit: write object or replica")]
+pub struct BadScope(String);
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self {
+            runs: NonZeroU32::MIN.saturating_add(99),
+            period_seconds: 60,
+        }
+    }
+}
+
+impl FromStr for RateLimit {
+    type Err = BadRateLimit;
+
+    fn from_str(text: &str) -> Result<Self, BadRateLimit> {
+        parse(text).ok_or_else(|| BadRateLimit(text.to_owned()))
+    }
+}
+
+fn parse(text: &str) -> Option<RateLimit> {
+    let (runs, time) = text.split_once('/')?;
+    let runs = NonZeroU32::new(plain_number(runs)?.try_into().ok()?)?;
+    let (unit_seconds, count) = if let Some(count) = time.strip_suffix('s') {
+        (1, count)
+    } else if let Some(count) = time.strip_suffix('m') {
+        (60, count)
+    } else {
+        (3600, time.strip_suffix('h')?)
+    };
+    let period_seconds = plain_number(count)?.checked_mul(unit_seconds)?;
+    let allowed = runs.get() <= RUNS_MAX && (1..=PERIOD_MAX_SECONDS).contains(&period_seconds);
+    allowed.then_some(RateLimit {
+        runs,
+        period_seconds,
+    })
+}
+
+/// `str::parse` alone would take a sign as well.
+fn plain_number(text: &str) -> Option<u64> {
+    text.bytes().all(|b| b.is_ascii_digit()).then_some(())?;
+    text.parse().ok()
+}
+
+impl fmt::Display for RateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}s", self.runs, self.period_seconds)
+    }
+}
+
+impl FromStr for Scope {
+    type Err = BadScope;
+
+    fn from_str(text: &str) -> Result<Self, BadScope> {
+        match text {
+            "object" => Ok(Self::Object),
+            "replica" => Ok(Self::Replica),
+            _ => Err(BadScope(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Object => "object",
+            Self::Replica => "replica",
+        })
+    }
+}
+
+/// How full one bucket is, in one number; a fresh one is full.
+///
+/// It is the "theoretical arrival time" of the generic cell rate algorithm, in nanoseconds: eight
+/// bytes that can lie in the queue's own entry, so that they go when the object goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowance {
+    arrival_nanos: u64,
+}
+
+impl RateLimit {
+    /// Takes one run out of the bucket.
+    ///
+    /// # Errors
+    /// When it is empty: the time, in milliseconds, from which on the next run is allowed.
+    pub fn take(self, bucket: &mut Allowance, now_ms: u64) -> Result<(), u64> {
+        let period_nanos = self.period_seconds * 1000 * NANOS_PER_MS;
+        let interval_nanos = period_nanos / u64::from(self.runs.get());
+        let burst_nanos = interval_nanos * u64::from(self.runs.get() - 1);
+        let now_nanos = now_ms.saturating_mul(NANOS_PER_MS);
+        let arrival_nanos = bucket.arrival_nanos.max(now_nanos);
+        if arrival_nanos - now_nanos > burst_nanos {
+            return Err((arrival_nanos - burst_nanos).div_ceil(NANOS_PER_MS));
+        }
+        bucket.arrival_nanos = arrival_nanos.saturating_add(interval_nanos);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_default_is_a_hundred_runs_a_minute() {
+        assert_eq!(RateLimit::default(), "100/60s".parse().unwrap());
+        assert_eq!(RateLimit::default().to_string(), "100/60s");
+        assert_eq!(RateLimit::default(), "100/1m".parse().unwrap());
+    }
+
+    #[test]
+    fn what_is_no_rate_limit_is_refused_with_what_is_allowed() {
+        for text in [
+            "",
+            "100",
+            "/",
+            "100/",
+            "/60s",
+            "0/60s",
+            "100/0s",
+            "-1/60s",
+            "+1/60s",
+            "1/60",
+            "1/60d",
+            "1/1h1s",
+            "1/3601s",
+            "1/2h",
+            "1000001/1s",
+            "99999999999/1s",
+            "1 /1s",
+            "1/s",
+            "1/99999999999999999999s",
+            "1/18446744073709551615h",
+        ] {
+            let error = text.parse::<RateLimit>().unwrap_err().to_string();
+            assert!(error.contains("such as 100/60s"), "{text:?}: {error}");
+        }
+        assert!("1/1h".parse::<RateLimit>().is_ok());
+        assert!("1000000/1s".parse::<RateLimit>().is_ok());
+    }
+
+    #[test]
+    fn a_scope_is_object_or_replica() {
+        for scope in [Scope::Object, Scope::Replica] {
+            assert_eq!(scope.to_string().parse(), Ok(scope));
+        }
+        assert!("Object".parse::<Scope>().is_err());
+    }
+
+    #[test]
+    fn a_burst_passes_and_the_next_run_waits_for_one_interval() {
+        let limit: RateLimit = "100/60s".parse().unwrap();
+        let mut bucket = Allowance::default();
+        for run in 0..100 {
+            assert_eq!(limit.take(&mut bucket, 5000), Ok(()), "run {run}");
+        }
+        assert_eq!(limit.take(&mut bucket, 5000), Err(5600));
+        assert_eq!(limit.take(&mut bucket, 5599), Err(5600));
+        assert_eq!(limit.take(&mut bucket, 5600), Ok(()));
+        assert_eq!(limit.take(&mut bucket, 5600), Err(6200));
+    }
+
+    #[test]
+    fn a_bucket_is_full_again_after_one_period_of_rest() {
+        let limit: RateLimit = "3/10s".parse().unwrap();
+        let mut bucket = Allowance::default();
+        for start_ms in [0, 10_000] {
+            for _ in 0..3 {
+                assert_eq!(limit.take(&mut bucket, start_ms), Ok(()));
+            }
+            assert!(limit.take(&mut bucket, start_ms).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_span_of_time_sees_more_runs_than_the_bucket_and_what_dripped_in(
+            runs in 1_u32..50,
+            period_seconds in 1_u64..100,
+            steps_ms in prop::collection::vec(0_u64..3000, 1..300),
+        ) {
+            let limit: RateLimit = format!("{runs}/{period_seconds}s").parse().unwrap();
+            let mut bucket = Allowance::default();
+            let mut now_ms = 0;
+            let mut taken_ms = Vec::new();
+            for step_ms in steps_ms {
+                now_ms += step_ms;
+                match limit.take(&mut bucket, now_ms) {
+                    Ok(()) => taken_ms.push(now_ms),
+                    Err(allowed_ms) => {
+                        prop_assert!(allowed_ms > now_ms);
+                        let mut later = bucket;
+                        prop_assert_eq!(limit.take(&mut later, allowed_ms), Ok(()));
+                        let mut early = bucket;
+                        prop_assert!(limit.take(&mut early, allowed_ms - 1).is_err());
+                    }
+                }
+            }
+            for (i, from_ms) in taken_ms.iter().enumerate() {
+                for (n, to_ms) in taken_ms[i..].iter().enumerate() {
+                    // One more for each interval, and one for the rounding of the interval itself.
+                    let dripped = (to_ms - from_ms) * u64::from(runs) / (period_seconds * 1000);
+                    prop_assert!((n as u64) < u64::from(runs) + dripped + 1);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Runs the ownership machine: feeds it what the Leases say and carries out what it decides.
+//!
+//! One task owns the machine. Lease requests run beside it, each with its own deadline, so that a
+//! slow one delays nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::leader::LEADER_LEASE;
+use super::leases::{LeaseStore, NAME_LABEL, Seen, decode};
+use super::tenure::{Tenure, Validity, boottime_ms};
+use crate::core::hash::ShardId;
+use crate::core::lease::{member_lease_name, shard_lease_name};
+use crate::core::object::Stamp;
+use crate::core::ownership::{Action, Event, Ownership, Reason, Settings};
+use crate::telemetry::metrics::Metrics;
+
+const TICK: Duration = Duration::from_millis(100);
+/// Events waiting for the machine. It empties in microseconds; a full queue makes senders wait.
+const EVENTS_MAX: usize = 1024;
+
+/// What happens in this process when a shard comes, drains and goes.
+pub trait ShardHost: Send + 'static {
+    /// Watch a shard; send [`Event::Warm`] when everything is listed.
+    fn watch(&mut self, shard: ShardId);
+    /// Stop watching, and forget everything of it.
+    fn unwatch(&mut self, shard: ShardId);
+    /// Begin to work on it.
+    fn admit(&mut self, tenure: Tenure);
+    /// Start no more work; send [`Event::Drained`] when none runs.
+    fn drain(&mut self, shard: ShardId);
+    /// Go on after all with a shard that was draining.
+    fn resume(&mut self, shard: ShardId);
+    /// Cancel its work now. The tenure has ended already.
+    fn halt(&mut self, shard: ShardId);
+    /// Find the highest stamp in every shard; send [`Event::Stamps`].
+    fn find_stamps(&mut self);
+    /// The figures that go along with a heartbeat, as short JSON.
+    fn stats(&self) -> String;
+}
+
+/// What others may know of the fleet: the Leases as last seen, and how we stand.
+///
+/// The lock is held for a look-up or an insertion only, never over an await.
+#[derive(Debug, Default)]
+pub struct FleetState {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Inner {
+    leases: BTreeMap<String, Arc<Lease>>,
+    standing: Standing,
+}
+
+/// How this replica stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The Leases were listed and our own is in force.
+    pub settled: bool,
+    /// Another number of shards is at work: we hold nothing until it has gone.
+    pub standby: bool,
+    /// Boot-time milliseconds of the last renewal that succeeded.
+    pub last_renewal_ms: Option<u64>,
+    /// Why the Leases can not be watched, if they can not.
+    pub watch_error: Option<String>,
+}
+
+impl FleetState {
+    fn with<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+        // A panic elsewhere leaves nothing half-written here.
+        look(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The Leases of the fleet as last seen.
+    #[must_use]
+    pub fn leases(&self) -> Vec<Arc<Lease>> {
+        self.with(|inner| inner.leases.values().cloned().collect())
+    }
+
+    /// Takes in a Lease that the watch does not show: the fleet leader's carries no labels.
+    pub fn remember(&self, lease: Lease) {
+        let name = lease.metadata.name.clone().unwrap_or_default();
+        self.with(|inner| inner.leases.insert(name, Arc::new(lease)));
+    }
+
+    /// How we stand.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.with(|inner| inner.standing.clone())
+    }
+}
+
+/// Sends events to the machine from outside: warm, drained, stamps, shutdown.
+#[derive(Clone, Debug)]
+pub struct AgentHandle {
+    events: mpsc::Sender<Event>,
+}
+
+impl AgentHandle {
+    /// Hands an event over; it is lost only when the agent has ended.
+    pub async fn send(&self, event: Event) {
+        let _ended = self.events.send(event).await;
+    }
+}
+
+/// Events for an agent that is yet to be made.
+#[must_use]
+pub fn channel() -> (AgentHandle, mpsc::Receiver<Event>) {
+    let (events, receiver) = mpsc::channel(EVENTS_MAX);
+    (AgentHandle { events }, receiver)
+}
+
+/// Why the agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything was handed back.
+    HandedBack,
+    /// Another replica lives under our identity.
+    IdentityTaken,
+}
+
+/// What an agent needs.
+pub struct AgentParts<H> {
+    /// What this replica is.
+    pub settings: Settings,
+    /// The Leases, for reading and writing.
+    pub store: LeaseStore,
+    /// The Leases, for watching.
+    pub watch_api: Api<Lease>,
+    /// What happens when shards come and go.
+    pub host: H,
+    /// Until when we may act.
+    pub validity: Arc<Validity>,
+    /// What others may know.
+    pub state: Arc<FleetState>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// Events from outside.
+    pub events: mpsc::Receiver<Event>,
+}
+
+struct Agent<H> {
+    parts: AgentParts<H>,
+    machine: Ownership,
+    requests: JoinSet<Event>,
+    tenures: BTreeMap<ShardId, CancellationToken>,
+    listing: Vec<Lease>,
+    ended: Option<Ended>,
+}
+
+/// Runs until everything was handed back after [`Event::Shutdown`].
+pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> Ended {
+    let machine = Ownership::new(parts.settings.clone(), nonce(), boottime_ms());
+    let mut leases = watch(parts.watch_api.clone());
+    let mut agent = Agent {
+        machine,
+        requests: JoinSet::new(),
+        tenures: BTreeMap::new(),
+        listing: Vec::new(),
+        ended: None,
+        parts,
+    };
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let event = tokio::select! {
+            _ = ticks.tick() => Some(Event::Tick),
+            Some(done) = agent.requests.join_next() => agent.answered(done),
+            Some(seen) = leases.next() => agent.seen(seen),
+            Some(event) = agent.parts.events.recv() => Some(event),
+        };
+        if let Some(event) = event {
+            agent.step(event);
+        }
+        if let Some(ended) = agent.ended {
+            return ended;
+        }
+    }
+}
+
+type Watched = Result<watcher::Event<Lease>, watcher::Error>;
+
+fn watch(api: Api<Lease>) -> BoxStream<'static, Watched> {
+    let selector = format!("{}={}", NAME_LABEL.0, NAME_LABEL.1);
+    let config = watcher::Config::default().labels(&selector);
+    watcher(api, config)
+        .modify(|lease| lease.metadata.managed_fields = None)
+        .default_backoff()
+        .boxed()
+}
+
+/// A nonce that no other life of any replica has: 128 bits from the operating system.
+fn nonce() -> String {
+    let mut bytes = [0u8; 16];
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    if got.unwrap_or(0) < bytes.len() {
+        // Without a source of randomness, the clock and the process still tell two lives apart.
+        let fallback = format!("{}-{}", boottime_ms(), std::process::id());
+        return fallback;
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl<H: ShardHost> Agent<H> {
+    fn answered(&mut self, done: Result<Event, tokio::task::JoinError>) -> Option<Event> {
+        match done {
+            Ok(event) => Some(event),
+            Err(error) => {
+                tracing::error!(%error, "a Lease request ended without an answer");
+                None
+            }
+        }
+    }
+
+    fn seen(&mut self, seen: Watched) -> Option<Event> {
+        let error = seen.as_ref().err().map(ToString::to_string);
+        self.parts
+            .state
+            .with(|inner| inner.standing.watch_error = error);
+        match seen {
+            Ok(watcher::Event::Init) => {
+                self.listing.clear();
+                None
+            }
+            Ok(watcher::Event::InitApply(lease)) => {
+                self.listing.push(lease);
+                None
+            }
+            Ok(watcher::Event::InitDone) => Some(self.listed()),
+            Ok(watcher::Event::Apply(lease)) => {
+                let event = decode(&lease).map(|seen| match seen {
+                    Seen::Member(member) => Event::MemberSeen(member),
+                    Seen::Shard(shard) => Event::ShardSeen(shard),
+                });
+                self.parts.state.remember(lease);
+                event
+            }
+            Ok(watcher::Event::Delete(lease)) => {
+                let name = lease.metadata.name.clone().unwrap_or_default();
+                self.parts.state.with(|inner| inner.leases.remove(&name));
+                match decode(&lease)? {
+                    Seen::Member(m) => Some(Event::MemberGone {
+                        identity: m.identity,
+                        uid: m.version.uid,
+                    }),
+                    Seen::Shard(s) => Some(Event::ShardGone {
+                        shard: s.shard,
+                        uid: s.version.uid,
+                    }),
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "watching the Leases failed; it is tried again");
+                None
+            }
+        }
+    }
+
+    fn listed(&mut self) -> Event {
+        let (mut members, mut shards) = (Vec::new(), Vec::new());
+        self.parts
+            .state
+            .with(|inner| inner.leases.retain(|name, _| name == LEADER_LEASE));
+        for lease in std::mem::take(&mut self.listing) {
+            match decode(&lease) {
+                Some(Seen::Member(member)) => members.push(member),
+                Some(Seen::Shard(shard)) => shards.push(shard),
+                None => {}
+            }
+            self.parts.state.remember(lease);
+        }
+        Event::Listed { members, shards }
+    }
+
+    fn step(&mut self, event: Event) {
+        let now_ms = boottime_ms();
+        for action in self.machine.handle(now_ms, event) {
+            self.carry_out(action);
+        }
+        self.publish(now_ms);
+    }
+
+    fn publish(&self, now_ms: u64) {
+        let metrics = &self.parts.metrics;
+        let eligible = self
+            .machine
+            .members()
+            .eligible(self.parts.settings.shards.get());
+        metrics
+            .members
+            .set(i64::try_from(eligible.count()).unwrap_or(i64::MAX));
+        let failures = self.machine.renewal_failures();
+        metrics
+            .heartbeat_failures_total
+            .inc_by(failures.saturating_sub(metrics.heartbeat_failures_total.get()));
+        self.parts.state.with(|inner| {
+            inner.standing.settled = self.machine.is_settled(now_ms);
+            inner.standing.standby = self.machine.is_standby();
+            inner.standing.last_renewal_ms = self.machine.last_renewal_ms();
+        });
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::WriteMember(..)
+            | Action::WriteShard(..)
+            | Action::ReadMember(_)
+            | Action::ReadShard(_) => self.request(action),
+            Action::FindStamps => self.parts.host.find_stamps(),
+            Action::ValidUntil(until_ms) => self.parts.validity.set_until_ms(until_ms),
+            Action::Watch(shard) => self.parts.host.watch(shard),
+            Action::Unwatch(shard) => {
+                self.end_tenure(shard);
+                self.parts.host.unwatch(shard);
+            }
+            Action::Admit {
+                shard,
+                epoch,
+                reason,
+                waited_ms,
+            } => {
+                self.admit(shard, epoch, reason, waited_ms);
+            }
+            Action::Drain(shard) => {
+                tracing::info!(%shard, "giving the shard up: its work ends first");
+                self.count_move("given_up");
+                self.parts.host.drain(shard);
+            }
+            Action::Resume(shard) => {
+                tracing::info!(%shard, "going on with the shard: its successor is gone");
+                self.parts.host.resume(shard);
+            }
+            Action::Halt(shard, reason) => {
+                tracing::warn!(%shard, reason = reason.label(), "shard stopped at once");
+                self.count_move(reason.label());
+                self.end_tenure(shard);
+                self.parts.host.halt(shard);
+            }
+            Action::NeedIncarnation => {
+                tracing::warn!("our incarnation is dead: beginning a new one");
+                let fresh = nonce();
+                self.requests
+                    .spawn(async move { Event::Reincarnate(fresh) });
+            }
+            Action::IdentityTaken => {
+                let identity = self.machine.identity();
+                tracing::error!(
+                    identity,
+                    "another replica lives under our identity; give each its own --identity"
+                );
+                self.ended = Some(Ended::IdentityTaken);
+            }
+            Action::Exit => self.ended = Some(Ended::HandedBack),
+        }
+    }
+
+    /// Sends a Lease request; its outcome comes back as an event.
+    fn request(&mut self, action: Action) {
+        match action {
+            Action::WriteMember(id, write) => {
+                let (store, stats) = (self.parts.store.clone(), self.parts.host.stats());
+                self.requests.spawn(async move {
+                    Event::MemberWritten(id, store.write_member(&write, stats).await)
+                });
+            }
+            Action::WriteShard(id, write) => {
+                let store = self.parts.store.clone();
+                self.requests
+                    .spawn(async move { Event::ShardWritten(id, store.write_shard(&write).await) });
+            }
+            Action::ReadMember(identity) => {
+                let store = self.parts.store.clone();
+                self.requests.spawn(async move {
+                    let read = store.read(&member_lease_name(&identity)).await;
+                    let member = read.map(|found| match found {
+                        Some(Seen::Member(member)) => Some(member),
+                        _ => None,
+                    });
+                    Event::MemberRead(identity, member)
+                });
+            }
+            Action::ReadShard(shard) => {
+                let store = self.parts.store.clone();
+                self.requests.spawn(async move {
+                    let read = store.read(&shard_lease_name(shard)).await;
+                    let lease = read.map(|found| match found {
+                        Some(Seen::Shard(lease)) => Some(lease),
+                        _ => None,
+                    });
+                    Event::ShardRead(shard, lease)
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn admit(&mut self, shard: ShardId, epoch: u32, reason: Reason, waited_ms: u64) {
+        let stamp = Stamp {
+            lease: shard_lease_name(shard),
+            epoch,
+            holder: self.machine.identity().to_owned(),
+        };
+        let ended = CancellationToken::new();
+        self.end_tenure(shard);
+        self.tenures.insert(shard, ended.clone());
+        tracing::info!(%shard, epoch, reason = reason.label(), "working on the shard");
+        self.count_move(reason.label());
+        let metrics = &self.parts.metrics;
+        if reason == Reason::Takeover {
+            let waited = Duration::from_millis(waited_ms);
+            metrics
+                .takeover_duration_seconds
+                .observe(waited.as_secs_f64());
+        }
+        let label = shard.to_string();
+        metrics.shard_owned.with_label_values(&[&label]).set(1);
+        metrics
+            .shard_epoch
+            .with_label_values(&[&label])
+            .set(i64::from(epoch));
+        let validity = Arc::clone(&self.parts.validity);
+        self.parts
+            .host
+            .admit(Tenure::new(shard, stamp, validity, ended));
+    }
+
+    fn end_tenure(&mut self, shard: ShardId) {
+        if let Some(ended) = self.tenures.remove(&shard) {
+            ended.cancel();
+            let label = shard.to_string();
+            let metrics = &self.parts.metrics;
+            // An error means that there is no such series: nothing to remove.
+            let _absent = metrics.shard_owned.remove_label_values(&[&label]);
+            let _absent = metrics.shard_epoch.remove_label_values(&[&label]);
+            let _absent = metrics.shard_objects.remove_label_values(&[&label]);
+        }
+    }
+
+    fn count_move(&self, reason: &str) {
+        self.parts
+            .metrics
+            .shard_moves_total
+            .with_label_values(&[reason])
+            .inc();
+    }
+}

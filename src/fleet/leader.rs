@@ -1,0 +1,280 @@
+//! The fleet leader: elected by `kube-leader-election`, never needed for safety or for failover.
+//!
+//! Two leaders at once are harmless: a leader only plans and tidies, each of its writes is a
+//! compare-and-swap, and a holder obeys a plan only by handing over.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::agent::FleetState;
+use super::leases::{CALL_TIMEOUT, LeaseStore, Seen, decode};
+use super::tenure::boottime_ms;
+use crate::core::hash::ShardCount;
+use crate::core::lease::{MemberLease, ShardLease, member_lease_name};
+use crate::core::members::is_eligible;
+use crate::core::ownership::WriteResult;
+use crate::core::planner::{Fleet, churn_budget};
+use crate::telemetry::metrics::Metrics;
+
+/// Name of the fleet leader's Lease.
+pub const LEADER_LEASE: &str = "databasecluster-leader";
+
+/// How long a member Lease must have been dead before it is removed: long enough for anybody who
+/// looks into a failure to still find it.
+const DEAD_KEPT_MS: u64 = 60_000;
+
+/// How often a leader looks whether a shard should move. It looks at what it has in memory: only a
+/// plan costs a request.
+const PLAN_EVERY: Duration = Duration::from_millis(200);
+
+/// How long the fleet must not have changed before shards are moved: several replicas often come or
+/// go together, and each move made too early is made again.
+const QUIET_MS: u64 = 500;
+
+/// What a candidate needs.
+pub struct LeaderParts {
+    /// Client for the election, and for tidying.
+    pub client: kube::Client,
+    /// Namespace of the Leases.
+    pub namespace: String,
+    /// Identity of this replica.
+    pub identity: String,
+    /// Lifetime of the leader's Lease.
+    pub lease: Duration,
+    /// Time between renewals.
+    pub renew: Duration,
+    /// Number of shards.
+    pub shards: ShardCount,
+    /// The Leases, for planning.
+    pub store: LeaseStore,
+    /// What is known of the fleet.
+    pub state: Arc<FleetState>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Takes part in the election until `stop`.
+pub struct Leader {
+    lock: LeaseLock,
+    api: Api<Lease>,
+    parts: LeaderParts,
+    /// When each dead member Lease was first seen as such.
+    dead_since_ms: BTreeMap<String, u64>,
+    /// The live members when last looked at, and since when they are the same.
+    fleet: (Vec<(String, String)>, u64),
+}
+
+impl Leader {
+    /// A candidate.
+    #[must_use]
+    pub fn new(parts: LeaderParts) -> Self {
+        let params = LeaseLockParams {
+            lease_name: LEADER_LEASE.to_owned(),
+            holder_id: parts.identity.clone(),
+            lease_ttl: parts.lease,
+        };
+        Self {
+            lock: LeaseLock::new(parts.client.clone(), &parts.namespace, params),
+            api: Api::namespaced(parts.client.clone(), &parts.namespace),
+            parts,
+            dead_since_ms: BTreeMap::new(),
+            fleet: (Vec::new(), 0),
+        }
+    }
+
+    /// Runs until `stop`, then steps down.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut renewals = interval(self.parts.renew);
+        renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut plans = interval(PLAN_EVERY);
+        plans.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leading = false;
+        loop {
+            let renew = tokio::select! {
+                () = stop.cancelled() => break,
+                _ = renewals.tick() => true,
+                _ = plans.tick(), if leading => false,
+            };
+            if !renew {
+                self.plan().await;
+                continue;
+            }
+            let now_leading = self.try_lead().await;
+            if now_leading != leading {
+                tracing::info!(leader = now_leading, "fleet leadership changed");
+                leading = now_leading;
+            }
+            self.gauge(leading);
+            if leading {
+                self.tidy().await;
+            }
+        }
+        self.gauge(false);
+        if leading
+            && !matches!(
+                timeout(CALL_TIMEOUT, self.lock.step_down()).await,
+                Ok(Ok(()))
+            )
+        {
+            tracing::debug!("could not step down; the leader's Lease runs out by itself");
+        }
+    }
+
+    fn gauge(&self, leading: bool) {
+        let metrics = &self.parts.metrics;
+        metrics
+            .leader
+            .with_label_values(&[LEADER_LEASE])
+            .set(i64::from(leading));
+        if !leading {
+            // Only the leader's figures count: a former one must not go on telling old ones.
+            metrics.shards_unowned.set(0);
+            metrics.shard_imbalance.set(0);
+        }
+    }
+
+    /// Plans the moves that are due; a plan that loses its compare-and-swap is made again.
+    async fn plan(&mut self) {
+        let (members, shards) = known(&self.parts.state.leases());
+        let fleet = Fleet::new(self.parts.shards, &members, &shards);
+        let overview = fleet.overview();
+        let metrics = &self.parts.metrics;
+        metrics
+            .shards_unowned
+            .set(i64::try_from(overview.unowned).unwrap_or(i64::MAX));
+        metrics
+            .shard_imbalance
+            .set(i64::try_from(overview.imbalance).unwrap_or(i64::MAX));
+        if !self.is_quiet(&members) {
+            return;
+        }
+        let moves = fleet.moves(churn_budget(self.parts.shards));
+        let writes = moves.iter().filter_map(|(id, next)| {
+            let shard = shards.iter().find(|shard| shard.shard == *id)?;
+            Some(self.parts.store.plan(shard, next.as_ref()))
+        });
+        for result in futures::future::join_all(writes).await {
+            match result {
+                WriteResult::Done(lease) => tracing::debug!(shard = %lease.shard, "planned a move"),
+                other => tracing::debug!(?other, "a plan was not taken"),
+            }
+        }
+        if !moves.is_empty() {
+            // Until the watch shows them, the same plan would be made again, only to lose.
+            tokio::time::sleep(PLAN_EVERY / 2).await;
+        }
+    }
+
+    fn is_quiet(&mut self, members: &[MemberLease]) -> bool {
+        let live: Vec<(String, String)> = members
+            .iter()
+            .filter(|member| is_eligible(member, self.parts.shards.get()))
+            .map(|member| (member.identity.clone(), member.incarnation.clone()))
+            .collect();
+        let now_ms = boottime_ms();
+        if live != self.fleet.0 {
+            self.fleet = (live, now_ms);
+        }
+        now_ms.saturating_sub(self.fleet.1) >= QUIET_MS
+    }
+
+    async fn try_lead(&self) -> bool {
+        match timeout(2 * CALL_TIMEOUT, self.lock.try_acquire_or_renew()).await {
+            Ok(Ok(result)) => {
+                let leading = matches!(result, LeaseLockResult::Acquired(_));
+                if let Some(lease) = result.lease() {
+                    self.parts.state.remember(lease.clone());
+                }
+                leading
+            }
+            Ok(Err(kube_leader_election::Error::TraverseLease { key })) => {
+                tracing::warn!(key, "the leader's Lease lacks a field; mending it");
+                self.mend().await;
+                false
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "could not take part in the election");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The library fails for ever on a Lease that lacks a field: make it one that has just run out.
+    async fn mend(&self) {
+        let patch = Patch::Merge(serde_json::json!({ "spec": {
+            "holderIdentity": "",
+            "renewTime": "1970-01-01T00:00:00.000000Z",
+            "leaseDurationSeconds": 1,
+            "leaseTransitions": 0,
+        }}));
+        let params = PatchParams::default();
+        let sent = self.api.patch(LEADER_LEASE, &params, &patch);
+        if let Ok(Err(error)) = timeout(CALL_TIMEOUT, sent).await {
+            tracing::debug!(%error, "could not mend the leader's Lease");
+        }
+    }
+
+    /// Removes the Leases of dead members that no shard names any more.
+    async fn tidy(&mut self) {
+        let now_ms = boottime_ms();
+        let dead = removable(&self.parts.state.leases());
+        self.dead_since_ms
+            .retain(|identity, _| dead.iter().any(|m| &m.identity == identity));
+        for member in dead {
+            let since_ms = *self
+                .dead_since_ms
+                .entry(member.identity.clone())
+                .or_insert(now_ms);
+            if now_ms.saturating_sub(since_ms) >= DEAD_KEPT_MS {
+                self.remove(&member).await;
+            }
+        }
+    }
+
+    async fn remove(&self, member: &MemberLease) {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(member.version.uid.clone()),
+                resource_version: Some(member.version.resource_version.clone()),
+            }),
+            ..DeleteParams::default()
+        };
+        let name = member_lease_name(&member.identity);
+        match timeout(CALL_TIMEOUT, self.api.delete(&name, &params)).await {
+            Ok(Ok(_)) => tracing::info!(
+                member = member.identity,
+                "removed the Lease of a dead member"
+            ),
+            Ok(Err(error)) => tracing::debug!(%error, "could not remove a dead member's Lease"),
+            Err(_) => {}
+        }
+    }
+}
+
+fn known(leases: &[Arc<Lease>]) -> (Vec<MemberLease>, Vec<ShardLease>) {
+    let (mut members, mut shards) = (Vec::new(), Vec::new());
+    for lease in leases {
+        match decode(lease) {
+            Some(Seen::Member(member)) => members.push(member),
+            Some(Seen::Shard(shard)) => shards.push(shard),
+            None => {}
+        }
+    }
+    (members, shards)
+}
+
+/// Vacated member Leases whose replica no shard Lease names.
+fn removable(leases: &[Arc<Lease>]) -> Vec<MemberLease> {
+    let (mut members, shards) = known(leases);
+    let named = |identity: &str| shards.iter().any(|shard| shard.holder == identity);
+    members.retain(|member| member.is_vacated() && !named(&member.identity));
+    members
+}

@@ -1,0 +1,7 @@
+//! Carries ownership decisions out: heartbeat, locks, fleet leader, fence.
+
+pub mod agent;
+pub mod fence;
+pub mod leader;
+pub mod leases;
+pub mod tenure;

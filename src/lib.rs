@@ -1,0 +1,27 @@
+//! A leader-elected, sharded operator for `DatabaseCluster` objects.
+//!
+//! ```text
+//! DatabaseCluster ──watch (only my shards)──▶ store ──▶ queue ──▶ pool ──▶ gather ──▶ plan ──▶ apply ──▶ status, events
+//!                        ▲                              (dedupe,   (semaphore,          (pure)
+//!   member Lease ──▶ members ──▶ ring ──▶ shard Leases   delays,    per-shard
+//!   (heartbeat)      (watch)    (pure)    (locks, epoch) backoff)   drain)
+//! ```
+//!
+//! Modules in the order of that path; docs/ARCHITECTURE.md says more.
+
+pub mod config;
+
+pub mod api;
+pub mod core;
+
+pub mod fleet;
+pub mod watch;
+
+pub mod pool;
+pub mod reconcile;
+
+pub mod postgres;
+pub mod telemetry;
+
+pub mod replica;
+pub mod shutdown;

@@ -1,0 +1,110 @@
+//! Parse, set up, run.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use databasecluster_operator::config::{DEFAULT_NAMESPACE, RunArgs};
+use databasecluster_operator::telemetry::fleet_command::{Output, fleet_command};
+use databasecluster_operator::telemetry::log;
+use databasecluster_operator::{api, replica};
+
+/// The name under which the binary is the kubectl plugin.
+const PLUGIN: &str = "kubectl-dbc";
+
+/// A sharded, highly available operator for DatabaseClusters.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a replica of the operator.
+    Run(Box<RunArgs>),
+    /// Print the CustomResourceDefinition.
+    Crd,
+    /// Show who holds what, from the Leases.
+    Fleet {
+        /// Namespace of the operator.
+        #[arg(long, short = 'n', env = "DBC_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
+        namespace: String,
+        /// Form of the output.
+        #[arg(long, short = 'o', value_enum, default_value = "table")]
+        output: Output,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: all causes after one another.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A bad flag is answered in one line; help and version as everywhere.
+fn parse() -> Result<Cli, ExitCode> {
+    let as_plugin = std::env::args()
+        .next()
+        .is_some_and(|name| name.ends_with(PLUGIN));
+    let mut arguments: Vec<String> = std::env::args().collect();
+    if as_plugin && arguments.len() == 1 {
+        arguments.push("fleet".to_owned());
+    }
+    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let text = error.render().to_string();
+            let lines: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !line.is_empty())
+                .collect();
+            eprintln!("{}", lines.join(" "));
+            ExitCode::from(2)
+        }
+        _ => {
+            let _closed_output = error.print();
+            ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+        }
+    })
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Crd => {
+            print!("{}", api::crd_yaml()?);
+            Ok(())
+        }
+        Command::Fleet { namespace, output } => runtime()?.block_on(async {
+            install_crypto();
+            let client = kube::Client::try_default().await?;
+            fleet_command(client, &namespace, output).await
+        }),
+        Command::Run(args) => {
+            log::init(args.log_format)?;
+            install_crypto();
+            runtime()?.block_on(replica::run(*args))
+        }
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+}
+
+/// An error means that a provider is installed already, which is as good.
+fn install_crypto() {
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+}

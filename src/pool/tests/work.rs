@@ -1,0 +1,180 @@
+//! Bounds and order of the work, and the figures that tell about it.
+
+use super::*;
+use crate::core::queue::AddError;
+
+#[tokio::test(start_paused = true)]
+async fn never_more_reconciles_run_at_once_than_allowed_and_all_permits_are_used() {
+    let stage = stage(config(3), |_, _| settles(1));
+    (0..20).for_each(|n| stage.add(n));
+    stage.settled().await;
+    assert_eq!(stage.diary.lock().unwrap().peak, 3);
+    assert_eq!(stage.runs(), 20);
+    assert_eq!(stage.began.elapsed().as_secs(), 7);
+    assert_eq!(stage.results("success"), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_figures_are_true_when_the_queue_is_filled_on_purpose() {
+    let stage = stage(config(2), |_, _| settles(10));
+    assert_eq!((stage.depth(), stage.active()), (0, 0));
+    (0..9).for_each(|n| stage.add(n));
+    for n in 9..13 {
+        stage
+            .pool
+            .enqueue(SHARD, &key(n), Duration::from_secs(3600))
+            .unwrap();
+    }
+    stage.until_running(2).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!((stage.depth(), stage.active()), (7, 2));
+    let metrics = &stage.metrics;
+    assert_eq!(metrics.queue_delayed.get(), 4);
+    let head_age = metrics.queue_head_age_seconds.get();
+    assert!((4.0..4.1).contains(&head_age), "{head_age}");
+    let longest = metrics.workqueue_longest_running_processor_seconds.get();
+    assert!((4.0..4.1).contains(&longest), "{longest}");
+    let unfinished = metrics.workqueue_unfinished_work_seconds.get();
+    assert!((8.0..8.2).contains(&unfinished), "{unfinished}");
+    let adds = metrics
+        .workqueue_adds_total
+        .with_label_values(&[CONTROLLER, CONTROLLER]);
+    assert_eq!(adds.get(), 13);
+
+    stage.settled().await;
+    assert_eq!((stage.depth(), stage.active()), (0, 0));
+    assert_eq!(metrics.queue_delayed.get(), 13);
+    assert!(metrics.queue_head_age_seconds.get() < 0.001);
+    assert!(metrics.workqueue_unfinished_work_seconds.get() < 0.001);
+    let waits = metrics
+        .workqueue_queue_duration_seconds
+        .with_label_values(&[CONTROLLER, CONTROLLER]);
+    assert_eq!(waits.get_sample_count(), 9);
+    // Two start at once, then two each ten seconds, and one at the end.
+    assert!(
+        (waits.get_sample_sum() - 160.0).abs() < 0.1,
+        "{}",
+        waits.get_sample_sum()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_object_never_runs_twice_at_once_and_a_change_during_its_run_runs_it_once_more() {
+    let stage = stage(config(5), |_, _| settles(1));
+    for _ in 0..10 {
+        stage.add(1);
+    }
+    stage.until_running(1).await;
+    for _ in 0..10 {
+        stage.add(1);
+    }
+    stage.settled().await;
+    assert_eq!(stage.diary.lock().unwrap().peak_of_one, 1);
+    assert_eq!(stage.runs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ready_object_is_looked_at_again_after_about_five_minutes() {
+    let stage = stage(config(1), |_, _| settles(0));
+    stage.add(1);
+    tokio::time::sleep(Duration::from_secs(331)).await;
+    let starts = stage.starts(1);
+    assert_eq!(starts.len(), 2, "{starts:?}");
+    assert!((270.0..=331.0).contains(&starts[1]), "{starts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_object_is_not_looked_at_again() {
+    let stage = stage(config(1), |_, _| {
+        let next = Next::Forget;
+        give(0, Ok(Outcome { wrote: true, next }))
+    });
+    stage.add(1);
+    stage
+        .pool
+        .enqueue(SHARD, &key(2), Duration::from_secs(5))
+        .unwrap();
+    stage.pool.forget(&key(2));
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(stage.runs(), 1);
+    assert_eq!(stage.results("success"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses_new_objects_and_says_so() {
+    let config = PoolConfig {
+        queue_capacity: 2,
+        ..config(1)
+    };
+    let stage = stage(config, |_, _| settles(1));
+    stage.add(1);
+    stage.add(2);
+    let refused = stage.pool.enqueue(SHARD, &key(3), NOW);
+    assert_eq!(refused, Err(AddError::Full { capacity: 2 }));
+    assert_eq!(stage.metrics.queue_refused_total.get(), 1);
+    stage.add(2);
+    stage.settled().await;
+    assert_eq!(stage.runs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_storm_guard_slows_an_object_that_changes_all_the_time_and_no_other() {
+    let config = PoolConfig {
+        rate_limit: "5/50s".parse().unwrap(),
+        ..config(2)
+    };
+    let stage = stage(config, |_, _| settles(0));
+    for _ in 0..100 {
+        stage.add(1);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let calm_from = stage.began.elapsed().as_secs_f64();
+    stage.add(2);
+    stage.settled().await;
+    let starts = stage.starts(1);
+    // Five at once, then one each ten seconds.
+    assert_eq!(starts.len(), 7, "{starts:?}");
+    assert_eq!(stage.metrics.storm_deferred_total.get(), 3);
+    assert!(stage.starts(2)[0] - calm_from < 0.1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_real_threads_no_object_runs_twice_at_once_and_every_change_is_followed_by_a_run() {
+    let config = PoolConfig {
+        rate_limit: "1000000/1s".parse().unwrap(),
+        ..config(4)
+    };
+    let stage = Arc::new(stage(config, |_, _| settles(0)));
+    let mut adders = Vec::new();
+    for adder in 0..4 {
+        let stage = Arc::clone(&stage);
+        adders.push(tokio::spawn(async move {
+            for n in 0..500 {
+                stage.add((n * 7 + adder) % 20);
+                if n % 16 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }));
+    }
+    for adder in adders {
+        adder.await.unwrap();
+    }
+    let last_change = Instant::now();
+    (0..20).for_each(|n| stage.add(n));
+    let settled = tokio::time::timeout(Duration::from_secs(60), stage.pool.settled());
+    assert!(
+        settled.await.is_ok(),
+        "waited a minute for the pool to settle"
+    );
+    let diary = stage.diary.lock().unwrap();
+    assert_eq!(diary.peak_of_one, 1);
+    assert!(diary.peak <= 4);
+    for n in 0..20 {
+        let last = diary.runs.iter().rfind(|run| run.key == key(n)).unwrap();
+        assert!(
+            last.from >= last_change,
+            "db-{n} did not run after its last change"
+        );
+    }
+}

@@ -1,0 +1,39 @@
+#!/bin/sh
+# Makes roles, database and settings, the first time and whenever the Secret changed. Runs against a server that
+# accepts nothing but local connections. May be run any number of times.
+set -eu
+here=$(dirname "$0")
+
+# Nothing of this may get into the server's log: it has passwords. The superuser gets none: it can be used inside the
+# Pod only.
+psql -X -q -v ON_ERROR_STOP=1 -U postgres -d postgres >/dev/null <<'SQL'
+SET log_statement = 'none';
+SET log_min_error_statement = 'panic';
+SET log_min_duration_statement = -1;
+SET password_encryption = 'scram-sha-256';
+\set username `cat "$SECRET_DIR/username"`
+\set dbname `cat "$SECRET_DIR/dbname"`
+\set password `cat "$SECRET_DIR/password"`
+\set replication `cat "$SECRET_DIR/replication-password"`
+SELECT format('CREATE ROLE %I LOGIN', :'username')
+  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'username') \gexec
+SELECT 'CREATE ROLE replicator LOGIN REPLICATION'
+  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'replicator') \gexec
+ALTER ROLE :"username" PASSWORD :'password';
+ALTER ROLE replicator PASSWORD :'replication';
+-- To ask which part of the write-ahead log is still there.
+GRANT pg_monitor TO replicator;
+SELECT 'ALTER ROLE postgres PASSWORD NULL' WHERE :'username' <> 'postgres' \gexec
+SELECT format('CREATE DATABASE %I OWNER %I', :'dbname', :'username')
+  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'dbname') \gexec
+ALTER SYSTEM SET listen_addresses = '*';
+-- For 99 replicas and their base backups.
+ALTER SYSTEM SET max_wal_senders = 110;
+SQL
+
+hba=$PGDATA/pg_hba.conf
+line='host replication replicator all scram-sha-256'
+grep -qxF "$line" "$hba" || printf '%s\nhost all all all scram-sha-256\n' "$line" >>"$hba"
+
+cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
+  "$SECRET_DIR/replication-password" | sha256sum | cut -d' ' -f1 >"$PGDATA.roles"

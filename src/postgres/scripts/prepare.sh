@@ -1,0 +1,128 @@
+#!/bin/sh
+# Runs before PostgreSQL in each Pod. Refuses whatever would harm data or serve stale data, has a primary with data
+# take over the passwords of the Secret, and makes a replica a copy of its primary.
+#
+# Data is deleted only where it is a copy of what the primary has. What this script says last is what the
+# DatabaseCluster reports.
+set -eu
+umask 077
+export LC_ALL=C
+here=$(dirname "$0")
+primary_port=${PRIMARY_PORT:-5432}
+replication="host=$PRIMARY_HOST port=$primary_port user=replicator application_name=$POD_NAME connect_timeout=10"
+
+say() { printf '%s\n' "$*" >&2; }
+refuse() { say "$*"; exit 1; }
+has_data() { [ -s "$PGDATA/PG_VERSION" ]; }
+control() { pg_controldata "$PGDATA" | sed -n "s/^$1: *//p"; }
+
+check_secret() {
+  for key in username password dbname replication-password; do
+    [ -s "$SECRET_DIR/$key" ] || refuse "the Secret $SECRET_NAME has no key $key: add it"
+  done
+  # Only a Secret that the operator made says whose it is.
+  if [ -s "$SECRET_DIR/cluster-uid" ] && [ "$(cat "$SECRET_DIR/cluster-uid")" != "$CLUSTER_UID" ]; then
+    refuse "the Secret $SECRET_NAME is of a former DatabaseCluster of this name: waiting until it is replaced"
+  fi
+}
+
+check_version() {
+  has_data || return 0
+  # What was mounted anew may have got the group's rights, with which PostgreSQL does not start.
+  chmod 0700 "$PGDATA"
+  data=$(cat "$PGDATA/PG_VERSION")
+  image=$(postgres --version | sed -n 's/^[^0-9]*\([0-9][0-9]*\).*/\1/p')
+  [ "$data" = "$image" ] ||
+    refuse "the data is of PostgreSQL $data and the image is PostgreSQL $image: set spec.image to one of PostgreSQL $data"
+}
+
+write_passfile() {
+  rm -f "$PGPASSFILE"
+  password=$(sed 's/[\\:]/\\&/g' "$SECRET_DIR/replication-password")
+  printf '*:*:*:replicator:%s\n' "$password" >"$PGPASSFILE"
+}
+
+# What the roles were last made from. Passwords that the operator makes are too long to be found from it.
+wanted_roles() { cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
+  "$SECRET_DIR/replication-password" | sha256sum | cut -d' ' -f1; }
+
+# Also ends a first start that was interrupted. The server answers on a socket of its own, so that no probe and no
+# client sees it.
+update_roles() {
+  [ "$(cat "$PGDATA.roles" 2>/dev/null)" != "$(wanted_roles)" ] || return 0
+  sockets=$(mktemp -d)
+  pg_ctl -D "$PGDATA" -s -w -t 3600 -l "$sockets/log" \
+    -o "-c listen_addresses='' -c unix_socket_directories='$sockets'" start || {
+    tail -n 5 "$sockets/log" >&2
+    refuse "PostgreSQL did not start to take over the passwords of the Secret $SECRET_NAME"
+  }
+  ended=0
+  PGHOST=$sockets sh "$here/initdb.sh" || ended=$?
+  pg_ctl -D "$PGDATA" -s -w -t 3600 -m fast stop
+  rm -rf "$sockets"
+  [ "$ended" -eq 0 ] || refuse "the roles and passwords of the Secret $SECRET_NAME could not be set"
+}
+
+prepare_primary() {
+  if ! has_data; then
+    [ "$(cat "$here/initialized")" != true ] ||
+      refuse "the volume of the primary has no data, though this cluster had some: nothing is made anew over it. Restore the volume, or delete the DatabaseCluster and its claims to begin anew"
+    return 0
+  fi
+  [ ! -e "$PGDATA/standby.signal" ] ||
+    refuse "the volume of the primary has the data of a replica: restore the volume of the primary"
+  update_roles
+}
+
+wait_for_primary() {
+  until pg_isready -q -h "$PRIMARY_HOST" -p "$primary_port" -U replicator; do
+    say "waiting for the primary, $PRIMARY_HOST"
+    sleep 2
+  done
+}
+
+# A position in the write-ahead log as a number; an invalid one is 0.
+position() { echo $(((0x${1%/*} << 32) + 0x${1#*/})); }
+
+# Whether the data is an older copy of the primary's that can still catch up. Data that the primary does not have is
+# never deleted.
+can_follow() {
+  # system identifier, timeline, position
+  primary=$(psql -XAtq -F ' ' -d "$replication replication=true" -c IDENTIFY_SYSTEM) ||
+    refuse "the primary, $PRIMARY_HOST, does not answer as it should"
+  # shellcheck disable=SC2086 # split on purpose
+  set -- $primary
+  [ "$(control 'Database system identifier')" = "$1" ] ||
+    refuse "the volume of $POD_NAME has the data of another database: it is left alone. Delete the claim data-$POD_NAME if it is not needed"
+  if [ ! -e "$PGDATA/standby.signal" ] || [ "$(control "Latest checkpoint's TimeLineID")" != "$2" ]; then
+    refuse "the volume of $POD_NAME has data of its own (it was promoted, or the primary was restored): it is left alone. Delete the claim data-$POD_NAME if it is not needed"
+  fi
+  redo=$(position "$(control "Latest checkpoint's REDO location")")
+  replayed=$(position "$(control 'Minimum recovery ending location')")
+  [ "$replayed" -gt "$redo" ] || replayed=$redo
+  [ "$replayed" -le "$(position "$3")" ] ||
+    refuse "the volume of $POD_NAME has data that the primary does not have: it is left alone. Delete the claim data-$POD_NAME if it is not needed"
+  segment=$(control 'Bytes per WAL segment')
+  needed=$(printf '%08X%08X' $((replayed >> 32)) $(((replayed & 0xFFFFFFFF) / segment)))
+  oldest=$(psql -XAtq -d "$replication dbname=postgres" \
+    -c "SELECT min(substr(name, 9)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}\$'") ||
+    refuse "the primary, $PRIMARY_HOST, does not answer as it should"
+  [ "$(printf '%s\n' "$needed" "$oldest" | sort | head -n 1)" = "$oldest" ]
+}
+
+prepare_replica() {
+  wait_for_primary
+  if has_data; then
+    if can_follow; then return 0; fi
+    say "the primary has no longer what this copy lacks: copying it anew"
+  fi
+  rm -rf "$PGDATA" "$PGDATA.part"
+  say "copying the primary, $PRIMARY_HOST"
+  pg_basebackup -D "$PGDATA.part" -d "$replication" -X stream -c fast -R -w
+  mv "$PGDATA.part" "$PGDATA"
+}
+
+check_secret
+check_version
+write_passfile
+if [ "${POD_NAME##*-}" = 0 ]; then prepare_primary; else prepare_replica; fi

@@ -1,0 +1,49 @@
+//! The Services: a DNS name for each Pod, one for the primary, and one for all that are ready.
+
+use serde_json::{Value, json};
+
+use super::{PORT, labels, metadata, statefulset_name};
+use crate::core::observed::ClusterRecord;
+
+/// `{name}-db`, headless: a DNS name for each Pod, ready or not.
+pub(super) fn headless(cluster: &ClusterRecord) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(cluster, &statefulset_name(&cluster.key.name)),
+        "spec": {
+            "clusterIP": "None",
+            // A replica must find its primary while neither is ready yet.
+            "publishNotReadyAddresses": true,
+            "selector": labels::selector(cluster),
+            "ports": ports(),
+        },
+    })
+}
+
+/// `{name}-rw`: the primary, to read and write.
+pub(super) fn read_write(cluster: &ClusterRecord) -> Value {
+    let mut selector = labels::selector(cluster);
+    selector["statefulset.kubernetes.io/pod-name"] =
+        json!(format!("{}-0", statefulset_name(&cluster.key.name)));
+    service(cluster, &format!("{}-rw", cluster.key.name), &selector)
+}
+
+/// `{name}-r`: every instance that is ready, to read.
+pub(super) fn read(cluster: &ClusterRecord) -> Value {
+    let selector = labels::selector(cluster);
+    service(cluster, &format!("{}-r", cluster.key.name), &selector)
+}
+
+fn service(cluster: &ClusterRecord, name: &str, selector: &Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(cluster, name),
+        "spec": {"type": "ClusterIP", "selector": selector, "ports": ports()},
+    })
+}
+
+fn ports() -> Value {
+    json!([{"name": "postgres", "port": PORT, "protocol": "TCP", "targetPort": "postgres"}])
+}

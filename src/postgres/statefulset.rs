@@ -1,0 +1,194 @@
+//! The StatefulSet `{name}-db`, which runs the instances.
+
+use serde_json::{Value, json};
+
+use super::{CONTAINER, PORT, config, labels, metadata, secret_name, statefulset_name};
+use crate::core::claims::DATA_VOLUME;
+use crate::core::observed::{ClaimTemplate, ClusterRecord};
+
+/// User and group of the instances: those of the Debian images. The Alpine ones have no user of that
+/// number and know how to do without.
+const USER: u32 = 999;
+/// Time for a fast shutdown, which writes everything to the volume first.
+const GRACE_SECONDS: u32 = 300;
+/// Recovery after a crash can take long; killing it would start it over.
+const STARTUP_FAILURES_MAX: u32 = 360;
+
+/// Every field is always rendered: the digest of the fields that we own depends on it.
+pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
+    let name = statefulset_name(&cluster.key.name);
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": metadata(cluster, &name),
+        "spec": {
+            "replicas": cluster.spec.replicas,
+            "serviceName": name,
+            "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "RollingUpdate"},
+            // Claims outlive a StatefulSet that was deleted by hand. Those of a cluster that is
+            // deleted with `retain: Delete` are deleted by the operator.
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
+            "selector": {"matchLabels": labels::selector(cluster)},
+            "template": {
+                "metadata": {"labels": labels::all(cluster)},
+                "spec": pod(cluster),
+            },
+            "volumeClaimTemplates": [claim_template(cluster, claim)],
+        },
+    })
+}
+
+fn pod(cluster: &ClusterRecord) -> Value {
+    let name = statefulset_name(&cluster.key.name);
+    json!({
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [prepare(cluster)],
+        "containers": [container(cluster)],
+        "volumes": [
+            {"name": "run", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
+            {"name": "scripts", "configMap": {"name": name, "defaultMode": 0o555}},
+            {"name": "initdb", "configMap": {
+                "name": name,
+                "defaultMode": 0o555,
+                "items": [{"key": config::INITDB, "path": config::INITDB}],
+            }},
+            {"name": "secret", "secret": {
+                "secretName": secret_name(&cluster.key.name),
+                "defaultMode": 0o440,
+            }},
+        ],
+    })
+}
+
+/// Makes the volume fit before PostgreSQL starts, or says why it must not.
+fn prepare(cluster: &ClusterRecord) -> Value {
+    json!({
+        "name": "prepare",
+        "image": cluster.spec.image,
+        "command": ["sh", format!("/scripts/{}", config::PREPARE)],
+        "env": environment(cluster),
+        "resources": resources(cluster),
+        "securityContext": security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts(),
+    })
+}
+
+fn container(cluster: &ClusterRecord) -> Value {
+    let mut mounts = mounts();
+    if let Some(mounts) = mounts.as_array_mut() {
+        mounts.push(json!({
+            "name": "initdb", "mountPath": "/docker-entrypoint-initdb.d", "readOnly": true,
+        }));
+    }
+    let mut environment = environment(cluster);
+    if let Some(environment) = environment.as_array_mut() {
+        environment.push(json!({
+            "name": "POSTGRES_INITDB_ARGS",
+            "value": "--auth-host=scram-sha-256 --data-checksums",
+        }));
+        environment.push(json!({"name": "POSTGRES_PASSWORD_FILE", "value": "/secret/password"}));
+    }
+    let ready = json!(["sh", format!("/scripts/{}", config::READY)]);
+    json!({
+        "name": CONTAINER,
+        "image": cluster.spec.image,
+        "env": environment,
+        "ports": [{"name": "postgres", "containerPort": PORT, "protocol": "TCP"}],
+        "resources": resources(cluster),
+        "securityContext": security(),
+        "startupProbe": probe(&answers(), 5, STARTUP_FAILURES_MAX),
+        "livenessProbe": probe(&answers(), 10, 6),
+        "readinessProbe": probe(&ready, 5, 3),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    })
+}
+
+fn environment(cluster: &ClusterRecord) -> Value {
+    let name = statefulset_name(&cluster.key.name);
+    json!([
+        {"name": "PGDATA", "value": "/pgdata/data"},
+        {"name": "PGPASSFILE", "value": "/var/run/postgresql/pgpass"},
+        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "PRIMARY_HOST", "value": format!("{name}-0.{name}")},
+        {"name": "CLUSTER_UID", "value": *cluster.uid},
+        {"name": "SECRET_DIR", "value": "/secret"},
+        {"name": "SECRET_NAME", "value": secret_name(&cluster.key.name)},
+    ])
+}
+
+fn mounts() -> Value {
+    json!([
+        {"name": DATA_VOLUME, "mountPath": "/pgdata"},
+        {"name": "run", "mountPath": "/var/run/postgresql"},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "scripts", "mountPath": "/scripts", "readOnly": true},
+        {"name": "secret", "mountPath": "/secret", "readOnly": true},
+    ])
+}
+
+fn resources(cluster: &ClusterRecord) -> Value {
+    let amounts = json!({
+        "cpu": cluster.spec.resources.cpu,
+        "memory": cluster.spec.resources.memory,
+    });
+    json!({"requests": amounts, "limits": amounts})
+}
+
+fn security() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]},
+    })
+}
+
+/// Over TCP: over the socket the temporary server of the first start answers too.
+fn answers() -> Value {
+    json!(["pg_isready", "-q", "-h", "127.0.0.1", "-U", "postgres"])
+}
+
+fn probe(command: &Value, period_seconds: u32, failures_max: u32) -> Value {
+    json!({
+        "exec": {"command": command},
+        "periodSeconds": period_seconds,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures_max,
+    })
+}
+
+fn claim_template(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
+    let storage = &cluster.spec.storage;
+    let (size, class_name) = match claim {
+        Some(claim) => (&claim.size, &claim.class_name),
+        None => (&storage.size, &storage.class_name),
+    };
+    let mut spec = json!({
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": size}},
+    });
+    if let Some(class_name) = class_name {
+        spec["storageClassName"] = json!(class_name);
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": DATA_VOLUME},
+        "spec": spec,
+    })
+}

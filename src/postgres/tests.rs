@@ -1,0 +1,297 @@
+//! Tests of the rendered children.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+use super::*;
+
+fn cluster() -> ClusterRecord {
+    let mut cluster = sample();
+    cluster.key = ObjectKey::new("shop", "orders");
+    cluster.uid = "0b39a6c2-7d2e-4b39-9d53-0f2f6f1f2a11".into();
+    cluster.bucket = crate::core::hash::Bucket::of(&cluster.uid);
+    cluster.generation = 4;
+    cluster.spec.replicas = 3;
+    cluster.spec.image = "postgres:18".to_owned();
+    cluster.spec.storage.class_name = Some("fast".to_owned());
+    cluster
+}
+
+fn statefulset(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> DesiredChild {
+    children(cluster, claim, true)
+        .into_iter()
+        .find(|child| child.id.kind == ChildKind::StatefulSet)
+        .unwrap()
+}
+
+fn stamp(epoch: u32) -> Stamp {
+    Stamp {
+        lease: "databasecluster-shard-003".to_owned(),
+        epoch,
+        holder: "operator-0".to_owned(),
+    }
+}
+
+/// Set UPDATE_GENERATED to write the file anew, and read what changed before you commit it.
+#[test]
+fn the_statefulset_is_the_committed_one() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/statefulset.yaml");
+    let rendered = stamped(&statefulset(&cluster(), None), &stamp(17));
+    let text = serde_saphyr::to_string(&rendered).unwrap();
+    if std::env::var_os("UPDATE_GENERATED").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap();
+    assert!(
+        committed == text,
+        "tests/golden/statefulset.yaml differs from:\n{text}"
+    );
+}
+
+#[test]
+fn no_field_is_unknown_to_kubernetes() {
+    let set = statefulset(&cluster(), None).manifest;
+    let typed: StatefulSet = serde_json::from_value(set.clone()).unwrap();
+    let mut back = serde_json::to_value(typed).unwrap();
+    // The template of a claim has no kind of its own in the typed form.
+    let claim = &mut back["spec"]["volumeClaimTemplates"][0];
+    claim["apiVersion"] = json!("v1");
+    claim["kind"] = json!("PersistentVolumeClaim");
+    assert_eq!(back, set);
+    for child in children(&cluster(), None, true) {
+        let manifest = child.manifest;
+        match child.id.kind {
+            ChildKind::Service => known::<Service>(&manifest),
+            ChildKind::ConfigMap => known::<ConfigMap>(&manifest),
+            ChildKind::PodDisruptionBudget => known::<PodDisruptionBudget>(&manifest),
+            ChildKind::StatefulSet => {}
+            ChildKind::Secret => panic!("it is no child to compare"),
+        }
+    }
+    let secret = secret(&cluster(), &password(1), &password(2), &stamp(1));
+    known::<Secret>(&secret);
+}
+
+fn known<K: serde::de::DeserializeOwned + serde::Serialize>(manifest: &Value) {
+    let typed: K = serde_json::from_value(manifest.clone()).unwrap();
+    assert_eq!(serde_json::to_value(typed).unwrap(), *manifest);
+}
+
+fn password(seed: u8) -> Password {
+    let bytes = std::array::from_fn(|n| (n as u8).wrapping_mul(37).wrapping_add(seed));
+    Password::from_random(&bytes).unwrap()
+}
+
+#[test]
+fn a_budget_and_the_services_select_the_pods() {
+    let mut cluster = cluster();
+    let set = statefulset(&cluster, None).manifest;
+    let labels = set.pointer("/spec/template/metadata/labels").unwrap();
+    let all = children(&cluster, None, true);
+    let names: Vec<String> = all.iter().map(|child| child.id.to_string()).collect();
+    assert_eq!(
+        names,
+        [
+            "ConfigMap orders-db",
+            "Service orders-db",
+            "Service orders-rw",
+            "Service orders-r",
+            "PodDisruptionBudget orders-db",
+            "StatefulSet orders-db"
+        ]
+    );
+    for child in &all[1..5] {
+        let selector = &child.manifest["spec"]["selector"];
+        let selector = selector.get("matchLabels").unwrap_or(selector);
+        for (name, value) in selector.as_object().unwrap() {
+            match name.as_str() {
+                "statefulset.kubernetes.io/pod-name" => assert_eq!(value, "orders-db-0"),
+                _ => assert_eq!(labels[name], *value, "{}", child.id),
+            }
+        }
+        assert_eq!(
+            selector.as_object().unwrap().len(),
+            if &*child.id.name == "orders-rw" { 4 } else { 3 }
+        );
+    }
+    cluster.spec.replicas = 1;
+    let kinds: Vec<ChildKind> = children(&cluster, None, true)
+        .iter()
+        .map(|c| c.id.kind)
+        .collect();
+    assert!(
+        !kinds.contains(&ChildKind::PodDisruptionBudget),
+        "{kinds:?}"
+    );
+    assert_eq!(optional_children("orders")[0], all[4].id);
+}
+
+#[test]
+fn the_secret_has_what_clients_need_and_no_trace_of_the_passwords_elsewhere() {
+    let one = secret(&cluster(), &password(1), &password(2), &stamp(1));
+    let data = &one["stringData"];
+    let word = data["password"].as_str().unwrap();
+    assert_eq!(word.len(), 32);
+    assert!(word.bytes().all(|b| b.is_ascii_alphanumeric()));
+    assert_ne!(data["password"], data["replication-password"]);
+    assert_eq!(data["host"], "orders-rw.shop.svc");
+    assert_eq!(
+        data["uri"],
+        format!("postgresql://app:{word}@orders-rw.shop.svc:5432/app")
+    );
+    let other = secret(&cluster(), &password(3), &password(4), &stamp(1));
+    assert_ne!(other["stringData"], one["stringData"]);
+    assert_eq!(
+        other["metadata"], one["metadata"],
+        "a fingerprint of the passwords"
+    );
+    assert_eq!(format!("{:?}", password(1)), "Password(…)");
+    assert!(Password::from_random(&[255; RANDOM_BYTES]).is_none());
+}
+
+/// What the official image documents, and no more: its entry point with POSTGRES_PASSWORD_FILE,
+/// POSTGRES_INITDB_ARGS, PGDATA and the folder of scripts, PostgreSQL's programs, and a shell.
+#[test]
+fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
+    let set = statefulset(&cluster(), None).manifest;
+    let pod = set.pointer("/spec/template/spec").unwrap();
+    let main = &pod["containers"][0];
+    assert!(
+        main.get("command").is_none() && main.get("args").is_none(),
+        "{main}"
+    );
+    let documented = ["POSTGRES_PASSWORD_FILE", "POSTGRES_INITDB_ARGS", "PGDATA"];
+    let ours = [
+        "PGPASSFILE",
+        "POD_NAME",
+        "PRIMARY_HOST",
+        "CLUSTER_UID",
+        "SECRET_DIR",
+        "SECRET_NAME",
+    ];
+    for variable in main["env"].as_array().unwrap() {
+        let name = variable["name"].as_str().unwrap();
+        assert!(documented.contains(&name) || ours.contains(&name), "{name}");
+    }
+    let paths: Vec<&str> = main["volumeMounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["mountPath"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        paths,
+        [
+            "/pgdata",
+            "/var/run/postgresql",
+            "/tmp",
+            "/dev/shm",
+            "/scripts",
+            "/secret",
+            "/docker-entrypoint-initdb.d"
+        ]
+    );
+    assert_eq!(pod["securityContext"]["runAsUser"], 999);
+    assert_eq!(pod["securityContext"]["runAsGroup"], 999);
+    let programs = [
+        main["startupProbe"].clone(),
+        main["livenessProbe"].clone(),
+        main["readinessProbe"].clone(),
+    ]
+    .map(|probe| probe["exec"]["command"][0].clone());
+    assert_eq!(programs, ["pg_isready", "pg_isready", "sh"]);
+    assert_eq!(pod["initContainers"][0]["command"][0], "sh");
+}
+
+#[test]
+fn a_takeover_and_a_new_generation_do_not_change_the_fingerprint() {
+    let before = statefulset(&cluster(), None);
+    let mut later = cluster();
+    later.generation = 5;
+    later.resource_version = "77".to_owned();
+    assert_eq!(statefulset(&later, None).fingerprint, before.fingerprint);
+    let stamped_anew = stamped(&before, &stamp(18));
+    let annotations = &stamped_anew["metadata"]["annotations"];
+    assert_eq!(annotations["database.io/fingerprint"], *before.fingerprint);
+}
+
+#[test]
+fn every_change_of_the_spec_that_can_be_applied_changes_fingerprint_and_digest() {
+    let before = statefulset(&cluster(), None);
+    let changes: [fn(&mut ClusterRecord); 4] = [
+        |c| c.spec.replicas = 2,
+        |c| c.spec.image = "postgres:19".to_owned(),
+        |c| c.spec.resources.cpu = "2".to_owned(),
+        |c| c.spec.resources.memory = "4Gi".to_owned(),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut cluster = cluster();
+        change(&mut cluster);
+        let after = statefulset(&cluster, None);
+        assert_ne!(after.fingerprint, before.fingerprint, "{number}");
+        assert_ne!(after.spec_digest, before.spec_digest, "{number}");
+    }
+}
+
+#[test]
+fn claims_stay_as_they_were_created_whatever_the_spec_asks_for_now() {
+    let mut cluster = cluster();
+    let before = statefulset(&cluster, None);
+    cluster.spec.storage.size = "99Gi".to_owned();
+    let claim = ClaimTemplate {
+        size: "1Gi".to_owned(),
+        class_name: None,
+    };
+    let after = statefulset(&cluster, Some(&claim));
+    let template = &after.manifest["spec"]["volumeClaimTemplates"][0]["spec"];
+    assert_eq!(template["resources"]["requests"]["storage"], "1Gi");
+    assert!(template.get("storageClassName").is_none());
+    assert_eq!(after.fingerprint, before.fingerprint);
+}
+
+#[test]
+fn the_live_object_has_the_digest_of_the_desired_one_after_the_api_server_filled_it_in() {
+    let mut cluster = cluster();
+    cluster.spec.resources.cpu = "0.5".to_owned();
+    cluster.spec.resources.memory = "1024Mi".to_owned();
+    let desired = statefulset(&cluster, None);
+    let mut live = stamped(&desired, &stamp(1));
+    let pod = live.pointer_mut("/spec/template/spec").unwrap();
+    pod["dnsPolicy"] = json!("ClusterFirst");
+    pod["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
+    for kind in ["requests", "limits"] {
+        pod["containers"][0]["resources"][kind] = json!({"cpu": "500m", "memory": "1Gi"});
+    }
+    live["metadata"]["labels"]["theirs"] = json!("x");
+    live["metadata"]["uid"] = json!("u");
+    live["metadata"]["resourceVersion"] = json!("2");
+    let live: StatefulSet = serde_json::from_value(live).unwrap();
+    let record = crate::watch::observe::statefulset(&live, None).unwrap();
+    assert_eq!(record.spec_digest, desired.spec_digest);
+    assert_eq!(record.labels_digest, desired.labels_digest);
+    assert_eq!(
+        record.child.fingerprint.as_ref(),
+        Some(&desired.fingerprint)
+    );
+    assert_eq!(record.child.made_from_generation, Some(4));
+    assert_eq!(record.child.cluster_key(), Some(cluster.key.clone()));
+    assert_eq!(record.child.bucket, Some(cluster.bucket));
+    assert_eq!(record.child.stamp, Some(stamp(1)));
+    assert_eq!(record.claim.unwrap().class_name.as_deref(), Some("fast"));
+}
+
+#[test]
+fn the_selector_as_text_selects_the_pods() {
+    let set = statefulset(&cluster(), None).manifest;
+    let labels = set.pointer("/spec/template/metadata/labels").unwrap();
+    let matched = set.pointer("/spec/selector/matchLabels").unwrap();
+    let text = selector_text("orders");
+    assert_eq!(text.split(',').count(), matched.as_object().unwrap().len());
+    for pair in text.split(',') {
+        let (name, value) = pair.split_once('=').unwrap();
+        assert_eq!(labels[name], value);
+        assert_eq!(matched[name], value);
+    }
+}

@@ -1,0 +1,265 @@
+//! Why the Pods of a cluster are not ready, in words that stay the same while the cause does.
+
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod,
+};
+
+use super::belongings::Found;
+use crate::core::claims::DATA_VOLUME;
+use crate::core::lifecycle::Why;
+use crate::core::observed::StatefulSetRecord;
+
+/// Longest text taken from a Pod, in bytes.
+const TEXT_LENGTH_MAX: usize = 400;
+/// Label of a Pod: the template that it was made from.
+const REVISION_LABEL: &str = "controller-revision-hash";
+
+/// The first cause among these Pods, by the Pods' names; none when nothing speaks against their
+/// becoming ready.
+#[must_use]
+pub fn diagnose(pods: &[Pod]) -> Option<Why> {
+    let mut pods: Vec<&Pod> = pods.iter().collect();
+    pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+    pods.into_iter().find_map(diagnose_pod)
+}
+
+fn diagnose_pod(pod: &Pod) -> Option<Why> {
+    let name = pod.metadata.name.as_deref().unwrap_or("?");
+    let status = pod.status.as_ref()?;
+    if pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let unschedulable = status.conditions.iter().flatten().find(|condition| {
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some("Unschedulable")
+    });
+    if let Some(condition) = unschedulable {
+        let text = shorten(condition.message.as_deref().unwrap_or("no reason given"));
+        let lower = text.to_lowercase();
+        let about_volume = ["persistentvolumeclaim", "storageclass", "persistent volume"]
+            .iter()
+            .any(|word| lower.contains(word));
+        let hint = match about_volume {
+            true => format!(
+                "; see `kubectl describe pvc {}`, and whether the StorageClass exists",
+                claim_of(name)
+            ),
+            false => String::new(),
+        };
+        return Some(Why::new(
+            "Unschedulable",
+            format!("Pod {name} can not be placed on a node: {text}{hint}"),
+        ));
+    }
+    let init = status.init_container_statuses.iter().flatten();
+    let containers = status.container_statuses.iter().flatten();
+    init.chain(containers).find_map(|container| {
+        let (reason, text) = diagnose_container(container)?;
+        let container = &container.name;
+        Some(Why::new(
+            &reason,
+            format!("Pod {name}: container {container}: {reason}: {text}"),
+        ))
+    })
+}
+
+fn claim_of(pod: &str) -> String {
+    format!("{DATA_VOLUME}-{pod}")
+}
+
+/// Pods that will not get ready and are not made from the newest template: the controller waits for
+/// some of them instead of replacing them.
+pub(super) fn stuck(pods: &[Pod], set: &StatefulSetRecord) -> Vec<Found> {
+    if set.observed_generation < set.generation || set.update_revision.is_empty() {
+        return Vec::new();
+    }
+    let is_former = |pod: &&Pod| {
+        let labels = pod.metadata.labels.as_ref();
+        let revision = labels.and_then(|labels| labels.get(REVISION_LABEL));
+        revision.is_some_and(|revision| *revision != set.update_revision)
+    };
+    pods.iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        .filter(is_former)
+        .filter(|pod| diagnose_pod(pod).is_some())
+        .filter_map(|pod| Found::of(&pod.metadata))
+        .collect()
+}
+
+/// What the newest of these events of a StatefulSet says.
+pub(super) fn explain_events(events: &[Event], set: &StatefulSetRecord) -> Option<Why> {
+    let about_this = |event: &&Event| event.involved_object.uid.as_ref() == Some(&set.child.uid);
+    let newest = events.iter().filter(about_this).max_by_key(|event| {
+        let last = event.last_timestamp.as_ref().map(|time| time.0);
+        last.or_else(|| event.event_time.as_ref().map(|time| time.0))
+    })?;
+    let text = shorten(newest.message.as_deref()?);
+    Some(Why::new(
+        "FailedCreate",
+        format!("{} has no Pod to run in: {text}", set.child.id()),
+    ))
+}
+
+fn diagnose_container(container: &ContainerStatus) -> Option<(String, String)> {
+    let state = container.state.as_ref()?;
+    // Between two tries: the same as waiting for the next one.
+    if let Some(end) = state.terminated.as_ref().filter(|end| end.exit_code != 0) {
+        return Some(("CrashLoopBackOff".to_owned(), explain_end(end)));
+    }
+    let waiting = state.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref()?;
+    match reason {
+        // Both alternate while the kubelet tries again.
+        "ErrImagePull" | "ImagePullBackOff" => Some((
+            "ImagePullBackOff".to_owned(),
+            format!("image {:?} can not be pulled", container.image),
+        )),
+        "InvalidImageName" => Some((
+            reason.to_owned(),
+            format!("{:?} is not the name of an image", container.image),
+        )),
+        // The message has a time that grows.
+        "CrashLoopBackOff" => Some((reason.to_owned(), last_exit(container))),
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+            let text = waiting.message.as_deref().unwrap_or("no reason given");
+            Some((reason.to_owned(), shorten(text)))
+        }
+        _ => None,
+    }
+}
+
+fn last_exit(container: &ContainerStatus) -> String {
+    let terminated = container
+        .last_state
+        .as_ref()
+        .and_then(|state: &ContainerState| state.terminated.as_ref());
+    match terminated {
+        Some(end) => explain_end(end),
+        None => "it keeps ending; see its log".to_owned(),
+    }
+}
+
+/// The last line that it wrote says most: the Pods are told to hand over the end of their logs.
+fn explain_end(end: &ContainerStateTerminated) -> String {
+    let last_line = end
+        .message
+        .as_deref()
+        .and_then(|text| text.lines().rev().find(|line| !line.trim().is_empty()));
+    if let Some(line) = last_line {
+        return shorten(line.trim());
+    }
+    let reason = end.reason.as_deref().unwrap_or("Error");
+    let code = end.exit_code;
+    format!("it keeps ending with exit code {code} ({reason}); see its log")
+}
+
+fn shorten(text: &str) -> String {
+    let end = text.floor_char_boundary(TEXT_LENGTH_MAX);
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(name: &str, status: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": name}, "status": status})).unwrap()
+    }
+
+    fn waiting(reason: &str, message: &str) -> Value {
+        json!({"containerStatuses": [{
+            "name": "postgres", "image": "postgres:0", "imageID": "", "ready": false,
+            "restartCount": 3,
+            "state": {"waiting": {"reason": reason, "message": message}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}},
+        }]})
+    }
+
+    #[test]
+    fn an_image_that_can_not_be_pulled_is_named() {
+        let why = diagnose(&[pod("x-db-0", waiting("ErrImagePull", "…"))]).unwrap();
+        assert_eq!(why.reason, "ImagePullBackOff");
+        assert_eq!(
+            why.message,
+            "Pod x-db-0: container postgres: ImagePullBackOff: image \"postgres:0\" can not be pulled"
+        );
+    }
+
+    #[test]
+    fn the_text_stays_the_same_while_the_kubelet_waits_longer_and_longer() {
+        for (a, b) in [
+            ("back-off 10s restarting", "back-off 20s restarting"),
+            ("back-off 20s restarting", "back-off 5m0s restarting"),
+        ] {
+            let a = diagnose(&[pod("x-db-0", waiting("CrashLoopBackOff", a))]);
+            let b = diagnose(&[pod("x-db-0", waiting("CrashLoopBackOff", b))]);
+            assert!(a.is_some());
+            assert_eq!(a, b);
+        }
+        let pulling = diagnose(&[pod("x-db-0", waiting("ErrImagePull", "a"))]);
+        let backing_off = diagnose(&[pod("x-db-0", waiting("ImagePullBackOff", "b"))]);
+        assert_eq!(pulling, backing_off);
+    }
+
+    #[test]
+    fn a_pod_without_a_node_says_why() {
+        let status = json!({"conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/3 nodes are available: 3 Insufficient cpu.",
+        }]});
+        let why = diagnose(&[pod("x-db-1", status)]).unwrap();
+        assert_eq!(why.reason, "Unschedulable");
+        assert!(why.message.contains("Insufficient cpu"), "{}", why.message);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_made_is_named_with_its_claim() {
+        for text in [
+            "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+            "storageclass.storage.k8s.io \"nope\" not found",
+        ] {
+            let status = json!({"conditions": [{
+                "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                "message": text,
+            }]});
+            let why = diagnose(&[pod("x-db-1", status)]).unwrap();
+            assert!(why.message.contains(text), "{}", why.message);
+            assert!(why.message.contains("pvc data-x-db-1"), "{}", why.message);
+        }
+    }
+
+    #[test]
+    fn what_a_container_said_last_is_told_also_between_two_tries() {
+        let end = json!({"exitCode": 1, "message": "waiting\nthe Secret has no key\n"});
+        let of = |state: Value, last: Value| {
+            let status = json!({"initContainerStatuses": [{
+                "name": "prepare", "image": "x", "imageID": "", "ready": false, "restartCount": 1,
+                "state": state, "lastState": last,
+            }]});
+            diagnose(&[pod("x-db-1", status)]).unwrap()
+        };
+        let ended = of(json!({"terminated": end}), json!({}));
+        let waiting = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        assert_eq!(ended, of(waiting, json!({"terminated": end})));
+        assert_eq!(
+            ended.message,
+            "Pod x-db-1: container prepare: CrashLoopBackOff: the Secret has no key"
+        );
+    }
+
+    #[test]
+    fn the_lowest_pod_speaks_and_pods_on_their_way_say_nothing() {
+        let starting = pod("x-db-0", waiting("ContainerCreating", ""));
+        assert_eq!(diagnose(std::slice::from_ref(&starting)), None);
+        let pods = [
+            pod("x-db-2", waiting("ErrImagePull", "")),
+            pod("x-db-1", waiting("CrashLoopBackOff", "")),
+            starting,
+        ];
+        assert_eq!(diagnose(&pods).unwrap().reason, "CrashLoopBackOff");
+    }
+}

@@ -1,0 +1,74 @@
+//! Events about clusters. They are best effort: one that can not be published fails nothing.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+
+use super::writer::Writer;
+use crate::api::names;
+use crate::core::conclude::Notice;
+use crate::core::observed::ClusterRecord;
+use crate::fleet::tenure::Tenure;
+use crate::telemetry::metrics::Metrics;
+
+/// Longest note that the API server accepts, in bytes.
+const NOTE_LENGTH_MAX: usize = 1000;
+
+/// Publishes events, one reporter for all.
+#[derive(Clone)]
+pub(super) struct Events {
+    recorder: Recorder,
+    writer: Writer,
+}
+
+impl Events {
+    pub(super) fn new(client: Client, metrics: Arc<Metrics>, identity: &str) -> Self {
+        let reporter = Reporter {
+            controller: names::REPORTER.to_owned(),
+            instance: Some(identity.to_owned()),
+        };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            writer: Writer::new(client, metrics),
+        }
+    }
+
+    /// Tells of something; whether it was told.
+    pub(super) async fn publish(
+        &self,
+        tenure: &Tenure,
+        cluster: &ClusterRecord,
+        notice: &Notice,
+    ) -> bool {
+        let (type_, reason, note) = match notice {
+            Notice::Ready(note) => (EventType::Normal, "DatabaseReady", note),
+            Notice::Error(note) => (EventType::Warning, "DatabaseError", note),
+        };
+        let end = note.floor_char_boundary(NOTE_LENGTH_MAX);
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: note.get(..end).map(str::to_owned),
+            action: "Reconciling".to_owned(),
+            secondary: None,
+        };
+        let regarding = ObjectReference {
+            api_version: Some(names::API_VERSION.to_owned()),
+            kind: Some(names::KIND.to_owned()),
+            namespace: Some(cluster.key.namespace.to_string()),
+            name: Some(cluster.key.name.to_string()),
+            uid: Some(cluster.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        let request = self.recorder.publish(&event, &regarding);
+        match self.writer.guarded(tenure, "Event", request).await {
+            Ok(()) => true,
+            Err(refusal) => {
+                tracing::debug!(object = %cluster.key, ?refusal, "an event was not published");
+                false
+            }
+        }
+    }
+}

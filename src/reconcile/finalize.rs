@@ -1,0 +1,98 @@
+//! The end of a cluster: its StatefulSet goes, then its claims if that was asked for, then it.
+
+use super::belongings::{Belonging, Found};
+use super::failure::Refusal;
+use super::run::{Applied, Run};
+use crate::api::{ConditionType, Retain, names};
+use crate::core::claims;
+use crate::core::lifecycle::reason;
+use crate::core::observed::{ChildRecord, StatefulSetRecord};
+use crate::core::outcome::{Failure, Next, Outcome};
+use crate::core::plan::Delete;
+use crate::postgres;
+
+impl Run<'_> {
+    /// Says that the cluster is terminating, then deletes its StatefulSet, then waits for that.
+    pub(super) async fn tear_down(
+        mut self,
+        owned: Option<&StatefulSetRecord>,
+        delete: Option<Delete>,
+    ) -> Result<Outcome, Failure> {
+        let conclusion = self.conclude(owned, &Applied::default(), None);
+        // Once it is reported, counts of Pods that end are not worth a write each.
+        let reported = self.cluster.status.condition(ConditionType::Progressing);
+        if reported.is_none_or(|condition| condition.reason != reason::TERMINATING) {
+            self.write_conclusion(&conclusion).await?;
+        }
+        if let (Some(delete), Some(set)) = (delete, owned) {
+            match self.delete_child(&delete, &set.child).await {
+                Ok(()) => self.wrote = true,
+                // Someone was faster.
+                Err(Refusal::Gone) => {}
+                Err(refusal) => return Err(refusal.into_failure("deleting the StatefulSet")),
+            }
+        }
+        Ok(self.outcome(Next::Waiting))
+    }
+
+    /// Stamps a child, if its stamp is not ours, and deletes it.
+    pub(super) async fn delete_child(
+        &self,
+        delete: &Delete,
+        child: &ChildRecord,
+    ) -> Result<(), Refusal> {
+        let writer = &self.reconciler.writer;
+        let namespace = &self.cluster.key.namespace;
+        let mut version = delete.resource_version.clone();
+        if child.stamp.as_ref() != Some(self.tenure.stamp()) {
+            let stamped = writer
+                .stamp_child(self.tenure, namespace, &delete.id, &version)
+                .await?;
+            version = stamped.unwrap_or(version);
+        }
+        writer
+            .delete_child(self.tenure, namespace, &delete.id, &delete.uid, &version)
+            .await
+    }
+
+    pub(super) async fn remove_finalizer(mut self) -> Result<Outcome, Failure> {
+        let cluster = self.cluster;
+        if cluster.spec.storage.retain == Retain::Delete && !cluster.orphans_children() {
+            self.delete_claims()
+                .await
+                .map_err(|refusal| refusal.into_failure("deleting the claims"))?;
+        }
+        let others: Vec<&str> = cluster
+            .finalizers
+            .iter()
+            .map(String::as_str)
+            .filter(|finalizer| *finalizer != names::FINALIZER)
+            .collect();
+        match self.set_finalizers(&others).await {
+            Ok(()) | Err(Refusal::Gone) => Ok(self.outcome(Next::Forget)),
+            Err(refusal) => Err(refusal.into_failure("removing the finalizer")),
+        }
+    }
+
+    /// Deletes every claim that an instance of this cluster ever had. No Pod uses them any more.
+    async fn delete_claims(&mut self) -> Result<(), Refusal> {
+        let cluster = self.cluster;
+        let set = postgres::statefulset_name(&cluster.key.name);
+        let writer = &self.reconciler.writer;
+        for claim in writer.claims(cluster).await? {
+            let meta = &claim.metadata;
+            let is_going = meta.deletion_timestamp.is_some();
+            let Some(found) = Found::of(meta).filter(|found| claims::belongs_to(&found.name, &set))
+            else {
+                continue;
+            };
+            if !is_going {
+                writer
+                    .delete_belonging(self.tenure, cluster, Belonging::Claim, &found)
+                    .await?;
+                self.wrote = true;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! The Secret of a cluster: created once, found by asking to create it, never read.
+
+use super::failure::Refusal;
+use super::run::{Refused, Run};
+use crate::core::lifecycle::{Trouble, Why, reason};
+use crate::core::outcome::{Cause, Failure};
+use crate::core::plan::SecretStep;
+use crate::postgres::{self, Password, RANDOM_BYTES};
+
+impl Run<'_> {
+    /// Carries out what was planned for the Secret.
+    pub(super) async fn settle_secret(&mut self, step: SecretStep) -> Result<(), Refused> {
+        match step {
+            SecretStep::Leave => Ok(()),
+            SecretStep::Create => {
+                if self.create_secret(false).await? {
+                    self.wrote = true;
+                    self.reconciler
+                        .with_memory(self.cluster, |memory| memory.secret_made());
+                }
+                Ok(())
+            }
+            SecretStep::Probe => match self.create_secret(true).await? {
+                false => Ok(()),
+                true => Err(self.secret_missing()),
+            },
+        }
+    }
+
+    /// Whether the Secret was created, or would be, if this is only a trial: without the right to
+    /// read Secrets, that is how one learns whether it is there.
+    async fn create_secret(&self, trial: bool) -> Result<bool, Refused> {
+        let id = postgres::secret_id(&self.cluster.key.name);
+        let (password, replication) = (new_password()?, new_password()?);
+        let stamp = self.tenure.stamp();
+        let manifest = postgres::secret(self.cluster, &password, &replication, stamp);
+        let namespace = &self.cluster.key.namespace;
+        let writer = &self.reconciler.writer;
+        match writer
+            .create(self.tenure, namespace, &id, manifest, trial)
+            .await
+        {
+            Ok(()) => Ok(true),
+            Err(Refusal::Conflict(_)) => Ok(false),
+            Err(refusal) => Err(Refused::by(refusal, &id)),
+        }
+    }
+
+    fn secret_missing(&self) -> Refused {
+        let name = &self.cluster.key.name;
+        let message = format!(
+            "Secret {} is gone, and Pods that start anew need it. The operator does not make \
+             another one, as clients may still use the old passwords: create it with the keys \
+             username, password, dbname and replication-password, then delete Pod {}-0, which \
+             takes over whatever passwords are in it",
+            postgres::secret_name(name),
+            postgres::statefulset_name(name),
+        );
+        Refused::Told(
+            Trouble::Wrong(Why::new(reason::SECRET_MISSING, message.clone())),
+            Failure::Failed {
+                cause: Cause::Other,
+                message,
+            },
+        )
+    }
+}
+
+fn new_password() -> Result<Password, Refused> {
+    let mut bytes = [0_u8; RANDOM_BYTES];
+    let flags = rustix::rand::GetRandomFlags::empty();
+    let got = rustix::rand::getrandom(&mut bytes, flags);
+    let password = match got {
+        Ok(RANDOM_BYTES) => Password::from_random(&bytes),
+        _ => None,
+    };
+    password.ok_or_else(|| {
+        Refused::Failure(Failure::Failed {
+            cause: Cause::Other,
+            message: format!("the kernel gave no random numbers ({got:?}); trying again"),
+        })
+    })
+}

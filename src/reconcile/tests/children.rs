@@ -1,0 +1,286 @@
+//! Secret, budget, claims and Pods, and changes that would harm data.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+
+#[tokio::test]
+async fn a_secret_is_made_once_and_its_loss_is_told_before_pods_would_hang() {
+    let world = World::with_ready_cluster(1).await;
+    let secret = world.object(SECRET).unwrap();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
+    world.reconcile().await.unwrap();
+    assert_eq!(
+        world.object(SECRET),
+        Some(secret.clone()),
+        "it was overwritten"
+    );
+    world.set_pods(2, 2);
+    world.reconcile().await.unwrap();
+
+    world.fake.with(|state| state.objects.remove(SECRET));
+    let set = world.object(STATEFULSET).unwrap();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 3}));
+    let failure = world.reconcile().await.unwrap_err();
+    assert!(matches!(failure, Failure::Failed { .. }), "{failure:?}");
+    let (status, reason, message) = world.condition(ConditionType::Degraded);
+    assert_eq!(
+        (status, reason.as_str()),
+        (ConditionStatus::True, "SecretMissing")
+    );
+    assert!(message.contains("Secret orders-app"), "{message}");
+    assert_eq!(world.object(SECRET), None, "a new password would not fit");
+    assert_eq!(world.object(STATEFULSET), Some(set));
+
+    world
+        .fake
+        .with(|state| state.put(SECRET, json!({"metadata": {"name": "orders-app"}})));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.object(STATEFULSET).unwrap()["spec"]["replicas"], 3);
+}
+
+#[tokio::test]
+async fn a_pod_that_waits_without_a_word_is_asked_whether_it_lacks_the_secret() {
+    let world = World::with_ready_cluster(1).await;
+    world.fake.with(|state| state.objects.remove(SECRET));
+    world.set_pods(1, 0);
+    world.reconcile().await.unwrap();
+    world.reconcile().await.unwrap_err();
+    assert_eq!(world.condition(ConditionType::Degraded).1, "SecretMissing");
+    world
+        .fake
+        .with(|state| state.put(SECRET, json!({"metadata": {"name": "orders-app"}})));
+    world.set_pods(1, 1);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.phase(), Phase::Ready);
+}
+
+#[tokio::test]
+async fn a_secret_that_goes_with_a_former_cluster_is_made_again_while_there_is_no_data() {
+    let world = World::new();
+    world
+        .fake
+        .with(|state| state.put(SECRET, json!({"metadata": {"name": "orders-app"}})));
+    world.user_applies(json!({"image": "postgres:18"}));
+    world.reconcile().await.unwrap();
+    world.fake.with(|state| state.objects.remove(SECRET));
+    world.reconcile().await.unwrap();
+    assert!(world.object(SECRET).unwrap()["stringData"].is_object());
+    world.requests();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.requests(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_budget_comes_with_the_second_instance_and_goes_with_it() {
+    let world = World::with_ready_cluster(1).await;
+    assert_eq!(world.object(BUDGET), None);
+    world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.object(BUDGET).unwrap()["spec"]["maxUnavailable"], 1);
+    world.set_pods(2, 2);
+    world.reconcile().await.unwrap();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+    world.requests();
+    world.reconcile().await.unwrap();
+    assert!(world.requests().contains(&format!("DELETE {BUDGET}")));
+}
+
+#[tokio::test]
+async fn a_major_version_change_is_refused_and_both_versions_are_named() {
+    let world = World::with_ready_cluster(1).await;
+    let set = world.object(STATEFULSET).unwrap();
+    world.user_applies(json!({"image": "postgres:19", "replicas": 3}));
+    let failure = world.reconcile().await.unwrap_err();
+    assert!(
+        matches!(
+            failure,
+            Failure::Failed {
+                cause: Cause::Invalid,
+                ..
+            }
+        ),
+        "{failure:?}"
+    );
+    let (_, reason, message) = world.condition(ConditionType::Degraded);
+    assert_eq!(reason, "MajorVersionChange");
+    assert!(
+        message.contains("PostgreSQL 18") && message.contains("PostgreSQL 19"),
+        "{message}"
+    );
+    assert_eq!(world.object(STATEFULSET), Some(set));
+    world.user_applies(json!({"image": "postgres:18.2", "replicas": 1}));
+    world.reconcile().await.unwrap();
+    let set = world.object(STATEFULSET).unwrap();
+    assert_eq!(
+        set["spec"]["template"]["spec"]["containers"][0]["image"],
+        "postgres:18.2"
+    );
+}
+
+#[tokio::test]
+async fn the_image_of_a_cluster_without_data_may_be_put_right_whatever_its_version() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:81"}));
+    world.reconcile().await.unwrap();
+    world.set_pods(1, 0);
+    world.user_applies(json!({"image": "postgres:18"}));
+    world.reconcile().await.unwrap();
+    let set = world.object(STATEFULSET).unwrap();
+    assert_eq!(
+        set["spec"]["template"]["spec"]["containers"][0]["image"],
+        "postgres:18"
+    );
+}
+
+#[tokio::test]
+async fn that_there_is_data_is_told_to_the_pods_and_remembered() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+    world.reconcile().await.unwrap();
+    assert_eq!(
+        world.object(CONFIG).unwrap()["data"]["initialized"],
+        "false"
+    );
+    world.set_pods(1, 1);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.object(CONFIG).unwrap()["data"]["initialized"], "true");
+    assert_eq!(
+        world.condition(ConditionType::Initialized).0,
+        ConditionStatus::True
+    );
+    world.reconcile().await.unwrap();
+    world.fake.with(|state| {
+        state.objects.remove(STATEFULSET);
+        state.objects.remove(CONFIG);
+    });
+    world.reconcile().await.unwrap();
+    assert_eq!(world.object(CONFIG).unwrap()["data"]["initialized"], "true");
+    assert_eq!(
+        world.condition(ConditionType::Initialized).0,
+        ConditionStatus::True
+    );
+}
+
+fn sized(size: &str) -> Value {
+    json!({"image": "postgres:18", "replicas": 2, "storage": {"size": size}})
+}
+
+async fn with_claims() -> World {
+    let world = World::new();
+    world.user_applies(sized("1Gi"));
+    world.reconcile().await.unwrap();
+    world.set_pods(2, 2);
+    world.reconcile().await.unwrap();
+    for (name, set) in [
+        ("data-orders-db-0", ""),
+        ("data-orders-db-1", ""),
+        ("data-other-db-0", "x"),
+    ] {
+        let claim = json!({"metadata": {"name": name, "namespace": "shop", "labels": {"a": set}}});
+        world
+            .fake
+            .with(|state| state.put(&format!("{CLAIMS}/{name}"), claim));
+    }
+    world.requests();
+    world
+}
+
+#[tokio::test]
+async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
+    let world = with_claims().await;
+    world.user_applies(sized("2Gi"));
+    world.fake.with(|state| {
+        let message = "only dynamically provisioned pvc can be resized";
+        let answer =
+            json!({"kind": "Status", "status": "Failure", "code": 403, "message": message});
+        state.refusals.push((format!("PATCH {CLAIMS}"), answer));
+    });
+    world.reconcile().await.unwrap_err();
+    let (_, reason, message) = world.condition(ConditionType::Degraded);
+    assert_eq!(reason, "StorageNotGrown");
+    assert!(message.contains("data-orders-db-0"), "{message}");
+    assert!(message.contains("only dynamically"), "{message}");
+    world.requests();
+    world.reconcile().await.unwrap();
+    world.reconcile().await.unwrap();
+    let patches = world.requests();
+    let claims = patches
+        .iter()
+        .filter(|line| line.contains("claims"))
+        .count();
+    assert_eq!(claims, 2, "{patches:?}");
+    for ordinal in 0..2 {
+        let claim = world
+            .object(&format!("{CLAIMS}/data-orders-db-{ordinal}"))
+            .unwrap();
+        assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "2Gi");
+        assert!(claim["metadata"]["annotations"]["database.io/stamp"].is_string());
+    }
+    assert_eq!(world.phase(), Phase::Ready);
+    let set = world.object(STATEFULSET).unwrap();
+    assert_eq!(
+        set["metadata"]["annotations"]["database.io/claims"],
+        "2Gi/2"
+    );
+}
+
+#[tokio::test]
+async fn claims_go_with_the_cluster_only_where_that_was_asked_for() {
+    for (retain, left) in [("Retain", 3), ("Delete", 1)] {
+        let world = with_claims().await;
+        let mut spec = sized("1Gi");
+        spec["storage"]["retain"] = json!(retain);
+        world.user_applies(spec);
+        world.change(CLUSTER, |c| {
+            c["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")
+        });
+        world.reconcile().await.unwrap();
+        let claims = |world: &World| {
+            world.fake.with(|state| {
+                state
+                    .objects
+                    .keys()
+                    .filter(|path| path.starts_with(CLAIMS))
+                    .count()
+            })
+        };
+        assert_eq!(claims(&world), 3, "Pods may still use them");
+        world.fake.with(|state| state.objects.remove(STATEFULSET));
+        assert_eq!(world.reconcile().await.unwrap().next, Next::Forget);
+        assert_eq!(claims(&world), left, "{retain}");
+        assert_eq!(world.object(CLUSTER), None);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_hangs_on_a_former_template_is_replaced_and_one_on_the_newest_is_not() {
+    let world = World::with_ready_cluster(2).await;
+    world.broken_pod("orders-db-0", "r0");
+    world.broken_pod("orders-db-1", "r1");
+    world.set_pods(2, 0);
+    world.reconcile().await.unwrap();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.object(&format!("{PODS}/orders-db-0")), None);
+    assert!(world.object(&format!("{PODS}/orders-db-1")).is_some());
+}
+
+#[tokio::test]
+async fn pods_that_can_not_be_created_are_explained_by_the_events_of_the_statefulset() {
+    let world = World::with_ready_cluster(1).await;
+    let uid = world.object(STATEFULSET).unwrap()["metadata"]["uid"].clone();
+    let event = json!({
+        "metadata": {"name": "e", "namespace": "shop"},
+        "involvedObject": {"kind": "StatefulSet", "name": "orders-db", "uid": uid},
+        "reason": "FailedCreate", "lastTimestamp": "2026-01-01T00:00:00Z",
+        "message": "create Pod orders-db-0 failed: exceeded quota: small",
+    });
+    world
+        .fake
+        .with(|state| state.put("/api/v1/namespaces/shop/events/e", event));
+    world.set_pods(0, 0);
+    world.reconcile().await.unwrap();
+    world.reconcile().await.unwrap();
+    let (_, reason, message) = world.condition(ConditionType::Degraded);
+    assert_eq!(reason, "FailedCreate");
+    assert!(message.contains("exceeded quota: small"), "{message}");
+}

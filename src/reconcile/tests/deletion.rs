@@ -1,0 +1,65 @@
+//! Deleting a cluster: what goes, in which order, and what is left alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+
+#[tokio::test]
+async fn deletion_goes_through_terminating_and_ends_with_the_finalizer() {
+    let world = World::with_ready_cluster(1).await;
+    world.change(CLUSTER, |c| {
+        c["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")
+    });
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(outcome.next, Next::Waiting);
+    assert_eq!(world.phase(), Phase::Terminating);
+    assert_eq!(
+        world.requests(),
+        [
+            format!("PATCH {CLUSTER}/status"),
+            format!("DELETE {STATEFULSET}")
+        ]
+    );
+    world.set_pods(0, 0);
+    assert_eq!(world.reconcile().await.unwrap().next, Next::Waiting);
+    assert_eq!(world.requests(), [""; 0], "waits for the StatefulSet");
+    world.fake.with(|state| state.objects.remove(STATEFULSET));
+    assert_eq!(world.reconcile().await.unwrap().next, Next::Forget);
+    assert_eq!(world.requests(), [format!("PATCH {CLUSTER}")]);
+    assert_eq!(world.object(CLUSTER), None);
+}
+
+#[tokio::test]
+async fn a_new_holder_stamps_before_it_deletes() {
+    let world = World::with_ready_cluster(1).await;
+    world.change(CLUSTER, |c| {
+        c["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")
+    });
+    let successor = World::on(world.fake.clone(), 2);
+    successor.reconcile().await.unwrap();
+    assert_eq!(
+        successor.requests(),
+        [
+            format!("PATCH {CLUSTER}/status"),
+            format!("PATCH {STATEFULSET}"),
+            format!("DELETE {STATEFULSET}"),
+        ]
+    );
+    let set = successor.object(STATEFULSET).unwrap();
+    let stamp = &set["metadata"]["annotations"]["database.io/stamp"];
+    assert_eq!(*stamp, "databasecluster-shard-000/2/operator-2");
+}
+
+#[tokio::test]
+async fn children_that_the_user_wants_to_keep_are_kept() {
+    let world = World::with_ready_cluster(1).await;
+    world.change(CLUSTER, |c| {
+        c["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        c["metadata"]["finalizers"] = json!(["database.io/operator", "orphan"]);
+    });
+    assert_eq!(world.reconcile().await.unwrap().next, Next::Forget);
+    assert_eq!(world.requests(), [format!("PATCH {CLUSTER}")]);
+    assert_eq!(
+        world.object(CLUSTER).unwrap()["metadata"]["finalizers"],
+        json!(["orphan"])
+    );
+}

@@ -1,0 +1,228 @@
+//! From created to ready, and back after a change.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+
+#[tokio::test]
+async fn a_cluster_becomes_ready_with_eleven_requests_and_no_reads() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: true,
+            next: Next::Waiting
+        }
+    );
+    assert_eq!(world.phase(), Phase::Creating);
+    // Its own writes wake it up: that costs nothing.
+    assert_eq!(
+        world.reconcile().await.unwrap(),
+        Outcome {
+            wrote: false,
+            next: Next::Waiting
+        }
+    );
+    world.set_pods(1, 1);
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: true,
+            next: Next::Ready
+        }
+    );
+    assert_eq!(world.phase(), Phase::Ready);
+    assert_eq!(
+        world.requests(),
+        [
+            format!("PATCH {CLUSTER}"),
+            format!("POST {SECRETS}"),
+            format!("PATCH {CONFIG}"),
+            format!("PATCH {SERVICE}"),
+            format!("PATCH {READ_WRITE}"),
+            format!("PATCH {READ}"),
+            format!("PATCH {STATEFULSET}"),
+            format!("PATCH {CLUSTER}/status"),
+            format!("PATCH {CONFIG}"),
+            format!("PATCH {CLUSTER}/status"),
+            format!("POST {EVENTS}"),
+        ]
+    );
+    assert_eq!(
+        world.notes(),
+        ["Normal DatabaseReady ready with 1 replicas"]
+    );
+    let cluster = world.object(CLUSTER).unwrap();
+    assert_eq!(
+        cluster["metadata"]["finalizers"],
+        json!(["database.io/operator"])
+    );
+    let stamp = "databasecluster-shard-000/1/operator-1";
+    assert_eq!(
+        cluster["metadata"]["annotations"]["database.io/stamp"],
+        stamp
+    );
+    assert_eq!(cluster["status"]["shard"]["epoch"], 1);
+    assert_eq!(cluster["status"]["observedGeneration"], 1);
+    for path in [SERVICE, STATEFULSET, CONFIG, SECRET, READ_WRITE, READ] {
+        let child = world.object(path).unwrap();
+        assert_eq!(child["metadata"]["annotations"]["database.io/stamp"], stamp);
+    }
+    assert_eq!(world.metrics.convergence_seconds.get_sample_count(), 1);
+}
+
+#[tokio::test]
+async fn a_cluster_at_rest_costs_nothing_not_even_after_a_takeover() {
+    let world = World::with_ready_cluster(3).await;
+    let rest = Outcome {
+        wrote: false,
+        next: Next::Ready,
+    };
+    assert_eq!(world.reconcile().await.unwrap(), rest);
+    let successor = World::on(world.fake.clone(), 2);
+    assert_eq!(successor.reconcile().await.unwrap(), rest);
+    assert_eq!(successor.reconcile().await.unwrap(), rest);
+    assert_eq!(world.requests(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_change_of_the_spec_is_carried_out_and_reported() {
+    let world = World::with_ready_cluster(1).await;
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 3}));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.phase(), Phase::Scaling);
+    let set = world.object(STATEFULSET).unwrap();
+    assert_eq!(set["spec"]["replicas"], 3);
+    assert_eq!(
+        set["metadata"]["annotations"]["database.io/generation"],
+        "2"
+    );
+    world.set_pods(3, 2);
+    world.reconcile().await.unwrap();
+    assert_eq!(
+        world.condition(ConditionType::Ready),
+        (
+            ConditionStatus::False,
+            "Scaling".into(),
+            "2 of 3 instances are ready".into()
+        )
+    );
+    world.set_pods(3, 3);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.phase(), Phase::Ready);
+    assert_eq!(world.cluster().status.ready_replicas, 3);
+    assert_eq!(world.cluster().status.observed_generation, 2);
+}
+
+#[tokio::test]
+async fn zero_replicas_are_ready_and_paused() {
+    let world = World::with_ready_cluster(0).await;
+    let (status, reason, _) = world.condition(ConditionType::Ready);
+    assert_eq!((status, reason.as_str()), (ConditionStatus::True, "Paused"));
+}
+
+#[tokio::test]
+async fn drift_in_a_child_is_put_right() {
+    let world = World::with_ready_cluster(2).await;
+    world.change(STATEFULSET, |set| set["spec"]["replicas"] = json!(5));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.object(STATEFULSET).unwrap()["spec"]["replicas"], 2);
+    assert_eq!(world.condition(ConditionType::Progressing).1, "Repairing");
+    world.set_pods(2, 2);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.phase(), Phase::Ready);
+
+    world.change(STATEFULSET, |set| {
+        set["metadata"]["labels"]["app.kubernetes.io/name"] = json!("x")
+    });
+    world.change(SERVICE, |service| {
+        service["spec"]["selector"] = json!({"a": "b"})
+    });
+    world.requests();
+    world.reconcile().await.unwrap();
+    assert_eq!(
+        world.requests(),
+        [
+            format!("POST {SECRETS}"),
+            format!("PATCH {SERVICE}"),
+            format!("PATCH {STATEFULSET}")
+        ]
+    );
+    assert_eq!(world.phase(), Phase::Ready);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.requests(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_deleted_statefulset_is_made_again() {
+    let world = World::with_ready_cluster(1).await;
+    world.fake.with(|state| state.objects.remove(STATEFULSET));
+    world.reconcile().await.unwrap();
+    assert!(world.object(STATEFULSET).is_some());
+    assert_eq!(world.condition(ConditionType::Ready).1, "Repairing");
+}
+
+#[tokio::test]
+async fn a_child_that_lost_its_bucket_label_gets_it_back() {
+    let world = World::with_ready_cluster(1).await;
+    world.change(STATEFULSET, |set| {
+        set["metadata"]["labels"]
+            .as_object_mut()
+            .unwrap()
+            .remove("database.io/bucket");
+    });
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: true,
+            next: Next::Waiting
+        }
+    );
+    let set = world.object(STATEFULSET).unwrap();
+    assert!(set["metadata"]["labels"]["database.io/bucket"].is_string());
+    assert_eq!(world.phase(), Phase::Ready, "nothing was wrong with it");
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: false,
+            next: Next::Ready
+        }
+    );
+}
+
+#[tokio::test]
+async fn the_sweep_applies_everything_once_more_and_changes_nothing() {
+    let world = World::with_ready_cluster(1).await;
+    let cluster = world.cluster();
+    let interval_ms = world.reconciler.sweep_interval_ms;
+    let long_ago_ms = boottime_ms().saturating_sub(interval_ms);
+    world
+        .reconciler
+        .with_memory(&cluster, |memory| memory.swept(long_ago_ms));
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(outcome.next, Next::Ready);
+    assert_eq!(
+        world.requests(),
+        [
+            format!("POST {SECRETS}"),
+            format!("PATCH {CONFIG}"),
+            format!("PATCH {SERVICE}"),
+            format!("PATCH {READ_WRITE}"),
+            format!("PATCH {READ}"),
+            format!("PATCH {STATEFULSET}")
+        ]
+    );
+    assert_eq!(world.phase(), Phase::Ready);
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: false,
+            next: Next::Ready
+        }
+    );
+}

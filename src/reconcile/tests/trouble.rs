@@ -1,0 +1,206 @@
+//! Lagging watches, lost rights, refusals, and Pods that do not get ready.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+
+#[tokio::test]
+async fn a_watch_that_lags_behind_our_own_writes_makes_us_wait_not_write_twice() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18"}));
+    let old = world.store.cluster(&key()).unwrap();
+    world.reconcile().await.unwrap();
+    world.requests();
+    // The watch shows the children, and the cluster still as it was: without finalizer and status.
+    world.watch();
+    world.store.upsert_cluster((*old).clone());
+    let outcome = world
+        .reconciler
+        .reconcile(&key(), &world.tenure)
+        .await
+        .unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: false,
+            next: Next::Waiting
+        }
+    );
+    // Now it shows the cluster, and still no child.
+    let new = world.cluster();
+    world.store.purge_shard(ShardId(0));
+    world.store.upsert_cluster((*new).clone());
+    let outcome = world
+        .reconciler
+        .reconcile(&key(), &world.tenure)
+        .await
+        .unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: false,
+            next: Next::Waiting
+        }
+    );
+    assert_eq!(world.requests(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_older_spec_is_never_applied_over_a_child_of_a_newer_one() {
+    let world = World::with_ready_cluster(1).await;
+    let old = world.cluster();
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 3}));
+    world.reconcile().await.unwrap();
+    let successor = World::on(world.fake.clone(), 2);
+    successor.requests();
+    successor.store.upsert_cluster((*old).clone());
+    let outcome = successor
+        .reconciler
+        .reconcile(&key(), &successor.tenure)
+        .await;
+    assert_eq!(
+        outcome.unwrap(),
+        Outcome {
+            wrote: false,
+            next: Next::Waiting
+        }
+    );
+    assert_eq!(successor.requests(), [""; 0]);
+}
+
+#[tokio::test]
+async fn nothing_is_written_once_the_right_to_act_has_ended() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18"}));
+    world.ended.cancel();
+    assert_eq!(world.reconcile().await, Err(Failure::Lost));
+    assert_eq!(world.requests(), [""; 0]);
+    assert_eq!(world.metrics.tenure_lost_total.get(), 1);
+}
+
+#[tokio::test]
+async fn a_child_that_the_api_server_calls_invalid_is_reported_and_fails() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18"}));
+    for _ in 0..2 {
+        world.fake.with(|state| {
+            let answer = json!({"kind": "Status", "status": "Failure", "code": 422, "message": "spec.x: bad"});
+            state.refusals.push((format!("PATCH {STATEFULSET}"), answer));
+        });
+        let failure = world.reconcile().await.unwrap_err();
+        let Failure::Failed {
+            cause: Cause::Invalid,
+            message,
+        } = failure
+        else {
+            panic!("{failure:?}");
+        };
+        assert!(message.contains("spec.x: bad"), "{message}");
+        let (status, reason, message) = world.condition(ConditionType::Degraded);
+        assert_eq!(
+            (status, reason.as_str()),
+            (ConditionStatus::True, "Invalid")
+        );
+        assert!(message.contains("spec.x: bad"), "{message}");
+    }
+    let lines = world.requests();
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|line| line.ends_with("/status"))
+            .count(),
+        1,
+        "{lines:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_conflict_is_looked_at_again_and_a_refusal_by_the_fence_is_counted() {
+    for (code, message, fenced) in [
+        (409, "the object has been modified", false),
+        (
+            422,
+            "ValidatingAdmissionPolicy 'databasecluster-fence' denied request",
+            true,
+        ),
+    ] {
+        let world = World::new();
+        world.user_applies(json!({"image": "postgres:18"}));
+        world.fake.with(|state| {
+            let answer =
+                json!({"kind": "Status", "status": "Failure", "code": code, "message": message});
+            state.refusals.push((format!("PATCH {CLUSTER}"), answer));
+        });
+        let failure = world.reconcile().await.unwrap_err();
+        let Failure::LookAgain { fenced: seen, .. } = failure else {
+            panic!("{failure:?}");
+        };
+        assert_eq!(seen, fenced);
+        let counted = &world.metrics.fenced_writes_total;
+        let counted = counted.with_label_values(&["DatabaseCluster"]).get();
+        assert_eq!(counted, u64::from(fenced));
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_can_not_be_published_fails_nothing() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18"}));
+    world.reconcile().await.unwrap();
+    world.set_pods(1, 1);
+    world.fake.with(|state| {
+        let answer = json!({"kind": "Status", "status": "Failure", "code": 403, "message": "no"});
+        state.refusals.push((format!("POST {EVENTS}"), answer));
+    });
+    assert_eq!(world.reconcile().await.unwrap().next, Next::Ready);
+}
+
+#[tokio::test]
+async fn a_degraded_cluster_says_which_pod_is_why_and_asks_once() {
+    let world = World::with_ready_cluster(1).await;
+    world.broken_pod("orders-db-0", "r1");
+    world.set_pods(1, 0);
+    world.reconcile().await.unwrap();
+    let (status, reason, message) = world.condition(ConditionType::Degraded);
+    assert_eq!(
+        (status, reason.as_str()),
+        (ConditionStatus::True, "InstancesNotReady")
+    );
+    assert_eq!(message, "0 of 1 instances are ready");
+    for _ in 0..3 {
+        world.reconcile().await.unwrap();
+    }
+    let (_, reason, message) = world.condition(ConditionType::Degraded);
+    assert_eq!(reason, "ImagePullBackOff");
+    assert!(
+        message.contains("Pod orders-db-0: container postgres"),
+        "{message}"
+    );
+    assert_eq!(world.metrics.cache_misses_total.get(), 1);
+    assert_eq!(world.metrics.cache_hits_total.get(), 2);
+    world.set_pods(1, 1);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.phase(), Phase::Ready);
+    let lookups = world.requests();
+    let lookups = lookups.iter().filter(|line| line.contains("pods")).count();
+    assert_eq!(lookups, 1, "a Ready cluster looks nothing up");
+}
+
+#[tokio::test]
+async fn an_object_of_another_shard_or_of_none_is_forgotten() {
+    let world = World::with_ready_cluster(1).await;
+    assert_eq!(world.reconciler.memories.len(), 1);
+    world.reconciler.invalidate_shard(ShardId(0)).await;
+    assert_eq!(world.reconciler.memories.len(), 0);
+    world.reconcile().await.unwrap();
+    world.fake.with(|state| state.objects.remove(CLUSTER));
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: false,
+            next: Next::Forget
+        }
+    );
+    assert_eq!(world.reconciler.memories.len(), 0);
+    assert_eq!(world.requests(), [""; 0]);
+}

@@ -1,0 +1,317 @@
+//! Every write of the operator: checked against the tenure right before it is sent, stamped, and
+//! bound to the version or uid of what was seen.
+
+use std::future::Future;
+use std::sync::{Arc, LazyLock};
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
+    PropagationPolicy,
+};
+use kube::core::{PartialObjectMeta, Request};
+use kube::{Client, Resource};
+use serde_json::{Value, json};
+
+use super::failure::{Refusal, judge};
+use crate::api::{DatabaseCluster, DatabaseClusterStatus, names};
+use crate::core::child::{ChildId, ChildKind};
+use crate::core::hash::Bucket;
+use crate::core::object::ObjectKey;
+use crate::core::observed::ChildRecord;
+use crate::core::outcome::Failure;
+use crate::core::plan::Precondition;
+use crate::fleet::tenure::Tenure;
+use crate::telemetry::metrics::Metrics;
+
+/// No object ever has this version: etcd's first write gets 2. An apply that names it creates the
+/// object or conflicts with whatever is there.
+const VERSION_OF_NOTHING: &str = "1";
+const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+
+/// Sends writes.
+#[derive(Clone)]
+pub(super) struct Writer {
+    client: Client,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    pub(super) const fn new(client: Client, metrics: Arc<Metrics>) -> Self {
+        Self { client, metrics }
+    }
+
+    /// Sends a write unless the right to act has ended, and stops waiting for its answer when that
+    /// ends.
+    pub(super) async fn guarded<T>(
+        &self,
+        tenure: &Tenure,
+        kind: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Refusal> {
+        if tenure.check().is_err() {
+            self.metrics.tenure_lost_total.inc();
+            return Err(Refusal::Failure(Failure::Lost));
+        }
+        let answer = tokio::select! {
+            biased;
+            () = tenure.ended() => return Err(Refusal::Failure(Failure::Lost)),
+            answer = request => answer,
+        };
+        answer.map_err(|error| {
+            let refusal = judge(&error);
+            if matches!(
+                refusal,
+                Refusal::Failure(Failure::LookAgain { fenced: true, .. })
+            ) {
+                self.metrics
+                    .fenced_writes_total
+                    .with_label_values(&[kind])
+                    .inc();
+            }
+            refusal
+        })
+    }
+
+    /// Applies a child; returns its metadata.
+    pub(super) async fn apply(
+        &self,
+        tenure: &Tenure,
+        namespace: &str,
+        id: &ChildId,
+        mut manifest: Value,
+        precondition: &Precondition,
+    ) -> Result<ObjectMeta, Refusal> {
+        match precondition {
+            Precondition::Absent => {
+                manifest["metadata"]["resourceVersion"] = json!(VERSION_OF_NOTHING);
+            }
+            Precondition::Uid(uid) => manifest["metadata"]["uid"] = json!(uid),
+        }
+        let api = self.children(namespace, id.kind);
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        let patch = Patch::Apply(&manifest);
+        let request = api.patch_metadata(&id.name, &params, &patch);
+        let answer = self.guarded(tenure, id.kind.label(), request).await?;
+        Ok(answer.metadata)
+    }
+
+    /// Creates a child that is never changed, or finds out whether that could be done. That there is
+    /// one of its name is a conflict.
+    pub(super) async fn create(
+        &self,
+        tenure: &Tenure,
+        namespace: &str,
+        id: &ChildId,
+        manifest: Value,
+        trial: bool,
+    ) -> Result<(), Refusal> {
+        let params = PostParams {
+            dry_run: trial,
+            field_manager: Some(names::FIELD_MANAGER.to_owned()),
+        };
+        let request = async {
+            let url = DynamicObject::url_path(resource(id.kind), Some(namespace));
+            let body = serde_json::to_vec(&manifest).map_err(kube::Error::SerdeError)?;
+            let mut request = Request::new(url)
+                .create(&params, body)
+                .map_err(kube::Error::BuildRequest)?;
+            // What is in it need not come back.
+            request.headers_mut().insert(
+                http::header::ACCEPT,
+                http::HeaderValue::from_static(METADATA_ONLY),
+            );
+            self.client
+                .request::<PartialObjectMeta<DynamicObject>>(request)
+                .await
+        };
+        self.guarded(tenure, id.kind.label(), request).await?;
+        Ok(())
+    }
+
+    /// Sets an annotation of a child; returns its new version.
+    pub(super) async fn annotate_child(
+        &self,
+        tenure: &Tenure,
+        namespace: &str,
+        child: &ChildRecord,
+        (annotation, value): (&str, &str),
+    ) -> Result<String, Refusal> {
+        let patch = json!({"metadata": {
+            "uid": child.uid,
+            "annotations": {
+                annotation: value,
+                names::STAMP_ANNOTATION: tenure.stamp().to_string(),
+            },
+        }});
+        let api = self.children(namespace, child.kind);
+        let params = merge_params();
+        let patch = Patch::Merge(&patch);
+        let request = api.patch_metadata(&child.key.name, &params, &patch);
+        let answer = self.guarded(tenure, child.kind.label(), request).await?;
+        Ok(answer.metadata.resource_version.unwrap_or_default())
+    }
+
+    /// Who owns a child that the watch does not show.
+    pub(super) async fn child_metadata(
+        &self,
+        namespace: &str,
+        id: &ChildId,
+    ) -> Result<Option<ObjectMeta>, Refusal> {
+        let api = self.children(namespace, id.kind);
+        match api.get_metadata_opt(&id.name).await {
+            Ok(found) => Ok(found.map(|object| object.metadata)),
+            Err(error) => Err(judge(&error)),
+        }
+    }
+
+    /// Sets the stamp of a child that is about to be deleted; returns its new version.
+    pub(super) async fn stamp_child(
+        &self,
+        tenure: &Tenure,
+        namespace: &str,
+        id: &ChildId,
+        resource_version: &str,
+    ) -> Result<Option<String>, Refusal> {
+        let patch = json!({"metadata": {
+            "resourceVersion": resource_version,
+            "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
+        }});
+        let api = self.children(namespace, id.kind);
+        let params = merge_params();
+        let patch = Patch::Merge(&patch);
+        let request = api.patch_metadata(&id.name, &params, &patch);
+        let answer = self.guarded(tenure, id.kind.label(), request).await?;
+        Ok(answer.metadata.resource_version)
+    }
+
+    /// Gives a child its bucket label back; returns its new version.
+    pub(super) async fn relabel_child(
+        &self,
+        tenure: &Tenure,
+        namespace: &str,
+        child: &ChildRecord,
+        bucket: Bucket,
+    ) -> Result<String, Refusal> {
+        let patch = json!({"metadata": {
+            "uid": child.uid,
+            "labels": {names::BUCKET_LABEL: bucket.to_string()},
+            "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
+        }});
+        let api = self.children(namespace, child.kind);
+        let params = merge_params();
+        let patch = Patch::Merge(&patch);
+        let request = api.patch_metadata(&child.key.name, &params, &patch);
+        let answer = self.guarded(tenure, child.kind.label(), request).await?;
+        Ok(answer.metadata.resource_version.unwrap_or_default())
+    }
+
+    /// Deletes a child and, first, what belongs to it.
+    pub(super) async fn delete_child(
+        &self,
+        tenure: &Tenure,
+        namespace: &str,
+        id: &ChildId,
+        uid: &str,
+        resource_version: &str,
+    ) -> Result<(), Refusal> {
+        let params = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Foreground),
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: Some(resource_version.to_owned()),
+            }),
+            ..DeleteParams::default()
+        };
+        let api = self.children(namespace, id.kind);
+        let request = api.delete(&id.name, &params);
+        self.guarded(tenure, id.kind.label(), request).await?;
+        Ok(())
+    }
+
+    /// Sets the finalizers of a cluster, and the stamp with them; returns its new version.
+    pub(super) async fn set_finalizers(
+        &self,
+        tenure: &Tenure,
+        key: &ObjectKey,
+        resource_version: &str,
+        finalizers: &[&str],
+    ) -> Result<String, Refusal> {
+        let patch = json!({"metadata": {
+            "resourceVersion": resource_version,
+            "finalizers": finalizers,
+            "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
+        }});
+        let api: Api<DatabaseCluster> = Api::namespaced(self.client.clone(), &key.namespace);
+        let params = merge_params();
+        let patch = Patch::Merge(&patch);
+        let request = api.patch_metadata(&key.name, &params, &patch);
+        let answer = self.guarded(tenure, names::KIND, request).await?;
+        Ok(answer.metadata.resource_version.unwrap_or_default())
+    }
+
+    /// Writes the status of a cluster; returns its new version.
+    pub(super) async fn set_status(
+        &self,
+        tenure: &Tenure,
+        key: &ObjectKey,
+        resource_version: &str,
+        status: &DatabaseClusterStatus,
+    ) -> Result<String, Refusal> {
+        // The uid in a status write protects nothing: only the version does.
+        let patch = Patch::Merge(json!({
+            "metadata": {"resourceVersion": resource_version},
+            "status": status,
+        }));
+        let request = async {
+            let url = DatabaseCluster::url_path(&(), Some(&key.namespace));
+            let mut request = Request::new(url)
+                .patch_subresource("status", &key.name, &merge_params(), &patch)
+                .map_err(kube::Error::BuildRequest)?;
+            request.headers_mut().insert(
+                http::header::ACCEPT,
+                http::HeaderValue::from_static(METADATA_ONLY),
+            );
+            let answer: PartialObjectMeta<DatabaseCluster> = self.client.request(request).await?;
+            Ok(answer)
+        };
+        let answer = self.guarded(tenure, names::KIND, request).await?;
+        Ok(answer.metadata.resource_version.unwrap_or_default())
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    fn children(&self, namespace: &str, kind: ChildKind) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, resource(kind))
+    }
+}
+
+pub(super) fn merge_params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(names::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+fn resource(kind: ChildKind) -> &'static ApiResource {
+    static CONFIG_MAP: LazyLock<ApiResource> =
+        LazyLock::new(|| ApiResource::erase::<ConfigMap>(&()));
+    static BUDGET: LazyLock<ApiResource> =
+        LazyLock::new(|| ApiResource::erase::<PodDisruptionBudget>(&()));
+    static SECRET: LazyLock<ApiResource> = LazyLock::new(|| ApiResource::erase::<Secret>(&()));
+    static SERVICE: LazyLock<ApiResource> = LazyLock::new(|| ApiResource::erase::<Service>(&()));
+    static STATEFULSET: LazyLock<ApiResource> =
+        LazyLock::new(|| ApiResource::erase::<StatefulSet>(&()));
+    match kind {
+        ChildKind::ConfigMap => &CONFIG_MAP,
+        ChildKind::PodDisruptionBudget => &BUDGET,
+        ChildKind::Secret => &SECRET,
+        ChildKind::Service => &SERVICE,
+        ChildKind::StatefulSet => &STATEFULSET,
+    }
+}

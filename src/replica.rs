@@ -1,0 +1,487 @@
+//! One replica put together: clients, watches, pool, ownership, HTTP; and what a shard means here.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kube::{Api, Client, Config};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{RunArgs, ShardedWatch};
+use crate::core::hash::ShardId;
+use crate::core::object::ObjectKey;
+use crate::core::outcome::{Failure, Outcome};
+use crate::core::ownership::{Event, Settings};
+use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, FleetState, ShardHost};
+use crate::fleet::fence::{Keeper, Prover, SecondLook};
+use crate::fleet::leader::{Leader, LeaderParts};
+use crate::fleet::leases::{LeaseStore, SelfDescription};
+use crate::fleet::tenure::{Tenure, Validity, boottime_ms};
+use crate::pool::{Pool, PoolConfig, Reconcile};
+use crate::reconcile::{Reconciler, ReconcilerConfig};
+use crate::shutdown::{self, Signals};
+use crate::telemetry::client::{ClientKind, build_client};
+use crate::telemetry::fleet_view::FleetView;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::{CONTROLLER, Metrics};
+use crate::telemetry::process::ProcessCollector;
+use crate::telemetry::server::Server;
+use crate::watch::feed::{FeedParts, Feeds, WatchMode};
+use crate::watch::selector::probe;
+use crate::watch::stamps::highest_stamps;
+use crate::watch::store::Store;
+use crate::watch::trouble::{Troubles, explain};
+
+/// How often everything is applied once more, for drift that nobody saw.
+const SWEEP: Duration = Duration::from_secs(3600);
+const PROBE_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AFTER_OURSELVES: Duration = Duration::from_millis(500);
+
+/// The pool's work is the reconciler's; what the fence refuses leads to a fresh look at ownership.
+struct Work {
+    reconciler: Arc<Reconciler>,
+    second_look: Arc<OnceLock<SecondLook>>,
+}
+
+impl Reconcile for Work {
+    async fn reconcile(&self, key: &ObjectKey, tenure: &Tenure) -> Result<Outcome, Failure> {
+        let ended = self.reconciler.reconcile(key, tenure).await;
+        if matches!(ended, Err(Failure::LookAgain { fenced: true, .. }))
+            && let Some(second_look) = self.second_look.get()
+        {
+            second_look.look(tenure.shard()).await;
+        }
+        ended
+    }
+}
+
+/// What the parts of a replica share.
+struct Shared {
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    troubles: Arc<Troubles>,
+    process: Arc<ProcessCollector>,
+    fleet: Arc<FleetState>,
+    store: Arc<Store>,
+    pool: Arc<Pool<Work>>,
+    reconciler: Arc<Reconciler>,
+    second_look: Arc<OnceLock<SecondLook>>,
+}
+
+/// Runs a replica until it is asked to stop and has handed everything back.
+///
+/// # Errors
+/// When it can not start (no configuration, address in use), or another replica lives under its
+/// identity.
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let identity = args.given_identity().unwrap_or_else(made_up_identity);
+    let settings = args.settings(identity.clone())?;
+    let metrics = Arc::new(Metrics::new().context("two metrics share a name")?);
+    metrics.shards.set(i64::from(args.shards.get()));
+    let health = Arc::new(Health::new(&["api-server", "leases"]));
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("--listen {}: the address can not be used", args.listen))?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tracing::info!(identity, url, shards = args.shards.get(), "listening");
+    let clients = clients(&identity, &metrics).await?;
+    let shared = share(&args, &identity, &metrics, &health, clients.write.clone());
+
+    let stop = CancellationToken::new();
+    let serving = serve(&shared, listener, &stop);
+    let signals = shutdown::signals(&args)?;
+    let mode = tokio::select! {
+        mode = watch_mode(&args, &clients.watch, &shared.troubles, &shared.health) => Some(mode),
+        () = signals.asked() => None,
+    };
+    let ended = match mode {
+        Some(mode) => work(&args, settings, &clients, &shared, mode, &signals, &stop).await,
+        None => Some(Ended::HandedBack),
+    };
+    stop.cancel();
+    shared.pool.shutdown().await;
+    let _ended = serving.await;
+    anyhow::ensure!(
+        ended != Some(Ended::IdentityTaken),
+        "another replica lives under the identity {identity}; give each its own --identity"
+    );
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A client for each kind of traffic, so that none can delay another.
+struct Clients {
+    lease: Client,
+    watch: Client,
+    write: Client,
+}
+
+async fn clients(identity: &str, metrics: &Arc<Metrics>) -> anyhow::Result<Clients> {
+    let config = Config::infer().await.context(
+        "no way to the API server: set KUBECONFIG, or run in a Pod with a service account",
+    )?;
+    let client = |kind| build_client(&config, kind, identity, Arc::clone(metrics));
+    Ok(Clients {
+        lease: client(ClientKind::Lease)?,
+        watch: client(ClientKind::Watch)?,
+        write: client(ClientKind::Write)?,
+    })
+}
+
+/// Takes part in the fleet until everything was handed back. `None`: it could not be in time.
+async fn work(
+    args: &RunArgs,
+    settings: Settings,
+    clients: &Clients,
+    shared: &Arc<Shared>,
+    mode: WatchMode,
+    signals: &Signals,
+    stop: &CancellationToken,
+) -> Option<Ended> {
+    tracing::info!(mode = mode.label(), "watching");
+    let namespace = args.own_namespace();
+    let prover = Prover::new(clients.write.clone(), &namespace);
+    let (to_health, to_metrics) = (Arc::clone(&shared.health), Arc::clone(&shared.metrics));
+    let mut fence = Keeper::new(prover, to_health, to_metrics, args.require_fence);
+    tokio::select! {
+        () = fence.before_start() => {}
+        () = signals.asked() => return Some(Ended::HandedBack),
+    }
+    let fencing = tokio::spawn(fence.run(stop.child_token()));
+    let (handle, events) = agent::channel();
+    let caring = look_after(Arc::clone(shared), args.clone(), stop.child_token());
+    let caring = tokio::spawn(caring);
+    let me = SelfDescription {
+        lease_seconds: i32::try_from(args.lease_duration.as_secs()).unwrap_or(i32::MAX),
+        pod_uid: args.pod_uid(),
+        revision: args.revision(),
+        shards: args.shards,
+    };
+    let store = LeaseStore::new(Api::namespaced(clients.lease.clone(), &namespace), me);
+    let leader = Leader::new(LeaderParts {
+        client: clients.lease.clone(),
+        namespace: namespace.clone(),
+        identity: settings.identity.clone(),
+        lease: args.lease_duration,
+        renew: args.renew_interval,
+        shards: args.shards,
+        store: store.clone(),
+        state: Arc::clone(&shared.fleet),
+        metrics: Arc::clone(&shared.metrics),
+    });
+    let leading = tokio::spawn(leader.run(stop.child_token()));
+    let look = SecondLook::new(store.clone(), handle.clone(), Arc::clone(&shared.fleet));
+    let _set_once = shared.second_look.set(look);
+    let parts = AgentParts {
+        settings,
+        store,
+        watch_api: Api::namespaced(clients.watch.clone(), &namespace),
+        host: Host {
+            feeds: feeds(args, shared, clients.watch.clone(), handle.clone(), mode),
+            shared: Arc::clone(shared),
+            agent: handle.clone(),
+            tasks: TaskTracker::new(),
+        },
+        validity: Arc::new(Validity::default()),
+        state: Arc::clone(&shared.fleet),
+        metrics: Arc::clone(&shared.metrics),
+        events,
+    };
+    let ended = shutdown::run_until_handed_back(parts, handle, signals, &shared.health).await;
+    stop.cancel();
+    for task in [leading, caring, fencing] {
+        let _ended = task.await;
+    }
+    ended
+}
+
+fn share(
+    args: &RunArgs,
+    identity: &str,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+    client: Client,
+) -> Arc<Shared> {
+    let store = Arc::new(Store::new(args.shards));
+    let config = ReconcilerConfig {
+        identity: identity.to_owned(),
+        cache_entries: args.cache_entries,
+        cache_ttl: args.cache_ttl,
+        sweep_interval: SWEEP,
+    };
+    let reconciler = Arc::new(Reconciler::new(
+        client,
+        Arc::clone(&store),
+        Arc::clone(metrics),
+        &config,
+    ));
+    let limits = PoolConfig {
+        concurrency: args.concurrency,
+        reconcile_timeout: args.reconcile_timeout,
+        rate_limit: args.rate_limit,
+        rate_limit_scope: args.rate_limit_scope,
+        queue_capacity: args.queue_capacity.get(),
+    };
+    let second_look = Arc::new(OnceLock::new());
+    let work = Work {
+        reconciler: Arc::clone(&reconciler),
+        second_look: Arc::clone(&second_look),
+    };
+    let pool = Pool::start(limits, work, Arc::clone(metrics));
+    let runtime = tokio::runtime::Handle::current();
+    Arc::new(Shared {
+        metrics: Arc::clone(metrics),
+        health: Arc::clone(health),
+        troubles: Arc::new(Troubles::default()),
+        process: Arc::new(ProcessCollector::new(Arc::clone(metrics), runtime)),
+        fleet: Arc::new(FleetState::default()),
+        store,
+        pool: Arc::new(pool),
+        reconciler,
+        second_look,
+    })
+}
+
+fn serve(
+    shared: &Arc<Shared>,
+    listener: TcpListener,
+    stop: &CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    let (figures, fleet) = (Arc::clone(shared), Arc::clone(&shared.fleet));
+    let server = Server::new(Arc::clone(&shared.metrics), Arc::clone(&shared.health))
+        .with_refresh(Box::new(move || figures.refresh()))
+        .with_fleet(Box::new(move || {
+            let leases = fleet.leases();
+            let now = Some(jiff::Timestamp::now());
+            let view = || FleetView::from_leases(leases.iter().map(AsRef::as_ref), now);
+            (!leases.is_empty()).then(view)
+        }));
+    tokio::spawn(server.serve(listener, stop.child_token()))
+}
+
+fn feeds(
+    args: &RunArgs,
+    shared: &Arc<Shared>,
+    client: Client,
+    agent: AgentHandle,
+    mode: WatchMode,
+) -> Feeds {
+    let pool = Arc::clone(&shared.pool);
+    let parts = FeedParts {
+        client,
+        namespaces: args.namespaces(),
+        count: args.shards,
+        store: Arc::clone(&shared.store),
+        troubles: Arc::clone(&shared.troubles),
+        metrics: Arc::clone(&shared.metrics),
+        // A shard that is not admitted yet takes nothing: all its objects are queued when it is.
+        // A full queue is counted there, and the object found again by the next list.
+        on_change: Box::new(move |shard, key| {
+            let _not_now = pool.enqueue(shard, key, Duration::ZERO);
+        }),
+        agent,
+        epochs: dashmap::DashMap::new(),
+    };
+    Feeds::new(Arc::new(parts), mode)
+}
+
+/// Waits for the API server and finds out how to watch.
+async fn watch_mode(
+    args: &RunArgs,
+    client: &Client,
+    troubles: &Troubles,
+    health: &Health,
+) -> WatchMode {
+    const WHAT: &str = "databaseclusters";
+    let scope = match args.namespaces().first() {
+        Some(namespace) => format!("/namespaces/{namespace}"),
+        None => String::new(),
+    };
+    let path = format!("/apis/database.io/v1{scope}/{WHAT}");
+    loop {
+        match probe(client, &path).await {
+            Ok(supported) => {
+                troubles.clear(WHAT);
+                return match (args.sharded_watch, supported) {
+                    (ShardedWatch::Auto, true) => WatchMode::Sharded,
+                    _ => WatchMode::Filtered,
+                };
+            }
+            Err(error) => {
+                let line = explain(WHAT, &error);
+                health.set("api-server", Err(&line));
+                troubles.report(WHAT, line);
+            }
+        }
+        tokio::time::sleep(PROBE_AGAIN).await;
+    }
+}
+
+/// Keeps health and the figures of slow things true.
+async fn look_after(shared: Arc<Shared>, args: RunArgs, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(LOOK_AFTER_OURSELVES);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        shared.reconciler.refresh_metrics().await;
+        let standing = shared.fleet.standing();
+        match standing.watch_error {
+            Some(line) => shared.troubles.report("leases", line),
+            None if standing.settled => shared.troubles.clear("leases"),
+            None => {}
+        }
+        let waiting = "our member Lease is not in force: the API server does not take renewals";
+        if standing.settled {
+            shared.health.ok("leases");
+        } else {
+            shared.health.set("leases", Err(waiting));
+        }
+        match shared.troubles.summary() {
+            Some(line) => shared.health.set("api-server", Err(line)),
+            None => shared.health.ok("api-server"),
+        }
+        let standby = format!(
+            "standing by: another number of shards than --shards {} is at work",
+            args.shards.get()
+        );
+        let role = if standing.standby {
+            Err(standby)
+        } else {
+            Ok(())
+        };
+        shared.health.inform("shards", role);
+    }
+}
+
+impl Shared {
+    /// Copies what changes by itself into the metrics; for each scrape and heartbeat.
+    fn refresh(&self) {
+        self.process.refresh();
+        self.pool.refresh_metrics();
+        let renewed_ms = self.fleet.standing().last_renewal_ms;
+        let age_ms = renewed_ms.map_or(0, |at_ms| boottime_ms().saturating_sub(at_ms));
+        let age = Duration::from_millis(age_ms);
+        self.metrics.heartbeat_age_seconds.set(age.as_secs_f64());
+        for (phase, number) in self.store.phases() {
+            let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+        let owned = &self.metrics.shard_owned;
+        for (shard, number) in self.store.counts().into_iter().enumerate() {
+            let label = shard.to_string();
+            let held = owned.get_metric_with_label_values(&[&label]);
+            if number > 0 && held.is_ok_and(|gauge| gauge.get() == 1) {
+                let gauge = self.metrics.shard_objects.with_label_values(&[&label]);
+                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+        }
+    }
+}
+
+/// What a shard means in this process: watches, queue, workers.
+struct Host {
+    feeds: Feeds,
+    shared: Arc<Shared>,
+    agent: AgentHandle,
+    tasks: TaskTracker,
+}
+
+impl ShardHost for Host {
+    fn watch(&mut self, shard: ShardId) {
+        self.feeds.watch(shard);
+    }
+
+    fn unwatch(&mut self, shard: ShardId) {
+        self.shared.pool.stop_shard(shard);
+        self.feeds.unwatch(shard);
+        let reconciler = Arc::clone(&self.shared.reconciler);
+        self.tasks
+            .spawn(async move { reconciler.invalidate_shard(shard).await });
+    }
+
+    fn admit(&mut self, tenure: Tenure) {
+        let (shard, epoch) = (tenure.shard(), tenure.stamp().epoch);
+        self.feeds.admitted(shard, epoch);
+        self.shared.pool.start_shard(tenure);
+        // Between listing and now a higher stamp may have come in, from a restored backup.
+        if let Some(stamp) = self
+            .shared
+            .store
+            .highest_epoch(shard)
+            .filter(|stamp| *stamp > epoch)
+        {
+            let agent = self.agent.clone();
+            self.tasks
+                .spawn(async move { agent.send(Event::StampMet(shard, stamp)).await });
+        }
+        for key in self.shared.store.keys(shard) {
+            let _full_is_counted = self.shared.pool.enqueue(shard, &key, Duration::ZERO);
+        }
+    }
+
+    fn drain(&mut self, shard: ShardId) {
+        let (shared, agent) = (Arc::clone(&self.shared), self.agent.clone());
+        self.tasks.spawn(async move {
+            if shared.pool.drain_shard(shard).await {
+                agent.send(Event::Drained(shard)).await;
+            }
+        });
+    }
+
+    fn resume(&mut self, shard: ShardId) {
+        self.shared.pool.resume_shard(shard);
+    }
+
+    fn halt(&mut self, shard: ShardId) {
+        self.shared.pool.stop_shard(shard);
+    }
+
+    fn find_stamps(&mut self) {
+        let (client, namespaces, count) = self.feeds.for_stamps();
+        let agent = self.agent.clone();
+        self.tasks.spawn(async move {
+            let found = highest_stamps(&client, &namespaces, count).await;
+            let found = found.map_err(|error| {
+                tracing::warn!(%error, "could not look for stamps; it is tried again");
+            });
+            if found.is_err() {
+                tokio::time::sleep(PROBE_AGAIN).await;
+            }
+            agent.send(Event::Stamps(found)).await;
+        });
+    }
+
+    fn stats(&self) -> String {
+        self.shared.refresh();
+        let metrics = &self.shared.metrics;
+        let queue = [CONTROLLER, CONTROLLER, ""];
+        serde_json::json!({
+            "cpu_seconds": metrics.process_cpu_seconds_total.get(),
+            "memory_bytes": metrics.process_resident_memory_bytes.get(),
+            "queue_depth": metrics.workqueue_depth.with_label_values(&queue).get(),
+            "busy": metrics.active_workers.with_label_values(&[CONTROLLER]).get(),
+            "objects": self.shared.store.counts().iter().sum::<usize>(),
+        })
+        .to_string()
+    }
+}
+
+/// Host name and a random suffix: outside a cluster no one else vouches that a name is free.
+fn made_up_identity() -> String {
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy().to_lowercase();
+    let fits = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-';
+    let host: String = host.chars().filter(fits).take(60).collect();
+    let host = host.trim_matches('-');
+    let suffix: String = std::iter::repeat_with(|| fastrand::alphanumeric().to_ascii_lowercase())
+        .take(6)
+        .collect();
+    format!(
+        "{}-{suffix}",
+        if host.is_empty() { "replica" } else { host }
+    )
+}

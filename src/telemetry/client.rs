@@ -1,0 +1,230 @@
+//! Kubernetes clients of three kinds, and a tower layer that counts what they ask.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::header::{HeaderValue, USER_AGENT};
+use http::{Method, Request, Response, Uri};
+use kube::Config;
+use kube::client::{Client, ClientBuilder};
+use tower::{Layer, Service};
+
+use super::metrics::Metrics;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A Lease call is given up after a second anyway: a connection attempt must not outlive many of them.
+const LEASE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const IDENTITY_CHARS_MAX: usize = 100;
+
+/// What a client is for. Each kind is a client of its own, so that none waits behind another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClientKind {
+    /// Heartbeats and locks: nothing is retried behind the caller's back, who sets a timeout per call.
+    Lease,
+    /// Lists and watches: no answer time-out, because a quiet watch is silent for minutes and the
+    /// watcher notices a dead one itself; refused lists are retried by the client.
+    Watch,
+    /// Writes and look-ups: an answer time-out, and no retries, since the right to write may have
+    /// ended meanwhile.
+    Write,
+}
+
+/// A client of one kind whose requests are counted and carry the replica's name to the audit log.
+///
+/// # Errors
+/// When the configuration does not yield a client, such as for a broken certificate.
+pub fn build_client(
+    config: &Config,
+    kind: ClientKind,
+    identity: &str,
+    metrics: Arc<Metrics>,
+) -> kube::Result<Client> {
+    let mut config = config.clone();
+    match kind {
+        ClientKind::Lease => {
+            config.default_retry = false;
+            config.connect_timeout = Some(LEASE_CONNECT_TIMEOUT);
+            config.read_timeout = Some(ANSWER_TIMEOUT);
+        }
+        ClientKind::Watch => {
+            config.default_retry = true;
+            config.connect_timeout = Some(CONNECT_TIMEOUT);
+            config.read_timeout = None;
+        }
+        ClientKind::Write => {
+            config.default_retry = false;
+            config.connect_timeout = Some(CONNECT_TIMEOUT);
+            config.read_timeout = Some(ANSWER_TIMEOUT);
+        }
+    }
+    if let Ok(agent) = HeaderValue::from_str(&user_agent(identity)) {
+        config.headers.retain(|(name, _)| name != USER_AGENT);
+        config.headers.push((USER_AGENT, agent));
+    }
+    let layer = CountLayer::new(&config.cluster_url, metrics);
+    let builder = ClientBuilder::try_from(config)?;
+    Ok(builder.with_layer(&layer).build())
+}
+
+/// `databasecluster-operator/<version> (<identity>)`
+fn user_agent(identity: &str) -> String {
+    let plain = identity
+        .chars()
+        .filter(|c| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '\\'))
+        .take(IDENTITY_CHARS_MAX);
+    let identity: String = plain.collect();
+    let version = env!("CARGO_PKG_VERSION");
+    format!("databasecluster-operator/{version} ({identity})")
+}
+
+/// Counts requests and how long their answers take. Where the client retries, it sees the last try.
+#[derive(Clone, Debug)]
+pub struct CountLayer {
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug)]
+struct Counts {
+    metrics: Arc<Metrics>,
+    host: String,
+}
+
+impl CountLayer {
+    /// A layer for the API server at `url`.
+    #[must_use]
+    pub fn new(url: &Uri, metrics: Arc<Metrics>) -> Self {
+        let host = url.authority().map_or("unknown", |a| a.as_str());
+        // Whatever stands before an @ is a secret.
+        let host = host.rsplit('@').next().unwrap_or(host).to_owned();
+        Self {
+            counts: Arc::new(Counts { metrics, host }),
+        }
+    }
+}
+
+impl<S> Layer<S> for CountLayer {
+    type Service = CountService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CountService {
+            inner,
+            counts: Arc::clone(&self.counts),
+        }
+    }
+}
+
+/// See [`CountLayer`].
+#[derive(Clone, Debug)]
+pub struct CountService<S> {
+    inner: S,
+    counts: Arc<Counts>,
+}
+
+impl<S, B, R> Service<Request<B>> for CountService<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<R>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<R>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let mut count = Count {
+            counts: Arc::clone(&self.counts),
+            verb: verb(request.method(), request.uri()),
+            begun: Instant::now(),
+            answered: false,
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            match &answer {
+                Ok(response) => count.done(response.status().as_str()),
+                Err(_) => count.done("<error>"),
+            }
+            answer
+        })
+    }
+}
+
+/// One request under way. If it is dropped before its answer, that counts too: calls that ran into
+/// their caller's timeout are the ones worth seeing.
+struct Count {
+    counts: Arc<Counts>,
+    verb: &'static str,
+    begun: Instant,
+    answered: bool,
+}
+
+impl Count {
+    fn done(&mut self, code: &str) {
+        self.answered = true;
+        let Counts { metrics, host } = &*self.counts;
+        metrics
+            .rest_client_requests_total
+            .with_label_values(&[code, self.verb, host])
+            .inc();
+        metrics
+            .rest_client_request_duration_seconds
+            .with_label_values(&[self.verb, host.as_str()])
+            .observe(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.done("<cancelled>");
+        }
+    }
+}
+
+/// The verb of Kubernetes: HTTP's, with reads told apart into GET, LIST and WATCH.
+fn verb(method: &Method, uri: &Uri) -> &'static str {
+    match *method {
+        Method::GET if watches(uri.query().unwrap_or_default()) => "WATCH",
+        Method::GET if lists(uri.path()) => "LIST",
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        _ => "OTHER",
+    }
+}
+
+fn watches(query: &str) -> bool {
+    query
+        .split('&')
+        .any(|part| matches!(part, "watch=true" | "watch=1"))
+}
+
+/// Whether a path names a collection: a resource, perhaps in a namespace, and no name after it.
+fn lists(path: &str) -> bool {
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    let versions = match parts.next() {
+        Some("api") => 1,
+        Some("apis") => 2,
+        _ => return false,
+    };
+    let rest: Vec<&str> = parts.skip(versions).collect();
+    match rest.as_slice() {
+        [_resource] => true,
+        // A third part under a namespace that is one of its own subresources.
+        ["namespaces", _, "status" | "finalize"] => false,
+        ["namespaces", _namespace, _resource] => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

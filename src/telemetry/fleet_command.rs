@@ -1,0 +1,146 @@
+//! The `fleet` command: who holds what, read from the Leases by whoever may read them.
+
+use std::io::{ErrorKind, Write};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::ListParams;
+use kube::{Api, Client};
+
+use super::fleet_table;
+use super::fleet_view::{APP_LABEL, FleetView, LEADER_LEASE};
+
+const PAGE: u32 = 500;
+const PAGES_MAX: usize = 8;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How the command prints the fleet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Aligned columns for people.
+    #[default]
+    Table,
+    /// One JSON object for programs.
+    Json,
+}
+
+/// Prints who holds what. Whether a member lives can not be told from one look at its Lease, so the
+/// age of its last renewal is shown, by this machine's clock.
+///
+/// # Errors
+/// When the Leases can not be read or standard output can not be written.
+pub async fn fleet_command(client: Client, namespace: &str, output: Output) -> anyhow::Result<()> {
+    let leases = tokio::time::timeout(PATIENCE, read_leases(client, namespace))
+        .await
+        .with_context(|| {
+            format!(
+                "the API server did not answer within {} s; check the kubeconfig and the network",
+                PATIENCE.as_secs()
+            )
+        })??;
+    let text = render(&leases, Timestamp::now(), output)?;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        // A pager that was quit early has seen what it wanted.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+fn render(leases: &[Lease], now: Timestamp, output: Output) -> anyhow::Result<String> {
+    let view = FleetView::from_leases(leases, Some(now));
+    match output {
+        Output::Table => Ok(fleet_table::render(&view)),
+        Output::Json => Ok(serde_json::to_string_pretty(&view)? + "\n"),
+    }
+}
+
+/// The operator's Leases and the fleet leader's, which its election makes without labels.
+async fn read_leases(client: Client, namespace: &str) -> anyhow::Result<Vec<Lease>> {
+    let api: Api<Lease> = Api::namespaced(client, namespace);
+    let what = || {
+        format!(
+            "cannot read the Leases in namespace {namespace}; is it the operator's, and may you \
+             get and list leases.coordination.k8s.io there?"
+        )
+    };
+    let selector = format!("{}={}", APP_LABEL.0, APP_LABEL.1);
+    let mut params = ListParams::default().labels(&selector).limit(PAGE);
+    let mut leases = Vec::new();
+    for _ in 0..PAGES_MAX {
+        let page = api.list(&params).await.with_context(what)?;
+        leases.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => break,
+        }
+    }
+    leases.extend(api.get_opt(LEADER_LEASE).await.with_context(what)?);
+    Ok(leases)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::fleet_view::tests::whole_fleet;
+    use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use std::convert::Infallible;
+
+    /// An API server that knows the Leases of `whole_fleet` and pages them by two.
+    async fn answer(request: Request<Body>) -> Result<Response<Body>, Infallible> {
+        let uri = request.uri().to_string();
+        let leases = whole_fleet();
+        let (status, body) = if uri.contains("/namespaces/forbidden/") {
+            (
+                403,
+                json!({"kind": "Status", "code": 403, "reason": "Forbidden"}),
+            )
+        } else if uri.contains("/leases/databasecluster-leader") {
+            (200, json!(leases[0]))
+        } else if uri.contains("continue=next") {
+            (200, json!({"metadata": {}, "items": leases[3..]}))
+        } else {
+            let right =
+                uri.contains("labelSelector=app.kubernetes.io%2Fname%3Ddatabasecluster-operator");
+            let items: &[_] = if right { &leases[1..3] } else { &[] };
+            (
+                200,
+                json!({"metadata": {"continue": "next"}, "items": items}),
+            )
+        };
+        let body = Body::from(body.to_string().into_bytes());
+        Ok(Response::builder().status(status).body(body).unwrap())
+    }
+
+    fn client() -> Client {
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    #[tokio::test]
+    async fn all_pages_and_the_leader_are_read() {
+        let leases = read_leases(client(), "system").await.unwrap();
+        assert_eq!(leases.len(), whole_fleet().len());
+        let now = Timestamp::UNIX_EPOCH;
+        let table = render(&leases, now, Output::Table).unwrap();
+        assert!(
+            table.starts_with("fleet leader: op-1 (renewed 1.2s ago)"),
+            "{table}"
+        );
+        let json: Value =
+            serde_json::from_str(&render(&leases, now, Output::Json).unwrap()).unwrap();
+        assert_eq!(json["shards"][1]["holder"], "op-1");
+        assert_eq!(json["members"][1]["held"], 1);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_what_to_check() {
+        let error = read_leases(client(), "forbidden").await.unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("in namespace forbidden"), "{text}");
+    }
+}

@@ -1,0 +1,160 @@
+//! The fleet view as a plain-text table for people.
+
+use std::fmt::Write as _;
+
+use super::fleet_view::{FleetView, MemberView, ShardView};
+
+/// The whole view as text; columns are aligned with spaces.
+#[must_use]
+pub fn render(view: &FleetView) -> String {
+    let mut text = String::new();
+    let leader = match &view.leader {
+        Some(leader) => format!(
+            "{} (renewed {})",
+            leader.identity.as_deref().unwrap_or("nobody"),
+            ago(leader.renewed_seconds_ago)
+        ),
+        None => "none elected yet".to_owned(),
+    };
+    // Writing into a String can not fail, here and below.
+    let _ = writeln!(text, "fleet leader: {leader}\n");
+    let members = view.members.iter().map(member_row).collect();
+    columns(
+        &mut text,
+        ["MEMBER", "HELD", "STATE", "REVISION", "RENEWED", "FIGURES"],
+        members,
+    );
+    text.push('\n');
+    let shards = view.shards.iter().map(shard_row).collect();
+    columns(
+        &mut text,
+        ["SHARD", "BUCKETS", "HOLDER", "EPOCH", "SUCCESSOR", "STATE"],
+        shards,
+    );
+    for note in &view.notes {
+        let _ = writeln!(text, "\nnote: {note}");
+    }
+    text
+}
+
+fn member_row(member: &MemberView) -> [String; 6] {
+    let mut state = Vec::new();
+    match member.live {
+        Some(true) => state.push("live".to_owned()),
+        Some(false) => state.push("silent".to_owned()),
+        None => {}
+    }
+    if member.vacated {
+        state.push("dead".to_owned());
+    }
+    if member.draining {
+        state.push("draining".to_owned());
+    }
+    state.extend(member.damage.iter().map(|what| format!("damaged: {what}")));
+    let figures: Vec<String> = member
+        .stats
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    [
+        member.identity.clone(),
+        member.held.to_string(),
+        state.join(", "),
+        member.revision.clone().unwrap_or_default(),
+        ago(member.renewed_seconds_ago),
+        figures.join(" "),
+    ]
+}
+
+fn shard_row(shard: &ShardView) -> [String; 6] {
+    let mut state = Vec::new();
+    if shard.holder.is_none() {
+        state.push("vacant".to_owned());
+    }
+    if shard.orphaned {
+        state.push("its holder's incarnation is gone".to_owned());
+    }
+    state.extend(shard.damage.iter().map(|what| format!("damaged: {what}")));
+    let number = shard.shard.map(|number| number.to_string());
+    let epoch = shard.epoch.map(|epoch| epoch.to_string());
+    [
+        number.unwrap_or_else(|| shard.lease.clone()),
+        shard.buckets.clone().unwrap_or_default(),
+        shard.holder.clone().unwrap_or_default(),
+        epoch.unwrap_or_default(),
+        shard.successor.clone().unwrap_or_default(),
+        state.join(", "),
+    ]
+}
+
+/// An age by the reader's clock, which may differ from the writer's.
+fn ago(seconds: Option<f64>) -> String {
+    match seconds {
+        Some(seconds) if seconds < 0.0 => format!("{:.1}s in the future", -seconds),
+        Some(seconds) => format!("{seconds:.1}s ago"),
+        None => "at an unknown time".to_owned(),
+    }
+}
+
+fn columns<const N: usize>(text: &mut String, head: [&str; N], rows: Vec<[String; N]>) {
+    let mut lines = vec![head.map(str::to_owned)];
+    lines.extend(rows);
+    let mut widths = [0; N];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for line in &lines {
+        let mut row = String::new();
+        for (cell, width) in line.iter().zip(widths) {
+            let cell = if cell.is_empty() { "-" } else { cell };
+            let _ = write!(row, "{cell:width$}   ");
+        }
+        text.push_str(row.trim_end());
+        text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fleet_view::tests::{lease, whole_fleet};
+    use super::*;
+    use k8s_openapi::jiff::Timestamp;
+
+    #[test]
+    fn the_table_tells_who_holds_what() {
+        let view = FleetView::from_leases(&whole_fleet(), Some(Timestamp::UNIX_EPOCH));
+        let expected = "\
+fleet leader: op-1 (renewed 1.2s ago)
+
+MEMBER   HELD   STATE      REVISION   RENEWED    FIGURES
+op-0     0      -          -          1.2s ago   -
+op-1     1      draining   7          1.2s ago   objects=20 queue=0.5
+
+SHARD   BUCKETS   HOLDER   EPOCH   SUCCESSOR   STATE
+0       0-127     -        1       -           vacant
+1       128-255   op-1     3       op-0/bb     -
+";
+        assert_eq!(render(&view), expected);
+    }
+
+    #[test]
+    fn an_empty_or_damaged_fleet_is_still_a_page() {
+        let text = render(&FleetView::default());
+        assert!(
+            text.starts_with("fleet leader: none elected yet\n"),
+            "{text}"
+        );
+        let odd = [lease("databasecluster-shard-zz", "a", -4, &[])];
+        let text = render(&FleetView::from_leases(&odd, None));
+        assert!(text.contains("databasecluster-shard-zz"), "{text}");
+        assert!(text.contains("damaged: "), "{text}");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_is_told_as_it_is() {
+        assert_eq!(ago(Some(-2.25)), "2.2s in the future");
+        assert_eq!(ago(None), "at an unknown time");
+    }
+}

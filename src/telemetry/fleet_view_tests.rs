@@ -1,0 +1,203 @@
+//! Tests of the view of the fleet: whole Leases, damaged ones, hostile ones.
+#![allow(clippy::unwrap_used)]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::SignedDuration;
+
+use super::*;
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+pub(crate) fn lease(name: &str, holder: &str, epoch: i32, annotations: &[(&str, &str)]) -> Lease {
+    let annotations = annotations
+        .iter()
+        .map(|(name, value)| (format!("database.io/{name}"), (*value).to_owned()))
+        .collect();
+    Lease {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_transitions: Some(epoch),
+            renew_time: Some(MicroTime(NOW - SignedDuration::from_millis(1200))),
+            ..LeaseSpec::default()
+        }),
+    }
+}
+
+pub(crate) fn whole_fleet() -> Vec<Lease> {
+    vec![
+        lease("databasecluster-leader", "op-1", 0, &[]),
+        lease(
+            "databasecluster-member-op-1",
+            "op-1",
+            0,
+            &[
+                ("incarnation", "aa"),
+                ("revision", "7"),
+                ("shards", "2"),
+                ("draining", "true"),
+                ("stats", r#"{"objects": 20, "queue": 0.5}"#),
+            ],
+        ),
+        lease(
+            "databasecluster-member-op-0",
+            "op-0",
+            0,
+            &[("incarnation", "bb"), ("shards", "2")],
+        ),
+        lease(
+            "databasecluster-shard-001",
+            "op-1",
+            3,
+            &[
+                ("incarnation", "aa"),
+                ("shards", "2"),
+                ("buckets", "128-255"),
+                ("successor", "op-0/bb"),
+            ],
+        ),
+        lease(
+            "databasecluster-shard-000",
+            "",
+            1,
+            &[("shards", "2"), ("buckets", "0-127")],
+        ),
+    ]
+}
+
+#[test]
+fn a_whole_fleet_is_shown_as_its_leases_tell_it() {
+    let view = FleetView::from_leases(&whole_fleet(), Some(NOW));
+    let leader = view.leader.unwrap();
+    assert_eq!(leader.identity.as_deref(), Some("op-1"));
+    assert_eq!(leader.renewed_seconds_ago, Some(1.2));
+    let [first, second] = view.members.as_slice() else {
+        unreachable!("two members, not {:?}", view.members)
+    };
+    assert_eq!((first.identity.as_str(), first.held), ("op-0", 0));
+    assert_eq!((second.identity.as_str(), second.held), ("op-1", 1));
+    assert!(second.draining && !first.draining && !second.vacated);
+    assert_eq!(second.stats.get("objects"), Some(&20.0));
+    assert_eq!(
+        view.shards[0],
+        ShardView {
+            lease: "databasecluster-shard-000".into(),
+            shard: Some(0),
+            epoch: Some(1),
+            buckets: Some("0-127".into()),
+            ..ShardView::default()
+        }
+    );
+    assert_eq!(
+        view.shards[1],
+        ShardView {
+            lease: "databasecluster-shard-001".into(),
+            shard: Some(1),
+            holder: Some("op-1".into()),
+            incarnation: Some("aa".into()),
+            epoch: Some(3),
+            buckets: Some("128-255".into()),
+            successor: Some("op-0/bb".into()),
+            orphaned: false,
+            damage: None,
+        }
+    );
+    assert_eq!(view.notes, Vec::<String>::new());
+}
+
+#[test]
+fn a_shard_whose_holder_lives_another_life_is_orphaned() {
+    let mut leases = whole_fleet();
+    leases[1] = lease(
+        "databasecluster-member-op-1",
+        "op-1",
+        0,
+        &[("incarnation", "next")],
+    );
+    assert!(FleetView::from_leases(&leases, None).shards[1].orphaned);
+    leases[1] = lease(
+        "databasecluster-member-op-1",
+        "",
+        0,
+        &[("incarnation", "aa")],
+    );
+    let view = FleetView::from_leases(&leases, None);
+    assert!(view.shards[1].orphaned && view.members[1].vacated);
+}
+
+#[test]
+fn liveness_is_the_readers_own_observation() {
+    let view = FleetView::from_leases(&whole_fleet(), None);
+    assert!(view.members.iter().all(|member| member.live.is_none()));
+    let view = view.with_live(|identity| (identity == "op-1").then_some(false));
+    assert_eq!(view.members[0].live, None);
+    assert_eq!(view.members[1].live, Some(false));
+}
+
+#[test]
+fn a_damaged_lease_shows_as_damaged_and_leaves_the_others_alone() {
+    let mut leases = whole_fleet();
+    leases.push(lease("databasecluster-shard-1x", "op-1", 1, &[]));
+    leases.push(lease("databasecluster-shard-999", "op-1", -1, &[]));
+    leases.push(Lease::default());
+    leases.push(Lease {
+        metadata: ObjectMeta {
+            name: Some("databasecluster-member-op-9".into()),
+            ..ObjectMeta::default()
+        },
+        spec: None,
+    });
+    leases[4] = lease(
+        "databasecluster-shard-000",
+        "op-1",
+        1,
+        &[("incarnation", "aa"), ("shards", "2"), ("buckets", "0-7")],
+    );
+    let view = FleetView::from_leases(&leases, Some(NOW));
+    let damage = |row: &ShardView| row.damage.clone().unwrap_or_default();
+    assert!(damage(&view.shards[0]).contains("buckets"));
+    assert_eq!(view.shards[1].damage, None);
+    assert!(damage(&view.shards[2]).contains("three digits"));
+    assert!(damage(&view.shards[3]).contains("epoch"));
+    assert!(view.members[2].damage.is_some() && view.members[2].vacated);
+}
+
+#[test]
+fn hostile_text_is_bounded_and_harmless() {
+    let long = "x".repeat(10_000);
+    let many = format!("{{{}}}", vec!["\"a\": 1"; 200].join(","));
+    let leases = [
+        lease(
+            "databasecluster-member-a",
+            "\x1b]0;owned\x07",
+            0,
+            &[("incarnation", &long), ("stats", &many), ("shards", "99")],
+        ),
+        lease(
+            "databasecluster-shard-000",
+            &long,
+            0,
+            &[("successor", "a\nb\u{202e}")],
+        ),
+    ];
+    let text = serde_json::to_string(&FleetView::from_leases(&leases, Some(NOW))).unwrap();
+    assert!(text.len() < 2000, "{} bytes", text.len());
+    assert!(!text.contains("\\u001b") && !text.contains("\\n") && !text.contains('\u{202e}'));
+    let crowd: Vec<Lease> = (0..3000)
+        .map(|n| lease(&format!("databasecluster-member-{n}"), "a", 0, &[]))
+        .collect();
+    let view = FleetView::from_leases(&crowd, None);
+    assert_eq!(view.members.len(), LEASES_MAX);
+    assert!(view.notes[0].contains("only the first"));
+}
+
+#[test]
+fn shards_without_a_lease_are_named() {
+    let leases = whole_fleet();
+    let view = FleetView::from_leases(&leases[..4], None);
+    assert_eq!(view.notes, ["no Lease for shard 0"]);
+}

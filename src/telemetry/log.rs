@@ -1,0 +1,197 @@
+//! Sets up the log: one line an event, to standard error, as text or JSON.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// `kube_client::client::builder` logs every failed request as an error. The operator reports each
+/// failure itself, once and with what to do, so that module is silent by default.
+const DEFAULT_FILTER: &str = "info,kube=warn,kube_client=warn,kube_runtime=warn,kube_client::client::builder=off,hyper=warn,\
+     hyper_util=warn,rustls=warn,tower=warn,h2=warn";
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, for log collectors.
+    Json,
+}
+
+/// The log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// `RUST_LOG` does not parse.
+    #[error("RUST_LOG is {value:?}: {source}; allowed are directives such as info,kube=debug")]
+    Filter {
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Somebody else was first.
+    #[error("the log is already set up in this process: {0}")]
+    AlreadySet(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Sets up the log of this process; `RUST_LOG` decides what is shown (default: info, libraries warn).
+///
+/// # Errors
+/// When `RUST_LOG` does not parse, or the log was set up before.
+pub fn init(format: LogFormat) -> Result<(), LogError> {
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let filter = filter(&std::env::var("RUST_LOG").unwrap_or_default())?;
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match format {
+        LogFormat::Text => text(filter, colours, || OneLine(io::stderr())).try_init()?,
+        LogFormat::Json => json(filter, || OneLine(io::stderr())).try_init()?,
+    }
+    Ok(())
+}
+
+/// What `value` adds comes last, and of two directives for one target the last one counts.
+fn filter(value: &str) -> Result<EnvFilter, LogError> {
+    let directives = format!("{DEFAULT_FILTER},{value}");
+    EnvFilter::builder()
+        .parse(directives.trim_end_matches(','))
+        .map_err(|source| LogError::Filter {
+            value: value.to_owned(),
+            source,
+        })
+}
+
+type Log = Box<dyn tracing::Subscriber + Send + Sync>;
+
+fn text<W>(filter: EnvFilter, colours: bool, writer: W) -> Log
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(writer);
+    Box::new(log.finish())
+}
+
+fn json<W>(filter: EnvFilter, writer: W) -> Log
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .json()
+        .flatten_event(true)
+        .with_writer(writer);
+    Box::new(log.finish())
+}
+
+/// Writes an event that holds line breaks as one line, so that no text from elsewhere can pass for
+/// an event of its own. Each event arrives in one call.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let body = event.strip_suffix(b"\n").unwrap_or(event);
+        if body.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+            let mut line = Vec::with_capacity(event.len() + 16);
+            for byte in body {
+                match byte {
+                    b'\n' => line.extend_from_slice(b"\\n"),
+                    b'\r' => line.extend_from_slice(b"\\r"),
+                    byte => line.push(*byte),
+                }
+            }
+            line.push(b'\n');
+            self.0.write_all(&line)?;
+        } else {
+            self.0.write_all(event)?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines(format: LogFormat, rust_log: &str, events: impl FnOnce()) -> Vec<String> {
+        let captured = Captured::default();
+        let writer = {
+            let captured = captured.clone();
+            move || OneLine(captured.clone())
+        };
+        let filter = filter(rust_log).unwrap();
+        let log = match format {
+            LogFormat::Text => text(filter, false, writer),
+            LogFormat::Json => json(filter, writer),
+        };
+        tracing::subscriber::with_default(log, events);
+        let bytes = captured.0.lock().unwrap().clone();
+        let text = String::from_utf8(bytes).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_says() {
+        let events = || tracing::info!(cause = %"a\nINFO forged\r\n", "first\nsecond");
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let lines = lines(format, "", events);
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].contains("first\\nsecond"), "{lines:?}");
+            assert!(!lines[0].contains('\x1b'), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn json_lines_parse() {
+        let lines = lines(LogFormat::Json, "", || tracing::warn!(shard = 7, "taken"));
+        let event: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(event["message"], "taken");
+        assert_eq!(event["shard"], 7);
+        assert_eq!(event["level"], "WARN");
+    }
+
+    #[test]
+    fn libraries_whisper_until_they_are_asked() {
+        let events = || {
+            tracing::info!("ours");
+            tracing::debug!("ours too");
+            tracing::info!(target: "kube_client::client", "request");
+            tracing::error!(target: "kube_client::client::builder", "failed with error");
+            tracing::warn!(target: "kube_runtime::watcher", "trouble");
+        };
+        assert_eq!(lines(LogFormat::Text, "", events).len(), 2);
+        assert_eq!(lines(LogFormat::Text, "debug", events).len(), 3);
+        assert_eq!(lines(LogFormat::Text, "kube_client=debug", events).len(), 3);
+        assert_eq!(lines(LogFormat::Text, "off", events).len(), 1);
+    }
+
+    #[test]
+    fn a_filter_that_does_not_parse_is_named() {
+        let error = filter("info,=what=").unwrap_err().to_string();
+        assert!(error.contains("RUST_LOG is \"info,=what=\""), "{error}");
+    }
+}

@@ -1,0 +1,276 @@
+//! Every metric that a replica exports, named in this one file.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+use crate::api::names;
+use crate::core::child::ChildKind;
+use crate::core::outcome::Cause;
+
+/// `controller` and `name` label of the one controller in this process.
+pub const CONTROLLER: &str = "databasecluster";
+
+const RECONCILE_BUCKETS_SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
+    30.0, 60.0,
+];
+const QUEUE_BUCKETS_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
+const MOVE_BUCKETS_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+const CONVERGENCE_BUCKETS_SECONDS: &[f64] = &[
+    0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0,
+];
+
+/// Builds a metric of one kind from its name, help and labels.
+trait Build: Sized {
+    const KIND: &'static str;
+    fn build(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self>;
+}
+
+macro_rules! impl_build {
+    ($($kind:ty, $type_name:literal => |$name:ident, $help:ident, $labels:ident, $buckets:ident| $make:expr;)*) => {
+        $(impl Build for $kind {
+            const KIND: &'static str = $type_name;
+
+            fn build($name: &str, $help: &str, $labels: &[&str], $buckets: &[f64]) -> prometheus::Result<Self> {
+                $make
+            }
+        })*
+    };
+}
+
+impl_build! {
+    Counter, "counter" => |name, help, _labels, _buckets| Self::new(name, help);
+    IntCounter, "counter" => |name, help, _labels, _buckets| Self::new(name, help);
+    IntGauge, "gauge" => |name, help, _labels, _buckets| Self::new(name, help);
+    Gauge, "gauge" => |name, help, _labels, _buckets| Self::new(name, help);
+    IntCounterVec, "counter" => |name, help, labels, _buckets| Self::new(Opts::new(name, help), labels);
+    IntGaugeVec, "gauge" => |name, help, labels, _buckets| Self::new(Opts::new(name, help), labels);
+    Histogram, "histogram" => |name, help, _labels, buckets| Self::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()));
+    HistogramVec, "histogram" => |name, help, labels, buckets| Self::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels);
+}
+
+/// One metric family, for the documentation and for checks of dashboards and alerts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Its name, without `_bucket`, `_sum` or `_count`.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+}
+
+macro_rules! metrics {
+    ($($field:ident: $kind:ty = $name:literal, $help:literal, $labels:expr, $buckets:expr;)*) => {
+        /// The metrics of this process. All label sets are bounded: never an object's name.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $help] pub $field: $kind,)*
+        }
+
+        /// Every metric above.
+        pub const CATALOGUE: &[Described] = &[$(Described {
+            name: $name,
+            kind: <$kind as Build>::KIND,
+            help: $help,
+            labels: &$labels,
+        },)*];
+
+        impl Metrics {
+            /// Registers everything in a registry of its own.
+            ///
+            /// # Errors
+            /// When two metrics share a name.
+            pub fn new() -> prometheus::Result<Self> {
+                let registry = Registry::new();
+                $(
+                    let labels: &[&str] = &$labels;
+                    let $field: $kind = Build::build($name, $help, labels, $buckets)?;
+                    registry.register(boxed(&$field))?;
+                )*
+                let metrics = Self { registry, $($field,)* };
+                metrics.start_at_zero();
+                Ok(metrics)
+            }
+        }
+    };
+}
+
+fn boxed<C: Collector + Clone + 'static>(collector: &C) -> Box<dyn Collector> {
+    Box::new(collector.clone())
+}
+
+metrics! {
+    reconcile_total: IntCounterVec = "controller_runtime_reconcile_total", "Reconciles, by how they ended (success, error, requeue, requeue_after).", ["controller", "result"], &[];
+    reconcile_errors_total: IntCounterVec = "controller_runtime_reconcile_errors_total", "Reconciles that failed.", ["controller"], &[];
+    reconcile_panics_total: IntCounterVec = "controller_runtime_reconcile_panics_total", "Reconciles that panicked; each was caught.", ["controller"], &[];
+    reconcile_timeouts_total: IntCounterVec = "controller_runtime_reconcile_timeouts_total", "Reconciles that ran into their deadline.", ["controller"], &[];
+    reconcile_time_seconds: HistogramVec = "controller_runtime_reconcile_time_seconds", "How long a reconcile took.", ["controller"], RECONCILE_BUCKETS_SECONDS;
+    active_workers: IntGaugeVec = "controller_runtime_active_workers", "Reconciles that run now.", ["controller"], &[];
+    max_concurrent_reconciles: IntGaugeVec = "controller_runtime_max_concurrent_reconciles", "Most reconciles that may run at once.", ["controller"], &[];
+    workqueue_depth: IntGaugeVec = "workqueue_depth", "Objects that are due and wait for a worker.", ["name", "controller", "priority"], &[];
+    workqueue_adds_total: IntCounterVec = "workqueue_adds_total", "Objects put into the queue.", ["name", "controller"], &[];
+    workqueue_retries_total: IntCounterVec = "workqueue_retries_total", "Objects put back after a failure.", ["name", "controller"], &[];
+    workqueue_queue_duration_seconds: HistogramVec = "workqueue_queue_duration_seconds", "How long an object was due before a worker took it.", ["name", "controller"], QUEUE_BUCKETS_SECONDS;
+    workqueue_work_duration_seconds: HistogramVec = "workqueue_work_duration_seconds", "How long a worker was busy with an object.", ["name", "controller"], RECONCILE_BUCKETS_SECONDS;
+    workqueue_unfinished_work_seconds: Gauge = "workqueue_unfinished_work_seconds", "Sum of the ages of all reconciles that run now.", [], &[];
+    workqueue_longest_running_processor_seconds: Gauge = "workqueue_longest_running_processor_seconds", "Age of the oldest reconcile that runs now.", [], &[];
+    queue_delayed: IntGauge = "databasecluster_queue_delayed", "Objects in the queue that are not due yet.", [], &[];
+    queue_head_age_seconds: Gauge = "databasecluster_queue_head_age_seconds", "How long the oldest due object has waited.", [], &[];
+    queue_refused_total: IntCounter = "databasecluster_queue_refused_total", "Adds refused because the queue was full.", [], &[];
+    storm_deferred_total: IntCounter = "databasecluster_storm_deferred_total", "Runs that the storm guard put off.", [], &[];
+    reconcile_failures_total: IntCounterVec = "databasecluster_reconcile_failures_total", "Failed reconciles, by cause.", ["cause"], &[];
+    reconcile_cancelled_total: IntCounter = "databasecluster_reconcile_cancelled_total", "Reconciles cut short because their shard was stopped.", [], &[];
+    fenced_writes_total: IntCounterVec = "databasecluster_fenced_writes_total", "Writes that the fence refused, by kind.", ["kind"], &[];
+    fence_in_force: IntGauge = "databasecluster_fence_in_force", "1 once the API server was seen to refuse what a stale replica would write.", [], &[];
+    tenure_lost_total: IntCounter = "databasecluster_tenure_lost_total", "Writes not sent because the right to act had ended.", [], &[];
+    convergence_seconds: Histogram = "databasecluster_convergence_seconds", "From a change of the spec seen to Ready.", [], CONVERGENCE_BUCKETS_SECONDS;
+    shards: IntGauge = "databasecluster_shards", "Configured number of shards.", [], &[];
+    shard_owned: IntGaugeVec = "databasecluster_shard_owned", "1 for each shard that this replica holds.", ["shard"], &[];
+    shard_objects: IntGaugeVec = "databasecluster_shard_objects", "DatabaseClusters in each shard that this replica holds.", ["shard"], &[];
+    shard_epoch: IntGaugeVec = "databasecluster_shard_epoch", "Epoch of each shard that this replica holds.", ["shard"], &[];
+    shard_moves_total: IntCounterVec = "databasecluster_shard_moves_total", "Shards taken or given up, by reason.", ["reason"], &[];
+    takeover_duration_seconds: Histogram = "databasecluster_takeover_duration_seconds", "From knowing that a holder is dead to holding its shard.", [], MOVE_BUCKETS_SECONDS;
+    heartbeat_age_seconds: Gauge = "databasecluster_heartbeat_age_seconds", "Time since the last renewal of the member Lease that succeeded.", [], &[];
+    heartbeat_failures_total: IntCounter = "databasecluster_heartbeat_failures_total", "Renewals of the member Lease that failed.", [], &[];
+    shards_unowned: IntGauge = "databasecluster_shards_unowned", "Shards that no live replica holds, as the fleet leader sees them; 0 elsewhere.", [], &[];
+    shard_imbalance: IntGauge = "databasecluster_shard_imbalance", "Shards of the replica with most less those of the one with least, as the fleet leader sees them; 0 elsewhere.", [], &[];
+    members: IntGauge = "databasecluster_members", "Live replicas that this one sees, itself included.", [], &[];
+    leader: IntGaugeVec = "leader_election_master_status", "1 while this replica is the fleet leader.", ["name"], &[];
+    clusters: IntGaugeVec = "databasecluster_clusters", "DatabaseClusters of this replica, by phase.", ["phase"], &[];
+    watch_mode: IntGaugeVec = "databasecluster_watch_mode", "1 for the way this replica watches (sharded: the server filters; filtered: this process does).", ["mode"], &[];
+    objects_received_total: IntCounterVec = "databasecluster_objects_received_total", "Objects that the API server sent, by kind.", ["kind"], &[];
+    objects_kept_total: IntCounterVec = "databasecluster_objects_kept_total", "Objects received that lie in a shard of this replica, by kind.", ["kind"], &[];
+    cache_hits_total: IntCounter = "databasecluster_cache_hits_total", "Look-ups answered by the cache.", [], &[];
+    cache_misses_total: IntCounter = "databasecluster_cache_misses_total", "Look-ups that asked the API server.", [], &[];
+    cache_entries: IntGauge = "databasecluster_cache_entries", "Entries in the look-up cache.", [], &[];
+    rest_client_requests_total: IntCounterVec = "rest_client_requests_total", "Requests to the API server, by status code (`<error>`: no answer; `<cancelled>`: nobody waited for it any more).", ["code", "method", "host"], &[];
+    rest_client_request_duration_seconds: HistogramVec = "rest_client_request_duration_seconds", "How long a request took until its answer's headers.", ["verb", "host"], RECONCILE_BUCKETS_SECONDS;
+    http_connections: IntGauge = "databasecluster_http_connections", "Connections open to this process's own HTTP server.", [], &[];
+    http_evictions_total: IntCounter = "databasecluster_http_evictions_total", "Idle connections to this process's own HTTP server closed to make room for new ones.", [], &[];
+    build_info: IntGaugeVec = "databasecluster_build_info", "Always 1; version and source revision of this program.", ["version", "revision"], &[];
+    tokio_workers: IntGauge = "databasecluster_tokio_workers", "Worker threads of the asynchronous runtime.", [], &[];
+    tokio_alive_tasks: IntGauge = "databasecluster_tokio_alive_tasks", "Tasks that are alive in the asynchronous runtime.", [], &[];
+    tokio_global_queue_depth: IntGauge = "databasecluster_tokio_global_queue_depth", "Tasks in the global queue of the asynchronous runtime.", [], &[];
+    cgroup_memory_usage_bytes: IntGauge = "databasecluster_cgroup_memory_usage_bytes", "Memory charged to this process's cgroup, page cache included; 0: unknown.", [], &[];
+    cgroup_memory_limit_bytes: IntGauge = "databasecluster_cgroup_memory_limit_bytes", "Lowest memory limit from this process's cgroup upwards; 0: none.", [], &[];
+    cgroup_cpu_limit_cores: Gauge = "databasecluster_cgroup_cpu_limit_cores", "Lowest CPU limit from this process's cgroup upwards, in cores; 0: none.", [], &[];
+    process_cpu_seconds_total: Counter = "process_cpu_seconds_total", "CPU time of this process, user and system.", [], &[];
+    process_resident_memory_bytes: IntGauge = "process_resident_memory_bytes", "Resident memory of this process.", [], &[];
+    process_virtual_memory_bytes: IntGauge = "process_virtual_memory_bytes", "Virtual memory of this process.", [], &[];
+    process_open_fds: IntGauge = "process_open_fds", "Open file descriptors of this process.", [], &[];
+    process_max_fds: IntGauge = "process_max_fds", "Most file descriptors that this process may open.", [], &[];
+    process_start_time_seconds: Gauge = "process_start_time_seconds", "Start of this process, in seconds since the Unix epoch.", [], &[];
+    process_threads: IntGauge = "process_threads", "Threads of this process.", [], &[];
+}
+
+impl Metrics {
+    /// The registry that holds them.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Everything in the Prometheus text format.
+    ///
+    /// # Errors
+    /// When a family can not be encoded, which means that it was registered wrongly.
+    pub fn render(&self) -> prometheus::Result<String> {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Creates the series that are sure to come: a rate over a series that appears with its first
+    /// event misses that event.
+    fn start_at_zero(&self) {
+        for family in [
+            &self.reconcile_errors_total,
+            &self.reconcile_panics_total,
+            &self.reconcile_timeouts_total,
+        ] {
+            family.with_label_values(&[CONTROLLER]);
+        }
+        for result in ["success", "error", "requeue", "requeue_after"] {
+            self.reconcile_total
+                .with_label_values(&[CONTROLLER, result]);
+        }
+        self.reconcile_time_seconds.with_label_values(&[CONTROLLER]);
+        for gauge in [&self.active_workers, &self.max_concurrent_reconciles] {
+            gauge.with_label_values(&[CONTROLLER]);
+        }
+        for family in [&self.workqueue_adds_total, &self.workqueue_retries_total] {
+            family.with_label_values(&[CONTROLLER, CONTROLLER]);
+        }
+        for family in [
+            &self.workqueue_queue_duration_seconds,
+            &self.workqueue_work_duration_seconds,
+        ] {
+            family.with_label_values(&[CONTROLLER, CONTROLLER]);
+        }
+        for kind in ChildKind::ALL {
+            self.fenced_writes_total.with_label_values(&[kind.label()]);
+        }
+        self.fenced_writes_total.with_label_values(&[names::KIND]);
+        for cause in Cause::ALL {
+            self.reconcile_failures_total
+                .with_label_values(&[cause.label()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_follow_the_rules_of_the_field() {
+        for metric in CATALOGUE {
+            let name = metric.name;
+            assert_eq!(
+                metric.kind == "counter",
+                name.ends_with("_total"),
+                "{name}: _total is for counters, and for all of them"
+            );
+            for suffix in ["_count", "_sum", "_bucket", "_ms", "_milliseconds"] {
+                assert!(!name.ends_with(suffix), "{name} must not end in {suffix}");
+            }
+            assert!(
+                metric.kind != "histogram" || name.ends_with("_seconds"),
+                "{name}: histograms here are of seconds"
+            );
+            assert!(metric.help.ends_with('.'), "{name}: help is a sentence");
+            for label in metric.labels {
+                assert!(
+                    !["object", "cluster", "uid", "pod", "le"].contains(label),
+                    "{name}: label {label} is unbounded or reserved"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_rendered_is_what_is_catalogued() {
+        let metrics = Metrics::new().unwrap();
+        metrics.shard_owned.with_label_values(&["7"]).set(1);
+        let text = metrics.render().unwrap();
+        assert!(text.contains("databasecluster_shard_owned{shard=\"7\"} 1\n"));
+        assert!(text.contains(
+            "controller_runtime_reconcile_errors_total{controller=\"databasecluster\"} 0\n"
+        ));
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let found = CATALOGUE.iter().find(|metric| metric.name == name).unwrap();
+            assert_eq!(found.kind, kind, "{name}");
+        }
+    }
+}

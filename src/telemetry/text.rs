@@ -1,0 +1,46 @@
+//! Text from elsewhere made safe for a terminal, a log line or a page: bounded, no control characters.
+
+/// At most `chars_max` characters of `text`, on one line; what a terminal would obey or not show
+/// becomes `?`, and a cut is marked by `…`.
+#[must_use]
+pub fn safe(text: &str, chars_max: usize) -> String {
+    let mut shown: String = text.chars().take(chars_max).map(plain).collect();
+    if text.chars().nth(chars_max).is_some() {
+        shown.pop();
+        shown.push('…');
+    }
+    shown
+}
+
+fn plain(c: char) -> char {
+    if c.is_control() || hidden(c) { '?' } else { c }
+}
+
+/// Characters that reorder or hide their neighbours, so that one name can pass for another.
+fn hidden(c: char) -> bool {
+    matches!(c,
+        '\u{00ad}' | '\u{061c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_as_a_question_mark() {
+        assert_eq!(
+            safe("a\x1b[31mred\r\nb\u{202e}c\u{9b}2J", 99),
+            "a?[31mred??b?c?2J"
+        );
+        assert_eq!(safe("größer 数据", 99), "größer 数据");
+    }
+
+    #[test]
+    fn long_text_is_cut_and_says_so() {
+        assert_eq!(safe("abcdef", 6), "abcdef");
+        assert_eq!(safe("abcdefg", 6), "abcde…");
+        assert_eq!(safe("abc", 0), "…");
+        assert_eq!(safe("", 0), "");
+    }
+}

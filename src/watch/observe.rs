@@ -1,0 +1,151 @@
+//! From API objects to the records that are kept of them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::api::{DatabaseCluster, names};
+use crate::core::child::ChildKind;
+use crate::core::hash::Bucket;
+use crate::core::object::{ObjectKey, Stamp};
+use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, Owner, StatefulSetRecord};
+use crate::postgres;
+
+/// The record of a `DatabaseCluster`; none when it lacks what every stored object has.
+#[must_use]
+pub fn cluster(object: &DatabaseCluster) -> Option<ClusterRecord> {
+    let meta = &object.metadata;
+    let uid = meta.uid.as_deref()?;
+    Some(ClusterRecord {
+        key: key(meta)?,
+        uid: uid.into(),
+        bucket: Bucket::of(uid),
+        generation: meta.generation.unwrap_or_default(),
+        resource_version: meta.resource_version.clone()?,
+        deleting: meta.deletion_timestamp.is_some(),
+        finalizers: meta.finalizers.clone().unwrap_or_default(),
+        stamp: stamp(meta),
+        spec: object.spec.clone(),
+        status: object.status.clone().unwrap_or_default(),
+    })
+}
+
+/// The record of a child's metadata; none when it lacks what every stored object has.
+#[must_use]
+pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
+    Some(ChildRecord {
+        kind,
+        key: key(meta)?,
+        uid: meta.uid.clone()?,
+        resource_version: meta.resource_version.clone()?,
+        deleting: meta.deletion_timestamp.is_some(),
+        owner: owner(meta),
+        bucket: bucket(meta),
+        stamp: stamp(meta),
+        fingerprint: annotation(meta, names::FINGERPRINT_ANNOTATION).map(str::to_owned),
+        made_from_generation: annotation(meta, names::GENERATION_ANNOTATION)
+            .and_then(|text| text.parse().ok()),
+    })
+}
+
+/// The record of a StatefulSet; none when it lacks what every stored object has.
+///
+/// `previous` is what is kept of it: while its generation stays, so do the fields of its spec, and
+/// they are not digested again.
+#[must_use]
+pub fn statefulset(
+    object: &StatefulSet,
+    previous: Option<&StatefulSetRecord>,
+) -> Option<StatefulSetRecord> {
+    let child = child(ChildKind::StatefulSet, &object.metadata)?;
+    let generation = object.metadata.generation.unwrap_or_default();
+    let unchanged =
+        previous.filter(|known| known.child.uid == child.uid && known.generation == generation);
+    let labels = object.metadata.labels.as_ref();
+    let spec = object.spec.as_ref();
+    let status = object.status.clone().unwrap_or_default();
+    Some(StatefulSetRecord {
+        child,
+        generation,
+        spec_digest: match unchanged {
+            Some(known) => known.spec_digest,
+            None => postgres::statefulset_spec_digest(spec),
+        },
+        labels_digest: postgres::labels_digest(labels),
+        image: image(object).unwrap_or_default().to_owned(),
+        grown: annotation(&object.metadata, names::CLAIMS_ANNOTATION).map(str::to_owned),
+        claim: match unchanged {
+            Some(known) => known.claim.clone(),
+            None => claim(object),
+        },
+        spec_replicas: spec.and_then(|spec| spec.replicas).unwrap_or(1),
+        observed_generation: status.observed_generation.unwrap_or_default(),
+        replicas: status.replicas,
+        ready_replicas: status.ready_replicas.unwrap_or_default(),
+        updated_replicas: status.updated_replicas.unwrap_or_default(),
+        available_replicas: status.available_replicas.unwrap_or_default(),
+        current_revision: status.current_revision.unwrap_or_default(),
+        update_revision: status.update_revision.unwrap_or_default(),
+    })
+}
+
+fn image(object: &StatefulSet) -> Option<&str> {
+    let pod = object.spec.as_ref()?.template.spec.as_ref()?;
+    pod.containers.first()?.image.as_deref()
+}
+
+fn claim(object: &StatefulSet) -> Option<ClaimTemplate> {
+    let template = object
+        .spec
+        .as_ref()?
+        .volume_claim_templates
+        .as_ref()?
+        .first()?;
+    let spec = template.spec.as_ref()?;
+    let requests = spec.resources.as_ref()?.requests.as_ref()?;
+    Some(ClaimTemplate {
+        size: requests.get("storage")?.0.clone(),
+        class_name: spec.storage_class_name.clone(),
+    })
+}
+
+/// Namespace and name; none when either is missing.
+#[must_use]
+pub fn key(meta: &ObjectMeta) -> Option<ObjectKey> {
+    Some(ObjectKey::new(
+        meta.namespace.as_deref()?,
+        meta.name.as_deref()?,
+    ))
+}
+
+fn text<'a>(map: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'a str> {
+    map?.get(name).map(String::as_str)
+}
+
+fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    text(meta.annotations.as_ref(), name)
+}
+
+fn stamp(meta: &ObjectMeta) -> Option<Stamp> {
+    annotation(meta, names::STAMP_ANNOTATION)?.parse().ok()
+}
+
+fn bucket(meta: &ObjectMeta) -> Option<Bucket> {
+    let text = text(meta.labels.as_ref(), names::BUCKET_LABEL)?;
+    text.parse().ok().map(Bucket)
+}
+
+fn owner(meta: &ObjectMeta) -> Option<Owner> {
+    let reference = meta
+        .owner_references
+        .as_ref()?
+        .iter()
+        .find(|reference| reference.controller == Some(true))?;
+    Some(Owner {
+        api_version: reference.api_version.clone(),
+        kind: reference.kind.clone(),
+        name: reference.name.clone(),
+        uid: reference.uid.clone(),
+    })
+}

@@ -1,0 +1,217 @@
+//! The records of all objects in the shards of this replica.
+//!
+//! Guarantees: each map's locks live for one map operation, never over an await, and no two locks
+//! are held at once. A removal names the uid, so that a late one can not remove a successor of the
+//! same name. Records are handed out as `Arc`s: a reader holds no lock.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+
+use crate::api::Phase;
+use crate::core::child::{ChildId, ChildKind};
+use crate::core::hash::{Bucket, ShardCount, ShardId};
+use crate::core::object::{EPOCH_BELIEVED_MAX, ObjectKey};
+use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
+
+/// The records. Bounded by the number of objects in the shards held.
+#[derive(Debug)]
+pub struct Store {
+    shards: ShardCount,
+    /// Locked for one look-up, insertion or removal, or entry by entry during a scan.
+    clusters: DashMap<ObjectKey, Arc<ClusterRecord>>,
+    /// Locked as `clusters`.
+    statefulsets: DashMap<ObjectKey, Arc<StatefulSetRecord>>,
+    /// Locked as `clusters`. StatefulSets are not in here.
+    children: DashMap<(ChildKind, ObjectKey), Arc<ChildRecord>>,
+}
+
+impl Store {
+    /// An empty store for this number of shards.
+    #[must_use]
+    pub fn new(shards: ShardCount) -> Self {
+        Self {
+            shards,
+            clusters: DashMap::new(),
+            statefulsets: DashMap::new(),
+            children: DashMap::new(),
+        }
+    }
+
+    /// The number of shards.
+    #[must_use]
+    pub fn shards(&self) -> ShardCount {
+        self.shards
+    }
+
+    /// Keeps a cluster as it was seen now; returns what was kept before.
+    pub fn upsert_cluster(&self, record: ClusterRecord) -> Option<Arc<ClusterRecord>> {
+        self.clusters.insert(record.key.clone(), Arc::new(record))
+    }
+
+    /// Keeps a StatefulSet as it was seen now; returns what was kept before.
+    pub fn upsert_statefulset(&self, record: StatefulSetRecord) -> Option<Arc<StatefulSetRecord>> {
+        self.statefulsets
+            .insert(record.child.key.clone(), Arc::new(record))
+    }
+
+    /// Keeps another child as it was seen now; returns what was kept before.
+    pub fn upsert_child(&self, record: ChildRecord) -> Option<Arc<ChildRecord>> {
+        self.children
+            .insert((record.kind, record.key.clone()), Arc::new(record))
+    }
+
+    /// The cluster of this name.
+    #[must_use]
+    pub fn cluster(&self, key: &ObjectKey) -> Option<Arc<ClusterRecord>> {
+        self.clusters.get(key).map(|entry| Arc::clone(&entry))
+    }
+
+    /// The StatefulSet of this name.
+    #[must_use]
+    pub fn statefulset(&self, key: &ObjectKey) -> Option<Arc<StatefulSetRecord>> {
+        self.statefulsets.get(key).map(|entry| Arc::clone(&entry))
+    }
+
+    /// Another child of this kind and name.
+    #[must_use]
+    pub fn child(&self, namespace: &Arc<str>, id: &ChildId) -> Option<Arc<ChildRecord>> {
+        let key = ObjectKey {
+            namespace: Arc::clone(namespace),
+            name: Arc::clone(&id.name),
+        };
+        let entry = self.children.get(&(id.kind, key))?;
+        Some(Arc::clone(&entry))
+    }
+
+    /// Drops the cluster with this name and uid; whether there was one.
+    pub fn remove_cluster(&self, key: &ObjectKey, uid: &str) -> bool {
+        self.clusters
+            .remove_if(key, |_, record| *record.uid == *uid)
+            .is_some()
+    }
+
+    /// Drops the StatefulSet with this name and uid; whether there was one.
+    pub fn remove_statefulset(&self, key: &ObjectKey, uid: &str) -> bool {
+        self.statefulsets
+            .remove_if(key, |_, record| record.child.uid == uid)
+            .is_some()
+    }
+
+    /// Drops another child with this kind, name and uid; whether there was one.
+    pub fn remove_child(&self, kind: ChildKind, key: &ObjectKey, uid: &str) -> bool {
+        self.children
+            .remove_if(&(kind, key.clone()), |_, record| record.uid == uid)
+            .is_some()
+    }
+
+    /// Drops everything that lies in a shard.
+    pub fn purge_shard(&self, shard: ShardId) {
+        self.clusters
+            .retain(|_, record| !self.lies_in(record.bucket, shard));
+        self.statefulsets
+            .retain(|_, record| !self.child_lies_in(&record.child, shard));
+        self.children
+            .retain(|_, record| !self.child_lies_in(record, shard));
+    }
+
+    /// Number of clusters in a shard.
+    #[must_use]
+    pub fn count(&self, shard: ShardId) -> usize {
+        self.clusters
+            .iter()
+            .filter(|record| self.lies_in(record.bucket, shard))
+            .count()
+    }
+
+    /// Number of clusters in every shard, in one pass: shard `n` is at place `n`.
+    #[must_use]
+    pub fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; usize::from(self.shards.get())];
+        for record in &self.clusters {
+            let shard = self.shards.shard_of(record.bucket);
+            if let Some(count) = counts.get_mut(usize::from(shard.0)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    /// Names of the clusters in a shard.
+    #[must_use]
+    pub fn keys(&self, shard: ShardId) -> Vec<ObjectKey> {
+        self.clusters
+            .iter()
+            .filter(|record| self.lies_in(record.bucket, shard))
+            .map(|record| record.key.clone())
+            .collect()
+    }
+
+    /// Number of clusters in each phase; those that have none yet are being created.
+    #[must_use]
+    pub fn phases(&self) -> [(Phase, usize); 5] {
+        let mut counts = Phase::ALL.map(|phase| (phase, 0));
+        for record in &self.clusters {
+            let phase = record.status.phase.unwrap_or(Phase::Creating);
+            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == phase) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    /// The highest epoch that any object in a shard was stamped with; none when there is no stamp
+    /// to be believed.
+    #[must_use]
+    pub fn highest_epoch(&self, shard: ShardId) -> Option<u32> {
+        let clusters = self
+            .clusters
+            .iter()
+            .filter(|record| self.lies_in(record.bucket, shard))
+            .filter_map(|record| cluster_epoch(&record))
+            .max();
+        let statefulsets = self
+            .statefulsets
+            .iter()
+            .filter(|record| self.child_lies_in(&record.child, shard))
+            .filter_map(|record| child_epoch(&record.child))
+            .max();
+        let children = self
+            .children
+            .iter()
+            .filter(|record| self.child_lies_in(record, shard))
+            .filter_map(|record| child_epoch(&record))
+            .max();
+        clusters.max(statefulsets).max(children)
+    }
+
+    fn lies_in(&self, bucket: Bucket, shard: ShardId) -> bool {
+        self.shards.shard_of(bucket) == shard
+    }
+
+    fn child_lies_in(&self, record: &ChildRecord, shard: ShardId) -> bool {
+        record
+            .bucket
+            .is_some_and(|bucket| self.lies_in(bucket, shard))
+    }
+}
+
+/// The highest epoch that a cluster was stamped with, in its annotation or its status.
+#[must_use]
+pub fn cluster_epoch(record: &ClusterRecord) -> Option<u32> {
+    let in_status = record
+        .status
+        .shard
+        .as_ref()
+        .filter(|shard| !shard.lease.is_empty() && !shard.holder.is_empty())
+        .and_then(|shard| u32::try_from(shard.epoch).ok())
+        .filter(|epoch| *epoch <= EPOCH_BELIEVED_MAX);
+    let in_annotation = record.stamp.as_ref().map(|stamp| stamp.epoch);
+    in_status.max(in_annotation)
+}
+
+/// The epoch that a child was stamped with.
+#[must_use]
+pub fn child_epoch(record: &ChildRecord) -> Option<u32> {
+    record.stamp.as_ref().map(|stamp| stamp.epoch)
+}

@@ -1,0 +1,148 @@
+//! Tests of the store and of the conversions into it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::json;
+
+use super::observe;
+use super::store::Store;
+use crate::api::{DatabaseCluster, Phase};
+use crate::core::child::{ChildId, ChildKind};
+use crate::core::hash::{Bucket, ShardCount, ShardId};
+use crate::core::object::{EPOCH_BELIEVED_MAX, ObjectKey};
+use crate::core::observed::{ChildRecord, ClusterRecord};
+
+fn cluster(name: &str, uid: &str) -> ClusterRecord {
+    let object: DatabaseCluster = serde_json::from_value(json!({
+        "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+        "metadata": {"name": name, "namespace": "shop", "uid": uid, "resourceVersion": "5"},
+        "spec": {"image": "postgres:18"},
+    }))
+    .unwrap();
+    observe::cluster(&object).unwrap()
+}
+
+fn child(name: &str, uid: &str, bucket: Bucket, stamp: &str) -> ChildRecord {
+    let meta = serde_json::from_value(json!({
+        "name": name, "namespace": "shop", "uid": uid, "resourceVersion": "5",
+        "labels": {"database.io/bucket": bucket.to_string()},
+        "annotations": {"database.io/stamp": stamp},
+    }))
+    .unwrap();
+    observe::child(ChildKind::Service, &meta).unwrap()
+}
+
+fn store() -> Store {
+    Store::new(ShardCount::new(32).unwrap())
+}
+
+fn shard_of(uid: &str) -> ShardId {
+    ShardCount::new(32).unwrap().shard_of(Bucket::of(uid))
+}
+
+#[test]
+fn a_late_removal_does_not_remove_the_successor_of_the_same_name() {
+    let store = store();
+    store.upsert_cluster(cluster("a", "old"));
+    store.upsert_cluster(cluster("a", "new"));
+    let key = ObjectKey::new("shop", "a");
+    assert!(!store.remove_cluster(&key, "old"));
+    assert_eq!(&*store.cluster(&key).unwrap().uid, "new");
+    assert!(store.remove_cluster(&key, "new"));
+    assert_eq!(store.cluster(&key), None);
+
+    store.upsert_child(child("a-db", "new", Bucket(3), ""));
+    let key = ObjectKey::new("shop", "a-db");
+    assert!(!store.remove_child(ChildKind::Service, &key, "old"));
+    assert!(!store.remove_child(ChildKind::Secret, &key, "new"));
+    assert!(store.remove_child(ChildKind::Service, &key, "new"));
+}
+
+#[test]
+fn a_purged_shard_leaves_nothing_and_the_others_stay() {
+    let store = store();
+    for n in 0..200 {
+        let uid = format!("uid-{n}");
+        store.upsert_cluster(cluster(&format!("c{n}"), &uid));
+        store.upsert_child(child(
+            &format!("c{n}-db"),
+            &format!("s{n}"),
+            Bucket::of(&uid),
+            "l/7/h",
+        ));
+    }
+    let shard = shard_of("uid-0");
+    let gone = store.count(shard);
+    assert!(gone > 0);
+    assert_eq!(store.keys(shard).len(), gone);
+    assert_eq!(store.counts()[usize::from(shard.0)], gone);
+    assert_eq!(store.highest_epoch(shard), Some(7));
+    store.purge_shard(shard);
+    assert_eq!(store.count(shard), 0);
+    assert_eq!(store.highest_epoch(shard), None);
+    assert_eq!(store.counts().iter().sum::<usize>(), 200 - gone);
+    let id = ChildId {
+        kind: ChildKind::Service,
+        name: "c0-db".into(),
+    };
+    assert_eq!(store.child(&"shop".into(), &id), None);
+}
+
+#[test]
+fn the_highest_epoch_is_that_of_any_stamp_that_can_be_believed() {
+    let store = store();
+    let shard = shard_of("u");
+    let bucket = Bucket::of("u");
+    store.upsert_cluster(cluster("a", "u"));
+    assert_eq!(store.highest_epoch(shard), None);
+
+    let mut record = cluster("a", "u");
+    record.status = serde_json::from_value(json!({
+        "shard": {"lease": "l", "holder": "h", "epoch": 4, "bucket": 0},
+    }))
+    .unwrap();
+    store.upsert_cluster(record.clone());
+    assert_eq!(store.highest_epoch(shard), Some(4));
+
+    record.stamp = "l/6/h".parse().ok();
+    store.upsert_cluster(record.clone());
+    assert_eq!(store.highest_epoch(shard), Some(6));
+
+    store.upsert_child(child("a-db", "s", bucket, "l/9/h"));
+    assert_eq!(store.highest_epoch(shard), Some(9));
+
+    let absurd = i64::from(EPOCH_BELIEVED_MAX) + 1;
+    record.status.shard.as_mut().unwrap().epoch = absurd;
+    store.upsert_cluster(record);
+    store.upsert_child(child("a-db", "s", bucket, &format!("l/{absurd}/h")));
+    assert_eq!(store.highest_epoch(shard), Some(6));
+}
+
+#[test]
+fn phases_are_counted_and_a_cluster_without_one_is_being_created() {
+    let store = store();
+    store.upsert_cluster(cluster("a", "u1"));
+    let mut ready = cluster("b", "u2");
+    ready.status.phase = Some(Phase::Ready);
+    store.upsert_cluster(ready);
+    let phases = store.phases();
+    assert!(phases.contains(&(Phase::Creating, 1)), "{phases:?}");
+    assert!(phases.contains(&(Phase::Ready, 1)), "{phases:?}");
+    assert_eq!(phases.iter().map(|(_, count)| count).sum::<usize>(), 2);
+}
+
+#[test]
+fn what_a_newer_version_wrote_can_still_be_read() {
+    let object: DatabaseCluster = serde_json::from_value(json!({
+        "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+        "metadata": {"name": "a", "namespace": "shop", "uid": "u", "resourceVersion": "5"},
+        "spec": {"image": "postgres:18", "future": true},
+        "status": {"phase": "Hibernating", "conditions": [{
+            "type": "Backed", "status": "Perhaps", "reason": "R", "message": "M",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]},
+    }))
+    .unwrap();
+    let record = observe::cluster(&object).unwrap();
+    assert_eq!(record.status.phase, None);
+    assert_eq!(record.status.conditions.len(), 1);
+}

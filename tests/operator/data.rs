@@ -1,0 +1,324 @@
+//! What users and administrators do to the children, and that no data volume is ever lost by it.
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service,
+};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::{Api, Client};
+use serde_json::json;
+use testbed::{ControlPlane, Progress, load, wait_for};
+
+use crate::support::*;
+
+/// Names and uids of all claims: those that are lost or made anew show.
+async fn claims(client: &Client, namespace: &str) -> Vec<(String, String)> {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let list = api.list(&ListParams::default()).await.unwrap();
+    let mut found: Vec<(String, String)> = list
+        .items
+        .into_iter()
+        .map(|claim| (claim.metadata.name.unwrap(), claim.metadata.uid.unwrap()))
+        .collect();
+    found.sort();
+    found
+}
+
+async fn one(control_plane: &ControlPlane, namespace: &str, name: &str, spec: serde_json::Value) {
+    let new = load::NewCluster {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        spec,
+    };
+    load::create(control_plane, vec![new]).await.unwrap();
+}
+
+async fn change(client: &Client, namespace: &str, name: &str, spec: serde_json::Value) {
+    let keys = vec![(namespace.to_owned(), name.to_owned())];
+    load::patch(client, keys, json!({ "spec": spec }))
+        .await
+        .unwrap();
+}
+
+async fn until_claim_asks_for(client: &Client, namespace: &str, name: &str, size: &str) {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    wait_for(
+        format!("claim {name} to ask for {size}"),
+        PATIENCE,
+        || async {
+            let spec = api.get(name).await.unwrap().spec;
+            let requests = spec.and_then(|spec| spec.resources?.requests);
+            let asked = requests.and_then(|all| all.get("storage").map(|size| size.0.clone()));
+            Ok(Progress::when(asked.as_deref() == Some(size), (), || {
+                format!("{asked:?}")
+            }))
+        },
+    )
+    .await
+    .unwrap();
+}
+
+/// Waits until the cluster is Degraded for this reason; returns the message.
+async fn until_degraded(client: &Client, key: (&str, &str), reason: &str) -> String {
+    let object = until_cluster(client, key, reason, |object| {
+        condition(object, "Degraded")
+            .is_some_and(|(status, why, _)| status == "True" && why == reason)
+    })
+    .await;
+    condition(&object, "Degraded").unwrap().2
+}
+
+#[tokio::test]
+async fn every_child_is_there_owned_and_put_right() {
+    let control_plane = control_plane(options()).await;
+    let _fleet = fleet_of_three(&control_plane).await;
+    let client = control_plane.client();
+    one(&control_plane, "all", "db", load::spec(2)).await;
+    until_cluster(&client, ("all", "db"), "Ready", is_ready).await;
+
+    let services: Api<Service> = Api::namespaced(client.clone(), "all");
+    for name in ["db-db", "db-rw", "db-r"] {
+        let meta = services.get(name).await.unwrap().metadata;
+        assert_eq!(meta.owner_references.unwrap()[0].name, "db");
+        assert!(meta.annotations.unwrap().contains_key("database.io/stamp"));
+    }
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "all");
+    let secret = secrets.get("db-app").await.unwrap();
+    let keys: Vec<String> = secret.data.unwrap().into_keys().collect();
+    for key in ["username", "password", "host", "port", "dbname", "uri"] {
+        assert!(
+            keys.iter().any(|known| known == key),
+            "{key} is not in {keys:?}"
+        );
+    }
+
+    let configs: Api<ConfigMap> = Api::namespaced(client.clone(), "all");
+    let good = configs.get("db-db").await.unwrap().data;
+    let meddle = Patch::Merge(json!({"data": {"prepare.sh": "exit 1"}}));
+    configs
+        .patch("db-db", &PatchParams::default(), &meddle)
+        .await
+        .unwrap();
+    wait_for("the ConfigMap to be put right", PATIENCE, || async {
+        let now = configs.get("db-db").await.unwrap().data;
+        Ok(Progress::when(now == good, (), || {
+            format!("{:?}", now.map(|d| d["prepare.sh"].len()))
+        }))
+    })
+    .await
+    .unwrap();
+
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), "all");
+    assert!(budgets.get_opt("db-db").await.unwrap().is_some());
+    change(&client, "all", "db", json!({"replicas": 1})).await;
+    wait_for("the budget to go", PATIENCE, || async {
+        let found = budgets.get_opt("db-db").await.unwrap();
+        Ok(Progress::when(found.is_none(), (), || "it is there".into()))
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_statefulset_deleted_by_hand_comes_back_to_the_same_volumes_and_pods() {
+    let control_plane = control_plane(options()).await;
+    let _fleet = fleet_of_three(&control_plane).await;
+    let client = control_plane.client();
+    let mut spec = load::spec(2);
+    spec["storage"]["retain"] = json!("Delete");
+    one(&control_plane, "hand", "db", spec).await;
+    until_cluster(&client, ("hand", "db"), "Ready", is_ready).await;
+    let before = claims(&client, "hand").await;
+    assert_eq!(before.len(), 2);
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "hand");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "hand");
+    let pod_uid = || async { pods.get("db-db-0").await.unwrap().metadata.uid };
+
+    for (policy, pods_stay) in [
+        (PropagationPolicy::Orphan, true),
+        (PropagationPolicy::Background, false),
+    ] {
+        let pod_before = pod_uid().await;
+        let set = sets.get("db-db").await.unwrap().metadata.uid;
+        let params = DeleteParams {
+            propagation_policy: Some(policy.clone()),
+            ..DeleteParams::default()
+        };
+        sets.delete("db-db", &params).await.unwrap();
+        until_statefulset(
+            &client,
+            ("hand", "db-db"),
+            "to be there anew, with its Pods",
+            |now| {
+                let ready = now.status.as_ref().and_then(|status| status.ready_replicas);
+                now.metadata.uid != set && ready == Some(2)
+            },
+        )
+        .await;
+        if pods_stay {
+            assert_eq!(
+                pod_uid().await,
+                pod_before,
+                "a Pod was restarted for nothing"
+            );
+        }
+        assert_eq!(claims(&client, "hand").await, before, "after {policy:?}");
+    }
+    until_cluster(&client, ("hand", "db"), "Ready", is_ready).await;
+
+    let clusters = load::clusters_in(client.clone(), "hand");
+    clusters
+        .delete("db", &DeleteParams::default())
+        .await
+        .unwrap();
+    wait_for("the claims to go with the cluster", PATIENCE, || async {
+        let left = claims(&client, "hand").await;
+        Ok(Progress::when(left.is_empty(), (), || format!("{left:?}")))
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_deleted_and_made_again_at_once_gets_its_volumes_back() {
+    let control_plane = control_plane(options()).await;
+    let _fleet = fleet_of_three(&control_plane).await;
+    let client = control_plane.client();
+    one(&control_plane, "again", "db", load::spec(1)).await;
+    let first = until_cluster(&client, ("again", "db"), "Ready", is_ready).await;
+    let before = claims(&client, "again").await;
+    let clusters = load::clusters_in(client.clone(), "again");
+    clusters
+        .delete("db", &DeleteParams::default())
+        .await
+        .unwrap();
+    wait_for("the name to be free", PATIENCE, || async {
+        let found = clusters.get_opt("db").await.unwrap();
+        Ok(Progress::when(found.is_none(), (), || "it is there".into()))
+    })
+    .await
+    .unwrap();
+    one(&control_plane, "again", "db", load::spec(1)).await;
+    let second = until_cluster(&client, ("again", "db"), "Ready", is_ready).await;
+    assert_ne!(first.metadata.uid, second.metadata.uid);
+    assert_eq!(claims(&client, "again").await, before);
+    let services: Api<Service> = Api::namespaced(client.clone(), "again");
+    let owner = services
+        .get("db-rw")
+        .await
+        .unwrap()
+        .metadata
+        .owner_references
+        .unwrap();
+    assert_eq!(Some(&owner[0].uid), second.metadata.uid.as_ref());
+}
+
+#[tokio::test]
+async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right() {
+    let control_plane = control_plane(options()).await;
+    let _fleet = fleet_of_three(&control_plane).await;
+    let client = control_plane.client();
+    one(&control_plane, "bad", "db", load::spec(1)).await;
+    until_cluster(&client, ("bad", "db"), "Ready", is_ready).await;
+    let before = claims(&client, "bad").await;
+
+    change(&client, "bad", "db", json!({"image": "postgres:18"})).await;
+    let text = until_degraded(&client, ("bad", "db"), "MajorVersionChange").await;
+    assert!(
+        text.contains("PostgreSQL 17") && text.contains("PostgreSQL 18"),
+        "{text}"
+    );
+    change(&client, "bad", "db", json!({"image": "postgres:17.1"})).await;
+    until_cluster(&client, ("bad", "db"), "Ready again", is_ready).await;
+
+    change(&client, "bad", "db", json!({"storage": {"size": "2Gi"}})).await;
+    until_claim_asks_for(&client, "bad", "data-db-db-0", "2Gi").await;
+    let fixed = serde_json::from_value(json!({
+        "metadata": {"name": "fixed"}, "provisioner": "example.com/fixed",
+        "volumeBindingMode": "WaitForFirstConsumer", "allowVolumeExpansion": false,
+    }));
+    let classes: Api<StorageClass> = Api::all(client.clone());
+    classes
+        .create(&PostParams::default(), &fixed.unwrap())
+        .await
+        .unwrap();
+    let mut spec = load::spec(1);
+    spec["storage"]["className"] = json!("fixed");
+    one(&control_plane, "bad", "fixed", spec).await;
+    until_cluster(&client, ("bad", "fixed"), "Ready", is_ready).await;
+    change(&client, "bad", "fixed", json!({"storage": {"size": "2Gi"}})).await;
+    let text = until_degraded(&client, ("bad", "fixed"), "StorageNotGrown").await;
+    assert!(
+        text.contains("claim data-fixed-db-0 can not grow to 2Gi"),
+        "{text}"
+    );
+
+    a_lost_secret_comes_back(&control_plane).await;
+
+    change(&client, "bad", "other", json!({"replicas": 0})).await;
+    until_cluster(&client, ("bad", "other"), "paused", |object| {
+        condition(object, "Ready")
+            .is_some_and(|(status, why, _)| status == "True" && why == "Paused")
+    })
+    .await;
+    let after = claims(&client, "bad").await;
+    assert!(
+        before.iter().all(|claim| after.contains(claim)),
+        "{after:?}"
+    );
+    assert_eq!(after.len(), 4, "{after:?}");
+}
+
+async fn a_lost_secret_comes_back(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    one(control_plane, "bad", "other", load::spec(1)).await;
+    until_cluster(&client, ("bad", "other"), "Ready", is_ready).await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "bad");
+    let secret = secrets.get("other-app").await.unwrap();
+    secrets
+        .delete("other-app", &DeleteParams::default())
+        .await
+        .unwrap();
+    change(&client, "bad", "other", json!({"replicas": 2})).await;
+    let text = until_degraded(&client, ("bad", "other"), "SecretMissing").await;
+    assert!(text.contains("Secret other-app is gone"), "{text}");
+    let mut back = Secret {
+        data: secret.data,
+        ..Secret::default()
+    };
+    back.metadata.name = Some("other-app".to_owned());
+    secrets.create(&PostParams::default(), &back).await.unwrap();
+    until_cluster(&client, ("bad", "other"), "Ready with two", |object| {
+        is_ready(object) && object.data["status"]["readyReplicas"] == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quota_that_lets_no_pod_in_is_named() {
+    let control_plane = control_plane(options()).await;
+    let _fleet = fleet_of_three(&control_plane).await;
+    let client = control_plane.client();
+    one(&control_plane, "small", "first", load::spec(1)).await;
+    until_cluster(&client, ("small", "first"), "Ready", is_ready).await;
+    let quota = serde_json::from_value(json!({
+        "metadata": {"name": "no-pods"}, "spec": {"hard": {"pods": "1"}},
+    }));
+    let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), "small");
+    quotas
+        .create(&PostParams::default(), &quota.unwrap())
+        .await
+        .unwrap();
+    wait_for("the quota to count", PATIENCE, || async {
+        let counted = quotas.get("no-pods").await.unwrap().status;
+        let used = counted.and_then(|status| status.used);
+        Ok(Progress::when(used.is_some(), (), || "no status".into()))
+    })
+    .await
+    .unwrap();
+    one(&control_plane, "small", "db", load::spec(1)).await;
+    let text = until_degraded(&client, ("small", "db"), "FailedCreate").await;
+    assert!(text.contains("exceeded quota: no-pods"), "{text}");
+}

@@ -1,0 +1,10 @@
+//! The operator against a real control plane: real processes, real API server, fake nodes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bad_days;
+mod bad_input;
+mod changes;
+mod data;
+mod figures;
+mod fleet;
+mod support;

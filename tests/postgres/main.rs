@@ -1,0 +1,105 @@
+//! The scripts and commands of the rendered Pods, run against a real PostgreSQL server on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod pod;
+mod volumes;
+
+use pod::{Pod, World};
+
+#[test]
+fn a_primary_and_two_replicas_stream_and_only_the_right_password_gets_in() {
+    let world = World::new();
+    let primary = Pod::new(&world, 0);
+    primary.hold_first_start();
+    primary.prepare().unwrap();
+    let mut primary = primary.start();
+    primary.until("the temporary server of the first start answers", |pod| {
+        pod.psql_local("SELECT 1").is_ok()
+    });
+    primary.probe("startupProbe").unwrap_err();
+    primary.probe("readinessProbe").unwrap_err();
+    primary.release_first_start();
+    primary.until_ready();
+    primary.probe("startupProbe").unwrap();
+    primary.probe("livenessProbe").unwrap();
+
+    let uri = world.uri(&primary);
+    primary.psql(&uri, "CREATE TABLE t (n int)").unwrap();
+    let wrong = uri.replace(&world.secret("password"), "wrong");
+    let error = primary.psql(&wrong, "SELECT 1").unwrap_err();
+    assert!(error.contains("password authentication failed"), "{error}");
+    let superuser = uri.replace("//app:", "//postgres:");
+    let error = primary.psql(&superuser, "SELECT 1").unwrap_err();
+    assert!(error.contains("authentication failed"), "{error}");
+    let replicator = uri.replace("//app:", "//replicator:");
+    primary.psql(&replicator, "SELECT 1").unwrap_err();
+
+    let mut replicas = Vec::new();
+    for ordinal in 1..3 {
+        let replica = Pod::new(&world, ordinal);
+        replica.prepare().unwrap();
+        let replica = replica.start();
+        replica.until_ready();
+        replicas.push(replica);
+    }
+    primary.psql(&uri, "INSERT INTO t VALUES (42)").unwrap();
+    for replica in &replicas {
+        let uri = world.uri(replica);
+        replica.until("the row is there", |pod| {
+            pod.psql(&uri, "SELECT n FROM t").as_deref() == Ok("42")
+        });
+        let error = replica.psql(&uri, "INSERT INTO t VALUES (1)").unwrap_err();
+        assert!(error.contains("read-only"), "{error}");
+    }
+    let following = primary.psql_local("SELECT count(*) FROM pg_stat_replication");
+    assert_eq!(following.as_deref(), Ok("2"));
+
+    // While the primary is away, replicas serve what they have.
+    primary.stop();
+    for replica in &replicas {
+        replica.probe("readinessProbe").unwrap();
+        let uri = world.uri(replica);
+        assert_eq!(replica.psql(&uri, "SELECT n FROM t").as_deref(), Ok("42"));
+    }
+    for log in [primary.log(), replicas[0].log()] {
+        for key in ["password", "replication-password"] {
+            assert!(
+                !log.contains(&world.secret(key)),
+                "a password is in the log"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_changed_secret_is_taken_over_by_a_primary_that_starts_anew() {
+    let mut world = World::new();
+    let mut primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let old = world.uri(&primary);
+    primary.psql(&old, "CREATE TABLE t (n int)").unwrap();
+    primary.stop();
+    world.set_secret("password", "it's \\ new: \"1\"");
+    primary.mount(&world);
+    primary.prepare().unwrap();
+    let primary = primary.start();
+    primary.until_ready();
+    let error = primary.psql(&old, "SELECT 1").unwrap_err();
+    assert!(error.contains("authentication failed"), "{error}");
+    let new = "host=127.0.0.1 user=app dbname=app password='it\\'s \\\\ new: \"1\"'";
+    let count = primary.psql(new, "SELECT count(*) FROM t");
+    assert_eq!(count.as_deref(), Ok("0"));
+}
+
+#[test]
+fn a_first_start_that_was_interrupted_is_ended_by_the_next_one() {
+    let world = World::new();
+    let primary = Pod::new(&world, 0);
+    primary.prepare().unwrap();
+    primary.initdb_only();
+    primary.prepare().unwrap();
+    let primary = primary.start();
+    primary.until_ready();
+    let uri = world.uri(&primary);
+    assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
+}

@@ -1,0 +1,396 @@
+//! A rendered Pod without Kubernetes: its mounts are folders, its environment is mapped to them, its commands are run
+//! as they are rendered.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use databasecluster_operator::api::DatabaseCluster;
+use databasecluster_operator::core::child::ChildKind;
+use databasecluster_operator::core::object::Stamp;
+use databasecluster_operator::core::observed::ClusterRecord;
+use databasecluster_operator::postgres::{Password, children, secret};
+use databasecluster_operator::watch::observe;
+use rustix::process::{Pid, Signal, getuid, kill_process};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The user of Debian's packages: PostgreSQL refuses to run as root.
+const USER: &str = "postgres";
+
+/// What all Pods of a cluster share.
+pub(crate) struct World {
+    folder: tempfile::TempDir,
+    cluster: ClusterRecord,
+    secret: BTreeMap<String, String>,
+    initialized: bool,
+    ports: [u16; 3],
+    programs: PathBuf,
+}
+
+/// One Pod.
+pub(crate) struct Pod {
+    folder: PathBuf,
+    spec: Value,
+    name: String,
+    /// Where each mount of the Pod is here, the longest first.
+    mounts: Vec<(String, PathBuf)>,
+    pub(crate) port: u16,
+    primary_port: u16,
+    programs: PathBuf,
+    server: Option<Child>,
+}
+
+fn programs() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut found: Vec<PathBuf> = versions
+        .map(|entry| entry.unwrap().path().join("bin"))
+        .filter(|bin| bin.join("postgres").exists())
+        .collect();
+    found.sort();
+    found
+        .pop()
+        .expect("PostgreSQL is missing: apt-get install postgresql-15")
+}
+
+/// Ids of the user that runs PostgreSQL, when we are root.
+fn user() -> Option<(u32, u32)> {
+    if !getuid().is_root() {
+        return None;
+    }
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let line = passwd
+        .lines()
+        .find(|line| line.starts_with(&format!("{USER}:")))
+        .expect("no user postgres: apt-get install postgresql-15");
+    let fields: Vec<&str> = line.split(':').collect();
+    Some((fields[2].parse().unwrap(), fields[3].parse().unwrap()))
+}
+
+fn give(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    if let Some((uid, gid)) = user() {
+        chown(path, Some(uid), Some(gid)).unwrap();
+    }
+}
+
+fn write(path: &Path, text: &str, mode: u32) {
+    fs::write(path, text).unwrap();
+    give(path, mode);
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let object: DatabaseCluster = serde_json::from_value(json!({
+            "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+            "metadata": {"name": "orders", "namespace": "shop", "uid": "u", "resourceVersion": "5"},
+            "spec": {"image": "postgres:15", "replicas": 3},
+        }))
+        .unwrap();
+        let cluster = observe::cluster(&object).unwrap();
+        let password = |seed: u8| {
+            let bytes = std::array::from_fn(|n| (n as u8).wrapping_mul(53).wrapping_add(seed));
+            Password::from_random(&bytes).unwrap()
+        };
+        let stamp = Stamp {
+            lease: "l".to_owned(),
+            epoch: 1,
+            holder: "h".to_owned(),
+        };
+        let manifest = secret(&cluster, &password(7), &password(11), &stamp);
+        let folder = tempfile::tempdir().unwrap();
+        give(folder.path(), 0o755);
+        Self {
+            folder,
+            cluster,
+            secret: serde_json::from_value(manifest["stringData"].clone()).unwrap(),
+            initialized: false,
+            ports: testbed::ports::free_ports().unwrap(),
+            programs: programs(),
+        }
+    }
+
+    pub(crate) fn secret(&self, key: &str) -> String {
+        self.secret[key].clone()
+    }
+
+    pub(crate) fn set_secret(&mut self, key: &str, value: &str) {
+        self.secret.insert(key.to_owned(), value.to_owned());
+    }
+
+    pub(crate) fn set_initialized(&mut self) {
+        self.initialized = true;
+    }
+
+    /// The address that applications use, with this Pod instead of the Service.
+    pub(crate) fn uri(&self, pod: &Pod) -> String {
+        let uri = self.secret("uri");
+        let host = format!("{}:5432", self.secret("host"));
+        assert!(uri.contains(&host), "{uri}");
+        uri.replace(&host, &format!("127.0.0.1:{}", pod.port))
+    }
+}
+
+impl Pod {
+    pub(crate) fn new(world: &World, ordinal: usize) -> Self {
+        let set = children(&world.cluster, None, world.initialized)
+            .into_iter()
+            .find(|child| child.id.kind == ChildKind::StatefulSet)
+            .unwrap();
+        let spec = set.manifest.pointer("/spec/template/spec").unwrap().clone();
+        let name = format!("orders-db-{ordinal}");
+        let folder = world.folder.path().join(&name);
+        fs::create_dir(&folder).unwrap();
+        give(&folder, 0o755);
+        let all = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+        let mut mounts: Vec<(String, PathBuf)> = all
+            .iter()
+            .map(|mount| {
+                let at = mount["mountPath"].as_str().unwrap().to_owned();
+                (at, folder.join(mount["name"].as_str().unwrap()))
+            })
+            .collect();
+        mounts.sort_by_key(|(at, _)| std::cmp::Reverse(at.len()));
+        for (_, path) in &mounts {
+            fs::create_dir(path).unwrap();
+            give(path, 0o700);
+        }
+        let pod = Self {
+            folder,
+            spec,
+            name,
+            mounts,
+            port: world.ports[ordinal],
+            primary_port: world.ports[0],
+            programs: world.programs.clone(),
+            server: None,
+        };
+        pod.mount(world);
+        pod
+    }
+
+    /// Writes Secret and ConfigMap into their folders, as the kubelet does for a Pod that starts.
+    pub(crate) fn mount(&self, world: &World) {
+        let config = children(&world.cluster, None, world.initialized)
+            .into_iter()
+            .find(|child| child.id.kind == ChildKind::ConfigMap)
+            .unwrap();
+        let data = config.manifest["data"].as_object().unwrap();
+        for volume in self.spec["volumes"].as_array().unwrap() {
+            let folder = self.folder.join(volume["name"].as_str().unwrap());
+            let source = &volume["configMap"];
+            if let Some(items) = source["items"].as_array() {
+                for item in items {
+                    let text = data[item["key"].as_str().unwrap()].as_str().unwrap();
+                    write(&folder.join(item["path"].as_str().unwrap()), text, 0o555);
+                }
+            } else if source.is_object() {
+                for (key, text) in data {
+                    write(&folder.join(key), text.as_str().unwrap(), 0o555);
+                }
+            } else if volume["secret"].is_object() {
+                for (key, text) in &world.secret {
+                    write(&folder.join(key), text, 0o440);
+                }
+            }
+        }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        let found = self.mounts.iter().find(|(at, _)| path.starts_with(at));
+        let (at, here) = found.unwrap_or_else(|| panic!("{path} is on no mount"));
+        here.join(path[at.len()..].trim_start_matches('/'))
+    }
+
+    fn mapped(&self, text: &str) -> String {
+        match text.starts_with('/') {
+            true => self.path(text).display().to_string(),
+            false => text.to_owned(),
+        }
+    }
+
+    fn command(&self, program: &str, environment: &Value) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM"]);
+        if user().is_some() {
+            command.args(["--reuid", USER, "--regid", USER, "--clear-groups"]);
+        }
+        command.args(["--", program]).current_dir(&self.folder);
+        let path = format!("{}:/usr/bin:/bin", self.programs.display());
+        command.env_clear().env("PATH", path);
+        for variable in environment.as_array().into_iter().flatten() {
+            let name = variable["name"].as_str().unwrap();
+            let value = match name {
+                "POD_NAME" => self.name.clone(),
+                "PRIMARY_HOST" => "127.0.0.1".to_owned(),
+                _ => self.mapped(variable["value"].as_str().unwrap()),
+            };
+            command.env(name, value);
+        }
+        // In Pods every server has an address, a socket folder and a /tmp of its own.
+        command
+            .env("PGPORT", self.port.to_string())
+            .env("PRIMARY_PORT", self.primary_port.to_string())
+            .env("PGHOST", self.path("/var/run/postgresql"))
+            .env("TMPDIR", self.path("/tmp"))
+            .env("INITDB_FOLDER", self.path("/docker-entrypoint-initdb.d"))
+            .env("HOLD", self.path("/tmp/hold"));
+        command
+    }
+
+    /// Runs a rendered command to its end: what it said, as an error if it failed.
+    fn run(&self, command: &Value, environment: &Value) -> Result<String, String> {
+        let words: Vec<&str> = command
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|word| word.as_str().unwrap())
+            .collect();
+        let mut built = self.command(words[0], environment);
+        built.args(words[1..].iter().map(|word| self.mapped(word)));
+        finish(&mut built)
+    }
+
+    /// The init container.
+    pub(crate) fn prepare(&self) -> Result<String, String> {
+        let prepare = &self.spec["initContainers"][0];
+        self.run(&prepare["command"], &prepare["env"])
+    }
+
+    pub(crate) fn prepared(self) -> Self {
+        self.prepare().unwrap();
+        self
+    }
+
+    pub(crate) fn probe(&self, probe: &str) -> Result<String, String> {
+        let main = &self.spec["containers"][0];
+        self.run(&main[probe]["exec"]["command"], &main["env"])
+    }
+
+    /// The main container: the image's entry point with its default command.
+    pub(crate) fn start(mut self) -> Self {
+        let entrypoint = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/postgres/entrypoint.sh");
+        let copy = self.folder.join("entrypoint.sh");
+        write(&copy, &fs::read_to_string(entrypoint).unwrap(), 0o555);
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("log"))
+            .unwrap();
+        let environment = self.spec["containers"][0]["env"].clone();
+        let mut command = self.command("sh", &environment);
+        command
+            .arg(copy)
+            .arg("postgres")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.server = Some(command.spawn().unwrap());
+        self
+    }
+
+    /// As the image's stop signal does: a fast shutdown.
+    pub(crate) fn stop(&mut self) {
+        let Some(mut server) = self.server.take() else {
+            return;
+        };
+        let pid = Pid::from_raw(i32::try_from(server.id()).unwrap()).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while server.try_wait().unwrap().is_none() {
+            if Instant::now() >= deadline {
+                server.kill().unwrap();
+                panic!(
+                    "{} did not stop within {PATIENCE:?}: {}",
+                    self.name,
+                    self.log()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn hold_first_start(&self) {
+        write(&self.path("/tmp/hold"), "", 0o600);
+    }
+
+    pub(crate) fn release_first_start(&self) {
+        fs::remove_file(self.path("/tmp/hold")).unwrap();
+    }
+
+    /// A database without roles of ours: what an interrupted first start, or someone else, leaves.
+    pub(crate) fn initdb_only(&self) {
+        let data = self.path("/pgdata/data").display().to_string();
+        let mut command = self.command("initdb", &Value::Null);
+        finish(command.args(["-D", &data, "-U", "postgres", "-A", "trust"])).unwrap();
+    }
+
+    pub(crate) fn write_data(&self, file: &str, text: &str) {
+        write(&self.path("/pgdata/data").join(file), text, 0o600);
+    }
+
+    pub(crate) fn has_data(&self) -> bool {
+        self.path("/pgdata/data/PG_VERSION").exists()
+    }
+
+    /// What a client gets that connects like this.
+    pub(crate) fn psql(&self, address: &str, query: &str) -> Result<String, String> {
+        let mut command = self.command("psql", &Value::Null);
+        finish(command.args(["-XAtqw", "-d", address, "-c", query]))
+    }
+
+    /// What the superuser gets inside the Pod.
+    pub(crate) fn psql_local(&self, query: &str) -> Result<String, String> {
+        self.psql("user=postgres dbname=postgres", query)
+    }
+
+    pub(crate) fn until_ready(&self) {
+        self.until("it is ready", |pod| pod.probe("readinessProbe").is_ok());
+    }
+
+    pub(crate) fn until(&self, what: &str, met: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !met(self) {
+            let late = Instant::now() >= deadline;
+            assert!(
+                !late,
+                "{}: not so after {PATIENCE:?}: {what}\n{}",
+                self.name,
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let pid = Pid::from_raw(i32::try_from(server.id()).unwrap_or(0));
+            if let Some(pid) = pid {
+                let _gone = kill_process(pid, Signal::QUIT);
+                let _gone = server.wait();
+            }
+        }
+    }
+}
+
+/// Output of a command that succeeded, or everything that one that failed said.
+fn finish(command: &mut Command) -> Result<String, String> {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let out = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let err = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    match (output.status.success(), out.is_empty()) {
+        (true, false) => Ok(out),
+        (true, true) => Ok(err),
+        (false, _) => Err(format!("{out}\n{err}")),
+    }
+}

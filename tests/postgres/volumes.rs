@@ -1,0 +1,98 @@
+//! Volumes that are lost, stale, or another's: nothing is served that is not the primary's, and nothing is lost.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use crate::pod::{Pod, World};
+
+#[test]
+fn a_stale_replica_catches_up_or_is_copied_anew_and_data_of_its_own_is_left_alone() {
+    let world = World::new();
+    let primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let uri = world.uri(&primary);
+    primary.psql(&uri, "CREATE TABLE t (n int)").unwrap();
+    let mut replica = Pod::new(&world, 1).prepared().start();
+    replica.until_ready();
+    replica.stop();
+
+    // A while away: what it lacks is still there.
+    primary.psql(&uri, "INSERT INTO t VALUES (1)").unwrap();
+    let told = replica.prepare().unwrap();
+    assert!(!told.contains("copying"), "{told}");
+    let mut replica = replica.start();
+    replica.until_ready();
+    let on_replica = world.uri(&replica);
+    replica.until("the row is there", |pod| {
+        pod.psql(&on_replica, "SELECT count(*) FROM t").as_deref() == Ok("1")
+    });
+    replica.stop();
+
+    // Long away.
+    for number in 2..6 {
+        let insert = format!("INSERT INTO t VALUES ({number})");
+        primary.psql(&uri, &insert).unwrap();
+        primary.psql_local("SELECT pg_switch_wal()").unwrap();
+        primary.psql_local("CHECKPOINT").unwrap();
+    }
+    let told = replica.prepare().unwrap();
+    assert!(told.contains("copying it anew"), "{told}");
+    let mut replica = replica.start();
+    replica.until_ready();
+    let count = replica.psql(&on_replica, "SELECT count(*) FROM t");
+    assert_eq!(count.as_deref(), Ok("5"));
+
+    // Promoted by hand.
+    replica.psql_local("SELECT pg_promote()").unwrap();
+    replica
+        .psql(&on_replica, "INSERT INTO t VALUES (100)")
+        .unwrap();
+    replica.stop();
+    let told = replica.prepare().unwrap_err();
+    assert!(told.contains("data of its own"), "{told}");
+    assert!(told.contains("data-orders-db-1"), "{told}");
+    assert!(replica.has_data());
+
+    // Of another database.
+    let other = Pod::new(&world, 2);
+    other.initdb_only();
+    let told = other.prepare().unwrap_err();
+    assert!(told.contains("another database"), "{told}");
+    assert!(other.has_data());
+}
+
+#[test]
+fn a_lost_volume_of_the_primary_is_not_initialized_anew() {
+    let mut world = World::new();
+    let primary = Pod::new(&world, 0);
+    primary.prepare().unwrap();
+    world.set_initialized();
+    primary.mount(&world);
+    let told = primary.prepare().unwrap_err();
+    assert!(
+        told.contains("has no data, though this cluster had some"),
+        "{told}"
+    );
+}
+
+#[test]
+fn data_of_another_major_version_is_refused_and_both_are_named() {
+    let world = World::new();
+    for ordinal in [0, 1] {
+        let pod = Pod::new(&world, ordinal);
+        pod.initdb_only();
+        pod.write_data("PG_VERSION", "9\n");
+        let told = pod.prepare().unwrap_err();
+        assert!(told.contains("the data is of PostgreSQL 9 and"), "{told}");
+        assert!(told.contains("the image is PostgreSQL 1"), "{told}");
+    }
+}
+
+#[test]
+fn a_secret_that_lacks_a_key_or_is_a_former_clusters_is_named() {
+    let mut world = World::new();
+    world.set_secret("cluster-uid", "former");
+    let told = Pod::new(&world, 0).prepare().unwrap_err();
+    assert!(told.contains("Secret orders-app is of a former"), "{told}");
+    world.set_secret("replication-password", "");
+    let told = Pod::new(&world, 1).prepare().unwrap_err();
+    assert!(told.contains("has no key replication-password"), "{told}");
+}

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Runs every check and every test, shows their output, and ends with "N passed, N failed" alone on the last line.
+# A check that fails, or a build that breaks, counts as one failure. Status 1 when anything failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+passed=0
+failed=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+heading() { printf '\n==> %s\n' "$*"; }
+
+check() { # name, command ...
+  local name=$1
+  shift
+  heading "$name"
+  if "$@"; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    printf 'FAILED: %s\n' "$name"
+  fi
+}
+
+# Adds up cargo's own summaries; a run that fails without a failed test in them (it did not build, or died) is one more.
+tests() { # name, cargo arguments ...
+  local name=$1 ok status counted
+  shift
+  heading "$name"
+  "$@" 2>&1 | tee "$log"
+  status=${PIPESTATUS[0]}
+  read -r ok counted < <(awk '
+    /^test result:/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) ok += $i; if ($(i + 1) ~ /^failed/) bad += $i } }
+    END { print ok + 0, bad + 0 }' "$log")
+  passed=$((passed + ok))
+  failed=$((failed + counted))
+  if [ "$status" -ne 0 ] && [ "$counted" -eq 0 ]; then
+    failed=$((failed + 1))
+    printf 'FAILED: %s did not build or did not end by itself (status %s)\n' "$name" "$status"
+  fi
+}
+
+check "set-up" sh tests/check-setup.sh
+if [ "$failed" -eq 0 ]; then
+  check "control plane" tests/control-plane/build.sh
+  check "format" cargo fmt --all --check
+  check "lint" cargo clippy --workspace --all-targets --locked -- -D warnings
+  check "program" cargo build --workspace --bins --locked
+  tests "tests" cargo test --workspace --locked --no-fail-fast ${TEST_ARGS:+$TEST_ARGS}
+fi
+printf '\n%s passed, %s failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,224 @@
+//! What must always hold, and what must hold in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::hash::ShardId;
+use crate::core::lease::{MemberLease, ShardLease};
+use crate::delivery::LATE_MS_MAX;
+use crate::world::{Happening, Who, World};
+
+/// Longest that a shard may stand still while its holder leaves as planned.
+const HANDOVER_GAP_MS_MAX: u64 = 400;
+const LOOK_MS: u64 = 20;
+
+/// Which part of a run we are in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Recovering,
+    /// One replica leaves as planned.
+    Leaving(u64),
+    Done,
+}
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+pub(crate) struct Checks {
+    phase: Phase,
+    /// Who worked in each epoch of each shard: life and incarnation.
+    workers: BTreeMap<(ShardId, u32), (u64, u32)>,
+    /// The last epoch of each shard Lease, and whose it was.
+    highest: BTreeMap<ShardId, (u32, String)>,
+    /// Incarnations that ever were allowed to act.
+    in_force: BTreeSet<String>,
+    /// Of these, those whose member Lease was vacated, replaced or deleted: they never return.
+    dead: BTreeSet<String>,
+    /// Since when a shard stands still.
+    still_since_ms: BTreeMap<ShardId, u64>,
+    /// Since when everything is as it should be.
+    well_since_ms: Option<u64>,
+}
+
+impl Checks {
+    pub(crate) fn is_done(&self) -> bool {
+        self.phase == Phase::Done
+    }
+}
+
+impl World {
+    /// Another process that acts on the shard.
+    fn other_actor(&self, who: Who, shard: ShardId) -> Option<(usize, u32)> {
+        let others = self.slots.iter().flatten().enumerate();
+        others
+            .filter(|(_, process)| process.life != who.life)
+            .find_map(|(slot, process)| Some((slot, process.acts(shard, self.now_ms)?)))
+    }
+
+    pub(crate) fn check_admitted(&mut self, who: Who, shard: ShardId, epoch: u32) {
+        self.summary.moves += 1;
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        let me = (process.life, process.incarnations);
+        let first = *self.checks.workers.entry((shard, epoch)).or_insert(me);
+        if first != me {
+            self.fail(format!(
+                "shard {shard} epoch {epoch} is worked on by {first:?} and {me:?}"
+            ));
+        }
+        self.check_writing(who, shard, epoch);
+    }
+
+    /// Somebody is about to write in the shard: nobody else may be able to. People who delete or edit
+    /// Leases by hand can break this for a moment; then epochs and the fence still stand.
+    pub(crate) fn check_writing(&mut self, who: Who, shard: ShardId, epoch: u32) {
+        if let Some((slot, other)) = self.other_actor(who, shard)
+            && (!self.tampers || other == epoch)
+        {
+            self.fail(format!(
+                "shard {shard} is worked on by r{} in epoch {epoch} and by r{slot} in epoch {other}",
+                who.slot
+            ));
+        }
+    }
+
+    /// A replica may act: from here on its incarnation has an end that is for good.
+    pub(crate) fn note_in_force(&mut self, incarnation: String) {
+        self.checks.in_force.insert(incarnation);
+    }
+
+    pub(crate) fn check_member(
+        &mut self,
+        before: Option<&MemberLease>,
+        after: Option<&MemberLease>,
+    ) {
+        let alive = |lease: &&MemberLease| !lease.is_vacated();
+        let (was, is) = (before.filter(alive), after.filter(alive));
+        if let Some(lease) = is
+            && self.checks.dead.contains(&lease.incarnation)
+        {
+            self.fail(format!("a dead incarnation returned: {lease:?}"));
+        }
+        let ended = |was: &&MemberLease| is.is_none_or(|is| is.incarnation != was.incarnation);
+        if let Some(lease) = was.filter(ended)
+            && self.checks.in_force.contains(&lease.incarnation)
+        {
+            self.checks.dead.insert(lease.incarnation.clone());
+        }
+    }
+
+    pub(crate) fn check_lease(&mut self, existed: bool, lease: &ShardLease) {
+        let shard = lease.shard;
+        self.fence
+            .saw(self.now_ms, shard, &lease.holder, lease.epoch);
+        let now = (lease.epoch, lease.incarnation.clone());
+        let (known, by) = self.checks.highest.insert(shard, now).unwrap_or_default();
+        let same = by == lease.incarnation;
+        // Nobody can know the epoch of a Lease that is gone whose objects were never written.
+        let unknowable = !existed && self.highest_stamp(shard).is_none();
+        if !unknowable && (lease.epoch < known || (lease.epoch == known && !same)) {
+            self.fail(format!(
+                "the epoch of shard {shard} did not rise above {known}: {lease:?}"
+            ));
+        }
+        if matches!(self.checks.phase, Phase::Leaving(_)) && lease.holder.is_empty() {
+            self.fail(format!("shard {shard} was vacated though others live"));
+        }
+    }
+
+    /// Looks from time to time, once the faults have ended.
+    pub(crate) fn check(&mut self) {
+        let trouble = self.not_well();
+        let since_ms = *self.checks.well_since_ms.get_or_insert(self.now_ms);
+        if trouble.is_some() {
+            self.checks.well_since_ms = None;
+        }
+        match self.checks.phase {
+            Phase::Recovering => {
+                if let Some(trouble) = trouble {
+                    let waited_ms = self.now_ms - self.plan.fault_ms;
+                    if waited_ms > self.plan.bound_ms {
+                        self.fail(format!("{waited_ms} ms after the last fault {trouble}"));
+                    }
+                } else if self.now_ms - since_ms >= 500
+                    && self.now_ms >= self.plan.fault_ms + LATE_MS_MAX
+                {
+                    self.summary.recovery_ms = since_ms - self.plan.fault_ms;
+                    self.leave_as_planned();
+                }
+            }
+            Phase::Leaving(began_ms) => {
+                self.look_for_gaps();
+                if trouble.is_none() && self.now_ms - began_ms > 1000 {
+                    self.checks.phase = Phase::Done;
+                } else if self.now_ms - began_ms > self.plan.bound_ms {
+                    self.fail(format!("a planned stop does not end: {trouble:?}"));
+                }
+            }
+            Phase::Done => {}
+        }
+        let pause_ms = if self.checks.phase == Phase::Recovering {
+            100
+        } else {
+            LOOK_MS
+        };
+        self.after(pause_ms, Happening::Check);
+    }
+
+    fn leave_as_planned(&mut self) {
+        let slot = self.random.index(self.slots.len());
+        self.checks.phase = Phase::Leaving(self.now_ms);
+        self.tell(|| format!("r{slot} is to leave"));
+        if let Some(life) = self.slots[slot].as_ref().map(|process| process.life) {
+            self.shut_down(Who { slot, life });
+        }
+    }
+
+    fn look_for_gaps(&mut self) {
+        for shard in self.count.shards() {
+            let acted_on = self
+                .slots
+                .iter()
+                .flatten()
+                .any(|p| p.acts(shard, self.now_ms).is_some());
+            if acted_on {
+                self.checks.still_since_ms.remove(&shard);
+                continue;
+            }
+            let since_ms = *self
+                .checks
+                .still_since_ms
+                .entry(shard)
+                .or_insert(self.now_ms);
+            let gap_ms = self.now_ms - since_ms + LOOK_MS;
+            self.summary.handover_gap_ms = self.summary.handover_gap_ms.max(gap_ms);
+            if gap_ms > HANDOVER_GAP_MS_MAX {
+                self.fail(format!(
+                    "shard {shard} stands still for {gap_ms} ms in a planned stop"
+                ));
+            }
+        }
+    }
+
+    /// What is not as it should be: every replica there, every shard held and worked on by its holder.
+    fn not_well(&self) -> Option<String> {
+        for (slot, process) in self.slots.iter().enumerate() {
+            if process.as_ref().is_none_or(|process| process.leaving) {
+                return Some(format!("r{slot} is not back"));
+            }
+        }
+        for shard in self.count.shards() {
+            let Some(lease) = self.server.shards.get(&shard) else {
+                return Some(format!("shard {shard} has no Lease"));
+            };
+            let working = self.slots.iter().flatten().any(|process| {
+                process.identity == lease.holder
+                    && process.acts(shard, self.now_ms) == Some(lease.epoch)
+            });
+            if !working {
+                return Some(format!("shard {shard} is not worked on: {lease:?}"));
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,350 @@
+//! Events to the machines and their actions: the network between replicas and the API server.
+
+use crate::core::hash::ShardId;
+use crate::core::lease::{MemberWrite, ShardLease, ShardWrite};
+use crate::core::ownership::{Action, Event, WriteResult};
+use crate::process::Tenure;
+use crate::world::{Happening, Request, Who, World};
+
+/// How long a caller waits for an answer.
+const CALL_TIMEOUT_MS: u64 = 1000;
+const TICK_MS: u64 = 100;
+/// Latest that a message that is not lost arrives.
+pub(crate) const LATE_MS_MAX: u64 = 4000;
+
+impl World {
+    /// How long a message takes.
+    pub(crate) fn travel_ms(&mut self, poor: bool) -> u64 {
+        let late = if !self.has_faults() {
+            0
+        } else if poor {
+            80
+        } else {
+            5
+        };
+        if self.random.per_mille(late) {
+            self.random.between(50, LATE_MS_MAX)
+        } else if poor {
+            self.random.between(1, 150)
+        } else {
+            self.random.between(1, 20)
+        }
+    }
+
+    pub(crate) fn is_lost(&mut self, poor: bool) -> bool {
+        let chance = if !self.has_faults() {
+            0
+        } else if poor {
+            120
+        } else {
+            5
+        };
+        self.random.per_mille(chance)
+    }
+
+    pub(crate) fn tick(&mut self, who: Who) {
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        if !process.paused {
+            self.handle(who, Event::Tick);
+        }
+        let jitter_ms = if self.has_faults() {
+            self.random.between(0, 20)
+        } else {
+            0
+        };
+        self.after(TICK_MS + jitter_ms, Happening::Tick(who));
+    }
+
+    pub(crate) fn deliver(&mut self, who: Who, event: Event) {
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        if process.paused {
+            process.inbox.push(event);
+        } else {
+            self.handle(who, event);
+        }
+    }
+
+    pub(crate) fn handle(&mut self, who: Who, event: Event) {
+        let now_ms = self.now_ms;
+        self.summary.events += 1;
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        process.view(&event);
+        let local_ms = process.clock.shows(now_ms);
+        let actions = process.machine.handle(local_ms, event);
+        for action in actions {
+            self.act(who, action);
+        }
+    }
+
+    fn act(&mut self, who: Who, action: Action) {
+        match action {
+            Action::WriteMember(id, write) => self.send(who, Request::Member(id, write)),
+            Action::WriteShard(id, write) => self.send(who, Request::Shard(id, write)),
+            Action::ReadMember(identity) => self.send(who, Request::ReadMember(identity)),
+            Action::ReadShard(shard) => self.send(who, Request::ReadShard(shard)),
+            Action::FindStamps => {
+                let delay_ms = self.random.between(5, 300);
+                self.after(delay_ms, Happening::Stamps(who));
+            }
+            Action::ValidUntil(until_ms) => {
+                let named = self.process(who).map(|process| {
+                    process.valid_until_ms = until_ms;
+                    process.incarnation()
+                });
+                if let Some(incarnation) = named.filter(|_| until_ms > 0) {
+                    self.note_in_force(incarnation);
+                }
+            }
+            Action::Watch(shard) => {
+                if let Some(process) = self.process(who) {
+                    process.watching[usize::from(shard.0)] = true;
+                }
+                let delay_ms = self.random.between(5, 200);
+                self.after(delay_ms, Happening::Warmed(who, shard));
+            }
+            Action::Unwatch(shard) => {
+                if let Some(process) = self.process(who) {
+                    process.watching[usize::from(shard.0)] = false;
+                    process.tenures[usize::from(shard.0)] = None;
+                }
+            }
+            Action::Admit { shard, epoch, .. } => self.admit(who, shard, epoch),
+            Action::Resume(shard) => self.resume_work(who, shard),
+            Action::Drain(shard) => self.drain(who, shard),
+            Action::Halt(shard, reason) => {
+                self.tell(|| format!("r{} halts shard {shard}: {}", who.slot, reason.label()));
+                if let Some(tenure) = self.process(who).and_then(|p| p.tenure(shard)) {
+                    tenure.ended = true;
+                    tenure.admitting = false;
+                }
+            }
+            Action::NeedIncarnation => self.reincarnate(who),
+            Action::IdentityTaken | Action::Exit => {
+                self.tell(|| format!("r{} exits: {action:?}", who.slot));
+                self.ended(who, matches!(action, Action::Exit));
+            }
+        }
+    }
+
+    fn reincarnate(&mut self, who: Who) {
+        let same = self.plan.sabotage.no_incarnation;
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        process.incarnations += 1;
+        let fresh = if same {
+            process.identity.clone()
+        } else {
+            process.incarnation()
+        };
+        self.tell(|| format!("r{} is {fresh}", who.slot));
+        self.after(1, Happening::Event(who, Event::Reincarnate(fresh)));
+    }
+
+    fn admit(&mut self, who: Who, shard: ShardId, epoch: u32) {
+        self.tenures += 1;
+        let id = self.tenures;
+        self.tell(|| format!("r{} works on shard {shard} in epoch {epoch}", who.slot));
+        if let Some(process) = self.process(who) {
+            process.tenures[usize::from(shard.0)] = Some(Tenure {
+                id,
+                epoch,
+                ended: false,
+                admitting: true,
+                running: 0,
+            });
+        }
+        self.check_admitted(who, shard, epoch);
+        let delay_ms = self.random.between(1, 400);
+        self.after(delay_ms, Happening::Reconcile(who, shard, id));
+    }
+
+    fn resume_work(&mut self, who: Who, shard: ShardId) {
+        self.tell(|| format!("r{} resumes shard {shard}", who.slot));
+        let Some(tenure) = self.process(who).and_then(|p| p.tenure(shard)) else {
+            return;
+        };
+        tenure.admitting = true;
+        let id = tenure.id;
+        self.after(1, Happening::Reconcile(who, shard, id));
+    }
+
+    /// A request goes out. It is carried out even when nobody waits for the answer any more.
+    fn send(&mut self, who: Who, request: Request) {
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        let (poor, cut) = (process.poor_network, process.partitioned);
+        let there_ms = self.travel_ms(poor);
+        let back_ms = self.travel_ms(poor);
+        let lost = cut || self.is_lost(poor);
+        let answered = !lost && !self.is_lost(poor) && there_ms + back_ms < CALL_TIMEOUT_MS;
+        if !answered {
+            self.after(
+                CALL_TIMEOUT_MS,
+                Happening::Answer(who, request.clone(), None),
+            );
+        }
+        if !lost {
+            let answer_ms = answered.then_some(self.now_ms + there_ms + back_ms);
+            self.after(there_ms, Happening::AtServer(who, request, answer_ms));
+        }
+    }
+
+    /// The API server carries a request out.
+    pub(crate) fn serve(&mut self, who: Who, request: Request, answer_ms: Option<u64>) {
+        let answer = if self.is_away() {
+            None
+        } else {
+            Some(match &request {
+                Request::Member(id, write) => {
+                    Event::MemberWritten(*id, self.serve_member(who, write))
+                }
+                Request::Shard(id, write) => Event::ShardWritten(*id, self.serve_shard(who, write)),
+                Request::ReadMember(identity) => Event::MemberRead(
+                    identity.clone(),
+                    Ok(self.server.members.get(identity).cloned()),
+                ),
+                Request::ReadShard(shard) => {
+                    Event::ShardRead(*shard, Ok(self.server.shards.get(shard).cloned()))
+                }
+            })
+        };
+        if let Some(answer_ms) = answer_ms {
+            self.at(answer_ms, Happening::Answer(who, request, answer));
+        }
+    }
+
+    fn serve_member(
+        &mut self,
+        who: Who,
+        write: &MemberWrite,
+    ) -> WriteResult<crate::core::lease::MemberLease> {
+        let Some(meta) = self.meta(who) else {
+            return WriteResult::Unknown;
+        };
+        let before = self.server.members.get(&write.identity).cloned();
+        let result = self.server.write_member(write, &meta);
+        self.tell(|| format!("r{} {:?} -> {}", who.slot, write, kind(&result)));
+        let after = self.server.members.get(&write.identity).cloned();
+        self.check_member(before.as_ref(), after.as_ref());
+        match (&result, before) {
+            (WriteResult::Done(lease), _) => self.publish(Event::MemberSeen(lease.clone())),
+            (_, Some(before)) if after.is_none() => {
+                let (identity, uid) = (write.identity.clone(), before.version.uid);
+                self.publish(Event::MemberGone { identity, uid });
+            }
+            _ => {}
+        }
+        result
+    }
+
+    fn serve_shard(&mut self, who: Who, write: &ShardWrite) -> WriteResult<ShardLease> {
+        let existed = self.server.shards.contains_key(&write.shard);
+        let result = self.server.write_shard(write, self.count.get());
+        self.tell(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
+        if let WriteResult::Done(lease) = &result {
+            self.check_lease(existed, lease);
+            self.publish(Event::ShardSeen(lease.clone()));
+        }
+        result
+    }
+
+    /// An answer arrives, or the caller has waited for too long.
+    pub(crate) fn answer(&mut self, who: Who, request: Request, answer: Option<Event>) {
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        let answer = answer.filter(|_| !process.partitioned);
+        let event = answer.unwrap_or_else(|| self.no_answer(request));
+        self.deliver(who, event);
+    }
+
+    fn no_answer(&self, request: Request) -> Event {
+        match request {
+            Request::Member(id, _) => Event::MemberWritten(id, WriteResult::Unknown),
+            Request::Shard(id, write) => {
+                Event::ShardWritten(id, self.server.unanswered(write, self.count.get()))
+            }
+            Request::ReadMember(identity) => Event::MemberRead(identity, Err(())),
+            Request::ReadShard(shard) => Event::ShardRead(shard, Err(())),
+        }
+    }
+
+    /// A Lease changed: every watch shows it, in its time.
+    pub(crate) fn publish(&mut self, event: Event) {
+        let key = match &event {
+            Event::MemberSeen(lease) => lease.identity.clone(),
+            Event::MemberGone { identity, .. } => identity.clone(),
+            Event::ShardSeen(lease) => lease.shard.to_string(),
+            Event::ShardGone { shard, .. } => shard.to_string(),
+            _ => return,
+        };
+        for slot in 0..self.slots.len() {
+            let Some(process) = self.slots[slot].as_ref().filter(|p| p.watch.connected) else {
+                continue;
+            };
+            let (poor, life, lag_ms) = (process.poor_network, process.life, process.watch.lag_ms);
+            let arrives_ms = self.now_ms + lag_ms + self.travel_ms(poor);
+            let Some(process) = self.slots[slot].as_mut() else {
+                continue;
+            };
+            let watch = &mut process.watch;
+            let ready_ms = watch.ready_ms.entry(key.clone()).or_insert(0);
+            *ready_ms = arrives_ms.max(*ready_ms).max(watch.floor_ms);
+            let (at_ms, generation) = (*ready_ms, watch.generation);
+            self.at(
+                at_ms,
+                Happening::Watch(Who { slot, life }, generation, event.clone()),
+            );
+        }
+    }
+
+    pub(crate) fn show(&mut self, who: Who, generation: u64, event: Event) {
+        let current = self
+            .process(who)
+            .is_some_and(|process| process.watch.generation == generation && !process.partitioned);
+        if current {
+            self.deliver(who, event);
+        }
+    }
+
+    /// The watch broke: everything is listed anew, then watched from there.
+    pub(crate) fn relist(&mut self, who: Who) {
+        let away = self.is_away();
+        let delay_ms = self.random.between(2, 60);
+        let now_ms = self.now_ms;
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        process.watch.generation += 1;
+        process.watch.ready_ms.clear();
+        process.watch.connected = !away && !process.partitioned;
+        if !process.watch.connected {
+            self.after(300, Happening::Relist(who));
+            return;
+        }
+        process.watch.floor_ms = now_ms + delay_ms;
+        let generation = process.watch.generation;
+        let event = Event::Listed {
+            members: self.server.members.values().cloned().collect(),
+            shards: self.server.shards.values().cloned().collect(),
+        };
+        self.after(delay_ms, Happening::Watch(who, generation, event));
+    }
+}
+
+fn kind<L>(result: &WriteResult<L>) -> &'static str {
+    match result {
+        WriteResult::Done(_) => "done",
+        WriteResult::Conflict => "conflict",
+        WriteResult::Rejected => "rejected",
+        WriteResult::Unknown => "unknown",
+    }
+}

@@ -1,0 +1,363 @@
+//! Faults drawn from the seed, their ends, and replicas that come and go.
+
+use std::collections::BTreeSet;
+
+use crate::core::hash::ShardId;
+use crate::core::lease::Version;
+use crate::core::lease::{MemberLease, Successor};
+use crate::core::ownership::Event;
+use crate::core::planner::{Fleet, churn_budget};
+use crate::process::{Clock, Newcomer, Process};
+use crate::server::MemberMeta;
+use crate::world::{Happening, Who, World};
+
+/// The end of a fault.
+#[derive(Clone, Debug)]
+pub(crate) enum Undo {
+    /// Its workers run again, then its machine does.
+    Wake(Who),
+    WakeMachine(Who),
+    Partition(Who),
+    Away,
+    PoorNetwork(Who),
+    Lag(Who),
+    Hang(Who),
+    /// The kubelet loses patience with a replica that leaves.
+    Kill(Who),
+}
+
+impl World {
+    /// The name of a Pod that never was before, and its uid.
+    pub(crate) fn newcomer(&mut self) -> Newcomer {
+        self.lives += 1;
+        let identity = format!("r{}", self.lives);
+        self.again(&identity, &format!("pod-{identity}"))
+    }
+
+    /// The next life of a replica in a Pod.
+    fn again(&self, identity: &str, pod_uid: &str) -> Newcomer {
+        Newcomer {
+            identity: identity.to_owned(),
+            pod_uid: pod_uid.to_owned(),
+            incarnation: String::new(),
+        }
+    }
+
+    pub(crate) fn start(&mut self, slot: usize, mut newcomer: Newcomer) {
+        if self.slots[slot].is_some() {
+            return;
+        }
+        self.lives += 1;
+        let life = self.lives;
+        newcomer.incarnation = if self.plan.sabotage.no_incarnation {
+            newcomer.identity.clone()
+        } else {
+            format!("{}-{life}-1", newcomer.identity)
+        };
+        self.tell(|| format!("r{slot} starts: {newcomer:?}"));
+        let clock = Clock::new(
+            self.random.between(1_000, 9_000_000),
+            self.random.between(930, 1070),
+        );
+        let process = Process::start(newcomer, life, self.count, clock, self.now_ms);
+        self.metas.insert(life, process.meta.clone());
+        self.slots[slot] = Some(process);
+        let who = Who { slot, life };
+        self.relist(who);
+        let first_ms = self.random.between(0, 100);
+        self.after(first_ms, Happening::Tick(who));
+    }
+
+    /// A process ended by itself: its Pod is replaced, or the container is started again.
+    pub(crate) fn ended(&mut self, who: Who, left: bool) {
+        let Some(process) = self.slots[who.slot].take_if(|process| process.life == who.life) else {
+            return;
+        };
+        let next = if left {
+            self.newcomer()
+        } else {
+            self.again(&process.identity, &process.meta.pod_uid)
+        };
+        self.after(500, Happening::Start(who.slot, next));
+    }
+
+    pub(crate) fn meta(&self, who: Who) -> Option<MemberMeta> {
+        self.metas.get(&who.life).cloned()
+    }
+
+    /// When a fault that begins now ends.
+    fn ends_ms(&mut self, least_ms: u64, most_ms: u64) -> u64 {
+        let end_ms = self.now_ms + self.random.between(least_ms, most_ms);
+        end_ms.min(self.plan.fault_ms)
+    }
+
+    pub(crate) fn fault(&mut self) {
+        if !self.has_faults() {
+            return;
+        }
+        self.summary.faults += 1;
+        let slot = self.random.index(self.slots.len());
+        let kinds = if self.tampers { 18 } else { 12 };
+        let kind = self.random.index(kinds);
+        self.tell(|| format!("fault {kind} on r{slot}"));
+        let who = self.slots[slot].as_ref().map(|process| Who {
+            slot,
+            life: process.life,
+        });
+        match (kind, who) {
+            (0..=2 | 17, Some(who)) => self.crash(who, kind),
+            (3..=9, Some(who)) => self.trouble(who, kind),
+            (10, _) => {
+                let end_ms = self.ends_ms(300, 10_000);
+                self.away_until_ms = end_ms;
+                for process in self.slots.iter_mut().flatten() {
+                    process.watch.disconnect();
+                }
+                self.at(end_ms, Happening::Undo(Undo::Away));
+            }
+            (11, _) => {
+                let (first, second) = (self.random.index(self.slots.len()), self.random.index(3));
+                self.leaders = [vec![first], vec![first, slot], vec![]][second].clone();
+            }
+            (12..=16, _) if !self.is_away() => self.tamper(kind),
+            _ => {}
+        }
+        let next_ms = self.random.between(200, 2500);
+        self.after(next_ms, Happening::Fault);
+    }
+
+    fn crash(&mut self, who: Who, kind: usize) {
+        let Some(process) = self.slots[who.slot].take() else {
+            return;
+        };
+        let next = match kind {
+            0 | 1 => self.again(&process.identity, &process.meta.pod_uid),
+            2 => self.newcomer(),
+            // The same name in another Pod: it has to wait until it is certain whose it is.
+            _ => {
+                let uid = format!("pod-{}-{}", process.identity, process.life);
+                self.again(&process.identity, &uid)
+            }
+        };
+        let at_ms = self.ends_ms(100, 8000);
+        self.at(at_ms, Happening::Start(who.slot, next));
+    }
+
+    fn trouble(&mut self, who: Who, kind: usize) {
+        let (least_ms, most_ms) = [
+            (100, 15_000),
+            (500, 12_000),
+            (1000, 10_000),
+            (2000, 10_000),
+            (1, 1),
+            (1000, 8000),
+            (1, 1),
+        ][kind - 3];
+        let end_ms = self.ends_ms(least_ms, most_ms);
+        let lag_ms = self.random.between(200, 2000);
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        let undo = match kind {
+            3 => {
+                (process.paused, process.asleep) = (true, true);
+                Undo::Wake(who)
+            }
+            4 => {
+                process.partitioned = true;
+                process.watch.disconnect();
+                Undo::Partition(who)
+            }
+            5 => {
+                process.poor_network = true;
+                Undo::PoorNetwork(who)
+            }
+            6 => {
+                process.watch.lag_ms = lag_ms;
+                Undo::Lag(who)
+            }
+            7 => return self.relist(who),
+            8 => {
+                process.hangs = true;
+                Undo::Hang(who)
+            }
+            _ => return self.shut_down(who),
+        };
+        self.at(end_ms, Happening::Undo(undo));
+    }
+
+    /// The kubelet asks a replica to leave.
+    pub(crate) fn shut_down(&mut self, who: Who) {
+        if let Some(process) = self.process(who) {
+            process.leaving = true;
+            self.deliver(who, Event::Shutdown);
+            self.after(30_000, Happening::Undo(Undo::Kill(who)));
+        }
+    }
+
+    /// What people do by hand.
+    fn tamper(&mut self, kind: usize) {
+        let shard = ShardId(self.random.index(usize::from(self.count.get())) as u16);
+        match kind {
+            12 => self.delete_shard(shard),
+            13 => {
+                let names: Vec<String> = self.server.members.keys().cloned().collect();
+                if !names.is_empty() {
+                    let identity = names[self.random.index(names.len())].clone();
+                    self.delete_member(&identity);
+                }
+            }
+            14 if self.random.per_mille(300) => {
+                for shard in self.count.shards() {
+                    self.delete_shard(shard);
+                }
+            }
+            15 => {
+                let object = self.random.index(self.objects.len());
+                let (shard, epoch) = (self.objects[object].shard, self.objects[object].epoch + 300);
+                self.objects[object].epoch = epoch;
+                self.objects[object].writer = None;
+                self.stamp_shown(shard, epoch);
+            }
+            16 => {
+                self.server.edit_shard(shard, |lease| {
+                    lease.holder.clear();
+                    lease.incarnation.clear();
+                });
+                if let Some(lease) = self.server.shards.get(&shard).cloned() {
+                    self.publish(Event::ShardSeen(lease));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn delete_shard(&mut self, shard: ShardId) {
+        if let Some(uid) = self.server.delete_shard(shard) {
+            self.tell(|| format!("Lease of shard {shard} deleted"));
+            self.fence.saw(self.now_ms, shard, "", 0);
+            self.publish(Event::ShardGone { shard, uid });
+        }
+    }
+
+    fn delete_member(&mut self, identity: &str) {
+        let before = self.server.members.get(identity).cloned();
+        if let Some(uid) = self.server.delete_member(identity) {
+            self.check_member(before.as_ref(), None);
+            self.tell(|| format!("Lease of member {identity} deleted"));
+            self.publish(Event::MemberGone {
+                identity: identity.to_owned(),
+                uid,
+            });
+        }
+    }
+
+    pub(crate) fn undo(&mut self, undo: Undo) {
+        self.tell(|| format!("end of {undo:?}"));
+        match undo {
+            Undo::Away => {
+                for slot in 0..self.slots.len() {
+                    if let Some(life) = self.slots[slot].as_ref().map(|process| process.life) {
+                        let delay_ms = self.random.between(1, 800);
+                        self.after(delay_ms, Happening::Relist(Who { slot, life }));
+                    }
+                }
+            }
+            Undo::Wake(who) => {
+                if let Some(process) = self.process(who) {
+                    process.asleep = false;
+                    let delay_ms = self.random.between(0, 30);
+                    self.after(delay_ms, Happening::Undo(Undo::WakeMachine(who)));
+                }
+            }
+            Undo::WakeMachine(who) => {
+                let waiting = self.process(who).map(|process| {
+                    process.paused = false;
+                    std::mem::take(&mut process.inbox)
+                });
+                for event in waiting.into_iter().flatten() {
+                    self.deliver(who, event);
+                }
+            }
+            Undo::Partition(who) => {
+                if let Some(process) = self.process(who) {
+                    process.partitioned = false;
+                    let delay_ms = self.random.between(1, 800);
+                    self.after(delay_ms, Happening::Relist(who));
+                }
+            }
+            Undo::PoorNetwork(who) => self.with(who, |process| process.poor_network = false),
+            Undo::Lag(who) => {
+                self.with(who, |process| process.watch.lag_ms = 0);
+                self.relist(who);
+            }
+            Undo::Hang(who) => self.with(who, |process| process.hangs = false),
+            Undo::Kill(who) => self.ended(who, true),
+        }
+    }
+
+    fn with(&mut self, who: Who, change: impl FnOnce(&mut Process)) {
+        if let Some(process) = self.process(who) {
+            change(process);
+        }
+    }
+
+    /// The fleet leaders look whether shards should move, and tidy up.
+    pub(crate) fn lead(&mut self) {
+        if !self.has_faults() {
+            self.leaders = vec![0];
+        }
+        for slot in self.leaders.clone() {
+            let Some(process) = self.slots[slot].as_mut() else {
+                continue;
+            };
+            if process.paused || process.partitioned || !std::mem::take(&mut process.view_changed) {
+                continue;
+            }
+            let members: Vec<MemberLease> = process.seen_members.values().cloned().collect();
+            let shards: Vec<_> = process.seen_shards.values().cloned().collect();
+            let poor = process.poor_network;
+            let moves = Fleet::new(self.count, &members, &shards).moves(churn_budget(self.count));
+            for (shard, next) in moves {
+                let seen = shards
+                    .iter()
+                    .find(|lease| lease.shard == shard)
+                    .map(|l| l.version.clone());
+                if let Some(version) = seen {
+                    let delay_ms = self.travel_ms(poor);
+                    self.after(delay_ms, Happening::Planned(version, shard, next));
+                }
+            }
+            let named: BTreeSet<&str> = shards.iter().map(|lease| lease.holder.as_str()).collect();
+            let dead = |m: &&MemberLease| m.is_vacated() && !named.contains(m.identity.as_str());
+            for member in members.iter().filter(dead) {
+                let delay_ms = 5000 + self.travel_ms(poor);
+                let (identity, version) = (member.identity.clone(), member.version.clone());
+                self.after(delay_ms, Happening::Tidied(identity, version));
+            }
+        }
+        self.after(200, Happening::Lead);
+    }
+
+    pub(crate) fn planned(&mut self, version: &Version, shard: ShardId, next: Option<Successor>) {
+        if self.is_away() || !self.server.plan(version, shard, next) {
+            return;
+        }
+        if let Some(lease) = self.server.shards.get(&shard).cloned() {
+            self.tell(|| format!("planned shard {shard} for {:?}", lease.successor));
+            self.publish(Event::ShardSeen(lease));
+        }
+    }
+
+    /// The Lease of a dead member is removed, if it is as it was.
+    pub(crate) fn tidied(&mut self, identity: &str, version: &Version) {
+        let as_seen = self
+            .server
+            .members
+            .get(identity)
+            .is_some_and(|l| l.version == *version);
+        if as_seen && !self.is_away() {
+            self.delete_member(identity);
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! The state that is searched: replicas, Leases, what is under way, and what was seen to go wrong.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::replica::{NextRequest, Replica, Tenure, Up};
+use super::{LateWrite, OwnershipModel, Step};
+use crate::core::hash::ShardId;
+use crate::core::lease::Successor;
+use crate::core::ownership::{Action, Event, WriteResult};
+use crate::server::Server;
+
+const STEP_MS: u64 = 1000;
+/// Steps within which everything must have come right again: a pause ends, a lifetime passes, a
+/// drain runs out, a takeover follows.
+pub(super) const RECOVERY_STEPS: usize = 16;
+const CHAIN_MAX: usize = 500;
+
+/// One moment of a fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Fleet {
+    pub(super) now_ms: u64,
+    pub(super) server: Server,
+    pub(super) replicas: Vec<Replica>,
+    pub(super) queue: VecDeque<(usize, Event)>,
+    pub(super) late_writes: Vec<LateWrite>,
+    /// Shard, epoch and incarnation of object writes under way.
+    pub(super) late_objects: Vec<(ShardId, u32, String)>,
+    /// Last epoch written on the one object of each shard, and by whom.
+    objects: BTreeMap<ShardId, (u32, String)>,
+    workers: BTreeMap<(ShardId, u32), String>,
+    pub(super) dead: BTreeSet<String>,
+    pub(super) tampered: bool,
+    /// Things that went wrong so far.
+    pub faults: u8,
+    /// Times a shard was started.
+    pub moves: u32,
+    /// The promise that was broken.
+    pub violation: Option<String>,
+}
+
+impl Fleet {
+    /// A fleet at rest: all replicas live, all shards run.
+    pub(super) fn settled(model: &OwnershipModel) -> Self {
+        let mut fleet = Self {
+            now_ms: 10_000,
+            server: Server::new(model.sabotage),
+            replicas: Vec::new(),
+            queue: VecDeque::new(),
+            late_writes: Vec::new(),
+            late_objects: Vec::new(),
+            objects: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            dead: BTreeSet::new(),
+            tampered: false,
+            faults: 0,
+            moves: 0,
+            violation: None,
+        };
+        for n in 0..model.replicas {
+            let name = format!("r{n}");
+            let incarnation = if model.sabotage.no_incarnation {
+                name.clone()
+            } else {
+                format!("{name}-1")
+            };
+            fleet
+                .replicas
+                .push(Replica::new(&name, incarnation, model.shards, fleet.now_ms));
+            fleet.relist(n);
+        }
+        fleet.run(model);
+        for _ in 0..8 {
+            fleet.take(model, Step::Tick);
+        }
+        fleet
+    }
+
+    fn relist(&mut self, n: usize) {
+        let event = Event::Listed {
+            members: self.server.members.values().cloned().collect(),
+            shards: self.server.shards.values().cloned().collect(),
+        };
+        self.queue.push_back((n, event));
+    }
+
+    /// What may end, or go on, at no charge.
+    pub(super) fn ends(&self, steps: &mut Vec<Step>) {
+        for (n, replica) in self.replicas.iter().enumerate() {
+            match replica.up {
+                Up::Crashed => steps.push(Step::Restart(n)),
+                Up::Paused => steps.push(Step::Resume(n)),
+                Up::Running => {
+                    for (shard, tenure) in &replica.tenures {
+                        if tenure.busy {
+                            steps.push(Step::Finish(n, *shard, false));
+                        } else if tenure.admitting {
+                            steps.push(Step::Begin(n, *shard));
+                        }
+                    }
+                }
+                Up::Left => {}
+            }
+            if replica.is_there() && replica.cut {
+                steps.push(Step::Mend(n));
+            }
+            if replica.is_there() && replica.held_back.is_some() {
+                steps.push(Step::CatchUp(n));
+            }
+        }
+    }
+
+    /// What may go wrong.
+    pub(super) fn faults(&self, model: &OwnershipModel, steps: &mut Vec<Step>) {
+        for (n, replica) in self.replicas.iter().enumerate() {
+            if replica.up != Up::Running {
+                continue;
+            }
+            steps.extend([Step::Crash(n), Step::Pause(n)]);
+            if !replica.cut {
+                steps.push(Step::Cut(n));
+            }
+            if replica.held_back.is_none() {
+                steps.push(Step::Lag(n));
+            }
+            if !replica.leaving {
+                steps.push(Step::Leave(n));
+                for shard in self
+                    .server
+                    .shards
+                    .values()
+                    .filter(|l| l.holder != replica.identity)
+                {
+                    steps.push(Step::Plan(shard.shard, n));
+                }
+            }
+            if replica.next == NextRequest::Arrives {
+                for next in [
+                    NextRequest::IsLost,
+                    NextRequest::LosesItsReply,
+                    NextRequest::IsLate,
+                ] {
+                    steps.push(Step::Spoil(n, next));
+                }
+            }
+            let busy = replica.tenures.iter().filter(|(_, tenure)| tenure.busy);
+            steps.extend(busy.map(|(shard, _)| Step::Finish(n, *shard, true)));
+            if model.tampers {
+                steps.push(Step::DeleteMember(n));
+            }
+        }
+        if model.tampers {
+            steps.extend(
+                self.server
+                    .shards
+                    .keys()
+                    .map(|shard| Step::DeleteShard(*shard)),
+            );
+        }
+    }
+
+    pub(super) fn take(&mut self, model: &OwnershipModel, step: Step) {
+        match step {
+            Step::Tick => self.tick(),
+            Step::Begin(n, shard) => {
+                if let Some(tenure) = self.replicas[n].tenures.get_mut(&shard) {
+                    tenure.busy = true;
+                }
+            }
+            Step::Finish(n, shard, late) => self.finish(n, shard, late, model),
+            Step::LateObject(index) => {
+                let (shard, epoch, writer) = self.late_objects.remove(index);
+                self.write_object(shard, epoch, writer);
+            }
+            Step::LateRequest(index) => {
+                let (n, write) = self.late_writes.remove(index);
+                let _nobody_waits = self.serve_shard(n, &write);
+            }
+            Step::Plan(shard, n) => self.plan(shard, n),
+            Step::Leave(n) => {
+                self.replicas[n].leaving = true;
+                self.queue.push_back((n, Event::Shutdown));
+            }
+            Step::Spoil(n, next) => self.replicas[n].next = next,
+            Step::Lag(n) => self.replicas[n].held_back = Some(Vec::new()),
+            Step::CatchUp(n) => {
+                let held = self.replicas[n].held_back.take().unwrap_or_default();
+                self.queue.extend(held.into_iter().map(|event| (n, event)));
+            }
+            Step::Crash(n) => self.replicas[n].up = Up::Crashed,
+            Step::Restart(n) => self.restart(n, model),
+            Step::Pause(n) => self.replicas[n].up = Up::Paused,
+            Step::Resume(n) => self.replicas[n].up = Up::Running,
+            Step::Cut(n) => self.replicas[n].cut = true,
+            Step::Mend(n) => {
+                self.replicas[n].cut = false;
+                self.replicas[n].held_back = None;
+                self.relist(n);
+            }
+            Step::DeleteShard(shard) => {
+                self.tampered = true;
+                if let Some(uid) = self.server.delete_shard(shard) {
+                    self.publish(&Event::ShardGone { shard, uid });
+                }
+            }
+            Step::DeleteMember(n) => self.delete_member(n),
+        }
+        self.run(model);
+        self.check(model);
+    }
+
+    fn delete_member(&mut self, n: usize) {
+        self.tampered = true;
+        let identity = self.replicas[n].identity.clone();
+        let incarnation = self
+            .server
+            .members
+            .get(&identity)
+            .map(|l| l.incarnation.clone());
+        self.dead.extend(incarnation);
+        if let Some(uid) = self.server.delete_member(&identity) {
+            self.publish(&Event::MemberGone { identity, uid });
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now_ms += STEP_MS;
+        for n in 0..self.replicas.len() {
+            if self.replicas[n].up == Up::Running {
+                let waiting = std::mem::take(&mut self.replicas[n].inbox);
+                self.queue
+                    .extend(waiting.into_iter().map(|event| (n, event)));
+                self.queue.push_back((n, Event::Tick));
+            }
+        }
+    }
+
+    fn restart(&mut self, n: usize, model: &OwnershipModel) {
+        let old = &self.replicas[n];
+        let (identity, lives) = (old.identity.clone(), old.lives + 1);
+        let incarnation = if model.sabotage.no_incarnation {
+            identity.clone()
+        } else {
+            format!("{identity}-{lives}")
+        };
+        let mut fresh = Replica::new(&identity, incarnation, model.shards, self.now_ms);
+        fresh.lives = lives;
+        self.replicas[n] = fresh;
+        self.relist(n);
+    }
+
+    fn plan(&mut self, shard: ShardId, n: usize) {
+        let next = Successor {
+            identity: self.replicas[n].identity.clone(),
+            incarnation: self.replicas[n].incarnation.clone(),
+        };
+        self.server
+            .edit_shard(shard, |lease| lease.successor = Some(next));
+        if let Some(lease) = self.server.shards.get(&shard).cloned() {
+            self.publish(&Event::ShardSeen(lease));
+        }
+    }
+
+    fn finish(&mut self, n: usize, shard: ShardId, late: bool, model: &OwnershipModel) {
+        let now_ms = self.now_ms;
+        let replica = &mut self.replicas[n];
+        let acts = replica.acts(shard, now_ms, model.sabotage.no_validity);
+        let writer = replica.incarnation.clone();
+        let drained = replica.tenures.get_mut(&shard).is_some_and(|tenure| {
+            tenure.busy = false;
+            !tenure.admitting
+        });
+        if drained {
+            self.queue.push_back((n, Event::Drained(shard)));
+        }
+        match acts {
+            Some(epoch) if late => self.late_objects.push((shard, epoch, writer)),
+            Some(epoch) if !self.replicas[n].cut => self.write_object(shard, epoch, writer),
+            _ => {}
+        }
+    }
+
+    /// The fence of an API server that lags behind: only the stamp on the object itself is sure.
+    fn write_object(&mut self, shard: ShardId, epoch: u32, writer: String) {
+        let known = self.objects.get(&shard);
+        let (last, by) = known.map_or((0, ""), |(last, by)| (*last, by.as_str()));
+        if epoch < last {
+            return;
+        }
+        if epoch == last && by != writer {
+            self.violation = Some(format!(
+                "shard {shard}: {by} and {writer} wrote in epoch {epoch}"
+            ));
+        }
+        self.objects.insert(shard, (epoch, writer));
+    }
+
+    /// Everything that follows of itself.
+    fn run(&mut self, model: &OwnershipModel) {
+        for _ in 0..CHAIN_MAX {
+            let Some((n, event)) = self.queue.pop_front() else {
+                return;
+            };
+            if self.violation.is_some() {
+                return;
+            }
+            let replica = &mut self.replicas[n];
+            match replica.up {
+                Up::Running => {
+                    for action in replica.machine.handle(self.now_ms, event) {
+                        self.act(n, action, model);
+                    }
+                }
+                Up::Paused => replica.inbox.push(event),
+                Up::Crashed | Up::Left => {}
+            }
+        }
+        self.violation = Some("the replicas keep each other busy without end".into());
+    }
+
+    fn act(&mut self, n: usize, action: Action, model: &OwnershipModel) {
+        match action {
+            Action::WriteMember(id, write) => {
+                let answer = self.request(n, |fleet| fleet.serve_member(n, &write));
+                let result = answer.unwrap_or(WriteResult::Unknown);
+                self.queue.push_back((n, Event::MemberWritten(id, result)));
+            }
+            Action::WriteShard(id, write) => {
+                let late = self.replicas[n].next == NextRequest::IsLate && !self.replicas[n].cut;
+                let answer = self.request(n, |fleet| fleet.serve_shard(n, &write));
+                if late {
+                    self.late_writes.push((n, write.clone()));
+                }
+                let result =
+                    answer.unwrap_or_else(|| self.server.unanswered(write, model.shards.get()));
+                self.queue.push_back((n, Event::ShardWritten(id, result)));
+            }
+            Action::ReadMember(identity) => {
+                let read = self.request(n, |fleet| fleet.server.members.get(&identity).cloned());
+                self.queue
+                    .push_back((n, Event::MemberRead(identity, read.ok_or(()))));
+            }
+            Action::ReadShard(shard) => {
+                let read = self.request(n, |fleet| fleet.server.shards.get(&shard).cloned());
+                self.queue
+                    .push_back((n, Event::ShardRead(shard, read.ok_or(()))));
+            }
+            Action::FindStamps => {
+                let stamps = self
+                    .objects
+                    .iter()
+                    .map(|(shard, (epoch, _))| (*shard, *epoch))
+                    .collect();
+                self.queue.push_back((n, Event::Stamps(Ok(stamps))));
+            }
+            Action::ValidUntil(until_ms) => self.replicas[n].valid_until_ms = until_ms,
+            Action::Watch(shard) => {
+                self.replicas[n].watching.insert(shard);
+                let stamp = self.objects.get(&shard).map(|(epoch, _)| *epoch);
+                self.queue.push_back((n, Event::Warm(shard, stamp)));
+            }
+            Action::Unwatch(shard) => {
+                self.replicas[n].watching.remove(&shard);
+                self.replicas[n].tenures.remove(&shard);
+            }
+            Action::Admit { shard, epoch, .. } => self.admit(n, shard, epoch),
+            Action::Resume(shard) => {
+                if let Some(tenure) = self.replicas[n].tenures.get_mut(&shard) {
+                    tenure.admitting = true;
+                }
+            }
+            Action::Drain(shard) => {
+                let tenure = self.replicas[n].tenures.get_mut(&shard);
+                let busy = tenure.is_some_and(|tenure| {
+                    tenure.admitting = false;
+                    tenure.busy
+                });
+                if !busy || model.sabotage.no_drain_wait {
+                    self.queue.push_back((n, Event::Drained(shard)));
+                }
+            }
+            Action::Halt(shard, _) => {
+                self.replicas[n].tenures.remove(&shard);
+            }
+            Action::NeedIncarnation => self.reincarnate(n, model),
+            Action::IdentityTaken | Action::Exit => self.replicas[n].up = Up::Left,
+        }
+    }
+
+    fn reincarnate(&mut self, n: usize, model: &OwnershipModel) {
+        let replica = &mut self.replicas[n];
+        replica.lives += 1;
+        if !model.sabotage.no_incarnation {
+            replica.incarnation = format!("{}-{}", replica.identity, replica.lives);
+        }
+        let fresh = replica.incarnation.clone();
+        self.queue.push_back((n, Event::Reincarnate(fresh)));
+    }
+
+    /// Sends a request; `None`: there is no answer.
+    fn request<T>(&mut self, n: usize, serve: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let next = std::mem::take(&mut self.replicas[n].next);
+        if self.replicas[n].cut {
+            return None;
+        }
+        match next {
+            NextRequest::Arrives => Some(serve(self)),
+            NextRequest::LosesItsReply => {
+                serve(self);
+                None
+            }
+            NextRequest::IsLost | NextRequest::IsLate => None,
+        }
+    }
+
+    fn admit(&mut self, n: usize, shard: ShardId, epoch: u32) {
+        self.moves += 1;
+        let replica = &mut self.replicas[n];
+        let me = format!("{}/{}", replica.incarnation, replica.lives);
+        let tenure = Tenure {
+            epoch,
+            admitting: true,
+            busy: false,
+        };
+        replica.tenures.insert(shard, tenure);
+        let first = self
+            .workers
+            .entry((shard, epoch))
+            .or_insert_with(|| me.clone());
+        if *first != me {
+            self.violation = Some(format!(
+                "shard {shard} epoch {epoch} has two workers: {first}, {me}"
+            ));
+        }
+    }
+}

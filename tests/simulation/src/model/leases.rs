@@ -1,0 +1,132 @@
+//! The model's Lease requests, and what must hold at every moment and in the end.
+
+use super::fleet::{Fleet, RECOVERY_STEPS};
+use super::replica::Up;
+use super::{OwnershipModel, Step};
+use crate::core::hash::ShardId;
+use crate::core::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
+use crate::core::ownership::{Event, WriteResult};
+
+impl Fleet {
+    pub(super) fn serve_member(
+        &mut self,
+        n: usize,
+        write: &MemberWrite,
+    ) -> WriteResult<MemberLease> {
+        let meta = self.replicas[n].meta.clone();
+        let before = self.server.members.get(&write.identity).cloned();
+        let result = self.server.write_member(write, &meta);
+        let after = self.server.members.get(&write.identity).cloned();
+        let alive = |lease: &Option<MemberLease>| {
+            lease
+                .as_ref()
+                .filter(|l| !l.is_vacated())
+                .map(|l| l.incarnation.clone())
+        };
+        if let Some(now) = alive(&after)
+            && self.dead.contains(&now)
+        {
+            self.violation = Some(format!("the dead incarnation {now} returned"));
+        }
+        if alive(&before) != alive(&after) {
+            self.dead.extend(alive(&before));
+        }
+        match (&result, before) {
+            (WriteResult::Done(lease), _) => self.publish(&Event::MemberSeen(lease.clone())),
+            (_, Some(before)) if after.is_none() => self.publish(&Event::MemberGone {
+                identity: write.identity.clone(),
+                uid: before.version.uid,
+            }),
+            _ => {}
+        }
+        result
+    }
+
+    pub(super) fn serve_shard(&mut self, n: usize, write: &ShardWrite) -> WriteResult<ShardLease> {
+        let before = self.server.shards.get(&write.shard).cloned();
+        let shards = self.replicas[n].meta.shards;
+        let result = self.server.write_shard(write, shards);
+        if let WriteResult::Done(lease) = &result {
+            if let Some(before) = before {
+                let same = before.holder == lease.holder && before.incarnation == lease.incarnation;
+                if lease.epoch < before.epoch || (lease.epoch == before.epoch && !same) {
+                    self.violation = Some(format!("an epoch did not rise: {before:?} {lease:?}"));
+                }
+            }
+            self.publish(&Event::ShardSeen(lease.clone()));
+        }
+        result
+    }
+
+    /// Every watch shows the change at once, but for those that stand still.
+    pub(super) fn publish(&mut self, event: &Event) {
+        for (n, replica) in self.replicas.iter_mut().enumerate() {
+            if replica.cut || !replica.is_there() {
+                continue;
+            }
+            match &mut replica.held_back {
+                Some(held) => held.push(event.clone()),
+                None => self.queue.push_back((n, event.clone())),
+            }
+        }
+    }
+
+    /// No two replicas can write in one shard at once; deletions by hand can break this for a
+    /// moment, but never in one epoch.
+    pub(super) fn check(&mut self, model: &OwnershipModel) {
+        for shard in model.shards.shards() {
+            let epochs: Vec<u32> = self
+                .replicas
+                .iter()
+                .filter_map(|r| r.acts(shard, self.now_ms, model.sabotage.no_validity))
+                .collect();
+            let (first, rest) = (epochs.first(), epochs.get(1..).unwrap_or_default());
+            let clash = rest
+                .iter()
+                .any(|epoch| !self.tampered || Some(epoch) == first);
+            if clash {
+                self.violation = Some(format!(
+                    "shard {shard} is worked on twice: epochs {epochs:?}"
+                ));
+            }
+        }
+    }
+
+    /// Whether everything comes right again once nothing more goes wrong.
+    pub(super) fn recovers(mut self, model: &OwnershipModel) -> Result<(), String> {
+        for n in 0..self.replicas.len() {
+            match self.replicas[n].up {
+                Up::Crashed | Up::Left => self.take(model, Step::Restart(n)),
+                Up::Paused => self.take(model, Step::Resume(n)),
+                Up::Running => {}
+            }
+            if self.replicas[n].cut {
+                self.take(model, Step::Mend(n));
+            }
+            self.take(model, Step::CatchUp(n));
+        }
+        for _ in 0..RECOVERY_STEPS {
+            self.take(model, Step::Tick);
+            if self.violation.is_some() {
+                return Err(format!("while recovering: {:?}", self.violation));
+            }
+            if model.shards.shards().all(|shard| self.runs(shard)) {
+                return Ok(());
+            }
+        }
+        Err(format!(
+            "not every shard runs again: {:?}",
+            self.server.shards
+        ))
+    }
+
+    fn runs(&self, shard: ShardId) -> bool {
+        let Some(lease) = self.server.shards.get(&shard) else {
+            return false;
+        };
+        self.replicas.iter().any(|replica| {
+            replica.identity == lease.holder
+                && replica.acts(shard, self.now_ms, false) == Some(lease.epoch)
+        })
+    }
+}

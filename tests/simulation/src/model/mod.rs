@@ -1,0 +1,141 @@
+//! A model for exhaustive search (stateright): the operator's own ownership machines, Leases, and a
+//! few things that go wrong, at any moment and in any order.
+//!
+//! What happens of itself (requests, answers, watches) happens at once and in order, unless a fault
+//! says otherwise: a lost request, a lost reply, a late request, a watch that stands still, a crash,
+//! a pause, a cut. Each counts against a budget, so that the search goes deep instead of wide.
+
+mod fleet;
+mod leases;
+mod replica;
+
+use stateright::{Model, Property};
+
+pub use self::fleet::Fleet;
+pub use self::replica::NextRequest;
+use crate::core::hash::{ShardCount, ShardId};
+use crate::core::lease::ShardWrite;
+use crate::server::Sabotage;
+
+/// What is searched.
+#[derive(Clone, Debug)]
+pub struct OwnershipModel {
+    /// Replicas.
+    pub replicas: usize,
+    /// Shards.
+    pub shards: ShardCount,
+    /// Things that may go wrong in one run.
+    pub faults_max: u8,
+    /// Whether people delete Leases by hand.
+    pub tampers: bool,
+    /// What is switched off.
+    pub sabotage: Sabotage,
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Time passes.
+    Tick,
+    /// A replica begins a reconcile in a shard.
+    Begin(usize, ShardId),
+    /// It comes to its write, which arrives at once or late.
+    Finish(usize, ShardId, bool),
+    /// A late write of an object arrives.
+    LateObject(usize),
+    /// A late Lease request arrives.
+    LateRequest(usize),
+    /// The fleet leader plans a shard for a replica.
+    Plan(ShardId, usize),
+    /// A replica is asked to leave.
+    Leave(usize),
+    /// Something happens to the next Lease request of a replica.
+    Spoil(usize, NextRequest),
+    /// The watch of a replica stands still.
+    Lag(usize),
+    /// Its watch shows what it held back.
+    CatchUp(usize),
+    /// A replica dies.
+    Crash(usize),
+    /// It starts again in its Pod.
+    Restart(usize),
+    /// A replica stands still.
+    Pause(usize),
+    /// It goes on; its workers are first.
+    Resume(usize),
+    /// A replica is cut off.
+    Cut(usize),
+    /// It is connected again.
+    Mend(usize),
+    /// A shard Lease is deleted by hand.
+    DeleteShard(ShardId),
+    /// A member Lease is deleted by hand.
+    DeleteMember(usize),
+}
+
+impl Step {
+    /// Whether it counts against the budget.
+    #[must_use]
+    pub const fn is_fault(&self) -> bool {
+        !matches!(
+            self,
+            Self::Tick
+                | Self::Begin(..)
+                | Self::Finish(_, _, false)
+                | Self::LateObject(_)
+                | Self::LateRequest(_)
+                | Self::CatchUp(_)
+                | Self::Restart(_)
+                | Self::Resume(_)
+                | Self::Mend(_)
+        )
+    }
+}
+
+/// A Lease write that arrives late.
+pub(crate) type LateWrite = (usize, ShardWrite);
+
+impl Model for OwnershipModel {
+    type State = Fleet;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<Fleet> {
+        vec![Fleet::settled(self)]
+    }
+
+    fn actions(&self, fleet: &Fleet, steps: &mut Vec<Step>) {
+        if fleet.violation.is_some() {
+            return;
+        }
+        steps.push(Step::Tick);
+        fleet.ends(steps);
+        if fleet.faults < self.faults_max {
+            fleet.faults(self, steps);
+        }
+        steps.extend((0..fleet.late_objects.len()).map(Step::LateObject));
+        steps.extend((0..fleet.late_writes.len()).map(Step::LateRequest));
+    }
+
+    fn next_state(&self, fleet: &Fleet, step: Step) -> Option<Fleet> {
+        let mut next = fleet.clone();
+        let counts = step.is_fault();
+        next.take(self, step);
+        if counts {
+            next.faults += 1;
+            // Nothing more goes wrong: from here on everything must come right again.
+            if next.faults == self.faults_max && next.violation.is_none() {
+                next.violation = next.clone().recovers(self).err();
+            }
+        }
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("the promises are kept", |_, fleet: &Fleet| {
+                fleet.violation.is_none()
+            }),
+            Property::sometimes("a shard is taken over", |_, fleet: &Fleet| fleet.moves > 2),
+        ]
+    }
+}

@@ -1,0 +1,115 @@
+//! One replica of the model: its machine, its tenures, and what is wrong with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::hash::{ShardCount, ShardId};
+use crate::core::ownership::{Event, Ownership, Settings};
+use crate::server::MemberMeta;
+
+/// What happens to the next Lease request of a replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum NextRequest {
+    /// It arrives, and its answer does.
+    #[default]
+    Arrives,
+    /// It never arrives.
+    IsLost,
+    /// It arrives, and its answer does not.
+    LosesItsReply,
+    /// It arrives when nobody waits for it any more.
+    IsLate,
+}
+
+/// The right to act, as the workers see it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tenure {
+    pub(crate) epoch: u32,
+    pub(crate) admitting: bool,
+    pub(crate) busy: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Up {
+    Running,
+    Paused,
+    Crashed,
+    Left,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Replica {
+    pub(crate) identity: String,
+    pub(crate) lives: u32,
+    pub(crate) incarnation: String,
+    pub(crate) machine: Ownership,
+    pub(crate) meta: MemberMeta,
+    pub(crate) valid_until_ms: u64,
+    pub(crate) tenures: BTreeMap<ShardId, Tenure>,
+    pub(crate) watching: BTreeSet<ShardId>,
+    pub(crate) up: Up,
+    pub(crate) cut: bool,
+    pub(crate) leaving: bool,
+    pub(crate) next: NextRequest,
+    /// What waits while the replica stands still.
+    pub(crate) inbox: Vec<Event>,
+    /// What its watch holds back, while it does.
+    pub(crate) held_back: Option<Vec<Event>>,
+}
+
+/// Short times, so that a takeover is a few steps away.
+pub(crate) fn settings(identity: &str, shards: ShardCount) -> Settings {
+    Settings {
+        pod_uid: format!("pod-{identity}"),
+        lease_ms: 3000,
+        renew_ms: 1000,
+        retry_ms: 500,
+        margin_ms: 1000,
+        tick_max_ms: 1000,
+        step_ms: 1000,
+        drain_timeout_ms: 3000,
+        ..Settings::new(identity, shards)
+    }
+}
+
+impl Replica {
+    pub(crate) fn new(
+        identity: &str,
+        incarnation: String,
+        shards: ShardCount,
+        now_ms: u64,
+    ) -> Self {
+        let settings = settings(identity, shards);
+        Self {
+            identity: identity.to_owned(),
+            lives: 1,
+            meta: MemberMeta {
+                lease_ms: settings.lease_ms,
+                pod_uid: settings.pod_uid.clone(),
+                revision: String::new(),
+                shards: shards.get(),
+            },
+            machine: Ownership::new(settings, incarnation.clone(), now_ms),
+            incarnation,
+            valid_until_ms: 0,
+            tenures: BTreeMap::new(),
+            watching: BTreeSet::new(),
+            up: Up::Running,
+            cut: false,
+            leaving: false,
+            next: NextRequest::Arrives,
+            inbox: Vec::new(),
+            held_back: None,
+        }
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        matches!(self.up, Up::Running | Up::Paused)
+    }
+
+    /// The epoch in which its workers may write without asking anybody.
+    pub(crate) fn acts(&self, shard: ShardId, now_ms: u64, ignore_validity: bool) -> Option<u32> {
+        let tenure = self.tenures.get(&shard)?;
+        let valid = now_ms < self.valid_until_ms || (ignore_validity && self.up == Up::Running);
+        (self.is_there() && valid && (tenure.admitting || tenure.busy)).then_some(tenure.epoch)
+    }
+}

@@ -1,0 +1,203 @@
+//! One operator process: the machine, its clock, its view of the Leases, and the work it does.
+
+use std::collections::BTreeMap;
+
+use crate::core::hash::{ShardCount, ShardId};
+use crate::core::lease::{MemberLease, ShardLease};
+use crate::core::ownership::{Event, Ownership, Settings};
+use crate::server::MemberMeta;
+
+/// A clock of its own: it starts somewhere and runs a little too fast or too slow, never jumps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    offset_ms: u64,
+    per_mille: u64,
+}
+
+impl Clock {
+    pub(crate) const fn new(offset_ms: u64, per_mille: u64) -> Self {
+        Self {
+            offset_ms,
+            per_mille,
+        }
+    }
+
+    /// What it shows at this time of the world.
+    pub(crate) const fn shows(self, world_ms: u64) -> u64 {
+        self.offset_ms + world_ms * self.per_mille / 1000
+    }
+}
+
+/// The right to act that the machine gave, as the workers see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenure {
+    pub(crate) id: u64,
+    pub(crate) epoch: u32,
+    /// Cancelled: nothing more is written.
+    pub(crate) ended: bool,
+    /// New work begins.
+    pub(crate) admitting: bool,
+    /// Reconciles that run.
+    pub(crate) running: u32,
+}
+
+/// Where a replica's watch of the Leases stands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch {
+    /// Events of an older watch are not delivered.
+    pub(crate) generation: u64,
+    /// How far its API server is behind.
+    pub(crate) lag_ms: u64,
+    /// Earliest delivery of the next event of each Lease: they come in order, Lease by Lease.
+    pub(crate) ready_ms: BTreeMap<String, u64>,
+    /// Nothing comes before the list that begins the watch.
+    pub(crate) floor_ms: u64,
+    pub(crate) connected: bool,
+}
+
+impl Watch {
+    /// What is under way is lost.
+    pub(crate) fn disconnect(&mut self) {
+        self.generation += 1;
+        self.connected = false;
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// No two processes have the same.
+    pub(crate) life: u64,
+    pub(crate) identity: String,
+    pub(crate) incarnations: u32,
+    pub(crate) machine: Ownership,
+    pub(crate) meta: MemberMeta,
+    pub(crate) clock: Clock,
+    /// By its own clock.
+    pub(crate) valid_until_ms: u64,
+    pub(crate) tenures: Vec<Option<Tenure>>,
+    pub(crate) watching: Vec<bool>,
+    /// The machine stands still.
+    pub(crate) paused: bool,
+    /// The workers stand still.
+    pub(crate) asleep: bool,
+    pub(crate) inbox: Vec<Event>,
+    pub(crate) partitioned: bool,
+    /// Requests are slow, and some are lost.
+    pub(crate) poor_network: bool,
+    /// Reconciles take very long.
+    pub(crate) hangs: bool,
+    pub(crate) leaving: bool,
+    pub(crate) watch: Watch,
+    pub(crate) view_changed: bool,
+    pub(crate) seen_members: BTreeMap<String, MemberLease>,
+    pub(crate) seen_shards: BTreeMap<ShardId, ShardLease>,
+}
+
+/// What a new process is started with.
+#[derive(Clone, Debug)]
+pub(crate) struct Newcomer {
+    pub(crate) identity: String,
+    pub(crate) pod_uid: String,
+    pub(crate) incarnation: String,
+}
+
+impl Process {
+    pub(crate) fn start(
+        newcomer: Newcomer,
+        life: u64,
+        shards: ShardCount,
+        clock: Clock,
+        now_ms: u64,
+    ) -> Self {
+        let mut settings = Settings::new(&newcomer.identity, shards);
+        settings.pod_uid.clone_from(&newcomer.pod_uid);
+        let count = usize::from(shards.get());
+        Self {
+            life,
+            meta: MemberMeta {
+                lease_ms: settings.lease_ms,
+                pod_uid: newcomer.pod_uid,
+                revision: String::new(),
+                shards: shards.get(),
+            },
+            machine: Ownership::new(settings, newcomer.incarnation, clock.shows(now_ms)),
+            identity: newcomer.identity,
+            incarnations: 1,
+            clock,
+            valid_until_ms: 0,
+            tenures: vec![None; count],
+            watching: vec![false; count],
+            paused: false,
+            asleep: false,
+            view_changed: true,
+            inbox: Vec::new(),
+            partitioned: false,
+            poor_network: false,
+            hangs: false,
+            leaving: false,
+            watch: Watch::default(),
+            seen_members: BTreeMap::new(),
+            seen_shards: BTreeMap::new(),
+        }
+    }
+
+    /// The name of its present incarnation.
+    pub(crate) fn incarnation(&self) -> String {
+        format!("{}-{}-{}", self.identity, self.life, self.incarnations)
+    }
+
+    pub(crate) fn is_valid(&self, world_ms: u64) -> bool {
+        self.clock.shows(world_ms) < self.valid_until_ms
+    }
+
+    /// Whether it may write an object of the shard now: what the workers ask before each write.
+    pub(crate) fn may_write(
+        &self,
+        shard: ShardId,
+        tenure: u64,
+        ignore_validity: bool,
+        world_ms: u64,
+    ) -> bool {
+        let live = self.tenures[usize::from(shard.0)]
+            .as_ref()
+            .is_some_and(|t| t.id == tenure && !t.ended);
+        live && (ignore_validity || self.is_valid(world_ms))
+    }
+
+    /// The epoch under which it acts: it may still write, now or later, without asking anybody.
+    pub(crate) fn acts(&self, shard: ShardId, world_ms: u64) -> Option<u32> {
+        let tenure = self.tenures[usize::from(shard.0)].as_ref()?;
+        let busy = !tenure.ended && (tenure.admitting || tenure.running > 0);
+        (busy && self.is_valid(world_ms)).then_some(tenure.epoch)
+    }
+
+    /// Takes in what the watch shows, for the fleet leader's plans.
+    pub(crate) fn view(&mut self, event: &Event) {
+        self.view_changed = !matches!(event, Event::Tick) || self.view_changed;
+        match event {
+            Event::Listed { members, shards } => {
+                let by_name = |lease: &MemberLease| (lease.identity.clone(), lease.clone());
+                self.seen_members = members.iter().map(by_name).collect();
+                self.seen_shards = shards.iter().map(|l| (l.shard, l.clone())).collect();
+            }
+            Event::MemberSeen(lease) => {
+                self.seen_members
+                    .insert(lease.identity.clone(), lease.clone());
+            }
+            Event::MemberGone { identity, .. } => {
+                self.seen_members.remove(identity);
+            }
+            Event::ShardSeen(lease) => {
+                self.seen_shards.insert(lease.shard, lease.clone());
+            }
+            Event::ShardGone { shard, .. } => {
+                self.seen_shards.remove(shard);
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn tenure(&mut self, shard: ShardId) -> Option<&mut Tenure> {
+        self.tenures[usize::from(shard.0)].as_mut()
+    }
+}

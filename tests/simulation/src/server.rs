@@ -1,0 +1,251 @@
+//! The API server's Leases as they behave: compare-and-swap on uid and resourceVersion, and its traps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::hash::ShardId;
+use crate::core::lease::{
+    MemberChange, MemberLease, MemberWrite, ShardLease, ShardWrite, Successor, Version,
+};
+use crate::core::ownership::WriteResult;
+
+/// Parts of the protection that can be switched off, to see whether that is noticed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Sabotage {
+    /// Writes are carried out whatever version they replace.
+    pub no_compare: bool,
+    /// Writes carry no uid: a PUT with an old resourceVersion re-creates a Lease that was deleted.
+    pub no_uid: bool,
+    /// Work goes on when the validity has run out, until the machine itself notices.
+    pub no_validity: bool,
+    /// Every life of a replica has the same incarnation.
+    pub no_incarnation: bool,
+    /// A change of holder keeps the epoch.
+    pub no_epoch_bump: bool,
+    /// A write without a reply is taken for one that arrived.
+    pub unknown_is_done: bool,
+    /// A write without a reply is taken for one that did not arrive.
+    pub unknown_is_lost: bool,
+    /// A shard is handed over without waiting for its work.
+    pub no_drain_wait: bool,
+}
+
+/// What a replica says of itself with every renewal, beside what the machine decides.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MemberMeta {
+    /// Lifetime of the Lease.
+    pub lease_ms: u64,
+    /// Uid of the Pod, or empty.
+    pub pod_uid: String,
+    /// Revision, or empty.
+    pub revision: String,
+    /// Number of shards.
+    pub shards: u16,
+}
+
+/// The Leases, and how many versions there have been.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Server {
+    /// Member Leases by identity.
+    pub members: BTreeMap<String, MemberLease>,
+    /// Shard Leases.
+    pub shards: BTreeMap<ShardId, ShardLease>,
+    /// The last resourceVersion given.
+    pub revision: u64,
+    uids: u64,
+    /// What is switched off.
+    pub sabotage: Sabotage,
+}
+
+/// What a write finds.
+enum Found {
+    /// The version that it replaces, or nothing where it creates.
+    Fits,
+    Conflict,
+    /// A PUT without uid on a Lease that is gone makes a new one.
+    Recreates,
+}
+
+impl Server {
+    /// Leases of a new cluster.
+    #[must_use]
+    pub fn new(sabotage: Sabotage) -> Self {
+        Self {
+            sabotage,
+            ..Self::default()
+        }
+    }
+
+    fn find(&self, known: Option<&Version>, base: Option<&Version>) -> Found {
+        match (known, base) {
+            (None, Some(_)) if self.sabotage.no_uid => Found::Recreates,
+            (Some(known), Some(base)) if self.sabotage.no_uid => {
+                if known.resource_version == base.resource_version {
+                    Found::Fits
+                } else {
+                    Found::Conflict
+                }
+            }
+            (Some(_), _) if self.sabotage.no_compare => Found::Fits,
+            (None, Some(_)) if self.sabotage.no_compare => Found::Recreates,
+            (known, base) if known == base => Found::Fits,
+            _ => Found::Conflict,
+        }
+    }
+
+    fn next(&mut self, uid: Option<String>) -> Version {
+        self.revision += 1;
+        let uid = uid.unwrap_or_else(|| {
+            self.uids += 1;
+            format!("uid-{}", self.uids)
+        });
+        Version {
+            uid,
+            resource_version: self.revision.to_string(),
+        }
+    }
+
+    /// Carries out a write of a member Lease.
+    pub fn write_member(
+        &mut self,
+        write: &MemberWrite,
+        meta: &MemberMeta,
+    ) -> WriteResult<MemberLease> {
+        let known = self.members.get(&write.identity);
+        let found = self.find(known.map(|lease| &lease.version), write.base.as_ref());
+        let patches = !matches!(write.change, MemberChange::Renew { .. });
+        // A merge patch and a deletion never create.
+        if matches!(found, Found::Conflict) || (patches && known.is_none()) {
+            return WriteResult::Conflict;
+        }
+        let created_seconds = known.map_or(0, |lease| lease.created_seconds);
+        let uid = known.map(|lease| lease.version.uid.clone());
+        let mut lease = match (&write.change, known) {
+            (MemberChange::Renew { .. }, _) | (_, None) => MemberLease {
+                identity: write.identity.clone(),
+                version: Version {
+                    uid: String::new(),
+                    resource_version: String::new(),
+                },
+                holder: write.identity.clone(),
+                incarnation: String::new(),
+                renewal: 0,
+                lease_ms: meta.lease_ms,
+                pod_uid: meta.pod_uid.clone(),
+                revision: meta.revision.clone(),
+                shards: meta.shards,
+                draining: false,
+                warm: BTreeSet::new(),
+                created_seconds,
+            },
+            (_, Some(known)) => known.clone(),
+        };
+        match &write.change {
+            MemberChange::Renew {
+                incarnation,
+                renewal,
+                draining,
+                warm,
+            } => {
+                lease.incarnation.clone_from(incarnation);
+                lease.renewal = *renewal;
+                lease.draining = *draining;
+                lease.warm.clone_from(warm);
+            }
+            MemberChange::Vacate => lease.holder.clear(),
+            MemberChange::Delete => {
+                self.delete_member(&write.identity);
+                // As the operator takes it: that it is gone is all that counts.
+                return WriteResult::Conflict;
+            }
+        }
+        lease.version = self.next(uid);
+        self.members.insert(write.identity.clone(), lease.clone());
+        WriteResult::Done(lease)
+    }
+
+    /// Carries out a write of a shard Lease.
+    pub fn write_shard(&mut self, write: &ShardWrite, shards: u16) -> WriteResult<ShardLease> {
+        let known = self.shards.get(&write.shard);
+        let found = self.find(known.map(|lease| &lease.version), write.base.as_ref());
+        if matches!(found, Found::Conflict) {
+            return WriteResult::Conflict;
+        }
+        let mut epoch = write.epoch;
+        if let (true, Some(known)) = (self.sabotage.no_epoch_bump, known) {
+            epoch = epoch.min(known.epoch.max(1));
+        }
+        let uid = known.map(|lease| lease.version.uid.clone());
+        let lease = ShardLease {
+            shard: write.shard,
+            version: self.next(uid),
+            holder: write.holder.clone(),
+            incarnation: write.incarnation.clone(),
+            epoch,
+            shards,
+            successor: write.successor.clone(),
+        };
+        self.shards.insert(write.shard, lease.clone());
+        WriteResult::Done(lease)
+    }
+
+    /// What the sender of a write without an answer is told.
+    #[must_use]
+    pub fn unanswered(&self, write: ShardWrite, shards: u16) -> WriteResult<ShardLease> {
+        if self.sabotage.unknown_is_done {
+            WriteResult::Done(as_if_written(write, shards))
+        } else if self.sabotage.unknown_is_lost {
+            WriteResult::Rejected
+        } else {
+            WriteResult::Unknown
+        }
+    }
+
+    /// Carries out a plan of the fleet leader: a merge patch, from the version that it saw.
+    pub fn plan(&mut self, seen: &Version, shard: ShardId, next: Option<Successor>) -> bool {
+        let fits = self
+            .shards
+            .get(&shard)
+            .is_some_and(|lease| lease.version == *seen);
+        if fits {
+            self.edit_shard(shard, |lease| lease.successor = next);
+        }
+        fits
+    }
+
+    /// Changes a shard Lease as a person would, by hand.
+    pub fn edit_shard(&mut self, shard: ShardId, edit: impl FnOnce(&mut ShardLease)) {
+        if let Some(mut lease) = self.shards.remove(&shard) {
+            edit(&mut lease);
+            lease.version = self.next(Some(lease.version.uid));
+            self.shards.insert(shard, lease);
+        }
+    }
+
+    /// Deletes a member Lease; says which uid is gone.
+    pub fn delete_member(&mut self, identity: &str) -> Option<String> {
+        self.revision += 1;
+        self.members.remove(identity).map(|lease| lease.version.uid)
+    }
+
+    /// Deletes a shard Lease; says which uid is gone.
+    pub fn delete_shard(&mut self, shard: ShardId) -> Option<String> {
+        self.revision += 1;
+        self.shards.remove(&shard).map(|lease| lease.version.uid)
+    }
+}
+
+/// What a caller would believe to be stored who takes a lost reply for a success.
+fn as_if_written(write: ShardWrite, shards: u16) -> ShardLease {
+    ShardLease {
+        shard: write.shard,
+        version: write.base.unwrap_or(Version {
+            uid: "imagined".into(),
+            resource_version: "0".into(),
+        }),
+        holder: write.holder,
+        incarnation: write.incarnation,
+        epoch: write.epoch,
+        shards,
+        successor: write.successor,
+    }
+}

@@ -1,0 +1,149 @@
+//! Exhaustive search of the ownership machine, and proof that it notices what is switched off.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::time::{Duration, Instant};
+
+use simulation::Sabotage;
+use simulation::core::hash::ShardCount;
+use simulation::model::OwnershipModel;
+use stateright::{Checker, Model};
+
+/// A machine that is very busy gets no further than this.
+const TIME_MAX: Duration = Duration::from_secs(120);
+
+fn number(name: &str, default: usize) -> usize {
+    let given = std::env::var(name).ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn model(sabotage: Sabotage, faults_max: u8, tampers: bool) -> OwnershipModel {
+    OwnershipModel {
+        replicas: 3,
+        shards: ShardCount::new(2).unwrap(),
+        faults_max,
+        tampers,
+        sabotage,
+    }
+}
+
+/// Searches; says what was found wrong first, and how much was searched.
+fn search(model: OwnershipModel, depth: usize) -> (Option<String>, usize, usize) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let time_max = Duration::from_secs(number("MODEL_SECONDS", TIME_MAX.as_secs() as usize) as u64);
+    let checker = model
+        .checker()
+        .threads(threads)
+        .target_max_depth(depth)
+        .timeout(time_max)
+        .spawn_bfs()
+        .join();
+    let found = checker.discovery("the promises are kept").map(|path| {
+        let last = path.last_state().violation.clone();
+        format!("{} after {:?}", last.unwrap(), path.into_actions())
+    });
+    (found, checker.max_depth(), checker.unique_state_count())
+}
+
+fn keeps_its_promises(faults_max: u8, tampers: bool, depth: usize) {
+    let depth = depth + number("MODEL_DEEPER", 0);
+    let began = Instant::now();
+    let (found, depth, states) = search(model(Sabotage::default(), faults_max, tampers), depth);
+    println!(
+        "3 replicas, 2 shards, up to {faults_max} faults, Leases deleted by hand: {tampers}: depth {depth}, {states} unique states, {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    assert_eq!(found, None);
+    assert!(states > 1000, "only {states} states were searched");
+}
+
+#[test]
+fn promises_are_kept_with_any_three_faults_close_together() {
+    keeps_its_promises(3, false, 5);
+}
+
+#[test]
+fn promises_are_kept_with_any_two_faults_further_apart() {
+    keeps_its_promises(2, false, 7);
+}
+
+#[test]
+fn promises_are_kept_with_any_fault_at_any_time() {
+    keeps_its_promises(1, true, 11);
+}
+
+#[test]
+fn promises_are_kept_when_leases_are_deleted_by_hand() {
+    keeps_its_promises(3, true, 5);
+}
+
+/// The first thing found wrong in a fleet without some part of its protection.
+fn noticed(sabotage: Sabotage, faults_max: u8, tampers: bool, depth: usize) {
+    let began = Instant::now();
+    let (found, depth, states) = search(model(sabotage, faults_max, tampers), depth);
+    let seconds = began.elapsed().as_secs_f64();
+    let found = found.unwrap_or_else(|| panic!("not noticed in {states} states: {sabotage:?}"));
+    println!("{sabotage:?}: depth {depth}, {states} states, {seconds:.1} s: {found}");
+}
+
+#[test]
+fn no_compare_and_swap_is_noticed() {
+    let sabotage = Sabotage {
+        no_compare: true,
+        ..Sabotage::default()
+    };
+    noticed(sabotage, 2, false, 6);
+}
+
+#[test]
+fn a_compare_and_swap_without_uid_is_noticed() {
+    let sabotage = Sabotage {
+        no_uid: true,
+        ..Sabotage::default()
+    };
+    noticed(sabotage, 2, true, 6);
+}
+
+#[test]
+fn work_beyond_the_validity_is_noticed() {
+    let sabotage = Sabotage {
+        no_validity: true,
+        ..Sabotage::default()
+    };
+    noticed(sabotage, 1, false, 8);
+}
+
+#[test]
+fn a_life_without_an_incarnation_of_its_own_is_noticed() {
+    let sabotage = Sabotage {
+        no_incarnation: true,
+        ..Sabotage::default()
+    };
+    noticed(sabotage, 2, false, 5);
+}
+
+#[test]
+fn an_epoch_that_does_not_rise_is_noticed() {
+    let sabotage = Sabotage {
+        no_epoch_bump: true,
+        ..Sabotage::default()
+    };
+    noticed(sabotage, 2, false, 5);
+}
+
+#[test]
+fn an_unknown_outcome_taken_for_success_is_noticed() {
+    let sabotage = Sabotage {
+        unknown_is_done: true,
+        ..Sabotage::default()
+    };
+    noticed(sabotage, 3, false, 6);
+}
+
+#[test]
+fn a_handover_that_does_not_wait_for_work_is_noticed() {
+    let sabotage = Sabotage {
+        no_drain_wait: true,
+        ..Sabotage::default()
+    };
+    noticed(sabotage, 3, false, 5);
+}

@@ -1,0 +1,144 @@
+//! Many seeds of the simulation, and proof that it notices what is switched off.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use simulation::{Plan, Sabotage, Summary, simulate};
+
+/// Seeds that every run of the tests takes; `make model` takes many more.
+const SEEDS: u64 = 400;
+/// Seeds within which a planted fault must be noticed.
+const SEEDS_TO_NOTICE: u64 = 60;
+
+fn run(plan: Plan, seeds: std::ops::Range<u64>) -> (Summary, Vec<String>) {
+    let next = AtomicU64::new(seeds.start);
+    let work = || {
+        let (mut sum, mut failures) = (Summary::default(), Vec::new());
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return (sum, failures);
+            }
+            match simulate(plan, seed) {
+                Ok(summary) => sum = sum.and(summary),
+                Err(failure) => failures.push(failure),
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(|worker| worker.join().unwrap());
+        results.fold(
+            (Summary::default(), Vec::new()),
+            |(sum, mut all), (summary, failures)| {
+                all.extend(failures);
+                (sum.and(summary), all)
+            },
+        )
+    })
+}
+
+#[test]
+fn five_replicas_keep_their_promises_whatever_happens() {
+    let chosen = std::env::var("SIM_SEED").ok();
+    let seeds = match chosen.and_then(|text| text.parse::<u64>().ok()) {
+        Some(seed) => seed..seed + 1,
+        None => 1..SEEDS + 1,
+    };
+    let count = seeds.end - seeds.start;
+    let began = Instant::now();
+    let (sum, failures) = run(Plan::default(), seeds);
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{count} seeds, {:.0} a minute: {sum:?}",
+        count as f64 * 60.0 / seconds
+    );
+    assert!(
+        failures.is_empty(),
+        "replay with SIM_SEED=<seed> SIM_TELL=1 cargo test -p simulation --test simulation five:\n{}",
+        failures.join("\n")
+    );
+    assert!(
+        sum.faults >= count && sum.accepted >= count,
+        "hardly anything happened: {sum:?}"
+    );
+}
+
+#[test]
+fn a_seed_means_the_same_run_every_time() {
+    for seed in [3, 4] {
+        let text = || format!("{:?}", simulate(Plan::default(), seed));
+        assert_eq!(text(), text());
+    }
+}
+
+/// The first failure of a fleet without some part of its protection.
+fn noticed(sabotage: Sabotage) -> String {
+    let plan = Plan {
+        sabotage,
+        ..Plan::default()
+    };
+    let found = (1..=SEEDS_TO_NOTICE).find_map(|seed| simulate(plan, seed).err());
+    let found =
+        found.unwrap_or_else(|| panic!("not noticed in {SEEDS_TO_NOTICE} seeds: {sabotage:?}"));
+    println!("{sabotage:?}: {found}");
+    found
+}
+
+#[test]
+fn no_compare_and_swap_is_noticed() {
+    noticed(Sabotage {
+        no_compare: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn a_compare_and_swap_without_uid_is_noticed() {
+    noticed(Sabotage {
+        no_uid: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn work_beyond_the_validity_is_noticed() {
+    noticed(Sabotage {
+        no_validity: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn a_life_without_an_incarnation_of_its_own_is_noticed() {
+    noticed(Sabotage {
+        no_incarnation: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn an_epoch_that_does_not_rise_is_noticed() {
+    noticed(Sabotage {
+        no_epoch_bump: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn an_unknown_outcome_taken_for_success_is_noticed() {
+    noticed(Sabotage {
+        unknown_is_done: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn a_handover_that_does_not_wait_for_work_is_noticed() {
+    noticed(Sabotage {
+        no_drain_wait: true,
+        ..Sabotage::default()
+    });
+}

@@ -1,0 +1,175 @@
+//! The control plane's processes: found by their pid files, paused, killed and started again.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::{ControlPlane, run_kwokctl};
+use crate::error::{Context, Error, Result, failed};
+use crate::process::ProcessId;
+use crate::wait::{Progress, wait_for};
+
+/// The programs, in the order in which they start.
+pub(super) const NAMES: [&str; 5] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kwok-controller",
+];
+/// What a program says in its log when another one has its port.
+pub(super) const PORT_TAKEN: &str = "address already in use";
+const PORT_LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
+const LOG_TAIL_LINES: usize = 8;
+
+/// One program of the control plane.
+#[derive(Clone, Debug)]
+pub struct Component {
+    /// The program's name, such as `kube-apiserver`.
+    pub name: String,
+    /// Its process.
+    pub process: ProcessId,
+}
+
+impl ControlPlane {
+    /// All programs that run.
+    ///
+    /// # Errors
+    /// When one of them does not run.
+    pub fn components(&self) -> Result<Vec<Component>> {
+        NAMES.iter().map(|name| self.component(name)).collect()
+    }
+
+    /// One program by name.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn component(&self, name: &str) -> Result<Component> {
+        let path = self.workdir().join("pids").join(format!("{name}.pid"));
+        let text = std::fs::read_to_string(&path)
+            .context(format!("{name} does not run: read {}", path.display()))?;
+        let pid = text.trim().parse().context(format!("pid of {name}"))?;
+        let process = ProcessId::of(pid)?;
+        // The pid may have gone to another program since the file was written.
+        let program = self.workdir().join("bin").join(name);
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if command.split(|byte| *byte == 0).next() != Some(program.as_os_str().as_bytes()) {
+            return failed(format!("{name} has ended"));
+        }
+        Ok(Component {
+            name: name.to_owned(),
+            process,
+        })
+    }
+
+    /// Stops a program in its tracks (SIGSTOP); its connections stay open and nothing answers.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self, name: &str) -> Result<()> {
+        self.component(name)?.process.signal(Signal::STOP)
+    }
+
+    /// Lets a paused program go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&self, name: &str) -> Result<()> {
+        self.component(name)?.process.signal(Signal::CONT)
+    }
+
+    /// Kills a program and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn kill(&self, name: &str) -> Result<()> {
+        let process = self.component(name)?.process;
+        process.signal(Signal::KILL)?;
+        wait_for(format!("the end of {name}"), RESTART_TIMEOUT, || async {
+            Ok(Progress::when(!process.is_alive(), (), || {
+                "it still runs".into()
+            }))
+        })
+        .await?;
+        // Who takes its place must be able to listen at once.
+        wait_for(format!("the ports of {name}"), RESTART_TIMEOUT, || async {
+            let taken = self.ports.of(name).into_iter();
+            let taken: Vec<u16> = taken.filter(|port| !is_free(*port)).collect();
+            Ok(Progress::when(taken.is_empty(), (), || {
+                format!("{taken:?} are in use")
+            }))
+        })
+        .await?;
+        // kwokctl takes a pid that is in use for a program that runs.
+        let path = self.workdir().join("pids").join(format!("{name}.pid"));
+        std::fs::remove_file(&path).context(format!("remove {}", path.display()))
+    }
+
+    /// Starts again whatever was killed, on the same ports, and waits until the API server serves.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn start_again(&self) -> Result<()> {
+        run_kwokctl(&self.guardian, &self.bin, &["start", "cluster"]).await?;
+        self.verify_listening().await?;
+        self.wait_until_serving(RESTART_TIMEOUT).await
+    }
+
+    /// Waits until the API server says that it is ready.
+    ///
+    /// # Errors
+    /// When it does not within `timeout`.
+    pub async fn wait_until_serving(&self, timeout: Duration) -> Result<()> {
+        wait_for("the API server to be ready", timeout, || async {
+            let request = http::Request::get("/readyz").body(Vec::new());
+            let request = request.map_err(|error| Error::Failed(error.to_string()))?;
+            Ok(match self.client.request_text(request).await {
+                Ok(_) => Progress::Done(()),
+                Err(error) => Progress::pending(error),
+            })
+        })
+        .await
+    }
+
+    /// The last lines of each program's log, for messages.
+    #[must_use]
+    pub fn log_tails(&self) -> String {
+        log_tails(&self.workdir())
+    }
+}
+
+pub(super) fn log_tails(workdir: &Path) -> String {
+    let tail = |name: &&str| {
+        let path = workdir.join("logs").join(format!("{name}.log"));
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        // What matters most may be long past, such as a port that was taken.
+        let taken = text.lines().rfind(|line| line.contains(PORT_TAKEN));
+        let lines: Vec<&str> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+        format!(
+            "--- {name}\n{}{}",
+            taken.map_or(String::new(), |line| format!("{line}\n")),
+            last.join("\n")
+        )
+    };
+    NAMES.iter().map(tail).collect::<Vec<_>>().join("\n")
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+/// Completes when a program has lost its port to another one, with the logs.
+pub(super) async fn lost_port(workdir: PathBuf) -> String {
+    loop {
+        let logs = log_tails(&workdir);
+        if logs.contains(PORT_TAKEN) {
+            return format!("a port of the control plane was taken by another program\n{logs}");
+        }
+        tokio::time::sleep(PORT_LOOK_INTERVAL).await;
+    }
+}

@@ -1,0 +1,44 @@
+//! What a control plane can be asked for.
+
+/// How much the API server's audit log says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuditLevel {
+    /// No audit log.
+    #[default]
+    Off,
+    /// Who did what, when, with which outcome.
+    Metadata,
+    /// Also the bodies of the operator's own requests and responses.
+    RequestResponse,
+}
+
+/// What a control plane can be asked for. The default is a plain one with three fake nodes.
+#[derive(Clone, Debug)]
+pub struct ControlPlaneOptions {
+    /// The API server's feature gate `ShardedListAndWatch`.
+    pub sharded_list_and_watch: bool,
+    /// The audit log.
+    pub audit: AuditLevel,
+    /// Fake nodes, each with room for every Pod.
+    pub nodes: u32,
+    /// For scale runs: no StatefulSet controller and no Pods; a StatefulSet's status follows its spec at once.
+    pub statefulset_stage: bool,
+    /// Lifts the controller manager's and the scheduler's own limit of requests per second.
+    /// The API server's priority and fairness stays as it is.
+    pub lift_client_limits: bool,
+    /// More flags: component, flag, value.
+    pub extra_args: Vec<(String, String, String)>,
+}
+
+impl Default for ControlPlaneOptions {
+    fn default() -> Self {
+        Self {
+            sharded_list_and_watch: true,
+            audit: AuditLevel::Off,
+            nodes: 3,
+            statefulset_stage: false,
+            lift_client_limits: false,
+            extra_args: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Who a replica is: a fake Pod of its name, a token bound to that Pod, and a kubeconfig with that token.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
+use serde_json::json;
+
+use super::{OPERATOR_ACCOUNT, OPERATOR_NAMESPACE};
+use crate::control_plane::{ControlPlane, prepare_typed as typed};
+use crate::error::{Context, Error, Result};
+use crate::wait::{Progress, wait_for};
+
+const RUNNING_TIMEOUT: Duration = Duration::from_secs(30);
+const TOKEN_SECONDS: i64 = 24 * 3600;
+
+/// Who a replica is.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) name: String,
+    pub(super) pod_uid: String,
+    pub(super) kubeconfig: PathBuf,
+}
+
+/// Makes the Pod, its token and the kubeconfig.
+pub(super) async fn create(control_plane: &ControlPlane, name: &str) -> Result<Identity> {
+    let pod_uid = create_pod(control_plane, name).await?;
+    let token = create_token(control_plane, name, &pod_uid).await?;
+    let kubeconfig = control_plane.folder().join(format!("{name}.kubeconfig"));
+    let text = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "testbed",
+        "clusters": [{"name": "testbed", "cluster": {
+            "server": control_plane.server(),
+            "certificate-authority": control_plane.certificate_authority(),
+        }}],
+        "users": [{"name": name, "user": {"token": token}}],
+        "contexts": [{"name": "testbed", "context": {
+            "cluster": "testbed", "user": name, "namespace": OPERATOR_NAMESPACE,
+        }}],
+    });
+    let what = || format!("write {}", kubeconfig.display());
+    let mut file = OpenOptions::new();
+    let mut file = file
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&kubeconfig)
+        .context(what())?;
+    file.write_all(text.to_string().as_bytes())
+        .context(what())?;
+    Ok(Identity {
+        name: name.to_owned(),
+        pod_uid,
+        kubeconfig,
+    })
+}
+
+/// Removes the Pod at once.
+pub(super) async fn delete(control_plane: &ControlPlane, name: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(control_plane.client(), OPERATOR_NAMESPACE);
+    let now = DeleteParams::default().grace_period(0);
+    pods.delete(name, &now)
+        .await
+        .context(format!("delete Pod {name}"))?;
+    Ok(())
+}
+
+async fn create_pod(control_plane: &ControlPlane, name: &str) -> Result<String> {
+    let pods: Api<Pod> = Api::namespaced(control_plane.client(), OPERATOR_NAMESPACE);
+    let pod = typed(json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": OPERATOR_NAMESPACE,
+            "labels": {"app.kubernetes.io/name": OPERATOR_ACCOUNT},
+        },
+        "spec": {
+            "serviceAccountName": OPERATOR_ACCOUNT,
+            "automountServiceAccountToken": false,
+            "nodeName": "fake-0",
+            // The namespace enforces Pod Security "restricted", as a user's would.
+            "securityContext": {
+                "runAsNonRoot": true,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [{
+                "name": "operator",
+                "image": "fake/operator",
+                "securityContext": {
+                    "allowPrivilegeEscalation": false,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }],
+        },
+    }))?;
+    pods.create(&PostParams::default(), &pod)
+        .await
+        .context(format!("create Pod {name}"))?;
+    wait_for(format!("Pod {name} to run"), RUNNING_TIMEOUT, || async {
+        let pod = pods.get(name).await.context(format!("get Pod {name}"))?;
+        let phase = pod
+            .status
+            .and_then(|status| status.phase)
+            .unwrap_or_default();
+        let uid = pod.metadata.uid.unwrap_or_default();
+        Ok(Progress::when(phase == "Running", uid, || {
+            format!("its phase is {phase:?}")
+        }))
+    })
+    .await
+}
+
+async fn create_token(control_plane: &ControlPlane, pod: &str, uid: &str) -> Result<String> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(control_plane.client(), OPERATOR_NAMESPACE);
+    let what = || format!("create a token bound to Pod {pod}");
+    let request = json!({
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "spec": {
+            "audiences": [],
+            "expirationSeconds": TOKEN_SECONDS,
+            "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid},
+        },
+    });
+    let answer: TokenRequest = accounts
+        .create_subresource("token", OPERATOR_ACCOUNT, &PostParams::default(), &request)
+        .await
+        .context(what())?;
+    let token = answer.status.and_then(|status| status.token);
+    token.ok_or_else(|| Error::Failed(format!("{}: the answer holds no token", what())))
+}

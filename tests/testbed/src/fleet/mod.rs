@@ -1,0 +1,234 @@
+//! A fleet of operator processes against a control plane, each with an identity and a token of its own.
+
+mod fence;
+mod identity;
+mod install;
+mod replica;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use fence::wait_in_force;
+pub(crate) use install::ensure_namespace;
+pub use replica::Replica;
+
+use crate::control_plane::ControlPlane;
+use crate::error::{Context, Result, failed};
+
+/// The namespace of the operator itself.
+pub const OPERATOR_NAMESPACE: &str = "databasecluster-system";
+/// The operator's ServiceAccount.
+pub const OPERATOR_ACCOUNT: &str = "databasecluster-operator";
+/// The operator as the API server knows it.
+pub const OPERATOR_USER: &str =
+    "system:serviceaccount:databasecluster-system:databasecluster-operator";
+const BINARY: &str = "databasecluster-operator";
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a fleet can be asked for.
+#[derive(Clone, Debug, Default)]
+pub struct FleetOptions {
+    /// More arguments of `run`, for every replica.
+    pub extra_args: Vec<String>,
+    /// More environment, for every replica.
+    pub extra_env: Vec<(String, String)>,
+    /// The operator's program; by default `OPERATOR_BIN`, else beside the running executable.
+    pub binary: Option<PathBuf>,
+    /// The prefix of the replicas' names; by default the operator's name.
+    pub name_prefix: Option<String>,
+}
+
+/// Operator processes against one control plane. Dropping it kills them.
+pub struct Fleet<'a> {
+    control_plane: &'a ControlPlane,
+    options: FleetOptions,
+    binary: PathBuf,
+    started: usize,
+    replicas: Vec<Replica>,
+}
+
+impl<'a> Fleet<'a> {
+    /// Installs CRD, RBAC and fence from `deploy/`, as administrator, and starts no replica yet.
+    ///
+    /// # Errors
+    /// When a file is missing or the API server refuses it.
+    pub async fn install(control_plane: &'a ControlPlane, options: FleetOptions) -> Result<Self> {
+        let binary = match &options.binary {
+            Some(binary) => binary.clone(),
+            None => operator_binary()?,
+        };
+        install::install(control_plane).await?;
+        Ok(Self {
+            control_plane,
+            options,
+            binary,
+            started: 0,
+            replicas: Vec::new(),
+        })
+    }
+
+    /// Installs, starts `count` replicas and waits until all are ready.
+    ///
+    /// # Errors
+    /// When anything of that fails.
+    pub async fn start(
+        control_plane: &'a ControlPlane,
+        count: usize,
+        options: FleetOptions,
+    ) -> Result<Self> {
+        let mut fleet = Self::install(control_plane, options).await?;
+        for _ in 0..count {
+            fleet.start_replica(&[]).await?;
+        }
+        fleet.wait_ready(READY_TIMEOUT).await?;
+        Ok(fleet)
+    }
+
+    /// Starts one more replica under a new name, with `extra_args` beside the fleet's, and returns its index.
+    /// It listens when this returns; whether it is ready is another question.
+    ///
+    /// # Errors
+    /// When it can not be started or does not say where it listens; the end of its log is in the message.
+    pub async fn start_replica(&mut self, extra_args: &[String]) -> Result<usize> {
+        let prefix = self.options.name_prefix.as_deref().unwrap_or(BINARY);
+        let name = format!("{prefix}-{}", self.started);
+        self.started += 1;
+        let identity = identity::create(self.control_plane, &name).await?;
+        let mut args = self.options.extra_args.clone();
+        args.extend_from_slice(extra_args);
+        let launch = replica::Launch {
+            binary: self.binary.clone(),
+            identity,
+            args,
+            env: self.options.extra_env.clone(),
+        };
+        self.replicas.push(launch.start(self.control_plane).await?);
+        Ok(self.replicas.len() - 1)
+    }
+
+    /// Starts a process again that has ended, under the same identity, as the kubelet does with a container.
+    ///
+    /// # Errors
+    /// When the replica still runs or can not be started.
+    pub async fn restart_replica(&mut self, index: usize) -> Result<()> {
+        let replica = self.replica(index)?;
+        if replica.is_alive() {
+            return failed(format!("{} still runs", replica.name()));
+        }
+        let fresh = replica.launch().clone().start(self.control_plane).await?;
+        match self.replicas.get_mut(index) {
+            Some(place) => *place = fresh,
+            None => return failed(format!("there is no replica {index}")),
+        }
+        Ok(())
+    }
+
+    /// All replicas ever started, also those that have ended, in order.
+    #[must_use]
+    pub fn replicas(&self) -> &[Replica] {
+        &self.replicas
+    }
+
+    /// One replica.
+    ///
+    /// # Errors
+    /// When there is none with this index.
+    pub fn replica(&self, index: usize) -> Result<&Replica> {
+        self.replicas
+            .get(index)
+            .map_or_else(|| failed(format!("there is no replica {index}")), Ok)
+    }
+
+    /// One replica, to be ended.
+    ///
+    /// # Errors
+    /// When there is none with this index.
+    pub fn replica_mut(&mut self, index: usize) -> Result<&mut Replica> {
+        self.replicas
+            .get_mut(index)
+            .map_or_else(|| failed(format!("there is no replica {index}")), Ok)
+    }
+
+    /// The replicas that run.
+    pub fn alive(&self) -> impl Iterator<Item = &Replica> {
+        self.replicas.iter().filter(|replica| replica.is_alive())
+    }
+
+    /// Waits until every replica that runs is ready.
+    ///
+    /// # Errors
+    /// When one is not in time or has ended; the end of its log is in the message.
+    pub async fn wait_ready(&self, timeout: Duration) -> Result<()> {
+        for replica in self.alive() {
+            replica.wait_ready(timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// A kubeconfig with the token of one more replica, of which no process runs.
+    ///
+    /// # Errors
+    /// When the API server refuses its Pod or its token.
+    pub async fn kubeconfig_of_pod(&self, name: &str) -> Result<PathBuf> {
+        let identity = identity::create(self.control_plane, name).await?;
+        Ok(identity.kubeconfig)
+    }
+
+    /// A client with the token of one more replica, of which no process runs.
+    ///
+    /// # Errors
+    /// When the API server refuses its Pod or its token.
+    pub async fn client_of_pod(&self, name: &str) -> Result<kube::Client> {
+        let kubeconfig = self.kubeconfig_of_pod(name).await?;
+        crate::control_plane::client_from(&kubeconfig).await
+    }
+
+    /// The control plane that it runs against.
+    #[must_use]
+    pub fn control_plane(&self) -> &'a ControlPlane {
+        self.control_plane
+    }
+
+    /// Removes the fake Pod of a replica, as when its node is gone for good.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn delete_pod(&self, name: &str) -> Result<()> {
+        identity::delete(self.control_plane, name).await
+    }
+}
+
+/// The operator's program: `OPERATOR_BIN`, else beside the running executable or one folder up.
+///
+/// # Errors
+/// When it is nowhere.
+pub fn operator_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("OPERATOR_BIN") {
+        let path = PathBuf::from(path);
+        return match path.is_file() {
+            true => path.canonicalize().context("OPERATOR_BIN"),
+            false => failed(format!("OPERATOR_BIN={} is no file", path.display())),
+        };
+    }
+    let executable = std::env::current_exe().context("find the running executable")?;
+    let folders = executable.ancestors().skip(1).take(3);
+    let found = folders
+        .map(|folder| folder.join(BINARY))
+        .find(|path| path.is_file());
+    found.map_or_else(
+        || {
+            failed(format!(
+                "no {BINARY} beside {}: build it (cargo build), or set OPERATOR_BIN",
+                executable.display()
+            ))
+        },
+        Ok,
+    )
+}
+
+/// The repository's top folder.
+#[must_use]
+pub fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    here.canonicalize().unwrap_or(here)
+}

@@ -1,0 +1,34 @@
+//! A real Kubernetes control plane and a fleet of operator processes on one machine.
+//!
+//! It is an outside observer: it knows the operator by its command line, its objects, its HTTP
+//! endpoints and the API server's audit log, and shares no code with it.
+//!
+//! | module | gives |
+//! | --- | --- |
+//! | [`control_plane`] | etcd, API server, controller manager, scheduler and fake nodes, on loopback |
+//! | [`fleet`] | operator processes, each with a token bound to a fake Pod of its own |
+//! | [`load`] | DatabaseClusters by the hundred, and waiting until they are Ready |
+//! | [`audit`] | what the API server saw: who did what, when, with which outcome |
+//! | [`metrics`], [`http_get`] | what a replica says about itself |
+//! | [`shards`] | who holds which shard, by the Leases |
+//! | [`process`], [`guardian`] | processes by pid and start time, and the promise that nothing stays behind |
+//! | [`wait`] | waiting for a condition, with a deadline and a description |
+
+pub mod audit;
+pub mod control_plane;
+pub mod error;
+pub mod fleet;
+pub mod guardian;
+pub mod http_get;
+pub mod load;
+pub mod metrics;
+pub mod ports;
+pub mod process;
+pub mod shards;
+pub mod statistics;
+pub mod wait;
+
+pub use control_plane::{AuditLevel, ControlPlane, ControlPlaneOptions};
+pub use error::{Context, Error, Result};
+pub use fleet::{Fleet, FleetOptions, Replica};
+pub use wait::{Progress, wait_for};

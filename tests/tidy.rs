@@ -1,0 +1,265 @@
+//! Style as a test: sizes of files and functions, first lines, what `core/` may know, links.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const FILE_LINES_MAX: usize = 500;
+const FUNCTION_LINES_MAX: usize = 70;
+const FOLDERS: [&str; 7] = [
+    "src",
+    "chaos",
+    "tests",
+    "deploy",
+    "dashboards",
+    "docs",
+    ".ci",
+];
+const TOP_FILES: [&str; 5] = [
+    "Makefile",
+    "README.md",
+    "CHANGELOG.md",
+    "Cargo.toml",
+    "deny.toml",
+];
+const TEXT: [&str; 10] = [
+    "rs", "md", "toml", "yaml", "yml", "json", "sh", "go", "mod", "",
+];
+
+struct File {
+    /// Relative to the package.
+    name: String,
+    text: String,
+}
+
+impl File {
+    fn extension(&self) -> &str {
+        Path::new(&self.name)
+            .extension()
+            .and_then(|extension| extension.to_str())
+            .unwrap_or_default()
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All text files of the project, by name; hidden folders and build output left out.
+fn files() -> Vec<File> {
+    let mut paths: Vec<PathBuf> = TOP_FILES.iter().map(|name| root().join(name)).collect();
+    let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|name| root().join(name)).collect();
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_symlink() || name.starts_with('.') || name == "target" {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                paths.push(path);
+            }
+        }
+    }
+    paths.sort();
+    let files: Vec<File> = paths
+        .into_iter()
+        .filter_map(|path| {
+            let name = path.strip_prefix(root()).unwrap().display().to_string();
+            let text = fs::read_to_string(&path).ok()?;
+            Some(File { name, text })
+        })
+        .filter(|file| TEXT.contains(&file.extension()))
+        .collect();
+    assert!(files.len() > 20, "only {} files were found", files.len());
+    files
+}
+
+fn rust_files() -> Vec<File> {
+    let mut files = files();
+    files.retain(|file| file.extension() == "rs");
+    files
+}
+
+fn none(found: Vec<String>) {
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+}
+
+#[test]
+fn files_are_short() {
+    let long = rust_files().into_iter().filter_map(|file| {
+        let lines = file.text.lines().count();
+        (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines", file.name))
+    });
+    none(long.collect());
+}
+
+#[test]
+fn functions_are_short() {
+    let long = rust_files().into_iter().flat_map(|file| {
+        let functions = functions(&file.text).into_iter();
+        functions
+            .filter(|(_, _, lines)| *lines > FUNCTION_LINES_MAX)
+            .map(|(line, name, lines)| format!("{}:{line}: {name} has {lines} lines", file.name))
+            .collect::<Vec<_>>()
+    });
+    none(long.collect());
+}
+
+/// Line, name and length of each function. rustfmt puts the closing brace under the first letter of
+/// the line where the function begins, which makes this exact enough.
+fn functions(text: &str) -> Vec<(usize, String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let Some(name) = function_name(line) else {
+            continue;
+        };
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let close = format!("{indent}}}");
+        for (end, line) in lines.iter().enumerate().skip(start) {
+            let bodiless =
+                line.ends_with(';') && (end == start || line.starts_with(&format!("{indent})")));
+            let one_line = end == start && line.ends_with('}');
+            if *line == close || bodiless || one_line {
+                found.push((start + 1, name, end - start + 1));
+                break;
+            }
+        }
+    }
+    found
+}
+
+fn function_name(line: &str) -> Option<String> {
+    let mut rest = line.trim_start();
+    for word in [
+        "pub(crate) ",
+        "pub(super) ",
+        "pub ",
+        "default ",
+        "const ",
+        "async ",
+        "unsafe ",
+    ] {
+        rest = rest.strip_prefix(word).unwrap_or(rest);
+    }
+    let rest = rest.strip_prefix("fn ")?;
+    let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_')?;
+    Some(rest[..end].to_owned())
+}
+
+#[test]
+fn modules_say_what_they_are_for() {
+    let silent = rust_files().into_iter().filter_map(|file| {
+        let first = file.text.lines().next().unwrap_or_default();
+        let purpose = first.strip_prefix("//! ").unwrap_or_default();
+        (purpose.len() < 12).then(|| format!("{}: the first line is {first:?}", file.name))
+    });
+    none(silent.collect());
+}
+
+#[test]
+fn no_file_knows_the_machine_it_was_written_on() {
+    let homes = [["/ro", "ot/"].concat(), ["/wo", "rk/"].concat()];
+    let found = files().into_iter().flat_map(|file| {
+        let lines = file.text.lines().enumerate();
+        lines
+            .filter(|(_, line)| homes.iter().any(|home| line.contains(home.as_str())))
+            .map(|(number, line)| format!("{}:{}: {line}", file.name, number + 1))
+            .collect::<Vec<_>>()
+    });
+    none(found.collect());
+}
+
+#[test]
+fn core_knows_no_clock_no_chance_and_no_cluster() {
+    let outside = [
+        "tokio",
+        "kube::",
+        "k8s_openapi",
+        "std::fs",
+        "std::net",
+        "std::env",
+        "Instant",
+        "SystemTime",
+        "rand::",
+        "RandomState",
+        "boottime",
+    ];
+    let mut seen = 0;
+    let mut found = Vec::new();
+    for file in rust_files() {
+        if !file.name.starts_with("src/core/") {
+            continue;
+        }
+        seen += 1;
+        for (number, line) in file.text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if let Some(word) = outside.iter().find(|word| code.contains(*word)) {
+                found.push(format!("{}:{}: {word}", file.name, number + 1));
+            }
+        }
+    }
+    assert!(seen > 2, "src/core was not found");
+    none(found);
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut found = Vec::new();
+    for file in files() {
+        if file.extension() != "md" {
+            continue;
+        }
+        let folder = root().join(&file.name).parent().unwrap().to_owned();
+        for (number, target) in links(&file.text) {
+            let outside = target.contains("://") || target.starts_with("mailto:");
+            let path = target.split('#').next().unwrap_or_default();
+            if !outside && !path.is_empty() && !folder.join(path).exists() {
+                found.push(format!("{}:{number}: {target}", file.name));
+            }
+        }
+    }
+    none(found);
+}
+
+/// Line and target of each `[text](target)` outside of code.
+fn links(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut in_code = false;
+    for (number, line) in text.lines().enumerate() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        let prose: String = line.split('`').step_by(2).collect::<Vec<_>>().join("code");
+        for part in prose.split("](").skip(1) {
+            let target = part.split([')', ' ']).next().unwrap_or_default();
+            found.push((number + 1, target.to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_rules_themselves_find_what_they_look_for() {
+    let text = "impl A {\n    pub async fn long() {\n        a();\n\n    }\n\n    fn short() {}\n    fn none();\n    fn wide(\n        a: u8,\n    ) -> u8;\n}\n";
+    let found = functions(text);
+    let expected = [
+        (2, "long".to_owned(), 4),
+        (7, "short".to_owned(), 1),
+        (8, "none".to_owned(), 1),
+        (9, "wide".to_owned(), 3),
+    ];
+    assert_eq!(found, expected);
+    let page = "[a](x.md#y) `[b](no)` [c](https://e.test)\n```\n[d](no)\n```\n[e](z \"title\")\n";
+    let targets: Vec<String> = links(page).into_iter().map(|(_, target)| target).collect();
+    assert_eq!(targets, ["x.md#y", "https://e.test", "z"]);
+}
