@@ -99,8 +99,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Stamps one of them and deletes it, with the grace that it has; that it is gone or another
-    /// one already is no failure.
+    /// Stamps one of them and deletes it, with the grace that it has; that it is gone already is no
+    /// failure. A conflict is one: it is still there, and somebody else changed it meanwhile.
     pub(super) async fn delete_belonging(
         &self,
         tenure: &Tenure,
@@ -110,7 +110,7 @@ impl Writer {
     ) -> Result<(), Refusal> {
         let answer = self.stamp_and_delete(tenure, cluster, kind, found).await;
         match answer {
-            Err(Refusal::Gone | Refusal::Conflict(_)) => Ok(()),
+            Err(Refusal::Gone) => Ok(()),
             answer => answer,
         }
     }

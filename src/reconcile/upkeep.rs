@@ -50,11 +50,15 @@ impl Run<'_> {
         let writer = &self.reconciler.writer;
         for pod in stuck {
             tracing::info!(object = %self.cluster.key, pod = pod.name, "replacing a Pod that hangs on a former template");
-            writer
+            let answer = writer
                 .delete_belonging(self.tenure, self.cluster, Belonging::Pod, pod)
-                .await
-                .map_err(|refusal| refusal.into_failure("replacing a Pod"))?;
-            self.wrote = true;
+                .await;
+            match answer {
+                Ok(()) => self.wrote = true,
+                // It moves after all: the next look tells.
+                Err(Refusal::Conflict(_)) => {}
+                Err(refusal) => return Err(refusal.into_failure("replacing a Pod")),
+            }
         }
         Ok(())
     }

@@ -63,3 +63,28 @@ async fn children_that_the_user_wants_to_keep_are_kept() {
         json!(["orphan"])
     );
 }
+
+#[tokio::test]
+async fn a_claim_that_changes_meanwhile_is_not_left_behind() {
+    let world = World::with_ready_cluster(1).await;
+    world.change(CLUSTER, |c| {
+        c["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        c["spec"]["storage"]["retain"] = json!("Delete");
+    });
+    let claim = format!("{CLAIMS}/data-orders-db-0");
+    world.fake.with(|state| {
+        state.objects.remove(STATEFULSET);
+        state.put(&claim, json!({"metadata": {"name": "data-orders-db-0"}}));
+        let answer = json!({"kind": "Status", "status": "Failure", "code": 409, "message": "the object has been modified"});
+        state.refusals.push((format!("PATCH {claim}"), answer));
+    });
+    let refused = world.reconcile().await.unwrap_err();
+    assert!(
+        matches!(refused, Failure::LookAgain { fenced: false, .. }),
+        "{refused:?}"
+    );
+    assert!(world.object(CLUSTER).is_some(), "the finalizer was removed");
+    assert_eq!(world.reconcile().await.unwrap().next, Next::Forget);
+    assert_eq!(world.object(&claim), None);
+    assert_eq!(world.object(CLUSTER), None);
+}
