@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 /// A kind of object that the operator makes for a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ChildKind {
@@ -64,17 +62,36 @@ impl fmt::Display for ChildId {
     }
 }
 
-/// A child as it should be.
-#[derive(Clone, Debug, PartialEq)]
+/// A child as it should be, in digests: enough to see whether anything differs. What to apply is
+/// rendered when something does.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredChild {
     /// Kind and name.
     pub id: ChildId,
     /// Hash of the manifest without stamp and generation: a takeover does not change it.
-    pub fingerprint: String,
+    pub fingerprint: Fingerprint,
     /// Digest of the spec's fields that we own, as `StatefulSetRecord::spec_digest` has it.
     pub spec_digest: u64,
     /// Digest of the labels that we own, as `StatefulSetRecord::labels_digest` has it.
     pub labels_digest: u64,
-    /// What to apply, all but the stamp.
-    pub manifest: Value,
+}
+
+/// A child's fingerprint, in the annotation as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint(pub u64);
+
+impl Fingerprint {
+    /// What an annotation says; none when it is no fingerprint.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = is_hex.then(|| u64::from_str_radix(text, 16).ok())?;
+        number.map(Self)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }

@@ -1,10 +1,11 @@
 //! What this replica remembers of its own writes to one cluster, so that a watch that lags behind
-//! them does not make it write twice, and so that a touched child is noticed.
+//! them does not make it write twice, and so that a touched child is noticed; and what it worked
+//! out about the children, so that a run that finds nothing to do costs next to nothing.
 
 use std::sync::Arc;
 
-use super::child::ChildId;
-use super::observed::ChildRecord;
+use super::child::{ChildId, DesiredChild};
+use super::observed::{ChildRecord, ClaimTemplate};
 use super::version;
 
 /// How long a watch may lag behind our own writes before what it shows is believed again.
@@ -25,7 +26,8 @@ impl Write {
     }
 }
 
-/// Memory of our writes to one cluster and its children. Bounded by the number of its children.
+/// Memory of our writes to one cluster and its children, and of what these should be. Bounded by
+/// the number of its children.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
     uid: Arc<str>,
@@ -34,6 +36,18 @@ pub struct Memory {
     swept_ms: u64,
     changing: Option<(i64, u64)>,
     made_secret: bool,
+    desired: Option<(Basis, Arc<[DesiredChild]>)>,
+}
+
+/// What the children of one cluster are made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Basis {
+    /// The cluster's generation.
+    pub generation: i64,
+    /// The volume claim template that can not be changed any more.
+    pub claim: Option<ClaimTemplate>,
+    /// Whether the volume of the primary has data.
+    pub initialized: bool,
 }
 
 /// How a child that was seen stands to what we remember.
@@ -59,6 +73,7 @@ impl Memory {
             swept_ms,
             changing: None,
             made_secret: false,
+            desired: None,
         }
     }
 
@@ -139,6 +154,22 @@ impl Memory {
         self.children.retain(|(known, _)| known != id);
     }
 
+    /// The children as they should be, made anew only when what they are made from is another.
+    pub fn desired(
+        &mut self,
+        basis: &Basis,
+        make: impl FnOnce() -> Vec<DesiredChild>,
+    ) -> Arc<[DesiredChild]> {
+        if let Some((known, children)) = &self.desired
+            && known == basis
+        {
+            return Arc::clone(children);
+        }
+        let children: Arc<[DesiredChild]> = make().into();
+        self.desired = Some((basis.clone(), Arc::clone(&children)));
+        children
+    }
+
     /// The Secret was created by us: no other of that name can be in the way.
     pub fn secret_made(&mut self) {
         self.made_secret = true;
@@ -156,9 +187,11 @@ impl Memory {
         now_ms.saturating_sub(self.swept_ms) >= interval_ms
     }
 
-    /// Everything was applied.
+    /// Everything was applied. What the children are made from is looked at afresh after it: the
+    /// API server's defaults for a spec may change without a new generation.
     pub fn swept(&mut self, now_ms: u64) {
         self.swept_ms = now_ms;
+        self.desired = None;
     }
 
     /// A generation that is not carried out yet was seen.
@@ -246,6 +279,49 @@ mod tests {
         assert!(memory.sweep_is_due(1_000, 1_500));
         memory.swept(1_500);
         assert!(!memory.sweep_is_due(1_000, 2_499));
+    }
+
+    #[test]
+    fn children_are_worked_out_once_for_what_they_are_made_from() {
+        let mut memory = Memory::new("u".into(), 0);
+        let first = Basis {
+            generation: 1,
+            claim: None,
+            initialized: false,
+        };
+        let made = std::cell::Cell::new(0);
+        let make = || {
+            made.set(made.get() + 1);
+            Vec::new()
+        };
+        memory.desired(&first, make);
+        memory.desired(&first, make);
+        assert_eq!(made.get(), 1);
+        for other in [
+            Basis {
+                generation: 2,
+                ..first.clone()
+            },
+            Basis {
+                initialized: true,
+                ..first.clone()
+            },
+            Basis {
+                claim: Some(ClaimTemplate {
+                    size: "1Gi".to_owned(),
+                    class_name: None,
+                }),
+                ..first.clone()
+            },
+        ] {
+            let before = made.get();
+            memory.desired(&other, make);
+            assert_eq!(made.get(), before + 1, "{other:?}");
+        }
+        memory.swept(0);
+        let before = made.get();
+        memory.desired(&first, make);
+        assert_eq!(made.get(), before + 1, "after a sweep");
     }
 
     #[test]

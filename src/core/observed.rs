@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::child::{ChildId, ChildKind};
+use super::child::{ChildId, ChildKind, Fingerprint};
 use super::hash::Bucket;
 use super::object::{ObjectKey, Stamp};
 use crate::api::{DatabaseClusterSpec, DatabaseClusterStatus, names};
@@ -79,7 +79,7 @@ pub struct ChildRecord {
     /// The stamp in its annotation; none when it is malformed.
     pub stamp: Option<Stamp>,
     /// The fingerprint in its annotation.
-    pub fingerprint: Option<String>,
+    pub fingerprint: Option<Fingerprint>,
     /// The generation of the `DatabaseCluster` that it was made from.
     pub made_from_generation: Option<i64>,
 }

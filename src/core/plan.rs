@@ -1,5 +1,7 @@
 //! From what was seen to what has to be written: the first half of a reconcile.
 
+use std::sync::Arc;
+
 use super::child::{ChildId, ChildKind, DesiredChild};
 use super::image;
 use super::lifecycle::{Trouble, Why, reason};
@@ -15,7 +17,7 @@ pub struct Seen<'a> {
     /// The StatefulSet of the child's name, whoever owns it.
     pub statefulset: Option<&'a StatefulSetRecord>,
     /// The other children that were seen, whoever owns them.
-    pub children: &'a [ChildRecord],
+    pub children: &'a [Arc<ChildRecord>],
     /// The children as they should be, in the order in which they are applied.
     pub desired: &'a [DesiredChild],
     /// Whether the volume of the primary has data.
@@ -167,7 +169,7 @@ fn unwanted(seen: &Seen<'_>) -> Vec<Delete> {
         .iter()
         .filter(|child| is_owned_by(child, seen.cluster) && !child.deleting)
         .filter(|child| !is_made_from_newer(child, seen.cluster) && !is_desired(child))
-        .map(Delete::of)
+        .map(|child| Delete::of(child))
         .collect()
 }
 
@@ -207,6 +209,7 @@ fn difference(seen: &Seen<'_>, desired: &DesiredChild, memory: &mut Memory) -> D
         None => seen
             .children
             .iter()
+            .map(|child| &**child)
             .find(|child| child.kind == desired.id.kind && child.key.name == desired.id.name),
     };
     let Some(child) = child else {
@@ -238,7 +241,7 @@ fn difference(seen: &Seen<'_>, desired: &DesiredChild, memory: &mut Memory) -> D
     if standing == Standing::Lagging {
         return Difference::Lagging;
     }
-    let same = same_inside && child.fingerprint.as_ref() == Some(&desired.fingerprint);
+    let same = same_inside && child.fingerprint == Some(desired.fingerprint);
     if same && !seen.sweep {
         return Difference::Same;
     }

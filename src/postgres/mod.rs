@@ -14,7 +14,7 @@ use k8s_openapi::api::apps::v1::StatefulSetSpec;
 use serde_json::{Value, json};
 
 use crate::api::names;
-use crate::core::child::{ChildId, ChildKind, DesiredChild};
+use crate::core::child::{ChildId, ChildKind, DesiredChild, Fingerprint};
 use crate::core::digest::{self, Shape};
 use crate::core::object::{ObjectKey, Stamp};
 use crate::core::observed::{ClaimTemplate, ClusterRecord};
@@ -33,34 +33,71 @@ pub fn statefulset_name(cluster: &str) -> String {
     format!("{cluster}-db")
 }
 
-/// The children that a cluster should have, in the order in which they are applied: what others
-/// refer to comes first.
-///
-/// `claim` is the volume claim template of the StatefulSet that exists: it can not be changed, so
-/// it is rendered as it is. `initialized` is whether the volume of the primary has data. The Secret
-/// is not among them: it is created once, and never compared.
-#[must_use]
-pub fn children(
-    cluster: &ClusterRecord,
-    claim: Option<&ClaimTemplate>,
-    initialized: bool,
-) -> Vec<DesiredChild> {
-    let config = config::render(cluster, initialized);
-    let set = statefulset::render(cluster, claim);
-    let mut children = vec![
-        desired(cluster, ChildKind::ConfigMap, config),
-        desired(cluster, ChildKind::Service, service::headless(cluster)),
-        desired(cluster, ChildKind::Service, service::read_write(cluster)),
-        desired(cluster, ChildKind::Service, service::read(cluster)),
-    ];
-    if let Some(budget) = budget::render(cluster) {
-        children.push(desired(cluster, ChildKind::PodDisruptionBudget, budget));
-    }
-    children.push(desired(cluster, ChildKind::StatefulSet, set));
-    children
+/// From what the children of a cluster are rendered.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The cluster.
+    pub cluster: &'a ClusterRecord,
+    /// The volume claim template of the StatefulSet that exists: it can not be changed, so it is
+    /// rendered as it is.
+    pub claim: Option<&'a ClaimTemplate>,
+    /// Whether the volume of the primary has data.
+    pub initialized: bool,
 }
 
-/// Children that a cluster may have had and that [`children`] need not name.
+/// Renders one child; none when the cluster has no need of it.
+type Renderer = fn(&Source<'_>) -> Option<Value>;
+
+/// How each child is rendered, in the order in which they are applied: what others refer to comes
+/// first. The Secret is not among them: it is created once, and never compared.
+const RENDERERS: [(ChildKind, Renderer); 6] = [
+    (ChildKind::ConfigMap, |source| {
+        Some(config::render(source.cluster, source.initialized))
+    }),
+    (ChildKind::Service, |source| {
+        Some(service::headless(source.cluster))
+    }),
+    (ChildKind::Service, |source| {
+        Some(service::read_write(source.cluster))
+    }),
+    (ChildKind::Service, |source| {
+        Some(service::read(source.cluster))
+    }),
+    (ChildKind::PodDisruptionBudget, |source| {
+        budget::render(source.cluster)
+    }),
+    (ChildKind::StatefulSet, |source| {
+        Some(statefulset::render(source.cluster, source.claim))
+    }),
+];
+
+impl Source<'_> {
+    /// The children that the cluster should have, in the order in which they are applied.
+    #[must_use]
+    pub fn children(&self) -> Vec<DesiredChild> {
+        RENDERERS
+            .iter()
+            .filter_map(|(kind, render)| render(self).map(|manifest| desired(*kind, &manifest)))
+            .collect()
+    }
+
+    /// What to apply for one of them, with the stamp of who writes it; none when it is none of them.
+    #[must_use]
+    pub fn manifest(&self, child: &DesiredChild, stamp: &Stamp) -> Option<Value> {
+        let rendered = RENDERERS.iter().filter(|(kind, _)| *kind == child.id.kind);
+        let mut rendered = rendered.filter_map(|(_, render)| render(self));
+        let mut manifest =
+            rendered.find(|manifest| manifest["metadata"]["name"] == *child.id.name)?;
+        manifest["metadata"]["annotations"] = json!({
+            names::FINGERPRINT_ANNOTATION: child.fingerprint.to_string(),
+            names::GENERATION_ANNOTATION: self.cluster.generation.to_string(),
+            names::STAMP_ANNOTATION: stamp.to_string(),
+        });
+        Some(manifest)
+    }
+}
+
+/// Children that a cluster may have had and that [`Source::children`] need not name.
 #[must_use]
 pub fn optional_children(cluster: &str) -> [ChildId; 1] {
     [ChildId {
@@ -72,14 +109,6 @@ pub fn optional_children(cluster: &str) -> [ChildId; 1] {
 /// The host name under which the primary is reached from everywhere in the Kubernetes cluster.
 fn rw_host(cluster: &ClusterRecord) -> String {
     format!("{}-rw.{}.svc", cluster.key.name, cluster.key.namespace)
-}
-
-/// The manifest of a child with the stamp of who writes it.
-#[must_use]
-pub fn stamped(child: &DesiredChild, stamp: &Stamp) -> Value {
-    let mut manifest = child.manifest.clone();
-    manifest["metadata"]["annotations"][names::STAMP_ANNOTATION] = json!(stamp.to_string());
-    manifest
 }
 
 /// Digest of the fields of a StatefulSet's spec that we own.
@@ -111,39 +140,30 @@ static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
     }
 });
 
-fn desired(cluster: &ClusterRecord, kind: ChildKind, mut manifest: Value) -> DesiredChild {
+fn desired(kind: ChildKind, manifest: &Value) -> DesiredChild {
     let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
-    let id = ChildId {
-        kind,
-        name: name.into(),
+    let (spec_digest, labels_digest) = match kind {
+        ChildKind::StatefulSet => (
+            SHAPES.spec.digest(&manifest["spec"]),
+            SHAPES.labels.digest(&manifest["metadata"]["labels"]),
+        ),
+        _ => (0, 0),
     };
     let mut fingerprinted = manifest.clone();
     fingerprinted["spec"] = without_claims(&manifest["spec"]);
-    let fingerprint = fingerprint(&fingerprinted);
-    let is_statefulset = kind == ChildKind::StatefulSet;
-    let (spec_digest, labels_digest) = if is_statefulset {
-        (
-            SHAPES.spec.digest(&manifest["spec"]),
-            SHAPES.labels.digest(&manifest["metadata"]["labels"]),
-        )
-    } else {
-        (0, 0)
-    };
-    manifest["metadata"]["annotations"] = json!({
-        names::FINGERPRINT_ANNOTATION: fingerprint,
-        names::GENERATION_ANNOTATION: cluster.generation.to_string(),
-    });
     DesiredChild {
-        id,
-        fingerprint,
+        id: ChildId {
+            kind,
+            name: name.into(),
+        },
+        fingerprint: fingerprint(&fingerprinted),
         spec_digest,
         labels_digest,
-        manifest,
     }
 }
 
-fn fingerprint(manifest: &Value) -> String {
-    format!("{:016x}", digest::document(manifest))
+fn fingerprint(manifest: &Value) -> Fingerprint {
+    Fingerprint(digest::document(manifest))
 }
 
 /// A StatefulSet's spec without what can not be changed after creation: whether it differs must not

@@ -79,7 +79,7 @@ pub fn secret(
     // Before the passwords are in it: they must not be found from the fingerprint.
     manifest["metadata"]["annotations"] = json!({
         names::STAMP_ANNOTATION: stamp.to_string(),
-        names::FINGERPRINT_ANNOTATION: fingerprint(&manifest),
+        names::FINGERPRINT_ANNOTATION: fingerprint(&manifest).to_string(),
         names::GENERATION_ANNOTATION: cluster.generation.to_string(),
     });
     let (host, password) = (rw_host(cluster), &password.0);

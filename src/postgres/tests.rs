@@ -19,11 +19,26 @@ fn cluster() -> ClusterRecord {
     cluster
 }
 
+fn source<'a>(cluster: &'a ClusterRecord, claim: Option<&'a ClaimTemplate>) -> Source<'a> {
+    Source {
+        cluster,
+        claim,
+        initialized: true,
+    }
+}
+
 fn statefulset(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> DesiredChild {
-    children(cluster, claim, true)
-        .into_iter()
+    let children = source(cluster, claim).children();
+    let mut children = children.into_iter();
+    children
         .find(|child| child.id.kind == ChildKind::StatefulSet)
         .unwrap()
+}
+
+/// What is applied for a StatefulSet.
+fn statefulset_manifest(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
+    let set = statefulset(cluster, claim);
+    source(cluster, claim).manifest(&set, &stamp(17)).unwrap()
 }
 
 fn stamp(epoch: u32) -> Stamp {
@@ -38,7 +53,7 @@ fn stamp(epoch: u32) -> Stamp {
 #[test]
 fn the_statefulset_is_the_committed_one() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/statefulset.yaml");
-    let rendered = stamped(&statefulset(&cluster(), None), &stamp(17));
+    let rendered = statefulset_manifest(&cluster(), None);
     let text = serde_saphyr::to_string(&rendered).unwrap();
     if std::env::var_os("UPDATE_GENERATED").is_some() {
         std::fs::write(path, &text).unwrap();
@@ -52,7 +67,7 @@ fn the_statefulset_is_the_committed_one() {
 
 #[test]
 fn no_field_is_unknown_to_kubernetes() {
-    let set = statefulset(&cluster(), None).manifest;
+    let set = statefulset_manifest(&cluster(), None);
     let typed: StatefulSet = serde_json::from_value(set.clone()).unwrap();
     let mut back = serde_json::to_value(typed).unwrap();
     // The template of a claim has no kind of its own in the typed form.
@@ -60,8 +75,10 @@ fn no_field_is_unknown_to_kubernetes() {
     claim["apiVersion"] = json!("v1");
     claim["kind"] = json!("PersistentVolumeClaim");
     assert_eq!(back, set);
-    for child in children(&cluster(), None, true) {
-        let manifest = child.manifest;
+    let cluster = cluster();
+    let source = source(&cluster, None);
+    for child in source.children() {
+        let manifest = source.manifest(&child, &stamp(1)).unwrap();
         match child.id.kind {
             ChildKind::Service => known::<Service>(&manifest),
             ChildKind::ConfigMap => known::<ConfigMap>(&manifest),
@@ -70,7 +87,7 @@ fn no_field_is_unknown_to_kubernetes() {
             ChildKind::Secret => panic!("it is no child to compare"),
         }
     }
-    let secret = secret(&cluster(), &password(1), &password(2), &stamp(1));
+    let secret = secret(&cluster, &password(1), &password(2), &stamp(1));
     known::<Secret>(&secret);
 }
 
@@ -87,9 +104,9 @@ fn password(seed: u8) -> Password {
 #[test]
 fn a_budget_and_the_services_select_the_pods() {
     let mut cluster = cluster();
-    let set = statefulset(&cluster, None).manifest;
+    let set = statefulset_manifest(&cluster, None);
     let labels = set.pointer("/spec/template/metadata/labels").unwrap();
-    let all = children(&cluster, None, true);
+    let all = source(&cluster, None).children();
     let names: Vec<String> = all.iter().map(|child| child.id.to_string()).collect();
     assert_eq!(
         names,
@@ -103,7 +120,8 @@ fn a_budget_and_the_services_select_the_pods() {
         ]
     );
     for child in &all[1..5] {
-        let selector = &child.manifest["spec"]["selector"];
+        let manifest = source(&cluster, None).manifest(child, &stamp(1)).unwrap();
+        let selector = &manifest["spec"]["selector"];
         let selector = selector.get("matchLabels").unwrap_or(selector);
         for (name, value) in selector.as_object().unwrap() {
             match name.as_str() {
@@ -117,7 +135,8 @@ fn a_budget_and_the_services_select_the_pods() {
         );
     }
     cluster.spec.replicas = 1;
-    let kinds: Vec<ChildKind> = children(&cluster, None, true)
+    let kinds: Vec<ChildKind> = source(&cluster, None)
+        .children()
         .iter()
         .map(|c| c.id.kind)
         .collect();
@@ -155,7 +174,7 @@ fn the_secret_has_what_clients_need_and_no_trace_of_the_passwords_elsewhere() {
 /// POSTGRES_INITDB_ARGS, PGDATA and the folder of scripts, PostgreSQL's programs, and a shell.
 #[test]
 fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
-    let set = statefulset(&cluster(), None).manifest;
+    let set = statefulset_manifest(&cluster(), None);
     let pod = set.pointer("/spec/template/spec").unwrap();
     let main = &pod["containers"][0];
     assert!(
@@ -212,9 +231,13 @@ fn a_takeover_and_a_new_generation_do_not_change_the_fingerprint() {
     later.generation = 5;
     later.resource_version = "77".to_owned();
     assert_eq!(statefulset(&later, None).fingerprint, before.fingerprint);
-    let stamped_anew = stamped(&before, &stamp(18));
+    let stamped_anew = source(&later, None).manifest(&before, &stamp(18)).unwrap();
     let annotations = &stamped_anew["metadata"]["annotations"];
-    assert_eq!(annotations["database.io/fingerprint"], *before.fingerprint);
+    assert_eq!(
+        annotations["database.io/fingerprint"],
+        before.fingerprint.to_string()
+    );
+    assert_eq!(annotations["database.io/generation"], "5");
 }
 
 #[test]
@@ -245,7 +268,8 @@ fn claims_stay_as_they_were_created_whatever_the_spec_asks_for_now() {
         class_name: None,
     };
     let after = statefulset(&cluster, Some(&claim));
-    let template = &after.manifest["spec"]["volumeClaimTemplates"][0]["spec"];
+    let manifest = statefulset_manifest(&cluster, Some(&claim));
+    let template = &manifest["spec"]["volumeClaimTemplates"][0]["spec"];
     assert_eq!(template["resources"]["requests"]["storage"], "1Gi");
     assert!(template.get("storageClassName").is_none());
     assert_eq!(after.fingerprint, before.fingerprint);
@@ -257,7 +281,7 @@ fn the_live_object_has_the_digest_of_the_desired_one_after_the_api_server_filled
     cluster.spec.resources.cpu = "0.5".to_owned();
     cluster.spec.resources.memory = "1024Mi".to_owned();
     let desired = statefulset(&cluster, None);
-    let mut live = stamped(&desired, &stamp(1));
+    let mut live = statefulset_manifest(&cluster, None);
     let pod = live.pointer_mut("/spec/template/spec").unwrap();
     pod["dnsPolicy"] = json!("ClusterFirst");
     pod["containers"][0]["imagePullPolicy"] = json!("IfNotPresent");
@@ -271,20 +295,17 @@ fn the_live_object_has_the_digest_of_the_desired_one_after_the_api_server_filled
     let record = crate::watch::observe::statefulset(&live, None).unwrap();
     assert_eq!(record.spec_digest, desired.spec_digest);
     assert_eq!(record.labels_digest, desired.labels_digest);
-    assert_eq!(
-        record.child.fingerprint.as_ref(),
-        Some(&desired.fingerprint)
-    );
+    assert_eq!(record.child.fingerprint, Some(desired.fingerprint));
     assert_eq!(record.child.made_from_generation, Some(4));
     assert_eq!(record.child.cluster_key(), Some(cluster.key.clone()));
     assert_eq!(record.child.bucket, Some(cluster.bucket));
-    assert_eq!(record.child.stamp, Some(stamp(1)));
+    assert_eq!(record.child.stamp, Some(stamp(17)));
     assert_eq!(record.claim.unwrap().class_name.as_deref(), Some("fast"));
 }
 
 #[test]
 fn the_selector_as_text_selects_the_pods() {
-    let set = statefulset(&cluster(), None).manifest;
+    let set = statefulset_manifest(&cluster(), None);
     let labels = set.pointer("/spec/template/metadata/labels").unwrap();
     let matched = set.pointer("/spec/selector/matchLabels").unwrap();
     let text = selector_text("orders");

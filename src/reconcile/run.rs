@@ -11,6 +11,7 @@ use crate::api::names;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::conclude::{Conclusion, Done, conclude, is_initialized, workload};
 use crate::core::lifecycle::{Stage, Trouble, Why, Workload, progressing_since, reason};
+use crate::core::memory::Basis;
 use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
@@ -19,7 +20,7 @@ use crate::core::plan::{
     worse,
 };
 use crate::fleet::tenure::{Tenure, boottime_ms};
-use crate::postgres;
+use crate::postgres::{self, Source};
 use crate::watch::observe;
 
 /// A cluster that has been on its way for this long is asked why.
@@ -40,7 +41,7 @@ struct Steps<'a> {
     desired: &'a [DesiredChild],
     apply: &'a [Apply],
     delete: &'a [Delete],
-    children: &'a [ChildRecord],
+    children: &'a [Arc<ChildRecord>],
 }
 
 /// What applying the children came to.
@@ -93,10 +94,16 @@ impl<'a> Run<'a> {
         let owned = statefulset
             .as_deref()
             .filter(|set| is_owned_by(&set.child, cluster));
-        let claim = owned.and_then(|set| set.claim.as_ref());
-        let initialized = is_initialized(cluster, owned);
-        let desired = postgres::children(cluster, claim, initialized);
+        let source = self.source(owned);
+        let basis = Basis {
+            generation: cluster.generation,
+            claim: source.claim.cloned(),
+            initialized: source.initialized,
+        };
         let now_ms = boottime_ms();
+        let desired = self.reconciler.with_memory(cluster, |memory| {
+            memory.desired(&basis, || source.children())
+        });
         let children = self.other_children(&desired);
         let (plan, sweep) = self.reconciler.with_memory(cluster, |memory| {
             if cluster.status.observed_generation != cluster.generation {
@@ -108,7 +115,7 @@ impl<'a> Run<'a> {
                 statefulset: statefulset.as_deref(),
                 children: &children,
                 desired: &desired,
-                initialized,
+                initialized: source.initialized,
                 sweep,
                 now_ms,
             };
@@ -165,7 +172,19 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn other_children(&self, desired: &[DesiredChild]) -> Vec<ChildRecord> {
+    /// From what the children are rendered.
+    fn source<'b>(&self, owned: Option<&'b StatefulSetRecord>) -> Source<'b>
+    where
+        'a: 'b,
+    {
+        Source {
+            cluster: self.cluster,
+            claim: owned.and_then(|set| set.claim.as_ref()),
+            initialized: is_initialized(self.cluster, owned),
+        }
+    }
+
+    fn other_children(&self, desired: &[DesiredChild]) -> Vec<Arc<ChildRecord>> {
         let mut ids: Vec<ChildId> = desired
             .iter()
             .map(|child| child.id.clone())
@@ -180,7 +199,6 @@ impl<'a> Run<'a> {
         let store = &self.reconciler.store;
         ids.iter()
             .filter_map(|id| store.child(&self.cluster.key.namespace, id))
-            .map(|record| (*record).clone())
             .collect()
     }
 
@@ -251,7 +269,16 @@ impl<'a> Run<'a> {
     ) -> Result<bool, Refused> {
         let namespace = &self.cluster.key.namespace;
         let writer = &self.reconciler.writer;
-        let manifest = postgres::stamped(child, self.tenure.stamp());
+        let manifest = self.source(owned).manifest(child, self.tenure.stamp());
+        let manifest = manifest.ok_or_else(|| {
+            Refused::Failure(Failure::Failed {
+                cause: Cause::Other,
+                message: format!(
+                    "{} can not be rendered; this is a bug in the operator",
+                    child.id
+                ),
+            })
+        })?;
         let answer = writer
             .apply(self.tenure, namespace, &child.id, manifest, precondition)
             .await;

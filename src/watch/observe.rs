@@ -6,7 +6,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::{DatabaseCluster, names};
-use crate::core::child::ChildKind;
+use crate::core::child::{ChildKind, Fingerprint};
 use crate::core::hash::Bucket;
 use crate::core::object::{ObjectKey, Stamp};
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, Owner, StatefulSetRecord};
@@ -43,7 +43,7 @@ pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
         owner: owner(meta),
         bucket: bucket(meta),
         stamp: stamp(meta),
-        fingerprint: annotation(meta, names::FINGERPRINT_ANNOTATION).map(str::to_owned),
+        fingerprint: annotation(meta, names::FINGERPRINT_ANNOTATION).and_then(Fingerprint::parse),
         made_from_generation: annotation(meta, names::GENERATION_ANNOTATION)
             .and_then(|text| text.parse().ok()),
     })

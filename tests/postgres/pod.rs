@@ -13,7 +13,7 @@ use databasecluster_operator::api::DatabaseCluster;
 use databasecluster_operator::core::child::ChildKind;
 use databasecluster_operator::core::object::Stamp;
 use databasecluster_operator::core::observed::ClusterRecord;
-use databasecluster_operator::postgres::{Password, children, secret};
+use databasecluster_operator::postgres::{Password, Source, secret};
 use databasecluster_operator::watch::observe;
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::{Value, json};
@@ -21,6 +21,14 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The user of Debian's packages: PostgreSQL refuses to run as root.
 const USER: &str = "postgres";
+
+fn stamp() -> Stamp {
+    Stamp {
+        lease: "l".to_owned(),
+        epoch: 1,
+        holder: "h".to_owned(),
+    }
+}
 
 /// What all Pods of a cluster share.
 pub(crate) struct World {
@@ -96,12 +104,7 @@ impl World {
             let bytes = std::array::from_fn(|n| (n as u8).wrapping_mul(53).wrapping_add(seed));
             Password::from_random(&bytes).unwrap()
         };
-        let stamp = Stamp {
-            lease: "l".to_owned(),
-            epoch: 1,
-            holder: "h".to_owned(),
-        };
-        let manifest = secret(&cluster, &password(7), &password(11), &stamp);
+        let manifest = secret(&cluster, &password(7), &password(11), &stamp());
         let folder = tempfile::tempdir().unwrap();
         give(folder.path(), 0o755);
         Self {
@@ -126,6 +129,18 @@ impl World {
         self.initialized = true;
     }
 
+    /// What the operator applies for the only child of this kind.
+    fn manifest(&self, kind: ChildKind) -> Value {
+        let source = Source {
+            cluster: &self.cluster,
+            claim: None,
+            initialized: self.initialized,
+        };
+        let mut children = source.children().into_iter();
+        let child = children.find(|child| child.id.kind == kind).unwrap();
+        source.manifest(&child, &stamp()).unwrap()
+    }
+
     /// The address that applications use, with this Pod instead of the Service.
     pub(crate) fn uri(&self, pod: &Pod) -> String {
         let uri = self.secret("uri");
@@ -137,11 +152,8 @@ impl World {
 
 impl Pod {
     pub(crate) fn new(world: &World, ordinal: usize) -> Self {
-        let set = children(&world.cluster, None, world.initialized)
-            .into_iter()
-            .find(|child| child.id.kind == ChildKind::StatefulSet)
-            .unwrap();
-        let spec = set.manifest.pointer("/spec/template/spec").unwrap().clone();
+        let set = world.manifest(ChildKind::StatefulSet);
+        let spec = set.pointer("/spec/template/spec").unwrap().clone();
         let name = format!("orders-db-{ordinal}");
         let folder = world.folder.path().join(&name);
         fs::create_dir(&folder).unwrap();
@@ -175,11 +187,8 @@ impl Pod {
 
     /// Writes Secret and ConfigMap into their folders, as the kubelet does for a Pod that starts.
     pub(crate) fn mount(&self, world: &World) {
-        let config = children(&world.cluster, None, world.initialized)
-            .into_iter()
-            .find(|child| child.id.kind == ChildKind::ConfigMap)
-            .unwrap();
-        let data = config.manifest["data"].as_object().unwrap();
+        let config = world.manifest(ChildKind::ConfigMap);
+        let data = config["data"].as_object().unwrap();
         for volume in self.spec["volumes"].as_array().unwrap() {
             let folder = self.folder.join(volume["name"].as_str().unwrap());
             let source = &volume["configMap"];
