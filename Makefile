@@ -58,6 +58,7 @@ manifests: ## writes the generated files below deploy/
 lint: ## format and lints, no tests
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
+	@cargo clippy --bins --features planted-faults --locked -- -D warnings
 
 .PHONY: e2e bench image
 e2e bench image: ## not there yet

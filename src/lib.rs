@@ -23,5 +23,6 @@ pub mod reconcile;
 pub mod postgres;
 pub mod telemetry;
 
+pub mod planted;
 pub mod replica;
 pub mod shutdown;

@@ -19,6 +19,7 @@ use crate::fleet::fence::{Keeper, Prover, SecondLook};
 use crate::fleet::leader::{Leader, LeaderParts};
 use crate::fleet::leases::{LeaseStore, SelfDescription};
 use crate::fleet::tenure::{Tenure, Validity, boottime_ms};
+use crate::planted::{self, Fault, is_planted};
 use crate::pool::{Pool, PoolConfig, Reconcile};
 use crate::reconcile::{Reconciler, ReconcilerConfig};
 use crate::shutdown::{self, Signals};
@@ -76,6 +77,7 @@ struct Shared {
 /// When it can not start (no configuration, address in use), or another replica lives under its
 /// identity.
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    planted::check().map_err(anyhow::Error::msg)?;
     let identity = args.given_identity().unwrap_or_else(made_up_identity);
     let settings = args.settings(identity.clone())?;
     let metrics = Arc::new(Metrics::new().context("two metrics share a name")?);
@@ -418,6 +420,9 @@ impl ShardHost for Host {
             self.tasks
                 .spawn(async move { agent.send(Event::StampMet(shard, stamp)).await });
         }
+        if is_planted(Fault::Resync) {
+            return;
+        }
         for key in self.shared.store.keys(shard) {
             let _full_is_counted = self.shared.pool.enqueue(shard, &key, Duration::ZERO);
         }
@@ -426,7 +431,7 @@ impl ShardHost for Host {
     fn drain(&mut self, shard: ShardId) {
         let (shared, agent) = (Arc::clone(&self.shared), self.agent.clone());
         self.tasks.spawn(async move {
-            if shared.pool.drain_shard(shard).await {
+            if is_planted(Fault::Drain) || shared.pool.drain_shard(shard).await {
                 agent.send(Event::Drained(shard)).await;
             }
         });

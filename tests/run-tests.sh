@@ -46,6 +46,9 @@ if [ "$failed" -eq 0 ]; then
   check "format" cargo fmt --all --check
   check "lint" cargo clippy --workspace --all-targets --locked -- -D warnings
   check "program" cargo build --workspace --bins --locked
+  # After the others, beside which it lies: the same program, with faults that tests can plant.
+  check "lint, with faults to plant" cargo clippy --bins --features planted-faults --locked -- -D warnings
+  check "program with faults to plant" cargo build --bin databasecluster-operator-planted --features planted-faults --locked
   tests "tests" cargo test --workspace --locked --no-fail-fast ${TEST_ARGS:+$TEST_ARGS}
 fi
 printf '\n%s passed, %s failed\n' "$passed" "$failed"

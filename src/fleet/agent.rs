@@ -23,6 +23,7 @@ use crate::core::hash::ShardId;
 use crate::core::lease::{member_lease_name, shard_lease_name};
 use crate::core::object::Stamp;
 use crate::core::ownership::{Action, Event, Ownership, Reason, Settings};
+use crate::planted::{Fault, is_planted};
 use crate::telemetry::metrics::Metrics;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -202,6 +203,9 @@ fn watch(api: Api<Lease>) -> BoxStream<'static, Watched> {
 
 /// A nonce that no other life of any replica has: 128 bits from the operating system.
 fn nonce() -> String {
+    if is_planted(Fault::Incarnation) {
+        return "always-the-same".to_owned();
+    }
     let mut bytes = [0u8; 16];
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     if got.unwrap_or(0) < bytes.len() {
@@ -341,12 +345,7 @@ impl<H: ShardHost> Agent<H> {
                 tracing::info!(%shard, "going on with the shard: its successor is gone");
                 self.parts.host.resume(shard);
             }
-            Action::Halt(shard, reason) => {
-                tracing::warn!(%shard, reason = reason.label(), "shard stopped at once");
-                self.count_move(reason.label());
-                self.end_tenure(shard);
-                self.parts.host.halt(shard);
-            }
+            Action::Halt(shard, reason) => self.halt(shard, reason),
             Action::NeedIncarnation => {
                 tracing::warn!("our incarnation is dead: beginning a new one");
                 let fresh = nonce();
@@ -433,6 +432,16 @@ impl<H: ShardHost> Agent<H> {
         self.parts
             .host
             .admit(Tenure::new(shard, stamp, validity, ended));
+    }
+
+    fn halt(&mut self, shard: ShardId, reason: Reason) {
+        if reason == Reason::Lapsed && is_planted(Fault::Validity) {
+            return;
+        }
+        tracing::warn!(%shard, reason = reason.label(), "shard stopped at once");
+        self.count_move(reason.label());
+        self.end_tenure(shard);
+        self.parts.host.halt(shard);
     }
 
     fn end_tenure(&mut self, shard: ShardId) {

@@ -21,6 +21,7 @@ use crate::core::lease::{MemberLease, ShardLease, member_lease_name};
 use crate::core::members::is_eligible;
 use crate::core::ownership::WriteResult;
 use crate::core::planner::{Fleet, churn_budget};
+use crate::planted::{Fault, is_planted};
 use crate::telemetry::metrics::Metrics;
 
 /// Name of the fleet leader's Lease.
@@ -186,6 +187,9 @@ impl Leader {
     }
 
     async fn try_lead(&self) -> bool {
+        if is_planted(Fault::Leader) {
+            return true;
+        }
         match timeout(2 * CALL_TIMEOUT, self.lock.try_acquire_or_renew()).await {
             Ok(Ok(result)) => {
                 let leading = matches!(result, LeaseLockResult::Acquired(_));

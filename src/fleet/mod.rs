@@ -1,6 +1,7 @@
 //! Carries ownership decisions out: heartbeat, locks, fleet leader, fence.
 
 pub mod agent;
+mod careless;
 pub mod fence;
 pub mod leader;
 pub mod leases;

@@ -17,15 +17,13 @@ const CRD: &str = "databaseclusters.database.io";
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// File below `deploy/`, and whether it must exist.
-const FILES: [(&str, bool); 3] = [
-    ("crd.yaml", true),
-    ("rbac.yaml", true),
-    ("fence.yaml", false),
-];
+const FILES: [(&str, bool); 3] = [("crd.yaml", true), ("rbac.yaml", true), (FENCE, false)];
+const FENCE: &str = "fence.yaml";
 
-pub(super) async fn install(control_plane: &ControlPlane) -> Result<()> {
+pub(super) async fn install(control_plane: &ControlPlane, without_fence: bool) -> Result<()> {
     ensure_namespace(control_plane, OPERATOR_NAMESPACE).await?;
-    for (file, required) in FILES {
+    let wanted = |(file, _): &(&str, bool)| !(without_fence && *file == FENCE);
+    for (file, required) in FILES.into_iter().filter(wanted) {
         let path = repository().join("deploy").join(file);
         if !path.is_file() {
             match required {
@@ -43,7 +41,7 @@ pub(super) async fn install(control_plane: &ControlPlane) -> Result<()> {
         control_plane.run_kubectl(&apply).await?;
     }
     wait_for_crd(control_plane).await?;
-    if repository().join("deploy/fence.yaml").is_file() {
+    if !without_fence && repository().join("deploy").join(FENCE).is_file() {
         fence::wait_in_force(control_plane).await?;
     }
     control_plane

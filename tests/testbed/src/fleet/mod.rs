@@ -23,6 +23,8 @@ pub const OPERATOR_ACCOUNT: &str = "databasecluster-operator";
 pub const OPERATOR_USER: &str =
     "system:serviceaccount:databasecluster-system:databasecluster-operator";
 const BINARY: &str = "databasecluster-operator";
+/// The program in which `DBC_PLANTED_FAULTS` plants faults.
+const PLANTED_BINARY: &str = "databasecluster-operator-planted";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a fleet can be asked for.
@@ -36,6 +38,8 @@ pub struct FleetOptions {
     pub binary: Option<PathBuf>,
     /// The prefix of the replicas' names; by default the operator's name.
     pub name_prefix: Option<String>,
+    /// Leave the fence out of what is installed.
+    pub without_fence: bool,
 }
 
 /// Operator processes against one control plane. Dropping it kills them.
@@ -57,7 +61,7 @@ impl<'a> Fleet<'a> {
             Some(binary) => binary.clone(),
             None => operator_binary()?,
         };
-        install::install(control_plane).await?;
+        install::install(control_plane, options.without_fence).await?;
         Ok(Self {
             control_plane,
             options,
@@ -210,20 +214,30 @@ pub fn operator_binary() -> Result<PathBuf> {
             false => failed(format!("OPERATOR_BIN={} is no file", path.display())),
         };
     }
+    beside(BINARY, "cargo build, or set OPERATOR_BIN")
+}
+
+/// The operator built so that faults can be planted in it (`DBC_PLANTED_FAULTS`).
+///
+/// # Errors
+/// When it was not built.
+pub fn planted_binary() -> Result<PathBuf> {
+    let how = format!("cargo build --features planted-faults --bin {PLANTED_BINARY}");
+    beside(PLANTED_BINARY, &how)
+}
+
+/// A program beside the running executable, or up to two folders up.
+fn beside(name: &str, how: &str) -> Result<PathBuf> {
     let executable = std::env::current_exe().context("find the running executable")?;
     let folders = executable.ancestors().skip(1).take(3);
     let found = folders
-        .map(|folder| folder.join(BINARY))
+        .map(|folder| folder.join(name))
         .find(|path| path.is_file());
-    found.map_or_else(
-        || {
-            failed(format!(
-                "no {BINARY} beside {}: build it (cargo build), or set OPERATOR_BIN",
-                executable.display()
-            ))
-        },
-        Ok,
-    )
+    let missing = || {
+        let beside = executable.display();
+        failed(format!("no {name} beside {beside}: build it ({how})"))
+    };
+    found.map_or_else(missing, Ok)
 }
 
 /// The repository's top folder.

@@ -1,0 +1,28 @@
+//! Lease writes without part of their protection, for experiments: see [`crate::planted`].
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+
+use crate::planted::{Fault, is_planted as planted};
+
+/// Whether Lease writes are to lack something.
+pub(super) fn is_planted() -> bool {
+    planted(Fault::CompareAndSwap) || planted(Fault::Uid)
+}
+
+/// Writes a Lease without its uid, and without its version if that was planted too.
+pub(super) async fn put(api: &Api<Lease>, name: &str, lease: &Lease) -> kube::Result<Lease> {
+    let mut lease = lease.clone();
+    lease.metadata.uid = None;
+    if planted(Fault::CompareAndSwap) {
+        // A Lease can not be replaced without a version; an apply makes or overwrites it.
+        lease.metadata.resource_version = None;
+        let params = PatchParams::apply("careless").force();
+        return api.patch(name, &params, &Patch::Apply(&lease)).await;
+    }
+    let params = PostParams::default();
+    match lease.metadata.resource_version {
+        Some(_) => api.replace(name, &params, &lease).await,
+        None => api.create(&params, &lease).await,
+    }
+}

@@ -1,0 +1,140 @@
+//! Faults that experiments plant on purpose, to show that tests and judges notice them.
+//!
+//! They exist only in a program that was built with the feature `planted-faults`, which no release
+//! is; elsewhere [`is_planted`] is the constant `false` and what hangs on it is not compiled in.
+//! There, `DBC_PLANTED_FAULTS=validity,drain` plants them, for the whole life of the process.
+
+/// One part of the protection, switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The replica goes on after its validity ended, until the Leases show it another holder.
+    Validity,
+    /// Lease writes name neither uid nor version: the last one wins.
+    CompareAndSwap,
+    /// Lease writes name a version but no uid: they bring a deleted Lease back.
+    Uid,
+    /// All lives of a replica have the same incarnation.
+    Incarnation,
+    /// A handover does not wait for the work in the shard.
+    Drain,
+    /// The fence is taken for proven, without asking. That the API server has none is up to who
+    /// installs: leave `deploy/fence.yaml` out.
+    Fence,
+    /// A new holder works on what changes from now on, and not on what it finds.
+    Resync,
+    /// The replica plans for the fleet, whoever was elected.
+    Leader,
+}
+
+impl Fault {
+    /// All of them, with their names.
+    pub const ALL: [(Self, &'static str); 8] = [
+        (Self::Validity, "validity"),
+        (Self::CompareAndSwap, "compare-and-swap"),
+        (Self::Uid, "uid"),
+        (Self::Incarnation, "incarnation"),
+        (Self::Drain, "drain"),
+        (Self::Fence, "fence"),
+        (Self::Resync, "resync"),
+        (Self::Leader, "leader"),
+    ];
+}
+
+#[cfg(not(feature = "planted-faults"))]
+mod switch {
+    use super::Fault;
+
+    /// Whether this fault was planted: never in this build.
+    #[must_use]
+    pub const fn is_planted(_: Fault) -> bool {
+        false
+    }
+
+    /// What was planted, for the log: nothing in this build.
+    ///
+    /// # Errors
+    /// Never in this build.
+    pub const fn check() -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[cfg(feature = "planted-faults")]
+mod switch {
+    use std::sync::LazyLock;
+
+    use super::Fault;
+
+    const VARIABLE: &str = "DBC_PLANTED_FAULTS";
+
+    static PLANTED: LazyLock<Result<Vec<Fault>, String>> =
+        LazyLock::new(|| super::parse(&std::env::var(VARIABLE).unwrap_or_default()));
+
+    /// Whether this fault was planted.
+    #[must_use]
+    pub fn is_planted(fault: Fault) -> bool {
+        PLANTED
+            .as_ref()
+            .is_ok_and(|planted| planted.contains(&fault))
+    }
+
+    /// Says in the log what was planted.
+    ///
+    /// # Errors
+    /// When a name is none of a fault: an experiment must not pass because it was misspelt.
+    pub fn check() -> Result<(), String> {
+        let planted = PLANTED
+            .as_ref()
+            .map_err(|why| format!("{VARIABLE}: {why}"))?;
+        if !planted.is_empty() {
+            tracing::warn!(
+                ?planted,
+                "faults are planted: this replica is not to be trusted"
+            );
+        }
+        Ok(())
+    }
+}
+
+pub use switch::{check, is_planted};
+
+#[cfg(any(test, feature = "planted-faults"))]
+fn parse(text: &str) -> Result<Vec<Fault>, String> {
+    let names = text
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty());
+    let fault = |name: &str| {
+        let known = Fault::ALL.iter().find(|(_, known)| *known == name);
+        known.map(|(fault, _)| *fault).ok_or_else(|| {
+            let known: Vec<&str> = Fault::ALL.iter().map(|(_, name)| *name).collect();
+            format!("{name:?} is no fault; there are {}", known.join(", "))
+        })
+    };
+    names.map(fault).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_name_is_understood_and_no_other() {
+        let all: Vec<&str> = Fault::ALL.iter().map(|(_, name)| *name).collect();
+        let understood = parse(&all.join(" , ")).unwrap();
+        assert_eq!(understood, Fault::ALL.map(|(fault, _)| fault));
+        assert_eq!(parse("").unwrap(), []);
+        assert!(
+            parse("validty")
+                .unwrap_err()
+                .contains("\"validty\" is no fault")
+        );
+    }
+
+    #[test]
+    #[cfg(not(feature = "planted-faults"))]
+    fn a_program_without_the_feature_has_none() {
+        assert!(Fault::ALL.iter().all(|(fault, _)| !is_planted(*fault)));
+    }
+}
