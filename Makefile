@@ -51,8 +51,9 @@ model: ## a deeper search of the ownership model, and a long simulation; SEEDS=1
 
 .PHONY: manifests
 manifests: ## writes the generated files below deploy/
-	@cargo run --locked --quiet --bin databasecluster-operator -- crd > deploy/.crd.yaml.part
-	@mv deploy/.crd.yaml.part deploy/crd.yaml
+	@cargo run --locked --quiet --bin databasecluster-operator -- crd > deploy/base/.crd.yaml.part
+	@mv deploy/base/.crd.yaml.part deploy/base/crd.yaml
+	@cargo run --locked --quiet -p packaging -- manifests
 
 .PHONY: lint
 lint: ## format and lints, no tests
@@ -60,8 +61,13 @@ lint: ## format and lints, no tests
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	@cargo clippy --bins --features planted-faults --locked -- -D warnings
 
-.PHONY: e2e bench image
-e2e bench image: ## not there yet
+.PHONY: image
+image: ## the container image as an archive, and its bill of materials; OUT=folder, TWICE=1 compares two builds
+	@tests/check-setup.sh operator
+	@exec deploy/image/build.sh
+
+.PHONY: e2e bench
+e2e bench: ## not there yet
 	@echo "make $@: not there yet" >&2; exit 1
 
 # Only the operator is built for speed: what observes it need not be.

@@ -43,6 +43,7 @@ tests() { # name, cargo arguments ...
 check "set-up" sh tests/check-setup.sh
 if [ "$failed" -eq 0 ]; then
   check "control plane" tests/control-plane/build.sh
+  check "helm" tests/chart-tools/build.sh helm
   check "format" cargo fmt --all --check
   check "lint" cargo clippy --workspace --all-targets --locked -- -D warnings
   check "program" cargo build --workspace --bins --locked

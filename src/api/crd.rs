@@ -12,13 +12,22 @@ const HEADER: &str = "# Generated, do not edit: change src/api and run `make man
 #[error("could not write the CRD as YAML: {0}; this is a bug in the operator")]
 pub struct CrdError(#[from] serde_saphyr::ser::Error);
 
+/// Labels of the CRD. By `database.io/keep`, an uninstallation passes it over.
+const LABELS: [(&str, &str); 2] = [
+    ("app.kubernetes.io/name", "databasecluster-operator"),
+    ("database.io/keep", "true"),
+];
+
 /// The CustomResourceDefinition of `DatabaseCluster`.
 #[must_use]
 pub fn crd() -> CustomResourceDefinition {
-    DatabaseCluster::crd()
+    let mut crd = DatabaseCluster::crd();
+    let labels = LABELS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    crd.metadata.labels = Some(labels.into());
+    crd
 }
 
-/// The CustomResourceDefinition as the text of `deploy/crd.yaml`.
+/// The CustomResourceDefinition as the text of `deploy/base/crd.yaml`.
 ///
 /// # Errors
 /// When the YAML writer refuses the document.
@@ -51,14 +60,14 @@ mod tests {
 
     #[test]
     fn the_committed_crd_is_the_generated_one() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crd.yaml");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/base/crd.yaml");
         if std::env::var_os("UPDATE_GENERATED").is_some() {
             std::fs::write(path, crd_yaml().unwrap()).unwrap();
         }
         let committed = std::fs::read_to_string(path).unwrap();
         assert!(
             committed == crd_yaml().unwrap(),
-            "deploy/crd.yaml differs from src/api: run `make manifests`"
+            "deploy/base/crd.yaml differs from src/api: run `make manifests`"
         );
     }
 

@@ -89,7 +89,7 @@ impl fmt::Display for Proof {
             ),
             Self::Open(policy) => write!(
                 f,
-                "policy {policy} does not stop this replica: apply deploy/fence.yaml, with this \
+                "policy {policy} does not stop this replica: apply deploy/base/fence.yaml, with this \
                  replica's account and namespace in it"
             ),
             Self::Behind { known, is } => write!(

@@ -22,11 +22,12 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
                 status.message
             ),
             403 => format!(
-                "not allowed ({what}): {}; apply deploy/rbac.yaml",
+                "not allowed ({what}): {}; apply deploy/base/rbac.yaml",
                 status.message
             ),
             404 if what == "databaseclusters" => {
-                "the CRD databaseclusters.database.io is missing; apply deploy/crd.yaml".to_owned()
+                "the CRD databaseclusters.database.io is missing; apply deploy/base/crd.yaml"
+                    .to_owned()
             }
             404 => format!("not found ({what}): {}", status.message),
             code => format!(

@@ -10,7 +10,7 @@ use testbed::{
 
 use crate::support::*;
 
-const FENCE: &str = "deploy/fence.yaml";
+const FENCE: &str = "deploy/base/fence.yaml";
 
 async fn audited() -> ControlPlane {
     let options = ControlPlaneOptions {
@@ -127,7 +127,7 @@ async fn a_fence_that_is_missing_is_told_and_waited_for_when_required() {
     let required = ["--require-fence".to_owned()];
     let requires = fleet.start_replica(&required).await.unwrap();
     let strict = fleet.replica(requires).unwrap();
-    until_readyz(strict, 503, "apply deploy/fence.yaml").await;
+    until_readyz(strict, 503, "apply deploy/base/fence.yaml").await;
     assert_eq!(in_force(strict).await, Some(0.0));
     assert_eq!(log_lines(strict, "--require-fence: policy"), 1);
     let held = shards::by_holder(&shards::list(&control_plane.client()).await.unwrap());

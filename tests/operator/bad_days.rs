@@ -61,13 +61,13 @@ async fn a_missing_crd_is_named_and_waited_for() {
     let mut fleet = Fleet::install(&control_plane, FleetOptions::default())
         .await
         .unwrap();
-    let crd = "deploy/crd.yaml";
+    let crd = "deploy/base/crd.yaml";
     control_plane
         .run_kubectl(&["delete", "-f", crd])
         .await
         .unwrap();
     let index = fleet.start_replica(&[]).await.unwrap();
-    until_unready(fleet.replica(index).unwrap(), "apply deploy/crd.yaml").await;
+    until_unready(fleet.replica(index).unwrap(), "apply deploy/base/crd.yaml").await;
     control_plane
         .run_kubectl(&["apply", "-f", crd])
         .await
@@ -100,9 +100,9 @@ async fn missing_rights_are_named_and_waited_for() {
             .unwrap();
     }
     let index = fleet.start_replica(&[]).await.unwrap();
-    until_unready(fleet.replica(index).unwrap(), "apply deploy/rbac.yaml").await;
+    until_unready(fleet.replica(index).unwrap(), "apply deploy/base/rbac.yaml").await;
     control_plane
-        .run_kubectl(&["apply", "-f", "deploy/rbac.yaml"])
+        .run_kubectl(&["apply", "-f", "deploy/base/rbac.yaml"])
         .await
         .unwrap();
     fleet.wait_ready(PATIENCE).await.unwrap();

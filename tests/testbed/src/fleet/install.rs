@@ -10,38 +10,32 @@ use serde_json::json;
 
 use super::{OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, fence, repository};
 use crate::control_plane::{ControlPlane, prepare_typed as typed};
-use crate::error::{Context, Result, failed};
+use crate::error::{Context, Result};
 use crate::wait::{Progress, wait_for};
 
 const CRD: &str = "databaseclusters.database.io";
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// File below `deploy/`, and whether it must exist.
-const FILES: [(&str, bool); 3] = [("crd.yaml", true), ("rbac.yaml", true), (FENCE, false)];
+/// Files below `deploy/base`, in their order.
+const FILES: [&str; 5] = [
+    "namespace.yaml",
+    "crd.yaml",
+    "rbac.yaml",
+    "lease-cache.yaml",
+    FENCE,
+];
 const FENCE: &str = "fence.yaml";
 
 pub(super) async fn install(control_plane: &ControlPlane, without_fence: bool) -> Result<()> {
-    ensure_namespace(control_plane, OPERATOR_NAMESPACE).await?;
-    let wanted = |(file, _): &(&str, bool)| !(without_fence && *file == FENCE);
-    for (file, required) in FILES.into_iter().filter(wanted) {
-        let path = repository().join("deploy").join(file);
-        if !path.is_file() {
-            match required {
-                true => {
-                    return failed(format!(
-                        "{} is missing: run `make manifests`",
-                        path.display()
-                    ));
-                }
-                false => continue,
-            }
-        }
+    let wanted = |file: &&str| !(without_fence && *file == FENCE);
+    for file in FILES.into_iter().filter(wanted) {
+        let path = repository().join("deploy/base").join(file);
         let path = path.display().to_string();
         let apply = ["apply", "--server-side", "--force-conflicts", "-f", &path];
         control_plane.run_kubectl(&apply).await?;
     }
     wait_for_crd(control_plane).await?;
-    if !without_fence && repository().join("deploy").join(FENCE).is_file() {
+    if !without_fence {
         fence::wait_in_force(control_plane).await?;
     }
     control_plane

@@ -198,7 +198,10 @@ async fn write(client: &Client, mut object: Value, count: usize) -> Result<Vec<f
 }
 
 async fn switch(control_plane: &ControlPlane, on: bool) -> Result<()> {
-    let path = repository().join("deploy/fence.yaml").display().to_string();
+    let path = repository()
+        .join("deploy/base/fence.yaml")
+        .display()
+        .to_string();
     if on {
         let apply = ["apply", "--server-side", "--force-conflicts", "-f", &path];
         control_plane.run_kubectl(&apply).await?;

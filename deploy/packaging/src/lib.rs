@@ -1,0 +1,13 @@
+//! What is made from the repository for those who install: manifests, chart templates, image, bill of materials.
+//!
+//! | module | makes |
+//! | --- | --- |
+//! | [`manifests`] | `deploy/install.yaml` and the generated part of the chart |
+//! | [`image`] | an image archive (OCI layout, which `docker load` reads too), the same bytes from the same program |
+//! | [`elf`] | the check that a program needs no other file |
+//! | [`sbom`] | the bill of materials (CycloneDX) of what is linked into the program |
+
+pub mod elf;
+pub mod image;
+pub mod manifests;
+pub mod sbom;

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Builds helm from its pinned Go module into a cache outside git, and prints where it is. HELM=path uses a ready-made one.
+# With "schemas" it prints the folder of the Prometheus operator's CustomResourceDefinitions instead (PROMETHEUS_CRDS).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+say() { printf '%s\n' "chart-tools: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+if [ "${1:-}" = schemas ] && [ -n "${PROMETHEUS_CRDS:-}" ]; then echo "$PROMETHEUS_CRDS"; exit 0; fi
+if [ "${1:-}" = schemas ]; then
+  folder=$(cd schemas && go mod download -json github.com/prometheus-operator/prometheus-operator | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+  [ -d "$folder/example/prometheus-operator-crd" ] || fail "the module of the Prometheus operator could not be had; see the lines above"
+  echo "$folder/example/prometheus-operator-crd"
+  exit 0
+fi
+if [ -n "${HELM:-}" ]; then
+  [ -x "$HELM" ] || fail "HELM=$HELM is no executable; put it there or unset HELM"
+  echo "$HELM"
+  exit 0
+fi
+command -v go >/dev/null || fail "Go is missing: install Go 1.26 or newer (https://go.dev/dl), or point HELM at a ready-made helm"
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/databasecluster-operator/chart-tools
+key=$({ cat go.mod go.sum; go env GOVERSION; } | sha256sum | cut -c1-16)
+helm=$cache/$key/helm
+if [ -x "$helm" ]; then echo "$helm"; exit 0; fi
+mkdir -p "$cache/$key"
+exec 9>"$cache/lock"
+flock 9
+if [ ! -x "$helm" ]; then
+  started=$(date +%s)
+  say "building helm (first time only; a minute or two on a cold cache) ..."
+  CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" -o "$helm.part" helm.sh/helm/v4/cmd/helm >&2
+  mv "$helm.part" "$helm"
+  say "helm built in $(($(date +%s) - started)) s"
+fi
+find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$key" -mtime +30 -exec rm -rf {} +
+echo "$helm"

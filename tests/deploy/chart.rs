@@ -1,0 +1,270 @@
+//! The Helm chart: the same as install.yaml, right for other values, and strict about wrong ones.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+const ANOTHER: &str = "elsewhere";
+
+fn template(namespace: &str, more: &[&str]) -> Command {
+    let mut command = helm();
+    command
+        .args([
+            "template",
+            "release",
+            &deploy("chart"),
+            "--namespace",
+            namespace,
+        ])
+        .args(more);
+    command
+}
+
+fn rendered(namespace: &str, more: &[&str]) -> Objects {
+    objects(&run(&mut template(namespace, more)))
+}
+
+#[test]
+fn with_its_defaults_it_is_install_yaml() {
+    let made = rendered(NAMESPACE, &["--include-crds"]);
+    let mut wanted = installed();
+    // Helm's users make the namespace, as helm install asks them to.
+    wanted.retain(|(kind, ..), _| kind != "Namespace");
+    assert_eq!(
+        made.keys().collect::<Vec<_>>(),
+        wanted.keys().collect::<Vec<_>>()
+    );
+    for (key, object) in &wanted {
+        assert_eq!(
+            &made[key], object,
+            "{key:?} differs between chart and install.yaml"
+        );
+    }
+}
+
+#[test]
+fn it_has_nothing_that_lint_complains_of() {
+    run(helm().args(["lint", "--strict", &deploy("chart")]));
+    for value in [
+        "watchNamespaces={a,b}",
+        "podMonitor.enabled=true",
+        "autoscaling.enabled=true",
+    ] {
+        run(helm().args(["lint", "--strict", "--set", value, &deploy("chart")]));
+    }
+}
+
+#[test]
+fn an_uninstallation_leaves_the_kind_and_what_guards_it() {
+    let made = rendered(NAMESPACE, &["--include-crds"]);
+    let kept =
+        |object: &&Value| object["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
+    let mut names: Vec<&str> = made
+        .values()
+        .filter(kept)
+        .map(|o| o["metadata"]["name"].as_str().unwrap())
+        .collect();
+    names.dedup();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(
+        names,
+        ["databasecluster-guard", "databasecluster-lease-cache"]
+    );
+    // In crds/ and not among the templates: Helm never deletes it.
+    let without = rendered(NAMESPACE, &[]);
+    assert_eq!(
+        of_kind(&without, "CustomResourceDefinition"),
+        Vec::<&Value>::new()
+    );
+}
+
+#[test]
+fn another_namespace_reaches_every_place_that_names_it() {
+    let made = rendered(ANOTHER, &[]);
+    for ((kind, namespace, name), object) in &made {
+        assert!(
+            namespace.is_empty() || namespace == ANOTHER,
+            "{kind} {name} in {namespace}"
+        );
+        assert!(
+            !object.to_string().contains(NAMESPACE),
+            "{kind} {name}: {object}"
+        );
+    }
+    let fence = object(
+        &made,
+        "ValidatingAdmissionPolicy",
+        "databasecluster-fence-order",
+    );
+    let who = &fence["spec"]["matchConditions"][0]["expression"];
+    let expected = format!("request.userInfo.username == 'system:serviceaccount:{ANOTHER}:{NAME}'");
+    assert_eq!(who, &json!(expected));
+}
+
+#[test]
+fn some_namespaces_get_a_binding_each_and_the_cluster_none() {
+    let made = rendered(
+        NAMESPACE,
+        &["--set", "watchNamespaces={shop,databasecluster-system}"],
+    );
+    assert_eq!(of_kind(&made, "ClusterRoleBinding"), Vec::<&Value>::new());
+    for namespace in ["shop", NAMESPACE] {
+        let key = (
+            "RoleBinding".to_owned(),
+            namespace.to_owned(),
+            format!("{NAME}-databases"),
+        );
+        assert_eq!(made[&key]["roleRef"]["kind"], "ClusterRole");
+        assert_eq!(made[&key]["subjects"][0]["namespace"], NAMESPACE);
+    }
+    let watched = "--watch-namespaces=shop,databasecluster-system".to_owned();
+    assert!(
+        arguments(&made).contains(&watched),
+        "{:?}",
+        arguments(&made)
+    );
+}
+
+#[test]
+fn values_reach_the_flags_and_the_grace_follows_the_drain() {
+    let made = rendered(
+        NAMESPACE,
+        &[
+            "--set",
+            "flags.drainTimeout=30s,flags.cacheTtl=5m,flags.queueCapacity=1000000,flags.shards=64",
+            "--set",
+            "requireFence=false,spread=DoNotSchedule,image.digest=sha256:\
+             0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        ],
+    );
+    let expected = [
+        "run",
+        "--cache-ttl=5m",
+        "--drain-timeout=30s",
+        "--log-format=json",
+        "--queue-capacity=1000000",
+        "--shards=64",
+    ];
+    assert_eq!(arguments(&made), expected);
+    // The program itself must take them.
+    let program = testbed::fleet::operator_binary().unwrap();
+    let help = run(Command::new(program).args(["run", "--help"]));
+    let known = std::fs::read_to_string(deploy("chart/values.schema.json")).unwrap();
+    let known: Value = serde_json::from_str(&known).unwrap();
+    for flag in known["properties"]["flags"]["properties"]
+        .as_object()
+        .unwrap()
+        .keys()
+    {
+        let flag: String = flag
+            .chars()
+            .flat_map(|c| {
+                if c.is_uppercase() {
+                    vec!['-', c.to_ascii_lowercase()]
+                } else {
+                    vec![c]
+                }
+            })
+            .collect();
+        assert!(
+            help.contains(&format!("--{flag} ")),
+            "the program has no --{flag}"
+        );
+    }
+    let spec = pod_spec(&made);
+    assert_eq!(spec["terminationGracePeriodSeconds"], 40);
+    assert_eq!(deployment(&made)["spec"]["minReadySeconds"], 40);
+    assert_eq!(
+        spec["topologySpreadConstraints"][0]["whenUnsatisfiable"],
+        "DoNotSchedule"
+    );
+    let image = spec["containers"][0]["image"].as_str().unwrap();
+    assert!(
+        image.starts_with("databasecluster-operator@sha256:0123"),
+        "{image}"
+    );
+}
+
+#[test]
+fn what_is_switched_off_is_not_rendered_and_what_is_switched_on_is() {
+    let off = rendered(
+        NAMESPACE,
+        &[
+            "--set",
+            "networkPolicy.enabled=false,flowControl.enabled=false,userRoles.create=false",
+            "--set",
+            "priorityClass.create=false,priorityClass.name=",
+        ],
+    );
+    for kind in [
+        "NetworkPolicy",
+        "FlowSchema",
+        "PriorityLevelConfiguration",
+        "PriorityClass",
+    ] {
+        assert_eq!(of_kind(&off, kind), Vec::<&Value>::new());
+    }
+    assert_eq!(of_kind(&off, "ClusterRole").len(), 1);
+    assert_eq!(pod_spec(&off)["priorityClassName"], Value::Null);
+    let on = rendered(
+        NAMESPACE,
+        &[
+            "--set",
+            "podMonitor.enabled=true,autoscaling.enabled=true,autoscaling.maxReplicas=9",
+        ],
+    );
+    assert_eq!(
+        object(&on, "HorizontalPodAutoscaler", NAME)["spec"]["maxReplicas"],
+        9
+    );
+    assert_eq!(deployment(&on)["spec"]["replicas"], Value::Null);
+    object(&on, "PodMonitor", NAME);
+}
+
+#[test]
+fn wrong_values_are_refused_and_named() {
+    for (value, named) in [
+        ("replicas=0", "/replicas"),
+        ("replicas=many", "/replicas"),
+        ("replica=3", "replica"),
+        ("flags.shards=33", "/flags/shards"),
+        ("flags.shardz=32", "shardz"),
+        ("flags.leaseDuration=1500ms", "/flags/leaseDuration"),
+        ("flags.leaseDuration=2s", "/flags/leaseDuration"),
+        ("flags.drainTimeout=10", "/flags/drainTimeout"),
+        ("flags.rateLimit=lots", "/flags/rateLimit"),
+        ("flags.shardedWatch=maybe", "/flags/shardedWatch"),
+        ("image.tag=a b", "/image/tag"),
+        ("image.digest=sha256:123", "/image/digest"),
+        ("watchNamespaces={Not_A_Name}", "/watchNamespaces/0"),
+        ("watchNamespaces=shop", "/watchNamespaces"),
+        ("resources.limits.memory=lots", "/resources/limits/memory"),
+        ("spread=Sometimes", "/spread"),
+        (
+            "networkPolicy.apiServer.cidrs={10.0.0.1}",
+            "/networkPolicy/apiServer/cidrs/0",
+        ),
+        (
+            "autoscaling.enabled=true,autoscaling.minReplicas=9",
+            "autoscaling.minReplicas",
+        ),
+        ("priorityClass.name=", "priorityClass.name"),
+    ] {
+        let said = refused(&mut template(NAMESPACE, &["--set", value]));
+        assert!(said.contains(named), "{value}: {said}");
+    }
+}
+
+#[test]
+fn a_cluster_that_is_too_old_for_the_fence_is_refused() {
+    let said = refused(&mut template(NAMESPACE, &["--kube-version", "1.29.9"]));
+    assert!(said.contains("requires kubeVersion: >=1.30.0-0"), "{said}");
+    run(&mut template(NAMESPACE, &["--kube-version", "1.30.0"]));
+    run(&mut template(
+        NAMESPACE,
+        &["--kube-version", "v1.31.4-gke.1"],
+    ));
+}

@@ -1,0 +1,8 @@
+//! What users apply: manifests, chart and image, rendered by their own tools and applied to a real API server.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod chart;
+mod image;
+mod install;
+mod manifests;
+mod support;

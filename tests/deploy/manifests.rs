@@ -1,0 +1,132 @@
+//! install.yaml and the kustomize overlays, rendered by kubectl.
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+fn seconds(value: &Value) -> i64 {
+    value
+        .as_i64()
+        .unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+#[test]
+fn install_yaml_holds_what_kustomize_makes_of_the_base() {
+    let made = kustomize(&root().join("deploy/base"));
+    let installed = installed();
+    let names = |objects: &Objects| objects.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&made), names(&installed), "run `make manifests`");
+    for (key, object) in &made {
+        let differs = "deploy/install.yaml differs: run `make manifests`";
+        assert_eq!(object, &installed[key], "{key:?}: {differs}");
+    }
+    assert!(made.len() > 20, "{}", made.len());
+}
+
+#[test]
+fn no_pod_is_stopped_before_the_last_one_can_have_ended_and_every_drain_fits() {
+    let objects = installed();
+    let deployment = &deployment(&objects)["spec"];
+    let grace = seconds(&pod_spec(&objects)["terminationGracePeriodSeconds"]);
+    let drain = default_seconds("drain-timeout");
+    // src/shutdown.rs waits for the drain and 4 s more.
+    assert!(grace >= drain + 4 + 2, "grace {grace} s, drain {drain} s");
+    assert!(seconds(&deployment["minReadySeconds"]) >= grace);
+    let update = &deployment["strategy"]["rollingUpdate"];
+    assert_eq!(update, &json!({"maxSurge": 1, "maxUnavailable": 0}));
+    let budget = object(&objects, "PodDisruptionBudget", NAME);
+    assert_eq!(budget["spec"]["maxUnavailable"], 1);
+    assert_eq!(budget["spec"]["selector"], deployment["selector"]);
+}
+
+/// The default of a flag of `run`, in seconds, as `--help` tells it.
+fn default_seconds(flag: &str) -> i64 {
+    let program = testbed::fleet::operator_binary().unwrap();
+    let help = run(std::process::Command::new(program).args(["run", "--help"]));
+    let (_, after) = help.split_once(&format!("--{flag} ")).unwrap();
+    let (_, after) = after.split_once("[default: ").unwrap();
+    let (value, _) = after.split_once("s]").unwrap();
+    value.parse().unwrap()
+}
+
+#[test]
+fn one_namespace_means_no_rights_elsewhere() {
+    let base = installed();
+    let made = kustomize(&root().join("deploy/overlays/single-namespace"));
+    assert_eq!(of_kind(&made, "ClusterRoleBinding"), Vec::<&Value>::new());
+    let bindings = of_kind(&made, "RoleBinding");
+    let mut of: Vec<&str> = bindings
+        .iter()
+        .map(|b| b["metadata"]["namespace"].as_str().unwrap())
+        .collect();
+    of.sort_unstable();
+    assert_eq!(of, [NAMESPACE, "databases"]);
+    let added: Vec<String> = arguments(&made)
+        .into_iter()
+        .filter(|a| !arguments(&base).contains(a))
+        .collect();
+    assert_eq!(added, ["--watch-namespaces=databases"]);
+}
+
+#[test]
+fn the_overlay_for_zones_would_rather_wait_than_share_one() {
+    let made = kustomize(&root().join("deploy/overlays/zones"));
+    let spread = pod_spec(&made)["topologySpreadConstraints"]
+        .as_array()
+        .unwrap()
+        .clone();
+    let keys: Vec<&Value> = spread
+        .iter()
+        .map(|constraint| &constraint["topologyKey"])
+        .collect();
+    assert_eq!(
+        keys,
+        ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    );
+    assert!(
+        spread
+            .iter()
+            .all(|constraint| constraint["whenUnsatisfiable"] == "DoNotSchedule")
+    );
+    assert!(
+        spread
+            .iter()
+            .all(|constraint| constraint["matchLabelKeys"][0] == "pod-template-hash")
+    );
+}
+
+#[test]
+fn the_components_fit_on_every_base() {
+    for base in ["base", "overlays/single-namespace", "overlays/zones"] {
+        let folder = tempfile::tempdir_in(root().join("deploy")).unwrap();
+        let text = json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [format!("../{base}")],
+            "components": ["../components/autoscaling", "../components/podmonitor"],
+        });
+        std::fs::write(folder.path().join("kustomization.yaml"), text.to_string()).unwrap();
+        let made = kustomize(folder.path());
+        let scaler = object(&made, "HorizontalPodAutoscaler", NAME);
+        assert_eq!(scaler["spec"]["scaleTargetRef"]["name"], NAME);
+        assert_eq!(
+            deployment(&made)["spec"]["replicas"],
+            Value::Null,
+            "the autoscaler owns it"
+        );
+        let monitor = object(&made, "PodMonitor", NAME);
+        let ports = &pod_spec(&made)["containers"][0]["ports"];
+        assert_eq!(
+            monitor["spec"]["podMetricsEndpoints"][0]["port"],
+            ports[0]["name"]
+        );
+    }
+}
+
+#[test]
+fn every_image_is_the_one_that_make_image_makes() {
+    let version = env!("CARGO_PKG_VERSION");
+    let objects = installed();
+    let image = &pod_spec(&objects)["containers"][0]["image"];
+    assert_eq!(image, &json!(format!("{NAME}:{version}")));
+}
