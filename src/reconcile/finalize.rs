@@ -1,8 +1,9 @@
 //! The end of a cluster: its StatefulSet goes, then its claims if that was asked for, then it.
 
+use super::apply::Applied;
 use super::belongings::{Belonging, Found};
 use super::failure::Refusal;
-use super::run::{Applied, Run};
+use super::run::Run;
 use crate::api::{ConditionType, Retain, names};
 use crate::core::claims;
 use crate::core::lifecycle::reason;

@@ -3,6 +3,7 @@
 //! **Architecture invariant:** what is watched is never read again from the API server, and every
 //! write goes through [`writer`], which checks the right to act first.
 
+mod apply;
 mod belongings;
 mod diagnosis;
 mod events;

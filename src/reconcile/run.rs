@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Reconciler;
+use super::apply::{Applied, Steps};
 use super::failure::Refusal;
 use super::lookup::Looked;
 use crate::api::names;
@@ -15,13 +16,9 @@ use crate::core::memory::Basis;
 use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
-use crate::core::plan::{
-    self, Apply, Delete, Plan, Precondition, SecretStep, Seen, is_owned_by, ownership_trouble,
-    worse,
-};
+use crate::core::plan::{self, Plan, SecretStep, Seen, is_owned_by};
 use crate::fleet::tenure::{Tenure, boottime_ms};
 use crate::postgres::{self, Source};
-use crate::watch::observe;
 
 /// A cluster that has been on its way for this long is asked why.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
@@ -33,44 +30,6 @@ pub(super) struct Run<'a> {
     /// The cluster's version after our last write.
     version: String,
     pub(super) wrote: bool,
-}
-
-/// What was planned for a cluster that lives.
-struct Steps<'a> {
-    secret: SecretStep,
-    desired: &'a [DesiredChild],
-    apply: &'a [Apply],
-    delete: &'a [Delete],
-    children: &'a [Arc<ChildRecord>],
-}
-
-/// What applying the children came to.
-#[derive(Default)]
-pub(super) struct Applied {
-    /// Whether the StatefulSet is another one now.
-    changed: bool,
-    trouble: Option<Trouble>,
-    failure: Option<Failure>,
-    /// Whether a child is there that the watch has not shown: nothing can be said until it does.
-    out_of_sight: bool,
-}
-
-impl Applied {
-    fn note(&mut self, refused: Refused) {
-        let (trouble, failure) = match refused {
-            Refused::Trouble(trouble) => (Some(trouble), None),
-            Refused::Told(trouble, failure) => (Some(trouble), Some(failure)),
-            Refused::Failure(failure) => (None, Some(failure)),
-            Refused::OutOfSight => {
-                self.out_of_sight = true;
-                (None, None)
-            }
-        };
-        if let Some(trouble) = trouble {
-            self.trouble = worse(self.trouble.take(), trouble);
-        }
-        self.failure = failure;
-    }
 }
 
 impl<'a> Run<'a> {
@@ -95,15 +54,8 @@ impl<'a> Run<'a> {
             .as_deref()
             .filter(|set| is_owned_by(&set.child, cluster));
         let source = self.source(owned);
-        let basis = Basis {
-            generation: cluster.generation,
-            claim: source.claim.cloned(),
-            initialized: source.initialized,
-        };
+        let desired = self.desired(&source);
         let now_ms = boottime_ms();
-        let desired = self.reconciler.with_memory(cluster, |memory| {
-            memory.desired(&basis, || source.children())
-        });
         let children = self.other_children(&desired);
         let (plan, sweep) = self.reconciler.with_memory(cluster, |memory| {
             if cluster.status.observed_generation != cluster.generation {
@@ -173,7 +125,7 @@ impl<'a> Run<'a> {
     }
 
     /// From what the children are rendered.
-    fn source<'b>(&self, owned: Option<&'b StatefulSetRecord>) -> Source<'b>
+    pub(super) fn source<'b>(&self, owned: Option<&'b StatefulSetRecord>) -> Source<'b>
     where
         'a: 'b,
     {
@@ -182,6 +134,18 @@ impl<'a> Run<'a> {
             claim: owned.and_then(|set| set.claim.as_ref()),
             initialized: is_initialized(self.cluster, owned),
         }
+    }
+
+    /// The children as they should be; made anew only when what they are made from changed.
+    fn desired(&self, source: &Source<'_>) -> Arc<[DesiredChild]> {
+        let basis = Basis {
+            generation: self.cluster.generation,
+            claim: source.claim.cloned(),
+            initialized: source.initialized,
+        };
+        self.reconciler.with_memory(self.cluster, |memory| {
+            memory.desired(&basis, || source.children())
+        })
     }
 
     fn other_children(&self, desired: &[DesiredChild]) -> Vec<Arc<ChildRecord>> {
@@ -225,105 +189,6 @@ impl<'a> Run<'a> {
         self.reconciler.with_memory(self.cluster, |memory| {
             memory.wrote_cluster(version, boottime_ms());
         });
-    }
-
-    /// Settles the Secret, applies children, deletes those that are not wanted and grows claims, one
-    /// after the other until something is refused.
-    async fn carry_out_steps(
-        &mut self,
-        steps: &Steps<'_>,
-        owned: Option<&StatefulSetRecord>,
-        applied: &mut Applied,
-    ) -> Result<(), Refused> {
-        self.settle_secret(steps.secret).await?;
-        for step in steps.apply {
-            if let Some(child) = steps.desired.get(step.index) {
-                applied.changed |= self.apply_one(child, &step.precondition, owned).await?;
-            }
-        }
-        for delete in steps.delete {
-            let record = steps.children.iter().find(|child| child.id() == delete.id);
-            if let Some(record) = record {
-                match self.delete_child(delete, record).await {
-                    Ok(()) => self.wrote = true,
-                    // Someone was faster.
-                    Err(Refusal::Gone) => {}
-                    Err(refusal) => return Err(Refused::by(refusal, &delete.id)),
-                }
-            }
-        }
-        match owned {
-            Some(set) if !applied.changed && applied.trouble.is_none() => {
-                self.grow_claims(set).await
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Applies one child; whether the StatefulSet is another one now.
-    async fn apply_one(
-        &mut self,
-        child: &DesiredChild,
-        precondition: &Precondition,
-        owned: Option<&StatefulSetRecord>,
-    ) -> Result<bool, Refused> {
-        let namespace = &self.cluster.key.namespace;
-        let writer = &self.reconciler.writer;
-        let manifest = self.source(owned).manifest(child, self.tenure.stamp());
-        let manifest = manifest.ok_or_else(|| {
-            Refused::Failure(Failure::Failed {
-                cause: Cause::Other,
-                message: format!(
-                    "{} can not be rendered; this is a bug in the operator",
-                    child.id
-                ),
-            })
-        })?;
-        let answer = writer
-            .apply(self.tenure, namespace, &child.id, manifest, precondition)
-            .await;
-        if matches!(answer, Err(Refusal::Conflict(_))) && *precondition == Precondition::Absent {
-            return self.bring_into_sight(child).await;
-        }
-        let meta = answer.map_err(|refusal| Refused::by(refusal, &child.id))?;
-        self.wrote = true;
-        let version = meta.resource_version.unwrap_or_default();
-        self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, boottime_ms());
-        });
-        let known_generation = owned.map(|set| set.generation);
-        Ok(child.id.kind == ChildKind::StatefulSet && meta.generation != known_generation)
-    }
-
-    /// Deals with a child that exists although the watch does not show it. If it is ours, the watch
-    /// lags behind, or someone took its bucket label away: then it gets that back, and the watch
-    /// will show it.
-    async fn bring_into_sight(&mut self, child: &DesiredChild) -> Result<bool, Refused> {
-        let writer = &self.reconciler.writer;
-        let namespace = &self.cluster.key.namespace;
-        let found = writer
-            .child_metadata(namespace, &child.id)
-            .await
-            .map_err(|refusal| Refused::by(refusal, &child.id))?;
-        let record = found.and_then(|meta| observe::child(child.id.kind, &meta));
-        let Some(record) = record.filter(|record| !record.deleting) else {
-            return Err(Refused::Failure(Failure::LookAgain {
-                fenced: false,
-                message: format!("{} is being deleted or gone again", child.id),
-            }));
-        };
-        if let Some(trouble) = ownership_trouble(&record, self.cluster) {
-            return Err(Refused::Trouble(trouble));
-        }
-        let version = writer
-            .relabel_child(self.tenure, namespace, &record, self.cluster.bucket)
-            .await
-            .map_err(|refusal| Refused::by(refusal, &child.id))?;
-        self.wrote = true;
-        self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, boottime_ms());
-        });
-        Err(Refused::OutOfSight)
     }
 
     /// Writes the status if it says something new, tells of it, and ends the reconcile.
@@ -457,42 +322,6 @@ impl<'a> Run<'a> {
         Outcome {
             wrote: self.wrote,
             next,
-        }
-    }
-}
-
-/// Why a child was not applied.
-pub(super) enum Refused {
-    /// Something that is reported on the cluster, and looked at in `report`.
-    Trouble(Trouble),
-    /// Something that is reported on the cluster, and the failure that it is.
-    Told(Trouble, Failure),
-    /// It is there and ours, and the watch has not shown it.
-    OutOfSight,
-    /// Something that says nothing about the cluster.
-    Failure(Failure),
-}
-
-impl Refused {
-    pub(super) fn by(refusal: Refusal, child: &ChildId) -> Self {
-        let what = format!("applying {child}");
-        match refusal {
-            Refusal::Refused(cause, message) => {
-                let reason = match cause {
-                    Cause::Forbidden => reason::FORBIDDEN,
-                    _ => reason::INVALID,
-                };
-                let message = format!("{what}: {message}");
-                Self::Told(
-                    Trouble::Wrong(Why::new(reason, message.clone())),
-                    Failure::Failed { cause, message },
-                )
-            }
-            // The cluster is about to be deleted too.
-            Refusal::NamespaceTerminating(message) => {
-                Self::Trouble(Trouble::Wait(Why::new(reason::SCALING, message)))
-            }
-            other => Self::Failure(other.into_failure(&what)),
         }
     }
 }

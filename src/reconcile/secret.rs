@@ -1,7 +1,8 @@
 //! The Secret of a cluster: created once, found by asking to create it, never read.
 
+use super::apply::Refused;
 use super::failure::Refusal;
-use super::run::{Refused, Run};
+use super::run::Run;
 use crate::core::lifecycle::{Trouble, Why, reason};
 use crate::core::outcome::{Cause, Failure};
 use crate::core::plan::SecretStep;

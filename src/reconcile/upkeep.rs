@@ -1,9 +1,10 @@
 //! What is done on rare occasions for a cluster that lives: growing claims, replacing Pods that
 //! hang on a former template.
 
+use super::apply::Refused;
 use super::belongings::{Belonging, Found};
 use super::failure::Refusal;
-use super::run::{Refused, Run};
+use super::run::Run;
 use crate::api::names;
 use crate::core::claims;
 use crate::core::lifecycle::{Trouble, Why, reason};

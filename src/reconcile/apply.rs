@@ -1,0 +1,188 @@
+//! Applying what was planned: children, one after the other, until something is refused.
+
+use std::sync::Arc;
+
+use super::failure::Refusal;
+use super::run::Run;
+use crate::core::child::{ChildId, ChildKind, DesiredChild};
+use crate::core::lifecycle::{Trouble, Why, reason};
+use crate::core::observed::{ChildRecord, StatefulSetRecord};
+use crate::core::outcome::{Cause, Failure};
+use crate::core::plan::{Apply, Delete, Precondition, SecretStep, ownership_trouble, worse};
+use crate::fleet::tenure::boottime_ms;
+use crate::watch::observe;
+
+/// What was planned for a cluster that lives.
+pub(super) struct Steps<'a> {
+    pub(super) secret: SecretStep,
+    pub(super) desired: &'a [DesiredChild],
+    pub(super) apply: &'a [Apply],
+    pub(super) delete: &'a [Delete],
+    pub(super) children: &'a [Arc<ChildRecord>],
+}
+
+/// What applying the children came to.
+#[derive(Default)]
+pub(super) struct Applied {
+    /// Whether the StatefulSet is another one now.
+    pub(super) changed: bool,
+    pub(super) trouble: Option<Trouble>,
+    pub(super) failure: Option<Failure>,
+    /// Whether a child is there that the watch has not shown: nothing can be said until it does.
+    pub(super) out_of_sight: bool,
+}
+
+impl Applied {
+    pub(super) fn note(&mut self, refused: Refused) {
+        let (trouble, failure) = match refused {
+            Refused::Trouble(trouble) => (Some(trouble), None),
+            Refused::Told(trouble, failure) => (Some(trouble), Some(failure)),
+            Refused::Failure(failure) => (None, Some(failure)),
+            Refused::OutOfSight => {
+                self.out_of_sight = true;
+                (None, None)
+            }
+        };
+        if let Some(trouble) = trouble {
+            self.trouble = worse(self.trouble.take(), trouble);
+        }
+        self.failure = failure;
+    }
+}
+
+/// Why a child was not applied.
+pub(super) enum Refused {
+    /// Something that is reported on the cluster, and looked at in `report`.
+    Trouble(Trouble),
+    /// Something that is reported on the cluster, and the failure that it is.
+    Told(Trouble, Failure),
+    /// It is there and ours, and the watch has not shown it.
+    OutOfSight,
+    /// Something that says nothing about the cluster.
+    Failure(Failure),
+}
+
+impl Refused {
+    pub(super) fn by(refusal: Refusal, child: &ChildId) -> Self {
+        let what = format!("applying {child}");
+        match refusal {
+            Refusal::Refused(cause, message) => {
+                let reason = match cause {
+                    Cause::Forbidden => reason::FORBIDDEN,
+                    _ => reason::INVALID,
+                };
+                let message = format!("{what}: {message}");
+                Self::Told(
+                    Trouble::Wrong(Why::new(reason, message.clone())),
+                    Failure::Failed { cause, message },
+                )
+            }
+            // The cluster is about to be deleted too.
+            Refusal::NamespaceTerminating(message) => {
+                Self::Trouble(Trouble::Wait(Why::new(reason::SCALING, message)))
+            }
+            other => Self::Failure(other.into_failure(&what)),
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Settles the Secret, applies children, deletes those that are not wanted and grows claims, one
+    /// after the other until something is refused.
+    pub(super) async fn carry_out_steps(
+        &mut self,
+        steps: &Steps<'_>,
+        owned: Option<&StatefulSetRecord>,
+        applied: &mut Applied,
+    ) -> Result<(), Refused> {
+        self.settle_secret(steps.secret).await?;
+        for step in steps.apply {
+            if let Some(child) = steps.desired.get(step.index) {
+                applied.changed |= self.apply_one(child, &step.precondition, owned).await?;
+            }
+        }
+        for delete in steps.delete {
+            let record = steps.children.iter().find(|child| child.id() == delete.id);
+            if let Some(record) = record {
+                match self.delete_child(delete, record).await {
+                    Ok(()) => self.wrote = true,
+                    // Someone was faster.
+                    Err(Refusal::Gone) => {}
+                    Err(refusal) => return Err(Refused::by(refusal, &delete.id)),
+                }
+            }
+        }
+        match owned {
+            Some(set) if !applied.changed && applied.trouble.is_none() => {
+                self.grow_claims(set).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Applies one child; whether the StatefulSet is another one now.
+    async fn apply_one(
+        &mut self,
+        child: &DesiredChild,
+        precondition: &Precondition,
+        owned: Option<&StatefulSetRecord>,
+    ) -> Result<bool, Refused> {
+        let namespace = &self.cluster.key.namespace;
+        let writer = &self.reconciler.writer;
+        let manifest = self.source(owned).manifest(child, self.tenure.stamp());
+        let manifest = manifest.ok_or_else(|| {
+            Refused::Failure(Failure::Failed {
+                cause: Cause::Other,
+                message: format!(
+                    "{} can not be rendered; this is a bug in the operator",
+                    child.id
+                ),
+            })
+        })?;
+        let answer = writer
+            .apply(self.tenure, namespace, &child.id, manifest, precondition)
+            .await;
+        if matches!(answer, Err(Refusal::Conflict(_))) && *precondition == Precondition::Absent {
+            return self.bring_into_sight(child).await;
+        }
+        let meta = answer.map_err(|refusal| Refused::by(refusal, &child.id))?;
+        self.wrote = true;
+        let version = meta.resource_version.unwrap_or_default();
+        self.reconciler.with_memory(self.cluster, |memory| {
+            memory.wrote_child(&child.id, version, boottime_ms());
+        });
+        let known_generation = owned.map(|set| set.generation);
+        Ok(child.id.kind == ChildKind::StatefulSet && meta.generation != known_generation)
+    }
+
+    /// Deals with a child that exists although the watch does not show it. If it is ours, the watch
+    /// lags behind, or someone took its bucket label away: then it gets that back, and the watch
+    /// will show it.
+    async fn bring_into_sight(&mut self, child: &DesiredChild) -> Result<bool, Refused> {
+        let writer = &self.reconciler.writer;
+        let namespace = &self.cluster.key.namespace;
+        let found = writer
+            .child_metadata(namespace, &child.id)
+            .await
+            .map_err(|refusal| Refused::by(refusal, &child.id))?;
+        let record = found.and_then(|meta| observe::child(child.id.kind, &meta));
+        let Some(record) = record.filter(|record| !record.deleting) else {
+            return Err(Refused::Failure(Failure::LookAgain {
+                fenced: false,
+                message: format!("{} is being deleted or gone again", child.id),
+            }));
+        };
+        if let Some(trouble) = ownership_trouble(&record, self.cluster) {
+            return Err(Refused::Trouble(trouble));
+        }
+        let version = writer
+            .relabel_child(self.tenure, namespace, &record, self.cluster.bucket)
+            .await
+            .map_err(|refusal| Refused::by(refusal, &child.id))?;
+        self.wrote = true;
+        self.reconciler.with_memory(self.cluster, |memory| {
+            memory.wrote_child(&child.id, version, boottime_ms());
+        });
+        Err(Refused::OutOfSight)
+    }
+}
