@@ -14,6 +14,7 @@ use crate::core::hash::ShardId;
 use crate::core::object::ObjectKey;
 use crate::core::outcome::{Failure, Outcome};
 use crate::core::ownership::{Event, Settings};
+use crate::core::watch_mode::WatchMode;
 use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, FleetState, ShardHost};
 use crate::fleet::fence::{Keeper, Prover, SecondLook};
 use crate::fleet::leader::{Leader, LeaderParts};
@@ -29,11 +30,12 @@ use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{CONTROLLER, Metrics};
 use crate::telemetry::process::ProcessCollector;
 use crate::telemetry::server::Server;
-use crate::watch::feed::{FeedParts, Feeds, WatchMode};
-use crate::watch::selector::probe;
+use crate::watch::feed::{FeedParts, Feeds};
+use crate::watch::lists::Lists;
+use crate::watch::mode::{Doubts, first_look};
 use crate::watch::stamps::highest_stamps;
 use crate::watch::store::Store;
-use crate::watch::trouble::{Troubles, explain};
+use crate::watch::trouble::Troubles;
 
 /// How often everything is applied once more, for drift that nobody saw.
 const SWEEP: Duration = Duration::from_secs(3600);
@@ -94,8 +96,16 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let serving = serve(&shared, listener, &stop);
     let signals = shutdown::signals(&args)?;
+    let (namespaces, may_shard) = (args.namespaces(), may_shard(&args));
+    let look = first_look(
+        &clients.watch,
+        &namespaces,
+        may_shard,
+        &shared.troubles,
+        &shared.health,
+    );
     let mode = tokio::select! {
-        mode = watch_mode(&args, &clients.watch, &shared.troubles, &shared.health) => Some(mode),
+        mode = look => Some(mode),
         () = signals.asked() => None,
     };
     let ended = match mode {
@@ -285,40 +295,14 @@ fn feeds(
         }),
         agent,
         epochs: dashmap::DashMap::new(),
+        lists: Lists::default(),
+        doubts: Doubts::default(),
     };
-    Feeds::new(Arc::new(parts), mode)
+    Feeds::new(Arc::new(parts), mode, may_shard(args))
 }
 
-/// Waits for the API server and finds out how to watch.
-async fn watch_mode(
-    args: &RunArgs,
-    client: &Client,
-    troubles: &Troubles,
-    health: &Health,
-) -> WatchMode {
-    const WHAT: &str = "databaseclusters";
-    let scope = match args.namespaces().first() {
-        Some(namespace) => format!("/namespaces/{namespace}"),
-        None => String::new(),
-    };
-    let path = format!("/apis/database.io/v1{scope}/{WHAT}");
-    loop {
-        match probe(client, &path).await {
-            Ok(supported) => {
-                troubles.clear(WHAT);
-                return match (args.sharded_watch, supported) {
-                    (ShardedWatch::Auto, true) => WatchMode::Sharded,
-                    _ => WatchMode::Filtered,
-                };
-            }
-            Err(error) => {
-                let line = explain(WHAT, &error);
-                health.set("api-server", Err(&line));
-                troubles.report(WHAT, line);
-            }
-        }
-        tokio::time::sleep(PROBE_AGAIN).await;
-    }
+fn may_shard(args: &RunArgs) -> bool {
+    args.sharded_watch == ShardedWatch::Auto
 }
 
 /// Keeps health and the figures of slow things true.

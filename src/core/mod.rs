@@ -25,3 +25,4 @@ pub mod queue;
 pub mod ring;
 pub mod storm;
 pub mod version;
+pub mod watch_mode;

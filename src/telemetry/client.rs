@@ -24,8 +24,9 @@ const IDENTITY_CHARS_MAX: usize = 100;
 pub enum ClientKind {
     /// Heartbeats and locks: nothing is retried behind the caller's back, who sets a timeout per call.
     Lease,
-    /// Lists and watches: no answer time-out, because a quiet watch is silent for minutes and the
-    /// watcher notices a dead one itself; refused lists are retried by the client.
+    /// Lists and watches: no answer time-out, because a quiet watch is silent for a minute, and who
+    /// watches notices a dead one; nor retries, because that pauses by itself, tells of the trouble
+    /// meanwhile, and wonders whether it is still the same API server.
     Watch,
     /// Writes and look-ups: an answer time-out, and no retries, since the right to write may have
     /// ended meanwhile.
@@ -50,7 +51,7 @@ pub fn build_client(
             config.read_timeout = Some(ANSWER_TIMEOUT);
         }
         ClientKind::Watch => {
-            config.default_retry = true;
+            config.default_retry = false;
             config.connect_timeout = Some(CONNECT_TIMEOUT);
             config.read_timeout = None;
         }

@@ -151,6 +151,9 @@ metrics! {
     watch_mode: IntGaugeVec = "databasecluster_watch_mode", "1 for the way this replica watches (sharded: the server filters; filtered: this process does).", ["mode"], &[];
     objects_received_total: IntCounterVec = "databasecluster_objects_received_total", "Objects that the API server sent, by kind.", ["kind"], &[];
     objects_kept_total: IntCounterVec = "databasecluster_objects_kept_total", "Objects received that lie in a shard of this replica, by kind.", ["kind"], &[];
+    received_bytes_total: IntCounterVec = "databasecluster_received_bytes_total", "Bytes of lists and watches that the API server sent, by kind.", ["kind"], &[];
+    lists_total: IntCounterVec = "databasecluster_lists_total", "Lists begun, by kind, and by whether it was the first of its shard or one made anew (first, again).", ["kind", "turn"], &[];
+    watch_mode_changes_total: IntCounter = "databasecluster_watch_mode_changes_total", "Changes of the way this replica watches.", [], &[];
     cache_hits_total: IntCounter = "databasecluster_cache_hits_total", "Look-ups answered by the cache.", [], &[];
     cache_misses_total: IntCounter = "databasecluster_cache_misses_total", "Look-ups that asked the API server.", [], &[];
     cache_entries: IntGauge = "databasecluster_cache_entries", "Entries in the look-up cache.", [], &[];

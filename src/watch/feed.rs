@@ -1,56 +1,37 @@
 //! What a replica sees: a list and watch for each shard that it holds or warms, into the store.
 //!
 //! Where the API server filters by shard, each shard has a watch of DatabaseClusters of its own;
-//! elsewhere one watch serves all shards, and this process filters. Children are selected by their
-//! bucket label, which every API server can do. The filter in [`Source`] runs in all cases:
-//! correctness never depends on the server.
+//! elsewhere one watch serves all shards, and this process filters. Which it is may change at any
+//! time ([`super::mode`]). Children are selected by their bucket label, which every API server can
+//! do. The filter in [`Source`] runs in all cases: correctness never depends on the server.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, PartialObjectMeta};
-use kube::core::DeserializeGuard;
-use kube::runtime::watcher;
-use kube::{Client, Resource};
+use kube::Client;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::metadata::{MetadataChild, OfKind};
-use super::observe;
+use super::kinds::{Clusters, Kind, MetadataOf, StatefulSets};
+use super::lists::{Lists, Turn};
+use super::mode::{Doubts, keep_right};
+use super::request::Ask;
 use super::selector::{shard_selector, with_selector};
-use super::source::{Filter, OneShard, Source, endless};
+use super::source::{Order, Places, Source};
 use super::store::Store;
 use super::trouble::Troubles;
-use crate::api::DatabaseCluster;
-use crate::core::hash::{Bucket, ShardCount, ShardId};
+use crate::core::hash::{ShardCount, ShardId};
 use crate::core::object::ObjectKey;
 use crate::core::ownership::Event;
+use crate::core::watch_mode::{ModeChooser, WatchMode};
 use crate::fleet::agent::AgentHandle;
+use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::metrics::Metrics;
-
-const CLUSTERS: &str = "databaseclusters";
-const STATEFULSETS: &str = "statefulsets";
-
-/// A DatabaseCluster, or why it can not be read: one bad object must not stop the watch of all.
-type Guarded = DeserializeGuard<DatabaseCluster>;
-
-fn readable(object: &Guarded) -> Option<&DatabaseCluster> {
-    match &object.0 {
-        Ok(cluster) => Some(cluster),
-        Err(invalid) => {
-            let name = invalid.metadata.name.as_deref().unwrap_or_default();
-            let namespace = invalid.metadata.namespace.as_deref().unwrap_or_default();
-            tracing::warn!(namespace, name, error = %invalid.error, "a DatabaseCluster can not be read; it is left as it is");
-            None
-        }
-    }
-}
 
 /// Shards that come within this time share one new list, where one watch serves all.
 const GATHER: Duration = Duration::from_millis(20);
@@ -78,6 +59,10 @@ pub struct FeedParts {
     pub agent: AgentHandle,
     /// Epoch of each shard that is worked on. Locked for a look-up only.
     pub epochs: DashMap<ShardId, u32>,
+    /// When lists may begin.
+    pub lists: Lists,
+    /// What speaks against the present way of watching.
+    pub doubts: Doubts,
 }
 
 impl FeedParts {
@@ -94,209 +79,321 @@ impl FeedParts {
         }
     }
 
-    fn apis<K>(&self, client: &Client) -> Vec<Api<K>>
-    where
-        K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
-    {
-        if self.namespaces.is_empty() {
-            return vec![Api::all(client.clone())];
-        }
-        let of = |namespace: &String| Api::namespaced(client.clone(), namespace);
-        self.namespaces.iter().map(of).collect()
-    }
-}
-
-/// How DatabaseClusters are watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatchMode {
-    /// The API server sends each shard by itself.
-    Sharded,
-    /// The API server sends everything; this process filters.
-    Filtered,
-}
-
-impl WatchMode {
-    /// The label value.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Sharded => "sharded",
-            Self::Filtered => "filtered",
+    /// Where to list: all namespaces at once, or each of those served.
+    fn scopes(&self) -> Vec<Option<String>> {
+        match self.namespaces.is_empty() {
+            true => vec![None],
+            false => self.namespaces.iter().cloned().map(Some).collect(),
         }
     }
 }
 
-/// The watches of a replica.
+/// The watches of a replica. Dropping it ends them.
 pub struct Feeds {
-    parts: Arc<FeedParts>,
-    mode: WatchMode,
-    running: BTreeMap<ShardId, CancellationToken>,
-    whole: Arc<Whole>,
+    inner: Arc<Inner>,
+}
+
+/// What the watches share with the task that looks after the way of watching.
+pub(super) struct Inner {
+    pub(super) parts: Arc<FeedParts>,
+    pub(super) stop: CancellationToken,
+    /// Locked to begin and end watches, never over an await.
+    state: Mutex<State>,
+    /// A shard came that the one watch of everything does not keep yet.
+    grown: Notify,
     tasks: TaskTracker,
+}
+
+struct State {
+    mode: WatchMode,
+    shards: BTreeMap<ShardId, Watched>,
+    /// Ends the one watch of everything; cancelled when there is none.
+    whole: CancellationToken,
+}
+
+/// The watches of one shard.
+#[derive(Clone)]
+struct Watched {
+    /// Ends all of them.
     stop: CancellationToken,
+    /// Ends that of DatabaseClusters.
+    clusters: CancellationToken,
+    /// Cancelled when the DatabaseClusters have been listed once.
+    listed: CancellationToken,
 }
 
 impl Feeds {
-    /// No watch runs yet.
+    /// No shard is watched yet. With `may_shard`, the mode follows what the API server can do.
     #[must_use]
-    pub fn new(parts: Arc<FeedParts>, mode: WatchMode) -> Self {
-        for other in [WatchMode::Sharded, WatchMode::Filtered] {
-            let gauge = parts.metrics.watch_mode.with_label_values(&[other.label()]);
-            gauge.set(i64::from(other == mode));
-        }
-        let feeds = Self {
-            whole: Arc::new(Whole::new(parts.count)),
+    pub fn new(parts: Arc<FeedParts>, mode: WatchMode, may_shard: bool) -> Self {
+        let whole = CancellationToken::new();
+        whole.cancel();
+        let inner = Arc::new(Inner {
             parts,
-            mode,
-            running: BTreeMap::new(),
-            tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-        };
+            state: Mutex::new(State {
+                mode: WatchMode::Sharded,
+                shards: BTreeMap::new(),
+                whole,
+            }),
+            grown: Notify::new(),
+            tasks: TaskTracker::new(),
+        });
+        inner.publish(mode);
         if mode == WatchMode::Filtered {
-            let (parts, whole) = (Arc::clone(&feeds.parts), Arc::clone(&feeds.whole));
-            feeds
-                .tasks
-                .spawn(watch_whole(parts, whole, feeds.stop.clone()));
+            inner.with(|state| {
+                state.mode = mode;
+                inner.begin_whole(state);
+            });
         }
-        feeds
+        if may_shard {
+            let chooser = ModeChooser::new(boottime_ms(), mode);
+            inner.tasks.spawn(keep_right(Arc::clone(&inner), chooser));
+        }
+        Self { inner }
+    }
+
+    /// The present way of watching.
+    #[must_use]
+    pub fn mode(&self) -> WatchMode {
+        self.inner.with(|state| state.mode)
     }
 
     /// Begins to watch a shard; the ownership machine is told when everything is listed.
-    pub fn watch(&mut self, shard: ShardId) {
-        let stop = self.stop.child_token();
-        if let Some(former) = self.running.insert(shard, stop.clone()) {
-            former.cancel();
-        }
-        let mut listed = Vec::new();
-        let count = self.parts.count;
-        let filter = || OneShard { count, shard };
-        match self.mode {
-            WatchMode::Sharded => {
-                let selector = shard_selector(count, shard);
-                let client = with_selector(&self.parts.client, CLUSTERS, &selector);
-                for api in self.parts.apis::<Guarded>(&client) {
-                    listed.push(self.watch_clusters(api, filter(), &stop));
-                }
+    pub fn watch(&self, shard: ShardId) {
+        let inner = &self.inner;
+        let stop = inner.stop.child_token();
+        let watched = Watched {
+            clusters: stop.child_token(),
+            listed: CancellationToken::new(),
+            stop: stop.clone(),
+        };
+        let mut listed = vec![watched.listed.clone()];
+        inner.with(|state| {
+            if let Some(former) = state.shards.insert(shard, watched.clone()) {
+                former.stop.cancel();
             }
-            WatchMode::Filtered => listed.push(self.whole.add(shard)),
-        }
-        let labels = bucket_selector(count, shard);
-        for api in self.parts.apis::<StatefulSet>(&self.parts.client) {
-            let source = Source::new(
-                STATEFULSETS,
-                Arc::clone(&self.parts),
-                filter(),
-                stop.clone(),
-            );
-            let done = CancellationToken::new();
-            let config = list_config().labels(&labels);
-            let stream = endless(watcher(api, config));
-            let convert = |object: &StatefulSet, store: &Store| {
-                let previous =
-                    observe::key(&object.metadata).and_then(|key| store.statefulset(&key));
-                observe::statefulset(object, previous.as_deref())
-            };
-            self.tasks
-                .spawn(source.follow(stream, convert, done.clone()));
-            listed.push(done);
-        }
-        self.watch_metadata::<Service>(shard, &stop, &mut listed);
-        self.watch_metadata::<ConfigMap>(shard, &stop, &mut listed);
-        self.watch_metadata::<PodDisruptionBudget>(shard, &stop, &mut listed);
-        self.announce_when_listed(shard, listed, stop);
-    }
-
-    fn watch_clusters(
-        &self,
-        api: Api<Guarded>,
-        filter: OneShard,
-        stop: &CancellationToken,
-    ) -> CancellationToken {
-        let source = Source::new(CLUSTERS, Arc::clone(&self.parts), filter, stop.clone());
-        let done = CancellationToken::new();
-        let stream = endless(watcher(api, list_config()));
-        let convert = |object: &Guarded, _: &Store| readable(object).and_then(observe::cluster);
-        self.tasks
-            .spawn(source.follow(stream, convert, done.clone()));
-        done
-    }
-
-    /// Watches the metadata of one kind of child; adds what is cancelled when it is listed.
-    fn watch_metadata<K: MetadataChild>(
-        &self,
-        shard: ShardId,
-        stop: &CancellationToken,
-        listed: &mut Vec<CancellationToken>,
-    ) {
-        let count = self.parts.count;
-        for api in self.parts.apis::<PartialObjectMeta<K>>(&self.parts.client) {
-            let filter = OneShard { count, shard };
-            let source = Source::new(K::PLURAL, Arc::clone(&self.parts), filter, stop.clone());
-            let done = CancellationToken::new();
-            let config = list_config().labels(&bucket_selector(count, shard));
-            let stream = endless(watcher(api, config));
-            let convert = |object: &PartialObjectMeta<K>, _: &Store| {
-                observe::child(K::KIND, &object.metadata).map(OfKind::<K>::new)
-            };
-            self.tasks
-                .spawn(source.follow(stream, convert, done.clone()));
-            listed.push(done);
-        }
-    }
-
-    fn announce_when_listed(
-        &self,
-        shard: ShardId,
-        listed: Vec<CancellationToken>,
-        stop: CancellationToken,
-    ) {
-        let parts = Arc::clone(&self.parts);
-        self.tasks.spawn(async move {
-            for source in listed {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = source.cancelled() => {}
-                }
+            match state.mode {
+                WatchMode::Sharded => inner.watch_clusters(shard, &watched, Turn::First),
+                WatchMode::Filtered => inner.grown.notify_one(),
             }
+        });
+        inner.watch_children::<StatefulSets>(shard, &stop, &mut listed);
+        inner.watch_children::<MetadataOf<Service>>(shard, &stop, &mut listed);
+        inner.watch_children::<MetadataOf<ConfigMap>>(shard, &stop, &mut listed);
+        inner.watch_children::<MetadataOf<PodDisruptionBudget>>(shard, &stop, &mut listed);
+        let parts = Arc::clone(&inner.parts);
+        inner.when_all(listed, stop, async move {
             let highest = parts.store.highest_epoch(shard);
             parts.agent.send(Event::Warm(shard, highest)).await;
         });
     }
 
     /// Stops watching a shard and forgets its objects.
-    pub fn unwatch(&mut self, shard: ShardId) {
-        if let Some(stop) = self.running.remove(&shard) {
-            stop.cancel();
+    pub fn unwatch(&self, shard: ShardId) {
+        let former = self.inner.with(|state| state.shards.remove(&shard));
+        if let Some(former) = former {
+            former.stop.cancel();
         }
-        self.whole.remove(shard);
-        self.parts.epochs.remove(&shard);
-        self.parts.store.purge_shard(shard);
+        self.inner.parts.epochs.remove(&shard);
+        self.inner.parts.store.close(shard);
     }
 
     /// Work on the shard begins under this epoch.
     pub fn admitted(&self, shard: ShardId, epoch: u32) {
-        self.parts.epochs.insert(shard, epoch);
+        self.inner.parts.epochs.insert(shard, epoch);
     }
 
     /// What a search for stamps needs.
     #[must_use]
     pub fn for_stamps(&self) -> (Client, Vec<String>, ShardCount) {
-        (
-            self.parts.client.clone(),
-            self.parts.namespaces.clone(),
-            self.parts.count,
-        )
+        let parts = &self.inner.parts;
+        (parts.client.clone(), parts.namespaces.clone(), parts.count)
     }
 }
 
 impl Drop for Feeds {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.inner.stop.cancel();
     }
 }
 
-fn list_config() -> watcher::Config {
-    watcher::Config::default().streaming_lists()
+impl Inner {
+    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        // A panic elsewhere leaves nothing half-written here.
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn publish(&self, mode: WatchMode) {
+        let gauges = &self.parts.metrics.watch_mode;
+        for other in WatchMode::ALL {
+            let gauge = gauges.with_label_values(&[other.label()]);
+            gauge.set(i64::from(other == mode));
+        }
+    }
+
+    /// Watches DatabaseClusters in another way from now on. What is in the store stays, and the new
+    /// lists put it right.
+    pub(super) fn set_mode(self: &Arc<Self>, mode: WatchMode) {
+        self.with(|state| {
+            if state.mode == mode {
+                return;
+            }
+            tracing::info!(mode = mode.label(), "watching in another way");
+            self.parts.metrics.watch_mode_changes_total.inc();
+            self.publish(mode);
+            state.mode = mode;
+            state.whole.cancel();
+            for (shard, watched) in &mut state.shards {
+                watched.clusters.cancel();
+                watched.clusters = watched.stop.child_token();
+                if mode == WatchMode::Sharded {
+                    self.watch_clusters(*shard, watched, Turn::Again);
+                }
+            }
+            if mode == WatchMode::Filtered {
+                self.begin_whole(state);
+            }
+        });
+    }
+
+    fn ask<K: Kind>(&self, client: Client, scope: Option<&str>, labels: Option<String>) -> Ask {
+        Ask {
+            client,
+            path: K::path(scope),
+            labels,
+            metadata_only: K::METADATA_ONLY,
+        }
+    }
+
+    /// One watch of the DatabaseClusters of one shard, which the API server selects.
+    fn watch_clusters(self: &Arc<Self>, shard: ShardId, watched: &Watched, turn: Turn) {
+        let parts = &self.parts;
+        let selector = shard_selector(parts.count, shard);
+        let client = with_selector(&parts.client, Clusters::PLURAL, &selector);
+        let ticket = parts.store.open(shard, Clusters::PLURAL);
+        let places = Places::new(parts.count, BTreeMap::from([(shard, ticket)]));
+        let mut listed = Vec::new();
+        for namespace in parts.scopes() {
+            let order = Order {
+                ask: self.ask::<Clusters>(client.clone(), namespace.as_deref(), None),
+                namespace,
+                selected: true,
+                places: places.clone(),
+                turn,
+            };
+            listed.push(self.begin::<Clusters>(order, watched.clusters.clone()));
+        }
+        let all = watched.listed.clone();
+        self.when_all(
+            listed,
+            watched.clusters.clone(),
+            async move { all.cancel() },
+        );
+    }
+
+    /// Watches one kind of child of one shard; adds what is cancelled when it is listed.
+    fn watch_children<K: Kind>(
+        self: &Arc<Self>,
+        shard: ShardId,
+        stop: &CancellationToken,
+        listed: &mut Vec<CancellationToken>,
+    ) {
+        let parts = &self.parts;
+        let ticket = parts.store.open(shard, K::PLURAL);
+        let places = Places::new(parts.count, BTreeMap::from([(shard, ticket)]));
+        for namespace in parts.scopes() {
+            let labels = Some(bucket_selector(parts.count, shard));
+            let order = Order {
+                ask: self.ask::<K>(parts.client.clone(), namespace.as_deref(), labels),
+                namespace,
+                selected: false,
+                places: places.clone(),
+                turn: Turn::First,
+            };
+            listed.push(self.begin::<K>(order, stop.clone()));
+        }
+    }
+
+    fn begin<K: Kind>(&self, order: Order, stop: CancellationToken) -> CancellationToken {
+        let listed = CancellationToken::new();
+        let source = Source::<K>::new(Arc::clone(&self.parts), order, listed.clone());
+        self.tasks.spawn(source.run(stop));
+        listed
+    }
+
+    fn when_all(
+        &self,
+        all: Vec<CancellationToken>,
+        stop: CancellationToken,
+        then: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move {
+            for one in all {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = one.cancelled() => {}
+                }
+            }
+            then.await;
+        });
+    }
+
+    fn begin_whole(self: &Arc<Self>, state: &mut State) {
+        state.whole = self.stop.child_token();
+        self.grown.notify_one();
+        let whole = watch_whole(Arc::clone(self), state.whole.clone());
+        self.tasks.spawn(whole);
+    }
+
+    /// New tickets for all shards, and whom to tell when they are listed.
+    fn whole_round(&self) -> (Places, Vec<CancellationToken>) {
+        let (parts, mut open) = (&self.parts, BTreeMap::new());
+        let waiting = self.with(|state| {
+            for shard in state.shards.keys() {
+                open.insert(*shard, parts.store.open(*shard, Clusters::PLURAL));
+            }
+            state.shards.values().map(|w| w.listed.clone()).collect()
+        });
+        (Places::new(parts.count, open), waiting)
+    }
+}
+
+/// The one watch of everything: begins anew whenever shards were added, because their objects were
+/// not kept before; but not before a list that is coming in is complete.
+async fn watch_whole(inner: Arc<Inner>, stop: CancellationToken) {
+    let mut round = stop.child_token();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = inner.grown.notified() => {}
+        }
+        tokio::time::sleep(GATHER).await;
+        round.cancel();
+        round = stop.child_token();
+        let (places, waiting) = inner.whole_round();
+        let mut listed = Vec::new();
+        for namespace in inner.parts.scopes() {
+            let client = inner.parts.client.clone();
+            let order = Order {
+                ask: inner.ask::<Clusters>(client, namespace.as_deref(), None),
+                namespace,
+                selected: false,
+                places: places.clone(),
+                turn: Turn::First,
+            };
+            listed.push(inner.begin::<Clusters>(order, round.clone()));
+        }
+        for one in listed {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = one.cancelled() => {}
+            }
+        }
+        for listed in waiting {
+            listed.cancel();
+        }
+    }
 }
 
 /// `database.io/bucket in (0,1,…)`: the buckets of one shard.
@@ -306,122 +403,4 @@ fn bucket_selector(count: ShardCount, shard: ShardId) -> String {
         .map(|bucket| bucket.to_string())
         .collect();
     format!("database.io/bucket in ({})", buckets.join(","))
-}
-
-/// The shards that share the one watch of everything.
-struct Whole {
-    count: ShardCount,
-    /// Locked for a look-up or an insertion only.
-    shards: RwLock<Wanted>,
-    grown: Notify,
-}
-
-#[derive(Default)]
-struct Wanted {
-    shards: BTreeSet<ShardId>,
-    /// Shards whose first list has not begun: each with what to cancel when it is complete.
-    waiting: Vec<(ShardId, CancellationToken)>,
-}
-
-impl Whole {
-    fn new(count: ShardCount) -> Self {
-        Self {
-            count,
-            shards: RwLock::default(),
-            grown: Notify::new(),
-        }
-    }
-
-    fn with<T>(&self, change: impl FnOnce(&mut Wanted) -> T) -> T {
-        // A panic elsewhere leaves nothing half-written here.
-        change(
-            &mut self
-                .shards
-                .write()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        )
-    }
-
-    fn add(&self, shard: ShardId) -> CancellationToken {
-        let listed = CancellationToken::new();
-        self.with(|wanted| {
-            wanted.shards.insert(shard);
-            wanted.waiting.push((shard, listed.clone()));
-        });
-        self.grown.notify_one();
-        listed
-    }
-
-    /// What a former watch left in the store.
-    fn kept(&self, store: &Store) -> Vec<ObjectKey> {
-        let shards = self.with(|wanted| wanted.shards.clone());
-        shards
-            .into_iter()
-            .flat_map(|shard| store.keys(shard))
-            .collect()
-    }
-
-    fn remove(&self, shard: ShardId) {
-        self.with(|wanted| {
-            wanted.shards.remove(&shard);
-            wanted.waiting.retain(|(waiting, _)| *waiting != shard);
-        });
-    }
-}
-
-impl Filter for Arc<Whole> {
-    fn shard_of(&self, bucket: Bucket) -> Option<ShardId> {
-        let shard = self.count.shard_of(bucket);
-        let wanted = self
-            .shards
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        wanted.shards.contains(&shard).then_some(shard)
-    }
-}
-
-/// The one watch of everything: begins anew whenever shards were added, because their objects were
-/// not kept before.
-async fn watch_whole(parts: Arc<FeedParts>, whole: Arc<Whole>, stop: CancellationToken) {
-    let mut round = stop.child_token();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = whole.grown.notified() => {}
-        }
-        tokio::time::sleep(GATHER).await;
-        round.cancel();
-        round = stop.child_token();
-        let mut all_listed = Vec::new();
-        let kept = whole.kept(&parts.store);
-        for api in parts.apis::<Guarded>(&parts.client) {
-            let of_api = |key: &&ObjectKey| api.namespace().is_none_or(|ns| ns == &*key.namespace);
-            let source = Source::new(
-                CLUSTERS,
-                Arc::clone(&parts),
-                Arc::clone(&whole),
-                round.clone(),
-            )
-            .knowing(kept.iter().filter(of_api).cloned());
-            let done = CancellationToken::new();
-            let stream = endless(watcher(api, list_config()));
-            let convert = |object: &Guarded, _: &Store| readable(object).and_then(observe::cluster);
-            tokio::spawn(source.follow(stream, convert, done.clone()));
-            all_listed.push(done);
-        }
-        let waiting = whole.with(|wanted| wanted.waiting.clone());
-        let (whole, round) = (Arc::clone(&whole), round.clone());
-        tokio::spawn(async move {
-            for listed in all_listed {
-                tokio::select! {
-                    () = round.cancelled() => return,
-                    () = listed.cancelled() => {}
-                }
-            }
-            for (_, listed) in &waiting {
-                listed.cancel();
-            }
-            whole.with(|wanted| wanted.waiting.retain(|(_, listed)| !listed.is_cancelled()));
-        });
-    }
 }

@@ -1,8 +1,11 @@
 //! What this replica sees: records of the objects in its shards.
 
 pub mod feed;
-pub mod metadata;
+pub mod kinds;
+pub mod lists;
+pub mod mode;
 pub mod observe;
+pub mod request;
 pub mod selector;
 pub mod source;
 pub mod stamps;
@@ -10,3 +13,4 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 pub mod trouble;
+pub mod wire;

@@ -51,8 +51,8 @@ pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
 
 /// The record of a StatefulSet; none when it lacks what every stored object has.
 ///
-/// `previous` is what is kept of it: while its generation stays, so do the fields of its spec, and
-/// they are not digested again.
+/// `previous` is what is kept of it: while its generation stays, so do the fields of its spec, which
+/// need not be there then.
 #[must_use]
 pub fn statefulset(
     object: &StatefulSet,
@@ -60,8 +60,7 @@ pub fn statefulset(
 ) -> Option<StatefulSetRecord> {
     let child = child(ChildKind::StatefulSet, &object.metadata)?;
     let generation = object.metadata.generation.unwrap_or_default();
-    let unchanged =
-        previous.filter(|known| known.child.uid == child.uid && known.generation == generation);
+    let unchanged = previous.filter(|known| same_spec(&object.metadata, known));
     let labels = object.metadata.labels.as_ref();
     let spec = object.spec.as_ref();
     let status = object.status.clone().unwrap_or_default();
@@ -73,13 +72,19 @@ pub fn statefulset(
             None => postgres::statefulset_spec_digest(spec),
         },
         labels_digest: postgres::labels_digest(labels),
-        image: image(object).unwrap_or_default().to_owned(),
+        image: match unchanged {
+            Some(known) => known.image.clone(),
+            None => image(object).unwrap_or_default().to_owned(),
+        },
         grown: annotation(&object.metadata, names::CLAIMS_ANNOTATION).map(str::to_owned),
         claim: match unchanged {
             Some(known) => known.claim.clone(),
             None => claim(object),
         },
-        spec_replicas: spec.and_then(|spec| spec.replicas).unwrap_or(1),
+        spec_replicas: match unchanged {
+            Some(known) => known.spec_replicas,
+            None => spec.and_then(|spec| spec.replicas).unwrap_or(1),
+        },
         observed_generation: status.observed_generation.unwrap_or_default(),
         replicas: status.replicas,
         ready_replicas: status.ready_replicas.unwrap_or_default(),
@@ -88,6 +93,13 @@ pub fn statefulset(
         current_revision: status.current_revision.unwrap_or_default(),
         update_revision: status.update_revision.unwrap_or_default(),
     })
+}
+
+/// Whether a StatefulSet's spec is the one that is known: of the same object, and of the same generation.
+#[must_use]
+pub fn same_spec(meta: &ObjectMeta, known: &StatefulSetRecord) -> bool {
+    meta.uid.as_deref() == Some(&known.child.uid)
+        && meta.generation.unwrap_or_default() == known.generation
 }
 
 fn image(object: &StatefulSet) -> Option<&str> {

@@ -1,10 +1,13 @@
 //! The records of all objects in the shards of this replica.
 //!
-//! Guarantees: each map's locks live for one map operation, never over an await, and no two locks
-//! are held at once. A removal names the uid, so that a late one can not remove a successor of the
-//! same name. Records are handed out as `Arc`s: a reader holds no lock.
+//! Guarantees: each map's locks live for one map operation, never over an await, and no two of them
+//! are held at once. What a watch brings goes in by [`Store::with_ticket`]: once a shard is closed,
+//! no watch that was too late to notice can put anything into it. A removal names the uid, so that a
+//! late one can not remove a successor of the same name. Records are handed out as `Arc`s: a reader
+//! holds no lock.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use dashmap::DashMap;
 
@@ -14,10 +17,28 @@ use crate::core::hash::{Bucket, ShardCount, ShardId};
 use crate::core::object::{EPOCH_BELIEVED_MAX, ObjectKey};
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 
+/// The right to put objects of one kind in one shard into the store, until the shard is closed or
+/// opened anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    kind: &'static str,
+    number: u64,
+}
+
+/// The tickets in force.
+#[derive(Debug, Default)]
+struct Tickets {
+    open: BTreeMap<(ShardId, &'static str), u64>,
+    given: u64,
+}
+
 /// The records. Bounded by the number of objects in the shards held.
 #[derive(Debug)]
 pub struct Store {
     shards: ShardCount,
+    /// Read-locked while one object is put in or taken out, before any lock of a map; write-locked
+    /// to open or close a shard.
+    tickets: RwLock<Tickets>,
     /// Locked for one look-up, insertion or removal, or entry by entry during a scan.
     clusters: DashMap<ObjectKey, Arc<ClusterRecord>>,
     /// Locked as `clusters`.
@@ -32,6 +53,7 @@ impl Store {
     pub fn new(shards: ShardCount) -> Self {
         Self {
             shards,
+            tickets: RwLock::default(),
             clusters: DashMap::new(),
             statefulsets: DashMap::new(),
             children: DashMap::new(),
@@ -42,6 +64,36 @@ impl Store {
     #[must_use]
     pub fn shards(&self) -> ShardCount {
         self.shards
+    }
+
+    /// Opens a shard for one kind. Tickets given out for both before are void from now on; what they
+    /// brought stays.
+    pub fn open(&self, shard: ShardId, kind: &'static str) -> Ticket {
+        let mut tickets = self.tickets.write().unwrap_or_else(PoisonError::into_inner);
+        tickets.given += 1;
+        let number = tickets.given;
+        tickets.open.insert((shard, kind), number);
+        Ticket { kind, number }
+    }
+
+    /// Puts something in or takes it out, if the ticket is in force; the shard is not closed meanwhile.
+    pub fn with_ticket<T>(
+        &self,
+        shard: ShardId,
+        ticket: Ticket,
+        act: impl FnOnce(&Self) -> T,
+    ) -> Option<T> {
+        let tickets = self.tickets.read().unwrap_or_else(PoisonError::into_inner);
+        let in_force = tickets.open.get(&(shard, ticket.kind)) == Some(&ticket.number);
+        in_force.then(|| act(self))
+    }
+
+    /// Voids all tickets of a shard and drops everything that lies in it.
+    pub fn close(&self, shard: ShardId) {
+        let mut tickets = self.tickets.write().unwrap_or_else(PoisonError::into_inner);
+        tickets.open.retain(|(open, _), _| *open != shard);
+        drop(tickets);
+        self.purge_shard(shard);
     }
 
     /// Keeps a cluster as it was seen now; returns what was kept before.
@@ -145,6 +197,31 @@ impl Store {
             .filter(|record| self.lies_in(record.bucket, shard))
             .map(|record| record.key.clone())
             .collect()
+    }
+
+    /// Names of the clusters in these buckets.
+    #[must_use]
+    pub fn cluster_keys(&self, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        let found = self.clusters.iter().filter(|entry| wanted(entry.bucket));
+        found.map(|entry| entry.key.clone()).collect()
+    }
+
+    /// Names of the StatefulSets in these buckets.
+    #[must_use]
+    pub fn statefulset_keys(&self, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        let lies = |child: &ChildRecord| child.bucket.is_some_and(wanted);
+        let found = self.statefulsets.iter().filter(|entry| lies(&entry.child));
+        found.map(|entry| entry.key().clone()).collect()
+    }
+
+    /// Names of the other children of one kind in these buckets.
+    #[must_use]
+    pub fn child_keys(&self, kind: ChildKind, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        let found = self
+            .children
+            .iter()
+            .filter(|entry| entry.kind == kind && entry.bucket.is_some_and(wanted));
+        found.map(|entry| entry.key.clone()).collect()
     }
 
     /// Number of clusters in each phase; those that have none yet are being created.

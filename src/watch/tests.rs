@@ -146,3 +146,55 @@ fn what_a_newer_version_wrote_can_still_be_read() {
     assert_eq!(record.status.phase, None);
     assert_eq!(record.status.conditions.len(), 1);
 }
+
+#[test]
+fn a_closed_shard_takes_nothing_in_and_gives_nothing_away() {
+    let store = store();
+    let (uid, key) = ("u", ObjectKey::new("shop", "a"));
+    let shard = shard_of(uid);
+    let ticket = store.open(shard, "databaseclusters");
+    let put = |ticket| {
+        store.with_ticket(shard, ticket, |store| {
+            store.upsert_cluster(cluster("a", uid));
+        })
+    };
+    assert!(put(ticket).is_some());
+    // Of another kind: this one stays in force.
+    let children = store.open(shard, "services");
+    assert!(put(ticket).is_some());
+    let newer = store.open(shard, "databaseclusters");
+    assert!(store.cluster(&key).is_some(), "what was brought stays");
+    assert!(put(ticket).is_none() && put(newer).is_some());
+    store.close(shard);
+    assert_eq!(store.cluster(&key), None);
+    assert!(put(newer).is_none() && put(children).is_none());
+    assert_eq!(store.cluster(&key), None);
+}
+
+#[test]
+fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
+    use super::kinds::Kept as _;
+    let store = store();
+    let other = (0..).map(|n| format!("other-{n}"));
+    let other = other.into_iter().find(|uid| shard_of(uid) != shard_of("u"));
+    let mut newer = cluster("a", &other.unwrap());
+    newer.resource_version = "10".into();
+    store.upsert_cluster(newer.clone());
+    let mut former = cluster("a", "u");
+    former.resource_version = "9".into();
+    assert!(former.is_outdated(&store));
+    former.resource_version = "11".into();
+    assert!(!former.is_outdated(&store));
+    // Within a shard the order is that of one watch; after a restored backup versions begin lower.
+    newer.resource_version = "3".into();
+    assert!(!newer.is_outdated(&store));
+    let key = ObjectKey::new("shop", "a");
+    assert_eq!(
+        ClusterRecord::remove(&store, &key, None, Bucket::of("u")),
+        None
+    );
+    assert!(
+        store.cluster(&key).is_some(),
+        "removed by the former one's shard"
+    );
+}

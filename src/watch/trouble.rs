@@ -5,8 +5,6 @@ use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kube::runtime::watcher;
-
 use crate::fleet::tenure::boottime_ms;
 
 /// Least time between two lines about the same trouble.
@@ -55,23 +53,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-/// Says what an error of a watch means, or `None` for one that is part of a watch's normal life.
-#[must_use]
-pub fn explain_watch(what: &str, error: &watcher::Error) -> Option<String> {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => Some(explain(what, error)),
-        // 410: the watch begins anew.
-        watcher::Error::WatchError(status) if status.code == 410 => None,
-        watcher::Error::WatchError(status) => Some(explain(
-            what,
-            &kube::Error::Api(Box::new((**status).clone())),
-        )),
-        watcher::Error::NoResourceVersion => Some(format!("a list has no version ({what})")),
-    }
 }
 
 #[derive(Debug)]

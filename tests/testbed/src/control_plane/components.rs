@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{ControlPlane, run_kwokctl};
+use super::{ControlPlane, config, run_kwokctl};
 use crate::error::{Context, Error, Result, failed};
 use crate::process::ProcessId;
 use crate::wait::{Progress, wait_for};
@@ -117,6 +117,24 @@ impl ControlPlane {
         run_kwokctl(&self.guardian, &self.bin, &["start", "cluster"]).await?;
         self.verify_listening().await?;
         self.wait_until_serving(RESTART_TIMEOUT).await
+    }
+
+    /// Ends the API server and starts it again with the gate `ShardedListAndWatch` on or off, as an
+    /// upgrade or a downgrade would.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn restart_api_server(&self, sharded: bool) -> Result<()> {
+        self.kill("kube-apiserver").await?;
+        let path = self.workdir().join("kwok.yaml");
+        let what = || format!("change the feature gates in {}", path.display());
+        let text = std::fs::read_to_string(&path).context(what())?;
+        let changed = text.replace(&config::sharding(!sharded), &config::sharding(sharded));
+        if !changed.contains(&config::sharding(sharded)) {
+            return failed(format!("{}: it does not name the gate", what()));
+        }
+        std::fs::write(&path, changed).context(what())?;
+        self.start_again().await
     }
 
     /// Waits until the API server says that it is ready.

@@ -71,10 +71,7 @@ fn configuration(options: &ControlPlaneOptions, ports: &Ports, bin: &Path, folde
         AuditLevel::Off => String::new(),
         _ => folder.join("audit-policy.yaml").display().to_string(),
     };
-    let gates = match options.sharded_list_and_watch {
-        true => "ShardedListAndWatch=true",
-        false => "",
-    };
+    let gates = sharding(options.sharded_list_and_watch);
     json!({
         "apiVersion": "config.kwok.x-k8s.io/v1alpha1",
         "kind": "KwokctlConfiguration",
@@ -100,6 +97,11 @@ fn configuration(options: &ControlPlaneOptions, ports: &Ports, bin: &Path, folde
         },
         "componentsPatches": patches(options),
     })
+}
+
+/// The feature gate, as it stands in command lines.
+pub(super) fn sharding(on: bool) -> String {
+    format!("ShardedListAndWatch={on}")
 }
 
 fn patches(options: &ControlPlaneOptions) -> Vec<Value> {

@@ -40,6 +40,17 @@ impl ControlPlane {
     /// # Errors
     /// When it can not be started or does not serve in time.
     pub async fn second_api_server(&self) -> Result<SecondApiServer> {
+        self.second_api_server_with(&[]).await
+    }
+
+    /// The same, with some flags set otherwise (`("--feature-gates", "A=false")`).
+    ///
+    /// # Errors
+    /// When it can not be started or does not serve in time.
+    pub async fn second_api_server_with(
+        &self,
+        otherwise: &[(&str, &str)],
+    ) -> Result<SecondApiServer> {
         let first = self.component("kube-apiserver")?.process;
         let what = "read the API server's command line";
         let line = std::fs::read(format!("/proc/{}/cmdline", first.pid)).context(what)?;
@@ -55,7 +66,11 @@ impl ControlPlane {
         let Some(program) = words.next() else {
             return failed("the API server has no command line");
         };
+        let set = |flag: &str| otherwise.iter().find(|(name, _)| *name == flag);
         let arguments = words.map(|word| match word.split_once('=') {
+            Some((flag, _)) if set(flag).is_some() => {
+                set(flag).map_or_else(String::new, |(flag, value)| format!("{flag}={value}"))
+            }
             Some(("--secure-port", _)) => format!("--secure-port={port}"),
             // One writer for each log.
             Some(("--audit-log-path", _)) => "--audit-log-path=/dev/null".to_owned(),
@@ -94,6 +109,12 @@ impl ControlPlane {
 }
 
 impl SecondApiServer {
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// From now on, what etcd tells it of Leases comes this much later.
     pub fn set_lag(&self, lag: Duration) {
         let lag_ms = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
