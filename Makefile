@@ -11,7 +11,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 
 # Options of `make run`, `make chaos` and `make figures`, given on the command line or in the environment; those
 # that are empty count as not given.
-OPTIONS := CLUSTERS ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS
+OPTIONS := CLUSTERS FLEETS ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
 
 .PHONY: help
@@ -42,6 +42,25 @@ figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet, the price of the fence
 	@cargo build --locked --quiet -p testbed --bins
 	@"$(DEBUG)/figures" scale && "$(DEBUG)/figures" quiet && exec "$(DEBUG)/figures" fence
+
+.PHONY: figures-watch
+figures-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+figures-watch: ready release ## what several replicas cost over one, gate on and off; CLUSTERS=20000 FLEETS=1,2,3,5
+	@cargo build --locked --quiet -p testbed --bins
+	@exec "$(DEBUG)/figures" watch
+
+# One build for each allocator, kept side by side.
+ALLOCATORS := system mimalloc jemalloc
+.PHONY: figures-allocator
+figures-allocator: ready ## memory after everything was listed anew, by allocator; CLUSTERS=3000
+	@mkdir -p "$(RELEASE)/allocators"
+	@for allocator in $(ALLOCATORS); do \
+	  features=--no-default-features; [ "$$allocator" = system ] || features="$$features --features $$allocator"; \
+	  cargo build --locked --quiet --release -p databasecluster-operator --bin databasecluster-operator $$features; \
+	  cp "$(RELEASE)/databasecluster-operator" "$(RELEASE)/allocators/$$allocator"; \
+	done
+	@cargo build --locked --quiet -p testbed --bins
+	@exec "$(DEBUG)/figures" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
 
 .PHONY: model
 model: ## a deeper search of the ownership model, and a long simulation; SEEDS=10000, MODEL_DEEPER=1

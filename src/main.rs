@@ -9,6 +9,14 @@ use databasecluster_operator::telemetry::fleet_command::{Output, fleet_command};
 use databasecluster_operator::telemetry::log;
 use databasecluster_operator::{api, replica};
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(all(feature = "jemalloc", not(feature = "mimalloc")))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The name under which the binary is the kubectl plugin.
 const PLUGIN: &str = "kubectl-dbc";
 

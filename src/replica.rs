@@ -31,6 +31,7 @@ use crate::telemetry::metrics::{CONTROLLER, Metrics};
 use crate::telemetry::process::ProcessCollector;
 use crate::telemetry::server::Server;
 use crate::watch::feed::{FeedParts, Feeds};
+use crate::watch::firsts::FirstRuns;
 use crate::watch::lists::Lists;
 use crate::watch::mode::{Doubts, first_look};
 use crate::watch::stamps::highest_stamps;
@@ -45,11 +46,17 @@ const LOOK_AFTER_OURSELVES: Duration = Duration::from_millis(500);
 /// The pool's work is the reconciler's; what the fence refuses leads to a fresh look at ownership.
 struct Work {
     reconciler: Arc<Reconciler>,
+    firsts: Arc<FirstRuns>,
+    metrics: Arc<Metrics>,
     second_look: Arc<OnceLock<SecondLook>>,
 }
 
 impl Reconcile for Work {
     async fn reconcile(&self, key: &ObjectKey, tenure: &Tenure) -> Result<Outcome, Failure> {
+        if let Some(took) = self.firsts.run(tenure.shard()) {
+            let histogram = &self.metrics.shard_first_reconcile_seconds;
+            histogram.observe(took.as_secs_f64());
+        }
         let ended = self.reconciler.reconcile(key, tenure).await;
         if matches!(ended, Err(Failure::LookAgain { fenced: true, .. }))
             && let Some(second_look) = self.second_look.get()
@@ -71,6 +78,7 @@ struct Shared {
     pool: Arc<Pool<Work>>,
     reconciler: Arc<Reconciler>,
     second_look: Arc<OnceLock<SecondLook>>,
+    firsts: Arc<FirstRuns>,
 }
 
 /// Runs a replica until it is asked to stop and has handed everything back.
@@ -237,8 +245,11 @@ fn share(
         queue_capacity: args.queue_capacity.get(),
     };
     let second_look = Arc::new(OnceLock::new());
+    let firsts = Arc::new(FirstRuns::default());
     let work = Work {
         reconciler: Arc::clone(&reconciler),
+        firsts: Arc::clone(&firsts),
+        metrics: Arc::clone(metrics),
         second_look: Arc::clone(&second_look),
     };
     let pool = Pool::start(limits, work, Arc::clone(metrics));
@@ -253,6 +264,7 @@ fn share(
         pool: Arc::new(pool),
         reconciler,
         second_look,
+        firsts,
     })
 }
 
@@ -297,6 +309,7 @@ fn feeds(
         epochs: dashmap::DashMap::new(),
         lists: Lists::default(),
         doubts: Doubts::default(),
+        firsts: Arc::clone(&shared.firsts),
     };
     Feeds::new(Arc::new(parts), mode, may_shard(args))
 }

@@ -141,6 +141,8 @@ metrics! {
     shard_epoch: IntGaugeVec = "databasecluster_shard_epoch", "Epoch of each shard that this replica holds.", ["shard"], &[];
     shard_moves_total: IntCounterVec = "databasecluster_shard_moves_total", "Shards taken or given up, by reason.", ["reason"], &[];
     takeover_duration_seconds: Histogram = "databasecluster_takeover_duration_seconds", "From knowing that a holder is dead to holding its shard.", [], MOVE_BUCKETS_SECONDS;
+    shard_list_seconds: Histogram = "databasecluster_shard_list_seconds", "From asking for the objects of a shard to having all of them.", [], MOVE_BUCKETS_SECONDS;
+    shard_first_reconcile_seconds: Histogram = "databasecluster_shard_first_reconcile_seconds", "From taking a shard, or being given one that was warmed before, to the begin of the first reconcile in it.", [], MOVE_BUCKETS_SECONDS;
     heartbeat_age_seconds: Gauge = "databasecluster_heartbeat_age_seconds", "Time since the last renewal of the member Lease that succeeded.", [], &[];
     heartbeat_failures_total: IntCounter = "databasecluster_heartbeat_failures_total", "Renewals of the member Lease that failed.", [], &[];
     shards_unowned: IntGauge = "databasecluster_shards_unowned", "Shards that no live replica holds, as the fleet leader sees them; 0 elsewhere.", [], &[];

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::firsts::FirstRuns;
 use super::kinds::{Clusters, Kind, MetadataOf, StatefulSets};
 use super::lists::{Lists, Turn};
 use super::mode::{Doubts, keep_right};
@@ -63,6 +64,8 @@ pub struct FeedParts {
     pub lists: Lists,
     /// What speaks against the present way of watching.
     pub doubts: Doubts,
+    /// When shards were taken.
+    pub firsts: Arc<FirstRuns>,
 }
 
 impl FeedParts {
@@ -162,6 +165,7 @@ impl Feeds {
     /// Begins to watch a shard; the ownership machine is told when everything is listed.
     pub fn watch(&self, shard: ShardId) {
         let inner = &self.inner;
+        inner.parts.firsts.asked(shard);
         let stop = inner.stop.child_token();
         let watched = Watched {
             clusters: stop.child_token(),
@@ -184,6 +188,10 @@ impl Feeds {
         inner.watch_children::<MetadataOf<PodDisruptionBudget>>(shard, &stop, &mut listed);
         let parts = Arc::clone(&inner.parts);
         inner.when_all(listed, stop, async move {
+            if let Some(took) = parts.firsts.listed(shard) {
+                let histogram = &parts.metrics.shard_list_seconds;
+                histogram.observe(took.as_secs_f64());
+            }
             let highest = parts.store.highest_epoch(shard);
             parts.agent.send(Event::Warm(shard, highest)).await;
         });
@@ -195,12 +203,14 @@ impl Feeds {
         if let Some(former) = former {
             former.stop.cancel();
         }
+        self.inner.parts.firsts.forget(shard);
         self.inner.parts.epochs.remove(&shard);
         self.inner.parts.store.close(shard);
     }
 
     /// Work on the shard begins under this epoch.
     pub fn admitted(&self, shard: ShardId, epoch: u32) {
+        self.inner.parts.firsts.admitted(shard);
         self.inner.parts.epochs.insert(shard, epoch);
     }
 

@@ -1,6 +1,7 @@
 //! What this replica sees: records of the objects in its shards.
 
 pub mod feed;
+pub mod firsts;
 pub mod kinds;
 pub mod lists;
 pub mod mode;

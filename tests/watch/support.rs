@@ -81,6 +81,7 @@ impl Replica {
             epochs: dashmap::DashMap::new(),
             lists: Lists::default(),
             doubts: Doubts::default(),
+            firsts: Arc::default(),
         };
         Self {
             feeds: Feeds::new(Arc::new(parts), mode, true),

@@ -110,6 +110,33 @@ impl<'a> Fleet<'a> {
         Ok(self.replicas.len() - 1)
     }
 
+    /// Starts more replicas such that they see the API server at the same instant, so that none of them
+    /// has taken everything before the others are there. Returns the index of the first.
+    ///
+    /// # Errors
+    /// As [`Fleet::start_replica`].
+    pub async fn start_replicas_at_once(&mut self, count: usize) -> Result<usize> {
+        let prefix = self.options.name_prefix.as_deref().unwrap_or(BINARY);
+        let mut launches = Vec::new();
+        for _ in 0..count {
+            let name = format!("{prefix}-{}", self.started);
+            self.started += 1;
+            launches.push(replica::Launch {
+                binary: self.binary.clone(),
+                identity: identity::create(self.control_plane, &name).await?,
+                args: self.options.extra_args.clone(),
+                env: self.options.extra_env.clone(),
+            });
+        }
+        self.control_plane.pause("kube-apiserver")?;
+        let starts = launches.into_iter().map(|l| l.start(self.control_plane));
+        let started = futures::future::try_join_all(starts).await;
+        self.control_plane.resume("kube-apiserver")?;
+        let first = self.replicas.len();
+        self.replicas.extend(started?);
+        Ok(first)
+    }
+
     /// Starts a process again that has ended, under the same identity, as the kubelet does with a container.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! The operator's figures: what DatabaseClusters cost, what a fleet at rest does, what the fence adds.
 
 mod fence;
+mod relist;
 mod requests;
+mod watch;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -48,6 +50,26 @@ enum Figure {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// What several replicas cost over one, with the gate on and off.
+    Watch {
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 20_000)]
+        clusters: usize,
+        /// How many replicas, one fleet after the other.
+        #[arg(long, env = "FLEETS", value_delimiter = ',', default_values_t = [1, 2, 3, 5])]
+        fleets: Vec<usize>,
+        /// Specs changed in each fleet.
+        #[arg(long, default_value_t = 1_000)]
+        changes: usize,
+    },
+    /// Memory after everything was listed anew, for programs with different allocators.
+    Relist {
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 3_000)]
+        clusters: usize,
+        /// The programs.
+        programs: Vec<std::path::PathBuf>,
+    },
     /// What the API server's fence adds to a write.
     Fence {
         /// Writes in each row of the table.
@@ -62,6 +84,12 @@ async fn main() -> ExitCode {
     let work = async {
         match arguments.figure {
             Figure::Scale { clusters } => scale(clusters).await,
+            Figure::Watch {
+                clusters,
+                fleets,
+                changes,
+            } => watch::watch(clusters, &fleets, changes).await,
+            Figure::Relist { clusters, programs } => relist::relist(clusters, &programs).await,
             Figure::Fence { writes } => fence::fence(writes).await,
             Figure::Quiet { clusters, seconds } => {
                 quiet(clusters, Duration::from_secs(seconds)).await
