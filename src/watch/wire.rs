@@ -34,8 +34,13 @@ pub struct Page<'a> {
     #[serde(borrow)]
     pub metadata: PageMeta<'a>,
     /// The objects, not read yet.
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "null_is_empty")]
     pub items: Vec<&'a RawValue>,
+}
+
+/// A list of metadata with nothing in it says `null`.
+fn null_is_empty<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<&'de RawValue>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// See [`Page`].
@@ -245,8 +250,9 @@ mod tests {
             ("5", "t")
         );
         assert_eq!(page.items.len(), 2);
-        let last: Page<'_> =
-            serde_json::from_str(r#"{"metadata":{"resourceVersion":"6"}}"#).unwrap();
-        assert!(last.metadata.next.is_empty() && last.items.is_empty());
+        for empty in [r#"{"metadata":{}}"#, r#"{"metadata":{},"items":null}"#] {
+            let last: Page<'_> = serde_json::from_str(empty).unwrap();
+            assert!(last.metadata.next.is_empty() && last.items.is_empty());
+        }
     }
 }
