@@ -41,6 +41,9 @@ const SHARD_LEASES: &str = "app.kubernetes.io/name=databasecluster-operator,data
 /// In a refusal: what the fence compared the stamp with follows.
 const PRESENT_HOLDER: &str = "is not that of the present holder, ";
 
+/// ValidatingAdmissionPolicies are `v1` since Kubernetes 1.30.
+const MINOR_NEEDED: u32 = 30;
+
 /// Name of the check in `/readyz`.
 pub const CHECK: &str = "fence";
 /// Between proofs while all is well; a fleet at rest should be quiet.
@@ -61,6 +64,8 @@ pub enum Proof {
     NoLeaseYet,
     /// This policy let pass what it must refuse.
     Open(&'static str),
+    /// The API server is of this version, which has no such policies.
+    Old(String),
     /// It compares with a shard Lease as it was, not as it is.
     Behind {
         /// Lease, epoch and holder as the fence knows them.
@@ -92,6 +97,10 @@ impl fmt::Display for Proof {
                 "policy {policy} does not stop this replica: apply deploy/base/fence.yaml, with this \
                  replica's account and namespace in it"
             ),
+            Self::Old(version) => write!(
+                f,
+                "the API server is Kubernetes {version}; the fence needs 1.30 or newer"
+            ),
             Self::Behind { known, is } => write!(
                 f,
                 "the API server compares with {known}, which is {is} by now: if this stays, its \
@@ -105,6 +114,7 @@ impl fmt::Display for Proof {
 /// Sends the dry runs of one replica.
 #[derive(Clone)]
 pub struct Prover {
+    client: Client,
     services: Api<Service>,
     leases: Api<Lease>,
 }
@@ -115,7 +125,8 @@ impl Prover {
     pub fn new(client: Client, namespace: &str) -> Self {
         Self {
             services: Api::namespaced(client.clone(), namespace),
-            leases: Api::namespaced(client, namespace),
+            leases: Api::namespaced(client.clone(), namespace),
+            client,
         }
     }
 
@@ -125,9 +136,20 @@ impl Prover {
             return Proof::Held;
         }
         match self.try_prove().await {
+            Ok(Proof::Open(policy)) => match self.old_version().await {
+                Some(version) => Proof::Old(version),
+                None => Proof::Open(policy),
+            },
             Ok(proof) => proof,
             Err(why) => Proof::Unknown(why),
         }
+    }
+
+    /// The API server's version, if it is too old for the fence.
+    async fn old_version(&self) -> Option<String> {
+        let version = self.client.apiserver_version().await.ok()?;
+        let is_old = is_before(&version.major, &version.minor, MINOR_NEEDED);
+        is_old.then_some(version.git_version)
     }
 
     async fn try_prove(&self) -> Result<Proof, String> {
@@ -174,6 +196,12 @@ impl Prover {
             Err(error) => Err(format!("a dry run was refused by something else ({error})")),
         }
     }
+}
+
+/// Whether a version of Kubernetes is older than 1.`needed`. Some providers write the minor as `29+`.
+fn is_before(major: &str, minor: &str, needed: u32) -> bool {
+    let digits = minor.trim_end_matches(|c: char| !c.is_ascii_digit());
+    major == "1" && digits.parse::<u32>().is_ok_and(|minor| minor < needed)
 }
 
 /// A shard Lease as it is.
@@ -287,7 +315,7 @@ impl Keeper {
         loop {
             let pause = match &self.last {
                 Some(Proof::Held) => AGAIN_WHEN_HELD,
-                Some(Proof::Open(_)) => AGAIN_WHEN_OPEN,
+                Some(Proof::Open(_) | Proof::Old(_)) => AGAIN_WHEN_OPEN,
                 Some(Proof::NoLeaseYet | Proof::Behind { .. } | Proof::Unknown(_)) | None => {
                     AGAIN_SOON
                 }
@@ -438,5 +466,32 @@ mod tests {
             assert!(!proof.may_start());
         }
         assert_eq!(present.compare("refused for another reason"), Proof::Held);
+    }
+
+    /// An API server of a minor version that lets everything pass.
+    fn without_policies(minor: &'static str) -> Client {
+        let answer = move |request: http::Request<kube::client::Body>| async move {
+            let text = match request.uri().path() {
+                "/version" => {
+                    json!({"major": "1", "minor": minor, "gitVersion": format!("v1.{minor}.4")})
+                }
+                _ => json!({"metadata": {"name": "x"}}),
+            };
+            let body = kube::client::Body::from(text.to_string().into_bytes());
+            Ok::<_, std::convert::Infallible>(http::Response::new(body))
+        };
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_too_old_is_named() {
+        for (minor, old) in [("29", true), ("29+", true), ("30", false), ("37", false)] {
+            let prover = Prover::new(without_policies(minor), "default");
+            let proof = prover.prove().await;
+            let said = proof.to_string();
+            assert!(!proof.may_start());
+            let named = format!("Kubernetes v1.{minor}.4; the fence needs 1.30");
+            assert_eq!(said.contains(&named), old, "{said}");
+        }
     }
 }
