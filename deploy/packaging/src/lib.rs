@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | [`manifests`] | `deploy/install.yaml` and the generated part of the chart |
 //! | [`image`] | an image archive (OCI layout, which `docker load` reads too), the same bytes from the same program |
+//! | [`deny`] | the check of licences, unwanted crates and sources |
 //! | [`elf`] | the check that a program needs no other file |
 //! | [`sbom`] | the bill of materials (CycloneDX) of what is linked into the program |
 
+pub mod deny;
 pub mod elf;
 pub mod image;
 pub mod manifests;

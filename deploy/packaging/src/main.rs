@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use packaging::{image, manifests, sbom};
+use packaging::{deny, image, manifests, sbom};
 
 /// Most that may be pulled: above, the image is refused.
 const PULLED_BYTES_MAX: u64 = 25_000_000;
@@ -47,6 +47,8 @@ enum Task {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Check licences, unwanted crates and sources of all dependencies by deny.toml.
+    Deny,
     /// Write the bill of materials of the program.
     Sbom {
         /// The target for which it is built.
@@ -102,13 +104,14 @@ fn execute(task: Task) -> Result<()> {
             }
             Ok(())
         }
+        Task::Deny => deny(),
         Task::Sbom {
             target,
             epoch_seconds,
             out,
         } => {
             let bill = sbom::bill(
-                &metadata(&target)?,
+                &metadata(&target, &[])?,
                 &fs::read_to_string("Cargo.lock")?,
                 image::NAME,
                 epoch_seconds,
@@ -122,7 +125,23 @@ fn execute(task: Task) -> Result<()> {
     }
 }
 
-fn metadata(target: &str) -> Result<sbom::Metadata> {
+fn deny() -> Result<()> {
+    let rules = deny::Rules::parse(&fs::read_to_string("deny.toml").context("read deny.toml")?)?;
+    let mut found = std::collections::BTreeSet::new();
+    for target in rules.targets() {
+        found.extend(rules.violations(&metadata(target, &["--all-features"])?));
+    }
+    if found.is_empty() {
+        println!("licences, crates and sources are as deny.toml wants them");
+        return Ok(());
+    }
+    for violation in &found {
+        eprintln!("{violation}");
+    }
+    bail!("{} crates are not as deny.toml wants them", found.len())
+}
+
+fn metadata<T: serde::de::DeserializeOwned>(target: &str, more: &[&str]) -> Result<T> {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args([
             "metadata",
@@ -132,6 +151,7 @@ fn metadata(target: &str) -> Result<sbom::Metadata> {
             "--filter-platform",
             target,
         ])
+        .args(more)
         .output()
         .context("run cargo metadata")?;
     if !output.status.success() {
