@@ -74,6 +74,10 @@ manifests: ## writes the generated files below deploy/
 	@mv deploy/base/.crd.yaml.part deploy/base/crd.yaml
 	@cargo run --locked --quiet -p packaging -- manifests
 
+.PHONY: rights
+rights: ready ## compares what the operator may do with what it did in the tests, by their audit logs
+	@exec tests/rights.sh
+
 .PHONY: lint
 lint: ## format and lints, no tests
 	@cargo fmt --all --check

@@ -6,7 +6,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 passed=0
 failed=0
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# Every control plane leaves its audit log here.
+AUDIT_KEEP=$(mktemp -d)
+export AUDIT_KEEP
+trap 'rm -rf "$log" "$AUDIT_KEEP"' EXIT
 
 heading() { printf '\n==> %s\n' "$*"; }
 
@@ -45,12 +48,16 @@ if [ "$failed" -eq 0 ]; then
   check "control plane" tests/control-plane/build.sh
   check "helm" tests/chart-tools/build.sh helm
   check "format" cargo fmt --all --check
+  check "licences and sources of dependencies" cargo run --quiet --locked -p packaging -- deny
   check "lint" cargo clippy --workspace --all-targets --locked -- -D warnings
   check "program" cargo build --workspace --bins --locked
   # After the others, beside which it lies: the same program, with faults that tests can plant.
   check "lint, with faults to plant" cargo clippy --bins --features planted-faults --locked -- -D warnings
   check "program with faults to plant" cargo build --bin databasecluster-operator-planted --features planted-faults --locked
   tests "tests" cargo test --workspace --locked --no-fail-fast ${TEST_ARGS:+$TEST_ARGS}
+  # Only all tests together use all rights.
+  [ -n "${TEST_ARGS:-}" ] ||
+    check "rights as used" cargo run --quiet --locked -p testbed --bin rights -- "$AUDIT_KEEP"
 fi
 printf '\n%s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]

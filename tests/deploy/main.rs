@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod chart;
+mod flood;
 mod image;
 mod install;
 mod manifests;
+mod namespaced;
+mod scale;
 mod support;

@@ -34,6 +34,8 @@ pub struct AuditEvent {
     pub name: String,
     /// The HTTP status that was answered.
     pub code: u16,
+    /// Whether RBAC refused it (and not admission, which answers 403 too).
+    pub refused_by_rbac: bool,
     /// When the request arrived, in microseconds since 1970.
     pub received_micros: i64,
     /// When it was answered in full, in microseconds since 1970.
@@ -84,6 +86,8 @@ struct Raw {
     response_status: RawStatus,
     request_received_timestamp: MicroTime,
     stage_timestamp: MicroTime,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
     #[serde(rename = "requestURI", default)]
     request_uri: String,
     request_object: Option<Value>,
@@ -121,6 +125,7 @@ struct RawStatus {
 
 impl From<Raw> for AuditEvent {
     fn from(raw: Raw) -> Self {
+        let decision = raw.annotations.get("authorization.k8s.io/decision");
         let pod_name = raw.user.extra.get("authentication.kubernetes.io/pod-name");
         Self {
             pod_name: pod_name.and_then(|names| names.first().cloned()),
@@ -133,6 +138,7 @@ impl From<Raw> for AuditEvent {
             namespace: raw.object_ref.namespace,
             name: raw.object_ref.name,
             code: raw.response_status.code,
+            refused_by_rbac: decision.is_some_and(|decision| decision == "forbid"),
             received_micros: raw.request_received_timestamp.0.as_microsecond(),
             completed_micros: raw.stage_timestamp.0.as_microsecond(),
             uri: raw.request_uri,
@@ -191,6 +197,22 @@ impl Reader {
 fn parse(line: &str) -> Result<AuditEvent> {
     let raw: Raw = serde_json::from_str(line).context("understand a line of the audit log")?;
     Ok(raw.into())
+}
+
+/// Calls `each` with every event of a log, however long it is.
+///
+/// # Errors
+/// When the log can not be read or understood.
+pub fn for_each(path: &Path, mut each: impl FnMut(AuditEvent)) -> Result<()> {
+    let what = || format!("read {}", path.display());
+    for line in BufReader::new(File::open(path).context(what())?).lines() {
+        let line = line.context(what())?;
+        // The API server may have been killed in the middle of its last one.
+        if let Ok(event) = parse(&line) {
+            each(event);
+        }
+    }
+    Ok(())
 }
 
 /// All events of a log.

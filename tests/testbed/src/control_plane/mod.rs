@@ -47,6 +47,7 @@ impl ControlPlane {
     /// # Errors
     /// When its programs can not be built or started, with the end of the logs.
     pub async fn start(options: ControlPlaneOptions) -> Result<Self> {
+        let options = keep_audit(options);
         let bin = binaries::folder().await?;
         let mut attempt = 1;
         loop {
@@ -81,6 +82,7 @@ impl ControlPlane {
         };
         control_plane.verify_listening().await?;
         control_plane.prepare().await?;
+        control_plane.link_audit_log()?;
         Ok(control_plane)
     }
 
@@ -174,9 +176,39 @@ impl ControlPlane {
         finished.await.context("wait for the clean-up")?
     }
 
+    /// Gives the audit log a second name, under which it outlives this control plane.
+    fn link_audit_log(&self) -> Result<()> {
+        let Some(kept) = kept_audit_logs() else {
+            return Ok(());
+        };
+        let name = self.folder().file_name().unwrap_or_default();
+        let link = kept.join(name).with_extension("log");
+        let log = self.workdir().join("logs").join("audit.log");
+        std::fs::hard_link(&log, &link).context(format!(
+            "link {} to {}",
+            link.display(),
+            log.display()
+        ))
+    }
+
     fn workdir(&self) -> PathBuf {
         workdir(self.folder())
     }
+}
+
+/// Where audit logs are kept (`AUDIT_KEEP`), on the file system of the temporary folders.
+fn kept_audit_logs() -> Option<PathBuf> {
+    std::env::var_os("AUDIT_KEEP")
+        .map(PathBuf::from)
+        .filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Where audit logs are kept, every control plane writes one.
+fn keep_audit(mut options: ControlPlaneOptions) -> ControlPlaneOptions {
+    if options.audit == AuditLevel::Off && kept_audit_logs().is_some() {
+        options.audit = AuditLevel::Metadata;
+    }
+    options
 }
 
 fn workdir(folder: &Path) -> PathBuf {

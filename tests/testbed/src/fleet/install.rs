@@ -17,11 +17,12 @@ const CRD: &str = "databaseclusters.database.io";
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Files below `deploy/base`, in their order.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "namespace.yaml",
     "crd.yaml",
     "rbac.yaml",
     "lease-cache.yaml",
+    "flowcontrol.yaml",
     FENCE,
 ];
 const FENCE: &str = "fence.yaml";

@@ -1,0 +1,148 @@
+//! From one replica to five and back while users change their databases: nobody's change is lost, no shard is without a
+//! holder.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use kube::Client;
+use serde_json::json;
+use testbed::shards::{self, wait_balanced};
+use testbed::{ControlPlaneOptions, Fleet, FleetOptions, Progress, load, wait_for};
+
+use crate::support::*;
+
+const CLUSTERS: usize = 40;
+const SPACE: &str = "scale";
+
+/// Changes one cluster after the other until told to stop; how many changes were made.
+async fn change_all_the_time(client: Client, stop: Arc<AtomicBool>) -> u32 {
+    let mut changes = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let number = changes as usize % CLUSTERS;
+        let key = (SPACE.to_owned(), format!("db-{number:04}"));
+        let cpu = format!("{}m", 100 + changes);
+        let change = json!({"spec": {"resources": {"cpu": cpu}}});
+        load::patch(&client, vec![key], change).await.unwrap();
+        changes += 1;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    changes
+}
+
+/// Looks at all shards again and again; how often one of them had no holder.
+async fn watch_for_orphans(
+    client: Client,
+    stop: Arc<AtomicBool>,
+    looks: Arc<AtomicU32>,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let shards = shards::list(&client).await.unwrap();
+        found.extend(
+            shards
+                .into_iter()
+                .filter(|s| s.holder.is_empty())
+                .map(|s| s.lease),
+        );
+        looks.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    found
+}
+
+#[tokio::test]
+async fn from_one_to_five_replicas_and_back_under_load_nothing_is_lost() {
+    let control_plane = control_plane(ControlPlaneOptions {
+        lift_client_limits: true,
+        // Without Pods, which would only take time.
+        statefulset_stage: true,
+        ..ControlPlaneOptions::default()
+    })
+    .await;
+    let client = control_plane.client();
+    let mut fleet = Fleet::start(&control_plane, 1, FleetOptions::default())
+        .await
+        .unwrap();
+    load::create(&control_plane, load::samples(CLUSTERS, &[SPACE]))
+        .await
+        .unwrap();
+    load::wait_all_ready(&client, CLUSTERS, PATIENCE)
+        .await
+        .unwrap();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let looks = Arc::new(AtomicU32::new(0));
+    let changing = tokio::spawn(change_all_the_time(client.clone(), Arc::clone(&stop)));
+    let watching = tokio::spawn(watch_for_orphans(
+        client.clone(),
+        Arc::clone(&stop),
+        Arc::clone(&looks),
+    ));
+    for _ in 0..4 {
+        fleet.start_replica(&[]).await.unwrap();
+    }
+    wait_balanced(&fleet, PATIENCE).await.unwrap();
+    // Down again, one by one, the first included: as a Deployment does when it is scaled.
+    for index in [0, 2, 1, 4] {
+        let status = fleet
+            .replica_mut(index)
+            .unwrap()
+            .term(Duration::from_secs(20))
+            .await
+            .unwrap();
+        assert!(status.success(), "{status}");
+    }
+    wait_balanced(&fleet, PATIENCE).await.unwrap();
+    stop.store(true, Ordering::Relaxed);
+    let changes = changing.await.unwrap();
+    assert_eq!(
+        watching.await.unwrap(),
+        Vec::<String>::new(),
+        "shards without a holder"
+    );
+    assert!(looks.load(Ordering::Relaxed) > 20, "too few looks to judge");
+    assert!(
+        changes as usize > 2 * CLUSTERS,
+        "too few changes to judge: {changes}"
+    );
+
+    load::wait_all_ready(&client, CLUSTERS, PATIENCE)
+        .await
+        .unwrap();
+    wait_for(
+        "the last change of each cluster in its StatefulSet",
+        PATIENCE,
+        || async {
+            let behind = behind(&client).await;
+            Ok(Progress::when(behind.is_empty(), (), || behind.join(", ")))
+        },
+    )
+    .await
+    .unwrap();
+}
+
+/// Clusters whose StatefulSet does not ask for the CPU that the cluster asks for.
+async fn behind(client: &Client) -> Vec<String> {
+    let sets: kube::Api<k8s_openapi::api::apps::v1::StatefulSet> =
+        kube::Api::namespaced(client.clone(), SPACE);
+    let mut found = Vec::new();
+    for cluster in load::clusters_in(client.clone(), SPACE)
+        .list(&Default::default())
+        .await
+        .unwrap()
+    {
+        let name = cluster.metadata.name.clone().unwrap();
+        let wanted = cluster.data["spec"]["resources"]["cpu"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let set = sets.get(&format!("{name}-db")).await.unwrap();
+        let set = serde_json::to_value(set).unwrap();
+        let containers = &set["spec"]["template"]["spec"]["containers"];
+        if containers[0]["resources"]["requests"]["cpu"] != json!(wanted) {
+            found.push(format!("{name}: {wanted} in {containers}"));
+        }
+    }
+    found
+}
