@@ -17,7 +17,7 @@ pub fn is_eligible(member: &MemberLease, shards: u16) -> bool {
 /// carries them, by the API server's clock.
 pub fn newest_revision<'a>(
     members: impl Iterator<Item = &'a MemberLease> + Clone,
-) -> impl Iterator<Item = &'a MemberLease> {
+) -> impl Iterator<Item = &'a MemberLease> + Clone {
     let mut age: BTreeMap<&str, (u64, i64)> = BTreeMap::new();
     for member in members.clone() {
         let number = member.revision.parse().unwrap_or(0);

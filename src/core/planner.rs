@@ -65,6 +65,12 @@ impl<'a> Fleet<'a> {
         (member.incarnation == shard.incarnation).then_some(*member)
     }
 
+    /// Whether replicas of more than one revision are alive: an update is under way.
+    #[must_use]
+    pub fn is_mixed(&self) -> bool {
+        self.newest.len() < self.eligible.len()
+    }
+
     fn can_succeed(&self, successor: &Successor) -> bool {
         let member = self.eligible.get(successor.identity.as_str());
         member.is_some_and(|member| member.incarnation == successor.incarnation)
@@ -94,6 +100,7 @@ impl<'a> Fleet<'a> {
     /// The next moves, such that no more than `budget` are under way at once.
     ///
     /// Replicas of an older revision are given nothing; while there are any, only their shards move.
+    /// In an update that goes on they had better move when the older replica leaves, and not before.
     /// A replica that leaves chooses its successors itself.
     #[must_use]
     pub fn moves(&self, budget: usize) -> Vec<Move> {
@@ -119,7 +126,7 @@ impl<'a> Fleet<'a> {
             }
         }
         let ranking = Ranking::new(self.count, self.eligible.keys().copied());
-        let wanted = place(&ranking, &held);
+        let wanted = place(&ranking, &held, |member| self.newest.contains(member));
         let mut left = budget.saturating_sub(under_way);
         for (shard, stale) in movable {
             let target = wanted.get(usize::from(shard.shard.0)).copied().flatten();
@@ -137,9 +144,8 @@ impl<'a> Fleet<'a> {
 
     /// The target as a successor, if the shard may move there.
     fn heir(&self, shard: &ShardLease, target: &str) -> Option<Successor> {
-        let mixed = self.newest.len() < self.eligible.len();
         let from_old = !self.newest.contains(shard.holder.as_str());
-        let allowed = self.newest.contains(target) && (!mixed || from_old);
+        let allowed = self.newest.contains(target) && (!self.is_mixed() || from_old);
         let member = self.eligible.get(target)?;
         (allowed && target != shard.holder).then(|| Successor {
             identity: member.identity.clone(),

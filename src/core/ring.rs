@@ -137,11 +137,20 @@ impl Ranking {
 /// `held` says who holds each shard now; names that are not among the members count as nobody.
 /// The result is the same on every replica that sees the same members and the same holders.
 ///
-/// Guarantees, each tested as a property: every member gets `floor(S/R)` or `ceil(S/R)` shards;
+/// Guarantees where all may be given any, each tested as a property: every member gets `floor(S/R)` or `ceil(S/R)` shards;
 /// a second call with the result changes nothing; when a member joins or leaves a balanced fleet,
 /// at most `ceil(S/R)` shards move.
+///
+/// What is free goes to those who `may_be_given` it: in a rolling update, to the newest revision. The
+/// others keep what they hold, within the same bound, so that each newcomer is given the share that it
+/// will have in the end, and a shard moves once. What fits within nobody's bound goes to whoever may
+/// be given it and has least: somebody must own it.
 #[must_use]
-pub fn place<'a>(ranking: &'a Ranking, held: &BTreeMap<ShardId, &str>) -> Vec<Option<&'a str>> {
+pub fn place<'a>(
+    ranking: &'a Ranking,
+    held: &BTreeMap<ShardId, &str>,
+    may_be_given: impl Fn(&str) -> bool,
+) -> Vec<Option<&'a str>> {
     let shards = ranking.preferred.len();
     let members = ranking.members.len();
     if members == 0 {
@@ -154,12 +163,18 @@ pub fn place<'a>(ranking: &'a Ranking, held: &BTreeMap<ShardId, &str>) -> Vec<Op
     for member in assigned.iter().flatten() {
         load[*member] += 1;
     }
+    let open: Vec<bool> = ranking.members.iter().map(|m| may_be_given(m)).collect();
     for (shard, slot) in assigned.iter_mut().enumerate() {
         if slot.is_none() {
-            let choice = ranking.preferred[shard]
-                .iter()
-                .copied()
-                .find(|&member| load[member] < allowance[member]);
+            let candidates = || {
+                ranking.preferred[shard]
+                    .iter()
+                    .copied()
+                    .filter(|&m| open[m])
+            };
+            let choice = candidates()
+                .find(|&member| load[member] < allowance[member])
+                .or_else(|| candidates().min_by_key(|&member| load[member]));
             if let Some(member) = choice {
                 load[member] += 1;
             }
@@ -238,6 +253,10 @@ mod tests {
             .collect()
     }
 
+    fn placed<'a>(ranking: &'a Ranking, held: &BTreeMap<ShardId, &str>) -> Vec<Option<&'a str>> {
+        place(ranking, held, |_| true)
+    }
+
     fn loads(ranking: &Ranking, assigned: &[Option<&str>]) -> Vec<usize> {
         let count = |m: &String| assigned.iter().filter(|a| **a == Some(m.as_str())).count();
         ranking.members().iter().map(count).collect()
@@ -266,21 +285,65 @@ mod tests {
     #[test]
     fn nobody_holds_anything_in_an_empty_fleet() {
         let ranking = Ranking::new(ShardCount::new(4).unwrap(), []);
-        assert_eq!(place(&ranking, &BTreeMap::new()), vec![None; 4]);
+        assert_eq!(placed(&ranking, &BTreeMap::new()), vec![None; 4]);
     }
 
     #[test]
     fn three_members_hold_ten_or_eleven_of_32_and_a_fourth_gets_eight() {
         let count = ShardCount::new(32).unwrap();
         let three = Ranking::new(count, ["a", "b", "c"]);
-        let before = place(&three, &BTreeMap::new());
+        let before = placed(&three, &BTreeMap::new());
         let mut load = loads(&three, &before);
         load.sort_unstable();
         assert_eq!(load, [10, 11, 11]);
         let four = Ranking::new(count, ["a", "b", "c", "d"]);
-        let after = place(&four, &as_held(&before));
+        let after = placed(&four, &as_held(&before));
         assert_eq!(loads(&four, &after), [8, 8, 8, 8]);
         assert_eq!(moved(&before, &after), 8);
+    }
+
+    #[test]
+    fn in_a_rolling_update_every_shard_moves_once_and_the_end_is_balanced() {
+        for (shards, size) in [(32, 3), (32, 5), (8, 3), (256, 7), (16, 1)] {
+            let count = ShardCount::new(shards).unwrap();
+            let (old, new): (Vec<String>, Vec<String>) = (0..size)
+                .map(|n| (format!("old-{n}"), format!("new-{n}")))
+                .unzip();
+            let name = |all: &'static str| move |member: &str| member.starts_with(all);
+            let first = Ranking::new(count, old.iter().map(String::as_str));
+            let before = placed(&first, &BTreeMap::new());
+            let mut now: Vec<String> = before.iter().map(|h| h.unwrap().to_owned()).collect();
+            let mut moves = 0;
+            for n in 0..size {
+                // One more of the new ones is there, and one of the old ones leaves.
+                let members = old[n + 1..].iter().chain(&new[..=n]);
+                let ranking = Ranking::new(count, members.map(String::as_str));
+                let held = now.iter().enumerate();
+                let held = held.map(|(s, h)| (ShardId(s as u16), h.as_str())).collect();
+                let after = place(&ranking, &held, name("new"));
+                let next = now.iter().zip(&after).map(|(is, to)| {
+                    let moves_now = *is == old[n];
+                    if moves_now {
+                        to.unwrap().to_owned()
+                    } else {
+                        is.clone()
+                    }
+                });
+                let next: Vec<String> = next.collect();
+                moves += now.iter().zip(&next).filter(|(a, b)| a != b).count();
+                now = next;
+            }
+            assert_eq!(moves as u64, shards, "of {shards} shards, {size} members");
+            let ranking = Ranking::new(count, new.iter().map(String::as_str));
+            let held: BTreeMap<ShardId, &str> = now
+                .iter()
+                .enumerate()
+                .map(|(s, h)| (ShardId(s as u16), h.as_str()))
+                .collect();
+            let last = placed(&ranking, &held);
+            let held: Vec<Option<&str>> = now.iter().map(|h| Some(h.as_str())).collect();
+            assert_eq!(moved(&held, &last), 0, "balance needs no second move");
+        }
     }
 
     fn fleet() -> impl Strategy<Value = (u64, std::collections::BTreeSet<String>)> {
@@ -305,14 +368,14 @@ mod tests {
                 .filter(|s| !vacant[usize::from(s.0)])
                 .map(|s| (s, *seed[usize::from(s.0)].get(&names)))
                 .collect();
-            let assigned = place(&ranking, &held);
+            let assigned = placed(&ranking, &held);
             prop_assert!(assigned.iter().all(Option::is_some));
             let floor = shards as usize / names.len();
             let ceil = (shards as usize).div_ceil(names.len());
             for load in loads(&ranking, &assigned) {
                 prop_assert!((floor..=ceil).contains(&load));
             }
-            prop_assert_eq!(&place(&ranking, &as_held(&assigned)), &assigned);
+            prop_assert_eq!(&placed(&ranking, &as_held(&assigned)), &assigned);
         }
 
         #[test]
@@ -320,11 +383,11 @@ mod tests {
             let count = ShardCount::new(shards).unwrap();
             let small = Ranking::new(count, members.iter().map(String::as_str));
             let large = Ranking::new(count, members.iter().map(String::as_str).chain([newcomer.as_str()]));
-            let before = place(&small, &BTreeMap::new());
-            let joined = place(&large, &as_held(&before));
+            let before = placed(&small, &BTreeMap::new());
+            let joined = placed(&large, &as_held(&before));
             let share = (shards as usize).div_ceil(members.len() + 1);
             prop_assert!(moved(&before, &joined) <= share);
-            let left = place(&small, &as_held(&joined));
+            let left = placed(&small, &as_held(&joined));
             prop_assert!(moved(&joined, &left) <= share);
         }
 

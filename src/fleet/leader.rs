@@ -39,6 +39,10 @@ const PLAN_EVERY: Duration = Duration::from_millis(200);
 /// go together, and each move made too early is made again.
 const QUIET_MS: u64 = 500;
 
+/// The same while there are replicas of two revisions: in a rolling update, shards move when an older
+/// replica leaves. One that has stopped half-way is balanced after all.
+const QUIET_IN_UPDATE_MS: u64 = 120_000;
+
 /// What a candidate needs.
 pub struct LeaderParts {
     /// Client for the election, and for tidying.
@@ -153,7 +157,11 @@ impl Leader {
         metrics
             .shard_imbalance
             .set(i64::try_from(overview.imbalance).unwrap_or(i64::MAX));
-        if !self.is_quiet(&members) {
+        let needed_ms = match fleet.is_mixed() {
+            true => QUIET_IN_UPDATE_MS,
+            false => QUIET_MS,
+        };
+        if self.quiet_ms(&members) < needed_ms {
             return;
         }
         let moves = fleet.moves(churn_budget(self.parts.shards));
@@ -173,7 +181,8 @@ impl Leader {
         }
     }
 
-    fn is_quiet(&mut self, members: &[MemberLease]) -> bool {
+    /// For how long the fleet has been the same.
+    fn quiet_ms(&mut self, members: &[MemberLease]) -> u64 {
         let live: Vec<(String, String)> = members
             .iter()
             .filter(|member| is_eligible(member, self.parts.shards.get()))
@@ -183,7 +192,7 @@ impl Leader {
         if live != self.fleet.0 {
             self.fleet = (live, now_ms);
         }
-        now_ms.saturating_sub(self.fleet.1) >= QUIET_MS
+        now_ms.saturating_sub(self.fleet.1)
     }
 
     async fn try_lead(&self) -> bool {

@@ -68,7 +68,7 @@ impl Ownership {
             .filter(|(_, lease)| !lease.holder.is_empty())
             .map(|(id, lease)| (id, lease.holder.as_str()))
             .collect();
-        place(&self.ranking, &held)
+        place(&self.ranking, &held, |member| self.newest.contains(member))
             .into_iter()
             .zip(self.settings.shards.shards())
             .filter_map(|(holder, id)| holder.map(|holder| (id, holder.to_owned())))
@@ -361,7 +361,7 @@ impl Ownership {
         let before_us = self
             .ranking
             .order(shard)
-            .filter(|member| Some(*member) != target)
+            .filter(|member| self.newest.contains(*member) && Some(*member) != target)
             .position(|member| member == me);
         match before_us {
             Some(position) => (position as u64 + 1) * self.settings.step_ms,

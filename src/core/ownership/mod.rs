@@ -68,7 +68,10 @@ pub struct Ownership {
     last_tick_ms: u64,
     /// When the list of eligible members last changed.
     fleet_changed_ms: u64,
+    /// All members that may hold shards.
     ranking: Ranking,
+    /// Those of them that may be given more.
+    newest: BTreeSet<String>,
     next_id: WriteId,
     announced_until_ms: u64,
     announced_warm: BTreeSet<ShardId>,
@@ -99,6 +102,7 @@ impl Ownership {
             last_tick_ms: now_ms,
             fleet_changed_ms: now_ms,
             ranking: Ranking::new(count, []),
+            newest: BTreeSet::new(),
             next_id: 0,
             announced_until_ms: 0,
             announced_warm: BTreeSet::new(),
@@ -385,20 +389,24 @@ impl Ownership {
         }
     }
 
-    /// The members that may be given shards: of the newest revision, so that in a rolling update a
-    /// shard moves once and not twice. Older ones come in when no newer one is left.
+    /// The members that may hold shards, and those of the newest revision among them, which alone
+    /// are given any: so in a rolling update a shard moves once and not twice. Older ones come in
+    /// when no newer one is left.
     fn refresh_ranking(&mut self, now_ms: u64) {
         let shards = self.settings.shards.get();
         let eligible = self
             .members
             .all()
             .filter(|member| is_eligible(member, shards));
-        let newest: Vec<&str> = newest_revision(eligible)
-            .map(|member| member.identity.as_str())
-            .collect();
+        let newest = newest_revision(eligible.clone()).map(|member| member.identity.as_str());
+        let known = self.newest.iter().map(String::as_str);
+        let same = known.eq(newest.clone());
+        let names = eligible.map(|member| member.identity.as_str());
         let known = self.ranking.members().iter().map(String::as_str);
-        if !known.eq(newest.iter().copied()) {
-            self.ranking = Ranking::new(self.settings.shards, newest);
+        if !same || !known.eq(names.clone()) {
+            let newest = newest.map(str::to_owned).collect();
+            self.ranking = Ranking::new(self.settings.shards, names);
+            self.newest = newest;
             self.fleet_changed_ms = now_ms;
         }
     }

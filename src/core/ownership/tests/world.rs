@@ -242,8 +242,12 @@ impl World {
         let count = node.machine.settings.shards;
         let members: Vec<MemberLease> = self.server.members.values().cloned().collect();
         let shards: Vec<ShardLease> = self.server.shards.values().cloned().collect();
-        let budget = churn_budget(count);
-        for (id, successor) in Fleet::new(count, &members, &shards).moves(budget) {
+        let fleet = Fleet::new(count, &members, &shards);
+        // Nothing here stays half-way in an update for as long as that takes to be balanced.
+        if fleet.is_mixed() {
+            return;
+        }
+        for (id, successor) in fleet.moves(churn_budget(count)) {
             let base = self.server.shards[&id].version.clone();
             let version = self.server.next(Some(&base));
             let lease = self.server.shards.get_mut(&id).unwrap();

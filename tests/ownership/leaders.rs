@@ -1,0 +1,158 @@
+//! The fleet leader: killing it disturbs nothing, and neither do several at once.
+
+use std::time::Duration;
+
+use testbed::{Fleet, FleetOptions, Progress, wait_for};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn killing_the_fleet_leader_moves_no_shard_but_its_own() {
+    let control_plane = control_plane().await;
+    let client = control_plane.client();
+    let flags = ["--lease-duration=3s", "--renew-interval=1s"].map(str::to_owned);
+    let options = FleetOptions {
+        extra_args: flags.to_vec(),
+        ..FleetOptions::default()
+    };
+    let mut fleet = fleet_of_three(&control_plane, options).await;
+    let keys = clusters(&control_plane, 30).await;
+    let load = Load::start(client.clone(), keys);
+    let leader = fleet_leader(&client).await;
+    let index = fleet
+        .replicas()
+        .iter()
+        .position(|replica| replica.name() == leader);
+    let before = shards_now(&client).await;
+    fleet
+        .replica_mut(index.unwrap())
+        .unwrap()
+        .kill()
+        .await
+        .unwrap();
+    let next = wait_for("another fleet leader", PATIENCE, || async {
+        let now = fleet_leader(&client).await;
+        let met = now != leader && !now.is_empty();
+        Ok(Progress::when(met, now.clone(), || now))
+    })
+    .await
+    .unwrap();
+    testbed::shards::wait_balanced(&fleet, PATIENCE)
+        .await
+        .unwrap();
+    let after = shards_now(&client).await;
+    for (lease, shard) in &after {
+        let known = &before[lease];
+        let orphaned = i32::from(known.holder == leader);
+        assert_eq!(
+            shard.epoch,
+            known.epoch + orphaned,
+            "{lease}: {known:?} became {shard:?}"
+        );
+        assert!(
+            orphaned == 1 || shard.holder == known.holder,
+            "{known:?} became {shard:?}"
+        );
+    }
+    assert!(load.end(&client).await > 10);
+    the_gauges_are_the_leaders(&fleet, &next).await;
+    assert_epochs_never_fall(&control_plane);
+}
+
+async fn the_gauges_are_the_leaders(fleet: &Fleet<'_>, next: &str) {
+    for replica in fleet.alive() {
+        wait_for(
+            "the leader's gauges to be the leader's",
+            PATIENCE,
+            || async {
+                let (leads, unowned) = (
+                    figure(replica, "leader_election_master_status").await,
+                    figure(replica, "databasecluster_shards_unowned").await,
+                );
+                let met = leads == f64::from(u8::from(replica.name() == next)) && unowned == 0.0;
+                Ok(Progress::when(met, (), || {
+                    format!("{}: {leads}, {unowned}", replica.name())
+                }))
+            },
+        )
+        .await
+        .unwrap();
+        assert_eq!(
+            log_lines(replica, "shard stopped at once"),
+            0,
+            "{}",
+            replica.name()
+        );
+    }
+}
+
+#[tokio::test]
+async fn four_fleet_leaders_at_once_plan_no_move_more_than_one_would() {
+    let control_plane = control_plane().await;
+    let client = control_plane.client();
+    let options = FleetOptions {
+        binary: Some(testbed::fleet::planted_binary().unwrap()),
+        extra_env: vec![("DBC_PLANTED_FAULTS".to_owned(), "leader".to_owned())],
+        ..FleetOptions::default()
+    };
+    let mut fleet = fleet_of_three(&control_plane, options).await;
+    let keys = clusters(&control_plane, 30).await;
+    let load = Load::start(client.clone(), keys);
+    let before = shards_now(&client).await;
+    let newcomer = fleet.start_replica(&[]).await.unwrap();
+    // The imbalance is there from the moment in which the newcomer is seen.
+    let first = fleet.replica(0).unwrap();
+    wait_for("the gauge to show the imbalance", PATIENCE, || async {
+        let shown = figure(first, "databasecluster_shard_imbalance").await;
+        Ok(Progress::when(shown >= 8.0, (), || {
+            format!("it shows {shown}")
+        }))
+    })
+    .await
+    .unwrap();
+    testbed::shards::wait_balanced(&fleet, PATIENCE)
+        .await
+        .unwrap();
+    for replica in fleet.replicas() {
+        let leads = figure(replica, "leader_election_master_status").await;
+        assert!(
+            leads == 1.0,
+            "{} does not lead: nothing was shown",
+            replica.name()
+        );
+    }
+    wait_for("the gauge to show the balance", PATIENCE, || async {
+        let shown = figure(first, "databasecluster_shard_imbalance").await;
+        Ok(Progress::when(shown <= 1.0, (), || {
+            format!("it shows {shown}")
+        }))
+    })
+    .await
+    .unwrap();
+    // Long enough for each of them to plan again, if any wanted to.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let after = shards_now(&client).await;
+    let newcomer = fleet.replica(newcomer).unwrap().name();
+    let mut moved = 0;
+    for (lease, shard) in &after {
+        let known = &before[lease];
+        let came = shard.holder == newcomer;
+        moved += usize::from(came);
+        assert!(
+            came || shard.holder == known.holder,
+            "{known:?} became {shard:?}"
+        );
+        assert_eq!(shard.epoch, known.epoch + i32::from(came), "{lease}");
+    }
+    assert_eq!(moved, 8, "a fourth replica is due a quarter of the shards");
+    assert!(load.end(&client).await > 10);
+    for replica in fleet.replicas() {
+        let cut = figure(replica, "databasecluster_reconcile_cancelled_total").await;
+        assert!(
+            cut == 0.0,
+            "{cut} reconciles of {} were cut short",
+            replica.name()
+        );
+    }
+    assert_epochs_never_fall(&control_plane);
+}

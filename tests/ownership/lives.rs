@@ -1,0 +1,153 @@
+//! A restart in the same Pod, and shard Leases that are deleted while the fleet works.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use kube::api::{DeleteParams, ListParams};
+use testbed::shards::Shard;
+use testbed::{ControlPlane, Fleet, FleetOptions, Progress, wait_for};
+
+use crate::support::*;
+
+const LEASE: Duration = Duration::from_secs(6);
+
+#[tokio::test]
+async fn a_restarted_replica_resumes_and_deleted_leases_come_back_higher() {
+    let control_plane = control_plane().await;
+    let client = control_plane.client();
+    let mut fleet = fleet_of_three(&control_plane, FleetOptions::default()).await;
+    let keys = clusters(&control_plane, 40).await;
+    let load = Load::start(client.clone(), keys);
+    the_same_pod_takes_its_shards_back_at_once(&mut fleet).await;
+    one_lease_is_deleted(&client).await;
+    all_leases_are_deleted(&client).await;
+    assert!(load.end(&client).await > 20);
+    a_lease_that_can_not_come_back_is_shown(&control_plane, &fleet).await;
+    assert_epochs_never_fall(&control_plane);
+}
+
+fn holders(shards: &BTreeMap<String, Shard>) -> Vec<&str> {
+    shards.values().map(|shard| shard.holder.as_str()).collect()
+}
+
+async fn the_same_pod_takes_its_shards_back_at_once(fleet: &mut Fleet<'_>) {
+    let client = fleet.control_plane().client();
+    let before = shards_now(&client).await;
+    let name = fleet.replica(1).unwrap().name().to_owned();
+    fleet.replica_mut(1).unwrap().kill().await.unwrap();
+    let killed = Instant::now();
+    fleet.restart_replica(1).await.unwrap();
+    let resumed = |now: &BTreeMap<String, Shard>| {
+        let own = before.values().filter(|shard| shard.holder == name);
+        own.clone().count() >= 10 && own.clone().all(|was| now[&was.lease].epoch > was.epoch)
+    };
+    let after = until_shards(
+        &client,
+        "the restarted one to take its shards back",
+        resumed,
+    )
+    .await;
+    let took = killed.elapsed();
+    assert!(
+        took < LEASE,
+        "it took {took:?}: nobody has to wait for a lease to run out"
+    );
+    assert_eq!(holders(&before), holders(&after), "a shard went elsewhere");
+    for (lease, shard) in &after {
+        let own = i32::from(shard.holder == name);
+        assert_eq!(shard.epoch, before[lease].epoch + own, "{lease}");
+    }
+}
+
+async fn one_lease_is_deleted(client: &kube::Client) {
+    let before = shards_now(client).await;
+    let lease = "databasecluster-shard-007";
+    leases(client)
+        .delete(lease, &DeleteParams::default())
+        .await
+        .unwrap();
+    let after = until_shards(client, "the deleted Lease to come back", |now| {
+        now.contains_key(lease)
+    })
+    .await;
+    assert_eq!(
+        after[lease].holder, before[lease].holder,
+        "its holder lives"
+    );
+    assert_eq!(after[lease].epoch, before[lease].epoch + 1);
+}
+
+async fn all_leases_are_deleted(client: &kube::Client) {
+    let before = shards_now(client).await;
+    let all = ListParams::default().labels("database.io/role=shard");
+    leases(client)
+        .delete_collection(&DeleteParams::default(), &all)
+        .await
+        .unwrap();
+    let after = until_shards(client, "all Leases to come back", |now| {
+        now.len() == before.len()
+    })
+    .await;
+    assert_eq!(holders(&before), holders(&after), "all holders live");
+    for (lease, shard) in &after {
+        assert!(
+            shard.epoch > before[lease].epoch,
+            "{:?} became {shard:?}",
+            before[lease]
+        );
+    }
+}
+
+/// With a quota in its way nobody can make the Lease again: the gauge of unowned shards says so.
+async fn a_lease_that_can_not_come_back_is_shown(control_plane: &ControlPlane, fleet: &Fleet<'_>) {
+    let client = control_plane.client();
+    let lease = "databasecluster-shard-003";
+    let namespace = testbed::fleet::OPERATOR_NAMESPACE;
+    let hard = "--hard=count/leases.coordination.k8s.io=1";
+    let quota = ["create", "quota", "no-more-leases", "-n", namespace, hard];
+    control_plane.run_kubectl(&quota).await.unwrap();
+    wait_for("the quota to be in force", PATIENCE, || async {
+        let arguments = ["create", "-n", namespace, "--dry-run=server", "-f"];
+        let file = control_plane.folder().join("one-more-lease.json");
+        let text = r#"{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"one-more"}}"#;
+        std::fs::write(&file, text).unwrap();
+        let file = file.display().to_string();
+        let arguments = [arguments.as_slice(), &[&file]].concat();
+        let answer = control_plane.run_kubectl(&arguments).await;
+        Ok(Progress::when(answer.is_err(), (), || "a Lease can be made".into()))
+    })
+    .await
+    .unwrap();
+    let before = shards_now(&client).await;
+    leases(&client)
+        .delete(lease, &DeleteParams::default())
+        .await
+        .unwrap();
+    let name = fleet_leader(&client).await;
+    let leader = fleet
+        .replicas()
+        .iter()
+        .find(|replica| replica.name() == name)
+        .unwrap();
+    let shows = async |wanted: f64| {
+        wait_for(
+            format!("the gauge to show {wanted} unowned"),
+            PATIENCE,
+            || async {
+                let shown = figure(leader, "databasecluster_shards_unowned").await;
+                Ok(Progress::when(shown == wanted, (), || {
+                    format!("it shows {shown}")
+                }))
+            },
+        )
+        .await
+        .unwrap();
+    };
+    shows(1.0).await;
+    let quota = ["delete", "quota", "no-more-leases", "-n", namespace];
+    control_plane.run_kubectl(&quota).await.unwrap();
+    shows(0.0).await;
+    let after = shards_now(&client).await;
+    assert!(after[lease].epoch > before[lease].epoch);
+    assert_eq!(after[lease].holder, before[lease].holder);
+}

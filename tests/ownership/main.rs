@@ -1,0 +1,10 @@
+//! Ownership on a real API server: pauses, hung work, leaders, updates, lost Leases.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod hung;
+mod leaders;
+mod lives;
+mod pauses;
+mod proxy;
+mod support;
+mod updates;

@@ -1,0 +1,151 @@
+//! Rolling updates under load: to a new revision, and to another number of shards.
+
+use std::time::Duration;
+
+use testbed::{Fleet, FleetOptions, Progress, wait_for};
+
+use crate::support::*;
+
+const STOP: Duration = Duration::from_secs(20);
+
+fn flags(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(|&flag| flag.to_owned()).collect()
+}
+
+async fn start(fleet: &mut Fleet<'_>, arguments: &[&str]) -> usize {
+    let index = fleet.start_replica(&flags(arguments)).await.unwrap();
+    fleet
+        .replica(index)
+        .unwrap()
+        .wait_ready(PATIENCE)
+        .await
+        .unwrap();
+    index
+}
+
+async fn leave(fleet: &mut Fleet<'_>, index: usize) {
+    let status = fleet.replica_mut(index).unwrap().term(STOP).await.unwrap();
+    assert!(status.success(), "{status}");
+    let replica = fleet.replica(index).unwrap();
+    assert_eq!(
+        log_lines(replica, "shard stopped at once"),
+        0,
+        "{}",
+        replica.log_tail()
+    );
+}
+
+#[tokio::test]
+async fn a_rolling_update_moves_each_shard_once_and_one_to_another_number_of_shards_works() {
+    let control_plane = control_plane().await;
+    let client = control_plane.client();
+    let mut fleet = Fleet::install(&control_plane, FleetOptions::default())
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        start(&mut fleet, &["--revision=1"]).await;
+    }
+    testbed::shards::wait_balanced(&fleet, PATIENCE)
+        .await
+        .unwrap();
+    let keys = clusters(&control_plane, 30).await;
+    let load = Load::start(client.clone(), keys);
+    a_new_revision(&mut fleet).await;
+    another_number_of_shards(&mut fleet).await;
+    assert!(load.end(&client).await > 50);
+    assert_epochs_never_fall(&control_plane);
+}
+
+/// As a Deployment does it: one more, then one less.
+async fn a_new_revision(fleet: &mut Fleet<'_>) {
+    let client = fleet.control_plane().client();
+    let before = shards_now(&client).await;
+    for old in 0..3 {
+        start(fleet, &["--revision=2"]).await;
+        leave(fleet, old).await;
+    }
+    testbed::shards::wait_balanced(fleet, PATIENCE)
+        .await
+        .unwrap();
+    let after = shards_now(&client).await;
+    for (lease, shard) in &after {
+        assert_eq!(
+            shard.epoch,
+            before[lease].epoch + 1,
+            "{lease} moved more than once"
+        );
+    }
+    for replica in fleet.alive() {
+        let cut = figure(replica, "databasecluster_reconcile_cancelled_total").await;
+        assert!(
+            cut == 0.0,
+            "{cut} reconciles of {} were cut short",
+            replica.name()
+        );
+    }
+}
+
+async fn another_number_of_shards(fleet: &mut Fleet<'_>) {
+    let client = fleet.control_plane().client();
+    let before = shards_now(&client).await;
+    for old in 3..6 {
+        let standby = start(fleet, &["--revision=3", "--shards=64"]).await;
+        let answer = fleet
+            .replica(standby)
+            .unwrap()
+            .get("/readyz")
+            .await
+            .unwrap();
+        let said = answer
+            .body
+            .contains("standing by: another number of shards");
+        assert!(answer.status == 200 && said, "{}", answer.body);
+        let shards = shards_now(&client).await;
+        let standbys: Vec<&str> = fleet.alive().skip(6 - old).map(|r| r.name()).collect();
+        for shard in shards.values() {
+            assert!(
+                !standbys.contains(&shard.holder.as_str()),
+                "a standby holds {shard:?}"
+            );
+            assert!(shard.of == 32, "{shard:?}");
+        }
+        if old < 5 {
+            leave(fleet, old).await;
+        }
+    }
+    let stamped = stamps(&client).await;
+    leave(fleet, 5).await;
+    let after = until_shards(&client, "the standbys to take all shards", |shards| {
+        shards.len() == 64 && shards.values().all(|s| s.of == 64 && !s.holder.is_empty())
+    })
+    .await;
+    for (bucket, epoch) in stamped {
+        let shard = after
+            .values()
+            .find(|s| (s.buckets.0..=s.buckets.1).contains(&bucket));
+        let shard = shard.unwrap();
+        assert!(
+            shard.epoch > epoch,
+            "bucket {bucket} has stamps of epoch {epoch}: {shard:?}"
+        );
+    }
+    for (lease, shard) in &before {
+        assert!(
+            after[lease].epoch > shard.epoch,
+            "{shard:?} became {:?}",
+            after[lease]
+        );
+    }
+    testbed::shards::wait_balanced(fleet, PATIENCE)
+        .await
+        .unwrap();
+    for replica in fleet.alive() {
+        wait_for("nobody to stand by any more", PATIENCE, || async {
+            let answer = replica.get("/readyz").await?;
+            let met = answer.status == 200 && !answer.body.contains("standing by");
+            Ok(Progress::when(met, (), || answer.body))
+        })
+        .await
+        .unwrap();
+    }
+}
