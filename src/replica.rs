@@ -127,7 +127,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         ended != Some(Ended::IdentityTaken),
         "another replica lives under the identity {identity}; give each its own --identity"
     );
-    tracing::info!("stopped");
+    let cut_short = metrics.reconcile_cancelled_total.get();
+    tracing::info!(reconciles_cut_short = cut_short, "stopped");
     Ok(())
 }
 

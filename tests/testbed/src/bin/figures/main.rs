@@ -1,6 +1,7 @@
 //! The operator's figures: what DatabaseClusters cost, what a fleet at rest does, what the fence adds.
 
 mod fence;
+mod handover;
 mod relist;
 mod requests;
 mod watch;
@@ -70,6 +71,21 @@ enum Figure {
         /// The programs.
         programs: Vec<std::path::PathBuf>,
     },
+    /// How long shards stand still in rolling restarts of all replicas under load.
+    Handover {
+        /// Rolling restarts.
+        #[arg(long, env = "ROUNDS", default_value_t = 7)]
+        rounds: usize,
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 300)]
+        clusters: usize,
+    },
+    /// Shards moved when replicas join, against the least possible.
+    Join {
+        /// Replicas in the end.
+        #[arg(long, default_value_t = 6)]
+        replicas: usize,
+    },
     /// What the API server's fence adds to a write.
     Fence {
         /// Writes in each row of the table.
@@ -90,6 +106,8 @@ async fn main() -> ExitCode {
                 changes,
             } => watch::watch(clusters, &fleets, changes).await,
             Figure::Relist { clusters, programs } => relist::relist(clusters, &programs).await,
+            Figure::Handover { rounds, clusters } => handover::handover(rounds, clusters).await,
+            Figure::Join { replicas } => handover::join(replicas).await,
             Figure::Fence { writes } => fence::fence(writes).await,
             Figure::Quiet { clusters, seconds } => {
                 quiet(clusters, Duration::from_secs(seconds)).await
