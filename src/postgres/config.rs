@@ -9,6 +9,8 @@ use crate::core::observed::ClusterRecord;
 pub(super) const PREPARE: &str = "prepare.sh";
 /// Makes roles, database and settings.
 pub(super) const INITDB: &str = "initdb.sh";
+/// Whether the server of a Pod lives.
+pub(super) const ALIVE: &str = "alive.sh";
 /// Whether clients may be sent to a Pod.
 pub(super) const READY: &str = "ready.sh";
 /// Whether the primary had data: then an empty volume is a lost one.
@@ -22,6 +24,7 @@ pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
         "data": {
             PREPARE: include_str!("scripts/prepare.sh"),
             INITDB: include_str!("scripts/initdb.sh"),
+            ALIVE: include_str!("scripts/alive.sh"),
             READY: include_str!("scripts/ready.sh"),
             INITIALIZED: initialized.to_string(),
         },

@@ -11,7 +11,7 @@ use crate::core::observed::{ClaimTemplate, ClusterRecord};
 const USER: u32 = 999;
 /// Time for a fast shutdown, which writes everything to the volume first.
 const GRACE_SECONDS: u32 = 300;
-/// Recovery after a crash can take long; killing it would start it over.
+/// A first start on a slow volume can take long. (A server that recovers counts as started.)
 const STARTUP_FAILURES_MAX: u32 = 360;
 
 /// Every field is always rendered: the digest of the fields that we own depends on it.
@@ -102,7 +102,7 @@ fn container(cluster: &ClusterRecord) -> Value {
         }));
         environment.push(json!({"name": "POSTGRES_PASSWORD_FILE", "value": "/secret/password"}));
     }
-    let ready = json!(["sh", format!("/scripts/{}", config::READY)]);
+    let script = |name| json!(["sh", format!("/scripts/{name}")]);
     json!({
         "name": CONTAINER,
         "image": cluster.spec.image,
@@ -110,9 +110,9 @@ fn container(cluster: &ClusterRecord) -> Value {
         "ports": [{"name": "postgres", "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources(cluster),
         "securityContext": security(),
-        "startupProbe": probe(&answers(), 5, STARTUP_FAILURES_MAX),
-        "livenessProbe": probe(&answers(), 10, 6),
-        "readinessProbe": probe(&ready, 5, 3),
+        "startupProbe": probe(&script(config::ALIVE), 5, STARTUP_FAILURES_MAX),
+        "livenessProbe": probe(&script(config::ALIVE), 10, 6),
+        "readinessProbe": probe(&script(config::READY), 5, 3),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     })
@@ -156,11 +156,6 @@ fn security() -> Value {
         "readOnlyRootFilesystem": true,
         "capabilities": {"drop": ["ALL"]},
     })
-}
-
-/// Over TCP: over the socket the temporary server of the first start answers too.
-fn answers() -> Value {
-    json!(["pg_isready", "-q", "-h", "127.0.0.1", "-U", "postgres"])
 }
 
 fn probe(command: &Value, period_seconds: u32, failures_max: u32) -> Value {

@@ -49,7 +49,8 @@ fn stamp(epoch: u32) -> Stamp {
     }
 }
 
-/// Set UPDATE_GENERATED to write the file anew, and read what changed before you commit it.
+/// Set UPDATE_GENERATED to write the file anew, and read what changed before you commit it: when the operator is
+/// upgraded, a changed Pod template restarts every database once.
 #[test]
 fn the_statefulset_is_the_committed_one() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/statefulset.yaml");
@@ -62,6 +63,15 @@ fn the_statefulset_is_the_committed_one() {
     assert!(
         committed == text,
         "tests/golden/statefulset.yaml differs from:\n{text}"
+    );
+    // Users have to be told, each time.
+    let fingerprint = statefulset(&cluster(), None).fingerprint;
+    let changes = concat!(env!("CARGO_MANIFEST_DIR"), "/CHANGELOG.md");
+    assert!(
+        std::fs::read_to_string(changes)
+            .unwrap()
+            .contains(&format!("Pod template `{fingerprint}`")),
+        "CHANGELOG.md has no line on what is new in Pod template `{fingerprint}`, and that every Pod is restarted for it"
     );
 }
 
@@ -220,7 +230,7 @@ fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
         main["readinessProbe"].clone(),
     ]
     .map(|probe| probe["exec"]["command"][0].clone());
-    assert_eq!(programs, ["pg_isready", "pg_isready", "sh"]);
+    assert_eq!(programs, ["sh", "sh", "sh"]);
     assert_eq!(pod["initContainers"][0]["command"][0], "sh");
 }
 

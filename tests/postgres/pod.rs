@@ -19,6 +19,8 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the volume is mounted.
+const VOLUME: &str = "/pgdata";
 /// The user of Debian's packages: PostgreSQL refuses to run as root.
 const USER: &str = "postgres";
 
@@ -152,10 +154,27 @@ impl World {
 
 impl Pod {
     pub(crate) fn new(world: &World, ordinal: usize) -> Self {
+        let name = format!("orders-db-{ordinal}");
+        Self::in_folder(world, ordinal, &name)
+    }
+
+    /// The next Pod of this name, on the same volume, while this one may still be there.
+    pub(crate) fn successor(&self, world: &World) -> Self {
+        let ordinal = self.name.rsplit('-').next().unwrap().parse().unwrap();
+        let mut next = Self::in_folder(world, ordinal, &format!("{}-next", self.name));
+        let volume = self.path(VOLUME);
+        let mounts = next.mounts.iter_mut();
+        mounts
+            .filter(|(at, _)| at == VOLUME)
+            .for_each(|(_, path)| path.clone_from(&volume));
+        next
+    }
+
+    fn in_folder(world: &World, ordinal: usize, folder: &str) -> Self {
         let set = world.manifest(ChildKind::StatefulSet);
         let spec = set.pointer("/spec/template/spec").unwrap().clone();
         let name = format!("orders-db-{ordinal}");
-        let folder = world.folder.path().join(&name);
+        let folder = world.folder.path().join(folder);
         fs::create_dir(&folder).unwrap();
         give(&folder, 0o755);
         let all = spec["containers"][0]["volumeMounts"].as_array().unwrap();
@@ -251,8 +270,8 @@ impl Pod {
         command
     }
 
-    /// Runs a rendered command to its end: what it said, as an error if it failed.
-    fn run(&self, command: &Value, environment: &Value) -> Result<String, String> {
+    /// A rendered command.
+    fn rendered(&self, command: &Value, environment: &Value) -> Command {
         let words: Vec<&str> = command
             .as_array()
             .unwrap()
@@ -261,13 +280,37 @@ impl Pod {
             .collect();
         let mut built = self.command(words[0], environment);
         built.args(words[1..].iter().map(|word| self.mapped(word)));
-        finish(&mut built)
+        built
     }
 
-    /// The init container.
-    pub(crate) fn prepare(&self) -> Result<String, String> {
+    fn init(&self) -> Command {
         let prepare = &self.spec["initContainers"][0];
-        self.run(&prepare["command"], &prepare["env"])
+        self.rendered(&prepare["command"], &prepare["env"])
+    }
+
+    /// The init container: what it said, as an error if it failed.
+    pub(crate) fn prepare(&self) -> Result<String, String> {
+        finish(&mut self.init())
+    }
+
+    /// Starts the init container, and once it says this, asks it to end: its exit code, none when it did not end by
+    /// itself.
+    pub(crate) fn interrupt_once_it_says(&self, words: &str) -> Option<i32> {
+        let said = self.folder.join("said");
+        let mut command = self.init();
+        let mut child = command
+            .stderr(fs::File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        self.until(&format!("it says {words:?}"), |_| {
+            fs::read_to_string(&said).unwrap().contains(words)
+        });
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        let asked = Instant::now();
+        let status = child.wait().unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(20), "it went on");
+        status.code()
     }
 
     pub(crate) fn prepared(self) -> Self {
@@ -277,7 +320,7 @@ impl Pod {
 
     pub(crate) fn probe(&self, probe: &str) -> Result<String, String> {
         let main = &self.spec["containers"][0];
-        self.run(&main[probe]["exec"]["command"], &main["env"])
+        finish(&mut self.rendered(&main[probe]["exec"]["command"], &main["env"]))
     }
 
     /// The main container: the image's entry point with its default command.
@@ -338,12 +381,29 @@ impl Pod {
         finish(command.args(["-D", &data, "-U", "postgres", "-A", "trust"])).unwrap();
     }
 
-    pub(crate) fn write_data(&self, file: &str, text: &str) {
-        write(&self.path("/pgdata/data").join(file), text, 0o600);
+    /// Writes a file of the volume.
+    pub(crate) fn write_volume(&self, file: &str, text: &str) {
+        let path = self.path(VOLUME).join(file);
+        let folder = path.parent().unwrap();
+        if !folder.exists() {
+            fs::create_dir(folder).unwrap();
+            give(folder, 0o700);
+        }
+        write(&path, text, 0o600);
+    }
+
+    pub(crate) fn is_on_volume(&self, file: &str) -> bool {
+        self.path(VOLUME).join(file).exists()
     }
 
     pub(crate) fn has_data(&self) -> bool {
-        self.path("/pgdata/data/PG_VERSION").exists()
+        self.is_on_volume("data/PG_VERSION")
+    }
+
+    /// Whether the server, which nobody asked to, has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let server = self.server.as_mut().expect("it was started");
+        server.try_wait().unwrap().is_some()
     }
 
     /// What a client gets that connects like this.

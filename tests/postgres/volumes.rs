@@ -79,7 +79,7 @@ fn data_of_another_major_version_is_refused_and_both_are_named() {
     for ordinal in [0, 1] {
         let pod = Pod::new(&world, ordinal);
         pod.initdb_only();
-        pod.write_data("PG_VERSION", "9\n");
+        pod.write_volume("data/PG_VERSION", "9\n");
         let told = pod.prepare().unwrap_err();
         assert!(told.contains("the data is of PostgreSQL 9 and"), "{told}");
         assert!(told.contains("the image is PostgreSQL 1"), "{told}");

@@ -35,5 +35,14 @@ hba=$PGDATA/pg_hba.conf
 line='host replication replicator all scram-sha-256'
 grep -qxF "$line" "$hba" || printf '%s\nhost all all all scram-sha-256\n' "$line" >>"$hba"
 
+# It is in the data, so that it goes wherever a copy goes.
+if [ ! -s "$PGDATA/made_with_libc" ]; then
+  libc=glibc
+  ! ls /lib/ld-musl-* >/dev/null 2>&1 || libc=musl
+  printf '%s\n' "$libc" >"$PGDATA/made_with_libc"
+fi
+
 cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
   "$SECRET_DIR/replication-password" | sha256sum | cut -d' ' -f1 >"$PGDATA.roles"
+# The end of a first start.
+rm -f "$PGDATA.begun"

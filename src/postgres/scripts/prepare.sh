@@ -10,11 +10,38 @@ export LC_ALL=C
 here=$(dirname "$0")
 primary_port=${PRIMARY_PORT:-5432}
 replication="host=$PRIMARY_HOST port=$primary_port user=replicator application_name=$POD_NAME connect_timeout=10"
+# PostgreSQL looks for its lock file once a minute, and then needs up to five seconds to end.
+former_server_seconds=75
+running=
+sockets=
+trouble=
 
 say() { printf '%s\n' "$*" >&2; }
 refuse() { say "$*"; exit 1; }
 has_data() { [ -s "$PGDATA/PG_VERSION" ]; }
+is_empty() { [ -z "$(ls -A "$PGDATA" 2>/dev/null)" ]; }
+is_initialized() { [ "$(cat "$here/initialized")" = true ]; }
 control() { pg_controldata "$PGDATA" | sed -n "s/^$1: *//p"; }
+
+# The first process of a container gets no signal that it does not ask for: without this a Pod that waits would use up
+# its whole grace when it is deleted.
+end() {
+  trap - TERM INT
+  [ -z "$running" ] || kill "$running" 2>/dev/null || :
+  [ -z "$sockets" ] || pg_ctl -D "$PGDATA" -s -w -t 240 -m fast stop || :
+  exit 143
+}
+trap end TERM INT
+
+# Runs what may take long such that it can be ended.
+run() {
+  "$@" &
+  running=$!
+  ended=0
+  wait "$running" || ended=$?
+  running=
+  return "$ended"
+}
 
 check_secret() {
   for key in username password dbname replication-password; do
@@ -26,6 +53,17 @@ check_secret() {
   fi
 }
 
+# A Pod that was deleted by force may still run beside this one, and two servers on one volume destroy it. Their lock
+# file does not tell them apart, as both are process 1 of their containers; but a server that finds it gone ends.
+end_former_server() {
+  [ -e "$PGDATA/postmaster.pid" ] || [ -e "$PGDATA.ending" ] || return 0
+  say "the last server on this volume was not shut down: waiting $former_server_seconds s, so that it has surely ended"
+  : >"$PGDATA.ending"
+  rm -f "$PGDATA/postmaster.pid"
+  run sleep "$former_server_seconds"
+  rm -f "$PGDATA.ending"
+}
+
 check_version() {
   has_data || return 0
   # What was mounted anew may have got the group's rights, with which PostgreSQL does not start.
@@ -34,6 +72,16 @@ check_version() {
   image=$(postgres --version | sed -n 's/^[^0-9]*\([0-9][0-9]*\).*/\1/p')
   [ "$data" = "$image" ] ||
     refuse "the data is of PostgreSQL $data and the image is PostgreSQL $image: set spec.image to one of PostgreSQL $data"
+}
+
+# Indexes of text that were made with one C library are wrong with the other: they sort differently.
+check_libc() {
+  [ -s "$PGDATA/made_with_libc" ] || return 0
+  data=$(cat "$PGDATA/made_with_libc")
+  image=glibc
+  ! ls /lib/ld-musl-* >/dev/null 2>&1 || image=musl
+  [ "$data" = "$image" ] ||
+    refuse "the data was made with $data and the image has $image (Alpine has musl, Debian glibc), with which its indexes would be wrong: set spec.image to one with $data"
 }
 
 write_passfile() {
@@ -51,27 +99,50 @@ wanted_roles() { cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbnam
 update_roles() {
   [ "$(cat "$PGDATA.roles" 2>/dev/null)" != "$(wanted_roles)" ] || return 0
   sockets=$(mktemp -d)
-  pg_ctl -D "$PGDATA" -s -w -t 3600 -l "$sockets/log" \
-    -o "-c listen_addresses='' -c unix_socket_directories='$sockets'" start || {
+  run pg_ctl -D "$PGDATA" -s -w -t 3600 -l "$sockets/log" \
+    -o "-c listen_addresses='' -c unix_socket_directories='$sockets'" start ||
+    trouble="PostgreSQL did not start to take over the passwords of the Secret $SECRET_NAME"
+  if [ -z "$trouble" ]; then
+    PGHOST=$sockets sh "$here/initdb.sh" ||
+      trouble="the roles and passwords of the Secret $SECRET_NAME could not be set"
+    pg_ctl -D "$PGDATA" -s -w -t 3600 -m fast stop || trouble="PostgreSQL did not stop"
+  else
     tail -n 5 "$sockets/log" >&2
-    refuse "PostgreSQL did not start to take over the passwords of the Secret $SECRET_NAME"
-  }
-  ended=0
-  PGHOST=$sockets sh "$here/initdb.sh" || ended=$?
-  pg_ctl -D "$PGDATA" -s -w -t 3600 -m fast stop
+    # It may only have taken too long.
+    pg_ctl -D "$PGDATA" -s -w -t 240 -m fast stop 2>/dev/null || :
+  fi
   rm -rf "$sockets"
-  [ "$ended" -eq 0 ] || refuse "the roles and passwords of the Secret $SECRET_NAME could not be set"
+  sockets=
+  [ -z "$trouble" ]
+}
+
+# An initdb that was interrupted leaves what looks like data and is none. Nobody was let in before its end.
+set_unfinished_aside() {
+  say "the first start was interrupted: beginning anew, what it left is in $PGDATA.unfinished"
+  rm -rf "$PGDATA.unfinished"
+  mv "$PGDATA" "$PGDATA.unfinished"
 }
 
 prepare_primary() {
-  if ! has_data; then
-    [ "$(cat "$here/initialized")" != true ] ||
-      refuse "the volume of the primary has no data, though this cluster had some: nothing is made anew over it. Restore the volume, or delete the DatabaseCluster and its claims to begin anew"
-    return 0
+  if has_data; then
+    [ ! -e "$PGDATA/standby.signal" ] ||
+      refuse "the volume of the primary has the data of a replica: restore the volume of the primary"
+    if update_roles; then
+      rm -f "$PGDATA.begun"
+      return 0
+    fi
+    if [ ! -e "$PGDATA.begun" ] || is_initialized; then refuse "$trouble"; fi
+    set_unfinished_aside
   fi
-  [ ! -e "$PGDATA/standby.signal" ] ||
-    refuse "the volume of the primary has the data of a replica: restore the volume of the primary"
-  update_roles
+  if is_initialized; then
+    refuse "the volume of the primary has no data, though this cluster had some: nothing is made anew over it. Restore the volume, or delete the DatabaseCluster and its claims to begin anew"
+  fi
+  if ! is_empty; then
+    [ -e "$PGDATA.begun" ] ||
+      refuse "the volume of the primary has files in $PGDATA that are no database: they are left alone. Restore the volume, or remove them"
+    set_unfinished_aside
+  fi
+  : >"$PGDATA.begun"
 }
 
 wait_for_primary() {
@@ -110,19 +181,31 @@ can_follow() {
   [ "$(printf '%s\n' "$needed" "$oldest" | sort | head -n 1)" = "$oldest" ]
 }
 
+copy_primary() {
+  # Renamed first: half-deleted data must not look like data.
+  rm -rf "$PGDATA.part" "$PGDATA.old"
+  [ ! -e "$PGDATA" ] || mv "$PGDATA" "$PGDATA.old"
+  rm -rf "$PGDATA.old"
+  say "copying the primary, $PRIMARY_HOST"
+  run pg_basebackup -D "$PGDATA.part" -d "$replication" -X stream -c fast -R -w
+  mv "$PGDATA.part" "$PGDATA"
+}
+
 prepare_replica() {
+  has_data || is_empty ||
+    refuse "the volume of $POD_NAME has files in $PGDATA that are no database: they are left alone. Delete the claim data-$POD_NAME if they are not needed"
   wait_for_primary
   if has_data; then
     if can_follow; then return 0; fi
     say "the primary has no longer what this copy lacks: copying it anew"
   fi
-  rm -rf "$PGDATA" "$PGDATA.part"
-  say "copying the primary, $PRIMARY_HOST"
-  pg_basebackup -D "$PGDATA.part" -d "$replication" -X stream -c fast -R -w
-  mv "$PGDATA.part" "$PGDATA"
+  copy_primary
+  check_libc
 }
 
 check_secret
+end_former_server
 check_version
+check_libc
 write_passfile
 if [ "${POD_NAME##*-}" = 0 ]; then prepare_primary; else prepare_replica; fi

@@ -5,7 +5,10 @@
 # away it stays ready with what it has.
 set -eu
 pg_isready -q -h 127.0.0.1 -U postgres
-[ "${POD_NAME##*-}" != 0 ] || exit 0
+if [ "${POD_NAME##*-}" = 0 ]; then
+  [ -s "$PGDATA.roles" ] || { echo "its first start was interrupted: delete the Pod, and the next one ends it"; exit 1; }
+  exit 0
+fi
 
 # PostgreSQL's start, so that a container that was restarted has to follow anew.
 start=$(sed -n 3p "$PGDATA/postmaster.pid")

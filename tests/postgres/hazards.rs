@@ -1,0 +1,150 @@
+//! What a database administrator is afraid of: two servers on one volume, half-made data, recovery that is killed,
+//! indexes of another C library. Each is met by the scripts, and no file that may be data is deleted.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use crate::pod::{Pod, World};
+
+#[test]
+fn a_server_that_still_runs_in_a_pod_deleted_by_force_ends_before_its_successor_starts() {
+    let world = World::new();
+    let mut former = Pod::new(&world, 0).prepared().start();
+    former.until_ready();
+    let uri = world.uri(&former);
+    former.psql(&uri, "CREATE TABLE t (n int)").unwrap();
+    former.psql(&uri, "INSERT INTO t VALUES (42)").unwrap();
+
+    let next = former.successor(&world);
+    let told = next.prepare().unwrap();
+    assert!(told.contains("was not shut down"), "{told}");
+    assert!(
+        former.has_ended(),
+        "two servers on one volume:\n{}",
+        former.log()
+    );
+    let next = next.start();
+    next.until_ready();
+    assert_eq!(next.psql(&uri, "SELECT n FROM t").as_deref(), Ok("42"));
+}
+
+#[test]
+fn a_wait_for_a_former_server_that_was_interrupted_begins_anew() {
+    let world = World::new();
+    let pod = Pod::new(&world, 0);
+    pod.write_volume("data/postmaster.pid", "1\n");
+    for _ in 0..2 {
+        let code = pod.interrupt_once_it_says("was not shut down");
+        assert_eq!(code, Some(143), "it did not end by itself");
+    }
+    assert!(!pod.is_on_volume("data/postmaster.pid"));
+}
+
+#[test]
+fn a_pod_that_waits_for_its_primary_ends_when_it_is_asked_to() {
+    let world = World::new();
+    let replica = Pod::new(&world, 1);
+    let code = replica.interrupt_once_it_says("waiting for the primary");
+    assert_eq!(code, Some(143), "it did not end by itself");
+}
+
+#[test]
+fn a_first_start_that_broke_off_half_way_begins_anew_and_nothing_is_deleted() {
+    for left in ["data/PG_VERSION", "data/base"] {
+        let world = World::new();
+        let primary = Pod::new(&world, 0);
+        primary.prepare().unwrap();
+        primary.write_volume(left, "15\n");
+        let told = primary.prepare().unwrap();
+        assert!(told.contains("beginning anew"), "{told}");
+        let aside = left.replace("data/", "data.unfinished/");
+        assert!(primary.is_on_volume(&aside), "{aside} is gone");
+        let primary = primary.start();
+        primary.until_ready();
+        let uri = world.uri(&primary);
+        assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
+        assert!(!primary.is_on_volume("data.begun"), "it is not over");
+    }
+}
+
+#[test]
+fn data_that_can_not_be_started_is_left_alone_unless_a_first_start_broke_off() {
+    let mut world = World::new();
+    let primary = Pod::new(&world, 0);
+    primary.write_volume("data/PG_VERSION", "15\n");
+    let told = primary.prepare().unwrap_err();
+    assert!(told.contains("did not start to take over"), "{told}");
+    assert!(primary.has_data());
+    // Whatever the marks on the volume say: there was a database.
+    primary.write_volume("data.begun", "");
+    world.set_initialized();
+    primary.mount(&world);
+    primary.prepare().unwrap_err();
+    assert!(primary.has_data());
+}
+
+#[test]
+fn files_that_are_no_database_are_left_alone() {
+    let world = World::new();
+    for ordinal in [0, 1] {
+        let pod = Pod::new(&world, ordinal);
+        pod.write_volume("data/base", "the last copy");
+        let told = pod.prepare().unwrap_err();
+        assert!(
+            told.contains("are no database: they are left alone"),
+            "{told}"
+        );
+        assert!(pod.is_on_volume("data/base"));
+    }
+}
+
+#[test]
+fn a_server_that_runs_without_its_roles_is_not_ready() {
+    let world = World::new();
+    let primary = Pod::new(&world, 0);
+    primary.prepare().unwrap();
+    // The container was restarted in the middle of its first start: nothing runs before it then.
+    primary.initdb_only();
+    let primary = primary.start();
+    primary.until("it answers", |pod| pod.probe("livenessProbe").is_ok());
+    let told = primary.probe("readinessProbe").unwrap_err();
+    assert!(told.contains("first start was interrupted"), "{told}");
+}
+
+#[test]
+fn a_server_that_recovers_is_alive_and_not_ready_and_one_that_is_gone_is_not_alive() {
+    let world = World::new();
+    let primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let replica = Pod::new(&world, 1).prepared();
+    replica.probe("livenessProbe").unwrap_err();
+    // It recovers for ever, and refuses connections meanwhile.
+    replica.write_volume("data/postgresql.conf", "hot_standby = off\n");
+    let replica = replica.start();
+    for probe in ["startupProbe", "livenessProbe"] {
+        replica.until("it is alive", |pod| pod.probe(probe).is_ok());
+    }
+    replica.probe("readinessProbe").unwrap_err();
+    let uri = world.uri(&replica);
+    let told = replica.psql(&uri, "SELECT 1").unwrap_err();
+    assert!(told.contains("the database system is"), "{told}");
+}
+
+#[test]
+fn an_image_with_another_c_library_than_the_data_was_made_with_is_refused() {
+    let world = World::new();
+    let mut primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let mut replica = Pod::new(&world, 1).prepared().start();
+    replica.until_ready();
+    replica.stop();
+    primary.stop();
+    for pod in [&replica, &primary] {
+        assert!(pod.is_on_volume("data/made_with_libc"), "it is not known");
+        pod.write_volume("data/made_with_libc", "musl\n");
+        let told = pod.prepare().unwrap_err();
+        assert!(
+            told.contains("made with musl and the image has glibc"),
+            "{told}"
+        );
+        assert!(pod.has_data());
+    }
+}
