@@ -56,6 +56,11 @@ async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
         let message = refusal(&client, name, &[(path, value)]).await;
         assert!(message.contains(expected), "{path}: {message}");
     }
+    // What is in the samples is accepted.
+    let samples = ["apply", "--dry-run=server", "-f", "deploy/samples"];
+    let accepted = control_plane.run_kubectl(&samples).await.unwrap();
+    assert_eq!(accepted.matches("created").count(), 4, "{accepted}");
+
     load::create(&control_plane, singles("default", 1))
         .await
         .unwrap();

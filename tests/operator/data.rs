@@ -6,41 +6,14 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy};
 use kube::{Api, Client};
 use serde_json::json;
-use testbed::{ControlPlane, Progress, load, wait_for};
+use testbed::audit::{self, AuditEvent};
+use testbed::fleet::OPERATOR_USER;
+use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, Progress, load, wait_for};
 
 use crate::support::*;
-
-/// Names and uids of all claims: those that are lost or made anew show.
-async fn claims(client: &Client, namespace: &str) -> Vec<(String, String)> {
-    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let list = api.list(&ListParams::default()).await.unwrap();
-    let mut found: Vec<(String, String)> = list
-        .items
-        .into_iter()
-        .map(|claim| (claim.metadata.name.unwrap(), claim.metadata.uid.unwrap()))
-        .collect();
-    found.sort();
-    found
-}
-
-async fn one(control_plane: &ControlPlane, namespace: &str, name: &str, spec: serde_json::Value) {
-    let new = load::NewCluster {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        spec,
-    };
-    load::create(control_plane, vec![new]).await.unwrap();
-}
-
-async fn change(client: &Client, namespace: &str, name: &str, spec: serde_json::Value) {
-    let keys = vec![(namespace.to_owned(), name.to_owned())];
-    load::patch(client, keys, json!({ "spec": spec }))
-        .await
-        .unwrap();
-}
 
 async fn until_claim_asks_for(client: &Client, namespace: &str, name: &str, size: &str) {
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
@@ -60,21 +33,16 @@ async fn until_claim_asks_for(client: &Client, namespace: &str, name: &str, size
     .unwrap();
 }
 
-/// Waits until the cluster is Degraded for this reason; returns the message.
-async fn until_degraded(client: &Client, key: (&str, &str), reason: &str) -> String {
-    let object = until_cluster(client, key, reason, |object| {
-        condition(object, "Degraded")
-            .is_some_and(|(status, why, _)| status == "True" && why == reason)
-    })
-    .await;
-    condition(&object, "Degraded").unwrap().2
-}
-
 #[tokio::test]
 async fn every_child_is_there_owned_and_put_right() {
-    let control_plane = control_plane(options()).await;
-    let _fleet = fleet_of_three(&control_plane).await;
+    let control_plane = control_plane(ControlPlaneOptions {
+        audit: AuditLevel::Metadata,
+        ..options()
+    })
+    .await;
+    let fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
+    enforce_restricted(&control_plane, "all").await;
     one(&control_plane, "all", "db", load::spec(2)).await;
     until_cluster(&client, ("all", "db"), "Ready", is_ready).await;
 
@@ -119,6 +87,68 @@ async fn every_child_is_there_owned_and_put_right() {
     })
     .await
     .unwrap();
+
+    // The volume of a former replica is kept, and used again.
+    let before = claims(&client, "all").await;
+    assert_eq!(before.len(), 2, "{before:?}");
+    change(&client, "all", "db", json!({"replicas": 2})).await;
+    until_cluster(&client, ("all", "db"), "two instances", |object| {
+        is_ready(object) && object.data["status"]["readyReplicas"] == 2
+    })
+    .await;
+    assert_eq!(claims(&client, "all").await, before);
+
+    passwords_stay_where_they_are(&control_plane, &fleet).await;
+}
+
+/// Pod Security "restricted" is enforced in the namespace, as a Pod that does not meet it shows.
+async fn enforce_restricted(control_plane: &ControlPlane, namespace: &str) {
+    let label = "pod-security.kubernetes.io/enforce=restricted";
+    for command in [
+        ["create", "namespace", namespace].as_slice(),
+        ["label", "namespace", namespace, label].as_slice(),
+    ] {
+        control_plane.run_kubectl(command).await.unwrap();
+    }
+    let pods: Api<Pod> = Api::namespaced(control_plane.client(), namespace);
+    let plain = json!({
+        "metadata": {"name": "plain"}, "spec": {"containers": [{"name": "plain", "image": "x"}]},
+    });
+    let plain = serde_json::from_value(plain).unwrap();
+    wait_for("a plain Pod to be refused", PATIENCE, || async {
+        let answer = pods.create(&PostParams::default(), &plain).await;
+        let told = answer.map_or_else(|error| error.to_string(), |_| "accepted".to_owned());
+        assert_ne!(told, "accepted", "nothing is enforced");
+        let refused = told.contains("violates PodSecurity \"restricted");
+        Ok(Progress::when(refused, (), || told))
+    })
+    .await
+    .unwrap();
+}
+
+/// Of Secrets the operator asks for nothing but their creation, and no password is in a log.
+async fn passwords_stay_where_they_are(control_plane: &ControlPlane, fleet: &Fleet<'_>) {
+    let all = audit::read(&control_plane.audit_log().unwrap()).unwrap();
+    let of_secrets = |event: &&AuditEvent| {
+        event.user == OPERATOR_USER && event.resource == "secrets" && event.code != 403
+    };
+    let verbs: Vec<&str> = all
+        .iter()
+        .filter(of_secrets)
+        .map(|event| event.verb.as_str())
+        .collect();
+    assert!(!verbs.is_empty(), "the Secret came from nowhere");
+    assert!(verbs.iter().all(|verb| *verb == "create"), "{verbs:?}");
+    let secrets: Api<Secret> = Api::namespaced(control_plane.client(), "all");
+    let data = secrets.get("db-app").await.unwrap().data.unwrap();
+    for key in ["password", "replication-password"] {
+        let password = std::str::from_utf8(&data[key].0).unwrap();
+        assert!(password.len() >= 32, "{key} is short");
+        for replica in fleet.replicas() {
+            let log = std::fs::read_to_string(replica.log()).unwrap();
+            assert!(!log.contains(password), "{key} is in {}", replica.name());
+        }
+    }
 }
 
 #[tokio::test]

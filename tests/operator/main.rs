@@ -7,4 +7,5 @@ mod changes;
 mod data;
 mod figures;
 mod fleet;
+mod pods;
 mod support;

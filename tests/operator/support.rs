@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use kube::api::DynamicObject;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::api::{DynamicObject, ListParams};
 use kube::{Api, Client};
+use serde_json::{Value, json};
 use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, wait_for};
 
 /// Long enough for a busy machine; a test that needs it has failed.
@@ -114,4 +116,43 @@ pub(crate) fn condition(object: &DynamicObject, kind: &str) -> Option<(String, S
 
 pub(crate) fn is_ready(object: &DynamicObject) -> bool {
     load::why_not_ready(object).is_none()
+}
+
+/// Names and uids of all claims: those that are lost or made anew show.
+pub(crate) async fn claims(client: &Client, namespace: &str) -> Vec<(String, String)> {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let list = api.list(&ListParams::default()).await.unwrap();
+    let mut found: Vec<(String, String)> = list
+        .items
+        .into_iter()
+        .map(|claim| (claim.metadata.name.unwrap(), claim.metadata.uid.unwrap()))
+        .collect();
+    found.sort();
+    found
+}
+
+pub(crate) async fn one(control_plane: &ControlPlane, namespace: &str, name: &str, spec: Value) {
+    let new = load::NewCluster {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        spec,
+    };
+    load::create(control_plane, vec![new]).await.unwrap();
+}
+
+pub(crate) async fn change(client: &Client, namespace: &str, name: &str, spec: Value) {
+    let keys = vec![(namespace.to_owned(), name.to_owned())];
+    load::patch(client, keys, json!({ "spec": spec }))
+        .await
+        .unwrap();
+}
+
+/// Waits until the cluster is Degraded for this reason; returns the message.
+pub(crate) async fn until_degraded(client: &Client, key: (&str, &str), reason: &str) -> String {
+    let object = until_cluster(client, key, reason, |object| {
+        condition(object, "Degraded")
+            .is_some_and(|(status, why, _)| status == "True" && why == reason)
+    })
+    .await;
+    condition(&object, "Degraded").unwrap().2
 }

@@ -105,8 +105,11 @@ pub(super) fn sharding(on: bool) -> String {
 }
 
 fn patches(options: &ControlPlaneOptions) -> Vec<Value> {
-    // The PersistentVolume controller would mark a claim without a volume Pending again.
-    let mut controllers = String::from("*,-persistentvolume-binder-controller");
+    let mut controllers = String::from("*");
+    if !options.real_volumes {
+        // It would mark a claim without a volume Pending again.
+        controllers.push_str(",-persistentvolume-binder-controller");
+    }
     if options.statefulset_stage {
         controllers.push_str(",-statefulset-controller");
     }
@@ -159,15 +162,19 @@ pub(super) fn audit_policy(level: AuditLevel) -> Value {
     })
 }
 
-/// The scheduler binds Pods whose claims have no volume: nothing provides volumes here.
-pub(super) fn scheduler() -> Value {
+/// Where nothing provides volumes, the scheduler binds Pods whose claims have none.
+pub(super) fn scheduler(options: &ControlPlaneOptions) -> Value {
+    let disabled = match options.real_volumes {
+        true => json!([]),
+        false => json!([{"name": "VolumeBinding"}]),
+    };
     json!({
         "apiVersion": "kubescheduler.config.k8s.io/v1",
         "kind": "KubeSchedulerConfiguration",
         "leaderElection": {"leaderElect": false},
         "profiles": [{
             "schedulerName": "default-scheduler",
-            "plugins": {"multiPoint": {"disabled": [{"name": "VolumeBinding"}]}},
+            "plugins": {"multiPoint": {"disabled": disabled}},
         }],
     })
 }
@@ -181,21 +188,24 @@ fn stages(options: &ControlPlaneOptions) -> Vec<Value> {
             "!has(self.status.phase)",
             NODE_STATUS,
         ),
+        stage("pod-running", "v1", "Pod", POD_STARTS, POD_STATUS),
         stage(
-            "pod-running",
+            "pod-image-missing",
             "v1",
             "Pod",
-            "!has(self.metadata.deletionTimestamp) && self.status.phase == 'Pending'",
-            POD_STATUS,
+            POD_LACKS_ITS_IMAGE,
+            POD_STATUS_IMAGE_MISSING,
         ),
-        stage(
+    ];
+    if !options.real_volumes {
+        stages.push(stage(
             "claim-bound",
             "v1",
             "PersistentVolumeClaim",
             "!has(self.metadata.deletionTimestamp) && self.status.phase == 'Pending'",
             CLAIM_STATUS,
-        ),
-    ];
+        ));
+    }
     if options.statefulset_stage {
         stages.push(stage(
             "statefulset-ready",
@@ -227,6 +237,32 @@ phase: Running
 conditions:
 {{ range NodeConditions }}
 - {type: {{ .type | Quote }}, status: {{ .status | Quote }}, reason: {{ .reason | Quote }}, message: {{ .message | Quote }}, lastHeartbeatTime: {{ Now | Quote }}, lastTransitionTime: {{ Now | Quote }}}
+{{ end }}
+"#;
+
+const POD_STARTS: &str = "!has(self.metadata.deletionTimestamp) && self.status.phase == 'Pending' && \
+    !self.spec.containers.exists(c, c.image.endsWith('-missing'))";
+
+/// Images whose tag ends with `-missing` are in no registry.
+const POD_LACKS_ITS_IMAGE: &str = "!has(self.metadata.deletionTimestamp) && self.status.phase == 'Pending' && \
+    self.spec.containers.exists(c, c.image.endsWith('-missing')) && !has(self.status.containerStatuses)";
+
+/// What the kubelet says of a Pod whose first image can not be pulled.
+const POD_STATUS_IMAGE_MISSING: &str = r#"
+{{ $now := Now }}
+startTime: {{ $now | Quote }}
+conditions:
+- {type: PodScheduled, status: "True", lastTransitionTime: {{ $now | Quote }}}
+{{ range $type := list "Initialized" "ContainersReady" "Ready" }}
+- {type: {{ $type }}, status: "False", lastTransitionTime: {{ $now | Quote }}}
+{{ end }}
+initContainerStatuses:
+{{ range .spec.initContainers }}
+- {name: {{ .name | Quote }}, image: {{ .image | Quote }}, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: ErrImagePull, message: "manifest unknown"}}}
+{{ end }}
+containerStatuses:
+{{ range .spec.containers }}
+- {name: {{ .name | Quote }}, image: {{ .image | Quote }}, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: PodInitializing}}}
 {{ end }}
 "#;
 

@@ -227,7 +227,7 @@ fn write_files(
             "audit-policy.yaml",
             config::audit_policy(options.audit).to_string(),
         ),
-        ("scheduler.yaml", config::scheduler().to_string()),
+        ("scheduler.yaml", config::scheduler(options).to_string()),
     ];
     for (name, text) in files {
         let path = folder.join(name);

@@ -23,6 +23,9 @@ pub struct ControlPlaneOptions {
     pub nodes: u32,
     /// For scale runs: no StatefulSet controller and no Pods; a StatefulSet's status follows its spec at once.
     pub statefulset_stage: bool,
+    /// Claims are bound by Kubernetes itself, to volumes that the test makes: none comes by itself. Otherwise each claim
+    /// counts as bound, without a volume.
+    pub real_volumes: bool,
     /// Lifts the controller manager's and the scheduler's own limit of requests per second.
     /// The API server's priority and fairness stays as it is.
     pub lift_client_limits: bool,
@@ -37,6 +40,7 @@ impl Default for ControlPlaneOptions {
             audit: AuditLevel::Off,
             nodes: 3,
             statefulset_stage: false,
+            real_volumes: false,
             lift_client_limits: false,
             extra_args: Vec::new(),
         }

@@ -1,0 +1,214 @@
+//! Pods that can not run: no StorageClass, no volume, no image. What the user is told, that it ends when it is put
+//! right, and that no data volume is lost by it.
+
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use testbed::fleet::OPERATOR_USER;
+use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, audit, load};
+
+use crate::support::*;
+
+const NAMESPACE: &str = "hard";
+
+/// A StorageClass whose volumes somebody has to make by hand.
+async fn class(client: &Client, name: &str) {
+    let class = json!({
+        "metadata": {"name": name}, "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    });
+    let classes: Api<StorageClass> = Api::all(client.clone());
+    let class = serde_json::from_value(class).unwrap();
+    classes
+        .create(&PostParams::default(), &class)
+        .await
+        .unwrap();
+}
+
+/// One volume for each of these ordinals of the cluster that is called as the class is.
+async fn volumes(client: &Client, class: &str, ordinals: std::ops::Range<usize>) {
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
+    for ordinal in ordinals {
+        let claim = format!("data-{class}-db-{ordinal}");
+        let volume = json!({
+            "metadata": {"name": format!("{class}-{ordinal}")},
+            "spec": {
+                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+                "storageClassName": class, "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": "/nowhere"},
+                "claimRef": {"namespace": NAMESPACE, "name": claim},
+            },
+        });
+        let volume = serde_json::from_value(volume).unwrap();
+        volumes
+            .create(&PostParams::default(), &volume)
+            .await
+            .unwrap();
+    }
+}
+
+fn with_class(replicas: u32, class: &str) -> Value {
+    let mut spec = load::spec(replicas);
+    spec["storage"]["className"] = json!(class);
+    spec
+}
+
+fn says_all(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+}
+
+/// The claims of one cluster of the namespace.
+async fn claims_of(client: &Client, cluster: &str) -> Vec<(String, String)> {
+    let mut all = claims(client, NAMESPACE).await;
+    let prefix = format!("data-{cluster}-db-");
+    all.retain(|(name, _)| name.starts_with(&prefix));
+    all
+}
+
+#[tokio::test]
+async fn pods_that_can_not_run_say_why_and_run_once_that_is_put_right() {
+    let control_plane = control_plane(ControlPlaneOptions {
+        real_volumes: true,
+        audit: AuditLevel::RequestResponse,
+        // As up to Kubernetes 1.34: later ones replace by themselves what hangs on a former template.
+        extra_args: vec![(
+            "kube-controller-manager".to_owned(),
+            "feature-gates".to_owned(),
+            "MaxUnavailableStatefulSet=false".to_owned(),
+        )],
+        ..options()
+    })
+    .await;
+    let _fleet = fleet_of_three(&control_plane).await;
+    tokio::join!(
+        an_unknown_storage_class(&control_plane),
+        a_claim_that_stays_pending(&control_plane),
+        an_image_that_can_not_be_pulled(&control_plane),
+        a_first_image_that_can_not_be_pulled(&control_plane),
+    );
+}
+
+async fn an_unknown_storage_class(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    one(control_plane, NAMESPACE, "nope", with_class(1, "nope")).await;
+    let text = until_degraded(&client, (NAMESPACE, "nope"), "Unschedulable").await;
+    says_all(&text, &["Pod nope-db-0", "\"nope\"", "pvc data-nope-db-0"]);
+    let before = claims_of(&client, "nope").await;
+    class(&client, "nope").await;
+    volumes(&client, "nope", 0..1).await;
+    until_cluster(&client, (NAMESPACE, "nope"), "Ready", is_ready).await;
+    assert_eq!(claims_of(&client, "nope").await, before);
+}
+
+/// The first instance has a volume, the second has not.
+async fn a_claim_that_stays_pending(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    class(&client, "claim").await;
+    volumes(&client, "claim", 0..1).await;
+    one(control_plane, NAMESPACE, "claim", with_class(1, "claim")).await;
+    until_cluster(&client, (NAMESPACE, "claim"), "Ready", is_ready).await;
+    let before = claims_of(&client, "claim").await;
+    change(&client, NAMESPACE, "claim", json!({"replicas": 2})).await;
+    let text = until_degraded(&client, (NAMESPACE, "claim"), "Unschedulable").await;
+    says_all(
+        &text,
+        &["Pod claim-db-1", "persistent volume", "pvc data-claim-db-1"],
+    );
+    // Back again, without the volume that never came.
+    change(&client, NAMESPACE, "claim", json!({"replicas": 1})).await;
+    until_cluster(&client, (NAMESPACE, "claim"), "Ready", is_ready).await;
+    let after = claims_of(&client, "claim").await;
+    assert_eq!(after.len(), 2, "{after:?}");
+    assert_eq!(after[0], before[0], "the volume of the primary");
+}
+
+async fn an_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    class(&client, "image").await;
+    volumes(&client, "image", 0..2).await;
+    one(control_plane, NAMESPACE, "image", with_class(2, "image")).await;
+    until_cluster(&client, (NAMESPACE, "image"), "Ready", is_ready).await;
+    let before = claims_of(&client, "image").await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let primary = pods.get("image-db-0").await.unwrap().metadata.uid;
+
+    let missing = json!({"image": "postgres:17.9-missing"});
+    change(&client, NAMESPACE, "image", missing).await;
+    let text = until_degraded(&client, (NAMESPACE, "image"), "ImagePullBackOff").await;
+    says_all(
+        &text,
+        &[
+            "Pod image-db-1",
+            "container prepare",
+            "postgres:17.9-missing",
+        ],
+    );
+    let now = pods.get("image-db-0").await.unwrap().metadata.uid;
+    assert_eq!(
+        now, primary,
+        "the primary was stopped for an image that is not there"
+    );
+
+    change(
+        &client,
+        NAMESPACE,
+        "image",
+        json!({"image": "postgres:17.9"}),
+    )
+    .await;
+    let done = |object: &kube::api::DynamicObject| {
+        is_ready(object) && object.data["status"]["readyReplicas"] == 2
+    };
+    until_cluster(&client, (NAMESPACE, "image"), "Ready with 17.9", done).await;
+    for name in ["image-db-0", "image-db-1"] {
+        let spec = pods.get(name).await.unwrap().spec.unwrap();
+        assert_eq!(spec.containers[0].image.as_deref(), Some("postgres:17.9"));
+    }
+    assert_eq!(claims_of(&client, "image").await, before);
+}
+
+fn the_stuck_pod_was_replaced_with_its_grace(control_plane: &ControlPlane) {
+    let all = audit::read(&control_plane.audit_log().unwrap()).unwrap();
+    let of_operator = |event: &&audit::AuditEvent| {
+        event.user == OPERATOR_USER && event.verb == "delete" && event.resource == "pods"
+    };
+    let deletions: Vec<_> = all
+        .iter()
+        .filter(of_operator)
+        .filter(|event| event.name == "first-db-0")
+        .collect();
+    assert!(!deletions.is_empty(), "who replaced it?");
+    for deletion in deletions {
+        let options = deletion.request.as_ref().expect("the log has bodies");
+        assert!(options["gracePeriodSeconds"].is_null(), "{options}");
+        assert!(options["preconditions"]["uid"].is_string(), "{options}");
+        assert!(!deletion.uri.contains("gracePeriod"), "{}", deletion.uri);
+    }
+}
+
+/// As long as there is no data, an image may be put right whatever its version. The controller of StatefulSets waits
+/// for the second instance, which in turn waits for the first, which hangs on the former image: the operator steps in.
+async fn a_first_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    class(&client, "first").await;
+    volumes(&client, "first", 0..1).await;
+    let mut spec = with_class(2, "first");
+    spec["image"] = json!("postgres:71-missing");
+    one(control_plane, NAMESPACE, "first", spec).await;
+    let text = until_degraded(&client, (NAMESPACE, "first"), "ImagePullBackOff").await;
+    says_all(&text, &["Pod first-db-0", "postgres:71-missing"]);
+    let before = claims_of(&client, "first").await;
+    change(&client, NAMESPACE, "first", json!({"image": "postgres:17"})).await;
+    until_cluster(&client, (NAMESPACE, "first"), "one instance", |object| {
+        object.data["status"]["readyReplicas"] == 1
+    })
+    .await;
+    the_stuck_pod_was_replaced_with_its_grace(control_plane);
+    volumes(&client, "first", 1..2).await;
+    until_cluster(&client, (NAMESPACE, "first"), "Ready", is_ready).await;
+    assert_eq!(claims_of(&client, "first").await, before);
+}
