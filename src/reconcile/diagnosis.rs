@@ -90,15 +90,53 @@ pub(super) fn stuck(pods: &[Pod], set: &StatefulSetRecord) -> Vec<Found> {
 /// What the newest of these events of a StatefulSet says.
 pub(super) fn explain_events(events: &[Event], set: &StatefulSetRecord) -> Option<Why> {
     let about_this = |event: &&Event| event.involved_object.uid.as_ref() == Some(&set.child.uid);
-    let newest = events.iter().filter(about_this).max_by_key(|event| {
-        let last = event.last_timestamp.as_ref().map(|time| time.0);
-        last.or_else(|| event.event_time.as_ref().map(|time| time.0))
-    })?;
+    let newest = newest(events.iter().filter(about_this))?;
     let text = shorten(newest.message.as_deref()?);
     Some(Why::new(
         "FailedCreate",
         format!("{} has no Pod to run in: {text}", set.child.id()),
     ))
+}
+
+/// The first Pod, by name, with a container that has started and is not ready.
+pub(super) fn unready(pods: &[Pod]) -> Option<&Pod> {
+    let is_unready = |pod: &&Pod| {
+        let status = pod.status.as_ref();
+        let containers = status.and_then(|status| status.container_statuses.as_ref());
+        let started =
+            |container: &ContainerStatus| container.started == Some(true) && !container.ready;
+        pod.metadata.deletion_timestamp.is_none()
+            && containers.is_some_and(|all| all.iter().any(started))
+    };
+    pods.iter()
+        .filter(is_unready)
+        .min_by(|a, b| a.metadata.name.cmp(&b.metadata.name))
+}
+
+/// What the readiness probe of a Pod said last, by the newest of its events; none when it failed
+/// without a word, as it does while PostgreSQL starts.
+pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<Why> {
+    let about_this = |event: &&Event| event.involved_object.uid == pod.metadata.uid;
+    let said = newest(events.iter().filter(about_this))?
+        .message
+        .as_deref()?
+        .strip_prefix("Readiness probe failed:")?
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty())?;
+    let name = pod.metadata.name.as_deref().unwrap_or("?");
+    Some(Why::new(
+        "ProbeFailed",
+        format!("Pod {name} runs and is not ready: {}", shorten(said)),
+    ))
+}
+
+fn newest<'a>(events: impl Iterator<Item = &'a Event>) -> Option<&'a Event> {
+    events.max_by_key(|event| {
+        let last = event.last_timestamp.as_ref().map(|time| time.0);
+        last.or_else(|| event.event_time.as_ref().map(|time| time.0))
+    })
 }
 
 fn diagnose_container(container: &ContainerStatus) -> Option<(String, String)> {
@@ -261,5 +299,55 @@ mod tests {
             starting,
         ];
         assert_eq!(diagnose(&pods).unwrap().reason, "CrashLoopBackOff");
+    }
+
+    #[test]
+    fn a_pod_that_runs_and_is_not_ready_tells_what_its_probe_said_last() {
+        let running = |name: &str, ready: bool, started: bool| {
+            let mut pod = pod(
+                name,
+                json!({"containerStatuses": [{
+                    "name": "postgres", "image": "x", "imageID": "", "restartCount": 0,
+                    "ready": ready, "started": started, "state": {"running": {}},
+                }]}),
+            );
+            pod.metadata.uid = Some(format!("uid of {name}"));
+            pod
+        };
+        let pods = [
+            running("x-db-2", false, true),
+            running("x-db-1", false, true),
+            running("x-db-0", true, true),
+        ];
+        let unready = unready(&pods).unwrap();
+        assert_eq!(unready.metadata.name.as_deref(), Some("x-db-1"));
+        assert!(super::unready(&[running("x-db-0", false, false)]).is_none());
+        let event = |minute: u32, uid: &str, message: &str| -> Event {
+            serde_json::from_value(json!({
+                "metadata": {}, "involvedObject": {"uid": uid}, "message": message,
+                "lastTimestamp": format!("2026-01-01T00:0{minute}:00Z"),
+            }))
+            .unwrap()
+        };
+        let mut events = vec![
+            event(
+                1,
+                "uid of x-db-1",
+                "Readiness probe failed: it was otherwise",
+            ),
+            event(3, "uid of a former one", "Readiness probe failed: no"),
+            event(
+                2,
+                "uid of x-db-1",
+                "Readiness probe failed: it has not followed\n",
+            ),
+        ];
+        let why = explain_probe(&events, unready).unwrap();
+        assert_eq!(
+            why.message,
+            "Pod x-db-1 runs and is not ready: it has not followed"
+        );
+        events.push(event(4, "uid of x-db-1", "Readiness probe failed: "));
+        assert_eq!(explain_probe(&events, unready), None, "it starts");
     }
 }

@@ -15,7 +15,7 @@ use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 
 use super::belongings::Found;
-use super::diagnosis::{diagnose, explain_events, stuck};
+use super::diagnosis::{diagnose, explain_events, explain_probe, stuck, unready};
 use crate::core::hash::{Bucket, ShardCount, ShardId};
 use crate::core::lifecycle::Why;
 use crate::core::observed::{ClusterRecord, StatefulSetRecord};
@@ -128,6 +128,11 @@ impl Lookups {
         if looked.why.is_none() && set.replicas < set.spec_replicas {
             looked.why = self.not_created(set).await?;
         }
+        if looked.why.is_none()
+            && let Some(pod) = unready(&pods)
+        {
+            looked.why = self.probe_failed(pod).await?;
+        }
         let entry = Entry {
             version: version.into(),
             looked: Arc::new(looked),
@@ -139,14 +144,31 @@ impl Lookups {
     /// Why the controller of StatefulSets can not make Pods or claims, as its events say.
     async fn not_created(&self, set: &StatefulSetRecord) -> kube::Result<Option<Why>> {
         let key = &set.child.key;
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &key.namespace);
-        let fields = format!(
-            "involvedObject.kind=StatefulSet,involvedObject.name={},reason=FailedCreate",
-            key.name
-        );
-        let params = ListParams::default().fields(&fields).limit(EVENTS_MAX);
-        let events = api.list(&params).await?.items;
+        let about = ("StatefulSet", &*key.name, "FailedCreate");
+        let events = self.events(&key.namespace, about).await?;
         Ok(explain_events(&events, set))
+    }
+
+    /// Why a Pod that runs is not ready, as the events of its probe say.
+    async fn probe_failed(&self, pod: &Pod) -> kube::Result<Option<Why>> {
+        let meta = &pod.metadata;
+        let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
+            return Ok(None);
+        };
+        let events = self.events(namespace, ("Pod", name, "Unhealthy")).await?;
+        Ok(explain_probe(&events, pod))
+    }
+
+    async fn events(
+        &self,
+        namespace: &str,
+        (kind, name, reason): (&str, &str, &str),
+    ) -> kube::Result<Vec<Event>> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        let fields =
+            format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
+        let params = ListParams::default().fields(&fields).limit(EVENTS_MAX);
+        Ok(api.list(&params).await?.items)
     }
 
     /// Drops what is cached about the clusters of a shard.
