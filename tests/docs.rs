@@ -1,21 +1,179 @@
 //! Pages that are generated from the code match it. `UPDATE_DOCS=1` writes them anew.
 #![allow(clippy::unwrap_used)]
 
+use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use databasecluster_operator::api;
 use databasecluster_operator::telemetry::metrics_doc;
+use serde_json::Value;
+
+const BEGIN: &str = "<!-- Generated from src/api: UPDATE_DOCS=1 cargo test --test docs -->\n";
+const END: &str = "<!-- End of what is generated -->\n";
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn matches(name: &str, expected: &str) {
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(path(name), expected).unwrap();
+    }
+    let found = fs::read_to_string(path(name)).unwrap_or_default();
+    assert!(
+        found == expected,
+        "{name} is out of date: run UPDATE_DOCS=1 cargo test --test docs"
+    );
+}
 
 #[test]
 fn the_page_of_metrics_matches_the_catalogue() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-    let expected = metrics_doc::page();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, &expected).unwrap();
+    matches("docs/metrics.md", &metrics_doc::page());
+}
+
+#[test]
+fn the_reference_of_the_kind_matches_the_crd() {
+    let name = "docs/databasecluster.md";
+    let page = fs::read_to_string(path(name)).unwrap();
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (_, after) = rest.split_once(END).unwrap();
+    matches(name, &format!("{before}{BEGIN}{}{END}{after}", reference()));
+}
+
+#[test]
+fn every_reason_of_a_condition_is_explained() {
+    let code = fs::read_to_string(path("src/core/lifecycle/stage.rs")).unwrap();
+    let page = fs::read_to_string(path("docs/databasecluster.md")).unwrap();
+    let (_, reasons) = code.split_once("pub mod reason {").unwrap();
+    let (reasons, _) = reasons.split_once("\n}\n").unwrap();
+    let reasons: Vec<&str> = reasons
+        .lines()
+        .filter_map(|line| line.split_once(": &str = \"")?.1.strip_suffix("\";"))
+        .collect();
+    assert!(reasons.len() > 10, "{reasons:?}");
+    for reason in reasons {
+        assert!(
+            page.contains(&format!("`{reason}`")),
+            "docs/databasecluster.md does not say what {reason} means"
+        );
     }
-    let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        found == expected,
-        "docs/metrics.md is out of date: run UPDATE_DOCS=1 cargo test --test docs"
-    );
+}
+
+/// The fields of spec and status, and the rules about the whole object.
+fn reference() -> String {
+    let crd = serde_json::to_value(api::crd()).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let mut text = String::new();
+    for part in ["spec", "status"] {
+        writeln!(text, "\n### Fields of {part}\n").unwrap();
+        text.push_str(
+            "| field | type | default | allowed | meaning |\n| --- | --- | --- | --- | --- |\n",
+        );
+        rows(&schema["properties"][part], part, &mut text);
+    }
+    text.push_str("\nAbout the whole object:\n\n");
+    for rule in schema["x-kubernetes-validations"].as_array().unwrap() {
+        writeln!(text, "- {}", one_line(&rule["message"])).unwrap();
+    }
+    text.push('\n');
+    text
+}
+
+fn rows(parent: &Value, path: &str, text: &mut String) {
+    let required = parent["required"].as_array();
+    for (name, field) in parent["properties"].as_object().unwrap() {
+        let is_required =
+            required.is_some_and(|all| all.iter().any(|required| required == name.as_str()));
+        let path = format!("{path}.{name}");
+        let default = match &field["default"] {
+            Value::Null if is_required => "required".to_owned(),
+            // Its own fields have them.
+            Value::Null | Value::Object(_) => String::new(),
+            default => format!("`{}`", plain(default)),
+        };
+        let meaning = one_line(&field["description"]);
+        writeln!(
+            text,
+            "| `{path}` | {} | {default} | {} | {meaning} |",
+            kind(field),
+            allowed(field, &rules_of_parent(parent, name))
+        )
+        .unwrap();
+        let inner = match field["type"] == "array" {
+            true => &field["items"],
+            false => field,
+        };
+        if inner["properties"].is_object() {
+            let list = if field["type"] == "array" { "[]" } else { "" };
+            rows(inner, &format!("{path}{list}"), text);
+        }
+    }
+}
+
+fn kind(field: &Value) -> String {
+    let name = match field["type"].as_str().unwrap_or("any") {
+        "array" => format!("list of {}", kind(&field["items"])),
+        name => name.to_owned(),
+    };
+    match field["format"].as_str() {
+        Some("date-time") => "time".to_owned(),
+        _ => name,
+    }
+}
+
+/// Rules that an object has about one of its fields.
+fn rules_of_parent(parent: &Value, field: &str) -> Vec<String> {
+    let rules = parent["x-kubernetes-validations"].as_array();
+    let about = |rule: &&Value| rule["fieldPath"] == format!(".{field}");
+    rules
+        .into_iter()
+        .flatten()
+        .filter(about)
+        .map(|rule| one_line(&rule["message"]))
+        .collect()
+}
+
+fn allowed(field: &Value, rules: &[String]) -> String {
+    let mut all = Vec::new();
+    if let Some(values) = field["enum"].as_array() {
+        let values = values.iter().filter(|value| !value.is_null());
+        let values: Vec<String> = values.map(|value| format!("`{}`", plain(value))).collect();
+        all.push(values.join(", "));
+    }
+    if let (Some(min), Some(max)) = (field["minimum"].as_f64(), field["maximum"].as_f64()) {
+        all.push(format!("{min} to {max}"));
+    }
+    match (field["minLength"].as_u64(), field["maxLength"].as_u64()) {
+        (None, Some(max)) => all.push(format!("at most {max} characters")),
+        (Some(min), Some(max)) => all.push(format!("{min} to {max} characters")),
+        _ => {}
+    }
+    if let Some(pattern) = field["pattern"].as_str() {
+        all.push(format!("`{}`", pattern.replace('|', "\\|")));
+    }
+    let own = field["x-kubernetes-validations"].as_array();
+    // Those about a field of it stand there.
+    let own = own
+        .into_iter()
+        .flatten()
+        .filter(|rule| rule["fieldPath"].is_null());
+    all.extend(own.map(|rule| one_line(&rule["message"])));
+    all.extend(rules.iter().cloned());
+    all.join("; ")
+}
+
+fn plain(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn one_line(text: &Value) -> String {
+    let words: Vec<&str> = text
+        .as_str()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    words.join(" ").replace('|', "\\|")
 }
