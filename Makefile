@@ -39,10 +39,10 @@ chaos: ready release ## kills replicas and measures the takeover; QUICK=1 in und
 
 .PHONY: figures
 figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet, the price of the fence and of handovers
+figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers
 	@cargo build --locked --quiet -p testbed --bins
 	@"$(DEBUG)/figures" handover && "$(DEBUG)/figures" join
-	@"$(DEBUG)/figures" scale && "$(DEBUG)/figures" quiet && exec "$(DEBUG)/figures" fence
+	@"$(DEBUG)/figures" scale && "$(DEBUG)/figures" quiet && "$(DEBUG)/figures" cluster && exec "$(DEBUG)/figures" fence
 
 .PHONY: figures-watch
 figures-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator

@@ -1,5 +1,6 @@
 //! The operator's figures: what DatabaseClusters cost, what a fleet at rest does, what the fence adds.
 
+mod cluster;
 mod fence;
 mod handover;
 mod relist;
@@ -86,6 +87,12 @@ enum Figure {
         #[arg(long, default_value_t = 6)]
         replicas: usize,
     },
+    /// Requests of a DatabaseCluster until it is Ready, and of a reconcile that finds nothing to do.
+    Cluster {
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 60)]
+        clusters: usize,
+    },
     /// What the API server's fence adds to a write.
     Fence {
         /// Writes in each row of the table.
@@ -108,6 +115,7 @@ async fn main() -> ExitCode {
             Figure::Relist { clusters, programs } => relist::relist(clusters, &programs).await,
             Figure::Handover { rounds, clusters } => handover::handover(rounds, clusters).await,
             Figure::Join { replicas } => handover::join(replicas).await,
+            Figure::Cluster { clusters } => cluster::cluster(clusters).await,
             Figure::Fence { writes } => fence::fence(writes).await,
             Figure::Quiet { clusters, seconds } => {
                 quiet(clusters, Duration::from_secs(seconds)).await

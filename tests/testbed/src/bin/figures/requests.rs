@@ -86,7 +86,7 @@ impl Requests {
 }
 
 /// Heartbeats are writes of member Leases and of the fleet leader's, which is also read before.
-fn is_expected_at_rest(event: &AuditEvent) -> bool {
+pub(crate) fn is_expected_at_rest(event: &AuditEvent) -> bool {
     let lease = event.resource == "leases" && event.namespace == OPERATOR_NAMESPACE;
     let heartbeat =
         event.name.starts_with("databasecluster-member-") || event.name == "databasecluster-leader";
