@@ -27,16 +27,17 @@ pub fn belongs_to(claim: &str, statefulset: &str) -> bool {
 }
 
 /// What has to be remembered on the StatefulSet once its claims have grown; none when there is
-/// nothing to grow now.
+/// nothing to grow now. `again`: whether what is remembered is not believed.
 #[must_use]
-pub fn to_grow(cluster: &ClusterRecord, set: &StatefulSetRecord) -> Option<String> {
+pub fn to_grow(cluster: &ClusterRecord, set: &StatefulSetRecord, again: bool) -> Option<String> {
     let spec = &cluster.spec;
     let made = set.claim.as_ref()?;
     let grows = quantity_nano(&spec.storage.size)? > quantity_nano(&made.size)?;
     let grown = format!("{}/{}", spec.storage.size, spec.replicas);
     // Claims of instances that do not exist yet can not be patched.
     let all_exist = spec.replicas > 0 && set.replicas >= spec.replicas;
-    (grows && all_exist && set.grown.as_ref() != Some(&grown)).then_some(grown)
+    let is_done = set.grown.as_ref() == Some(&grown) && !again;
+    (grows && all_exist && !is_done).then_some(grown)
 }
 
 #[cfg(test)]

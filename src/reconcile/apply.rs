@@ -19,6 +19,8 @@ pub(super) struct Steps<'a> {
     pub(super) apply: &'a [Apply],
     pub(super) delete: &'a [Delete],
     pub(super) children: &'a [Arc<ChildRecord>],
+    /// Whether everything is done once more.
+    pub(super) sweep: bool,
 }
 
 /// What applying the children came to.
@@ -114,7 +116,7 @@ impl Run<'_> {
         }
         match owned {
             Some(set) if !applied.changed && applied.trouble.is_none() => {
-                self.grow_claims(set).await
+                self.grow_claims(set, steps.sweep).await
             }
             _ => Ok(()),
         }

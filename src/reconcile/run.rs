@@ -100,6 +100,7 @@ impl<'a> Run<'a> {
                         apply: &apply,
                         delete: &delete,
                         children: &children,
+                        sweep,
                     };
                     if let Err(refused) = self.carry_out_steps(&steps, owned, &mut applied).await {
                         applied.note(refused);

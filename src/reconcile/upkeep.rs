@@ -14,10 +14,15 @@ use crate::fleet::tenure::boottime_ms;
 
 impl Run<'_> {
     /// Grows the claims of all instances if the spec asks for more than they were made with, and
-    /// remembers that on the StatefulSet.
-    pub(super) async fn grow_claims(&mut self, set: &StatefulSetRecord) -> Result<(), Refused> {
+    /// remembers that on the StatefulSet. A sweep does it once more: a claim that was deleted and made
+    /// anew has the size of the template again.
+    pub(super) async fn grow_claims(
+        &mut self,
+        set: &StatefulSetRecord,
+        sweep: bool,
+    ) -> Result<(), Refused> {
         let cluster = self.cluster;
-        let Some(grown) = claims::to_grow(cluster, set) else {
+        let Some(grown) = claims::to_grow(cluster, set, sweep) else {
             return Ok(());
         };
         let writer = &self.reconciler.writer;

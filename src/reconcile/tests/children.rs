@@ -222,6 +222,18 @@ async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
         set["metadata"]["annotations"]["database.io/claims"],
         "2Gi/2"
     );
+
+    // One that was deleted and made anew has the size of the template.
+    let anew = format!("{CLAIMS}/data-orders-db-1");
+    world.change(&anew, |claim| claim["spec"] = json!({}));
+    let interval_ms = world.reconciler.sweep_interval_ms;
+    let long_ago_ms = boottime_ms().saturating_sub(interval_ms);
+    let cluster = world.cluster();
+    let reconciler = &world.reconciler;
+    reconciler.with_memory(&cluster, |memory| memory.swept(long_ago_ms));
+    world.reconcile().await.unwrap();
+    let claim = world.object(&anew).unwrap();
+    assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "2Gi");
 }
 
 #[tokio::test]
