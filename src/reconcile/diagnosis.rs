@@ -15,15 +15,16 @@ const TEXT_LENGTH_MAX: usize = 400;
 const REVISION_LABEL: &str = "controller-revision-hash";
 
 /// The first cause among these Pods, by the Pods' names; none when nothing speaks against their
-/// becoming ready.
+/// becoming ready. `class_name` is the StorageClass that their claims ask for.
 #[must_use]
-pub fn diagnose(pods: &[Pod]) -> Option<Why> {
+pub fn diagnose(pods: &[Pod], class_name: Option<&str>) -> Option<Why> {
     let mut pods: Vec<&Pod> = pods.iter().collect();
     pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
-    pods.into_iter().find_map(diagnose_pod)
+    pods.into_iter()
+        .find_map(|pod| diagnose_pod(pod, class_name))
 }
 
-fn diagnose_pod(pod: &Pod) -> Option<Why> {
+fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<Why> {
     let name = pod.metadata.name.as_deref().unwrap_or("?");
     let status = pod.status.as_ref()?;
     if pod.metadata.deletion_timestamp.is_some() {
@@ -40,9 +41,13 @@ fn diagnose_pod(pod: &Pod) -> Option<Why> {
         let about_volume = ["persistentvolumeclaim", "storageclass", "persistent volume"]
             .iter()
             .any(|word| lower.contains(word));
+        let class = match class_name {
+            Some(class) => format!("the StorageClass {class:?} exists"),
+            None => "there is a default StorageClass".to_owned(),
+        };
         let hint = match about_volume {
             true => format!(
-                "; see `kubectl describe pvc {}`, and whether the StorageClass exists",
+                "; see `kubectl describe pvc {}`, and whether {class}",
                 claim_of(name)
             ),
             false => String::new(),
@@ -82,7 +87,7 @@ pub(super) fn stuck(pods: &[Pod], set: &StatefulSetRecord) -> Vec<Found> {
     pods.iter()
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
         .filter(is_former)
-        .filter(|pod| diagnose_pod(pod).is_some())
+        .filter(|pod| diagnose_pod(pod, None).is_some())
         .filter_map(|pod| Found::of(&pod.metadata))
         .collect()
 }
@@ -204,6 +209,10 @@ mod tests {
 
     use super::*;
 
+    fn diagnose(pods: &[Pod]) -> Option<Why> {
+        super::diagnose(pods, Some("fast"))
+    }
+
     fn pod(name: &str, status: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": name}, "status": status})).unwrap()
     }
@@ -267,6 +276,7 @@ mod tests {
             let why = diagnose(&[pod("x-db-1", status)]).unwrap();
             assert!(why.message.contains(text), "{}", why.message);
             assert!(why.message.contains("pvc data-x-db-1"), "{}", why.message);
+            assert!(why.message.contains("\"fast\""), "{}", why.message);
         }
     }
 

@@ -121,8 +121,10 @@ impl Lookups {
             .limit(PODS_MAX)
             .match_any();
         let pods = api.list(&params).await?.items;
+        let claim = set.claim.as_ref();
+        let class_name = claim.and_then(|claim| claim.class_name.as_deref());
         let mut looked = Looked {
-            why: diagnose(&pods),
+            why: diagnose(&pods, class_name),
             stuck: stuck(&pods, set),
         };
         if looked.why.is_none() && set.replicas < set.spec_replicas {
