@@ -18,6 +18,8 @@ struct Write {
     at_ms: u64,
     /// Whether the watch has shown it.
     seen: bool,
+    /// What it left, apart from the status; none when that is not known.
+    contents: Option<u64>,
 }
 
 impl Write {
@@ -89,6 +91,7 @@ impl Memory {
             resource_version,
             at_ms: now_ms,
             seen: false,
+            contents: None,
         });
     }
 
@@ -103,17 +106,24 @@ impl Memory {
         write.is_pending(now_ms)
     }
 
-    /// Our write to a child returned this version.
-    pub fn wrote_child(&mut self, id: &ChildId, resource_version: String, now_ms: u64) {
-        self.remember(id, resource_version, now_ms, false);
-    }
-
-    fn remember(&mut self, id: &ChildId, resource_version: String, at_ms: u64, seen: bool) {
+    /// Our write to a child returned this version and these contents.
+    pub fn wrote_child(
+        &mut self,
+        id: &ChildId,
+        resource_version: String,
+        contents: Option<u64>,
+        now_ms: u64,
+    ) {
         let write = Write {
             resource_version,
-            at_ms,
-            seen,
+            at_ms: now_ms,
+            seen: false,
+            contents,
         };
+        self.remember(id, write);
+    }
+
+    fn remember(&mut self, id: &ChildId, write: Write) {
         match self.children.iter_mut().find(|(known, _)| known == id) {
             Some((_, known)) => *known = write,
             None => self.children.push((id.clone(), write)),
@@ -126,17 +136,28 @@ impl Memory {
         let id = child.id();
         let shown = &child.resource_version;
         let Some((_, write)) = self.children.iter_mut().find(|(known, _)| *known == id) else {
-            self.remember(&id, shown.clone(), now_ms, true);
+            let write = Write {
+                resource_version: shown.clone(),
+                at_ms: now_ms,
+                seen: true,
+                contents: child.contents,
+            };
+            self.remember(&id, write);
             return Standing::Untouched;
         };
         if *shown == write.resource_version {
             write.seen = true;
+            write.contents = child.contents;
             return Standing::Untouched;
         }
         if version::is_older(shown, &write.resource_version) && write.is_pending(now_ms) {
             return Standing::Lagging;
         }
         write.seen = true;
+        if child.contents.is_some() && child.contents == write.contents {
+            // Only its status is another.
+            return Standing::Untouched;
+        }
         Standing::Touched
     }
 
@@ -226,6 +247,7 @@ mod tests {
             stamp: None,
             fingerprint: None,
             made_from_generation: None,
+            contents: None,
         }
     }
 
@@ -250,10 +272,24 @@ mod tests {
             "first sight"
         );
         assert_eq!(memory.standing(&child("6"), 0), Standing::Touched);
-        memory.wrote_child(&child("").id(), "10".to_owned(), 1_000);
+        memory.wrote_child(&child("").id(), "10".to_owned(), None, 1_000);
         assert_eq!(memory.standing(&child("6"), 1_001), Standing::Lagging);
         assert_eq!(memory.standing(&child("10"), 1_002), Standing::Untouched);
         assert_eq!(memory.standing(&child("11"), 1_003), Standing::Touched);
+    }
+
+    #[test]
+    fn a_child_whose_status_alone_was_written_is_untouched() {
+        let mut memory = Memory::new("u".into(), 0);
+        let with = |version: &str, contents| ChildRecord {
+            contents: Some(contents),
+            ..child(version)
+        };
+        memory.wrote_child(&child("").id(), "10".to_owned(), Some(1), 1_000);
+        assert_eq!(memory.standing(&with("11", 1), 1_001), Standing::Untouched);
+        assert_eq!(memory.standing(&with("12", 2), 1_002), Standing::Touched);
+        memory.wrote_child(&child("").id(), "13".to_owned(), None, 1_003);
+        assert_eq!(memory.standing(&child("14"), 1_004), Standing::Touched);
     }
 
     #[test]
@@ -261,7 +297,7 @@ mod tests {
         let mut memory = Memory::new("u".into(), 0);
         let id = child("").id();
         assert!(!memory.expects(&id, 0));
-        memory.wrote_child(&id, "10".to_owned(), 1_000);
+        memory.wrote_child(&id, "10".to_owned(), None, 1_000);
         assert!(memory.expects(&id, 1_001));
         assert!(!memory.expects(&id, 1_000 + WATCH_LAG_MS_MAX));
         memory.standing(&child("10"), 1_002);

@@ -82,6 +82,9 @@ pub struct ChildRecord {
     pub fingerprint: Option<Fingerprint>,
     /// The generation of the `DatabaseCluster` that it was made from.
     pub made_from_generation: Option<i64>,
+    /// Digest of everything but its status; none for kinds whose objects do not count the
+    /// generations of their spec.
+    pub contents: Option<u64>,
 }
 
 impl ChildRecord {

@@ -148,10 +148,11 @@ impl Run<'_> {
             return self.bring_into_sight(child).await;
         }
         let meta = answer.map_err(|refusal| Refused::by(refusal, &child.id))?;
+        let contents = observe::contents(&meta);
         self.wrote = true;
         let version = meta.resource_version.unwrap_or_default();
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, boottime_ms());
+            memory.wrote_child(&child.id, version, contents, boottime_ms());
         });
         let known_generation = owned.map(|set| set.generation);
         Ok(child.id.kind == ChildKind::StatefulSet && meta.generation != known_generation)
@@ -183,7 +184,7 @@ impl Run<'_> {
             .map_err(|refusal| Refused::by(refusal, &child.id))?;
         self.wrote = true;
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, boottime_ms());
+            memory.wrote_child(&child.id, version, None, boottime_ms());
         });
         Err(Refused::OutOfSight)
     }

@@ -50,7 +50,8 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 impl State {
-    /// Stores an object as a new version; its generation grows when its spec changes.
+    /// Stores an object as a new version; its generation grows when anything but metadata and status
+    /// changes.
     pub(super) fn put(&mut self, path: &str, mut object: Value) -> Value {
         let old = self.objects.get(path).cloned();
         if let Some(old) = &old
@@ -70,7 +71,14 @@ impl State {
             }
             Some(old) => {
                 let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
-                generation + i64::from(old["spec"] != object["spec"])
+                let desired = |object: &Value| {
+                    let mut object = object.clone();
+                    let fields = object.as_object_mut().unwrap();
+                    fields.remove("metadata");
+                    fields.remove("status");
+                    object
+                };
+                generation + i64::from(desired(old) != desired(&object))
             }
         };
         object["metadata"]["generation"] = json!(generation);

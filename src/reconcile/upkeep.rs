@@ -45,7 +45,7 @@ impl Run<'_> {
             .await
             .map_err(|refusal| Refused::by(refusal, &id))?;
         self.reconciler.with_memory(cluster, |memory| {
-            memory.wrote_child(&id, version, boottime_ms());
+            memory.wrote_child(&id, version, None, boottime_ms());
         });
         Ok(())
     }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::json;
 
 use crate::api::{DatabaseCluster, names};
 use crate::core::child::{ChildKind, Fingerprint};
+use crate::core::digest;
 use crate::core::hash::Bucket;
 use crate::core::object::{ObjectKey, Stamp};
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, Owner, StatefulSetRecord};
@@ -46,7 +48,21 @@ pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
         fingerprint: annotation(meta, names::FINGERPRINT_ANNOTATION).and_then(Fingerprint::parse),
         made_from_generation: annotation(meta, names::GENERATION_ANNOTATION)
             .and_then(|text| text.parse().ok()),
+        contents: contents(meta),
     })
+}
+
+/// Digest of everything but the status, which others write without changing anything of ours.
+#[must_use]
+pub fn contents(meta: &ObjectMeta) -> Option<u64> {
+    let generation = meta.generation?;
+    Some(digest::document(&json!([
+        generation,
+        meta.labels,
+        meta.annotations,
+        meta.owner_references,
+        meta.deletion_timestamp,
+    ])))
 }
 
 /// The record of a StatefulSet; none when it lacks what every stored object has.
