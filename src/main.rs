@@ -99,9 +99,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
             fleet_command(client, &namespace, output).await
         }),
         Command::Run(args) => {
-            log::init(args.log_format)?;
+            let log_level = log::init(args.log_format)?;
             install_crypto();
-            runtime()?.block_on(replica::run(*args))
+            runtime()?.block_on(replica::run(*args, log_level))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! One replica put together: clients, watches, pool, ownership, HTTP; and what a shard means here.
 
+mod telling;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,17 +21,17 @@ use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, FleetState, Shar
 use crate::fleet::fence::{Keeper, Prover, SecondLook};
 use crate::fleet::leader::{Leader, LeaderParts};
 use crate::fleet::leases::{LeaseStore, SelfDescription};
-use crate::fleet::tenure::{Tenure, Validity, boottime_ms};
+use crate::fleet::tenure::{Tenure, Validity};
 use crate::planted::{self, Fault, is_planted};
 use crate::pool::{Pool, PoolConfig, Reconcile};
 use crate::reconcile::{Reconciler, ReconcilerConfig};
 use crate::shutdown::{self, Signals};
 use crate::telemetry::client::{ClientKind, build_client};
-use crate::telemetry::fleet_view::FleetView;
+use crate::telemetry::figures::Rates;
 use crate::telemetry::health::Health;
-use crate::telemetry::metrics::{CONTROLLER, Metrics};
+use crate::telemetry::log_level::LogLevel;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::process::ProcessCollector;
-use crate::telemetry::server::Server;
 use crate::watch::feed::{FeedParts, Feeds};
 use crate::watch::firsts::FirstRuns;
 use crate::watch::lists::Lists;
@@ -41,7 +43,6 @@ use crate::watch::trouble::Troubles;
 /// How often everything is applied once more, for drift that nobody saw.
 const SWEEP: Duration = Duration::from_secs(3600);
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
-const LOOK_AFTER_OURSELVES: Duration = Duration::from_millis(500);
 
 /// The pool's work is the reconciler's; what the fence refuses leads to a fresh look at ownership.
 struct Work {
@@ -69,6 +70,9 @@ impl Reconcile for Work {
 
 /// What the parts of a replica share.
 struct Shared {
+    identity: String,
+    rates: Rates,
+    log_level: Arc<LogLevel>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     troubles: Arc<Troubles>,
@@ -86,7 +90,7 @@ struct Shared {
 /// # Errors
 /// When it can not start (no configuration, address in use), or another replica lives under its
 /// identity.
-pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> {
     planted::check().map_err(anyhow::Error::msg)?;
     let identity = args.given_identity().unwrap_or_else(made_up_identity);
     let settings = args.settings(identity.clone())?;
@@ -99,10 +103,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let url = format!("http://{}", listener.local_addr()?);
     tracing::info!(identity, url, shards = args.shards.get(), "listening");
     let clients = clients(&identity, &metrics).await?;
-    let shared = share(&args, &identity, &metrics, &health, clients.write.clone());
+    let told = (&metrics, &health, log_level);
+    let shared = share(&args, &identity, told, clients.write.clone());
 
     let stop = CancellationToken::new();
-    let serving = serve(&shared, listener, &stop);
+    let serving = telling::serve(&shared, listener, &stop);
     let signals = shutdown::signals(&args)?;
     let (namespaces, may_shard) = (args.namespaces(), may_shard(&args));
     let look = first_look(
@@ -170,10 +175,10 @@ async fn work(
         () = fence.before_start() => {}
         () = signals.asked() => return Some(Ended::HandedBack),
     }
-    let fencing = tokio::spawn(fence.run(stop.child_token()));
+    let fencing = shared.part("the fence's keeper", fence.run(stop.child_token()), stop);
     let (handle, events) = agent::channel();
-    let caring = look_after(Arc::clone(shared), args.clone(), stop.child_token());
-    let caring = tokio::spawn(caring);
+    let caring = telling::look_after(Arc::clone(shared), args.shards, stop.child_token());
+    let caring = shared.part("the health keeper", caring, stop);
     let me = SelfDescription {
         lease_seconds: i32::try_from(args.lease_duration.as_secs()).unwrap_or(i32::MAX),
         pod_uid: args.pod_uid(),
@@ -192,7 +197,7 @@ async fn work(
         state: Arc::clone(&shared.fleet),
         metrics: Arc::clone(&shared.metrics),
     });
-    let leading = tokio::spawn(leader.run(stop.child_token()));
+    let leading = shared.part("the leader's part", leader.run(stop.child_token()), stop);
     let look = SecondLook::new(store.clone(), handle.clone(), Arc::clone(&shared.fleet));
     let _set_once = shared.second_look.set(look);
     let parts = AgentParts {
@@ -221,8 +226,7 @@ async fn work(
 fn share(
     args: &RunArgs,
     identity: &str,
-    metrics: &Arc<Metrics>,
-    health: &Arc<Health>,
+    (metrics, health, log_level): (&Arc<Metrics>, &Arc<Health>, Arc<LogLevel>),
     client: Client,
 ) -> Arc<Shared> {
     let store = Arc::new(Store::new(args.shards));
@@ -256,6 +260,9 @@ fn share(
     let pool = Pool::start(limits, work, Arc::clone(metrics));
     let runtime = tokio::runtime::Handle::current();
     Arc::new(Shared {
+        identity: identity.to_owned(),
+        rates: Rates::default(),
+        log_level,
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),
         troubles: Arc::new(Troubles::default()),
@@ -267,23 +274,6 @@ fn share(
         second_look,
         firsts,
     })
-}
-
-fn serve(
-    shared: &Arc<Shared>,
-    listener: TcpListener,
-    stop: &CancellationToken,
-) -> tokio::task::JoinHandle<()> {
-    let (figures, fleet) = (Arc::clone(shared), Arc::clone(&shared.fleet));
-    let server = Server::new(Arc::clone(&shared.metrics), Arc::clone(&shared.health))
-        .with_refresh(Box::new(move || figures.refresh()))
-        .with_fleet(Box::new(move || {
-            let leases = fleet.leases();
-            let now = Some(jiff::Timestamp::now());
-            let view = || FleetView::from_leases(leases.iter().map(AsRef::as_ref), now);
-            (!leases.is_empty()).then(view)
-        }));
-    tokio::spawn(server.serve(listener, stop.child_token()))
 }
 
 fn feeds(
@@ -317,69 +307,6 @@ fn feeds(
 
 fn may_shard(args: &RunArgs) -> bool {
     args.sharded_watch == ShardedWatch::Auto
-}
-
-/// Keeps health and the figures of slow things true.
-async fn look_after(shared: Arc<Shared>, args: RunArgs, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(LOOK_AFTER_OURSELVES);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        shared.reconciler.refresh_metrics().await;
-        let standing = shared.fleet.standing();
-        match standing.watch_error {
-            Some(line) => shared.troubles.report("leases", line),
-            None if standing.settled => shared.troubles.clear("leases"),
-            None => {}
-        }
-        let waiting = "our member Lease is not in force: the API server does not take renewals";
-        if standing.settled {
-            shared.health.ok("leases");
-        } else {
-            shared.health.set("leases", Err(waiting));
-        }
-        match shared.troubles.summary() {
-            Some(line) => shared.health.set("api-server", Err(line)),
-            None => shared.health.ok("api-server"),
-        }
-        let standby = format!(
-            "standing by: another number of shards than --shards {} is at work",
-            args.shards.get()
-        );
-        let role = if standing.standby {
-            Err(standby)
-        } else {
-            Ok(())
-        };
-        shared.health.inform("shards", role);
-    }
-}
-
-impl Shared {
-    /// Copies what changes by itself into the metrics; for each scrape and heartbeat.
-    fn refresh(&self) {
-        self.process.refresh();
-        self.pool.refresh_metrics();
-        let renewed_ms = self.fleet.standing().last_renewal_ms;
-        let age_ms = renewed_ms.map_or(0, |at_ms| boottime_ms().saturating_sub(at_ms));
-        let age = Duration::from_millis(age_ms);
-        self.metrics.heartbeat_age_seconds.set(age.as_secs_f64());
-        for (phase, number) in self.store.phases() {
-            let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
-            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
-        }
-        let owned = &self.metrics.shard_owned;
-        for (shard, number) in self.store.counts().into_iter().enumerate() {
-            let label = shard.to_string();
-            let held = owned.get_metric_with_label_values(&[&label]);
-            if number > 0 && held.is_ok_and(|gauge| gauge.get() == 1) {
-                let gauge = self.metrics.shard_objects.with_label_values(&[&label]);
-                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
-            }
-        }
-    }
 }
 
 /// What a shard means in this process: watches, queue, workers.
@@ -459,17 +386,7 @@ impl ShardHost for Host {
     }
 
     fn stats(&self) -> String {
-        self.shared.refresh();
-        let metrics = &self.shared.metrics;
-        let queue = [CONTROLLER, CONTROLLER, ""];
-        serde_json::json!({
-            "cpu_seconds": metrics.process_cpu_seconds_total.get(),
-            "memory_bytes": metrics.process_resident_memory_bytes.get(),
-            "queue_depth": metrics.workqueue_depth.with_label_values(&queue).get(),
-            "busy": metrics.active_workers.with_label_values(&[CONTROLLER]).get(),
-            "objects": self.shared.store.counts().iter().sum::<usize>(),
-        })
-        .to_string()
+        self.shared.stats()
     }
 }
 

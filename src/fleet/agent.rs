@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::mpsc;
@@ -24,6 +25,7 @@ use crate::core::lease::{member_lease_name, shard_lease_name};
 use crate::core::object::Stamp;
 use crate::core::ownership::{Action, Event, Ownership, Reason, Settings};
 use crate::planted::{Fault, is_planted};
+use crate::telemetry::fleet_history::History;
 use crate::telemetry::metrics::Metrics;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -61,6 +63,7 @@ pub struct FleetState {
 #[derive(Clone, Debug, Default)]
 struct Inner {
     leases: BTreeMap<String, Arc<Lease>>,
+    history: History,
     standing: Standing,
 }
 
@@ -75,6 +78,8 @@ pub struct Standing {
     pub last_renewal_ms: Option<u64>,
     /// Why the Leases can not be watched, if they can not.
     pub watch_error: Option<String>,
+    /// Grows with every step of the agent, several a second whatever the world outside is like.
+    pub steps: u64,
 }
 
 impl FleetState {
@@ -92,7 +97,16 @@ impl FleetState {
     /// Takes in a Lease that the watch does not show: the fleet leader's carries no labels.
     pub fn remember(&self, lease: Lease) {
         let name = lease.metadata.name.clone().unwrap_or_default();
-        self.with(|inner| inner.leases.insert(name, Arc::new(lease)));
+        let (now_ms, now) = (boottime_ms(), Timestamp::now());
+        self.with(|inner| {
+            inner.history.note(&lease, now_ms, now);
+            inner.leases.insert(name, Arc::new(lease));
+        });
+    }
+
+    /// What was seen of the Leases over time.
+    pub fn recall<T>(&self, look: impl FnOnce(&History) -> T) -> T {
+        self.with(|inner| look(&inner.history))
     }
 
     /// How we stand.
@@ -252,7 +266,10 @@ impl<H: ShardHost> Agent<H> {
             }
             Ok(watcher::Event::Delete(lease)) => {
                 let name = lease.metadata.name.clone().unwrap_or_default();
-                self.parts.state.with(|inner| inner.leases.remove(&name));
+                self.parts.state.with(|inner| {
+                    inner.leases.remove(&name);
+                    inner.history.forget(&name);
+                });
                 match decode(&lease)? {
                     Seen::Member(m) => Some(Event::MemberGone {
                         identity: m.identity,
@@ -284,6 +301,11 @@ impl<H: ShardHost> Agent<H> {
             }
             self.parts.state.remember(lease);
         }
+        self.parts.state.with(|inner| {
+            inner
+                .history
+                .all_noted(|name| inner.leases.contains_key(name));
+        });
         Event::Listed { members, shards }
     }
 
@@ -312,6 +334,7 @@ impl<H: ShardHost> Agent<H> {
             inner.standing.settled = self.machine.is_settled(now_ms);
             inner.standing.standby = self.machine.is_standby();
             inner.standing.last_renewal_ms = self.machine.last_renewal_ms();
+            inner.standing.steps = inner.standing.steps.wrapping_add(1);
         });
     }
 

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -73,6 +74,7 @@ impl Default for PoolConfig {
 /// Runs reconciles of the shards that were started, until it is shut down or its last clone drops.
 pub struct Pool<R> {
     shared: Arc<Shared<R>>,
+    scheduler: AbortHandle,
     _last_clone: Arc<DropGuard>,
 }
 
@@ -95,6 +97,7 @@ impl<R> Clone for Pool<R> {
     fn clone(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
+            scheduler: self.scheduler.clone(),
             _last_clone: Arc::clone(&self._last_clone),
         }
     }
@@ -143,9 +146,10 @@ impl<R: Reconcile> Pool<R> {
             tasks: TaskTracker::new(),
             shutdown: shutdown.clone(),
         });
-        shared.tasks.spawn(scheduler::run(Arc::clone(&shared)));
+        let scheduler = shared.tasks.spawn(scheduler::run(Arc::clone(&shared)));
         Self {
             shared,
+            scheduler: scheduler.abort_handle(),
             _last_clone: Arc::new(shutdown.drop_guard()),
         }
     }
@@ -235,6 +239,12 @@ impl<R: Reconcile> Pool<R> {
     pub fn is_settled(&self) -> bool {
         let now_ms = self.shared.now_ms();
         self.shared.state().is_settled(now_ms)
+    }
+
+    /// Whether the task that starts runs is still there. When it is not, nothing ever runs again.
+    #[must_use]
+    pub fn is_scheduling(&self) -> bool {
+        !self.scheduler.is_finished()
     }
 
     /// Completes when nothing runs and nothing is due.

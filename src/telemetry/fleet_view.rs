@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
+use super::fleet_history::{Age, History};
+use super::fleet_trouble::Problem;
 use super::text::safe;
+use crate::api::Phase;
 use crate::core::hash::{ShardCount, ShardId};
+use crate::core::lease::member_lease_name;
 
 /// Label that tells the operator's own Leases from others.
 pub const APP_LABEL: (&str, &str) = ("app.kubernetes.io/name", "databasecluster-operator");
@@ -19,8 +24,10 @@ const SHARD_PREFIX: &str = "databasecluster-shard-";
 /// 256 shards and as many replicas fit; a page of more helps nobody.
 const LEASES_MAX: usize = 1024;
 const NAME_CHARS_MAX: usize = 100;
-const STATS_CHARS_MAX: usize = 400;
-const STATS_MAX: usize = 16;
+const STATS_CHARS_MAX: usize = 1000;
+const STATS_MAX: usize = 32;
+/// The figure of each phase in the stats of a member, such as `clusters_ready`.
+const CLUSTERS_PREFIX: &str = "clusters_";
 
 /// The fleet as its Leases describe it. All text is safe to print.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -33,6 +40,63 @@ pub struct FleetView {
     pub shards: Vec<ShardView>,
     /// What is wrong with the whole, such as shards without a Lease.
     pub notes: Vec<String>,
+    /// How many shards there are to be, if the Leases tell.
+    pub shard_count: Option<u16>,
+    /// DatabaseClusters by phase, as the members that are not vacated count their own.
+    pub clusters: BTreeMap<&'static str, u64>,
+    /// Moves of shards that the reader saw, the latest first.
+    pub moves: Vec<MoveView>,
+    /// What is wrong, the worst first; filled in by [`FleetView::judged`].
+    pub problems: Vec<Problem>,
+    /// Who made this view; none: somebody who is no replica.
+    pub observer: Option<ObserverView>,
+}
+
+/// The replica that made a view.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ObserverView {
+    /// Its identity.
+    pub identity: String,
+    /// Version of the program.
+    pub version: &'static str,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Its checks, as `/readyz` has them.
+    pub checks: Vec<CheckView>,
+    /// How long it has watched the Leases.
+    pub watching_seconds: f64,
+    /// When it made the view, by its own clock.
+    pub at: String,
+}
+
+/// One check of a replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CheckView {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether readiness depends on it.
+    pub gate: bool,
+    /// Why it is not ok; none: it is.
+    pub problem: Option<String>,
+}
+
+/// A shard that changed hands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct MoveView {
+    /// Which shard.
+    pub shard: u16,
+    /// Who held it; none: nobody.
+    pub from: Option<String>,
+    /// Who holds it since; none: nobody.
+    pub to: Option<String>,
+    /// Its epoch since.
+    pub epoch: i32,
+    /// How long ago the reader saw it.
+    pub seconds_ago: f64,
+    /// When that was, by the reader's clock.
+    pub at: String,
+    /// Why, in a word.
+    pub why: &'static str,
 }
 
 /// The fleet leader, as its Lease names it. Whether it still lives, the Lease alone does not tell.
@@ -42,6 +106,10 @@ pub struct LeaderView {
     pub identity: Option<String>,
     /// Age of the last renewal by the reader's own clock.
     pub renewed_seconds_ago: Option<f64>,
+    /// Whether it lives, if the reader has watched it for long enough to know.
+    pub live: Option<bool>,
+    /// How long it leads without a renewal.
+    pub lease_seconds: Option<i32>,
 }
 
 /// One member Lease.
@@ -67,6 +135,10 @@ pub struct MemberView {
     pub warm: Option<String>,
     /// Age of the last renewal by the reader's own clock.
     pub renewed_seconds_ago: Option<f64>,
+    /// Time since the reader saw a renewal, or came to know the Lease.
+    pub heartbeat_age_seconds: Option<f64>,
+    /// How long it lives without a renewal.
+    pub lease_seconds: Option<i32>,
     /// Figures that it publishes about itself.
     pub stats: BTreeMap<String, f64>,
     /// What is wrong with the Lease.
@@ -90,6 +162,8 @@ pub struct ShardView {
     pub buckets: Option<String>,
     /// The planned next holder.
     pub successor: Option<String>,
+    /// How long it has been so, by the reader's clock against the writer's.
+    pub held_seconds: Option<f64>,
     /// The holder's member Lease tells of another life, or there is none.
     pub orphaned: bool,
     /// What is wrong with the Lease.
@@ -131,7 +205,7 @@ impl FleetView {
             view.members.push(row);
         }
         for lease in &shards {
-            let mut row = shard(lease);
+            let mut row = shard(lease, now);
             row.orphaned = holder(lease).is_some_and(|holder| {
                 !members.iter().any(|(identity, member)| {
                     *identity == holder
@@ -144,16 +218,67 @@ impl FleetView {
         view.shards
             .sort_by_key(|row| (row.shard.is_none(), row.shard, row.lease.clone()));
         view.note_missing_shards(&shards);
+        view.count_clusters();
         view
     }
 
-    /// Fills in what the reader has observed itself: `None` where it does not know.
+    /// Fills in what the reader has observed itself.
     #[must_use]
-    pub fn with_live(mut self, live: impl Fn(&str) -> Option<bool>) -> Self {
+    pub fn with_history(mut self, history: &History, now_ms: u64) -> Self {
         for member in &mut self.members {
-            member.live = live(&member.identity);
+            let age = history.age(&member_lease_name(&member.identity), now_ms);
+            member.heartbeat_age_seconds = age.map(|age| seconds(age.age_ms));
+            member.live = match (member.vacated, age) {
+                (true, _) => Some(false),
+                (false, age) => live(age, member.lease_seconds),
+            };
         }
+        if let Some(leader) = &mut self.leader {
+            let age = history.age(LEADER_LEASE, now_ms);
+            leader.live = live(age, leader.lease_seconds);
+        }
+        let shown = history.moves().map(|seen| MoveView {
+            shard: seen.shard,
+            from: (!seen.from.is_empty()).then(|| seen.from.clone()),
+            to: (!seen.to.is_empty()).then(|| seen.to.clone()),
+            epoch: seen.epoch,
+            seconds_ago: seconds(now_ms.saturating_sub(seen.seen_ms)),
+            at: seen.seen_at.to_string(),
+            why: seen.why.label(),
+        });
+        self.moves = shown.collect();
         self
+    }
+
+    /// Says who made the view.
+    #[must_use]
+    pub fn with_observer(mut self, observer: ObserverView) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Whether a live replica holds the shard, as far as the reader knows.
+    #[must_use]
+    pub fn is_owned(&self, shard: &ShardView) -> bool {
+        let Some(holder) = shard.holder.as_deref().filter(|_| !shard.orphaned) else {
+            return false;
+        };
+        let member = self.members.iter().find(|m| m.identity == holder);
+        member.is_some_and(|member| member.live != Some(false))
+    }
+
+    fn count_clusters(&mut self) {
+        for phase in Phase::ALL {
+            let figure = format!("{CLUSTERS_PREFIX}{}", phase.label().to_lowercase());
+            let counts = self.members.iter().filter(|member| !member.vacated);
+            let counts = counts.filter_map(|member| member.stats.get(&figure));
+            // A negative or absurd figure counts as none, or as very many: it harms nobody.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let count = counts
+                .map(|count| *count as u64)
+                .fold(0, u64::saturating_add);
+            self.clusters.insert(phase.label(), count);
+        }
     }
 
     fn note_missing_shards(&mut self, leases: &[&Lease]) {
@@ -171,6 +296,7 @@ impl FleetView {
         let Ok(count) = ShardCount::new(count) else {
             return;
         };
+        self.shard_count = Some(count.get());
         let missing: Vec<String> = count
             .shards()
             .filter(|shard| !self.shards.iter().any(|row| row.shard == Some(shard.0)))
@@ -203,15 +329,38 @@ fn vacated(lease: &Lease) -> bool {
 }
 
 fn renewed_seconds_ago(spec: Option<&LeaseSpec>, now: Option<Timestamp>) -> Option<f64> {
-    let age = now?.duration_since(spec?.renew_time.as_ref()?.0);
+    age_seconds(spec?.renew_time.as_ref(), now)
+}
+
+fn age_seconds(then: Option<&MicroTime>, now: Option<Timestamp>) -> Option<f64> {
+    let age = now?.duration_since(then?.0);
     Some((age.as_secs_f64() * 1000.0).round() / 1000.0)
+}
+
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+/// `None`: not watched for long enough to know.
+fn live(age: Option<Age>, lease_seconds: Option<i32>) -> Option<bool> {
+    let (age, lease_seconds) = (age?, u64::try_from(lease_seconds?).ok()?);
+    if age.age_ms > lease_seconds * 1000 {
+        return Some(false);
+    }
+    age.renewed.then_some(true)
 }
 
 fn leader(lease: &Lease, now: Option<Timestamp>) -> LeaderView {
     LeaderView {
         identity: holder(lease).map(|holder| safe(holder, NAME_CHARS_MAX)),
         renewed_seconds_ago: renewed_seconds_ago(lease.spec.as_ref(), now),
+        live: None,
+        lease_seconds: lease_seconds(lease),
     }
+}
+
+fn lease_seconds(lease: &Lease) -> Option<i32> {
+    lease.spec.as_ref()?.lease_duration_seconds
 }
 
 fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
@@ -245,6 +394,8 @@ fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
         held: 0,
         warm: shown(lease, "warm"),
         renewed_seconds_ago: renewed_seconds_ago(lease.spec.as_ref(), now),
+        heartbeat_age_seconds: None,
+        lease_seconds: lease_seconds(lease),
         stats: stats(annotation(lease, "stats").unwrap_or_default()),
         damage: joined(&damage),
     }
@@ -262,7 +413,7 @@ fn stats(text: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
-fn shard(lease: &Lease) -> ShardView {
+fn shard(lease: &Lease, now: Option<Timestamp>) -> ShardView {
     let name = lease.metadata.name.as_deref().unwrap_or_default();
     let spec = lease.spec.as_ref();
     let mut damage = Vec::new();
@@ -298,6 +449,7 @@ fn shard(lease: &Lease) -> ShardView {
         epoch,
         buckets: shown(lease, "buckets"),
         successor: shown(lease, "successor"),
+        held_seconds: age_seconds(spec.and_then(|spec| spec.acquire_time.as_ref()), now),
         orphaned: false,
         damage: joined(&damage),
     }

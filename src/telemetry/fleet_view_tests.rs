@@ -1,7 +1,7 @@
 //! Tests of the view of the fleet: whole Leases, damaged ones, hostile ones.
 #![allow(clippy::unwrap_used)]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::SignedDuration;
 
 use super::*;
@@ -102,10 +102,10 @@ fn a_whole_fleet_is_shown_as_its_leases_tell_it() {
             epoch: Some(3),
             buckets: Some("128-255".into()),
             successor: Some("op-0/bb".into()),
-            orphaned: false,
-            damage: None,
+            ..ShardView::default()
         }
     );
+    assert_eq!(view.shard_count, Some(2));
     assert_eq!(view.notes, Vec::<String>::new());
 }
 
@@ -133,9 +133,63 @@ fn a_shard_whose_holder_lives_another_life_is_orphaned() {
 fn liveness_is_the_readers_own_observation() {
     let view = FleetView::from_leases(&whole_fleet(), None);
     assert!(view.members.iter().all(|member| member.live.is_none()));
-    let view = view.with_live(|identity| (identity == "op-1").then_some(false));
-    assert_eq!(view.members[0].live, None);
-    assert_eq!(view.members[1].live, Some(false));
+
+    let mut leases = whole_fleet();
+    for lease in &mut leases {
+        lease.spec.as_mut().unwrap().lease_duration_seconds = Some(6);
+    }
+    let mut history = History::default();
+    leases.iter().for_each(|lease| history.note(lease, 0, NOW));
+    let renewed = Some(MicroTime(NOW + SignedDuration::from_secs(3)));
+    leases[1].spec.as_mut().unwrap().renew_time = renewed;
+    history.note(&leases[1], 3_000, NOW);
+    let live = |now_ms| {
+        let view = FleetView::from_leases(&leases, Some(NOW)).with_history(&history, now_ms);
+        let ages: Vec<_> = view
+            .members
+            .iter()
+            .map(|m| m.heartbeat_age_seconds)
+            .collect();
+        let live: Vec<_> = view.members.iter().map(|m| m.live).collect();
+        (ages, live, view.leader.unwrap().live)
+    };
+    assert_eq!(
+        live(5_000),
+        (vec![Some(5.0), Some(2.0)], vec![None, Some(true)], None)
+    );
+    assert_eq!(live(7_000).1, [Some(false), Some(true)]);
+    assert_eq!(live(9_001).1, [Some(false), Some(false)]);
+}
+
+#[test]
+fn clusters_are_those_that_members_count_unless_they_are_dead() {
+    let stats = |figures| [("stats", figures), ("incarnation", "aa")];
+    let mut leases = vec![
+        lease(
+            "databasecluster-member-a",
+            "a",
+            0,
+            &stats(r#"{"clusters_ready": 4, "clusters_degraded": 1}"#),
+        ),
+        lease(
+            "databasecluster-member-b",
+            "b",
+            0,
+            &stats(r#"{"clusters_ready": 3, "clusters_creating": -7}"#),
+        ),
+        lease(
+            "databasecluster-member-c",
+            "",
+            0,
+            &stats(r#"{"clusters_ready": 99}"#),
+        ),
+    ];
+    let clusters = |leases: &[Lease]| FleetView::from_leases(leases, None).clusters;
+    assert_eq!(clusters(&leases)["Ready"], 7);
+    assert_eq!(clusters(&leases)["Degraded"], 1);
+    assert_eq!(clusters(&leases)["Creating"], 0);
+    leases[0] = lease("databasecluster-member-a", "a", 0, &stats("[1]"));
+    assert_eq!(clusters(&leases)["Ready"], 3);
 }
 
 #[test]
@@ -185,7 +239,7 @@ fn hostile_text_is_bounded_and_harmless() {
         ),
     ];
     let text = serde_json::to_string(&FleetView::from_leases(&leases, Some(NOW))).unwrap();
-    assert!(text.len() < 2000, "{} bytes", text.len());
+    assert!(text.len() < 3000, "{} bytes", text.len());
     assert!(!text.contains("\\u001b") && !text.contains("\\n") && !text.contains('\u{202e}'));
     let crowd: Vec<Lease> = (0..3000)
         .map(|n| lease(&format!("databasecluster-member-{n}"), "a", 0, &[]))

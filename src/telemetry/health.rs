@@ -3,6 +3,7 @@
 use std::fmt::{Display, Write as _};
 use std::sync::{Mutex, PoisonError};
 
+use super::fleet_view::CheckView;
 use super::text::safe;
 
 const REASON_CHARS_MAX: usize = 300;
@@ -119,6 +120,23 @@ impl Health {
         Verdict { ok, text }
     }
 
+    /// Each check, for the fleet page.
+    #[must_use]
+    pub fn checks(&self) -> Vec<CheckView> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let alive = state.beyond_recovery.clone().map(|problem| CheckView {
+            name: "alive",
+            gate: true,
+            problem: Some(problem),
+        });
+        let checks = state.checks.iter().map(|check| CheckView {
+            name: check.name,
+            gate: check.gate,
+            problem: check.problem.clone(),
+        });
+        alive.into_iter().chain(checks).collect()
+    }
+
     fn record(&self, name: &'static str, gate: bool, problem: Option<String>) {
         let problem = problem.map(|problem| safe(&problem, REASON_CHARS_MAX));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -193,5 +211,8 @@ mod tests {
             "[-] alive: the queue task ended\nlivez check failed\n"
         );
         assert!(!health.readyz().ok);
+        let checks = health.checks();
+        assert_eq!((checks[0].name, checks[1].name), ("alive", "api-server"));
+        assert!(checks.iter().all(|check| check.problem.is_some()));
     }
 }

@@ -1,10 +1,13 @@
 //! Sets up the log: one line an event, to standard error, as text or JSON.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+use super::log_level::{Apply, LogLevel};
 
 /// `kube_client::client::builder` logs every failed request as an error. The operator reports each
 /// failure itself, once and with what to do, so that module is silent by default.
@@ -38,18 +41,17 @@ pub enum LogError {
 }
 
 /// Sets up the log of this process; `RUST_LOG` decides what is shown (default: info, libraries warn).
+/// Gives the handle that changes our own level later.
 ///
 /// # Errors
 /// When `RUST_LOG` does not parse, or the log was set up before.
-pub fn init(format: LogFormat) -> Result<(), LogError> {
+pub fn init(format: LogFormat) -> Result<Arc<LogLevel>, LogError> {
     use tracing_subscriber::util::SubscriberInitExt as _;
-    let filter = filter(&std::env::var("RUST_LOG").unwrap_or_default())?;
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    match format {
-        LogFormat::Text => text(filter, colours, || OneLine(io::stderr())).try_init()?,
-        LogFormat::Json => json(filter, || OneLine(io::stderr())).try_init()?,
-    }
-    Ok(())
+    let (log, apply) = build(format, &asked, colours, || OneLine(io::stderr()))?;
+    log.try_init()?;
+    Ok(LogLevel::new(apply))
 }
 
 /// What `value` adds comes last, and of two directives for one target the last one counts.
@@ -65,27 +67,40 @@ fn filter(value: &str) -> Result<EnvFilter, LogError> {
 
 type Log = Box<dyn tracing::Subscriber + Send + Sync>;
 
-fn text<W>(filter: EnvFilter, colours: bool, writer: W) -> Log
+/// The log, and how to put more directives into force than `asked` has.
+fn build<W>(
+    format: LogFormat,
+    asked: &str,
+    colours: bool,
+    writer: W,
+) -> Result<(Log, Apply), LogError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
+    let filtered = tracing_subscriber::fmt()
+        .with_env_filter(filter(asked)?)
         .with_writer(writer);
-    Box::new(log.finish())
-}
-
-fn json<W>(filter: EnvFilter, writer: W) -> Log
-where
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
-{
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .json()
-        .flatten_event(true)
-        .with_writer(writer);
-    Box::new(log.finish())
+    let asked = asked.to_owned();
+    let again = move |more: &str| filter(&format!("{asked},{more}")).map_err(|e| e.to_string());
+    Ok(match format {
+        LogFormat::Text => {
+            let log = filtered.with_ansi(colours).with_filter_reloading();
+            let handle = log.reload_handle();
+            let apply = move |more: &str| handle.reload(again(more)?).map_err(|e| e.to_string());
+            (Box::new(log.finish()), Box::new(apply))
+        }
+        LogFormat::Json => {
+            // The innermost span is the reconcile: there is no other one to list.
+            let log = filtered
+                .json()
+                .flatten_event(true)
+                .with_span_list(false)
+                .with_filter_reloading();
+            let handle = log.reload_handle();
+            let apply = move |more: &str| handle.reload(again(more)?).map_err(|e| e.to_string());
+            (Box::new(log.finish()), Box::new(apply))
+        }
+    })
 }
 
 /// Writes an event that holds line breaks as one line, so that no text from elsewhere can pass for
@@ -137,18 +152,14 @@ mod tests {
         }
     }
 
-    fn lines(format: LogFormat, rust_log: &str, events: impl FnOnce()) -> Vec<String> {
+    fn lines(format: LogFormat, rust_log: &str, events: impl FnOnce(&Apply)) -> Vec<String> {
         let captured = Captured::default();
         let writer = {
             let captured = captured.clone();
             move || OneLine(captured.clone())
         };
-        let filter = filter(rust_log).unwrap();
-        let log = match format {
-            LogFormat::Text => text(filter, false, writer),
-            LogFormat::Json => json(filter, writer),
-        };
-        tracing::subscriber::with_default(log, events);
+        let (log, apply) = build(format, rust_log, false, writer).unwrap();
+        tracing::subscriber::with_default(log, || events(&apply));
         let bytes = captured.0.lock().unwrap().clone();
         let text = String::from_utf8(bytes).unwrap();
         text.lines().map(str::to_owned).collect()
@@ -156,7 +167,7 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_whatever_it_says() {
-        let events = || tracing::info!(cause = %"a\nINFO forged\r\n", "first\nsecond");
+        let events = |_: &Apply| tracing::info!(cause = %"a\nINFO forged\r\n", "first\nsecond");
         for format in [LogFormat::Text, LogFormat::Json] {
             let lines = lines(format, "", events);
             assert_eq!(lines.len(), 1, "{lines:?}");
@@ -167,7 +178,7 @@ mod tests {
 
     #[test]
     fn json_lines_parse() {
-        let lines = lines(LogFormat::Json, "", || tracing::warn!(shard = 7, "taken"));
+        let lines = lines(LogFormat::Json, "", |_| tracing::warn!(shard = 7, "taken"));
         let event: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
         assert_eq!(event["message"], "taken");
         assert_eq!(event["shard"], 7);
@@ -176,7 +187,7 @@ mod tests {
 
     #[test]
     fn libraries_whisper_until_they_are_asked() {
-        let events = || {
+        let events = |_: &Apply| {
             tracing::info!("ours");
             tracing::debug!("ours too");
             tracing::info!(target: "kube_client::client", "request");
@@ -187,6 +198,45 @@ mod tests {
         assert_eq!(lines(LogFormat::Text, "debug", events).len(), 3);
         assert_eq!(lines(LogFormat::Text, "kube_client=debug", events).len(), 3);
         assert_eq!(lines(LogFormat::Text, "off", events).len(), 1);
+    }
+
+    #[test]
+    fn every_line_of_a_reconcile_tells_object_shard_epoch_and_attempt() {
+        let events = |_: &Apply| {
+            let span = tracing::info_span!(
+                "reconcile", object = %"shop/db-0", shard = %7, epoch = 3, attempt = 1
+            );
+            span.in_scope(|| tracing::info!("applied"));
+        };
+        let json = lines(LogFormat::Json, "", events);
+        let event: serde_json::Value = serde_json::from_str(&json[0]).unwrap();
+        let expected = serde_json::json!({
+            "name": "reconcile", "object": "shop/db-0", "shard": "7", "epoch": 3, "attempt": 1,
+        });
+        assert_eq!(event["span"], expected);
+        let text = lines(LogFormat::Text, "", events);
+        let expected = "reconcile{object=shop/db-0 shard=7 epoch=3 attempt=1}";
+        assert!(text[0].contains(expected), "{text:?}");
+    }
+
+    #[test]
+    fn the_level_changes_while_the_process_runs_and_libraries_stay_quiet() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let lines = lines(format, "info", |apply| {
+                let both = || {
+                    tracing::debug!("ours");
+                    tracing::debug!(target: "kube_client::client", "theirs");
+                };
+                both();
+                apply("databasecluster_operator=debug").unwrap();
+                both();
+                apply("").unwrap();
+                both();
+                assert!(apply("=what=").is_err());
+            });
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].contains("ours"), "{lines:?}");
+        }
     }
 
     #[test]

@@ -1,15 +1,19 @@
-//! The HTTP server of a replica: `/metrics`, `/livez`, `/readyz`, `/fleet`; every use of it is bounded.
+//! The HTTP server of a replica: metrics, health, the fleet, the log level; every use of it is bounded.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, StatusCode};
+use axum::body::Bytes;
+use axum::extract::{Extension, Request, State};
+use axum::http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Router, body};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,11 +26,30 @@ use super::connections::{Connections, Place};
 use super::fleet_table;
 use super::fleet_view::FleetView;
 use super::health::{Health, Verdict};
+use super::log_level::{self, LogLevel};
+use super::loopback::{Peer, made_here};
 use super::metrics::Metrics;
+use super::page::{self, Form};
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
+/// Nobody else's page may take in what we answer, or keep a handle to our window.
+const CROSS_ORIGIN: [(HeaderName, &str); 2] = [
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
+];
+/// However many look at the fleet, it is looked up this often at most.
+const FLEET_KEPT: Duration = Duration::from_millis(250);
+const LOG_LEVEL_BYTES_MAX: usize = 100;
+const LOG_LEVEL_PATIENCE: Duration = Duration::from_secs(2);
 /// After a failed accept, such as one for want of file descriptors, which does not mend at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -68,7 +91,18 @@ pub struct Server {
     health: Arc<Health>,
     refreshes: Vec<Refresh>,
     fleet: FleetSource,
+    /// The last look at the fleet. Guarded while a new one is taken: whoever comes meanwhile wants
+    /// the same.
+    looked: Mutex<Option<Looked>>,
+    log_level: Arc<LogLevel>,
     limits: HttpLimits,
+}
+
+#[derive(Clone)]
+struct Looked {
+    at: Instant,
+    view: Arc<FleetView>,
+    json: Bytes,
 }
 
 impl Server {
@@ -80,6 +114,8 @@ impl Server {
             health,
             refreshes: Vec::new(),
             fleet: Box::new(|| None),
+            looked: Mutex::default(),
+            log_level: LogLevel::fixed(),
             limits: HttpLimits::default(),
         }
     }
@@ -95,6 +131,13 @@ impl Server {
     #[must_use]
     pub fn with_fleet(mut self, fleet: FleetSource) -> Self {
         self.fleet = fleet;
+        self
+    }
+
+    /// What `/log-level` changes.
+    #[must_use]
+    pub fn with_log_level(mut self, log_level: Arc<LogLevel>) -> Self {
+        self.log_level = log_level;
         self
     }
 
@@ -157,8 +200,10 @@ async fn serve_connection(
     limits: HttpLimits,
     stop: CancellationToken,
 ) {
-    let service = service_fn(|request| {
+    let peer = Peer(stream.peer_addr().ok());
+    let service = service_fn(|mut request: http::Request<hyper::body::Incoming>| {
         let busy = place.busy();
+        request.extensions_mut().insert(peer);
         let answer = app.clone().oneshot(request);
         async move {
             let _busy = busy;
@@ -193,21 +238,22 @@ fn router(server: Arc<Server>) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/fleet", get(fleet))
+        .route("/log-level", get(log_level).put(change_log_level))
         .with_state(server)
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response {
+fn answer(status: StatusCode, content_type: &'static str, body: impl IntoResponse) -> Response {
     let headers = [
         (CONTENT_TYPE, content_type),
         (CACHE_CONTROL, "no-store"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    (status, headers, body).into_response()
+    (status, headers, CROSS_ORIGIN, body).into_response()
 }
 
 async fn index() -> Response {
-    let text = "databasecluster-operator\n/metrics /livez /readyz /fleet\n";
-    answer(StatusCode::OK, PLAIN, text.to_owned())
+    let text = "databasecluster-operator\n/metrics /livez /readyz /fleet /log-level\n";
+    answer(StatusCode::OK, PLAIN, text)
 }
 
 async fn metrics(State(server): State<Arc<Server>>) -> Response {
@@ -243,21 +289,98 @@ async fn readyz(State(server): State<Arc<Server>>) -> Response {
 
 async fn fleet(State(server): State<Arc<Server>>, headers: HeaderMap) -> Response {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
-    let for_people = accept.is_some_and(|accept| accept.contains("text/html"));
-    let Some(view) = (server.fleet)() else {
-        let text = "this replica has not seen the Leases yet; see /readyz\n".to_owned();
-        return answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text);
-    };
-    if for_people {
-        return answer(StatusCode::OK, PLAIN, fleet_table::render(&view));
+    let form = page::form(accept);
+    if form == Form::Page {
+        return fleet_page();
     }
-    match serde_json::to_string(&view) {
-        Ok(json) => answer(StatusCode::OK, JSON, json + "\n"),
+    match server.look() {
+        Ok(Some(looked)) if form == Form::Table => {
+            answer(StatusCode::OK, PLAIN, fleet_table::render(&looked.view))
+        }
+        Ok(Some(looked)) => answer(StatusCode::OK, JSON, looked.json),
+        Ok(None) => {
+            let text = "this replica has not seen the Leases yet; see /readyz\n";
+            answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
+        }
         Err(error) => answer(
             StatusCode::INTERNAL_SERVER_ERROR,
             PLAIN,
             format!("cannot write the fleet as JSON: {error}\n"),
         ),
+    }
+}
+
+/// The page itself is always there: it says by itself what it waits for.
+fn fleet_page() -> Response {
+    let Some(nonce) = page::nonce() else {
+        let text = "the kernel gave no random numbers; try again\n";
+        return answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text);
+    };
+    let policy = [
+        (CONTENT_SECURITY_POLICY, page::policy(&nonce)),
+        (REFERRER_POLICY, "no-referrer".to_owned()),
+    ];
+    (policy, answer(StatusCode::OK, HTML, page::page(&nonce))).into_response()
+}
+
+impl Server {
+    fn look(&self) -> serde_json::Result<Option<Looked>> {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = looked
+            .as_ref()
+            .filter(|last| last.at.elapsed() < FLEET_KEPT)
+        {
+            return Ok(Some(last.clone()));
+        }
+        let Some(view) = (self.fleet)() else {
+            return Ok(None);
+        };
+        let json = serde_json::to_string(&view)? + "\n";
+        let fresh = Looked {
+            at: Instant::now(),
+            view: Arc::new(view),
+            json: json.into(),
+        };
+        *looked = Some(fresh.clone());
+        Ok(Some(fresh))
+    }
+}
+
+async fn log_level(
+    State(server): State<Arc<Server>>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Response {
+    if let Err(why) = made_here(peer, &headers) {
+        return answer(StatusCode::FORBIDDEN, PLAIN, format!("{why}\n"));
+    }
+    let level = server.log_level.changed_to().unwrap_or("default");
+    answer(StatusCode::OK, PLAIN, format!("{level}\n"))
+}
+
+async fn change_log_level(
+    State(server): State<Arc<Server>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Response {
+    // Before the body is read: whoever may not ask shall not keep us waiting.
+    if let Err(why) = made_here(peer, request.headers()) {
+        return answer(StatusCode::FORBIDDEN, PLAIN, format!("{why}\n"));
+    }
+    let body = body::to_bytes(request.into_body(), LOG_LEVEL_BYTES_MAX);
+    let wish = match tokio::time::timeout(LOG_LEVEL_PATIENCE, body).await {
+        Ok(Ok(bytes)) => log_level::parse(&String::from_utf8_lossy(&bytes)),
+        _ => Err(format!(
+            "send the level within 2 s, in {LOG_LEVEL_BYTES_MAX} bytes at most"
+        )),
+    };
+    match wish.map(|wish| server.log_level.carry_out(wish)) {
+        Ok(Ok(())) => {
+            let level = server.log_level.changed_to().unwrap_or("default");
+            answer(StatusCode::OK, PLAIN, format!("{level}\n"))
+        }
+        Ok(Err(why)) => answer(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{why}\n")),
+        Err(why) => answer(StatusCode::BAD_REQUEST, PLAIN, format!("{why}\n")),
     }
 }
 

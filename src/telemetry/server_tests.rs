@@ -111,7 +111,7 @@ async fn readiness_explains_itself_and_liveness_bears_trouble_outside() {
 }
 
 #[tokio::test]
-async fn the_fleet_is_json_for_programs_and_a_table_for_people() {
+async fn the_fleet_is_json_for_programs_and_a_table_for_terminals() {
     let running = start(|server| server).await;
     assert_eq!(get(running.address, "/fleet").await.0, 503);
     let running = start(|server| {
@@ -130,9 +130,109 @@ async fn the_fleet_is_json_for_programs_and_a_table_for_people() {
         let view: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(view["notes"][0], "a note");
     }
-    let people = "Accept: text/html,application/xhtml+xml\r\n";
-    let (_, text) = get_with(running.address, "/fleet", people).await;
+    let (_, text) = get_with(running.address, "/fleet", "Accept: text/plain\r\n").await;
     assert!(text.contains("note: a note\n"), "{text}");
+}
+
+#[tokio::test]
+async fn browsers_get_a_page_that_may_load_nothing_else() {
+    let running = start(|server| server).await;
+    let people = "Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n";
+    let (status, text) = get_with(running.address, "/fleet", people).await;
+    assert_eq!(status, 200, "the page says by itself what it waits for");
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let policy = head
+        .lines()
+        .find(|line| line.starts_with("content-security-policy: "));
+    let policy = policy.unwrap();
+    assert!(
+        policy.contains("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    let nonce = policy.split("script-src 'nonce-").nth(1).unwrap();
+    let nonce = nonce.split('\'').next().unwrap();
+    assert!(
+        body.contains(&format!("<script nonce=\"{nonce}\">")),
+        "{nonce}"
+    );
+    let (_, again) = get_with(running.address, "/fleet", people).await;
+    assert!(!again.contains(nonce), "each answer has a nonce of its own");
+    for header in [
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+        "cache-control: no-store",
+    ] {
+        assert!(head.contains(header), "{header}: {head}");
+    }
+}
+
+#[tokio::test]
+async fn however_many_look_the_fleet_is_looked_up_now_and_then() {
+    let looks = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&looks);
+    let running = start(|server| {
+        server.with_fleet(Box::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Some(FleetView::default())
+        }))
+    })
+    .await;
+    let begun = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(get(running.address, "/fleet").await.0, 200);
+    }
+    let most = 2 + begun.elapsed().as_millis() / FLEET_KEPT.as_millis();
+    assert!(
+        looks.load(Ordering::SeqCst) as u128 <= most,
+        "{looks:?} looks"
+    );
+}
+
+async fn put(address: SocketAddr, body: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let length = body.len();
+    let request = format!(
+        "PUT /log-level HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let text = read_all(&mut stream).await;
+    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, text)
+}
+
+#[tokio::test]
+async fn the_log_level_is_changed_from_here_only() {
+    let applied = Arc::new(Mutex::new(Vec::new()));
+    let record = Arc::clone(&applied);
+    let level = LogLevel::new(Box::new(move |directives| {
+        record.lock().unwrap().push(directives.to_owned());
+        Ok(())
+    }));
+    let running = start(|server| server.with_log_level(level)).await;
+    let here = "Host: localhost\r\n";
+    let (status, text) = put(running.address, "debug 5m", here).await;
+    assert!(status == 200 && text.ends_with("debug\n"), "{text}");
+    let (status, text) = put(running.address, "h2=trace", here).await;
+    assert!(
+        status == 400 && text.contains("allowed: one of off"),
+        "{text}"
+    );
+    let (status, _) = put(running.address, &"x".repeat(LOG_LEVEL_BYTES_MAX + 1), here).await;
+    assert_eq!(status, 400);
+    for headers in [
+        "Host: rebound.example\r\n",
+        "Host: localhost\r\nX-Forwarded-For: 10.0.0.1\r\n",
+        "Host: localhost\r\nOrigin: http://localhost\r\n",
+    ] {
+        assert_eq!(
+            put(running.address, "trace", headers).await.0,
+            403,
+            "{headers}"
+        );
+        let (status, _) = get_with(running.address, "/log-level", headers).await;
+        assert!(status == 403 || status == 400, "{headers}");
+    }
+    assert_eq!(*applied.lock().unwrap(), ["databasecluster_operator=debug"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

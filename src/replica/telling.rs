@@ -1,0 +1,145 @@
+//! What a replica tells of itself: the HTTP server's sources, health kept true, figures for heartbeats.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use crate::core::hash::ShardCount;
+use crate::fleet::tenure::boottime_ms;
+use crate::telemetry::figures;
+use crate::telemetry::fleet_view::{FleetView, ObserverView};
+use crate::telemetry::liveness::{Progress, essential};
+use crate::telemetry::server::Server;
+
+const LOOK_AFTER_OURSELVES: Duration = Duration::from_millis(500);
+
+/// Serves HTTP until `stop`.
+pub(super) fn serve(
+    shared: &Arc<Shared>,
+    listener: TcpListener,
+    stop: &CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    let (figures, fleet) = (Arc::clone(shared), Arc::clone(shared));
+    let server = Server::new(Arc::clone(&shared.metrics), Arc::clone(&shared.health))
+        .with_refresh(Box::new(move || figures.refresh()))
+        .with_fleet(Box::new(move || fleet.fleet_view()))
+        .with_log_level(Arc::clone(&shared.log_level));
+    tokio::spawn(server.serve(listener, stop.child_token()))
+}
+
+/// Keeps health and the figures of slow things true.
+pub(super) async fn look_after(shared: Arc<Shared>, shards: ShardCount, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(LOOK_AFTER_OURSELVES);
+    let mut agent = Progress::default();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        shared.reconciler.refresh_metrics().await;
+        let standing = shared.fleet.standing();
+        if agent.has_stopped(standing.steps) {
+            let why = "the task that renews our Lease has not run for half a minute";
+            shared.health.give_up(why);
+        }
+        if !shared.pool.is_scheduling() && !stop.is_cancelled() {
+            shared
+                .health
+                .give_up("the task that starts reconciles has ended");
+        }
+        match standing.watch_error {
+            Some(line) => shared.troubles.report("leases", line),
+            None if standing.settled => shared.troubles.clear("leases"),
+            None => {}
+        }
+        let waiting = "our member Lease is not in force: the API server does not take renewals";
+        if standing.settled {
+            shared.health.ok("leases");
+        } else {
+            shared.health.set("leases", Err(waiting));
+        }
+        match shared.troubles.summary() {
+            Some(line) => shared.health.set("api-server", Err(line)),
+            None => shared.health.ok("api-server"),
+        }
+        let standby = format!(
+            "standing by: another number of shards than --shards {} is at work",
+            shards.get()
+        );
+        let role = if standing.standby {
+            Err(standby)
+        } else {
+            Ok(())
+        };
+        shared.health.inform("shards", role);
+    }
+}
+
+impl Shared {
+    /// Runs a part without which the process is no use.
+    pub(super) fn part(
+        &self,
+        name: &'static str,
+        part: impl Future<Output = ()> + Send + 'static,
+        stop: &CancellationToken,
+    ) -> tokio::task::JoinHandle<()> {
+        let health = Arc::clone(&self.health);
+        tokio::spawn(essential(name, part, health, stop.clone()))
+    }
+
+    /// Copies what changes by itself into the metrics; for each scrape and heartbeat.
+    fn refresh(&self) {
+        self.process.refresh();
+        self.pool.refresh_metrics();
+        let renewed_ms = self.fleet.standing().last_renewal_ms;
+        let age_ms = renewed_ms.map_or(0, |at_ms| boottime_ms().saturating_sub(at_ms));
+        let age = Duration::from_millis(age_ms);
+        self.metrics.heartbeat_age_seconds.set(age.as_secs_f64());
+        for (phase, number) in self.store.phases() {
+            let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+        let owned = &self.metrics.shard_owned;
+        for (shard, number) in self.store.counts().into_iter().enumerate() {
+            let label = shard.to_string();
+            let held = owned.get_metric_with_label_values(&[&label]);
+            if number > 0 && held.is_ok_and(|gauge| gauge.get() == 1) {
+                let gauge = self.metrics.shard_objects.with_label_values(&[&label]);
+                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
+    /// The figures that go along with a heartbeat.
+    pub(super) fn stats(&self) -> String {
+        self.refresh();
+        let ready = self.health.readyz().ok;
+        figures::stats(&self.metrics, &self.rates, ready, boottime_ms())
+    }
+
+    /// The fleet as this replica sees it; `None` while it has not seen the Leases.
+    fn fleet_view(&self) -> Option<FleetView> {
+        let leases = self.fleet.leases();
+        if leases.is_empty() {
+            return None;
+        }
+        let (now, now_ms) = (jiff::Timestamp::now(), boottime_ms());
+        let view = FleetView::from_leases(leases.iter().map(AsRef::as_ref), Some(now));
+        let (view, since_ms) = self
+            .fleet
+            .recall(|history| (view.with_history(history, now_ms), history.since_ms()));
+        let watching_ms = since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms));
+        let observer = ObserverView {
+            identity: self.identity.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            ready: self.health.readyz().ok,
+            checks: self.health.checks(),
+            watching_seconds: watching_ms as f64 / 1000.0,
+            at: now.to_string(),
+        };
+        Some(view.with_observer(observer).judged())
+    }
+}

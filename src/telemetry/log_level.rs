@@ -1,0 +1,231 @@
+//! Changes what is logged while the process runs: our own level only, for a while only.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Our own code in log directives.
+const OWN_TARGET: &str = "databasecluster_operator";
+/// How long a change lasts when nothing else is asked for.
+pub const LASTS_DEFAULT: Duration = Duration::from_secs(15 * 60);
+/// The longest that a change lasts: nobody has to remember to take it back.
+pub const LASTS_MAX: Duration = Duration::from_secs(4 * 3600);
+
+/// What may be asked for. Directives for libraries can not: some would print headers and bodies.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Puts directives into force, which come after those that the process was started with.
+pub type Apply = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// The level of this process's own log lines.
+pub struct LogLevel {
+    apply: Apply,
+    /// Guarded for the time of one change, which blocks nothing.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Grows with every change: who takes one back looks whether it is still in force.
+    change: u64,
+    level: Option<&'static str>,
+}
+
+/// A change that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// This level, for so long.
+    Level(&'static str, Duration),
+    /// What the process was started with.
+    Default,
+}
+
+impl LogLevel {
+    /// A level that is changed by `apply`.
+    #[must_use]
+    pub fn new(apply: Apply) -> Arc<Self> {
+        Arc::new(Self {
+            apply,
+            state: Mutex::default(),
+        })
+    }
+
+    /// A level that can not be changed, where somebody else keeps the log.
+    #[must_use]
+    pub fn fixed() -> Arc<Self> {
+        Self::new(Box::new(|_| {
+            Err("this process's log is not its own".to_owned())
+        }))
+    }
+
+    /// The level that was asked for, unless it is the one that the process was started with.
+    #[must_use]
+    pub fn changed_to(&self) -> Option<&'static str> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.level
+    }
+
+    /// Carries out a wish, and takes it back when its time is over. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// When the log refuses.
+    pub fn carry_out(self: &Arc<Self>, wish: Wish) -> Result<(), String> {
+        let Wish::Level(level, lasts) = wish else {
+            return self.change(None).map(drop);
+        };
+        let change = self.change(Some(level))?;
+        let this = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(lasts.min(LASTS_MAX)).await;
+            if let Some(this) = this.upgrade()
+                && this.is_current(change)
+                && let Err(error) = this.change(None)
+            {
+                tracing::warn!(error, "the log level could not be taken back");
+            }
+        });
+        Ok(())
+    }
+
+    fn is_current(&self, change: u64) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.change == change
+    }
+
+    fn change(&self, level: Option<&'static str>) -> Result<u64, String> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let directives = level.map(|level| format!("{OWN_TARGET}={level}"));
+        // Before it counts, so that silence is announced too.
+        tracing::warn!(
+            level = level.unwrap_or("default"),
+            "log level changed on request"
+        );
+        (self.apply)(directives.as_deref().unwrap_or_default())?;
+        state.level = level;
+        state.change += 1;
+        Ok(state.change)
+    }
+}
+
+/// Reads a wish: `debug`, `debug 30m`, `default`.
+///
+/// # Errors
+/// When it is none, in words that say what is allowed.
+pub fn parse(text: &str) -> Result<Wish, String> {
+    let allowed = || {
+        format!(
+            "allowed: one of {}, with how long it lasts if not 15m (30s to 4h: `debug 1h`); or \
+             `default`, for what the process was started with",
+            LEVELS.join(", ")
+        )
+    };
+    let mut words = text.split_ascii_whitespace();
+    let (level, lasts) = (words.next().unwrap_or_default(), words.next());
+    if words.next().is_some() {
+        return Err(allowed());
+    }
+    if level == "default" && lasts.is_none() {
+        return Ok(Wish::Default);
+    }
+    let level = LEVELS.into_iter().find(|known| *known == level);
+    let lasts = match lasts {
+        None => Some(LASTS_DEFAULT),
+        Some(text) => duration(text),
+    };
+    match (level, lasts) {
+        (Some(level), Some(lasts)) => Ok(Wish::Level(level, lasts)),
+        _ => Err(allowed()),
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let unit = text.chars().last()?;
+    let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+    let seconds = match unit {
+        's' => number,
+        'm' => number.checked_mul(60)?,
+        'h' => number.checked_mul(3600)?,
+        _ => return None,
+    };
+    let lasts = Duration::from_secs(seconds);
+    (lasts >= Duration::from_secs(30) && lasts <= LASTS_MAX).then_some(lasts)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    type Applied = Arc<Mutex<Vec<String>>>;
+
+    fn recorded() -> (Arc<LogLevel>, Applied) {
+        let applied = Applied::default();
+        let record = Arc::clone(&applied);
+        let level = LogLevel::new(Box::new(move |directives| {
+            record.lock().unwrap().push(directives.to_owned());
+            Ok(())
+        }));
+        (level, applied)
+    }
+
+    #[test]
+    fn a_wish_is_a_level_of_ours_and_a_bounded_time() {
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        assert_eq!(parse("debug\n"), Ok(Wish::Level("debug", minutes(15))));
+        assert_eq!(parse(" trace 2h"), Ok(Wish::Level("trace", minutes(120))));
+        assert_eq!(parse("default"), Ok(Wish::Default));
+        for bad in [
+            "",
+            "loud",
+            "debug 5",
+            "debug 5s",
+            "debug 5h",
+            "debug 5m x",
+            "default 5m",
+            "h2=trace",
+            "info,kube_client=trace",
+            "DEBUG",
+            "debug -1m",
+            "debug 99999999999999999999h",
+        ] {
+            let error = parse(bad).unwrap_err();
+            assert!(
+                error.contains("off, error, warn, info, debug, trace"),
+                "{bad}: {error}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_taken_back_when_its_time_is_over() {
+        let (level, applied) = recorded();
+        level.carry_out(parse("debug 1m").unwrap()).unwrap();
+        assert_eq!(level.changed_to(), Some("debug"));
+        tokio::time::sleep(Duration::from_secs(59)).await;
+        assert_eq!(level.changed_to(), Some("debug"));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(level.changed_to(), None);
+        assert_eq!(
+            *applied.lock().unwrap(),
+            ["databasecluster_operator=debug", ""]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_change_is_not_taken_back_by_an_earlier_one() {
+        let (level, _) = recorded();
+        level.carry_out(parse("debug 1m").unwrap()).unwrap();
+        level.carry_out(parse("trace 2m").unwrap()).unwrap();
+        tokio::time::sleep(Duration::from_secs(90)).await;
+        assert_eq!(level.changed_to(), Some("trace"));
+        level.carry_out(Wish::Default).unwrap();
+        assert_eq!(level.changed_to(), None);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_changes_nothing() {
+        let level = LogLevel::fixed();
+        assert!(level.carry_out(parse("debug").unwrap()).is_err());
+        assert_eq!(level.changed_to(), None);
+    }
+}
