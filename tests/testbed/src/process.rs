@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -16,6 +17,9 @@ pub struct ProcessId {
     /// When it started, in clock ticks since the machine did.
     pub start_ticks: u64,
 }
+
+/// How long a process may take to stand still.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a process has used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +75,36 @@ impl ProcessId {
         let raw = i32::try_from(self.pid).context("pid")?;
         let pid = Pid::from_raw(raw).ok_or_else(|| Error::Failed("pid 0".into()))?;
         kill_process(pid, signal).context(format!("signal {signal:?} to process {}", self.pid))
+    }
+
+    /// Stops it in its tracks (SIGSTOP), and returns when each of its threads stands still: until
+    /// then, one that runs on another core may answer a request.
+    ///
+    /// # Errors
+    /// When it is gone, may not be signalled or does not stand still in time.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let deadline = Instant::now() + FREEZE_TIMEOUT;
+        while !self.stands_still()? {
+            if Instant::now() >= deadline {
+                return failed(format!("process {} does not stand still", self.pid));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn stands_still(&self) -> Result<bool> {
+        let folder = format!("/proc/{}/task", self.pid);
+        let threads = fs::read_dir(&folder).context(format!("read {folder}"))?;
+        Ok(threads.flatten().all(|thread| {
+            // A thread that has ended meanwhile does nothing any more.
+            let Ok(text) = fs::read_to_string(thread.path().join("stat")) else {
+                return true;
+            };
+            let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            rest.starts_with(['T', 't', 'Z', 'X'])
+        }))
     }
 
     /// What it has used so far.

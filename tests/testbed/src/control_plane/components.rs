@@ -71,7 +71,7 @@ impl ControlPlane {
     /// # Errors
     /// When it does not run.
     pub fn pause(&self, name: &str) -> Result<()> {
-        self.component(name)?.process.signal(Signal::STOP)
+        self.component(name)?.process.freeze()
     }
 
     /// Lets a paused program go on.

@@ -210,7 +210,7 @@ impl Replica {
     /// # Errors
     /// When it has ended.
     pub fn stop(&self) -> Result<()> {
-        self.process.signal(Signal::STOP)
+        self.process.freeze()
     }
 
     /// Lets it go on after [`Replica::stop`].
