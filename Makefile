@@ -63,6 +63,12 @@ figures-allocator: ready ## memory after everything was listed anew, by allocato
 	@cargo build --locked --quiet -p testbed --bins
 	@exec "$(DEBUG)/figures" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
 
+.PHONY: series
+series: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+series: ready release ## how many series each replica exports with 10,000 DatabaseClusters; CLUSTERS=10000
+	@cargo build --locked --quiet -p testbed --bins
+	@exec "$(DEBUG)/figures" series
+
 .PHONY: model
 model: ## a deeper search of the ownership model, and a long simulation; SEEDS=10000, MODEL_DEEPER=1
 	@cargo build --locked --quiet --release -p simulation --bins

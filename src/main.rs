@@ -6,7 +6,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use databasecluster_operator::config::{DEFAULT_NAMESPACE, RunArgs};
 use databasecluster_operator::telemetry::fleet_command::{Output, fleet_command};
-use databasecluster_operator::telemetry::log;
+use databasecluster_operator::telemetry::{log, process};
 use databasecluster_operator::{api, replica};
 
 #[cfg(feature = "mimalloc")]
@@ -100,6 +100,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }),
         Command::Run(args) => {
             let log_level = log::init(args.log_format)?;
+            process::count_panics();
             install_crypto();
             runtime()?.block_on(replica::run(*args, log_level))
         }

@@ -95,7 +95,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
     let identity = args.given_identity().unwrap_or_else(made_up_identity);
     let settings = args.settings(identity.clone())?;
     let metrics = Arc::new(Metrics::new().context("two metrics share a name")?);
-    metrics.shards.set(i64::from(args.shards.get()));
+    metrics.tell_limits(&args);
     let health = Arc::new(Health::new(&["api-server", "leases"]));
     let listener = TcpListener::bind(args.listen)
         .await

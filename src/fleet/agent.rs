@@ -3,6 +3,8 @@
 //! One task owns the machine. Lease requests run beside it, each with its own deadline, so that a
 //! slow one delays nothing else.
 
+mod requests;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,12 +23,12 @@ use super::leader::LEADER_LEASE;
 use super::leases::{LeaseStore, NAME_LABEL, Seen, decode};
 use super::tenure::{Tenure, Validity, boottime_ms};
 use crate::core::hash::ShardId;
-use crate::core::lease::{member_lease_name, shard_lease_name};
+use crate::core::lease::shard_lease_name;
 use crate::core::object::Stamp;
 use crate::core::ownership::{Action, Event, Ownership, Reason, Settings};
 use crate::planted::{Fault, is_planted};
 use crate::telemetry::fleet_history::History;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{GIVEN_UP, Metrics};
 
 const TICK: Duration = Duration::from_millis(100);
 /// Events waiting for the machine. It empties in microseconds; a full queue makes senders wait.
@@ -170,6 +172,8 @@ struct Agent<H> {
     machine: Ownership,
     requests: JoinSet<Event>,
     tenures: BTreeMap<ShardId, CancellationToken>,
+    /// Since when shards are being given up, in boot-time milliseconds.
+    draining_since_ms: BTreeMap<ShardId, u64>,
     listing: Vec<Lease>,
     ended: Option<Ended>,
 }
@@ -182,6 +186,7 @@ pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> Ended {
         machine,
         requests: JoinSet::new(),
         tenures: BTreeMap::new(),
+        draining_since_ms: BTreeMap::new(),
         listing: Vec::new(),
         ended: None,
         parts,
@@ -349,6 +354,7 @@ impl<H: ShardHost> Agent<H> {
             Action::Watch(shard) => self.parts.host.watch(shard),
             Action::Unwatch(shard) => {
                 self.end_tenure(shard);
+                self.given_up(shard);
                 self.parts.host.unwatch(shard);
             }
             Action::Admit {
@@ -361,11 +367,13 @@ impl<H: ShardHost> Agent<H> {
             }
             Action::Drain(shard) => {
                 tracing::info!(%shard, "giving the shard up: its work ends first");
-                self.count_move("given_up");
+                self.count_move(GIVEN_UP);
+                self.draining_since_ms.insert(shard, boottime_ms());
                 self.parts.host.drain(shard);
             }
             Action::Resume(shard) => {
                 tracing::info!(%shard, "going on with the shard: its successor is gone");
+                self.draining_since_ms.remove(&shard);
                 self.parts.host.resume(shard);
             }
             Action::Halt(shard, reason) => self.halt(shard, reason),
@@ -387,46 +395,6 @@ impl<H: ShardHost> Agent<H> {
         }
     }
 
-    /// Sends a Lease request; its outcome comes back as an event.
-    fn request(&mut self, action: Action) {
-        match action {
-            Action::WriteMember(id, write) => {
-                let (store, stats) = (self.parts.store.clone(), self.parts.host.stats());
-                self.requests.spawn(async move {
-                    Event::MemberWritten(id, store.write_member(&write, stats).await)
-                });
-            }
-            Action::WriteShard(id, write) => {
-                let store = self.parts.store.clone();
-                self.requests
-                    .spawn(async move { Event::ShardWritten(id, store.write_shard(&write).await) });
-            }
-            Action::ReadMember(identity) => {
-                let store = self.parts.store.clone();
-                self.requests.spawn(async move {
-                    let read = store.read(&member_lease_name(&identity)).await;
-                    let member = read.map(|found| match found {
-                        Some(Seen::Member(member)) => Some(member),
-                        _ => None,
-                    });
-                    Event::MemberRead(identity, member)
-                });
-            }
-            Action::ReadShard(shard) => {
-                let store = self.parts.store.clone();
-                self.requests.spawn(async move {
-                    let read = store.read(&shard_lease_name(shard)).await;
-                    let lease = read.map(|found| match found {
-                        Some(Seen::Shard(lease)) => Some(lease),
-                        _ => None,
-                    });
-                    Event::ShardRead(shard, lease)
-                });
-            }
-            _ => {}
-        }
-    }
-
     fn admit(&mut self, shard: ShardId, epoch: u32, reason: Reason, waited_ms: u64) {
         let stamp = Stamp {
             lease: shard_lease_name(shard),
@@ -435,15 +403,21 @@ impl<H: ShardHost> Agent<H> {
         };
         let ended = CancellationToken::new();
         self.end_tenure(shard);
+        self.draining_since_ms.remove(&shard);
         self.tenures.insert(shard, ended.clone());
         tracing::info!(%shard, epoch, reason = reason.label(), "working on the shard");
         self.count_move(reason.label());
         let metrics = &self.parts.metrics;
+        let waited = Duration::from_millis(waited_ms).as_secs_f64();
         if reason == Reason::Takeover {
-            let waited = Duration::from_millis(waited_ms);
+            metrics.takeover_duration_seconds.observe(waited);
+            // It was silent for its whole lifetime before anybody could know.
+            let lifetime = Duration::from_millis(self.parts.settings.lease_ms);
             metrics
-                .takeover_duration_seconds
-                .observe(waited.as_secs_f64());
+                .shard_unowned_seconds_total
+                .inc_by(waited + lifetime.as_secs_f64());
+        } else if reason == Reason::Vacant {
+            metrics.shard_unowned_seconds_total.inc_by(waited);
         }
         let label = shard.to_string();
         metrics.shard_owned.with_label_values(&[&label]).set(1);
@@ -463,8 +437,23 @@ impl<H: ShardHost> Agent<H> {
         }
         tracing::warn!(%shard, reason = reason.label(), "shard stopped at once");
         self.count_move(reason.label());
+        // When a drain times out, the shard is given up all the same; else it was lost on the way.
+        if !matches!(reason, Reason::HandedOver | Reason::Leaving) {
+            self.draining_since_ms.remove(&shard);
+        }
         self.end_tenure(shard);
         self.parts.host.halt(shard);
+    }
+
+    /// A shard that was being given up is watched no more: somebody else has it.
+    fn given_up(&mut self, shard: ShardId) {
+        if let Some(since_ms) = self.draining_since_ms.remove(&shard) {
+            let took = Duration::from_millis(boottime_ms().saturating_sub(since_ms));
+            self.parts
+                .metrics
+                .handover_duration_seconds
+                .observe(took.as_secs_f64());
+        }
     }
 
     fn end_tenure(&mut self, shard: ShardId) {

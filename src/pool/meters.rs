@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use prometheus::{Histogram, IntCounter, IntGauge};
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
 use super::state::Figures;
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
@@ -20,6 +20,8 @@ pub(super) struct Meters {
     errors: IntCounter,
     panics: IntCounter,
     timeouts: IntCounter,
+    unfinished: Gauge,
+    longest: Gauge,
 }
 
 const RESULTS: [&str; 4] = ["success", "error", "requeue", "requeue_after"];
@@ -58,6 +60,12 @@ impl Meters {
             errors: metrics.reconcile_errors_total.with_label_values(one),
             panics: metrics.reconcile_panics_total.with_label_values(one),
             timeouts: metrics.reconcile_timeouts_total.with_label_values(one),
+            unfinished: metrics
+                .workqueue_unfinished_work_seconds
+                .with_label_values(two),
+            longest: metrics
+                .workqueue_longest_running_processor_seconds
+                .with_label_values(two),
             metrics,
         }
     }
@@ -123,12 +131,8 @@ impl Meters {
         self.metrics
             .queue_head_age_seconds
             .set(seconds(figures.head_age_ms));
-        self.metrics
-            .workqueue_unfinished_work_seconds
-            .set(seconds(figures.unfinished_ms));
-        self.metrics
-            .workqueue_longest_running_processor_seconds
-            .set(seconds(figures.longest_ms));
+        self.unfinished.set(seconds(figures.unfinished_ms));
+        self.longest.set(seconds(figures.longest_ms));
     }
 }
 

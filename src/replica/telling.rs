@@ -102,15 +102,7 @@ impl Shared {
             let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
         }
-        let owned = &self.metrics.shard_owned;
-        for (shard, number) in self.store.counts().into_iter().enumerate() {
-            let label = shard.to_string();
-            let held = owned.get_metric_with_label_values(&[&label]);
-            if number > 0 && held.is_ok_and(|gauge| gauge.get() == 1) {
-                let gauge = self.metrics.shard_objects.with_label_values(&[&label]);
-                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
-            }
-        }
+        self.metrics.tell_objects(&self.store.counts());
     }
 
     /// The figures that go along with a heartbeat.

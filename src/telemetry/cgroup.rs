@@ -1,4 +1,4 @@
-//! What the kernel lets this process have: memory and CPU of its cgroup, versions 1 and 2.
+//! What the kernel lets this process have and what it uses: memory and CPU of its cgroup, versions 1 and 2.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,14 @@ const CGROUP_ROOT: &str = "sys/fs/cgroup";
 pub struct CgroupFigures {
     /// Memory charged to the cgroup, page cache included.
     pub memory_usage_bytes: Option<u64>,
+    /// The part of it that can not be reclaimed at once; what the kubelet looks at.
+    pub memory_working_set_bytes: Option<u64>,
     /// Lowest memory limit from the cgroup upwards.
     pub memory_limit_bytes: Option<u64>,
+    /// CPU time used.
+    pub cpu_seconds: Option<f64>,
+    /// Time for which the CPU limit kept it from running.
+    pub cpu_throttled_seconds: Option<f64>,
     /// Lowest CPU limit from the cgroup upwards.
     pub cpu_limit_cores: Option<f64>,
 }
@@ -31,36 +37,74 @@ pub fn read(root: &Path) -> CgroupFigures {
     let Ok(membership) = fs::read_to_string(root.join("proc/self/cgroup")) else {
         return CgroupFigures::default();
     };
+    let mount = root.join(CGROUP_ROOT);
     let mut figures = CgroupFigures::default();
-    match place(&membership, "memory") {
+    read_memory(&mount, &membership, &mut figures);
+    read_cpu(&mount, &membership, &mut figures);
+    figures
+}
+
+fn read_memory(mount: &Path, membership: &str, figures: &mut CgroupFigures) {
+    let (folders, usage_file, limit_file, inactive) = match place(membership, "memory") {
+        Some(Place::V1(path)) => (
+            folders(&mount.join("memory"), &path),
+            "memory.usage_in_bytes",
+            "memory.limit_in_bytes",
+            "total_inactive_file",
+        ),
+        Some(Place::V2(path)) => (
+            folders(mount, &path),
+            "memory.current",
+            "memory.max",
+            "inactive_file",
+        ),
+        None => return,
+    };
+    figures.memory_limit_bytes = lowest_limit(&folders, limit_file);
+    let Some(own) = folders.first() else { return };
+    figures.memory_usage_bytes = text(own, usage_file).and_then(|text| text.trim().parse().ok());
+    let inactive = stat(own, "memory.stat", inactive);
+    figures.memory_working_set_bytes = figures
+        .memory_usage_bytes
+        .map(|usage| usage.saturating_sub(inactive.unwrap_or(0)));
+}
+
+fn read_cpu(mount: &Path, membership: &str, figures: &mut CgroupFigures) {
+    match place(membership, "cpu") {
         Some(Place::V1(path)) => {
-            let folders = folders(&root.join(CGROUP_ROOT).join("memory"), &path);
-            figures.memory_usage_bytes = usage(&folders, "memory.usage_in_bytes");
-            figures.memory_limit_bytes = lowest_limit(&folders, "memory.limit_in_bytes");
+            let folders = folders(&mount.join("cpu"), &path);
+            figures.cpu_limit_cores = lowest_cores(&folders, |folder| {
+                let (quota, period) = ("cpu.cfs_quota_us", "cpu.cfs_period_us");
+                parse_cpu_v1(&text(folder, quota)?, &text(folder, period)?)
+            });
+            let throttled = |own: &PathBuf| stat(own, "cpu.stat", "throttled_time");
+            figures.cpu_throttled_seconds = folders.first().and_then(throttled).map(from_nanos);
         }
         Some(Place::V2(path)) => {
-            let folders = folders(&root.join(CGROUP_ROOT), &path);
-            figures.memory_usage_bytes = usage(&folders, "memory.current");
-            figures.memory_limit_bytes = lowest_limit(&folders, "memory.max");
+            let folders = folders(mount, &path);
+            figures.cpu_limit_cores =
+                lowest_cores(&folders, |folder| parse_cpu_v2(&text(folder, "cpu.max")?));
+            let Some(own) = folders.first() else { return };
+            let seconds = |key| stat(own, "cpu.stat", key).map(from_micros);
+            figures.cpu_seconds = seconds("usage_usec");
+            figures.cpu_throttled_seconds = seconds("throttled_usec");
         }
         None => {}
     }
-    figures.cpu_limit_cores = match place(&membership, "cpu") {
-        Some(Place::V1(path)) => lowest_cores(
-            &folders(&root.join(CGROUP_ROOT).join("cpu"), &path),
-            |folder| {
-                parse_cpu_v1(
-                    &text(folder, "cpu.cfs_quota_us")?,
-                    &text(folder, "cpu.cfs_period_us")?,
-                )
-            },
-        ),
-        Some(Place::V2(path)) => lowest_cores(&folders(&root.join(CGROUP_ROOT), &path), |folder| {
-            parse_cpu_v2(&text(folder, "cpu.max")?)
-        }),
-        None => None,
-    };
-    figures
+    // Version 1 counts what was used in a controller of its own, which may be mounted elsewhere.
+    if let Some(Place::V1(path)) = place(membership, "cpuacct") {
+        let own = folders(&mount.join("cpuacct"), &path).into_iter().next();
+        let used = own.and_then(|own| text(&own, "cpuacct.usage")?.trim().parse().ok());
+        figures.cpu_seconds = used.map(from_nanos);
+    }
+}
+
+fn from_nanos(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+fn from_micros(micros: u64) -> f64 {
+    micros as f64 / 1e6
 }
 
 /// A controller that version 1 has mounted is not in version 2's tree, so version 1 goes first.
@@ -101,8 +145,11 @@ fn text(folder: &Path, file: &str) -> Option<String> {
     fs::read_to_string(folder.join(file)).ok()
 }
 
-fn usage(folders: &[PathBuf], file: &str) -> Option<u64> {
-    text(folders.first()?, file)?.trim().parse().ok()
+/// One number of a file with lines of `key number`.
+fn stat(folder: &Path, file: &str, key: &str) -> Option<u64> {
+    let text = text(folder, file)?;
+    let mut pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs.find(|(name, _)| *name == key)?.1.trim().parse().ok()
 }
 
 fn lowest_limit(folders: &[PathBuf], file: &str) -> Option<u64> {
@@ -159,17 +206,28 @@ mod tests {
         let root = tree(&[
             ("proc/self/cgroup", "0::/kubepods/pod1/c1\n"),
             ("sys/fs/cgroup/kubepods/pod1/c1/memory.current", "1048576\n"),
+            (
+                "sys/fs/cgroup/kubepods/pod1/c1/memory.stat",
+                "anon 7\ninactive_file 48576\nactive_file 9\n",
+            ),
             ("sys/fs/cgroup/kubepods/pod1/c1/memory.max", "max\n"),
             ("sys/fs/cgroup/kubepods/pod1/memory.max", "67108864\n"),
             ("sys/fs/cgroup/kubepods/memory.max", "134217728\n"),
             ("sys/fs/cgroup/kubepods/pod1/c1/cpu.max", "50000 100000\n"),
             ("sys/fs/cgroup/kubepods/pod1/cpu.max", "max 100000\n"),
+            (
+                "sys/fs/cgroup/kubepods/pod1/c1/cpu.stat",
+                "usage_usec 1500000\nuser_usec 1\nnr_throttled 3\nthrottled_usec 250000\n",
+            ),
         ]);
         assert_eq!(
             read(root.path()),
             CgroupFigures {
                 memory_usage_bytes: Some(1 << 20),
+                memory_working_set_bytes: Some(1_000_000),
                 memory_limit_bytes: Some(64 << 20),
+                cpu_seconds: Some(1.5),
+                cpu_throttled_seconds: Some(0.25),
                 cpu_limit_cores: Some(0.5),
             }
         );
@@ -180,7 +238,19 @@ mod tests {
         let root = tree(&[
             (
                 "proc/self/cgroup",
-                "5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n0::/\n",
+                "5:memory:/docker/abc\n4:cpu:/docker/abc\n3:cpuacct:/docker/abc\n0::/\n",
+            ),
+            (
+                "sys/fs/cgroup/memory/docker/abc/memory.stat",
+                "inactive_file 1\ntotal_inactive_file 96\n",
+            ),
+            (
+                "sys/fs/cgroup/cpu/docker/abc/cpu.stat",
+                "nr_periods 2\nthrottled_time 500000000\n",
+            ),
+            (
+                "sys/fs/cgroup/cpuacct/docker/abc/cpuacct.usage",
+                "2250000000\n",
             ),
             (
                 "sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes",
@@ -200,7 +270,10 @@ mod tests {
             read(root.path()),
             CgroupFigures {
                 memory_usage_bytes: Some(4096),
+                memory_working_set_bytes: Some(4000),
                 memory_limit_bytes: Some(8192),
+                cpu_seconds: Some(2.25),
+                cpu_throttled_seconds: Some(0.5),
                 cpu_limit_cores: Some(1.5),
             }
         );
@@ -238,6 +311,8 @@ mod tests {
                 ("sys/fs/cgroup/a/memory.current", content),
                 ("sys/fs/cgroup/a/memory.max", content),
                 ("sys/fs/cgroup/a/cpu.max", content),
+                ("sys/fs/cgroup/a/cpu.stat", content),
+                ("sys/fs/cgroup/a/memory.stat", content),
             ]);
             assert_eq!(read(root.path()), CgroupFigures::default(), "{content:?}");
         }

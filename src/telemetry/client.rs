@@ -18,6 +18,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const LEASE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const IDENTITY_CHARS_MAX: usize = 100;
+/// What an API server answers; anything else counts as `other`, so that the label stays bounded.
+const CODES: [&str; 24] = [
+    "101", "200", "201", "202", "204", "301", "302", "307", "400", "401", "403", "404", "405",
+    "406", "409", "410", "413", "415", "422", "429", "500", "502", "503", "504",
+];
 
 /// What a client is for. Each kind is a client of its own, so that none waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +75,13 @@ pub fn build_client(
     Ok(builder.with_layer(&layer).build())
 }
 
+/// The label of a status code.
+#[must_use]
+pub fn code_label(code: &str) -> &'static str {
+    let known = CODES.into_iter().find(|known| *known == code);
+    known.unwrap_or("other")
+}
+
 /// `databasecluster-operator/<version> (<identity>)`
 fn user_agent(identity: &str) -> String {
     let plain = identity
@@ -81,7 +93,7 @@ fn user_agent(identity: &str) -> String {
     format!("databasecluster-operator/{version} ({identity})")
 }
 
-/// Counts requests and how long their answers take. Where the client retries, it sees the last try.
+/// Counts requests and how long their answers take. Nothing is retried below.
 #[derive(Clone, Debug)]
 pub struct CountLayer {
     counts: Arc<Counts>,
@@ -100,6 +112,7 @@ impl CountLayer {
         let host = url.authority().map_or("unknown", |a| a.as_str());
         // Whatever stands before an @ is a secret.
         let host = host.rsplit('@').next().unwrap_or(host).to_owned();
+        metrics.tell_api_server(&host);
         Self {
             counts: Arc::new(Counts { metrics, host }),
         }
@@ -140,6 +153,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let mut count = Count {
             counts: Arc::clone(&self.counts),
+            method: method(request.method()),
             verb: verb(request.method(), request.uri()),
             begun: Instant::now(),
             answered: false,
@@ -148,7 +162,7 @@ where
         Box::pin(async move {
             let answer = answer.await;
             match &answer {
-                Ok(response) => count.done(response.status().as_str()),
+                Ok(response) => count.done(code_label(response.status().as_str())),
                 Err(_) => count.done("<error>"),
             }
             answer
@@ -160,6 +174,7 @@ where
 /// their caller's timeout are the ones worth seeing.
 struct Count {
     counts: Arc<Counts>,
+    method: &'static str,
     verb: &'static str,
     begun: Instant,
     answered: bool,
@@ -171,7 +186,7 @@ impl Count {
         let Counts { metrics, host } = &*self.counts;
         metrics
             .rest_client_requests_total
-            .with_label_values(&[code, self.verb, host])
+            .with_label_values(&[code, self.method, host])
             .inc();
         metrics
             .rest_client_request_duration_seconds
@@ -193,6 +208,12 @@ fn verb(method: &Method, uri: &Uri) -> &'static str {
     match *method {
         Method::GET if watches(uri.query().unwrap_or_default()) => "WATCH",
         Method::GET if lists(uri.path()) => "LIST",
+        _ => self::method(method),
+    }
+}
+
+fn method(method: &Method) -> &'static str {
+    match *method {
         Method::GET => "GET",
         Method::POST => "POST",
         Method::PUT => "PUT",

@@ -96,6 +96,29 @@ async fn no_client_retries_behind_its_users_back() {
 }
 
 #[tokio::test]
+async fn an_answer_that_no_api_server_gives_makes_no_label_of_its_own() {
+    let (url, _heads) = server(&[418, 599]).await;
+    let (leases, metrics) = client(&url, ClientKind::Write);
+    for _ in 0..2 {
+        assert!(leases.get("a").await.is_err());
+    }
+    assert_eq!(requests(&metrics, "other", "GET", &url), 2);
+}
+
+#[tokio::test]
+async fn a_list_is_a_get_by_its_method_and_a_list_by_its_verb() {
+    let (url, _heads) = server(&[404]).await;
+    let (leases, metrics) = client(&url, ClientKind::Write);
+    assert!(leases.list(&Default::default()).await.is_err());
+    assert_eq!(requests(&metrics, "404", "GET", &url), 1);
+    let labels = ["LIST", url.authority().unwrap().as_str()];
+    let took = metrics
+        .rest_client_request_duration_seconds
+        .with_label_values(&labels);
+    assert_eq!(took.get_sample_count(), 1);
+}
+
+#[tokio::test]
 async fn a_call_given_up_or_refused_is_counted_too() {
     let (url, _heads) = server(&[]).await;
     let (leases, metrics) = client(&url, ClientKind::Lease);

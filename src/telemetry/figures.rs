@@ -111,7 +111,10 @@ pub fn stats(metrics: &Metrics, rates: &Rates, ready: bool, now_ms: u64) -> Stri
     );
     tell(
         "longest_run_seconds",
-        metrics.workqueue_longest_running_processor_seconds.get(),
+        metrics
+            .workqueue_longest_running_processor_seconds
+            .with_label_values(&[CONTROLLER, CONTROLLER])
+            .get(),
     );
     tell(
         "busy",

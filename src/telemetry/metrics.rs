@@ -1,17 +1,26 @@
 //! Every metric that a replica exports, named in this one file.
 
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 use crate::api::names;
+use crate::config::RunArgs;
 use crate::core::child::ChildKind;
 use crate::core::outcome::Cause;
+use crate::core::ownership::Reason;
+use crate::fleet::leader::LEADER_LEASE;
+use crate::telemetry::client::code_label;
 
 /// `controller` and `name` label of the one controller in this process.
 pub const CONTROLLER: &str = "databasecluster";
+/// `reason` label of a shard whose holder starts no more work in it, because it moves as planned.
+pub const GIVEN_UP: &str = "given_up";
 
 const RECONCILE_BUCKETS_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
@@ -50,6 +59,7 @@ impl_build! {
     IntCounter, "counter" => |name, help, _labels, _buckets| Self::new(name, help);
     IntGauge, "gauge" => |name, help, _labels, _buckets| Self::new(name, help);
     Gauge, "gauge" => |name, help, _labels, _buckets| Self::new(name, help);
+    GaugeVec, "gauge" => |name, help, labels, _buckets| Self::new(Opts::new(name, help), labels);
     IntCounterVec, "counter" => |name, help, labels, _buckets| Self::new(Opts::new(name, help), labels);
     IntGaugeVec, "gauge" => |name, help, labels, _buckets| Self::new(Opts::new(name, help), labels);
     Histogram, "histogram" => |name, help, _labels, buckets| Self::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()));
@@ -57,7 +67,7 @@ impl_build! {
 }
 
 /// One metric family, for the documentation and for checks of dashboards and alerts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Described {
     /// Its name, without `_bucket`, `_sum` or `_count`.
     pub name: &'static str,
@@ -67,6 +77,8 @@ pub struct Described {
     pub help: &'static str,
     /// Its labels.
     pub labels: &'static [&'static str],
+    /// Upper bounds of a histogram's buckets, without the last, which has none.
+    pub buckets: &'static [f64],
 }
 
 macro_rules! metrics {
@@ -75,6 +87,8 @@ macro_rules! metrics {
         #[derive(Debug)]
         pub struct Metrics {
             registry: Registry,
+            /// The API server's address, once there is a client.
+            api_server: OnceLock<String>,
             $(#[doc = $help] pub $field: $kind,)*
         }
 
@@ -84,6 +98,7 @@ macro_rules! metrics {
             kind: <$kind as Build>::KIND,
             help: $help,
             labels: &$labels,
+            buckets: $buckets,
         },)*];
 
         impl Metrics {
@@ -98,7 +113,7 @@ macro_rules! metrics {
                     let $field: $kind = Build::build($name, $help, labels, $buckets)?;
                     registry.register(boxed(&$field))?;
                 )*
-                let metrics = Self { registry, $($field,)* };
+                let metrics = Self { registry, api_server: OnceLock::new(), $($field,)* };
                 metrics.start_at_zero();
                 Ok(metrics)
             }
@@ -123,8 +138,10 @@ metrics! {
     workqueue_retries_total: IntCounterVec = "workqueue_retries_total", "Objects put back after a failure.", ["name", "controller"], &[];
     workqueue_queue_duration_seconds: HistogramVec = "workqueue_queue_duration_seconds", "How long an object was due before a worker took it.", ["name", "controller"], QUEUE_BUCKETS_SECONDS;
     workqueue_work_duration_seconds: HistogramVec = "workqueue_work_duration_seconds", "How long a worker was busy with an object.", ["name", "controller"], RECONCILE_BUCKETS_SECONDS;
-    workqueue_unfinished_work_seconds: Gauge = "workqueue_unfinished_work_seconds", "Sum of the ages of all reconciles that run now.", [], &[];
-    workqueue_longest_running_processor_seconds: Gauge = "workqueue_longest_running_processor_seconds", "Age of the oldest reconcile that runs now.", [], &[];
+    workqueue_unfinished_work_seconds: GaugeVec = "workqueue_unfinished_work_seconds", "Sum of the ages of all reconciles that run now.", ["name", "controller"], &[];
+    workqueue_longest_running_processor_seconds: GaugeVec = "workqueue_longest_running_processor_seconds", "Age of the oldest reconcile that runs now.", ["name", "controller"], &[];
+    reconcile_timeout_seconds: Gauge = "databasecluster_reconcile_timeout_seconds", "Configured deadline of a reconcile.", [], &[];
+    queue_capacity: IntGauge = "databasecluster_queue_capacity", "Configured most objects in the queue.", [], &[];
     queue_delayed: IntGauge = "databasecluster_queue_delayed", "Objects in the queue that are not due yet.", [], &[];
     queue_head_age_seconds: Gauge = "databasecluster_queue_head_age_seconds", "How long the oldest due object has waited.", [], &[];
     queue_refused_total: IntCounter = "databasecluster_queue_refused_total", "Adds refused because the queue was full.", [], &[];
@@ -143,6 +160,9 @@ metrics! {
     takeover_duration_seconds: Histogram = "databasecluster_takeover_duration_seconds", "From knowing that a holder is dead to holding its shard.", [], MOVE_BUCKETS_SECONDS;
     shard_list_seconds: Histogram = "databasecluster_shard_list_seconds", "From asking for the objects of a shard to having all of them.", [], MOVE_BUCKETS_SECONDS;
     shard_first_reconcile_seconds: Histogram = "databasecluster_shard_first_reconcile_seconds", "From taking a shard, or being given one that was warmed before, to the begin of the first reconcile in it.", [], MOVE_BUCKETS_SECONDS;
+    handover_duration_seconds: Histogram = "databasecluster_handover_duration_seconds", "From starting no more work in a shard to its Lease naming the successor, as the one who gives it sees it.", [], MOVE_BUCKETS_SECONDS;
+    shard_unowned_seconds_total: Counter = "databasecluster_shard_unowned_seconds_total", "Time for which the shards that this replica took had had no live holder, summed over them: what is left of a dead holder's lifetime counts as dead.", [], &[];
+    lease_duration_seconds: Gauge = "databasecluster_lease_duration_seconds", "Configured lifetime of the member Lease.", [], &[];
     heartbeat_age_seconds: Gauge = "databasecluster_heartbeat_age_seconds", "Time since the last renewal of the member Lease that succeeded.", [], &[];
     heartbeat_failures_total: IntCounter = "databasecluster_heartbeat_failures_total", "Renewals of the member Lease that failed.", [], &[];
     shards_unowned: IntGauge = "databasecluster_shards_unowned", "Shards that no live replica holds, as the fleet leader sees them; 0 elsewhere.", [], &[];
@@ -159,16 +179,23 @@ metrics! {
     cache_hits_total: IntCounter = "databasecluster_cache_hits_total", "Look-ups answered by the cache.", [], &[];
     cache_misses_total: IntCounter = "databasecluster_cache_misses_total", "Look-ups that asked the API server.", [], &[];
     cache_entries: IntGauge = "databasecluster_cache_entries", "Entries in the look-up cache.", [], &[];
-    rest_client_requests_total: IntCounterVec = "rest_client_requests_total", "Requests to the API server, by status code (`<error>`: no answer; `<cancelled>`: nobody waited for it any more).", ["code", "method", "host"], &[];
-    rest_client_request_duration_seconds: HistogramVec = "rest_client_request_duration_seconds", "How long a request took until its answer's headers.", ["verb", "host"], RECONCILE_BUCKETS_SECONDS;
+    cache_capacity: IntGauge = "databasecluster_cache_capacity", "Configured most entries in the look-up cache.", [], &[];
+    rest_client_requests_total: IntCounterVec = "rest_client_requests_total", "Requests to the API server, by status code (`<error>`: no answer; `<cancelled>`: nobody waited for it any more) and HTTP method.", ["code", "method", "host"], &[];
+    rest_client_request_duration_seconds: HistogramVec = "rest_client_request_duration_seconds", "How long a request took until its answer's headers; reads are told apart into GET, LIST and WATCH.", ["verb", "host"], RECONCILE_BUCKETS_SECONDS;
+    rest_client_request_retries_total: IntCounterVec = "rest_client_request_retries_total", "Requests sent once more because of the answer before, by that answer; only lists and watches are, by who watches.", ["code", "verb", "host"], &[];
     http_connections: IntGauge = "databasecluster_http_connections", "Connections open to this process's own HTTP server.", [], &[];
     http_evictions_total: IntCounter = "databasecluster_http_evictions_total", "Idle connections to this process's own HTTP server closed to make room for new ones.", [], &[];
     build_info: IntGaugeVec = "databasecluster_build_info", "Always 1; version and source revision of this program.", ["version", "revision"], &[];
     tokio_workers: IntGauge = "databasecluster_tokio_workers", "Worker threads of the asynchronous runtime.", [], &[];
     tokio_alive_tasks: IntGauge = "databasecluster_tokio_alive_tasks", "Tasks that are alive in the asynchronous runtime.", [], &[];
     tokio_global_queue_depth: IntGauge = "databasecluster_tokio_global_queue_depth", "Tasks in the global queue of the asynchronous runtime.", [], &[];
+    tokio_busy_seconds_total: Counter = "databasecluster_tokio_busy_seconds_total", "Time in which worker threads of the asynchronous runtime were busy, summed over them.", [], &[];
+    panics_total: IntCounter = "databasecluster_panics_total", "Panics anywhere in this process, those of reconciles included.", [], &[];
     cgroup_memory_usage_bytes: IntGauge = "databasecluster_cgroup_memory_usage_bytes", "Memory charged to this process's cgroup, page cache included; 0: unknown.", [], &[];
     cgroup_memory_limit_bytes: IntGauge = "databasecluster_cgroup_memory_limit_bytes", "Lowest memory limit from this process's cgroup upwards; 0: none.", [], &[];
+    cgroup_memory_working_set_bytes: IntGauge = "databasecluster_cgroup_memory_working_set_bytes", "Memory of this process's cgroup that can not be reclaimed at once: its use less inactive page cache; 0: unknown.", [], &[];
+    cgroup_cpu_seconds_total: Counter = "databasecluster_cgroup_cpu_seconds_total", "CPU time of this process's cgroup.", [], &[];
+    cgroup_cpu_throttled_seconds_total: Counter = "databasecluster_cgroup_cpu_throttled_seconds_total", "Time for which this process's cgroup was kept from running by its CPU limit.", [], &[];
     cgroup_cpu_limit_cores: Gauge = "databasecluster_cgroup_cpu_limit_cores", "Lowest CPU limit from this process's cgroup upwards, in cores; 0: none.", [], &[];
     process_cpu_seconds_total: Counter = "process_cpu_seconds_total", "CPU time of this process, user and system.", [], &[];
     process_resident_memory_bytes: IntGauge = "process_resident_memory_bytes", "Resident memory of this process.", [], &[];
@@ -194,32 +221,82 @@ impl Metrics {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
+    /// The limits that this replica was started with.
+    pub fn tell_limits(&self, args: &RunArgs) {
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.shards.set(i64::from(args.shards.get()));
+        self.queue_capacity
+            .set(signed(args.queue_capacity.get() as u64));
+        self.cache_capacity.set(signed(args.cache_entries));
+        self.reconcile_timeout_seconds
+            .set(args.reconcile_timeout.as_secs_f64());
+        self.lease_duration_seconds
+            .set(args.lease_duration.as_secs_f64());
+    }
+
+    /// Whom the requests go to. All clients have one API server: the first to tell is right.
+    pub fn tell_api_server(&self, host: &str) {
+        let _known = self.api_server.set(host.to_owned());
+    }
+
+    /// Books that a watch is begun anew because it ended before its time.
+    pub fn watch_retried(&self, code: Option<u16>) {
+        let host = self.api_server.get().map_or("unknown", String::as_str);
+        let code = code.map_or("<error>", |code| code_label(&code.to_string()));
+        self.rest_client_request_retries_total
+            .with_label_values(&[code, "WATCH", host])
+            .inc();
+    }
+
+    /// The number of objects in each shard that is held, by the number of the shard.
+    pub fn tell_objects(&self, counts: &[usize]) {
+        let held = labels_of(&self.shard_owned);
+        for label in &held {
+            let shard = label.parse().ok();
+            if let Some(count) = shard.and_then(|shard: usize| counts.get(shard)) {
+                let gauge = self.shard_objects.with_label_values(&[label]);
+                gauge.set(i64::try_from(*count).unwrap_or(i64::MAX));
+            }
+        }
+        // A shard may have gone while we looked.
+        for label in labels_of(&self.shard_objects).difference(&held) {
+            let _absent = self.shard_objects.remove_label_values(&[label]);
+        }
+    }
+
     /// Creates the series that are sure to come: a rate over a series that appears with its first
     /// event misses that event.
     fn start_at_zero(&self) {
+        let (one, two) = (&[CONTROLLER], &[CONTROLLER, CONTROLLER]);
         for family in [
             &self.reconcile_errors_total,
             &self.reconcile_panics_total,
             &self.reconcile_timeouts_total,
         ] {
-            family.with_label_values(&[CONTROLLER]);
+            family.with_label_values(one);
         }
         for result in ["success", "error", "requeue", "requeue_after"] {
             self.reconcile_total
                 .with_label_values(&[CONTROLLER, result]);
         }
-        self.reconcile_time_seconds.with_label_values(&[CONTROLLER]);
+        self.reconcile_time_seconds.with_label_values(one);
         for gauge in [&self.active_workers, &self.max_concurrent_reconciles] {
-            gauge.with_label_values(&[CONTROLLER]);
+            gauge.with_label_values(one);
         }
         for family in [&self.workqueue_adds_total, &self.workqueue_retries_total] {
-            family.with_label_values(&[CONTROLLER, CONTROLLER]);
+            family.with_label_values(two);
         }
         for family in [
             &self.workqueue_queue_duration_seconds,
             &self.workqueue_work_duration_seconds,
         ] {
-            family.with_label_values(&[CONTROLLER, CONTROLLER]);
+            family.with_label_values(two);
+        }
+        for gauge in [
+            &self.workqueue_unfinished_work_seconds,
+            &self.workqueue_longest_running_processor_seconds,
+        ] {
+            gauge.with_label_values(two);
         }
         for kind in ChildKind::ALL {
             self.fenced_writes_total.with_label_values(&[kind.label()]);
@@ -229,7 +306,20 @@ impl Metrics {
             self.reconcile_failures_total
                 .with_label_values(&[cause.label()]);
         }
+        for reason in Reason::ALL {
+            self.shard_moves_total.with_label_values(&[reason.label()]);
+        }
+        self.shard_moves_total.with_label_values(&[GIVEN_UP]);
+        self.leader.with_label_values(&[LEADER_LEASE]);
     }
+}
+
+/// The values that a family with one label has now. Asking it for one by value would create it.
+fn labels_of(family: &IntGaugeVec) -> BTreeSet<String> {
+    let families = family.collect();
+    let series = families.iter().flat_map(|family| family.get_metric());
+    let labels = series.flat_map(|series| series.get_label());
+    labels.map(|label| label.value().to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -261,6 +351,31 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_shard_has_objects_only_while_it_is_held_and_none_when_it_is_empty() {
+        let metrics = Metrics::new().unwrap();
+        metrics.shard_owned.with_label_values(&["1"]).set(1);
+        let told = |counts: &[usize]| {
+            metrics.tell_objects(counts);
+            let text = metrics.render().unwrap();
+            let of = |line: &&str| line.starts_with("databasecluster_shard_objects{");
+            text.lines()
+                .filter(of)
+                .map(ToOwned::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let line = |n: u8| vec![format!("databasecluster_shard_objects{{shard=\"1\"}} {n}")];
+        assert_eq!(told(&[7, 3]), line(3));
+        assert_eq!(told(&[7, 0]), line(0));
+        assert_eq!(
+            labels_of(&metrics.shard_owned).len(),
+            1,
+            "looking makes none"
+        );
+        metrics.shard_owned.remove_label_values(&["1"]).unwrap();
+        assert_eq!(told(&[7, 3]), Vec::<String>::new());
     }
 
     #[test]

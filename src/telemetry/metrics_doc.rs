@@ -3,14 +3,23 @@
 use std::fmt::Write as _;
 
 use super::metrics::CATALOGUE;
+use super::metrics_labels::{DEFAULT_SHARDS, LABELS, series_most};
+
+const INTRODUCTION: &str = "# Metrics
+
+Every metric that a replica exports on `/metrics`. This page is generated from the catalogue in \
+[src/telemetry/metrics.rs](../src/telemetry/metrics.rs): after a change, run `UPDATE_DOCS=1 cargo test --test docs`.
+
+`controller_runtime_*`, `workqueue_*`, `leader_election_*`, `rest_client_*` and `process_*` have the names, labels and \
+meanings that controllers of the field export, so that existing dashboards work. Times are in seconds, sizes in bytes. \
+What draws them and what warns by them: [dashboards](../dashboards/README.md).
+";
 
 /// The page in Markdown.
 #[must_use]
 pub fn page() -> String {
-    let mut text = "# Metrics\n\nEvery metric that a replica exports on `/metrics`. This page is \
-                    generated: after a change, run `UPDATE_DOCS=1 cargo test --test docs`.\n\n\
-                    | name | type | labels | meaning |\n| --- | --- | --- | --- |\n"
-        .to_owned();
+    let mut text =
+        format!("{INTRODUCTION}\n| name | type | labels | meaning |\n| --- | --- | --- | --- |\n");
     let mut rows: Vec<_> = CATALOGUE.iter().collect();
     rows.sort_by_key(|metric| metric.name);
     for metric in rows {
@@ -24,6 +33,33 @@ pub fn page() -> String {
             metric.name,
             metric.kind,
             labels.join(", ")
+        );
+    }
+    text.push_str(&labels());
+    text
+}
+
+fn labels() -> String {
+    let mut text = format!(
+        "
+## Labels
+
+No label has the name of an object, so the number of series does not depend on how many \
+DatabaseClusters there are: a replica exports at most {} with {DEFAULT_SHARDS} shards, and {} with 256. \
+`make series` counts them with 10,000.
+
+| label | values | at most |
+| --- | --- | --- |
+",
+        series_most(DEFAULT_SHARDS),
+        series_most(256),
+    );
+    for label in LABELS {
+        // Writing into a String can not fail.
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} |",
+            label.name, label.values, label.most
         );
     }
     text

@@ -16,6 +16,7 @@ pub mod log_level;
 mod loopback;
 pub mod metrics;
 pub mod metrics_doc;
+pub mod metrics_labels;
 mod page;
 pub mod process;
 pub mod server;

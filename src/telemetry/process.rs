@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Handle;
@@ -14,6 +15,17 @@ const REVISION: &str = match option_env!("DBC_BUILD_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// From now on counts the panics of this process, and tells them as before.
+pub fn count_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        before(panic);
+    }));
+}
 
 /// What `/proc/self/stat` says, in base units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -121,10 +133,7 @@ impl ProcessCollector {
         let metrics = &self.metrics;
         let stat = fs::read_to_string(self.root.join("proc/self/stat")).ok();
         if let Some(figures) = stat.and_then(|text| parse_stat(&text, self.units)) {
-            let more = figures.cpu_seconds - metrics.process_cpu_seconds_total.get();
-            if more > 0.0 {
-                metrics.process_cpu_seconds_total.inc_by(more);
-            }
+            raise(&metrics.process_cpu_seconds_total, figures.cpu_seconds);
             set(
                 &metrics.process_resident_memory_bytes,
                 figures.resident_bytes,
@@ -157,8 +166,16 @@ impl ProcessCollector {
             &metrics.cgroup_memory_limit_bytes,
             figures.memory_limit_bytes.unwrap_or(0),
         );
+        set(
+            &metrics.cgroup_memory_working_set_bytes,
+            figures.memory_working_set_bytes.unwrap_or(0),
+        );
         let cores = figures.cpu_limit_cores.unwrap_or(0.0);
         metrics.cgroup_cpu_limit_cores.set(cores);
+        let used = figures.cpu_seconds.unwrap_or(0.0);
+        raise(&metrics.cgroup_cpu_seconds_total, used);
+        let throttled = figures.cpu_throttled_seconds.unwrap_or(0.0);
+        raise(&metrics.cgroup_cpu_throttled_seconds_total, throttled);
     }
 
     fn refresh_runtime(&self) {
@@ -170,6 +187,20 @@ impl ProcessCollector {
             &metrics.tokio_global_queue_depth,
             runtime.global_queue_depth() as u64,
         );
+        let busy = |worker| runtime.worker_total_busy_duration(worker).as_secs_f64();
+        let busy = (0..runtime.num_workers()).map(busy).sum();
+        raise(&metrics.tokio_busy_seconds_total, busy);
+        let panics = PANICS.load(Ordering::Relaxed);
+        let new = panics.saturating_sub(metrics.panics_total.get());
+        metrics.panics_total.inc_by(new);
+    }
+}
+
+/// A counter only ever rises, whatever was read.
+fn raise(counter: &prometheus::Counter, value: f64) {
+    let more = value - counter.get();
+    if more > 0.0 {
+        counter.inc_by(more);
     }
 }
 
@@ -276,5 +307,18 @@ mod tests {
         let age = now - metrics.process_start_time_seconds.get();
         assert!((-2.0..86_400.0).contains(&age), "started {age} s ago");
         assert_eq!(metrics.tokio_workers.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_panic_that_was_caught_counts() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let collector = ProcessCollector::new(Arc::clone(&metrics), Handle::current());
+        count_panics();
+        collector.refresh();
+        let before = metrics.panics_total.get();
+        assert!(std::panic::catch_unwind(|| panic!("on purpose")).is_err());
+        collector.refresh();
+        // Tests beside this one may panic on purpose, too.
+        assert!(metrics.panics_total.get() > before);
     }
 }

@@ -77,6 +77,16 @@ impl Ended {
         Duration::from_secs(seconds.unwrap_or_default().into())
     }
 
+    /// The status code that the API server gave, if it gave one.
+    #[must_use]
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Expired => Some(410),
+            Self::Refused(kube::Error::Api(status)) => Some(status.code),
+            _ => None,
+        }
+    }
+
     /// Whether the API server said no to this very request, not for the moment but for good.
     #[must_use]
     pub fn is_refusal(&self) -> bool {

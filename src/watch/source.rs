@@ -122,6 +122,9 @@ impl<K: Kind> Source<K> {
             }
             let is_regular = matches!(ended, Ended::Regularly) && begun.elapsed() >= PAUSE_MIN;
             let asked_for = ended.retry_after().min(RETRY_AFTER_MAX);
+            if !is_regular {
+                self.parts.metrics.watch_retried(ended.code());
+            }
             self.judge(ended);
             if !is_regular {
                 let pause = pauses.next().unwrap_or(PAUSE_MAX);

@@ -145,6 +145,21 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason, for metrics that start at zero.
+    pub const ALL: [Self; 11] = [
+        Self::Created,
+        Self::Vacant,
+        Self::Takeover,
+        Self::Resumed,
+        Self::Named,
+        Self::HandedOver,
+        Self::Leaving,
+        Self::Lapsed,
+        Self::Lost,
+        Self::Dead,
+        Self::Raised,
+    ];
+
     /// The label value.
     #[must_use]
     pub const fn label(self) -> &'static str {

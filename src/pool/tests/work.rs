@@ -32,9 +32,15 @@ async fn the_figures_are_true_when_the_queue_is_filled_on_purpose() {
     assert_eq!(metrics.queue_delayed.get(), 4);
     let head_age = metrics.queue_head_age_seconds.get();
     assert!((4.0..4.1).contains(&head_age), "{head_age}");
-    let longest = metrics.workqueue_longest_running_processor_seconds.get();
+    let longest = metrics
+        .workqueue_longest_running_processor_seconds
+        .with_label_values(&[CONTROLLER, CONTROLLER])
+        .get();
     assert!((4.0..4.1).contains(&longest), "{longest}");
-    let unfinished = metrics.workqueue_unfinished_work_seconds.get();
+    let unfinished = metrics
+        .workqueue_unfinished_work_seconds
+        .with_label_values(&[CONTROLLER, CONTROLLER])
+        .get();
     assert!((8.0..8.2).contains(&unfinished), "{unfinished}");
     let adds = metrics
         .workqueue_adds_total
@@ -45,7 +51,13 @@ async fn the_figures_are_true_when_the_queue_is_filled_on_purpose() {
     assert_eq!((stage.depth(), stage.active()), (0, 0));
     assert_eq!(metrics.queue_delayed.get(), 13);
     assert!(metrics.queue_head_age_seconds.get() < 0.001);
-    assert!(metrics.workqueue_unfinished_work_seconds.get() < 0.001);
+    assert!(
+        metrics
+            .workqueue_unfinished_work_seconds
+            .with_label_values(&[CONTROLLER, CONTROLLER])
+            .get()
+            < 0.001
+    );
     let waits = metrics
         .workqueue_queue_duration_seconds
         .with_label_values(&[CONTROLLER, CONTROLLER]);
@@ -177,4 +189,21 @@ async fn under_real_threads_no_object_runs_twice_at_once_and_every_change_is_fol
             "db-{n} did not run after its last change"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_objects_make_no_series_more_than_ten() {
+    let series = |stage: &Stage| -> usize {
+        let text = stage.metrics.render().unwrap();
+        text.lines().filter(|line| !line.starts_with('#')).count()
+    };
+    let stage = stage(config(100), |_, _| settles(1));
+    (0..10).for_each(|n| stage.add(n));
+    stage.settled().await;
+    let few = series(&stage);
+    (0..10_000).for_each(|n| stage.add(n));
+    stage.settled().await;
+    assert_eq!(stage.results("success"), 10_010);
+    assert_eq!(series(&stage), few);
+    assert!(few <= crate::telemetry::metrics_labels::series_most(32));
 }

@@ -5,6 +5,7 @@ mod fence;
 mod handover;
 mod relist;
 mod requests;
+mod series;
 mod watch;
 
 use std::process::ExitCode;
@@ -93,6 +94,12 @@ enum Figure {
         #[arg(long, env = "CLUSTERS", default_value_t = 60)]
         clusters: usize,
     },
+    /// How many series each replica exports, with few and with many DatabaseClusters.
+    Series {
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 10_000)]
+        clusters: usize,
+    },
     /// What the API server's fence adds to a write.
     Fence {
         /// Writes in each row of the table.
@@ -116,6 +123,7 @@ async fn main() -> ExitCode {
             Figure::Handover { rounds, clusters } => handover::handover(rounds, clusters).await,
             Figure::Join { replicas } => handover::join(replicas).await,
             Figure::Cluster { clusters } => cluster::cluster(clusters).await,
+            Figure::Series { clusters } => series::series(clusters).await,
             Figure::Fence { writes } => fence::fence(writes).await,
             Figure::Quiet { clusters, seconds } => {
                 quiet(clusters, Duration::from_secs(seconds)).await
