@@ -18,11 +18,13 @@ fi
 command -v cc >/dev/null || command -v gcc >/dev/null ||
   lack "a C linker is missing: install gcc and the C library's headers (Debian: apt-get install gcc libc6-dev; Fedora: dnf install gcc)"
 
-# Only the tests need a database server.
+# Only the tests need a database server and a browser.
 if [ -z "${1:-}" ]; then
   ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 ||
     lack "a PostgreSQL server for the tests is missing: install it (Debian: apt-get install postgresql-15)"
   command -v setpriv >/dev/null || lack "setpriv is missing: install it (Debian: apt-get install util-linux)"
+  command -v chromedriver >/dev/null || [ -x /usr/lib/chromium/chromedriver ] ||
+    lack "a browser and its driver are missing: install Chromium and chromedriver (Debian: apt-get install chromium-driver)"
 fi
 
 if [ "${1:-}" != operator ]; then

@@ -1,4 +1,4 @@
-//! One HTTP GET on loopback, which is all that is asked of a replica.
+//! One HTTP request on loopback: all that is asked of a replica or a browser's driver.
 
 use std::time::Duration;
 
@@ -24,26 +24,56 @@ pub struct Answer {
 /// # Errors
 /// When nobody answers or the answer can not be understood.
 pub async fn get(url: &str, path: &str, accept: &str) -> Result<Answer> {
-    let what = || format!("GET {url}{path}");
+    let head = format!("Accept: {accept}\r\n");
+    send(url, ("GET", path), &head, "", TIMEOUT).await
+}
+
+/// Sends one request with a body to `url` + `path`; `head` is more header lines, each with its end.
+///
+/// # Errors
+/// When nobody answers in time or the answer can not be understood.
+pub async fn send(
+    url: &str,
+    (method, path): (&str, &str),
+    head: &str,
+    body: &str,
+    timeout: Duration,
+) -> Result<Answer> {
+    let what = || format!("{method} {url}{path}");
     let host = url.strip_prefix("http://");
     let host = host.ok_or_else(|| Error::Failed(format!("{url} is no http:// address")))?;
     let host = host.trim_end_matches('/');
     let exchange = async {
         let mut stream = TcpStream::connect(host).await?;
+        let length = body.len();
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{head}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
         stream.write_all(request.as_bytes()).await?;
         let mut bytes = Vec::new();
-        stream.take(MAX_BYTES).read_to_end(&mut bytes).await?;
+        let mut stream = stream.take(MAX_BYTES);
+        // Not every server closes when it is asked to.
+        while stream.read_buf(&mut bytes).await? > 0 && !is_whole(&bytes) {}
         Ok::<_, std::io::Error>(bytes)
     };
-    let bytes = tokio::time::timeout(TIMEOUT, exchange)
+    let bytes = tokio::time::timeout(timeout, exchange)
         .await
-        .map_err(|_| Error::Failed(format!("{}: no answer within {TIMEOUT:?}", what())))?
+        .map_err(|_| Error::Failed(format!("{}: no answer within {timeout:?}", what())))?
         .context(what())?;
     parse(&String::from_utf8_lossy(&bytes))
         .map_or_else(|| failed(format!("{}: no HTTP answer", what())), Ok)
+}
+
+/// Whether as much has come as the head announces.
+fn is_whole(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let Some((head, _)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head.to_ascii_lowercase();
+    let length = length.split("content-length:").nth(1);
+    let length = length.and_then(|rest| rest.lines().next()?.trim().parse::<usize>().ok());
+    length.is_some_and(|length| bytes.len() >= head.len() + 4 + length)
 }
 
 fn parse(text: &str) -> Option<Answer> {

@@ -10,11 +10,13 @@
 //! | [`load`] | DatabaseClusters by the hundred, and waiting until they are Ready |
 //! | [`audit`] | what the API server saw: who did what, when, with which outcome |
 //! | [`metrics`], [`http_get`] | what a replica says about itself |
+//! | [`browser`] | a headless Chromium: what a page looks like, and what it does |
 //! | [`shards`] | who holds which shard, by the Leases |
 //! | [`process`], [`guardian`] | processes by pid and start time, and the promise that nothing stays behind |
 //! | [`wait`] | waiting for a condition, with a deadline and a description |
 
 pub mod audit;
+pub mod browser;
 pub mod control_plane;
 pub mod error;
 pub mod fleet;

@@ -1,0 +1,269 @@
+//! The fleet page in a real browser: what it shows, what it does without its replica, and that no text becomes markup.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod made_up;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use databasecluster_operator::telemetry::health::Health;
+use databasecluster_operator::telemetry::metrics::Metrics;
+use databasecluster_operator::telemetry::server::Server;
+use made_up::Fleet;
+use testbed::browser::{Browser, Look};
+use testbed::{Progress, wait_for};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server that shows a made-up fleet, which a test may change.
+struct Served {
+    url: String,
+    fleet: Arc<Mutex<Fleet>>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+async fn serve(fleet: Fleet) -> Served {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let fleet = Arc::new(Mutex::new(fleet));
+    let shown = Arc::clone(&fleet);
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let server = Server::new(metrics, Arc::new(Health::new(&[])))
+        .with_fleet(Box::new(move || Some(shown.lock().unwrap().view())));
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(server.serve(listener, stop.clone()));
+    Served {
+        url,
+        fleet,
+        stop,
+        task,
+    }
+}
+
+/// The text that `selector` shows.
+async fn text(browser: &Browser, selector: &str) -> String {
+    let code = format!(
+        "const e = document.querySelector({selector:?}); return e ? e.innerText ?? e.textContent : '(absent)'"
+    );
+    let text = browser.script(&code).await.unwrap();
+    text.as_str().unwrap_or_default().to_owned()
+}
+
+async fn until(browser: &Browser, selector: &str, wanted: &str) {
+    let what = format!("{selector} to show {wanted:?}");
+    wait_for(what, PATIENCE, || async {
+        let shown = text(browser, selector).await;
+        Ok(Progress::when(shown.contains(wanted), (), || shown))
+    })
+    .await
+    .unwrap();
+}
+
+async fn number(browser: &Browser, code: &str) -> i64 {
+    let found = browser.script(&format!("return {code}")).await.unwrap();
+    found.as_i64().unwrap_or(-1)
+}
+
+/// One browser for all: starting one takes longer than all that is looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_in_a_browser() {
+    let browser = Browser::start().await.unwrap();
+    shows_who_holds_what_by_mouse_and_by_keys(&browser).await;
+    shows_trouble_loudly_and_without_reloading(&browser).await;
+    fits_a_phone_and_likes_the_dark(&browser).await;
+    keeps_hostile_text_as_text(&browser).await;
+    says_that_it_is_old_when_the_replica_is_gone(&browser).await;
+}
+
+async fn shows_who_holds_what_by_mouse_and_by_keys(browser: &Browser) {
+    let served = serve(Fleet::sound()).await;
+    let page = format!("{}/fleet", served.url);
+    browser.open(&page, Look::desk()).await.unwrap();
+    until(browser, "#verdict-text", "All is well").await;
+    until(browser, "#link-text", "Live").await;
+    assert_eq!(text(browser, ".middle").await, "32 / 32");
+    assert_eq!(
+        number(browser, "document.querySelectorAll('.arc').length").await,
+        32
+    );
+    assert_eq!(
+        number(
+            browser,
+            "document.querySelectorAll('#replica-rows tr').length"
+        )
+        .await,
+        3
+    );
+    for (replica, colour) in browser_colours(browser).await {
+        assert_ne!(colour, "none", "{replica}");
+    }
+    let row = text(browser, "#replica-rows tr").await;
+    for part in [
+        "databasecluster-operator-0",
+        "fleet leader",
+        "12 %",
+        "MiB",
+        "7c9d8f6b5",
+    ] {
+        assert!(row.contains(part), "{part} is missing in {row}");
+    }
+    browser
+        .script("document.querySelector('.arc').focus()")
+        .await
+        .unwrap();
+    browser.press("ArrowRight").await.unwrap();
+    until(
+        browser,
+        "#detail",
+        "Shard 1 · held by databasecluster-operator-1",
+    )
+    .await;
+    browser.press("End").await.unwrap();
+    until(browser, "#detail", "Shard 31 ").await;
+    let labelled = "[...document.querySelectorAll('.arc')].filter(a => a.getAttribute('aria-label')?.startsWith('Shard ')).length";
+    assert_eq!(
+        number(browser, labelled).await,
+        32,
+        "arcs tell screen readers what they are"
+    );
+    browser
+        .script("document.querySelector('#legend button').click()")
+        .await
+        .unwrap();
+    assert_eq!(
+        number(browser, "document.querySelectorAll('.arc.dim').length").await,
+        21
+    );
+    // Nothing was loaded from elsewhere, and the policy had nothing to refuse.
+    let foreign = "performance.getEntriesByType('resource').filter(r => !r.name.startsWith(location.origin)).length";
+    assert_eq!(number(browser, foreign).await, 0);
+    assert_eq!(browser.console().await.unwrap(), Vec::<String>::new());
+}
+
+/// The colour of each replica's arcs; no two may be alike.
+async fn browser_colours(browser: &Browser) -> Vec<(String, String)> {
+    let code = "return [...document.querySelectorAll('#legend button')].map(b => \
+                [b.title, getComputedStyle(b.querySelector('rect')).fill, b.querySelector('path').getAttribute('d')])";
+    let found = browser.script(code).await.unwrap();
+    let found: Vec<(String, String, String)> = serde_json::from_value(found).unwrap();
+    for (i, one) in found.iter().enumerate() {
+        for other in &found[i + 1..] {
+            assert_ne!(one.1, other.1, "one colour for {} and {}", one.0, other.0);
+            assert_ne!(one.2, other.2, "one shape for {} and {}", one.0, other.0);
+        }
+    }
+    found
+        .into_iter()
+        .map(|(name, colour, _)| (name, colour))
+        .collect()
+}
+
+async fn shows_trouble_loudly_and_without_reloading(browser: &Browser) {
+    let served = serve(Fleet::sound()).await;
+    browser
+        .open(&format!("{}/fleet", served.url), Look::desk())
+        .await
+        .unwrap();
+    until(browser, "#verdict-text", "All is well").await;
+    served.fleet.lock().unwrap().kill(1);
+    until(browser, "#problems", "No live replica holds shards 1, 4, 7").await;
+    assert!(
+        browser
+            .script("return document.title")
+            .await
+            .unwrap()
+            .as_str()
+            .unwrap()
+            .contains("✖")
+    );
+    assert_eq!(
+        number(browser, "document.querySelectorAll('.arc.unowned').length").await,
+        11
+    );
+    served.fleet.lock().unwrap().take_over(1, 2);
+    until(browser, "#move-rows", "takeover: its holder died").await;
+    until(browser, "#verdict-text", "All is well").await;
+    until(browser, ".middle", "32 / 32").await;
+    assert_eq!(browser.console().await.unwrap(), Vec::<String>::new());
+}
+
+async fn fits_a_phone_and_likes_the_dark(browser: &Browser) {
+    let served = serve(Fleet::sound()).await;
+    let page = format!("{}/fleet", served.url);
+    for (look, light) in [
+        (Look::phone(), true),
+        (
+            Look {
+                dark: true,
+                ..Look::desk()
+            },
+            false,
+        ),
+    ] {
+        browser.open(&page, look).await.unwrap();
+        until(browser, "#verdict-text", "All is well").await;
+        let wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth";
+        assert_eq!(
+            number(browser, wide).await,
+            0,
+            "the page is wider than {look:?}"
+        );
+        let ground = "Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])";
+        assert_eq!(number(browser, ground).await > 128, light, "{look:?}");
+        let small = "[...document.querySelectorAll('button')].filter(b => b.getBoundingClientRect().height < 24).length";
+        assert_eq!(
+            number(browser, small).await,
+            0,
+            "buttons too small for a finger"
+        );
+    }
+}
+
+async fn keeps_hostile_text_as_text(browser: &Browser) {
+    let hostile = "<img src=x onerror=document.title='owned'>";
+    let served = serve(Fleet::named(hostile)).await;
+    browser
+        .open(&format!("{}/fleet", served.url), Look::desk())
+        .await
+        .unwrap();
+    until(browser, "#replica-rows", hostile).await;
+    browser
+        .script("document.querySelector('#all-shards').open = true")
+        .await
+        .unwrap();
+    until(browser, "#shard-rows", "javascript:alert(1)").await;
+    until(browser, "#checks", "</script><script>").await;
+    let elements = "document.querySelectorAll('img, iframe, object, a[href^=javascript], script:not([nonce])').length";
+    assert_eq!(number(browser, elements).await, 0);
+    assert_eq!(number(browser, "document.scripts.length").await, 1);
+    let title = browser.script("return document.title").await.unwrap();
+    assert!(!title.as_str().unwrap().contains("owned"), "{title}");
+    // The policy holds even against markup that some later mistake might make.
+    let smuggled =
+        "try { document.body.innerHTML = '<b>x</b>'; return 'made' } catch (e) { return e.name }";
+    assert_eq!(browser.script(smuggled).await.unwrap(), "TypeError");
+    browser.console().await.unwrap();
+}
+
+async fn says_that_it_is_old_when_the_replica_is_gone(browser: &Browser) {
+    let served = serve(Fleet::sound()).await;
+    browser
+        .open(&format!("{}/fleet", served.url), Look::desk())
+        .await
+        .unwrap();
+    until(browser, "#link-text", "Live").await;
+    served.stop.cancel();
+    served.task.await.unwrap();
+    until(browser, "#link-text", "Not live").await;
+    until(browser, "#stale", "the replica does not answer").await;
+    assert_eq!(
+        text(browser, ".middle").await,
+        "32 / 32",
+        "the last picture stays"
+    );
+    let title = browser.script("return document.title").await.unwrap();
+    assert!(title.as_str().unwrap().starts_with("(old)"), "{title}");
+}
