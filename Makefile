@@ -3,9 +3,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-CACHE_HOME := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)
-# Outside the working copy, so that a fresh one builds quickly.
-export CARGO_TARGET_DIR ?= $(CACHE_HOME)/databasecluster-operator/target
+ifndef CARGO_TARGET_DIR
+CARGO_TARGET_DIR := $(shell tests/target-folder.sh)
+endif
+export CARGO_TARGET_DIR
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 
