@@ -178,6 +178,14 @@ impl Reader {
     /// # Errors
     /// When the log can not be read or understood.
     pub fn next_events(&mut self) -> Result<Vec<AuditEvent>> {
+        self.next_events_at_most(usize::MAX)
+    }
+
+    /// The next events, at most so many; none when there are no more.
+    ///
+    /// # Errors
+    /// As [`Reader::next_events`].
+    pub fn next_events_at_most(&mut self, count: usize) -> Result<Vec<AuditEvent>> {
         let what = || format!("read {}", self.path.display());
         let mut file = File::open(&self.path).context(what())?;
         file.seek(SeekFrom::Start(self.offset)).context(what())?;
@@ -185,7 +193,10 @@ impl Reader {
         let mut events = Vec::new();
         let mut line = String::new();
         // A line without its end is still being written: it is left for the next call.
-        while reader.read_line(&mut line).context(what())? > 0 && line.ends_with('\n') {
+        while events.len() < count
+            && reader.read_line(&mut line).context(what())? > 0
+            && line.ends_with('\n')
+        {
             self.offset += line.len() as u64;
             events.push(parse(&line)?);
             line.clear();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::options::{AuditLevel, ControlPlaneOptions};
 use crate::error::Result;
-use crate::fleet::OPERATOR_USER;
+use crate::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
 use crate::ports::free_ports;
 
 /// The ports of one control plane.
@@ -148,9 +148,18 @@ fn patches(options: &ControlPlaneOptions) -> Vec<Value> {
 pub(super) fn audit_policy(level: AuditLevel) -> Value {
     let mut rules = vec![json!({"level": "Metadata"})];
     if level == AuditLevel::RequestResponse {
+        let writes = ["create", "update", "patch", "delete", "deletecollection"];
         rules.insert(
             0,
-            json!({"level": "RequestResponse", "users": [OPERATOR_USER]}),
+            json!({"level": "RequestResponse", "users": [OPERATOR_USER], "verbs": writes}),
+        );
+        let leases = [json!({"group": "coordination.k8s.io", "resources": ["leases"]})];
+        rules.insert(
+            1,
+            json!({
+                "level": "RequestResponse", "namespaces": [OPERATOR_NAMESPACE],
+                "resources": leases, "verbs": writes,
+            }),
         );
     }
     json!({

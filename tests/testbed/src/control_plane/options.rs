@@ -8,7 +8,7 @@ pub enum AuditLevel {
     Off,
     /// Who did what, when, with which outcome.
     Metadata,
-    /// Also the bodies of the operator's own requests and responses.
+    /// Also the bodies of the operator's own writes, of everybody's writes of its Leases, and of the answers.
     RequestResponse,
 }
 

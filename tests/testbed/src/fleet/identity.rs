@@ -28,8 +28,16 @@ pub(super) struct Identity {
     pub(super) kubeconfig: PathBuf,
 }
 
-/// Makes the Pod, its token and the kubeconfig.
-pub(super) async fn create(control_plane: &ControlPlane, name: &str) -> Result<Identity> {
+/// Makes the Pod, its token and the kubeconfig, which leads to `endpoint` if there is one.
+pub(super) async fn create(
+    control_plane: &ControlPlane,
+    name: &str,
+    endpoint: Option<&(String, PathBuf)>,
+) -> Result<Identity> {
+    let (server, authority) = endpoint.cloned().unwrap_or_else(|| {
+        let authority = control_plane.certificate_authority();
+        (control_plane.server(), authority)
+    });
     let pod_uid = create_pod(control_plane, name).await?;
     let token = create_token(control_plane, name, &pod_uid).await?;
     let kubeconfig = control_plane.folder().join(format!("{name}.kubeconfig"));
@@ -38,8 +46,8 @@ pub(super) async fn create(control_plane: &ControlPlane, name: &str) -> Result<I
         "kind": "Config",
         "current-context": "testbed",
         "clusters": [{"name": "testbed", "cluster": {
-            "server": control_plane.server(),
-            "certificate-authority": control_plane.certificate_authority(),
+            "server": server,
+            "certificate-authority": authority,
         }}],
         "users": [{"name": name, "user": {"token": token}}],
         "contexts": [{"name": "testbed", "context": {

@@ -38,8 +38,21 @@ pub struct FleetOptions {
     pub binary: Option<PathBuf>,
     /// The prefix of the replicas' names; by default the operator's name.
     pub name_prefix: Option<String>,
-    /// Leave the fence out of what is installed.
+    /// Leaves the fence out of what is installed.
     pub without_fence: bool,
+}
+
+/// How one replica differs from the others of its fleet.
+#[derive(Clone, Debug, Default)]
+pub struct ReplicaOptions {
+    /// More arguments of `run`.
+    pub args: Vec<String>,
+    /// More environment.
+    pub env: Vec<(String, String)>,
+    /// A program and its arguments that becomes the replica, such as `unshare`.
+    pub through: Vec<String>,
+    /// Where it finds the API server instead: a URL, and the file of the authority that signed its certificate.
+    pub endpoint: Option<(String, PathBuf)>,
 }
 
 /// Operator processes against one control plane. Dropping it kills them.
@@ -94,17 +107,32 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When it can not be started or does not say where it listens; the end of its log is in the message.
     pub async fn start_replica(&mut self, extra_args: &[String]) -> Result<usize> {
+        let options = ReplicaOptions {
+            args: extra_args.to_vec(),
+            ..ReplicaOptions::default()
+        };
+        self.start_replica_with(options).await
+    }
+
+    /// As [`Fleet::start_replica`], of a replica that differs from the others.
+    ///
+    /// # Errors
+    /// As [`Fleet::start_replica`].
+    pub async fn start_replica_with(&mut self, options: ReplicaOptions) -> Result<usize> {
         let prefix = self.options.name_prefix.as_deref().unwrap_or(BINARY);
         let name = format!("{prefix}-{}", self.started);
         self.started += 1;
-        let identity = identity::create(self.control_plane, &name).await?;
-        let mut args = self.options.extra_args.clone();
-        args.extend_from_slice(extra_args);
+        let endpoint = options.endpoint.as_ref();
+        let identity = identity::create(self.control_plane, &name, endpoint).await?;
+        let together = |all: &[(String, String)], own: Vec<(String, String)>| {
+            all.iter().cloned().chain(own).collect()
+        };
         let launch = replica::Launch {
             binary: self.binary.clone(),
+            through: options.through,
             identity,
-            args,
-            env: self.options.extra_env.clone(),
+            args: [self.options.extra_args.clone(), options.args].concat(),
+            env: together(&self.options.extra_env, options.env),
         };
         self.replicas.push(launch.start(self.control_plane).await?);
         Ok(self.replicas.len() - 1)
@@ -123,7 +151,8 @@ impl<'a> Fleet<'a> {
             self.started += 1;
             launches.push(replica::Launch {
                 binary: self.binary.clone(),
-                identity: identity::create(self.control_plane, &name).await?,
+                through: Vec::new(),
+                identity: identity::create(self.control_plane, &name, None).await?,
                 args: self.options.extra_args.clone(),
                 env: self.options.extra_env.clone(),
             });
@@ -201,7 +230,7 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When the API server refuses its Pod or its token.
     pub async fn kubeconfig_of_pod(&self, name: &str) -> Result<PathBuf> {
-        let identity = identity::create(self.control_plane, name).await?;
+        let identity = identity::create(self.control_plane, name, None).await?;
         Ok(identity.kubeconfig)
     }
 

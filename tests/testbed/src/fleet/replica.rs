@@ -25,6 +25,8 @@ const LOG_TAIL_LINES: usize = 15;
 #[derive(Clone, Debug)]
 pub(super) struct Launch {
     pub(super) binary: PathBuf,
+    /// What is run instead, with the binary as its last argument; nothing: the binary itself.
+    pub(super) through: Vec<String>,
     pub(super) identity: Identity,
     pub(super) args: Vec<String>,
     pub(super) env: Vec<(String, String)>,
@@ -54,7 +56,15 @@ impl Launch {
             .append(true)
             .open(&log)
             .context(what.clone())?;
-        let child = Command::new(&self.binary)
+        let mut command = match self.through.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
+        let child = command
             .arg("run")
             .args(["--namespace", OPERATOR_NAMESPACE])
             .args(["--identity", &self.identity.name])
@@ -194,6 +204,14 @@ impl Replica {
     pub async fn kill(&mut self) -> Result<()> {
         self.process.signal(Signal::KILL)?;
         self.wait_end(Duration::from_secs(10)).await.map(drop)
+    }
+
+    /// Asks it to end (SIGTERM) and does not wait.
+    ///
+    /// # Errors
+    /// When it has ended before.
+    pub fn ask_to_end(&self) -> Result<()> {
+        self.process.signal(Signal::TERM)
     }
 
     /// Asks it to end (SIGTERM) and waits until it has.
