@@ -1,6 +1,14 @@
-//! Fault experiments on a fleet of operator processes: what they share.
+//! Fault experiments on a fleet of operator processes, and a judge who trusts none of them.
 //!
-//! Each experiment is a program of its own below `src/bin`, runs against a real control plane, judges by the API
-//! server's audit log, and ends with a status other than 0 when a promise was not kept.
+//! | module | does |
+//! | --- | --- |
+//! | [`scenario`], [`catalogue`] | scenario files: fleet, load, faults with times, expectations |
+//! | [`evidence`] | what a run leaves |
+//! | [`judge`] | decides, from the audit log, the fate of the processes and the final state |
+//! | [`takeover`] | finds the first write by another replica, for the program `sigkill` |
 
+pub mod catalogue;
+pub mod evidence;
+pub mod judge;
+pub mod scenario;
 pub mod takeover;

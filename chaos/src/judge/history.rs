@@ -1,0 +1,389 @@
+//! The audit log in the words of the protocol: stamped writes, Leases as they were, users' changes, requests.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use testbed::audit::{AuditEvent, Reader};
+use testbed::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
+
+use crate::evidence::Micros;
+
+/// Events that are held in memory with their bodies.
+const BATCH: usize = 2_000;
+const SHARD: &str = "databasecluster-shard-";
+const MEMBER: &str = "databasecluster-member-";
+const CHILDREN: [&str; 7] = [
+    "statefulsets",
+    "services",
+    "configmaps",
+    "poddisruptionbudgets",
+    "secrets",
+    "persistentvolumeclaims",
+    "pods",
+];
+
+/// Who wrote, and in which term of office: `<shard lease>/<epoch>/<holder>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub(super) lease: String,
+    pub(super) epoch: i64,
+    pub(super) holder: String,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    Created,
+    Changed,
+    Deleted,
+}
+
+/// A write of a DatabaseCluster or of a child by a replica.
+#[derive(Clone, Debug)]
+pub(super) struct Write {
+    pub(super) received: Micros,
+    pub(super) completed: Micros,
+    pub(super) pod: String,
+    /// `resource/namespace/name`, without the subresource.
+    pub(super) object: String,
+    /// The cluster that it is about: `namespace/name`.
+    pub(super) cluster: Option<String>,
+    /// The object's uid, when the answer tells it.
+    pub(super) uid: Option<String>,
+    /// The uid of the cluster that owns it.
+    pub(super) owner: Option<String>,
+    pub(super) deed: Deed,
+    pub(super) stamp: Option<Stamp>,
+    /// The store's revision after it.
+    pub(super) version: Option<u64>,
+    pub(super) code: u16,
+    /// Whether the fence refused it.
+    pub(super) fenced: bool,
+}
+
+impl Write {
+    pub(super) fn accepted(&self) -> bool {
+        (200..300).contains(&self.code)
+    }
+}
+
+/// An accepted write of a Lease, by whomever.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LeaseWrite {
+    pub(super) received: Micros,
+    pub(super) completed: Micros,
+    pub(super) name: String,
+    /// The replica; none: somebody else.
+    pub(super) pod: Option<String>,
+    pub(super) holder: String,
+    pub(super) incarnation: String,
+    pub(super) epoch: i64,
+    pub(super) version: Option<u64>,
+    pub(super) deleted: bool,
+    pub(super) created: bool,
+    /// Whether the request named the uid and the version that it was to replace.
+    pub(super) compared: bool,
+}
+
+impl LeaseWrite {
+    pub(super) fn is_shard(&self) -> bool {
+        self.name.starts_with(SHARD)
+    }
+
+    pub(super) fn is_member(&self) -> bool {
+        self.name.starts_with(MEMBER)
+    }
+}
+
+/// A change of a DatabaseCluster by somebody else than the operator.
+#[derive(Clone, Debug)]
+pub(super) struct UserChange {
+    pub(super) at: Micros,
+    pub(super) cluster: String,
+    pub(super) deed: Deed,
+}
+
+/// The audit log, understood.
+#[derive(Debug, Default)]
+pub struct History {
+    /// In the order of the store's revision, as far as it is known.
+    pub(super) writes: Vec<Write>,
+    pub(super) leases: Vec<LeaseWrite>,
+    pub(super) changes: Vec<UserChange>,
+    /// Children deleted by somebody who is neither the operator nor a controller: `resource/namespace/name`.
+    pub(super) children_deleted_by_hand: BTreeMap<String, u64>,
+    /// Requests of each replica in each second since 1970.
+    pub(super) requests: BTreeMap<String, BTreeMap<i64, u64>>,
+    /// All writes of the operator but heartbeats: when, and what.
+    pub(super) beside_heartbeats: Vec<(Micros, String)>,
+}
+
+impl History {
+    /// Reads a log, piece by piece: a long one does not fit into memory.
+    ///
+    /// # Errors
+    /// When it can not be read or understood.
+    pub fn from_log(path: &Path) -> testbed::Result<Self> {
+        let mut reader = Reader::from_start(path.to_owned());
+        let mut history = Self::default();
+        loop {
+            let events = reader.next_events_at_most(BATCH)?;
+            if events.is_empty() {
+                return Ok(history.ordered());
+            }
+            events.iter().for_each(|event| history.note(event));
+        }
+    }
+
+    /// From events.
+    #[must_use]
+    pub fn read(events: &[AuditEvent]) -> Self {
+        let mut history = Self::default();
+        events.iter().for_each(|event| history.note(event));
+        history.ordered()
+    }
+
+    fn ordered(self) -> Self {
+        let mut history = self;
+        history
+            .writes
+            .sort_by_key(|write| (write.version.unwrap_or(u64::MAX), write.completed));
+        history.leases.sort_by_key(|lease| lease.completed);
+        history.order_leases();
+        history.changes.sort_by_key(|change| change.at);
+        history
+    }
+
+    /// Each Lease's writes in the order of the store; a deletion, which has no revision, stays where its time puts it.
+    fn order_leases(&mut self) {
+        let mut last = 0;
+        let mut keyed: Vec<(u64, LeaseWrite)> = Vec::new();
+        for lease in self.leases.drain(..) {
+            last = lease
+                .version
+                .unwrap_or(last)
+                .max(if lease.version.is_some() { 0 } else { last });
+            keyed.push((last, lease));
+        }
+        keyed.sort_by_key(|(version, _)| *version);
+        self.leases = keyed.into_iter().map(|(_, lease)| lease).collect();
+    }
+
+    fn note(&mut self, event: &AuditEvent) {
+        let by_operator = event.user == OPERATOR_USER;
+        if by_operator && let Some(pod) = &event.pod_name {
+            let second = event.received_micros.div_euclid(1_000_000);
+            *self
+                .requests
+                .entry(pod.clone())
+                .or_default()
+                .entry(second)
+                .or_insert(0) += 1;
+        }
+        if !is_write(event) || event.uri.contains("dryRun=") {
+            return;
+        }
+        let heartbeat = event.resource == "leases" && !event.name.starts_with(SHARD);
+        if by_operator && !heartbeat {
+            let what = format!(
+                "{} {}/{}/{}",
+                event.verb, event.resource, event.namespace, event.name
+            );
+            self.beside_heartbeats.push((event.received_micros, what));
+        }
+        if event.resource == "leases" && event.namespace == OPERATOR_NAMESPACE {
+            if event.is_accepted_write() {
+                self.leases.push(lease_write(event, by_operator));
+            }
+            return;
+        }
+        let is_cluster = event.resource == "databaseclusters";
+        let is_child = CHILDREN.contains(&event.resource.as_str());
+        if by_operator && (is_cluster || is_child) && event.namespace != OPERATOR_NAMESPACE {
+            self.writes.push(write(event));
+        } else if is_cluster && event.subresource.is_empty() && event.is_accepted_write() {
+            self.note_change(event);
+        } else if is_child && event.verb == "delete" && event.is_accepted_write() && by_hand(event)
+        {
+            let object = format!("{}/{}/{}", event.resource, event.namespace, event.name);
+            *self.children_deleted_by_hand.entry(object).or_insert(0) += 1;
+        }
+    }
+
+    fn note_change(&mut self, event: &AuditEvent) {
+        let deed = match event.verb.as_str() {
+            "create" => Deed::Created,
+            "delete" | "deletecollection" => Deed::Deleted,
+            _ => Deed::Changed,
+        };
+        let name = match event.name.as_str() {
+            "" => body_text(event.response.as_ref(), "/metadata/name"),
+            name => name.to_owned(),
+        };
+        self.changes.push(UserChange {
+            at: event.completed_micros,
+            cluster: format!("{}/{name}", event.namespace),
+            deed,
+        });
+    }
+
+    /// The Lease writes of one shard, in order.
+    pub(super) fn shards(&self) -> BTreeMap<&str, Vec<&LeaseWrite>> {
+        let mut shards: BTreeMap<&str, Vec<&LeaseWrite>> = BTreeMap::new();
+        for lease in self.leases.iter().filter(|lease| lease.is_shard()) {
+            shards.entry(&lease.name).or_default().push(lease);
+        }
+        shards
+    }
+
+    /// The accepted renewals of each replica's member Lease by itself: when, and as which incarnation.
+    pub(super) fn renewals(&self) -> BTreeMap<&str, Vec<(Micros, &str)>> {
+        let mut renewals: BTreeMap<&str, Vec<(Micros, &str)>> = BTreeMap::new();
+        for lease in self
+            .leases
+            .iter()
+            .filter(|lease| lease.is_member() && !lease.deleted)
+        {
+            let Some(pod) = &lease.pod else { continue };
+            if lease.holder == *pod && lease.name.strip_prefix(MEMBER) == Some(pod) {
+                renewals
+                    .entry(pod)
+                    .or_default()
+                    .push((lease.received, &lease.incarnation));
+            }
+        }
+        for times in renewals.values_mut() {
+            times.sort_unstable();
+        }
+        renewals
+    }
+}
+
+fn is_write(event: &AuditEvent) -> bool {
+    matches!(
+        event.verb.as_str(),
+        "create" | "update" | "patch" | "delete" | "deletecollection"
+    )
+}
+
+/// Whether this is a person, and not a part of the control plane.
+fn by_hand(event: &AuditEvent) -> bool {
+    !event.user.starts_with("system:") && !event.user_agent.starts_with("kube-")
+}
+
+fn body_text(body: Option<&Value>, pointer: &str) -> String {
+    optional_text(body, pointer).unwrap_or_default()
+}
+
+fn optional_text(body: Option<&Value>, pointer: &str) -> Option<String> {
+    let text = body?.pointer(pointer)?.as_str()?;
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn number(body: Option<&Value>, pointer: &str) -> Option<i64> {
+    body?.pointer(pointer)?.as_i64()
+}
+
+fn version(event: &AuditEvent) -> Option<u64> {
+    optional_text(event.response.as_ref(), "/metadata/resourceVersion")?
+        .parse()
+        .ok()
+}
+
+fn lease_write(event: &AuditEvent, by_operator: bool) -> LeaseWrite {
+    let deleted = event.verb == "delete" || event.verb == "deletecollection";
+    let (asked, answer) = (event.request.as_ref(), event.response.as_ref());
+    let named = |field: &str| optional_text(asked, field).is_some();
+    let compared = match deleted {
+        true => named("/preconditions/uid") && named("/preconditions/resourceVersion"),
+        false => named("/metadata/uid") && named("/metadata/resourceVersion"),
+    };
+    let name = match event.name.as_str() {
+        "" => body_text(answer, "/metadata/name"),
+        name => name.to_owned(),
+    };
+    LeaseWrite {
+        received: event.received_micros,
+        completed: event.completed_micros,
+        name,
+        pod: event.pod_name.clone().filter(|_| by_operator),
+        holder: if deleted {
+            String::new()
+        } else {
+            body_text(answer, "/spec/holderIdentity")
+        },
+        incarnation: body_text(answer, "/metadata/annotations/database.io~1incarnation"),
+        epoch: number(answer, "/spec/leaseTransitions").unwrap_or(0),
+        version: version(event).filter(|_| !deleted),
+        deleted,
+        created: event.code == 201,
+        compared,
+    }
+}
+
+fn write(event: &AuditEvent) -> Write {
+    let (asked, answer) = (event.request.as_ref(), event.response.as_ref());
+    let deed = match (event.verb.as_str(), event.code) {
+        ("delete" | "deletecollection", _) => Deed::Deleted,
+        (_, 201) => Deed::Created,
+        _ => Deed::Changed,
+    };
+    let message = body_text(answer, "/message");
+    // A deletion carries no stamp: what counts is the one on the object.
+    let stamp = match deed {
+        Deed::Deleted => None,
+        _ if event.subresource == "status" => status_stamp(asked),
+        _ => optional_text(asked, "/metadata/annotations/database.io~1stamp")
+            .and_then(|text| parse_stamp(&text)),
+    };
+    let name = match event.name.as_str() {
+        "" => body_text(asked, "/metadata/name"),
+        name => name.to_owned(),
+    };
+    Write {
+        received: event.received_micros,
+        completed: event.completed_micros,
+        pod: event.pod_name.clone().unwrap_or_default(),
+        cluster: cluster_of(&event.resource, &event.namespace, &name),
+        object: format!("{}/{}/{name}", event.resource, event.namespace),
+        uid: optional_text(answer, "/metadata/uid"),
+        owner: optional_text(asked, "/metadata/ownerReferences/0/uid"),
+        deed,
+        stamp,
+        version: version(event),
+        code: event.code,
+        fenced: event.code >= 400 && message.contains("databasecluster-fence-"),
+    }
+}
+
+fn status_stamp(body: Option<&Value>) -> Option<Stamp> {
+    Some(Stamp {
+        lease: optional_text(body, "/status/shard/lease")?,
+        epoch: number(body, "/status/shard/epoch")?,
+        holder: optional_text(body, "/status/shard/holder")?,
+    })
+}
+
+fn parse_stamp(text: &str) -> Option<Stamp> {
+    let mut parts = text.splitn(3, '/');
+    Some(Stamp {
+        lease: parts.next()?.to_owned(),
+        epoch: parts.next()?.parse().ok()?,
+        holder: parts.next()?.to_owned(),
+    })
+}
+
+/// The cluster that an object belongs to, by its name.
+fn cluster_of(resource: &str, namespace: &str, name: &str) -> Option<String> {
+    let cluster = match resource {
+        "databaseclusters" => name,
+        "secrets" => name.strip_suffix("-app")?,
+        "services" => ["-db", "-rw", "-r"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))?,
+        "statefulsets" | "configmaps" | "poddisruptionbudgets" => name.strip_suffix("-db")?,
+        _ => return None,
+    };
+    Some(format!("{namespace}/{cluster}"))
+}

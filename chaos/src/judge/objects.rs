@@ -1,0 +1,275 @@
+//! Rules about objects: all that was asked for is there, in time, made once, nobody else's fields touched, and then
+//! silence.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::history::{Deed, History, UserChange};
+use super::{Figures, Verdict};
+use crate::evidence::{Asked, Evidence, LastState, Micros, micros, seconds};
+
+/// What users asked for is there in the end, and nothing else.
+pub(super) fn converged(evidence: &Evidence) -> Verdict {
+    let mut violations = missing(&evidence.asked, &evidence.last);
+    if evidence.converged.is_none() {
+        violations.push("it was waited for in vain".to_owned());
+    }
+    let (clusters, children) = (evidence.last.clusters.len(), evidence.last.children.len());
+    Verdict::of(
+        "converged",
+        violations,
+        format!("{clusters} clusters, {children} children"),
+    )
+}
+
+/// What there is, compared with what was asked for.
+#[must_use]
+pub fn missing(asked: &Asked, last: &LastState) -> Vec<String> {
+    let mut violations = Vec::new();
+    for (key, wanted) in &asked.wanted {
+        match (wanted, last.clusters.get(key)) {
+            (None, None) => {}
+            (None, Some(_)) => violations.push(format!("{key} was deleted and is still there")),
+            (Some(_), None) => violations.push(format!("{key} is lost")),
+            (Some(wanted), Some(found)) => {
+                if let Some(why) = &found.not_ready {
+                    violations.push(format!("{key} is not Ready: {why}"));
+                }
+                if (&wanted.cpu, wanted.replicas) != (&found.cpu, found.replicas) {
+                    violations.push(format!(
+                        "{key} asks for {} and {} instances, not {wanted:?}",
+                        found.cpu, found.replicas
+                    ));
+                }
+                let set = last.children.get(&format!("statefulsets/{key}-db"));
+                let workload = set.and_then(|set| set.workload.as_ref());
+                if workload != Some(wanted) {
+                    violations.push(format!(
+                        "the StatefulSet of {key} has {workload:?}, not {wanted:?}"
+                    ));
+                }
+            }
+        }
+    }
+    let uids: BTreeSet<&str> = last
+        .clusters
+        .values()
+        .map(|cluster| cluster.uid.as_str())
+        .collect();
+    let orphans = last
+        .children
+        .iter()
+        .filter(|(_, child)| !uids.contains(child.owner.as_str()));
+    violations.extend(orphans.map(|(name, _)| format!("{name} is left of a cluster that is gone")));
+    violations
+}
+
+/// Each change by a user is followed by a write of the operator in time.
+pub(super) fn reacted(evidence: &Evidence, history: &History, figures: &mut Figures) -> Verdict {
+    let mut writes: BTreeMap<&str, Vec<(Micros, Micros)>> = BTreeMap::new();
+    for write in history.writes.iter().filter(|write| write.accepted()) {
+        if let Some(cluster) = &write.cluster {
+            writes
+                .entry(cluster)
+                .or_default()
+                .push((write.received, write.completed));
+        }
+    }
+    for times in writes.values_mut() {
+        times.sort_unstable();
+    }
+    let work = micros(evidence.scenario.expect.work_seconds);
+    let mut violations = Vec::new();
+    let in_time = history
+        .changes
+        .iter()
+        .filter(|change| change.at >= evidence.begun && change.deed != Deed::Deleted);
+    for change in in_time {
+        if overtaken(history, change) {
+            continue;
+        }
+        let times = writes
+            .get(change.cluster.as_str())
+            .map_or(&[][..], Vec::as_slice);
+        let next = times.get(times.partition_point(|(received, _)| *received < change.at));
+        let (reach, due) = reach(evidence, change.at);
+        let Some((_, completed)) = next else {
+            violations.push(format!(
+                "{}: a change at {:.1} s was never acted on",
+                change.cluster,
+                seconds(change.at - evidence.begun)
+            ));
+            continue;
+        };
+        let took = seconds(completed - change.at);
+        match reach {
+            true => figures.fault_reaction_seconds.push(took),
+            false => figures.calm_reaction_seconds.push(took),
+        }
+        if *completed > due + work {
+            violations.push(format!(
+                "{}: a change at {:.1} s was acted on after {took:.1} s, {:.1} s too late",
+                change.cluster,
+                seconds(change.at - evidence.begun),
+                seconds(completed - due - work)
+            ));
+        }
+    }
+    let last_end = evidence.faults.iter().map(|fault| fault.to).max();
+    figures.converged_seconds = evidence
+        .converged
+        .map(|at| seconds(at - last_end.unwrap_or(at).max(evidence.load_ended)));
+    let (calm, fault) = (
+        figures.calm_reaction_seconds.len(),
+        figures.fault_reaction_seconds.len(),
+    );
+    Verdict::of(
+        "reacted",
+        violations,
+        format!("{calm} changes away from faults, {fault} in the reach of one"),
+    )
+}
+
+/// Whether the cluster was deleted soon after: then nobody need act on the change itself.
+fn overtaken(history: &History, change: &UserChange) -> bool {
+    let gone = |other: &&UserChange| other.cluster == change.cluster && other.deed == Deed::Deleted;
+    history
+        .changes
+        .iter()
+        .filter(gone)
+        .any(|other| (change.at..change.at + micros(60.0)).contains(&other.at))
+}
+
+/// Whether a change at this time is in the reach of a fault, and when it must be acted on, give or take the time of work.
+fn reach(evidence: &Evidence, at: Micros) -> (bool, Micros) {
+    let takeover = micros(evidence.scenario.takeover_seconds());
+    let work = micros(evidence.scenario.expect.work_seconds);
+    let mut due = at;
+    let mut reach = false;
+    for fault in &evidence.faults {
+        let over = fault
+            .recover_from
+            .map_or(fault.to, |from| from.max(fault.from) + takeover);
+        if (fault.from - work..over + work).contains(&at) {
+            reach = true;
+            due = due.max(over);
+        }
+    }
+    (reach, due)
+}
+
+/// Each child is created once in the life of its cluster, and deleted only with it, as in a run without faults.
+pub(super) fn children_counted(evidence: &Evidence, history: &History) -> Verdict {
+    let mut created: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    let mut deleted_clusters: BTreeMap<&str, Micros> = BTreeMap::new();
+    for change in history
+        .changes
+        .iter()
+        .filter(|change| change.deed == Deed::Deleted)
+    {
+        let first = deleted_clusters.entry(&change.cluster).or_insert(change.at);
+        *first = change.at.min(*first);
+    }
+    // With the CRD go all clusters, and no request for that is in the log.
+    let crd = evidence.faults.iter().filter(|fault| fault.kind == "crd");
+    let crd_faults: Vec<(Micros, Micros)> = crd.map(|fault| (fault.from, fault.to)).collect();
+    let mut violations = Vec::new();
+    for write in history.writes.iter().filter(|write| write.accepted()) {
+        match (&write.owner, write.deed) {
+            (Some(owner), Deed::Created) => {
+                *created.entry((owner, &write.object)).or_insert(0) += 1
+            }
+            (_, Deed::Deleted) if write.object.starts_with("statefulsets/") => {
+                let cluster = write.cluster.as_deref().unwrap_or_default();
+                let with_all = crd_faults
+                    .iter()
+                    .any(|(from, to)| (*from..*to).contains(&write.completed));
+                if !with_all
+                    && deleted_clusters
+                        .get(cluster)
+                        .is_none_or(|at| write.completed < *at)
+                {
+                    violations.push(format!(
+                        "{} deleted {} of a cluster that lives",
+                        write.pod, write.object
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    for ((owner, object), count) in &created {
+        let by_hand = history
+            .children_deleted_by_hand
+            .get(*object)
+            .copied()
+            .unwrap_or(0);
+        if *count > 1 + by_hand {
+            violations.push(format!(
+                "{object} was created {count} times for the cluster {owner}"
+            ));
+        }
+    }
+    let hidden = evidence.faults.iter().any(|fault| fault.hides_requests);
+    for (name, child) in evidence.last.children.iter().filter(|_| !hidden) {
+        if !created.contains_key(&(child.owner.as_str(), name.as_str())) {
+            violations.push(format!(
+                "{name} is there, but nobody created it for its cluster"
+            ));
+        }
+    }
+    Verdict::of(
+        "children-counted",
+        violations,
+        format!("{} children created", created.len()),
+    )
+}
+
+/// What other managers wrote is still there.
+pub(super) fn others_untouched(evidence: &Evidence) -> Verdict {
+    let clusters = evidence
+        .last
+        .clusters
+        .iter()
+        .map(|(name, cluster)| (name, cluster.mark_kept));
+    let children = evidence
+        .last
+        .children
+        .iter()
+        .map(|(name, child)| (name, child.mark_kept));
+    let marked: Vec<(&String, bool)> = clusters
+        .chain(children)
+        .filter_map(|(name, kept)| Some((name, kept?)))
+        .collect();
+    let lost = marked
+        .iter()
+        .filter(|(_, kept)| !kept)
+        .map(|(name, _)| format!("{name} lost another manager's fields"));
+    Verdict::of(
+        "others-untouched",
+        lost.collect(),
+        format!("{} objects with fields of another manager", marked.len()),
+    )
+}
+
+/// With nothing to do, the operator writes heartbeats and nothing else.
+pub(super) fn quiet(evidence: &Evidence, history: &History) -> Verdict {
+    const RULE: &str = "quiet";
+    let Some((from, to)) = evidence.quiet else {
+        return Verdict::of(
+            RULE,
+            vec!["there was no quiet time to look at".into()],
+            String::new(),
+        );
+    };
+    let loud = history
+        .beside_heartbeats
+        .iter()
+        .filter(|(at, _)| (from..to).contains(at));
+    let violations =
+        loud.map(|(at, what)| format!("{what}, {:.1} s into the quiet time", seconds(at - from)));
+    Verdict::of(
+        RULE,
+        violations.collect(),
+        format!("{:.0} s without work", seconds(to - from)),
+    )
+}

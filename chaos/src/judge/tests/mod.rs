@@ -1,0 +1,360 @@
+//! The judge against made-up runs: each rule sees what breaks it, and nothing else. Here: who writes and who holds.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::json;
+use testbed::audit::AuditEvent;
+use testbed::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
+
+use super::history::History;
+use super::{Judgement, judge, ownership::Ownership};
+use crate::evidence::{Asked, Evidence, Injected, LastChild, LastCluster, LastState, Life, Wanted};
+use crate::scenario::Scenario;
+
+mod objects;
+
+const SHARD: &str = "databasecluster-shard-000";
+
+fn micros(seconds: f64) -> i64 {
+    crate::evidence::micros(seconds)
+}
+
+/// A run of 60 s in which replica `a` holds the only shard and reconciles one cluster.
+struct Run {
+    evidence: Evidence,
+    events: Vec<AuditEvent>,
+    version: u64,
+}
+
+fn scenario() -> Scenario {
+    let text = "about = \"x\"\nsets = [\"full\"]\n[expect]\nchanges_min = 1\n";
+    Scenario::parse("x", text).unwrap()
+}
+
+impl Run {
+    fn calm() -> Self {
+        let wanted = Wanted {
+            cpu: "200m".into(),
+            replicas: 1,
+        };
+        let cluster = LastCluster {
+            uid: "u1".into(),
+            cpu: "200m".into(),
+            replicas: 1,
+            mark_kept: Some(true),
+            ..LastCluster::default()
+        };
+        let child = LastChild {
+            uid: "c1".into(),
+            owner: "u1".into(),
+            workload: Some(wanted.clone()),
+            mark_kept: None,
+        };
+        let life = |pod: &str| Life {
+            pod: pod.into(),
+            from: micros(-10.0),
+            to: None,
+            absent: Vec::new(),
+        };
+        let mut run = Self {
+            evidence: Evidence {
+                scenario: scenario(),
+                begun: 0,
+                load_ended: micros(50.0),
+                converged: Some(micros(51.0)),
+                quiet: Some((micros(52.0), micros(60.0))),
+                lives: vec![life("a"), life("b")],
+                faults: Vec::new(),
+                asked: Asked {
+                    accepted: 1,
+                    repeated: 0,
+                    wanted: [("n/one".to_owned(), Some(wanted))].into(),
+                },
+                last: LastState {
+                    clusters: [("n/one".to_owned(), cluster)].into(),
+                    children: [("statefulsets/n/one-db".to_owned(), child)].into(),
+                    shards: Vec::new(),
+                },
+                samples: Vec::new(),
+                trouble: None,
+            },
+            events: Vec::new(),
+            version: 100,
+        };
+        run.shard(-9.0, "a", "a", "a1", 1);
+        for second in (-9..60).step_by(2) {
+            run.renew(f64::from(second), "a", "a1");
+            run.renew(f64::from(second), "b", "b1");
+        }
+        run.write(-8.0, "a", "statefulsets", "one-db", 1, 201);
+        run.user(10.0, "patch");
+        run.write(10.1, "a", "statefulsets", "one-db", 1, 200);
+        run
+    }
+
+    fn event(&mut self, at: f64, pod: &str, verb: &str, resource: &str, name: &str) -> AuditEvent {
+        self.version += 1;
+        AuditEvent {
+            user: OPERATOR_USER.into(),
+            pod_name: Some(pod.into()),
+            verb: verb.into(),
+            resource: resource.into(),
+            namespace: "n".into(),
+            name: name.into(),
+            code: 200,
+            received_micros: micros(at),
+            completed_micros: micros(at) + 1_000,
+            ..AuditEvent::default()
+        }
+    }
+
+    fn version(&self) -> String {
+        self.version.to_string()
+    }
+
+    /// `by` writes the shard Lease.
+    fn shard(&mut self, at: f64, by: &str, holder: &str, incarnation: &str, epoch: i64) {
+        let mut event = self.event(at, by, "update", "leases", SHARD);
+        event.namespace = OPERATOR_NAMESPACE.into();
+        let version = self.version();
+        event.request = Some(json!({"metadata": {"uid": "s", "resourceVersion": "1"}}));
+        event.response = Some(json!({
+            "metadata": {"resourceVersion": version, "annotations": {"database.io/incarnation": incarnation}},
+            "spec": {"holderIdentity": holder, "leaseTransitions": epoch},
+        }));
+        self.events.push(event);
+    }
+
+    fn renew(&mut self, at: f64, pod: &str, incarnation: &str) {
+        let name = format!("databasecluster-member-{pod}");
+        let mut event = self.event(at, pod, "update", "leases", &name);
+        event.namespace = OPERATOR_NAMESPACE.into();
+        let version = self.version();
+        event.request = Some(json!({"metadata": {"uid": "m", "resourceVersion": "1"}}));
+        event.response = Some(json!({
+            "metadata": {"resourceVersion": version, "annotations": {"database.io/incarnation": incarnation}},
+            "spec": {"holderIdentity": pod},
+        }));
+        self.events.push(event);
+    }
+
+    /// A stamped write; the last one can be changed by the caller.
+    fn write(&mut self, at: f64, pod: &str, resource: &str, name: &str, epoch: i64, code: u16) {
+        let mut event = self.event(at, pod, "patch", resource, name);
+        let version = self.version();
+        event.code = code;
+        event.request = Some(json!({"metadata": {
+            "annotations": {"database.io/stamp": format!("{SHARD}/{epoch}/{pod}")},
+            "ownerReferences": [{"uid": "u1"}],
+        }}));
+        event.response = Some(json!({"metadata": {"uid": "c1", "resourceVersion": version}}));
+        self.events.push(event);
+    }
+
+    fn user(&mut self, at: f64, verb: &str) {
+        let mut event = self.event(at, "", verb, "databaseclusters", "one");
+        event.user = "somebody".into();
+        event.pod_name = None;
+        self.events.push(event);
+    }
+
+    fn last(&mut self) -> &mut AuditEvent {
+        self.events.last_mut().unwrap()
+    }
+
+    fn forget_renewals(&mut self, pod: &str, from: f64) {
+        let name = format!("databasecluster-member-{pod}");
+        self.events
+            .retain(|event| event.name != name || event.received_micros < micros(from));
+    }
+
+    fn judged(&self) -> Judgement {
+        judge(&self.evidence, &History::read(&self.events))
+    }
+
+    /// The rules that were broken.
+    fn broken(&self) -> Vec<String> {
+        let judgement = self.judged();
+        let broken = judgement.verdicts.iter().filter(|verdict| !verdict.kept);
+        broken.map(|verdict| verdict.rule.clone()).collect()
+    }
+
+    fn fault(&mut self, kind: &str, from: f64, to: f64, recover_from: Option<f64>) {
+        self.evidence.faults.push(Injected {
+            kind: kind.into(),
+            what: kind.into(),
+            pods: vec!["a".into()],
+            from: micros(from),
+            to: micros(to),
+            recover_from: recover_from.map(micros),
+            takes_out: true,
+            bites: 1,
+            ..Injected::default()
+        });
+    }
+
+    /// Replica `a` dies at 20 s, and `b` takes over so many seconds later.
+    fn crash(&mut self, takeover: f64) {
+        self.evidence.lives[0].to = Some(micros(20.0));
+        self.forget_renewals("a", 20.0);
+        self.fault("kill", 20.0, 30.0, Some(20.0));
+        self.shard(20.0 + takeover, "b", "b", "b1", 2);
+    }
+}
+
+#[test]
+fn a_calm_run_breaks_no_rule() {
+    let run = Run::calm();
+    let judgement = run.judged();
+    assert_eq!(run.broken(), [""; 0], "{judgement:#?}");
+    assert!(judgement.passed());
+    assert_eq!(judgement.figures.calm_reaction_seconds.len(), 1);
+    assert_eq!(judgement.word(), "passed");
+}
+
+#[test]
+fn two_writers_in_one_epoch_and_a_borrowed_stamp_are_seen() {
+    let mut run = Run::calm();
+    run.write(11.0, "b", "statefulsets", "one-db", 1, 200);
+    assert_eq!(run.broken(), ["one-writer"]);
+    let mut run = Run::calm();
+    run.write(11.0, "b", "statefulsets", "one-db", 1, 200);
+    let borrowed = json!(format!("{SHARD}/1/a"));
+    run.last().request.as_mut().unwrap()["metadata"]["annotations"]["database.io/stamp"] = borrowed;
+    assert_eq!(run.broken(), ["one-writer"]);
+    run.last().code = 403;
+    assert_eq!(run.broken(), [""; 0], "a refused write is no write");
+}
+
+#[test]
+fn an_older_epoch_after_a_newer_one_is_seen_in_the_order_of_the_store() {
+    let mut run = Run::calm();
+    run.crash(5.0);
+    run.write(26.0, "b", "statefulsets", "one-db", 2, 200);
+    let clean = run.broken();
+    assert_eq!(clean, [""; 0]);
+    run.write(26.5, "a", "statefulsets", "one-db", 1, 200);
+    let broken = run.broken();
+    assert!(
+        broken.contains(&"no-older-after-newer".to_owned()),
+        "{broken:?}"
+    );
+    assert!(broken.contains(&"no-stale-writes".to_owned()), "{broken:?}");
+    // The same requests, but the store took the older one first.
+    let first = json!("150");
+    run.last().response.as_mut().unwrap()["metadata"]["resourceVersion"] = first;
+    assert!(!run.broken().contains(&"no-older-after-newer".to_owned()));
+}
+
+#[test]
+fn a_status_is_judged_by_its_own_stamp() {
+    let mut run = Run::calm();
+    run.crash(5.0);
+    for (pod, epoch) in [("b", 2), ("a", 1)] {
+        run.write(27.0, pod, "databaseclusters", "one", 0, 200);
+        let event = run.last();
+        event.subresource = "status".into();
+        event.request =
+            Some(json!({"status": {"shard": {"lease": SHARD, "epoch": epoch, "holder": pod}}}));
+    }
+    assert!(run.broken().contains(&"no-older-after-newer".to_owned()));
+}
+
+#[test]
+fn a_replica_that_goes_on_after_its_right_lapsed_is_seen() {
+    let mut run = Run::calm();
+    run.forget_renewals("a", 12.0);
+    for number in 0..12 {
+        run.write(
+            19.0 + f64::from(number) / 100.0,
+            "a",
+            "services",
+            "one-rw",
+            1,
+            403,
+        );
+    }
+    assert_eq!(run.broken(), ["right-had-not-lapsed"]);
+    run.events.pop();
+    run.events.pop();
+    assert_eq!(run.broken(), [""; 0], "ten were on their way");
+    run.write(19.2, "a", "services", "one-rw", 1, 403);
+    run.fault("network", 12.0, 20.0, None);
+    run.evidence.faults[0].delays_requests = true;
+    assert_eq!(run.broken(), [""; 0], "requests were held back");
+}
+
+#[test]
+fn a_lease_write_that_compares_nothing_is_seen() {
+    for missing in ["uid", "resourceVersion"] {
+        let mut run = Run::calm();
+        run.shard(15.0, "a", "a", "a1", 1);
+        run.last().request.as_mut().unwrap()["metadata"]
+            .as_object_mut()
+            .unwrap()
+            .remove(missing);
+        assert_eq!(run.broken(), ["leases-compared"]);
+        run.last().pod_name = None;
+        run.last().user = "somebody".into();
+        assert_eq!(run.broken(), [""; 0], "people may");
+    }
+}
+
+#[test]
+fn epochs_that_fall_or_stay_when_the_holder_changes_are_seen() {
+    let mut run = Run::calm();
+    run.shard(15.0, "b", "b", "b1", 1);
+    assert_eq!(run.broken(), ["epochs-rise"]);
+    let mut run = Run::calm();
+    run.shard(15.0, "b", "b", "b1", 5);
+    run.shard(16.0, "a", "a", "a1", 4);
+    assert_eq!(run.broken(), ["epochs-rise"]);
+    let mut run = Run::calm();
+    run.shard(15.0, "a", "", "", 1);
+    run.shard(15.01, "b", "b", "b1", 2);
+    assert_eq!(run.broken(), [""; 0], "given up and taken");
+}
+
+#[test]
+fn a_takeover_in_time_is_measured_and_one_that_is_late_is_seen() {
+    let mut run = Run::calm();
+    run.crash(6.5);
+    assert_eq!(run.broken(), [""; 0]);
+    let took = run.judged().figures.takeover_seconds;
+    assert!(took.len() == 1 && (took[0] - 6.5).abs() < 0.01, "{took:?}");
+    let mut run = Run::calm();
+    run.crash(7.4);
+    assert_eq!(run.broken(), ["held"]);
+    let mut run = Run::calm();
+    run.crash(5.0);
+    run.evidence.faults[0].recover_from = None;
+    assert_eq!(run.broken(), ["held"], "a planned stop excuses nothing");
+}
+
+#[test]
+fn a_holder_that_is_frozen_or_of_an_old_incarnation_does_not_hold() {
+    let mut run = Run::calm();
+    run.evidence.lives[0]
+        .absent
+        .push((micros(20.0), micros(29.0)));
+    assert_eq!(run.broken(), ["held"]);
+    run.fault("freeze", 20.0, 29.0, Some(20.0));
+    assert_eq!(
+        run.broken(),
+        ["held"],
+        "the others should have taken over after 7 s"
+    );
+    let mut run = Run::calm();
+    run.forget_renewals("a", 20.0);
+    for second in 20..60 {
+        run.renew(f64::from(second), "a", "a2");
+    }
+    assert_eq!(
+        run.broken(),
+        ["held"],
+        "the Lease names the incarnation before"
+    );
+    let history = History::read(&run.events);
+    let spans = Ownership::new(&run.evidence, &history).spans();
+    let acts: Vec<bool> = spans[0].1.iter().map(|span| span.acts).collect();
+    assert_eq!(acts, [true, false]);
+}

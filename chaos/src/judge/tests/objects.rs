@@ -1,0 +1,222 @@
+//! The rules about objects and bounds, and when a run counts.
+
+use serde_json::Value;
+
+use super::{Run, micros};
+use crate::evidence::{Evidence, Sample};
+use crate::scenario::{Alert, Planted};
+
+#[test]
+fn what_is_lost_left_or_different_is_seen() {
+    let changes: [fn(&mut Evidence); 6] = [
+        |evidence| evidence.last.clusters.clear(),
+        |evidence| {
+            evidence
+                .asked
+                .wanted
+                .insert("n/one".into(), None)
+                .map_or((), drop)
+        },
+        |evidence| evidence.last.clusters.get_mut("n/one").unwrap().not_ready = Some("why".into()),
+        |evidence| {
+            evidence
+                .last
+                .children
+                .get_mut("statefulsets/n/one-db")
+                .unwrap()
+                .workload
+                .as_mut()
+                .unwrap()
+                .replicas = 9
+        },
+        |evidence| evidence.last.children.clear(),
+        |evidence| evidence.converged = None,
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut run = Run::calm();
+        change(&mut run.evidence);
+        assert!(
+            run.broken().contains(&"converged".to_owned()),
+            "change {number}"
+        );
+    }
+}
+
+#[test]
+fn a_change_that_nobody_acts_on_in_time_is_seen() {
+    let mut run = Run::calm();
+    run.user(30.0, "patch");
+    assert_eq!(run.broken(), ["reacted"]);
+    run.write(35.5, "a", "databaseclusters", "one", 1, 200);
+    assert_eq!(
+        run.broken(),
+        ["reacted"],
+        "5.5 s is too late without a fault"
+    );
+    run.fault("errors", 29.0, 31.0, None);
+    run.evidence.faults[0].takes_out = false;
+    assert_eq!(
+        run.broken(),
+        [""; 0],
+        "in the reach of a fault it is in time"
+    );
+    assert_eq!(run.judged().figures.fault_reaction_seconds.len(), 1);
+    let mut run = Run::calm();
+    run.user(30.0, "patch");
+    run.user(31.0, "delete");
+    assert_eq!(
+        run.broken(),
+        [""; 0],
+        "nobody need act on what is deleted at once"
+    );
+}
+
+#[test]
+fn children_made_twice_or_deleted_or_come_from_nowhere_are_seen() {
+    let mut run = Run::calm();
+    run.write(15.0, "a", "statefulsets", "one-db", 1, 201);
+    assert_eq!(run.broken(), ["children-counted"]);
+    let mut by_hand = run.event(14.0, "", "delete", "statefulsets", "one-db");
+    by_hand.user = "somebody".into();
+    run.events.push(by_hand);
+    assert_eq!(run.broken(), [""; 0], "somebody had deleted it");
+    let mut run = Run::calm();
+    let deletion = run.event(15.0, "a", "delete", "statefulsets", "one-db");
+    run.events.push(deletion);
+    assert_eq!(run.broken(), ["children-counted"]);
+    let mut run = Run::calm();
+    run.events.retain(|event| event.code != 201);
+    assert_eq!(run.broken(), ["children-counted"]);
+    run.fault("outage", 1.0, 2.0, Some(2.0));
+    run.evidence.faults[0].hides_requests = true;
+    run.evidence.faults[0].takes_out = false;
+    assert_eq!(
+        run.broken(),
+        [""; 0],
+        "an API server that was killed says nothing of its last requests"
+    );
+}
+
+#[test]
+fn lost_fields_noise_and_excess_are_seen() {
+    let mut run = Run::calm();
+    run.evidence
+        .last
+        .clusters
+        .get_mut("n/one")
+        .unwrap()
+        .mark_kept = Some(false);
+    assert_eq!(run.broken(), ["others-untouched"]);
+    let mut run = Run::calm();
+    run.write(55.0, "a", "events", "x", 1, 201);
+    assert_eq!(run.broken(), ["quiet"]);
+    let mut run = Run::calm();
+    run.shard(55.0, "a", "a", "a1", 1);
+    assert_eq!(run.broken(), ["quiet"], "shard Leases are no heartbeats");
+    let mut run = Run::calm();
+    run.evidence.quiet = None;
+    assert_eq!(run.broken(), ["quiet"]);
+    let excess: [fn(&mut Run); 3] = [
+        |run| {
+            run.evidence.samples.push(Sample {
+                memory_bytes: 1 << 40,
+                ..Sample::default()
+            })
+        },
+        |run| {
+            run.evidence.samples.push(Sample {
+                metrics: [("workqueue_depth".into(), 1e6)].into(),
+                ..Sample::default()
+            })
+        },
+        |run| run.evidence.scenario.expect.requests_per_second_max = 0,
+    ];
+    for change in excess {
+        let mut run = Run::calm();
+        change(&mut run);
+        assert_eq!(run.broken(), ["within-bounds"]);
+    }
+}
+
+#[test]
+fn an_alert_fires_only_after_its_time() {
+    let mut run = Run::calm();
+    let alert = |for_seconds, counter| Alert {
+        metric: "m".into(),
+        above: 2.0,
+        for_seconds,
+        counter,
+    };
+    run.evidence.scenario.expect.alert = Some(alert(1.0, false));
+    assert_eq!(run.broken(), ["alerted"]);
+    for (at, value) in [(1.0, 3.0), (1.5, 3.0), (2.0, 1.0), (2.5, 3.0), (3.0, 3.0)] {
+        let metrics = [("m".to_owned(), value)].into();
+        run.evidence.samples.push(Sample {
+            at: micros(at),
+            pod: "a".into(),
+            metrics,
+            ..Sample::default()
+        });
+    }
+    assert_eq!(
+        run.broken(),
+        ["alerted"],
+        "twice for half a second is not for one second"
+    );
+    run.evidence.scenario.expect.alert = Some(alert(0.5, false));
+    assert_eq!(run.broken(), [""; 0]);
+    run.evidence.scenario.expect.alert = Some(alert(0.0, true));
+    assert_eq!(run.broken(), ["alerted"], "it did not grow by more than 2");
+}
+
+#[test]
+fn too_little_is_no_pass() {
+    let changes: [fn(&mut Run); 5] = [
+        |run| run.evidence.asked.accepted = 0,
+        |run| run.fault("kill", 1.0, 2.0, None),
+        |run| run.evidence.scenario.expect.fenced_min = 1,
+        |run| run.evidence.trouble = Some("the runner stumbled".into()),
+        |run| run.events.clear(),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut run = Run::calm();
+        change(&mut run);
+        if number == 1 {
+            run.evidence.faults[0].bites = 0;
+        }
+        let judgement = run.judged();
+        assert!(!judgement.too_little.is_empty(), "change {number}");
+        assert!(!judgement.passed() && judgement.word() == "DOES NOT COUNT");
+    }
+}
+
+#[test]
+fn a_planted_fault_must_be_found_by_a_rule_that_was_named() {
+    let mut run = Run::calm();
+    let planted = |rule: &str| Planted {
+        switches: vec!["validity".into()],
+        without_fence: false,
+        found_by: vec![rule.into()],
+    };
+    run.evidence.scenario.planted = Some(planted("one-writer"));
+    assert_eq!(
+        (run.judged().passed(), run.judged().word()),
+        (false, "NOT FOUND")
+    );
+    run.write(11.0, "b", "statefulsets", "one-db", 1, 200);
+    assert_eq!(
+        (run.judged().passed(), run.judged().word()),
+        (true, "found, as it should be")
+    );
+    run.evidence.scenario.planted = Some(planted("quiet"));
+    assert!(!run.judged().passed(), "found, but by another rule");
+}
+
+#[test]
+fn evidence_is_kept_as_it_was() {
+    let run = Run::calm();
+    let text = serde_json::to_string(&run.evidence).unwrap();
+    let again: Evidence = serde_json::from_str(&text).unwrap();
+    let value: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(serde_json::to_value(&again).unwrap(), value);
+}

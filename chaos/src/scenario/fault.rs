@@ -1,0 +1,465 @@
+//! What can be done to a fleet.
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// One fault, with the time at which it begins.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(try_from = "toml::Table")]
+pub struct Fault {
+    /// When it begins, from the beginning of the load.
+    pub at_seconds: f64,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: Kind,
+}
+
+/// Which replicas.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Who {
+    /// The holder of a shard that is drawn by lot.
+    ShardLeader,
+    /// The fleet leader.
+    FleetLeader,
+    /// One that is drawn by lot.
+    Any,
+    /// All but one that is drawn by lot.
+    AllButOne,
+    /// All.
+    All,
+}
+
+/// What becomes of a replica that was killed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// Its Pod is removed and another one comes, as when a node is lost.
+    #[default]
+    Replace,
+    /// The process starts again in the same Pod, as the kubelet does.
+    Restart,
+    /// Nothing comes.
+    Nothing,
+}
+
+/// How Leases are edited by hand.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseEdit {
+    /// A shard Lease is deleted.
+    DeleteShard,
+    /// A member Lease is deleted.
+    DeleteMember,
+    /// The fleet leader's Lease is deleted.
+    DeleteLeader,
+    /// A shard Lease is emptied.
+    Vacate,
+    /// A shard Lease is given to somebody who does not exist, with the next epoch.
+    Usurp,
+    /// All shard Leases are deleted at once.
+    DeleteAllShards,
+}
+
+/// A program of the control plane.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub enum Program {
+    /// The API server.
+    #[serde(rename = "kube-apiserver")]
+    ApiServer,
+    /// The store below it.
+    #[serde(rename = "etcd")]
+    Etcd,
+}
+
+impl Program {
+    /// The program's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ApiServer => "kube-apiserver",
+            Self::Etcd => "etcd",
+        }
+    }
+}
+
+/// Which way a partition cuts.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// Nothing arrives and nothing comes back.
+    #[default]
+    Both,
+    /// Requests arrive and are carried out, but no answer comes back.
+    AnswersOnly,
+}
+
+/// What the API server seems to answer.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// 429 with `Retry-After`.
+    TooManyRequests,
+    /// 500.
+    InternalError,
+    /// 409.
+    Conflict,
+    /// 410, which ends a watch and asks for a new list.
+    Gone,
+}
+
+/// What becomes of watches.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Watch {
+    /// They stay open and nothing comes.
+    Frozen,
+    /// They break off again and again.
+    Cut,
+    /// What they say comes late.
+    Late,
+}
+
+/// What a crash waits for.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum By {
+    /// The write was carried out and its reply has not come.
+    BeforeReply,
+    /// The reply has come.
+    AfterReply,
+}
+
+/// What a fault does.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Kind {
+    /// SIGKILL.
+    Kill {
+        /// Whom.
+        who: Who,
+        /// What comes instead.
+        #[serde(default)]
+        then: Then,
+        /// After how long.
+        #[serde(default)]
+        after_seconds: f64,
+    },
+    /// SIGSTOP, and SIGCONT after a while.
+    Freeze {
+        /// Whom.
+        who: Who,
+        /// For how long.
+        seconds: f64,
+    },
+    /// SIGTERM to one after the other, each replaced before it goes, as a Deployment does.
+    Roll {},
+    /// The number of replicas changes: new ones come, or the youngest get SIGTERM.
+    Scale {
+        /// To how many.
+        to: usize,
+    },
+    /// SIGKILL and a start in the same Pod, again and again.
+    Flap {
+        /// Whom.
+        who: Who,
+        /// How often.
+        times: u32,
+        /// How long it lives each time.
+        every_seconds: f64,
+    },
+    /// A program of the control plane is killed and started again.
+    Outage {
+        /// Which.
+        program: Program,
+        /// After how long it is started.
+        seconds: f64,
+    },
+    /// A program of the control plane hangs (SIGSTOP).
+    Stall {
+        /// Which.
+        program: Program,
+        /// For how long.
+        seconds: f64,
+    },
+    /// Leases are edited by hand.
+    Leases {
+        /// How.
+        edit: LeaseEdit,
+    },
+    /// The operator's rights are taken away and given back.
+    Rights {
+        /// After how long.
+        seconds: f64,
+    },
+    /// The CRD is deleted, which deletes every DatabaseCluster, and made again.
+    Crd {
+        /// After how long.
+        seconds: f64,
+    },
+    /// Somebody else writes the operator's own fields of StatefulSets by force.
+    ConflictingWriter {
+        /// For how long.
+        seconds: f64,
+        /// How many writes a second.
+        per_second: f64,
+    },
+    /// Many DatabaseClusters at once.
+    Burst {
+        /// How many.
+        clusters: usize,
+    },
+    /// One replica gets too little CPU or memory, by a control group.
+    Starve {
+        /// Whom.
+        who: Who,
+        /// Per cent of one CPU; 0: as much as it likes.
+        #[serde(default)]
+        cpu_percent: u32,
+        /// Memory; 0: as much as it likes.
+        #[serde(default)]
+        memory_mib: u64,
+        /// For how long.
+        seconds: f64,
+    },
+    /// The network between replica and API server is cut.
+    Partition {
+        /// Whom.
+        who: Who,
+        /// Which way.
+        #[serde(default)]
+        direction: Direction,
+        /// For how long.
+        seconds: f64,
+    },
+    /// Requests that are not watches come late, are held back, or break off.
+    Network {
+        /// Whom.
+        who: Who,
+        /// How much later each request arrives.
+        #[serde(default)]
+        late_ms: u64,
+        /// How many in a hundred requests hang until the fault ends.
+        #[serde(default)]
+        hang_percent: u8,
+        /// How many in a hundred connections are cut before the request arrives.
+        #[serde(default)]
+        cut_percent: u8,
+        /// For how long.
+        seconds: f64,
+    },
+    /// Writes that are no Leases are held back in the network and arrive when the fault ends.
+    HoldWrites {
+        /// Whose.
+        who: Who,
+        /// For how long.
+        seconds: f64,
+    },
+    /// The API server seems to answer with an error.
+    Errors {
+        /// Whom.
+        who: Who,
+        /// Which.
+        answer: Answer,
+        /// How many in a hundred requests.
+        percent: u8,
+        /// For how long.
+        seconds: f64,
+    },
+    /// Watches are frozen, cut, or late.
+    Watch {
+        /// Whose.
+        who: Who,
+        /// How.
+        how: Watch,
+        /// How late, or how long each one lives.
+        #[serde(default)]
+        ms: u64,
+        /// For how long.
+        seconds: f64,
+    },
+    /// One cluster is made, changed and deleted, and the replica that works on it is killed at its n-th write;
+    /// once for each n until a life passes without a crash.
+    CrashPoints {
+        /// Before or after the reply.
+        by: By,
+    },
+    /// One more replica comes, whose clocks are off.
+    Clocks {
+        /// How far its wall clock is off.
+        #[serde(default)]
+        wall_seconds: f64,
+        /// How far its boot-time clock is off.
+        #[serde(default)]
+        boot_seconds: u64,
+        /// How much faster its wall and monotonic clocks run; 1: as they should.
+        #[serde(default = "as_it_should")]
+        rate: f64,
+    },
+}
+
+fn as_it_should() -> f64 {
+    1.0
+}
+
+impl TryFrom<toml::Table> for Fault {
+    type Error = String;
+
+    fn try_from(mut table: toml::Table) -> std::result::Result<Self, String> {
+        let at = table
+            .remove("at_seconds")
+            .ok_or("a fault has no at_seconds")?;
+        #[allow(clippy::cast_precision_loss)]
+        let at_seconds = match at {
+            toml::Value::Integer(seconds) => seconds as f64,
+            toml::Value::Float(seconds) => seconds,
+            other => return Err(format!("at_seconds is {other:?}: a number")),
+        };
+        let kind = toml::Value::Table(table)
+            .try_into()
+            .map_err(|error: toml::de::Error| error.message().to_owned())?;
+        Ok(Self { at_seconds, kind })
+    }
+}
+
+impl Fault {
+    /// Its name in scenario files.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match &self.kind {
+            Kind::Kill { .. } => "kill",
+            Kind::Freeze { .. } => "freeze",
+            Kind::Roll {} => "roll",
+            Kind::Scale { .. } => "scale",
+            Kind::Flap { .. } => "flap",
+            Kind::Outage { .. } => "outage",
+            Kind::Stall { .. } => "stall",
+            Kind::Leases { .. } => "leases",
+            Kind::Rights { .. } => "rights",
+            Kind::Crd { .. } => "crd",
+            Kind::ConflictingWriter { .. } => "conflicting-writer",
+            Kind::Burst { .. } => "burst",
+            Kind::Starve { .. } => "starve",
+            Kind::Partition { .. } => "partition",
+            Kind::Network { .. } => "network",
+            Kind::HoldWrites { .. } => "hold-writes",
+            Kind::Errors { .. } => "errors",
+            Kind::Watch { .. } => "watch",
+            Kind::CrashPoints { .. } => "crash-points",
+            Kind::Clocks { .. } => "clocks",
+        }
+    }
+
+    /// Whom it hits, if it hits replicas.
+    #[must_use]
+    pub fn who(&self) -> Option<Who> {
+        match &self.kind {
+            Kind::Kill { who, .. }
+            | Kind::Freeze { who, .. }
+            | Kind::Flap { who, .. }
+            | Kind::Starve { who, .. }
+            | Kind::Partition { who, .. }
+            | Kind::Network { who, .. }
+            | Kind::HoldWrites { who, .. }
+            | Kind::Errors { who, .. }
+            | Kind::Watch { who, .. } => Some(*who),
+            _ => None,
+        }
+    }
+
+    /// How long it lasts; 0 when it is over as soon as it is done.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        match &self.kind {
+            Kind::Kill { after_seconds, .. } => *after_seconds,
+            Kind::Freeze { seconds, .. }
+            | Kind::Outage { seconds, .. }
+            | Kind::Stall { seconds, .. }
+            | Kind::Rights { seconds }
+            | Kind::Crd { seconds }
+            | Kind::ConflictingWriter { seconds, .. }
+            | Kind::Starve { seconds, .. }
+            | Kind::Partition { seconds, .. }
+            | Kind::Network { seconds, .. }
+            | Kind::HoldWrites { seconds, .. }
+            | Kind::Errors { seconds, .. }
+            | Kind::Watch { seconds, .. } => *seconds,
+            _ => 0.0,
+        }
+    }
+
+    /// Whether only the proxy between replica and API server can do it.
+    #[must_use]
+    pub fn needs_proxy(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Partition { .. }
+                | Kind::Network { .. }
+                | Kind::HoldWrites { .. }
+                | Kind::Errors { .. }
+                | Kind::Watch { .. }
+                | Kind::CrashPoints { .. }
+        )
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(
+            (0.0..=3_600.0).contains(&self.at_seconds),
+            "at_seconds is {}: 0 to 3,600",
+            self.at_seconds
+        );
+        ensure!(
+            (0.0..=600.0).contains(&self.seconds()),
+            "it lasts {} s: 0 to 600",
+            self.seconds()
+        );
+        match self.kind {
+            Kind::Scale { to } => ensure!((1..=16).contains(&to), "to is {to}: 1 to 16"),
+            Kind::Flap { times, .. } => {
+                ensure!((1..=50).contains(&times), "times is {times}: 1 to 50")
+            }
+            Kind::Burst { clusters } => {
+                ensure!(
+                    (1..=20_000).contains(&clusters),
+                    "clusters is {clusters}: 1 to 20,000"
+                );
+            }
+            Kind::Starve {
+                cpu_percent,
+                memory_mib,
+                ..
+            } => {
+                ensure!(
+                    cpu_percent > 0 || memory_mib > 0,
+                    "neither cpu_percent nor memory_mib is given"
+                );
+            }
+            Kind::Errors { percent, .. } => {
+                ensure!(
+                    (1..=100).contains(&percent),
+                    "percent is {percent}: 1 to 100"
+                );
+            }
+            Kind::Network {
+                late_ms,
+                hang_percent,
+                cut_percent,
+                ..
+            } => {
+                ensure!(
+                    hang_percent <= 100 && cut_percent <= 100,
+                    "more than 100 per cent"
+                );
+                ensure!(
+                    late_ms > 0 || hang_percent > 0 || cut_percent > 0,
+                    "nothing is done to the network"
+                );
+            }
+            Kind::Clocks { rate, .. } => {
+                ensure!((0.5..=2.0).contains(&rate), "rate is {rate}: 0.5 to 2");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

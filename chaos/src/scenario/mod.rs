@@ -1,0 +1,351 @@
+//! Scenario files: what a fleet is put through, and what must be so afterwards.
+//!
+//! One TOML file is one scenario. Everything that is drawn by lot comes from its seed, so that the same file does
+//! the same things at the same times.
+
+mod fault;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+pub use fault::{Answer, By, Direction, Fault, Kind, LeaseEdit, Program, Then, Watch, Who};
+
+/// One scenario.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Its name, which is its file's.
+    #[serde(default)]
+    pub name: String,
+    /// What it shows, in one sentence.
+    pub about: String,
+    /// Where everything drawn by lot begins.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// In which sets it is run: `ci`, `quick`, `full`.
+    pub sets: Vec<Set>,
+    /// What it is done to.
+    #[serde(default)]
+    pub fleet: FleetPart,
+    /// What users do meanwhile.
+    #[serde(default)]
+    pub load: LoadPart,
+    /// What is done to the fleet, in order of time.
+    #[serde(default, rename = "fault")]
+    pub faults: Vec<Fault>,
+    /// What must be so.
+    #[serde(default)]
+    pub expect: Expect,
+    /// A fault planted in the operator or in its installation, which the judge must find.
+    #[serde(default)]
+    pub planted: Option<Planted>,
+}
+
+/// When a scenario is run.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Set {
+    /// With every test run.
+    Ci,
+    /// With `make chaos QUICK=1`.
+    Quick,
+    /// With `make chaos`.
+    Full,
+}
+
+/// The fleet.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FleetPart {
+    /// Replicas at the start.
+    pub replicas: usize,
+    /// More arguments of `run`.
+    pub args: Vec<String>,
+    /// The lifetime of a member Lease.
+    pub lease_seconds: u64,
+    /// Whether the API server filters watches by shard.
+    pub sharded_watch: bool,
+    /// Whether each replica reaches the API server through a proxy of its own; faults of the network need it.
+    pub proxied: bool,
+    /// Whether StatefulSets have (fake) Pods; otherwise their status follows their spec at once.
+    pub pods: bool,
+}
+
+impl Default for FleetPart {
+    fn default() -> Self {
+        Self {
+            replicas: 3,
+            args: Vec::new(),
+            lease_seconds: 6,
+            sharded_watch: true,
+            proxied: false,
+            pods: false,
+        }
+    }
+}
+
+/// What users do.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadPart {
+    /// DatabaseClusters before the first fault.
+    pub clusters: usize,
+    /// Changes of specs in each second, from the first to the last second.
+    pub changes_per_second: f64,
+    /// How many in a hundred changes are a deletion, or a creation of one that was deleted.
+    pub churn_percent: u8,
+    /// How long users go on after the last fault has ended.
+    pub after_seconds: f64,
+}
+
+impl Default for LoadPart {
+    fn default() -> Self {
+        Self {
+            clusters: 60,
+            changes_per_second: 5.0,
+            churn_percent: 10,
+            after_seconds: 9.0,
+        }
+    }
+}
+
+/// What must be so, beside the promises that hold in every scenario.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Expect {
+    /// From the end of a fault until all that was asked for is done, beyond the Lease's lifetime and 1 s.
+    pub work_seconds: f64,
+    /// The most objects that may be due and waiting in one replica.
+    pub queue_max: u64,
+    /// The most memory of one replica.
+    pub memory_mib_max: u64,
+    /// The most requests of one replica in any one second.
+    pub requests_per_second_max: u64,
+    /// Changes by users that must have been accepted, or the run does not count.
+    pub changes_min: u64,
+    /// For each fault, how often it must have bitten, or the run does not count.
+    pub bites_min: u64,
+    /// Writes that the fence must have refused, or the run does not count.
+    pub fenced_min: u64,
+    /// A metric by which people would have been told.
+    pub alert: Option<Alert>,
+}
+
+impl Default for Expect {
+    fn default() -> Self {
+        Self {
+            work_seconds: 5.0,
+            queue_max: 2_000,
+            memory_mib_max: 200,
+            requests_per_second_max: 1_000,
+            changes_min: 20,
+            bites_min: 1,
+            fenced_min: 0,
+            alert: None,
+        }
+    }
+}
+
+/// A condition on a metric that must have held for a while in one replica.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alert {
+    /// The metric, summed over its labels.
+    pub metric: String,
+    /// The value that it must have exceeded; for counters, by how much it must have grown.
+    pub above: f64,
+    /// For how long; 0: once.
+    #[serde(default)]
+    pub for_seconds: f64,
+    /// Whether it is a counter.
+    #[serde(default)]
+    pub counter: bool,
+}
+
+/// A fault planted on purpose, to show that the judge finds it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Planted {
+    /// Switches of an operator that was built with `planted-faults`.
+    #[serde(default)]
+    pub switches: Vec<String>,
+    /// Whether the fence is left out of the installation.
+    #[serde(default)]
+    pub without_fence: bool,
+    /// The rules by which the judge must find it; one of them at least.
+    pub found_by: Vec<String>,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Scenario {
+    /// Reads and checks a scenario file.
+    ///
+    /// # Errors
+    /// When it can not be read, or asks for something that makes no sense: the message says what.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("read the scenario {}", path.display()))?;
+        let name = path
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Self::parse(&name, &text).with_context(|| format!("the scenario {}", path.display()))
+    }
+
+    /// Understands and checks the text of a scenario.
+    ///
+    /// # Errors
+    /// As [`Scenario::read`].
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
+        let mut scenario: Self = toml::from_str(text)?;
+        scenario.name = name.to_owned();
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    /// The lifetime of a member Lease and 1 s: how long a crash may leave a shard without a holder.
+    #[must_use]
+    pub fn takeover_seconds(&self) -> f64 {
+        #[allow(clippy::cast_precision_loss)]
+        let lease = self.fleet.lease_seconds as f64;
+        lease + 1.0
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(
+            (1..=16).contains(&self.fleet.replicas),
+            "fleet.replicas is {}: 1 to 16",
+            self.fleet.replicas
+        );
+        ensure!(
+            (3..=60).contains(&self.fleet.lease_seconds),
+            "fleet.lease_seconds is {}: 3 to 60",
+            self.fleet.lease_seconds
+        );
+        ensure!(
+            (1..=20_000).contains(&self.load.clusters),
+            "load.clusters is {}: 1 to 20,000",
+            self.load.clusters
+        );
+        ensure!(
+            (0.0..=200.0).contains(&self.load.changes_per_second),
+            "load.changes_per_second is {}: 0 to 200",
+            self.load.changes_per_second
+        );
+        ensure!(
+            self.load.churn_percent <= 100,
+            "load.churn_percent is more than 100"
+        );
+        for pair in self.faults.windows(2) {
+            ensure!(
+                pair[0].at_seconds <= pair[1].at_seconds,
+                "faults are not in order of time: {} s comes after {} s",
+                pair[1].at_seconds,
+                pair[0].at_seconds
+            );
+        }
+        for fault in &self.faults {
+            fault
+                .check()
+                .with_context(|| format!("fault {} at {} s", fault.label(), fault.at_seconds))?;
+            if fault.needs_proxy() && !self.fleet.proxied {
+                bail!(
+                    "the fault {} needs `proxied = true` in [fleet]",
+                    fault.label()
+                );
+            }
+        }
+        for set in &self.sets {
+            ensure!(
+                *set != Set::Ci || self.sets.contains(&Set::Full),
+                "a scenario of the set ci belongs to full as well"
+            );
+        }
+        if let Some(planted) = &self.planted {
+            ensure!(
+                planted.without_fence || !planted.switches.is_empty(),
+                "nothing is planted"
+            );
+            ensure!(
+                !planted.found_by.is_empty(),
+                "planted.found_by names no rule"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    const SMALL: &str = r#"
+        about = "kills the fleet leader"
+        sets = ["full"]
+        [[fault]]
+        at_seconds = 5
+        kind = "kill"
+        who = "fleet-leader"
+        then = "replace"
+        after_seconds = 10
+    "#;
+
+    fn refused(text: &str) -> String {
+        format!("{:#}", Scenario::parse("x", text).unwrap_err())
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let scenario = Scenario::parse("x", SMALL).unwrap();
+        assert_eq!((scenario.seed, scenario.fleet.replicas), (1, 3));
+        assert!((scenario.takeover_seconds() - 7.0).abs() < 1e-9);
+        assert_eq!(scenario.faults[0].label(), "kill");
+        assert_eq!(scenario.faults[0].who(), Some(Who::FleetLeader));
+    }
+
+    #[test]
+    fn a_word_that_nobody_knows_is_refused_wherever_it_stands() {
+        for (from, to) in [
+            ("about =", "abuot ="),
+            ("who =", "whom ="),
+            ("fleet-leader\"\n", "boss\"\n"),
+            ("\"kill\"", "\"murder\""),
+            ("[[fault]]", "[load]\nclutsers = 3\n[[fault]]"),
+        ] {
+            let text = SMALL.replacen(from, to, 1);
+            assert_ne!(text, SMALL, "{from}");
+            assert!(Scenario::parse("x", &text).is_err(), "{from} → {to}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_in_words() {
+        let first = SMALL.replace("at_seconds = 5", "at_seconds = 50");
+        let disorder = format!(
+            "{first}\n[[fault]]\nat_seconds = 1\nkind = \"freeze\"\nwho = \"any\"\nseconds = 3\n"
+        );
+        assert!(refused(&disorder).contains("order of time"));
+        let none = SMALL.replace("[[fault]]", "[fleet]\nreplicas = 0\n[[fault]]");
+        assert!(refused(&none).contains("fleet.replicas is 0"));
+        let bare = "about = \"x\"\nsets = [\"full\"]\n[[fault]]\nat_seconds = 1\nkind = \"watch\"\nwho = \"any\"\nhow = \"frozen\"\nseconds = 5\n";
+        assert!(refused(bare).contains("proxied = true"));
+        let ci = SMALL.replace("[\"full\"]", "[\"ci\"]");
+        assert!(refused(&ci).contains("belongs to full"));
+    }
+
+    #[test]
+    fn the_files_of_the_repository_are_understood() {
+        let all = crate::catalogue::all().unwrap();
+        assert!(all.len() >= 5, "only {} scenarios", all.len());
+        for scenario in all {
+            assert!(scenario.about.len() > 20, "{}", scenario.name);
+            assert!(!scenario.sets.is_empty(), "{}", scenario.name);
+        }
+    }
+}
