@@ -34,9 +34,12 @@ control-plane: ## builds the local control plane's programs (first time: some mi
 	@tests/control-plane/build.sh
 
 .PHONY: chaos
-chaos: ready release ## kills replicas and measures the takeover; QUICK=1 in under 10 minutes, ROUNDS=10
+chaos: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+chaos: ready release ## breaks a fleet on purpose and judges by the audit log; QUICK=1 in under 10 minutes, ONLY="scenario ...", SEED=7, REPEAT=30
 	@cargo build --locked --quiet -p chaos --bins
-	@OPERATOR_BIN="$(RELEASE)/databasecluster-operator" exec "$(DEBUG)/sigkill"
+	@cargo build --locked --quiet --bin databasecluster-operator-planted --features planted-faults
+	@"$(DEBUG)/chaos" run $(ONLY) $(if $(QUICK),--set quick) $(SEED:%=--seed %) $(REPEAT:%=--repeat %)
+	@$(if $(ONLY),,"$(DEBUG)/sigkill")
 
 .PHONY: figures
 figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator

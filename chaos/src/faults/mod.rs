@@ -1,0 +1,143 @@
+//! Faults: each begins, lasts, and ends, and says how often it bit.
+
+mod by_hand;
+mod clocks;
+mod control_plane;
+mod crash_points;
+mod network;
+mod processes;
+mod starve;
+
+use anyhow::Result;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::arena::Arena;
+use crate::evidence::{Injected, now_micros};
+use crate::scenario::{Fault, Kind, Program, Then};
+
+/// A fault that has begun.
+pub struct Active {
+    /// What is known of it so far.
+    pub injected: Injected,
+    undo: Undo,
+}
+
+/// How a fault ends.
+enum Undo {
+    /// By itself.
+    Nothing,
+    /// Something else than the killed comes.
+    After(Vec<usize>, Then),
+    /// The frozen go on.
+    Continue(Vec<usize>),
+    /// What was killed of the control plane starts.
+    StartControlPlane,
+    /// What hangs of the control plane goes on.
+    Resume(Program),
+    /// The operator gets its rights back.
+    GiveRights,
+    /// The CRD comes back.
+    MakeCrd,
+    /// Somebody stops; the task returns how often it bit.
+    Stop(CancellationToken, JoinHandle<u64>),
+    /// The network works again; `true`: those hit had been cut off.
+    FreeNetwork(Vec<usize>, u64, bool),
+    /// The replica may use what it likes.
+    Feed(Vec<usize>, starve::Group),
+}
+
+/// Begins a fault. One that lasts no time is over when this returns.
+///
+/// # Errors
+/// When it can not be done; then the run does not count.
+pub async fn begin(arena: &mut Arena<'_>, fault: &Fault) -> Result<Active> {
+    let mut active = Active {
+        injected: Injected {
+            kind: fault.label().to_owned(),
+            from: now_micros(),
+            bites: 1,
+            ..Injected::default()
+        },
+        undo: Undo::Nothing,
+    };
+    match &fault.kind {
+        Kind::Kill { who, then, .. } => processes::kill(arena, &mut active, *who, *then).await?,
+        Kind::Freeze { who, seconds } => {
+            processes::freeze(arena, &mut active, *who, *seconds).await?
+        }
+        Kind::Roll {} => processes::roll(arena, &mut active).await?,
+        Kind::Scale { to } => processes::scale(arena, &mut active, *to).await?,
+        Kind::Flap {
+            who,
+            times,
+            every_seconds,
+        } => {
+            processes::flap(arena, &mut active, *who, *times, *every_seconds).await?;
+        }
+        Kind::Outage { program, .. } => control_plane::kill(arena, &mut active, *program).await?,
+        Kind::Stall { program, .. } => control_plane::stall(arena, &mut active, *program)?,
+        Kind::Leases { edit } => by_hand::edit_lease(arena, &mut active, *edit).await?,
+        Kind::Rights { .. } => by_hand::take_rights(arena, &mut active).await?,
+        Kind::Crd { .. } => by_hand::delete_crd(arena, &mut active).await?,
+        Kind::ConflictingWriter { per_second, .. } => {
+            by_hand::write_against(arena, &mut active, *per_second);
+        }
+        Kind::Burst { clusters } => {
+            active.injected.what = format!("{clusters} DatabaseClusters at once");
+            active.injected.bites = arena.users.burst(*clusters).await?;
+        }
+        Kind::Starve {
+            who,
+            cpu_percent,
+            memory_mib,
+            ..
+        } => {
+            starve::begin(arena, &mut active, *who, *cpu_percent, *memory_mib).await?;
+        }
+        Kind::CrashPoints { by } => crash_points::run(arena, &mut active, *by).await?,
+        Kind::Clocks {
+            wall_seconds,
+            boot_seconds,
+            rate,
+        } => {
+            clocks::begin(arena, &mut active, *wall_seconds, *boot_seconds, *rate).await?;
+        }
+        Kind::Partition { .. }
+        | Kind::Network { .. }
+        | Kind::HoldWrites { .. }
+        | Kind::Errors { .. }
+        | Kind::Watch { .. } => network::begin(arena, &mut active, fault).await?,
+    }
+    arena
+        .progress
+        .tell(format!("fault: {}", active.injected.what));
+    Ok(active)
+}
+
+/// Ends a fault.
+///
+/// # Errors
+/// When what it did can not be undone; then the run does not count.
+pub async fn end(arena: &mut Arena<'_>, active: Active) -> Result<Injected> {
+    let Active { mut injected, undo } = active;
+    match undo {
+        Undo::Nothing => {}
+        Undo::After(who, then) => processes::come_again(arena, &mut injected, &who, then).await?,
+        Undo::Continue(who) => processes::go_on(arena, &mut injected, &who)?,
+        Undo::StartControlPlane => control_plane::start(arena, &mut injected).await?,
+        Undo::Resume(program) => control_plane::resume(arena, &mut injected, program).await?,
+        Undo::GiveRights => by_hand::give_rights(arena, &mut injected).await?,
+        Undo::MakeCrd => by_hand::make_crd(arena, &mut injected).await?,
+        Undo::Stop(stop, task) => {
+            stop.cancel();
+            injected.bites = task.await?;
+        }
+        Undo::FreeNetwork(who, before, cut_off) => {
+            network::end(arena, &mut injected, &who, before, cut_off)?;
+        }
+        Undo::Feed(who, group) => starve::end(arena, &mut injected, &who, &group)?,
+    }
+    injected.to = now_micros();
+    Ok(injected)
+}

@@ -1,0 +1,122 @@
+//! Bodies of answers on their way through the proxy: passed on, late, held back, or cut off.
+
+use std::convert::Infallible;
+use std::io;
+use std::time::Duration;
+
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::rules::Rules;
+use crate::scenario::Watch;
+
+pub(super) use hyper::body::Bytes;
+
+/// The body of an answer.
+pub(super) type Body = BoxBody<Bytes, io::Error>;
+type Piece = io::Result<Frame<Bytes>>;
+
+/// Pieces on their way; more make the server wait.
+const PIECES_MAX: usize = 4_096;
+
+/// A body that is there already.
+pub(super) fn full(text: String) -> Body {
+    Full::new(Bytes::from(text))
+        .map_err(|never: Infallible| match never {})
+        .boxed()
+}
+
+/// Passes on what comes, as the rules of the moment say.
+pub(super) fn passed_on(upstream: Incoming, is_watch: bool, rules: watch::Receiver<Rules>) -> Body {
+    let (arrived, arrivals) = mpsc::channel::<(Instant, Piece)>(PIECES_MAX);
+    let (sender, receiver) = mpsc::channel::<Piece>(1);
+    tokio::spawn(read(upstream, arrived));
+    tokio::spawn(write(arrivals, sender, is_watch, rules));
+    BodyExt::boxed(StreamBody::new(ReceiverStream::new(receiver)))
+}
+
+async fn read(mut upstream: Incoming, arrived: mpsc::Sender<(Instant, Piece)>) {
+    loop {
+        let piece = tokio::select! {
+            () = arrived.closed() => return,
+            piece = upstream.frame() => piece,
+        };
+        let Some(piece) = piece else { return };
+        if arrived
+            .send((Instant::now(), piece.map_err(io::Error::other)))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+async fn write(
+    mut arrivals: mpsc::Receiver<(Instant, Piece)>,
+    to: mpsc::Sender<Piece>,
+    is_watch: bool,
+    mut rules: watch::Receiver<Rules>,
+) {
+    let mut cut_at = None;
+    loop {
+        // Rules that changed meanwhile are looked at here, so that a change while nothing comes counts as well.
+        let held = {
+            let now = rules.borrow_and_update();
+            cut_at = match now.watches {
+                // What has come meanwhile does not prolong its life.
+                Some((Watch::Cut, life)) if is_watch => cut_at.or(Some(Instant::now() + life)),
+                _ => None,
+            };
+            now.holds_bodies(is_watch)
+        };
+        if held {
+            tokio::select! {
+                () = to.closed() => return,
+                changed = rules.changed() => if changed.is_err() { return },
+            }
+            continue;
+        }
+        let (arrived, piece) = tokio::select! {
+            () = to.closed() => return,
+            changed = rules.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+            () = life_ends(cut_at) => {
+                let _nobody_waits = to.send(Err(io::ErrorKind::ConnectionReset.into())).await;
+                return;
+            }
+            arrival = arrivals.recv() => match arrival {
+                Some(arrival) => arrival,
+                None => return,
+            },
+        };
+        let late = match rules.borrow().watches {
+            Some((Watch::Late, late)) if is_watch => late,
+            _ => Duration::ZERO,
+        };
+        sleep_until(arrived + late).await;
+        // What is frozen now stays here until it thaws.
+        while rules.borrow().holds_bodies(is_watch) {
+            tokio::select! {
+                () = to.closed() => return,
+                changed = rules.changed() => if changed.is_err() { return },
+            }
+        }
+        if to.send(piece).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn life_ends(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

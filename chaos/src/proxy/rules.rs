@@ -1,0 +1,135 @@
+//! What the proxy does to which request.
+
+use std::time::Duration;
+
+use hyper::{Method, Uri};
+
+use crate::scenario::{Answer, By, Direction, Watch};
+
+/// What a proxy does. The default is nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// The network is cut.
+    pub partition: Option<Direction>,
+    /// As a partition, but writes that are no Leases arrive when it ends.
+    pub hold_writes: bool,
+    /// How much later requests that are no watches arrive.
+    pub late: Duration,
+    /// How many in a hundred requests hang until the rules change.
+    pub hang_percent: u8,
+    /// How many in a hundred requests break off before they arrive.
+    pub cut_percent: u8,
+    /// An answer in the API server's place, and to how many in a hundred requests.
+    pub error: Option<(Answer, u8)>,
+    /// What becomes of watches, and how late they are or how long they live.
+    pub watches: Option<(Watch, Duration)>,
+    /// At which write the replica is to crash.
+    pub crash: Option<Crash>,
+    /// Tells draws of different proxies apart.
+    pub seed: u64,
+}
+
+/// When a replica is to crash.
+#[derive(Clone, Copy, Debug)]
+pub struct Crash {
+    /// At which write, from 1 on; Leases do not count.
+    pub at_write: u64,
+    /// Before or after its reply.
+    pub by: By,
+}
+
+/// What a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Class {
+    pub(super) watch: bool,
+    pub(super) write: bool,
+    pub(super) lease: bool,
+}
+
+impl Class {
+    pub(super) fn of(method: &Method, uri: &Uri) -> Self {
+        let query = uri.query().unwrap_or_default();
+        let has = |word: &str| query.split('&').any(|part| part == word);
+        Self {
+            watch: method == Method::GET && (has("watch=true") || has("watch=1")),
+            write: method != Method::GET && !has("dryRun=All"),
+            lease: uri.path().contains("/leases"),
+        }
+    }
+
+    /// A write of anything but a Lease.
+    pub(super) fn counts(self) -> bool {
+        self.write && !self.lease
+    }
+}
+
+/// What is to be done to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// It passes.
+    Pass,
+    /// It passes later.
+    Late(Duration),
+    /// It hangs until the rules change, and breaks off then.
+    Hang,
+    /// It is carried out, but the answer hangs until the rules change, and breaks off then.
+    Swallow,
+    /// It passes when the rules change, whether or not anybody still waits for its answer.
+    Hold,
+    /// It breaks off.
+    Cut,
+    /// It is answered by the proxy.
+    Answer(Answer),
+}
+
+impl Rules {
+    /// What is to be done; `draw` is a number below 100, drawn by lot.
+    pub(super) fn deed(&self, class: Class, draw: u8) -> Deed {
+        if self.hold_writes {
+            return if class.counts() {
+                Deed::Hold
+            } else {
+                Deed::Hang
+            };
+        }
+        match self.partition {
+            Some(Direction::Both) => return Deed::Hang,
+            Some(Direction::AnswersOnly) => return Deed::Swallow,
+            None => {}
+        }
+        if let Some((answer, percent)) = self.error
+            && draw < percent
+            && meets(answer, class)
+        {
+            return Deed::Answer(answer);
+        }
+        if class.watch {
+            return Deed::Pass;
+        }
+        if draw < self.hang_percent {
+            return Deed::Hang;
+        }
+        if draw < self.hang_percent.saturating_add(self.cut_percent) {
+            return Deed::Cut;
+        }
+        match self.late.is_zero() {
+            true => Deed::Pass,
+            false => Deed::Late(self.late),
+        }
+    }
+
+    /// Whether bodies of answers that are under way are held back now.
+    pub(super) fn holds_bodies(&self, watch: bool) -> bool {
+        let frozen = matches!(self.watches, Some((Watch::Frozen, _)));
+        self.hold_writes || self.partition.is_some() || (watch && frozen)
+    }
+}
+
+/// Whether the API server answers such a request in this way at all.
+fn meets(answer: Answer, class: Class) -> bool {
+    match answer {
+        Answer::TooManyRequests | Answer::InternalError => true,
+        Answer::Conflict => class.write,
+        Answer::Gone => !class.write,
+    }
+}

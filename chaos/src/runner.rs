@@ -1,0 +1,297 @@
+//! Runs one scenario: a control plane, a fleet, users, faults at their times, and then quiet.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use testbed::fleet::{ReplicaOptions, planted_binary};
+use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, load, shards};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::arena::{Arena, READY_TIMEOUT};
+use crate::evidence::{Evidence, LastState, Micros, now_micros};
+use crate::faults::{self, Active};
+use crate::judge::{self, History, Judgement};
+use crate::progress::Progress;
+use crate::recorder::{Recorder, Targets};
+use crate::scenario::Scenario;
+use crate::state;
+use crate::users::{NAMESPACES, Users, wanted_keys};
+
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// From the end of the load: how long it is waited for that all is as users asked for.
+const CONVERGE_TIMEOUT: Duration = Duration::from_secs(180);
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Between the last thing that was found to happen and the quiet time.
+const BREATH: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(8);
+/// Clusters whose objects another manager marks.
+const MARKED_MAX: usize = 20;
+
+/// What a run left.
+pub struct Outcome {
+    /// What the judge was given.
+    pub evidence: Evidence,
+    /// The audit log.
+    pub history: History,
+    /// What the judge found.
+    pub judgement: Judgement,
+}
+
+/// Runs a scenario and judges it; the evidence is kept in `folder`.
+///
+/// # Errors
+/// When not even the evidence could be gathered.
+pub async fn run(scenario: &Scenario, folder: &Path, progress: Progress) -> Result<Outcome> {
+    let control_plane = ControlPlane::start(ControlPlaneOptions {
+        audit: AuditLevel::RequestResponse,
+        lift_client_limits: true,
+        sharded_list_and_watch: scenario.fleet.sharded_watch,
+        statefulset_stage: !scenario.fleet.pods,
+        ..ControlPlaneOptions::default()
+    })
+    .await?;
+    progress.tell("control plane: up");
+    let evidence = experiment(scenario, &control_plane, progress.clone()).await?;
+    evidence.write(folder, &control_plane.audit_log()?)?;
+    let history = History::from_log(&control_plane.audit_log()?)?;
+    control_plane.stop().await?;
+    let judgement = judge::judge(&evidence, &history);
+    Ok(Outcome {
+        evidence,
+        history,
+        judgement,
+    })
+}
+
+async fn experiment(
+    scenario: &Scenario,
+    control_plane: &ControlPlane,
+    progress: Progress,
+) -> Result<Evidence> {
+    let mut arena = enter(scenario, control_plane, progress).await?;
+    let marked = settle(&mut arena).await?;
+    let also = scenario
+        .expect
+        .alert
+        .iter()
+        .map(|alert| alert.metric.clone())
+        .collect();
+    let recorder = Recorder::begin(arena.targets.clone(), also);
+    let mut evidence = empty(scenario);
+    let asking = arena.users.begin(&scenario.load);
+    let trouble = go_through(&mut arena, &mut evidence).await.err();
+    if trouble.is_none() {
+        sleep(Duration::from_secs_f64(scenario.load.after_seconds)).await;
+    }
+    asking.stop().await;
+    evidence.load_ended = now_micros();
+    evidence.trouble = trouble.map(|error| format!("{error:#}"));
+    calm_down(&mut arena, &mut evidence, &marked).await?;
+    evidence.samples = recorder.end().await;
+    evidence.lives.clone_from(&arena.lives);
+    if evidence.trouble.is_some() || evidence.converged.is_none() {
+        for replica in arena.fleet.alive() {
+            arena.progress.tell(format!(
+                "the end of {}'s log:\n{}",
+                replica.name(),
+                replica.log_tail()
+            ));
+        }
+    }
+    Ok(evidence)
+}
+
+fn empty(scenario: &Scenario) -> Evidence {
+    Evidence {
+        scenario: scenario.clone(),
+        begun: now_micros(),
+        load_ended: 0,
+        converged: None,
+        quiet: None,
+        lives: Vec::new(),
+        faults: Vec::new(),
+        asked: crate::evidence::Asked::default(),
+        last: LastState::default(),
+        samples: Vec::new(),
+        trouble: None,
+    }
+}
+
+/// Installs and starts all replicas.
+async fn enter<'a>(
+    scenario: &'a Scenario,
+    control_plane: &'a ControlPlane,
+    progress: Progress,
+) -> Result<Arena<'a>> {
+    let planted = scenario.planted.as_ref();
+    let switches = planted
+        .map(|planted| planted.switches.clone())
+        .unwrap_or_default();
+    let mut extra_args = scenario.fleet.args.clone();
+    extra_args.extend([
+        "--lease-duration".to_owned(),
+        format!("{}s", scenario.fleet.lease_seconds),
+    ]);
+    let mut options = FleetOptions {
+        extra_args,
+        without_fence: planted.is_some_and(|planted| planted.without_fence),
+        ..FleetOptions::default()
+    };
+    if !switches.is_empty() {
+        options.binary = Some(planted_binary()?);
+        options
+            .extra_env
+            .push(("DBC_PLANTED_FAULTS".into(), switches.join(",")));
+    }
+    let mut arena = Arena {
+        control_plane,
+        fleet: Fleet::install(control_plane, options).await?,
+        proxies: Vec::new(),
+        users: Users::new(control_plane.client(), scenario.seed),
+        scenario,
+        rng: fastrand::Rng::with_seed(scenario.seed),
+        lives: Vec::new(),
+        targets: Targets::default(),
+        progress,
+        revision: 1,
+    };
+    for _ in 0..scenario.fleet.replicas {
+        arena.start(ReplicaOptions::default()).await?;
+    }
+    arena.fleet.wait_ready(READY_TIMEOUT).await?;
+    arena
+        .progress
+        .tell(format!("{} replicas: ready", scenario.fleet.replicas));
+    Ok(arena)
+}
+
+/// Creates the clusters, waits until all is at rest, and lets another manager mark some objects; returns their uids.
+async fn settle(arena: &mut Arena<'_>) -> Result<BTreeSet<String>> {
+    let client = arena.control_plane.client();
+    let count = arena.scenario.load.clusters;
+    let clusters = load::samples(count, &NAMESPACES);
+    arena.users.own(&clusters);
+    load::create(arena.control_plane, clusters).await?;
+    load::wait_all_ready(&client, count, SETTLE_TIMEOUT * 3).await?;
+    shards::wait_balanced(&arena.fleet, SETTLE_TIMEOUT).await?;
+    let keys = wanted_keys(&arena.users.asked());
+    let few: Vec<_> = keys.into_iter().take(MARKED_MAX).collect();
+    arena.users.mark(&few).await?;
+    load::wait_all_ready(&client, count, SETTLE_TIMEOUT).await?;
+    arena
+        .progress
+        .tell(format!("{count} clusters: Ready; users begin"));
+    state::marked(&client).await
+}
+
+/// A fault that begins, or one that ends.
+enum Step {
+    Begin(usize),
+    End(Active),
+}
+
+/// All faults at their times.
+async fn go_through(arena: &mut Arena<'_>, evidence: &mut Evidence) -> Result<()> {
+    let began = Instant::now();
+    let at = |seconds: f64| began + Duration::from_secs_f64(seconds);
+    let scenario = arena.scenario;
+    let mut steps: Vec<(Instant, Step)> = scenario
+        .faults
+        .iter()
+        .enumerate()
+        .map(|(index, fault)| (at(fault.at_seconds), Step::Begin(index)))
+        .collect();
+    while !steps.is_empty() {
+        // The first of those that are due first: faults that begin together begin in the order of the file.
+        let first = (0..steps.len())
+            .min_by_key(|index| steps.get(*index).map(|(due, _)| *due))
+            .unwrap_or(0);
+        let (due, step) = steps.remove(first);
+        sleep_until(due).await;
+        match step {
+            Step::Begin(index) => {
+                let Some(fault) = scenario.faults.get(index) else {
+                    continue;
+                };
+                let active = faults::begin(arena, fault)
+                    .await
+                    .with_context(|| format!("begin {}", fault.label()))?;
+                let over = Instant::now() + Duration::from_secs_f64(fault.seconds());
+                steps.push((over, Step::End(active)));
+            }
+            Step::End(active) => {
+                let label = active.injected.kind.clone();
+                let injected = faults::end(arena, active)
+                    .await
+                    .with_context(|| format!("end {label}"))?;
+                arena.progress.tell(format!(
+                    "over: {} (bit {} times)",
+                    injected.what, injected.bites
+                ));
+                evidence.faults.push(injected);
+            }
+        }
+    }
+    evidence.faults.sort_by_key(|fault| fault.from);
+    Ok(())
+}
+
+/// Waits until all is as it should be, and then watches whether it stays quiet.
+async fn calm_down(
+    arena: &mut Arena<'_>,
+    evidence: &mut Evidence,
+    marked: &BTreeSet<String>,
+) -> Result<()> {
+    let client = arena.control_plane.client();
+    evidence.asked = arena.users.asked();
+    let started = Instant::now();
+    let timeout = CONVERGE_TIMEOUT + Duration::from_secs_f64(arena.scenario.expect.work_seconds);
+    let mut told = Instant::now();
+    loop {
+        // While an API server is starting it may refuse even an administrator.
+        match state::look(&client, |uid| marked.contains(uid)).await {
+            Ok(last) => {
+                let missing = judge::missing(&evidence.asked, &last);
+                evidence.last = last;
+                if missing.is_empty() {
+                    evidence.converged = Some(now_micros());
+                    break;
+                }
+                if told.elapsed() > Duration::from_secs(5) {
+                    told = Instant::now();
+                    arena.progress.tell(format!(
+                        "{} things to be done yet, such as: {}",
+                        missing.len(),
+                        missing[0]
+                    ));
+                }
+            }
+            Err(error) => arena.progress.tell(format!("{error:#}")),
+        }
+        if started.elapsed() > timeout {
+            arena.progress.tell("not converged in time");
+            return Ok(());
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+    arena.progress.tell(format!(
+        "converged {:.1} s after the users' last word",
+        started.elapsed().as_secs_f64()
+    ));
+    if let Err(error) = shards::wait_balanced(&arena.fleet, SETTLE_TIMEOUT).await {
+        evidence.trouble.get_or_insert(error.to_string());
+        return Ok(());
+    }
+    sleep(BREATH).await;
+    evidence.quiet = Some(quiet().await);
+    evidence.last = state::look(&client, |uid| marked.contains(uid)).await?;
+    Ok(())
+}
+
+async fn quiet() -> (Micros, Micros) {
+    let from = now_micros();
+    sleep(QUIET).await;
+    (from, now_micros())
+}
