@@ -37,8 +37,20 @@ pub struct Memory {
     children: Vec<(ChildId, Write)>,
     swept_ms: u64,
     changing: Option<(i64, u64)>,
-    made_secret: bool,
+    secret: Secret,
+    awaited_since_ms: Option<u64>,
     desired: Option<(Basis, Arc<[DesiredChild]>)>,
+}
+
+/// What is known of the Secret of one cluster, which can not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Secret {
+    Unknown,
+    /// One was in the way when it should have been made.
+    InTheWay {
+        since_ms: u64,
+    },
+    Made,
 }
 
 /// What the children of one cluster are made from.
@@ -74,7 +86,8 @@ impl Memory {
             children: Vec::new(),
             swept_ms,
             changing: None,
-            made_secret: false,
+            secret: Secret::Unknown,
+            awaited_since_ms: None,
             desired: None,
         }
     }
@@ -192,14 +205,47 @@ impl Memory {
     }
 
     /// The Secret was created by us: no other of that name can be in the way.
-    pub fn secret_made(&mut self) {
-        self.made_secret = true;
+    pub const fn secret_made(&mut self) {
+        self.secret = Secret::Made;
+    }
+
+    /// There was a Secret already, and nothing says whose it is.
+    pub fn secret_in_the_way(&mut self, now_ms: u64) {
+        if self.secret == Secret::Unknown {
+            self.secret = Secret::InTheWay { since_ms: now_ms };
+        }
     }
 
     /// Whether the Secret is known to be of this cluster.
     #[must_use]
-    pub const fn has_secret(&self) -> bool {
-        self.made_secret
+    pub fn has_secret(&self) -> bool {
+        self.secret == Secret::Made
+    }
+
+    /// Whether there is a Secret of which nothing says whose it is.
+    #[must_use]
+    pub const fn doubts_secret(&self) -> bool {
+        matches!(self.secret, Secret::InTheWay { .. })
+    }
+
+    /// For how long a Secret has been in the way, in milliseconds.
+    #[must_use]
+    pub const fn secret_doubted_ms(&self, now_ms: u64) -> u64 {
+        match self.secret {
+            Secret::InTheWay { since_ms } => now_ms.saturating_sub(since_ms),
+            Secret::Unknown | Secret::Made => 0,
+        }
+    }
+
+    /// Something is awaited that no watch may report: for how long that has been so, in milliseconds.
+    pub fn awaits(&mut self, now_ms: u64) -> u64 {
+        let since_ms = *self.awaited_since_ms.get_or_insert(now_ms);
+        now_ms.saturating_sub(since_ms)
+    }
+
+    /// Nothing is awaited any more that a watch may not report.
+    pub const fn awaits_nothing(&mut self) {
+        self.awaited_since_ms = None;
     }
 
     /// Whether everything was last applied so long ago that it is time to do it once more.
@@ -305,6 +351,15 @@ mod tests {
             !memory.expects(&id, 1_003),
             "it was seen: if it is missing now, it is gone"
         );
+    }
+
+    #[test]
+    fn a_wait_is_counted_from_its_beginning_until_it_ends() {
+        let mut memory = Memory::new("u".into(), 0);
+        assert_eq!(memory.awaits(1_000), 0);
+        assert_eq!(memory.awaits(4_000), 3_000);
+        memory.awaits_nothing();
+        assert_eq!(memory.awaits(9_000), 0);
     }
 
     #[test]

@@ -9,6 +9,11 @@ use super::memory::{Memory, Standing};
 use super::observed::{ChildRecord, ClusterRecord, Owner, StatefulSetRecord, is_our_group};
 use crate::api::names;
 
+/// How long a Secret that is there already holds a new cluster back: long enough for the collection
+/// of what a former cluster left, the rest of which is gone when this begins. Pods do not start with a
+/// Secret of a former cluster in any case.
+pub const SECRET_HOLD_MS: u64 = 10_000;
+
 /// What the plan is made from.
 #[derive(Debug)]
 pub struct Seen<'a> {
@@ -63,7 +68,11 @@ pub enum SecretStep {
     /// Nothing.
     Leave,
     /// Create it unless it is there: there is no data yet that a new password would not fit.
-    Create,
+    Create {
+        /// Whether one that is there stops what comes after it: it may be a former cluster's, and be
+        /// collected with it.
+        hold: bool,
+    },
     /// Find out whether it is there: Pods that start without it would hang.
     Probe,
 }
@@ -79,7 +88,7 @@ pub enum Plan {
     Keep {
         /// Our finalizer has to be added first.
         add_finalizer: bool,
-        /// What to do about the Secret before that.
+        /// What to do about the Secret before the StatefulSet is applied.
         secret: SecretStep,
         /// Children to apply, in this order.
         apply: Vec<Apply>,
@@ -132,25 +141,44 @@ pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
     if let Some(why) = refused_image(seen) {
         trouble = worse(trouble, Trouble::Wrong(why));
     }
-    let is_set = |step: &Apply| {
-        let child = seen.desired.get(step.index);
-        child.is_some_and(|child| child.id.kind == ChildKind::StatefulSet)
-    };
-    let secret = match apply.iter().any(is_set) {
-        true if seen.initialized => SecretStep::Probe,
-        true => SecretStep::Create,
-        // Until there is data: what was there may have been a former cluster's and be gone by now.
-        false if !seen.initialized && !memory.has_secret() && cluster.spec.replicas > 0 => {
-            SecretStep::Create
-        }
-        false => SecretStep::Leave,
-    };
+    let has_set = seen
+        .statefulset
+        .is_some_and(|set| is_owned_by(&set.child, cluster));
+    if !has_set && trouble.as_ref().is_some_and(is_wait_for_former) {
+        // Nothing is begun among what a former cluster left.
+        apply.clear();
+    }
     Plan::Keep {
         add_finalizer: !cluster.has_finalizer(),
-        secret,
+        secret: secret_step(seen, &apply, has_set, memory),
         apply,
         delete: unwanted(seen),
         trouble,
+    }
+}
+
+fn is_wait_for_former(trouble: &Trouble) -> bool {
+    matches!(trouble, Trouble::Wait(why) if why.reason == reason::WAITING)
+}
+
+fn secret_step(seen: &Seen<'_>, apply: &[Apply], has_set: bool, memory: &Memory) -> SecretStep {
+    let applies_set = apply.iter().any(|step| {
+        let child = seen.desired.get(step.index);
+        child.is_some_and(|child| child.id.kind == ChildKind::StatefulSet)
+    });
+    match (seen.initialized, applies_set) {
+        (true, true) => SecretStep::Probe,
+        (true, false) => SecretStep::Leave,
+        (false, true) => SecretStep::Create {
+            hold: !has_set
+                && !memory.has_secret()
+                && memory.secret_doubted_ms(seen.now_ms) < SECRET_HOLD_MS,
+        },
+        // Until there is data: what was there may have been a former cluster's and be gone by now.
+        (false, false) if has_set && !memory.has_secret() && seen.cluster.spec.replicas > 0 => {
+            SecretStep::Create { hold: false }
+        }
+        (false, false) => SecretStep::Leave,
     }
 }
 
@@ -309,3 +337,6 @@ pub fn worse(known: Option<Trouble>, found: Trouble) -> Option<Trouble> {
         _ => known,
     }
 }
+
+#[cfg(test)]
+mod tests;

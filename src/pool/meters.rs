@@ -104,7 +104,10 @@ impl Meters {
         };
         self.took.observe(seconds(took_ms));
         let result = match ended {
-            Ok(outcome) if outcome.next == Next::Waiting => "requeue_after",
+            Ok(Outcome {
+                next: Next::Waiting | Next::Recheck { .. },
+                ..
+            }) => "requeue_after",
             Ok(_) => "success",
             Err(Failure::Failed { cause, .. }) => {
                 self.errors.inc();

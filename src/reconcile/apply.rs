@@ -89,7 +89,7 @@ impl Refused {
 }
 
 impl Run<'_> {
-    /// Settles the Secret, applies children, deletes those that are not wanted and grows claims, one
+    /// Applies children, settles the Secret, deletes those that are not wanted and grows claims, one
     /// after the other until something is refused.
     pub(super) async fn carry_out_steps(
         &mut self,
@@ -97,11 +97,21 @@ impl Run<'_> {
         owned: Option<&StatefulSetRecord>,
         applied: &mut Applied,
     ) -> Result<(), Refused> {
-        self.settle_secret(steps.secret).await?;
+        let mut secret = Some(steps.secret);
         for step in steps.apply {
-            if let Some(child) = steps.desired.get(step.index) {
-                applied.changed |= self.apply_one(child, &step.precondition, owned).await?;
+            let Some(child) = steps.desired.get(step.index) else {
+                continue;
+            };
+            // After the others: they tell whether a former cluster's objects are still there.
+            if child.id.kind == ChildKind::StatefulSet
+                && let Some(step) = secret.take()
+            {
+                self.settle_secret(step).await?;
             }
+            applied.changed |= self.apply_one(child, &step.precondition, owned).await?;
+        }
+        if let Some(step) = secret {
+            self.settle_secret(step).await?;
         }
         for delete in steps.delete {
             let record = steps.children.iter().find(|child| child.id() == delete.id);
@@ -169,13 +179,20 @@ impl Run<'_> {
             .await
             .map_err(|refusal| Refused::by(refusal, &child.id))?;
         let record = found.and_then(|meta| observe::child(child.id.kind, &meta));
+        let trouble = record
+            .as_ref()
+            .and_then(|record| ownership_trouble(record, self.cluster));
+        // What a former cluster left is waited for, however long it takes to go.
+        if let Some(wait @ Trouble::Wait(_)) = trouble {
+            return Err(Refused::Trouble(wait));
+        }
         let Some(record) = record.filter(|record| !record.deleting) else {
             return Err(Refused::Failure(Failure::LookAgain {
                 fenced: false,
                 message: format!("{} is being deleted or gone again", child.id),
             }));
         };
-        if let Some(trouble) = ownership_trouble(&record, self.cluster) {
+        if let Some(trouble) = trouble {
             return Err(Refused::Trouble(trouble));
         }
         let version = writer

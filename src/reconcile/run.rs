@@ -12,7 +12,7 @@ use crate::api::names;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::conclude::{Conclusion, Done, conclude, is_initialized, workload};
 use crate::core::lifecycle::{Stage, Trouble, Why, Workload, progressing_since, reason};
-use crate::core::memory::Basis;
+use crate::core::memory::{Basis, Memory};
 use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
@@ -239,15 +239,32 @@ impl<'a> Run<'a> {
                 },
                 message: why.message.clone(),
             }),
-            // The former cluster's child may lie in a shard that we do not watch.
             (None, Some(Trouble::Wait(why))) if why.reason == reason::WAITING => {
-                Err(Failure::LookAgain {
-                    fenced: false,
-                    message: why.message.clone(),
-                })
+                Ok(self.outcome(self.recheck()))
             }
-            (None, _) => Ok(self.outcome(conclusion.next)),
+            (None, _) if conclusion.next == Next::Waiting && self.doubts_secret(owned) => {
+                Ok(self.outcome(self.recheck()))
+            }
+            (None, _) => {
+                let reconciler = self.reconciler;
+                reconciler.with_memory(self.cluster, Memory::awaits_nothing);
+                Ok(self.outcome(conclusion.next))
+            }
         }
+    }
+
+    /// Whether the Secret may go with a former cluster, and is to be made anew then.
+    fn doubts_secret(&self, owned: Option<&StatefulSetRecord>) -> bool {
+        let reconciler = self.reconciler;
+        !is_initialized(self.cluster, owned)
+            && reconciler.with_memory(self.cluster, |memory| memory.doubts_secret())
+    }
+
+    /// When to look again for what a former cluster left: it may lie in a shard that we do not watch.
+    fn recheck(&self) -> Next {
+        let reconciler = self.reconciler;
+        let waited_ms = reconciler.with_memory(self.cluster, |memory| memory.awaits(boottime_ms()));
+        Next::Recheck { waited_ms }
     }
 
     pub(super) fn conclude(

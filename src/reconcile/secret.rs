@@ -4,8 +4,10 @@ use super::apply::Refused;
 use super::failure::Refusal;
 use super::run::Run;
 use crate::core::lifecycle::{Trouble, Why, reason};
+use crate::core::memory::Memory;
 use crate::core::outcome::{Cause, Failure};
-use crate::core::plan::SecretStep;
+use crate::core::plan::{SECRET_HOLD_MS, SecretStep};
+use crate::fleet::tenure::boottime_ms;
 use crate::postgres::{self, Password, RANDOM_BYTES};
 
 impl Run<'_> {
@@ -13,13 +15,20 @@ impl Run<'_> {
     pub(super) async fn settle_secret(&mut self, step: SecretStep) -> Result<(), Refused> {
         match step {
             SecretStep::Leave => Ok(()),
-            SecretStep::Create => {
+            SecretStep::Create { hold } => {
+                let reconciler = self.reconciler;
                 if self.create_secret(false).await? {
                     self.wrote = true;
-                    self.reconciler
-                        .with_memory(self.cluster, |memory| memory.secret_made());
+                    reconciler.with_memory(self.cluster, Memory::secret_made);
+                    return Ok(());
                 }
-                Ok(())
+                reconciler.with_memory(self.cluster, |memory| {
+                    memory.secret_in_the_way(boottime_ms());
+                });
+                match hold {
+                    true => Err(self.secret_in_the_way()),
+                    false => Ok(()),
+                }
             }
             SecretStep::Probe => match self.create_secret(true).await? {
                 false => Ok(()),
@@ -45,6 +54,18 @@ impl Run<'_> {
             Err(Refusal::Conflict(_)) => Ok(false),
             Err(refusal) => Err(Refused::by(refusal, &id)),
         }
+    }
+
+    fn secret_in_the_way(&self) -> Refused {
+        let name = postgres::secret_name(&self.cluster.key.name);
+        let seconds = SECRET_HOLD_MS / 1_000;
+        Refused::Trouble(Trouble::Wait(Why::new(
+            reason::WAITING,
+            format!(
+                "Secret {name} is there already. In case it goes with a former DatabaseCluster of \
+                 this name, the StatefulSet is made after {seconds} s only"
+            ),
+        )))
     }
 
     fn secret_missing(&self) -> Refused {

@@ -69,8 +69,18 @@ pub struct FeedParts {
 }
 
 impl FeedParts {
+    /// Tells that a cluster has to be looked at. It is looked at in its own shard, if it is known:
+    /// what changed in the given one may have been a child of a former cluster of its name.
     pub(super) fn changed(&self, shard: ShardId, key: &ObjectKey) {
-        (self.on_change)(shard, key);
+        let mut told = None;
+        loop {
+            let home = self.store.shard_of_cluster(key).unwrap_or(shard);
+            // A successor that came meanwhile was told of too, and must not be taken from its shard.
+            if told.replace(home) == Some(home) {
+                return;
+            }
+            (self.on_change)(home, key);
+        }
     }
 
     /// Tells the ownership machine of a stamp above the epoch under which we work.

@@ -119,6 +119,13 @@ impl Store {
         self.clusters.get(key).map(|entry| Arc::clone(&entry))
     }
 
+    /// The shard in which the cluster of this name lies.
+    #[must_use]
+    pub fn shard_of_cluster(&self, key: &ObjectKey) -> Option<ShardId> {
+        let entry = self.clusters.get(key)?;
+        Some(self.shards.shard_of(entry.bucket))
+    }
+
     /// The StatefulSet of this name.
     #[must_use]
     pub fn statefulset(&self, key: &ObjectKey) -> Option<Arc<StatefulSetRecord>> {

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, PropagationPolicy};
 use kube::{Api, Client};
 use serde_json::json;
 use testbed::audit::{self, AuditEvent};
@@ -219,6 +219,14 @@ async fn a_cluster_deleted_and_made_again_at_once_gets_its_volumes_back() {
     one(&control_plane, "again", "db", load::spec(1)).await;
     let first = until_cluster(&client, ("again", "db"), "Ready", is_ready).await;
     let before = claims(&client, "again").await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "again");
+    // Whatever collects what the cluster leaves may come to its Secret last, and late.
+    let hold = |finalizers| Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
+    let params = PatchParams::default();
+    secrets
+        .patch("db-app", &params, &hold(json!(["example.com/hold"])))
+        .await
+        .unwrap();
     let clusters = load::clusters_in(client.clone(), "again");
     clusters
         .delete("db", &DeleteParams::default())
@@ -231,8 +239,25 @@ async fn a_cluster_deleted_and_made_again_at_once_gets_its_volumes_back() {
     .await
     .unwrap();
     one(&control_plane, "again", "db", load::spec(1)).await;
+    let waits = |object: &DynamicObject| {
+        condition(object, "Progressing").is_some_and(|(_, reason, message)| {
+            reason == "WaitingForFormerCluster" && message.contains("Secret db-app is there")
+        })
+    };
+    let seen = until_cluster(&client, ("again", "db"), "waiting or Ready", |object| {
+        waits(object) || is_ready(object)
+    })
+    .await;
+    assert!(!is_ready(&seen), "its Pods started with the former Secret");
+    secrets
+        .patch("db-app", &params, &hold(json!(null)))
+        .await
+        .unwrap();
     let second = until_cluster(&client, ("again", "db"), "Ready", is_ready).await;
     assert_ne!(first.metadata.uid, second.metadata.uid);
+    let secret = secrets.get("db-app").await.unwrap().metadata;
+    let owner = &secret.owner_references.unwrap()[0];
+    assert_eq!(Some(&owner.uid), second.metadata.uid.as_ref());
     assert_eq!(claims(&client, "again").await, before);
     let services: Api<Service> = Api::namespaced(client.clone(), "again");
     let owner = services

@@ -4,4 +4,5 @@
 mod changes_of_mind;
 mod history;
 mod outage;
+mod successors;
 mod support;

@@ -61,13 +61,48 @@ async fn a_secret_that_goes_with_a_former_cluster_is_made_again_while_there_is_n
         .fake
         .with(|state| state.put(SECRET, json!({"metadata": {"name": "orders-app"}})));
     world.user_applies(json!({"image": "postgres:18"}));
-    world.reconcile().await.unwrap();
+    let outcome = world.reconcile().await.unwrap();
+    assert!(
+        matches!(outcome.next, Next::Recheck { .. }),
+        "it is looked at again in {:?}",
+        outcome.next
+    );
+    let (status, reason, message) = world.condition(ConditionType::Progressing);
+    assert_eq!(
+        (status, reason.as_str()),
+        (ConditionStatus::True, "WaitingForFormerCluster")
+    );
+    assert!(message.contains("Secret orders-app is there"), "{message}");
+    assert_eq!(world.object(STATEFULSET), None, "Pods would start with it");
     world.fake.with(|state| state.objects.remove(SECRET));
     world.reconcile().await.unwrap();
     assert!(world.object(SECRET).unwrap()["stringData"].is_object());
+    assert!(world.object(STATEFULSET).is_some());
+    world.reconcile().await.unwrap();
     world.requests();
     world.reconcile().await.unwrap();
     assert_eq!(world.requests(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_secret_that_stays_is_taken_and_still_made_again_while_there_is_no_data() {
+    let world = World::new();
+    let theirs = json!({"metadata": {"name": "orders-app"}});
+    let theirs = world.fake.with(|state| state.put(SECRET, theirs));
+    world.user_applies(json!({"image": "postgres:18"}));
+    let long_ago_ms = boottime_ms().saturating_sub(SECRET_HOLD_MS);
+    let reconciler = &world.reconciler;
+    reconciler.with_memory(&world.cluster(), |memory| {
+        memory.secret_in_the_way(long_ago_ms);
+    });
+    let outcome = world.reconcile().await.unwrap();
+    assert!(matches!(outcome.next, Next::Recheck { .. }), "{outcome:?}");
+    assert_eq!(world.object(SECRET), Some(theirs));
+    assert!(world.object(STATEFULSET).is_some());
+    world.fake.with(|state| state.objects.remove(SECRET));
+    let outcome = world.reconcile().await.unwrap();
+    assert!(world.object(SECRET).unwrap()["stringData"].is_object());
+    assert_eq!(outcome.next, Next::Waiting);
 }
 
 #[tokio::test]

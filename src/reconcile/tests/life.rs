@@ -38,11 +38,11 @@ async fn a_cluster_becomes_ready_with_eleven_requests_and_no_reads() {
         world.requests(),
         [
             format!("PATCH {CLUSTER}"),
-            format!("POST {SECRETS}"),
             format!("PATCH {CONFIG}"),
             format!("PATCH {SERVICE}"),
             format!("PATCH {READ_WRITE}"),
             format!("PATCH {READ}"),
+            format!("POST {SECRETS}"),
             format!("PATCH {STATEFULSET}"),
             format!("PATCH {CLUSTER}/status"),
             format!("PATCH {CONFIG}"),
@@ -145,8 +145,8 @@ async fn drift_in_a_child_is_put_right() {
     assert_eq!(
         world.requests(),
         [
-            format!("POST {SECRETS}"),
             format!("PATCH {SERVICE}"),
+            format!("POST {SECRETS}"),
             format!("PATCH {STATEFULSET}")
         ]
     );
@@ -208,11 +208,11 @@ async fn the_sweep_applies_everything_once_more_and_changes_nothing() {
     assert_eq!(
         world.requests(),
         [
-            format!("POST {SECRETS}"),
             format!("PATCH {CONFIG}"),
             format!("PATCH {SERVICE}"),
             format!("PATCH {READ_WRITE}"),
             format!("PATCH {READ}"),
+            format!("POST {SECRETS}"),
             format!("PATCH {STATEFULSET}")
         ]
     );

@@ -13,6 +13,7 @@ use crate::core::child::ChildKind;
 use crate::core::hash::ShardCount;
 use crate::core::object::Stamp;
 use crate::core::outcome::Cause;
+use crate::core::plan::SECRET_HOLD_MS;
 use crate::fleet::tenure::Validity;
 use crate::watch::observe;
 

@@ -77,11 +77,8 @@ async fn what_a_former_cluster_of_this_name_left_is_waited_for() {
     let theirs = foreign(STATEFULSET, "StatefulSet", owner);
     world.fake.with(|state| state.put(STATEFULSET, theirs));
     world.user_applies(json!({"image": "postgres:18"}));
-    let failure = world.reconcile().await.unwrap_err();
-    assert!(
-        matches!(failure, Failure::LookAgain { fenced: false, .. }),
-        "{failure:?}"
-    );
+    let outcome = world.reconcile().await.unwrap();
+    assert!(matches!(outcome.next, Next::Recheck { .. }), "{outcome:?}");
     let (status, reason, message) = world.condition(ConditionType::Progressing);
     assert_eq!(
         (status, reason.as_str()),
@@ -93,4 +90,27 @@ async fn what_a_former_cluster_of_this_name_left_is_waited_for() {
         ConditionStatus::False
     );
     assert_eq!(world.notes(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_a_former_cluster_left_in_a_shard_of_others_is_waited_for_while_it_terminates() {
+    let world = World::new();
+    let owner = Some(("DatabaseCluster", "orders"));
+    let mut theirs = foreign(READ, "Service", owner);
+    theirs["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    theirs["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    world.fake.with(|state| state.put(READ, theirs));
+    world.user_applies(json!({"image": "postgres:18"}));
+    for _ in 0..20 {
+        let outcome = world.reconcile().await.unwrap();
+        assert!(matches!(outcome.next, Next::Recheck { .. }), "{outcome:?}");
+    }
+    let (_, reason, message) = world.condition(ConditionType::Progressing);
+    assert_eq!(reason, "WaitingForFormerCluster");
+    assert!(message.contains("Service orders-r "), "{message}");
+    assert_eq!(world.object(STATEFULSET), None);
+    assert_eq!(world.object(SECRET), None, "it may be the former one's yet");
+    world.fake.with(|state| state.objects.remove(READ));
+    world.reconcile().await.unwrap();
+    assert!(world.object(STATEFULSET).is_some());
 }
