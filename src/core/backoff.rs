@@ -6,9 +6,8 @@ use crate::core::outcome::{Cause, Failure, Next, Outcome};
 pub const READY_MS: u64 = 300_000;
 /// Safety net of an object that waits for something a watch reports.
 pub const WAITING_MS: u64 = 60_000;
-/// Shortest and longest pause before a look at what no watch reports; between them, half of the time
-/// waited.
-pub const RECHECK_MS: (u64, u64) = (1_000, 30_000);
+/// Shortest and longest pause before a look at what no watch reports.
+pub const AFTER_MS: (u64, u64) = (1_000, 60_000);
 /// Pause after the right to act was lost: the heartbeat may bring it back.
 pub const LOST_MS: u64 = 1_000;
 /// Pauses of the look-agains in a row after a conflict or a refused stamp; one more is a failure.
@@ -138,8 +137,8 @@ pub fn verdict(
             Next::Waiting => Verdict::Settled {
                 due_ms: in_about(WAITING_MS),
             },
-            Next::Recheck { waited_ms } => Verdict::Settled {
-                due_ms: in_about((waited_ms / 2).clamp(RECHECK_MS.0, RECHECK_MS.1)),
+            Next::After { ms } => Verdict::Settled {
+                due_ms: in_about(ms.clamp(AFTER_MS.0, AFTER_MS.1)),
             },
             Next::Forget => Verdict::Gone,
         },
@@ -238,16 +237,9 @@ mod tests {
     }
 
     #[test]
-    fn what_no_watch_reports_is_looked_at_after_half_the_time_waited_within_bounds() {
-        for (waited_ms, due_ms) in [
-            (0, 1_000),
-            (2_000, 1_000),
-            (10_000, 5_000),
-            (60_000, 30_000),
-            (u64::MAX, 30_000),
-        ] {
-            let next = Next::Recheck { waited_ms };
-            let got = verdict(&ended(next), Attempts::default(), 0, MIDDLE);
+    fn what_no_watch_reports_is_looked_at_when_asked_for_within_bounds() {
+        for (ms, due_ms) in [(0, 1_000), (5_000, 5_000), (u64::MAX, 60_000)] {
+            let got = verdict(&ended(Next::After { ms }), Attempts::default(), 0, MIDDLE);
             assert_eq!(got, Verdict::Settled { due_ms });
         }
     }

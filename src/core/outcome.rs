@@ -9,10 +9,10 @@ pub enum Next {
     Ready,
     /// Something is under way that a watch will report: the short safety net.
     Waiting,
-    /// Something has been awaited for so long that no watch of ours may report.
-    Recheck {
-        /// Milliseconds since it was first awaited.
-        waited_ms: u64,
+    /// Something may be so after this time that no watch of ours reports.
+    After {
+        /// Milliseconds from now.
+        ms: u64,
     },
     /// It is gone: never.
     Forget,

@@ -105,7 +105,7 @@ impl Meters {
         self.took.observe(seconds(took_ms));
         let result = match ended {
             Ok(Outcome {
-                next: Next::Waiting | Next::Recheck { .. },
+                next: Next::Waiting | Next::After { .. },
                 ..
             }) => "requeue_after",
             Ok(_) => "success",

@@ -23,6 +23,10 @@ use crate::postgres::{self, Source};
 /// A cluster that has been on its way for this long is asked why.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 
+/// Shortest and longest pause between looks at what a former cluster left, in milliseconds; between
+/// them, half of the time waited.
+const FORMER_MS: (u64, u64) = (1_000, 30_000);
+
 pub(super) struct Run<'a> {
     pub(super) reconciler: &'a Reconciler,
     pub(super) cluster: &'a ClusterRecord,
@@ -248,9 +252,34 @@ impl<'a> Run<'a> {
             (None, _) => {
                 let reconciler = self.reconciler;
                 reconciler.with_memory(self.cluster, Memory::awaits_nothing);
-                Ok(self.outcome(conclusion.next))
+                let until_late = self.until_late(owned, &conclusion);
+                let late = until_late.map(|ms| Next::After { ms });
+                Ok(self.outcome(late.unwrap_or(conclusion.next)))
             }
         }
+    }
+
+    /// Milliseconds until Pods that are not ready are asked why, if that time is yet to come.
+    fn until_late(
+        &self,
+        owned: Option<&StatefulSetRecord>,
+        conclusion: &Conclusion,
+    ) -> Option<u64> {
+        if conclusion.next != Next::Waiting || !self.is_unsettled(owned) {
+            return None;
+        }
+        let reported = conclusion.status.as_ref().unwrap_or(&self.cluster.status);
+        let waited = Timestamp::now().duration_since(progressing_since(reported)?);
+        let rest_ms = u64::try_from((PATIENCE - waited).as_millis()).ok()?;
+        // Jitter must not bring it forward: it would be too early then, and a second look needed.
+        Some((rest_ms + 500) * 10 / 9)
+    }
+
+    fn is_unsettled(&self, owned: Option<&StatefulSetRecord>) -> bool {
+        matches!(
+            workload(owned, self.cluster.spec.replicas),
+            Workload::Unsettled { .. }
+        )
     }
 
     /// Whether the Secret may go with a former cluster, and is to be made anew then.
@@ -264,7 +293,9 @@ impl<'a> Run<'a> {
     fn recheck(&self) -> Next {
         let reconciler = self.reconciler;
         let waited_ms = reconciler.with_memory(self.cluster, |memory| memory.awaits(boottime_ms()));
-        Next::Recheck { waited_ms }
+        Next::After {
+            ms: (waited_ms / 2).clamp(FORMER_MS.0, FORMER_MS.1),
+        }
     }
 
     pub(super) fn conclude(
@@ -312,13 +343,9 @@ impl<'a> Run<'a> {
     ) -> Option<Arc<Looked>> {
         let set = owned?;
         let status = &self.cluster.status;
-        let unsettled = matches!(
-            workload(owned, self.cluster.spec.replicas),
-            Workload::Unsettled { .. }
-        );
         let is_told =
             applied.trouble.is_some() || applied.failure.is_some() || applied.out_of_sight;
-        if !unsettled || applied.changed || is_told {
+        if !self.is_unsettled(owned) || applied.changed || is_told {
             return None;
         }
         let is_degraded = matches!(Stage::reconstruct(status), Stage::Degraded(_));

@@ -63,7 +63,7 @@ async fn a_secret_that_goes_with_a_former_cluster_is_made_again_while_there_is_n
     world.user_applies(json!({"image": "postgres:18"}));
     let outcome = world.reconcile().await.unwrap();
     assert!(
-        matches!(outcome.next, Next::Recheck { .. }),
+        matches!(outcome.next, Next::After { .. }),
         "it is looked at again in {:?}",
         outcome.next
     );
@@ -96,7 +96,7 @@ async fn a_secret_that_stays_is_taken_and_still_made_again_while_there_is_no_dat
         memory.secret_in_the_way(long_ago_ms);
     });
     let outcome = world.reconcile().await.unwrap();
-    assert!(matches!(outcome.next, Next::Recheck { .. }), "{outcome:?}");
+    assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
     assert_eq!(world.object(SECRET), Some(theirs));
     assert!(world.object(STATEFULSET).is_some());
     world.fake.with(|state| state.objects.remove(SECRET));

@@ -78,7 +78,7 @@ async fn what_a_former_cluster_of_this_name_left_is_waited_for() {
     world.fake.with(|state| state.put(STATEFULSET, theirs));
     world.user_applies(json!({"image": "postgres:18"}));
     let outcome = world.reconcile().await.unwrap();
-    assert!(matches!(outcome.next, Next::Recheck { .. }), "{outcome:?}");
+    assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
     let (status, reason, message) = world.condition(ConditionType::Progressing);
     assert_eq!(
         (status, reason.as_str()),
@@ -103,7 +103,7 @@ async fn what_a_former_cluster_left_in_a_shard_of_others_is_waited_for_while_it_
     world.user_applies(json!({"image": "postgres:18"}));
     for _ in 0..20 {
         let outcome = world.reconcile().await.unwrap();
-        assert!(matches!(outcome.next, Next::Recheck { .. }), "{outcome:?}");
+        assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
     }
     let (_, reason, message) = world.condition(ConditionType::Progressing);
     assert_eq!(reason, "WaitingForFormerCluster");

@@ -204,3 +204,28 @@ async fn an_object_of_another_shard_or_of_none_is_forgotten() {
     assert_eq!(world.reconciler.memories.len(), 0);
     assert_eq!(world.requests(), [""; 0]);
 }
+
+#[tokio::test]
+async fn pods_that_are_not_ready_are_asked_why_when_patience_ends_and_not_a_safety_net_later() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18"}));
+    world.reconcile().await.unwrap();
+    world.set_pods(1, 0);
+    world.broken_pod("orders-db-0", "r1");
+    let Next::After { ms } = world.reconcile().await.unwrap().next else {
+        panic!("it is not looked at again in time");
+    };
+    assert!((25_000..=35_000).contains(&ms), "in {ms} ms");
+    // That time has come.
+    world.change(CLUSTER, |cluster| {
+        for condition in cluster["status"]["conditions"].as_array_mut().unwrap() {
+            condition["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
+        }
+    });
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(outcome.next, Next::Waiting);
+    assert_eq!(
+        world.condition(ConditionType::Degraded).1,
+        "ImagePullBackOff"
+    );
+}
