@@ -12,7 +12,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 
 # Options of `make run`, `make chaos` and `make figures`, given on the command line or in the environment; those
 # that are empty count as not given.
-OPTIONS := CLUSTERS FLEETS ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS
+OPTIONS := CLUSTERS FLEETS ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
 
 .PHONY: help
@@ -100,8 +100,12 @@ image: ## the container image as an archive, and its bill of materials; OUT=fold
 	@tests/check-setup.sh operator
 	@exec deploy/image/build.sh
 
-.PHONY: e2e bench
-e2e bench: ## not there yet
+.PHONY: e2e
+e2e: ## on real nodes of this machine, from installing to upgrading; needs root. ROLLOUTS=2, FROM=commit, ONLY="a b"
+	@exec tests/e2e/run.sh
+
+.PHONY: bench
+bench: ## not there yet
 	@echo "make $@: not there yet" >&2; exit 1
 
 # Only the operator is built for speed: what observes it need not be.

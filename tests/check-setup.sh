@@ -1,6 +1,7 @@
 #!/bin/sh
 # Says in one line each what this machine lacks for building and testing, and how to get it; silent when all is there.
-# $1: "operator" needs the Rust toolchain only; anything else also what the local control plane needs.
+# $1: "operator" needs the Rust toolchain only; "nodes" what real nodes need, with the local control plane; anything else
+# what the local control plane needs.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 missing=0
@@ -25,6 +26,16 @@ if [ -z "${1:-}" ]; then
   command -v setpriv >/dev/null || lack "setpriv is missing: install it (Debian: apt-get install util-linux)"
   command -v chromedriver >/dev/null || [ -x /usr/lib/chromium/chromedriver ] ||
     lack "a browser and its driver are missing: install Chromium and chromedriver (Debian: apt-get install chromium-driver)"
+fi
+
+# Real nodes, and what their images are made of.
+if [ "${1:-}" = nodes ]; then
+  for program in containerd:containerd runc:runc iptables:iptables ip:iproute2 setpriv:util-linux openssl:openssl jq:jq curl:curl; do
+    command -v "${program%%:*}" >/dev/null ||
+      lack "${program%%:*} is missing: install it (Debian: apt-get install ${program#*:})"
+  done
+  [ -x /usr/lib/postgresql/15/bin/postgres ] ||
+    lack "PostgreSQL 15 of Debian 12 is missing, of which an image is made: install it (apt-get install postgresql-15)"
 fi
 
 if [ "${1:-}" != operator ]; then
