@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use spdx::{Expression, LicenseReq, ParseMode};
 
+use crate::metadata::{Metadata, Package, Requirement};
+
 /// The rules, as far as they are checked here.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Rules {
@@ -42,40 +44,6 @@ struct Banned {
 #[serde(rename_all = "kebab-case")]
 struct Sources {
     allow_registry: Vec<String>,
-}
-
-/// What `cargo metadata` prints, as far as it matters here.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Metadata {
-    packages: Vec<Package>,
-    resolve: Resolve,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-    version: String,
-    license: Option<String>,
-    source: Option<String>,
-    dependencies: Vec<Requirement>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Requirement {
-    name: String,
-    req: String,
-    path: Option<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Node {
-    id: String,
 }
 
 impl Rules {

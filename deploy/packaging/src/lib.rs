@@ -6,10 +6,12 @@
 //! | [`image`] | an image archive (OCI layout, which `docker load` reads too), the same bytes from the same program |
 //! | [`deny`] | the check of licences, unwanted crates and sources |
 //! | [`elf`] | the check that a program needs no other file |
+//! | [`metadata`] | what the checks and the bill know of packages |
 //! | [`sbom`] | the bill of materials (CycloneDX) of what is linked into the program |
 
 pub mod deny;
 pub mod elf;
 pub mod image;
 pub mod manifests;
+pub mod metadata;
 pub mod sbom;

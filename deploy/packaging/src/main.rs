@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use packaging::metadata::Metadata;
 use packaging::{deny, image, manifests, sbom};
 
 /// Most that may be pulled: above, the image is refused.
@@ -111,7 +112,7 @@ fn execute(task: Task) -> Result<()> {
             out,
         } => {
             let bill = sbom::bill(
-                &metadata(&target, &[])?,
+                &Metadata::of_workspace(&target, &[])?,
                 &fs::read_to_string("Cargo.lock")?,
                 image::NAME,
                 epoch_seconds,
@@ -129,7 +130,7 @@ fn deny() -> Result<()> {
     let rules = deny::Rules::parse(&fs::read_to_string("deny.toml").context("read deny.toml")?)?;
     let mut found = std::collections::BTreeSet::new();
     for target in rules.targets() {
-        found.extend(rules.violations(&metadata(target, &["--all-features"])?));
+        found.extend(rules.violations(&Metadata::of_workspace(target, &["--all-features"])?));
     }
     if found.is_empty() {
         println!("licences, crates and sources are as deny.toml wants them");
@@ -139,28 +140,6 @@ fn deny() -> Result<()> {
         eprintln!("{violation}");
     }
     bail!("{} crates are not as deny.toml wants them", found.len())
-}
-
-fn metadata<T: serde::de::DeserializeOwned>(target: &str, more: &[&str]) -> Result<T> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args([
-            "metadata",
-            "--locked",
-            "--format-version",
-            "1",
-            "--filter-platform",
-            target,
-        ])
-        .args(more)
-        .output()
-        .context("run cargo metadata")?;
-    if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    serde_json::from_slice(&output.stdout).context("understand cargo metadata")
 }
 
 /// With one decimal.

@@ -4,48 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What `cargo metadata --format-version 1` prints, as far as it matters here.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Metadata {
-    packages: Vec<Package>,
-    resolve: Resolve,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Package {
-    id: String,
-    name: String,
-    version: String,
-    license: Option<String>,
-    source: Option<String>,
-    repository: Option<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Node {
-    id: String,
-    deps: Vec<Dependency>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Dependency {
-    pkg: String,
-    dep_kinds: Vec<Kind>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Kind {
-    /// None: a normal dependency; others are `dev` and `build`.
-    kind: Option<String>,
-}
+use crate::metadata::{Dependency, Metadata, Node, Package};
 
 /// The bill of `program`, a package of the workspace.
 ///
