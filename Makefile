@@ -45,8 +45,9 @@ chaos: ready release ## breaks a fleet on purpose and judges by the audit log; Q
 figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers
 	@cargo build --locked --quiet -p testbed --bins
-	@"$(DEBUG)/figures" handover && "$(DEBUG)/figures" join
-	@"$(DEBUG)/figures" scale && "$(DEBUG)/figures" quiet && "$(DEBUG)/figures" cluster && exec "$(DEBUG)/figures" fence
+	@status=0; for figure in handover join scale quiet cluster fence; do \
+	  "$(DEBUG)/figures" $$figure || status=$$?; [ $$status -ne 130 ] || break; \
+	done; exit $$status
 
 .PHONY: figures-watch
 figures-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator

@@ -20,9 +20,16 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// The name under which the binary is the kubectl plugin.
 const PLUGIN: &str = "kubectl-dbc";
 
+/// Figures of a build without optimization are of no use: it says what it is.
+const VERSION: &str = if cfg!(debug_assertions) {
+    concat!(env!("CARGO_PKG_VERSION"), " (debug build)")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// A sharded, highly available operator for DatabaseClusters.
 #[derive(Parser)]
-#[command(version)]
+#[command(version = VERSION)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -13,7 +13,8 @@ use testbed::{
 };
 
 use super::requests::Requests;
-use super::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, own, verdict};
+use super::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, own};
+use crate::goal::verdict;
 
 /// Requests that follow the last Ready, such as its event, come within this time.
 const SILENCE: Duration = Duration::from_secs(5);

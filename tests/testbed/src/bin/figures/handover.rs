@@ -14,7 +14,8 @@ use testbed::audit::{AuditEvent, Reader};
 use testbed::statistics::Sorted;
 use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, load, shards};
 
-use crate::{BALANCE_TIMEOUT, READY_TIMEOUT, REPLICAS, own, profile, verdict};
+use crate::goal::{profile, verdict};
+use crate::{BALANCE_TIMEOUT, READY_TIMEOUT, REPLICAS, own};
 
 const NAMESPACE: &str = "handover";
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -105,7 +106,7 @@ pub(crate) async fn handover(rounds: usize, clusters: usize) -> Result<()> {
     println!(
         "\n{rounds} rolling restarts of {REPLICAS} replicas, one more and one less at a time; {clusters} \
          DatabaseClusters, {changes} changes of them meanwhile ({})",
-        profile()
+        profile()?
     );
     print(measured, rounds)
 }
@@ -389,7 +390,7 @@ pub(crate) async fn join(most: usize) -> Result<()> {
     let client = control_plane.client();
     let mut fleet = Fleet::start(&control_plane, 1, FleetOptions::default()).await?;
     shards::wait_balanced(&fleet, BALANCE_TIMEOUT).await?;
-    println!("\nShards moved when a replica joins ({})", profile());
+    println!("\nShards moved when a replica joins ({})", profile()?);
     println!(
         "{:>10} {:>8} {:>16} {:>10}",
         "replicas", "moved", "least possible", "goal"

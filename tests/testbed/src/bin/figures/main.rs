@@ -2,6 +2,7 @@
 
 mod cluster;
 mod fence;
+mod goal;
 mod handover;
 mod relist;
 mod requests;
@@ -18,6 +19,7 @@ use testbed::fleet::OPERATOR_USER;
 use testbed::process::ProcessFigures;
 use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, load, shards};
 
+use goal::{profile, verdict};
 use requests::Requests;
 
 const NAMESPACES: [&str; 3] = ["one", "two", "three"];
@@ -135,7 +137,11 @@ async fn main() -> ExitCode {
         _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if goal::missed() == 0 => ExitCode::SUCCESS,
+        Ok(()) => {
+            eprintln!("figures: goals missed: {}", goal::missed());
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("figures: {error:#}");
             ExitCode::FAILURE
@@ -177,7 +183,7 @@ async fn scale(clusters: usize) -> Result<()> {
     let events = own(reader.next_events()?);
     println!(
         "{clusters} DatabaseClusters to Ready, {REPLICAS} replicas, StatefulSets without Pods ({})",
-        profile()
+        profile()?
     );
     print_scale(clusters, wall, &before, &after);
     println!("\nAPI requests of the operator for each cluster");
@@ -234,7 +240,7 @@ async fn quiet(clusters: usize, listen: Duration) -> Result<()> {
     println!(
         "A fleet at rest: {clusters} DatabaseClusters Ready, {REPLICAS} replicas, {:.0} s ({})",
         listen.as_secs_f64(),
-        profile()
+        profile()?
     );
     let requests = Requests::count(&events);
     print!("{}", requests.table(listen.as_secs_f64(), "per second"));
@@ -264,16 +270,4 @@ fn figures(fleet: &Fleet<'_>) -> Result<Vec<(String, ProcessFigures)>> {
         Ok((replica.name().to_owned(), figures))
     };
     fleet.replicas().iter().map(one).collect()
-}
-
-fn verdict(met: bool) -> &'static str {
-    if met { "met" } else { "MISSED" }
-}
-
-fn profile() -> &'static str {
-    if cfg!(debug_assertions) {
-        "debug build: of no use as a figure"
-    } else {
-        "release build"
-    }
 }

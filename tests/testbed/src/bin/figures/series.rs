@@ -5,9 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use testbed::{Fleet, FleetOptions, load, shards};
 
-use super::{
-    BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, control_plane, profile, verdict,
-};
+use super::goal::{profile, verdict};
+use super::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, control_plane};
 
 /// With how many DatabaseClusters the first count is made; enough for every shard to have some.
 const FEW: usize = 100;
@@ -19,7 +18,7 @@ pub(crate) async fn series(clusters: usize) -> Result<()> {
     shards::wait_balanced(&fleet, BALANCE_TIMEOUT).await?;
     println!(
         "Series that each of {REPLICAS} replicas exports ({})",
-        profile()
+        profile()?
     );
     let client = control_plane.client();
     let samples = load::samples(clusters.max(FEW), &NAMESPACES);

@@ -11,6 +11,8 @@ use testbed::{
     ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, shards, wait_for,
 };
 
+use super::goal::verdict;
+
 const NAMESPACES: [&str; 4] = ["one", "two", "three", "four"];
 const LOADERS: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -305,7 +307,7 @@ fn goal(rows: &[Row]) {
         ("CPU", total(three) / total(one) - 1.0, GOAL_CPU),
         ("memory", memory(three) / memory(one) - 1.0, GOAL_MEMORY),
     ] {
-        let verdict = if added <= goal { "reached" } else { "missed" };
+        let verdict = verdict(added <= goal);
         println!(
             "three replicas in total over one, gate on, {what}: {:+.1} %   goal {:+.0} %: {verdict}",
             100.0 * added,
