@@ -15,17 +15,24 @@ pub struct Waiting {
     pending: BTreeSet<Key>,
     /// When each cluster had its write, in microseconds since 1970.
     written_micros: BTreeMap<Key, i64>,
+    /// When each Lease of the dead replica's shards was first written by another, in microseconds since 1970.
+    taken_micros: BTreeMap<String, Option<i64>>,
 }
 
 impl Waiting {
-    /// All these clusters wait.
+    /// All these clusters wait, and the shards with these Leases.
     #[must_use]
-    pub fn new(dead: &str, clusters: impl IntoIterator<Item = Key>) -> Self {
+    pub fn new(
+        dead: &str,
+        clusters: impl IntoIterator<Item = Key>,
+        leases: impl IntoIterator<Item = String>,
+    ) -> Self {
         Self {
             dead: dead.to_owned(),
             changed_micros: BTreeMap::new(),
             pending: clusters.into_iter().collect(),
             written_micros: BTreeMap::new(),
+            taken_micros: leases.into_iter().map(|lease| (lease, None)).collect(),
         }
     }
 
@@ -47,6 +54,11 @@ impl Waiting {
             .filter(|event| self.is_by_another(event))
             .collect();
         for event in by_others {
+            if event.resource == "leases"
+                && let Some(taken) = self.taken_micros.get_mut(&event.name)
+            {
+                taken.get_or_insert(event.completed_micros);
+            }
             let Some(key) = cluster_of(event).filter(|key| self.pending.contains(key)) else {
                 continue;
             };
@@ -71,6 +83,14 @@ impl Waiting {
         #[allow(clippy::cast_precision_loss)]
         let seconds = |written: &i64| (written - killed_micros) as f64 / 1e6;
         self.written_micros.values().map(seconds).collect()
+    }
+
+    /// Seconds from `killed_micros` until each shard was taken; those that were not are left out.
+    #[must_use]
+    pub fn taken_seconds_since(&self, killed_micros: i64) -> Vec<f64> {
+        #[allow(clippy::cast_precision_loss)]
+        let seconds = |taken: &i64| (taken - killed_micros) as f64 / 1e6;
+        self.taken_micros.values().flatten().map(seconds).collect()
     }
 
     fn is_by_another(&self, event: &AuditEvent) -> bool {
@@ -116,7 +136,8 @@ mod tests {
     }
 
     fn waiting() -> Waiting {
-        Waiting::new("dead", [("n".to_owned(), "a".to_owned())])
+        let clusters = [("n".to_owned(), "a".to_owned())];
+        Waiting::new("dead", clusters, ["shard-1".to_owned()])
     }
 
     #[test]
@@ -130,6 +151,19 @@ mod tests {
             assert!(waiting.pending().is_empty());
             assert_eq!(waiting.seconds_since(1_000_010), [2.0]);
         }
+    }
+
+    #[test]
+    fn the_first_write_to_a_lease_by_another_replica_takes_the_shard() {
+        let mut waiting = waiting();
+        let lease = |pod, name, micros| event(OPERATOR_USER, Some(pod), "leases", name, micros);
+        waiting.note(&[lease("dead", "shard-1", 1), lease("other", "shard-2", 2)]);
+        assert_eq!(waiting.taken_seconds_since(0), [] as [f64; 0]);
+        waiting.note(&[
+            lease("other", "shard-1", 999_990),
+            lease("third", "shard-1", 5_000_000),
+        ]);
+        assert_eq!(waiting.taken_seconds_since(0), [1.0]);
     }
 
     #[test]

@@ -73,6 +73,9 @@ async fn run(arguments: Arguments) -> Result<bool> {
     );
     let control_plane = ControlPlane::start(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
+        // Real Pods would be replaced because of the changes: on a small machine their traffic, not
+        // the operator's, would be measured.
+        statefulset_stage: true,
         lift_client_limits: true,
         ..ControlPlaneOptions::default()
     })
@@ -116,7 +119,7 @@ async fn kill_one(fleet: &mut Fleet<'_>, round: usize, goal: Duration) -> Result
     // Each of the three places in turn, so that the oldest and the newest are hit alike.
     let victim = alive[round % alive.len()];
     let name = fleet.replica(victim)?.name().to_owned();
-    let keys = clusters_of(fleet, &name).await?;
+    let (keys, leases) = held_by(fleet, &name).await?;
     if keys.is_empty() {
         bail!("{name} holds no cluster: there is nothing to take over");
     }
@@ -127,7 +130,7 @@ async fn kill_one(fleet: &mut Fleet<'_>, round: usize, goal: Duration) -> Result
     let change = json!({"spec": {"resources": {"cpu": format!("{}m", 250 + round)}}});
     load::patch(&client, keys.clone(), change).await?;
 
-    let mut waiting = Waiting::new(&name, keys);
+    let mut waiting = Waiting::new(&name, keys, leases);
     let started = tokio::time::Instant::now();
     while !waiting.pending().is_empty() && started.elapsed() < goal + PATIENCE {
         waiting.note(&reader.next_events()?);
@@ -152,14 +155,16 @@ async fn kill_one(fleet: &mut Fleet<'_>, round: usize, goal: Duration) -> Result
         "round {round:2}: killed {name}: {}",
         summary(&Sorted::new(seconds.clone()))
     );
+    let taken = Sorted::new(waiting.taken_seconds_since(killed_micros));
+    println!("          its shards taken:   {}", summary(&taken));
     fleet.delete_pod(&name).await?;
     let fresh = fleet.start_replica(&[]).await?;
     fleet.replica(fresh)?.wait_ready(SETTLE_TIMEOUT).await?;
     Ok(seconds)
 }
 
-/// The clusters whose shard Lease names this replica.
-async fn clusters_of(fleet: &Fleet<'_>, holder: &str) -> Result<Vec<Key>> {
+/// The clusters whose shard Lease names this replica, and the names of these Leases.
+async fn held_by(fleet: &Fleet<'_>, holder: &str) -> Result<(Vec<Key>, Vec<String>)> {
     let client = fleet.control_plane().client();
     let held: Vec<_> = shards::list(&client)
         .await?
@@ -174,9 +179,10 @@ async fn clusters_of(fleet: &Fleet<'_>, holder: &str) -> Result<Vec<Key>> {
         let uid = cluster.uid().unwrap_or_default();
         held.iter().any(|shard| shard.covers(&uid))
     });
-    Ok(own
+    let keys = own
         .map(|cluster| (cluster.namespace().unwrap_or_default(), cluster.name_any()))
-        .collect())
+        .collect();
+    Ok((keys, held.into_iter().map(|shard| shard.lease).collect()))
 }
 
 fn now_micros() -> Result<i64> {
