@@ -235,7 +235,9 @@ async fn quiet(clusters: usize, listen: Duration) -> Result<()> {
     shards::wait_balanced(&fleet, BALANCE_TIMEOUT).await?;
     tokio::time::sleep(SETTLE).await;
     let mut reader = Reader::from_end(control_plane.audit_log()?)?;
+    let before = figures(&fleet)?;
     tokio::time::sleep(listen).await;
+    let after = figures(&fleet)?;
     let events = own(reader.next_events()?);
     println!(
         "A fleet at rest: {clusters} DatabaseClusters Ready, {REPLICAS} replicas, {:.0} s ({})",
@@ -251,6 +253,13 @@ async fn quiet(clusters: usize, listen: Duration) -> Result<()> {
     );
     for other in others {
         println!("  {other}");
+    }
+    for ((name, before), (_, after)) in before.iter().zip(&after) {
+        let used = after.cpu_seconds - before.cpu_seconds;
+        println!(
+            "{name:32} CPU at rest {:6.2} ms per second",
+            used * 1e3 / listen.as_secs_f64()
+        );
     }
     Ok(())
 }
