@@ -104,3 +104,23 @@ fn a_first_start_that_was_interrupted_is_ended_by_the_next_one() {
     let uri = world.uri(&primary);
     assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
 }
+
+/// The database itself is made by the image, which has means of its own for such users.
+#[test]
+fn scripts_and_server_do_without_a_name_for_their_user() {
+    let world = World::new();
+    let mut primary = Pod::new(&world, 0);
+    primary.initdb_only();
+    primary.without_a_name();
+    let primary = primary.prepared().start();
+    primary.until_ready();
+    primary.probe("livenessProbe").unwrap();
+    let uri = world.uri(&primary);
+    primary.psql(&uri, "CREATE TABLE t (n int)").unwrap();
+    let mut replica = Pod::new(&world, 1);
+    replica.without_a_name();
+    let replica = replica.prepared().start();
+    replica.until_ready();
+    let count = replica.psql(&world.uri(&replica), "SELECT count(*) FROM t");
+    assert_eq!(count.as_deref(), Ok("0"));
+}

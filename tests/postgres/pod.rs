@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const VOLUME: &str = "/pgdata";
 /// The user of Debian's packages: PostgreSQL refuses to run as root.
 const USER: &str = "postgres";
+/// A user and group that have no name here, as 999 has none in images of Alpine.
+const NAMELESS: u32 = 64_999;
 
 fn stamp() -> Stamp {
     Stamp {
@@ -53,6 +55,8 @@ pub(crate) struct Pod {
     primary_port: u16,
     programs: PathBuf,
     server: Option<Child>,
+    /// Whether everything runs as a user without a name.
+    nameless: bool,
 }
 
 fn programs() -> PathBuf {
@@ -199,6 +203,7 @@ impl Pod {
             primary_port: world.ports[0],
             programs: world.programs.clone(),
             server: None,
+            nameless: false,
         };
         pod.mount(world);
         pod
@@ -244,10 +249,27 @@ impl Pod {
     fn command(&self, program: &str, environment: &Value) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM"]);
-        if user().is_some() {
-            command.args(["--reuid", USER, "--regid", USER, "--clear-groups"]);
+        let nameless = NAMELESS.to_string();
+        match (user(), self.nameless) {
+            (Some(_), false) => {
+                command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "--"]);
+            }
+            (Some(_), true) => {
+                command.args(["--reuid", &nameless, "--regid", &nameless]);
+                command.args(["--clear-groups", "--"]);
+            }
+            (None, false) => {
+                command.arg("--");
+            }
+            (None, true) => {
+                let (user, group) = (
+                    format!("--map-user={nameless}"),
+                    format!("--map-group={nameless}"),
+                );
+                command.args(["--", "unshare", "--user", &user, &group, "--"]);
+            }
         }
-        command.args(["--", program]).current_dir(&self.folder);
+        command.arg(program).current_dir(&self.folder);
         let path = format!("{}:/usr/bin:/bin", self.programs.display());
         command.env_clear().env("PATH", path);
         for variable in environment.as_array().into_iter().flatten() {
@@ -379,6 +401,18 @@ impl Pod {
         let data = self.path("/pgdata/data").display().to_string();
         let mut command = self.command("initdb", &Value::Null);
         finish(command.args(["-D", &data, "-U", "postgres", "-A", "trust"])).unwrap();
+    }
+
+    /// Everything belongs to and runs as a user without a name from now on.
+    pub(crate) fn without_a_name(&mut self) {
+        let passwd = fs::read_to_string("/etc/passwd").unwrap();
+        let named = passwd.contains(&format!(":{NAMELESS}:"));
+        assert!(!named, "user {NAMELESS} has a name on this machine");
+        self.nameless = true;
+        if user().is_some() {
+            let owner = format!("{NAMELESS}:{NAMELESS}");
+            finish(Command::new("chown").args(["-R", &owner]).arg(&self.folder)).unwrap();
+        }
     }
 
     /// Writes a file of the volume.
