@@ -12,15 +12,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{RunArgs, ShardedWatch};
-use crate::core::hash::ShardId;
+use crate::core::hash::{ShardCount, ShardId};
 use crate::core::object::ObjectKey;
 use crate::core::outcome::{Failure, Outcome};
 use crate::core::ownership::{Event, Settings};
 use crate::core::watch_mode::WatchMode;
-use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, FleetState, ShardHost};
+use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, ShardHost};
 use crate::fleet::fence::{Keeper, Prover, SecondLook};
 use crate::fleet::leader::{Leader, LeaderParts};
 use crate::fleet::leases::{LeaseStore, SelfDescription};
+use crate::fleet::state::FleetState;
 use crate::fleet::tenure::{Tenure, Validity};
 use crate::planted::{self, Fault, is_planted};
 use crate::pool::{Pool, PoolConfig, Reconcile};
@@ -71,6 +72,7 @@ impl Reconcile for Work {
 /// What the parts of a replica share.
 struct Shared {
     identity: String,
+    shards: ShardCount,
     rates: Rates,
     log_level: Arc<LogLevel>,
     metrics: Arc<Metrics>,
@@ -177,7 +179,7 @@ async fn work(
     }
     let fencing = shared.part("the fence's keeper", fence.run(stop.child_token()), stop);
     let (handle, events) = agent::channel();
-    let caring = telling::look_after(Arc::clone(shared), args.shards, stop.child_token());
+    let caring = telling::look_after(Arc::clone(shared), stop.child_token());
     let caring = shared.part("the health keeper", caring, stop);
     let me = SelfDescription {
         lease_seconds: i32::try_from(args.lease_duration.as_secs()).unwrap_or(i32::MAX),
@@ -261,6 +263,7 @@ fn share(
     let runtime = tokio::runtime::Handle::current();
     Arc::new(Shared {
         identity: identity.to_owned(),
+        shards: args.shards,
         rates: Rates::default(),
         log_level,
         metrics: Arc::clone(metrics),

@@ -6,28 +6,26 @@
 mod requests;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::leader::LEADER_LEASE;
 use super::leases::{LeaseStore, NAME_LABEL, Seen, decode};
+use super::state::FleetState;
 use super::tenure::{Tenure, Validity, boottime_ms};
 use crate::core::hash::ShardId;
 use crate::core::lease::shard_lease_name;
 use crate::core::object::Stamp;
 use crate::core::ownership::{Action, Event, Ownership, Reason, Settings};
 use crate::planted::{Fault, is_planted};
-use crate::telemetry::fleet_history::History;
 use crate::telemetry::metrics::{GIVEN_UP, Metrics};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -52,70 +50,6 @@ pub trait ShardHost: Send + 'static {
     fn find_stamps(&mut self);
     /// The figures that go along with a heartbeat, as short JSON.
     fn stats(&self) -> String;
-}
-
-/// What others may know of the fleet: the Leases as last seen, and how we stand.
-///
-/// The lock is held for a look-up or an insertion only, never over an await.
-#[derive(Debug, Default)]
-pub struct FleetState {
-    inner: Mutex<Inner>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Inner {
-    leases: BTreeMap<String, Arc<Lease>>,
-    history: History,
-    standing: Standing,
-}
-
-/// How this replica stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
-    /// The Leases were listed and our own is in force.
-    pub settled: bool,
-    /// Another number of shards is at work: we hold nothing until it has gone.
-    pub standby: bool,
-    /// Boot-time milliseconds of the last renewal that succeeded.
-    pub last_renewal_ms: Option<u64>,
-    /// Why the Leases can not be watched, if they can not.
-    pub watch_error: Option<String>,
-    /// Grows with every step of the agent, several a second whatever the world outside is like.
-    pub steps: u64,
-}
-
-impl FleetState {
-    fn with<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
-        // A panic elsewhere leaves nothing half-written here.
-        look(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The Leases of the fleet as last seen.
-    #[must_use]
-    pub fn leases(&self) -> Vec<Arc<Lease>> {
-        self.with(|inner| inner.leases.values().cloned().collect())
-    }
-
-    /// Takes in a Lease that the watch does not show: the fleet leader's carries no labels.
-    pub fn remember(&self, lease: Lease) {
-        let name = lease.metadata.name.clone().unwrap_or_default();
-        let (now_ms, now) = (boottime_ms(), Timestamp::now());
-        self.with(|inner| {
-            inner.history.note(&lease, now_ms, now);
-            inner.leases.insert(name, Arc::new(lease));
-        });
-    }
-
-    /// What was seen of the Leases over time.
-    pub fn recall<T>(&self, look: impl FnOnce(&History) -> T) -> T {
-        self.with(|inner| look(&inner.history))
-    }
-
-    /// How we stand.
-    #[must_use]
-    pub fn standing(&self) -> Standing {
-        self.with(|inner| inner.standing.clone())
-    }
 }
 
 /// Sends events to the machine from outside: warm, drained, stamps, shutdown.
@@ -248,9 +182,7 @@ impl<H: ShardHost> Agent<H> {
 
     fn seen(&mut self, seen: Watched) -> Option<Event> {
         let error = seen.as_ref().err().map(ToString::to_string);
-        self.parts
-            .state
-            .with(|inner| inner.standing.watch_error = error);
+        self.parts.state.stand(|own| own.watch_error = error);
         match seen {
             Ok(watcher::Event::Init) => {
                 self.listing.clear();
@@ -271,10 +203,7 @@ impl<H: ShardHost> Agent<H> {
             }
             Ok(watcher::Event::Delete(lease)) => {
                 let name = lease.metadata.name.clone().unwrap_or_default();
-                self.parts.state.with(|inner| {
-                    inner.leases.remove(&name);
-                    inner.history.forget(&name);
-                });
+                self.parts.state.forget(&name);
                 match decode(&lease)? {
                     Seen::Member(m) => Some(Event::MemberGone {
                         identity: m.identity,
@@ -295,22 +224,15 @@ impl<H: ShardHost> Agent<H> {
 
     fn listed(&mut self) -> Event {
         let (mut members, mut shards) = (Vec::new(), Vec::new());
-        self.parts
-            .state
-            .with(|inner| inner.leases.retain(|name, _| name == LEADER_LEASE));
-        for lease in std::mem::take(&mut self.listing) {
-            match decode(&lease) {
+        let listing = std::mem::take(&mut self.listing);
+        for lease in &listing {
+            match decode(lease) {
                 Some(Seen::Member(member)) => members.push(member),
                 Some(Seen::Shard(shard)) => shards.push(shard),
                 None => {}
             }
-            self.parts.state.remember(lease);
         }
-        self.parts.state.with(|inner| {
-            inner
-                .history
-                .all_noted(|name| inner.leases.contains_key(name));
-        });
+        self.parts.state.listed(listing);
         Event::Listed { members, shards }
     }
 
@@ -335,11 +257,11 @@ impl<H: ShardHost> Agent<H> {
         metrics
             .heartbeat_failures_total
             .inc_by(failures.saturating_sub(metrics.heartbeat_failures_total.get()));
-        self.parts.state.with(|inner| {
-            inner.standing.settled = self.machine.is_settled(now_ms);
-            inner.standing.standby = self.machine.is_standby();
-            inner.standing.last_renewal_ms = self.machine.last_renewal_ms();
-            inner.standing.steps = inner.standing.steps.wrapping_add(1);
+        self.parts.state.stand(|own| {
+            own.settled = self.machine.is_settled(now_ms);
+            own.standby = self.machine.is_standby();
+            own.last_renewal_ms = self.machine.last_renewal_ms();
+            own.steps = own.steps.wrapping_add(1);
         });
     }
 

@@ -18,8 +18,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::agent::{AgentHandle, FleetState};
+use super::agent::AgentHandle;
 use super::leases::{BUCKETS, LeaseStore, NAME_LABEL, Seen, decode};
+use super::state::FleetState;
 use super::tenure::boottime_ms;
 use crate::api::names;
 use crate::core::hash::ShardId;

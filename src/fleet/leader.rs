@@ -13,11 +13,11 @@ use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::agent::FleetState;
-use super::leases::{CALL_TIMEOUT, LeaseStore, Seen, decode};
+use super::leases::{CALL_TIMEOUT, LeaseStore};
+use super::state::{FleetState, decoded};
 use super::tenure::boottime_ms;
 use crate::core::hash::ShardCount;
-use crate::core::lease::{MemberLease, ShardLease, member_lease_name};
+use crate::core::lease::{MemberLease, member_lease_name};
 use crate::core::members::is_eligible;
 use crate::core::ownership::WriteResult;
 use crate::core::planner::{Fleet, churn_budget};
@@ -138,25 +138,12 @@ impl Leader {
             .leader
             .with_label_values(&[LEADER_LEASE])
             .set(i64::from(leading));
-        if !leading {
-            // Only the leader's figures count: a former one must not go on telling old ones.
-            metrics.shards_unowned.set(0);
-            metrics.shard_imbalance.set(0);
-        }
     }
 
     /// Plans the moves that are due; a plan that loses its compare-and-swap is made again.
     async fn plan(&mut self) {
-        let (members, shards) = known(&self.parts.state.leases());
+        let (members, shards) = decoded(&self.parts.state.leases());
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
-        let overview = fleet.overview();
-        let metrics = &self.parts.metrics;
-        metrics
-            .shards_unowned
-            .set(i64::try_from(overview.unowned).unwrap_or(i64::MAX));
-        metrics
-            .shard_imbalance
-            .set(i64::try_from(overview.imbalance).unwrap_or(i64::MAX));
         let needed_ms = match fleet.is_mixed() {
             true => QUIET_IN_UPDATE_MS,
             false => QUIET_MS,
@@ -272,21 +259,9 @@ impl Leader {
     }
 }
 
-fn known(leases: &[Arc<Lease>]) -> (Vec<MemberLease>, Vec<ShardLease>) {
-    let (mut members, mut shards) = (Vec::new(), Vec::new());
-    for lease in leases {
-        match decode(lease) {
-            Some(Seen::Member(member)) => members.push(member),
-            Some(Seen::Shard(shard)) => shards.push(shard),
-            None => {}
-        }
-    }
-    (members, shards)
-}
-
 /// Vacated member Leases whose replica no shard Lease names.
 fn removable(leases: &[Arc<Lease>]) -> Vec<MemberLease> {
-    let (mut members, shards) = known(leases);
+    let (mut members, shards) = decoded(leases);
     let named = |identity: &str| shards.iter().any(|shard| shard.holder == identity);
     members.retain(|member| member.is_vacated() && !named(&member.identity));
     members

@@ -5,4 +5,5 @@ mod careless;
 pub mod fence;
 pub mod leader;
 pub mod leases;
+pub mod state;
 pub mod tenure;

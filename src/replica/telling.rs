@@ -7,7 +7,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::core::hash::ShardCount;
 use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::figures;
 use crate::telemetry::fleet_view::{FleetView, ObserverView};
@@ -31,7 +30,7 @@ pub(super) fn serve(
 }
 
 /// Keeps health and the figures of slow things true.
-pub(super) async fn look_after(shared: Arc<Shared>, shards: ShardCount, stop: CancellationToken) {
+pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(LOOK_AFTER_OURSELVES);
     let mut agent = Progress::default();
     loop {
@@ -67,7 +66,7 @@ pub(super) async fn look_after(shared: Arc<Shared>, shards: ShardCount, stop: Ca
         }
         let standby = format!(
             "standing by: another number of shards than --shards {} is at work",
-            shards.get()
+            shared.shards.get()
         );
         let role = if standing.standby {
             Err(standby)
@@ -94,10 +93,13 @@ impl Shared {
     fn refresh(&self) {
         self.process.refresh();
         self.pool.refresh_metrics();
+        let now_ms = boottime_ms();
         let renewed_ms = self.fleet.standing().last_renewal_ms;
-        let age_ms = renewed_ms.map_or(0, |at_ms| boottime_ms().saturating_sub(at_ms));
+        let age_ms = renewed_ms.map_or(0, |at_ms| now_ms.saturating_sub(at_ms));
         let age = Duration::from_millis(age_ms);
         self.metrics.heartbeat_age_seconds.set(age.as_secs_f64());
+        self.metrics
+            .tell_fleet(self.fleet.overview(self.shards, now_ms));
         for (phase, number) in self.store.phases() {
             let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));

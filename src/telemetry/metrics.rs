@@ -14,6 +14,7 @@ use crate::config::RunArgs;
 use crate::core::child::ChildKind;
 use crate::core::outcome::Cause;
 use crate::core::ownership::Reason;
+use crate::core::planner::Overview;
 use crate::fleet::leader::LEADER_LEASE;
 use crate::telemetry::client::code_label;
 
@@ -165,8 +166,8 @@ metrics! {
     lease_duration_seconds: Gauge = "databasecluster_lease_duration_seconds", "Configured lifetime of the member Lease.", [], &[];
     heartbeat_age_seconds: Gauge = "databasecluster_heartbeat_age_seconds", "Time since the last renewal of the member Lease that succeeded.", [], &[];
     heartbeat_failures_total: IntCounter = "databasecluster_heartbeat_failures_total", "Renewals of the member Lease that failed.", [], &[];
-    shards_unowned: IntGauge = "databasecluster_shards_unowned", "Shards that no live replica holds, as the fleet leader sees them; 0 elsewhere.", [], &[];
-    shard_imbalance: IntGauge = "databasecluster_shard_imbalance", "Shards of the replica with most less those of the one with least, as the fleet leader sees them; 0 elsewhere.", [], &[];
+    shards_unowned: IntGaugeVec = "databasecluster_shards_unowned", "Shards that no live replica holds, as this one sees the Leases; absent while it can not tell, because its own Lease is not in force.", [], &[];
+    shard_imbalance: IntGaugeVec = "databasecluster_shard_imbalance", "Shards of the replica with most less those of the one with least, as this one sees the Leases; absent while it can not tell, because its own Lease is not in force.", [], &[];
     members: IntGauge = "databasecluster_members", "Live replicas that this one sees, itself included.", [], &[];
     leader: IntGaugeVec = "leader_election_master_status", "1 while this replica is the fleet leader.", ["name"], &[];
     clusters: IntGaugeVec = "databasecluster_clusters", "DatabaseClusters of this replica, by phase.", ["phase"], &[];
@@ -246,6 +247,19 @@ impl Metrics {
         self.rest_client_request_retries_total
             .with_label_values(&[code, "WATCH", host])
             .inc();
+    }
+
+    /// How the fleet stands as this replica sees it; `None`: it can not tell, and says nothing.
+    pub fn tell_fleet(&self, overview: Option<Overview>) {
+        let told = |gauge: &IntGaugeVec, number: Option<usize>| match number {
+            None => gauge.reset(),
+            Some(number) => {
+                let gauge = gauge.with_label_values::<&str>(&[]);
+                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+        };
+        told(&self.shards_unowned, overview.map(|all| all.unowned));
+        told(&self.shard_imbalance, overview.map(|all| all.imbalance));
     }
 
     /// The number of objects in each shard that is held, by the number of the shard.
@@ -376,6 +390,25 @@ mod tests {
         );
         metrics.shard_owned.remove_label_values(&["1"]).unwrap();
         assert_eq!(told(&[7, 3]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_a_replica_can_not_tell_is_absent_and_not_nought() {
+        let metrics = Metrics::new().unwrap();
+        let told = |overview| {
+            metrics.tell_fleet(overview);
+            let text = metrics.render().unwrap();
+            let line = |line: &&str| line.starts_with("databasecluster_shards_unowned");
+            text.lines().find(line).map(ToOwned::to_owned)
+        };
+        assert_eq!(told(None), None);
+        let seen = Overview {
+            unowned: 3,
+            imbalance: 0,
+        };
+        let line = "databasecluster_shards_unowned 3";
+        assert_eq!(told(Some(seen)).as_deref(), Some(line));
+        assert_eq!(told(None), None);
     }
 
     #[test]

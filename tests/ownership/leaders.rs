@@ -55,14 +55,14 @@ async fn killing_the_fleet_leader_moves_no_shard_but_its_own() {
         );
     }
     assert!(load.end(&client).await > 10);
-    the_gauges_are_the_leaders(&fleet, &next).await;
+    one_leads_and_all_see_every_shard_held(&fleet, &next).await;
     assert_epochs_never_fall(&control_plane);
 }
 
-async fn the_gauges_are_the_leaders(fleet: &Fleet<'_>, next: &str) {
+async fn one_leads_and_all_see_every_shard_held(fleet: &Fleet<'_>, next: &str) {
     for replica in fleet.alive() {
         wait_for(
-            "the leader's gauges to be the leader's",
+            "one to lead, and every shard to be seen held",
             PATIENCE,
             || async {
                 let (leads, unowned) = (

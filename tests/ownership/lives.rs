@@ -123,26 +123,21 @@ async fn a_lease_that_can_not_come_back_is_shown(control_plane: &ControlPlane, f
         .delete(lease, &DeleteParams::default())
         .await
         .unwrap();
-    let name = fleet_leader(&client).await;
-    let leader = fleet
-        .replicas()
-        .iter()
-        .find(|replica| replica.name() == name)
-        .unwrap();
     let shows = async |wanted: f64| {
-        wait_for(
-            format!("the gauge to show {wanted} unowned"),
-            PATIENCE,
-            || async {
-                let shown = figure(leader, "databasecluster_shards_unowned").await;
-                Ok(Progress::when(shown == wanted, (), || {
-                    format!("it shows {shown}")
-                }))
-            },
-        )
+        let what = format!("every replica to show {wanted} unowned");
+        wait_for(what, PATIENCE, || async {
+            let mut shown = Vec::new();
+            for replica in fleet.replicas() {
+                shown.push(figure(replica, "databasecluster_shards_unowned").await);
+            }
+            let met = shown.iter().all(|one| *one == wanted);
+            Ok(Progress::when(met, (), || format!("they show {shown:?}")))
+        })
         .await
         .unwrap();
     };
+    shows(1.0).await;
+    somebody_else_leads(&client, fleet).await;
     shows(1.0).await;
     let quota = ["delete", "quota", "no-more-leases", "-n", namespace];
     control_plane.run_kubectl(&quota).await.unwrap();
@@ -150,4 +145,27 @@ async fn a_lease_that_can_not_come_back_is_shown(control_plane: &ControlPlane, f
     let after = shards_now(&client).await;
     assert!(after[lease].epoch > before[lease].epoch);
     assert_eq!(after[lease].holder, before[lease].holder);
+}
+
+/// The fleet leader's Lease names somebody who plans nothing: no replica leads.
+async fn somebody_else_leads(client: &kube::Client, fleet: &Fleet<'_>) {
+    let patch = serde_json::json!({"spec": {
+        "holderIdentity": "somebody-else", "renewTime": "2100-01-01T00:00:00.000000Z",
+    }});
+    let patch = kube::api::Patch::Merge(patch);
+    leases(client)
+        .patch("databasecluster-leader", &Default::default(), &patch)
+        .await
+        .unwrap();
+    wait_for("no replica to lead", PATIENCE, || async {
+        let mut leading = 0.0;
+        for replica in fleet.replicas() {
+            leading += figure(replica, "leader_election_master_status").await;
+        }
+        Ok(Progress::when(leading == 0.0, (), || {
+            format!("{leading} lead")
+        }))
+    })
+    .await
+    .unwrap();
 }
