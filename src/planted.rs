@@ -4,7 +4,7 @@
 //! is; elsewhere [`is_planted`] is the constant `false` and what hangs on it is not compiled in.
 //! There, `DBC_PLANTED_FAULTS=validity,drain` plants them, for the whole life of the process.
 
-/// One part of the protection, switched off.
+/// One part of the protection, switched off; or a part of the program that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// The replica goes on after its validity ended, until the Leases show it another holder.
@@ -24,11 +24,17 @@ pub enum Fault {
     Resync,
     /// The replica plans for the fleet, whoever was elected.
     Leader,
+    /// The task that owns the ownership machine never runs.
+    Agent,
+    /// The task that starts reconciles ends at once.
+    Scheduler,
+    /// The task that takes part in the election ends at once.
+    Election,
 }
 
 impl Fault {
     /// All of them, with their names.
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::Validity, "validity"),
         (Self::CompareAndSwap, "compare-and-swap"),
         (Self::Uid, "uid"),
@@ -37,6 +43,9 @@ impl Fault {
         (Self::Fence, "fence"),
         (Self::Resync, "resync"),
         (Self::Leader, "leader"),
+        (Self::Agent, "agent"),
+        (Self::Scheduler, "scheduler"),
+        (Self::Election, "election"),
     ];
 }
 

@@ -114,6 +114,9 @@ struct Agent<H> {
 
 /// Runs until everything was handed back after [`Event::Shutdown`].
 pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> Ended {
+    if is_planted(Fault::Agent) {
+        std::future::pending::<()>().await;
+    }
     let machine = Ownership::new(parts.settings.clone(), nonce(), boottime_ms());
     let mut leases = watch(parts.watch_api.clone());
     let mut agent = Agent {

@@ -96,6 +96,9 @@ impl Leader {
 
     /// Runs until `stop`, then steps down.
     pub async fn run(mut self, stop: CancellationToken) {
+        if is_planted(Fault::Election) {
+            return;
+        }
         let mut renewals = interval(self.parts.renew);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut plans = interval(PLAN_EVERY);

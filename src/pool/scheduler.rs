@@ -9,8 +9,12 @@ use tracing::{Instrument, info_span, warn};
 
 use super::run::run_one;
 use super::{Reconcile, Shared};
+use crate::planted::{Fault, is_planted};
 
 pub(super) async fn run<R: Reconcile>(shared: Arc<Shared<R>>) {
+    if is_planted(Fault::Scheduler) {
+        return;
+    }
     let mut permit: Option<OwnedSemaphorePermit> = None;
     loop {
         let until = step(&shared, &mut permit)

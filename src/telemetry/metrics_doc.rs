@@ -15,18 +15,25 @@ meanings that controllers of the field export, so that existing dashboards work.
 What draws them and what warns by them: [dashboards](../dashboards/README.md).
 ";
 
+/// Metrics without a series before something has happened, with what that is. All others are there
+/// from the start, or as soon as the replica takes part in a fleet with DatabaseClusters.
+pub const ON_OCCASION: &[(&str, &str)] = &[(
+    "rest_client_request_retries_total",
+    "a list or watch had to be begun anew",
+)];
+
 /// The page in Markdown.
 #[must_use]
 pub fn page() -> String {
     let mut text =
         format!("{INTRODUCTION}\n| name | type | labels | meaning |\n| --- | --- | --- | --- |\n");
+    // Writing into a String can not fail.
     let mut rows: Vec<_> = CATALOGUE.iter().collect();
     rows.sort_by_key(|metric| metric.name);
     for metric in rows {
         let labels: Vec<String> = metric.labels.iter().map(|l| format!("`{l}`")).collect();
         // A bar would end the cell.
         let help = metric.help.replace('|', "\\|");
-        // Writing into a String can not fail.
         let _ = writeln!(
             text,
             "| `{}` | {} | {} | {help} |",
@@ -34,6 +41,12 @@ pub fn page() -> String {
             metric.kind,
             labels.join(", ")
         );
+    }
+    text.push_str(
+        "\nAll of them are there in a fleet that works, but for those that come on an occasion:\n\n",
+    );
+    for (name, when) in ON_OCCASION {
+        let _ = writeln!(text, "- `{name}`: {when}");
     }
     text.push_str(&labels());
     text

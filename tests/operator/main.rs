@@ -1,11 +1,14 @@
 //! The operator against a real control plane: real processes, real API server, fake nodes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bad_clients;
 mod bad_days;
 mod bad_input;
 mod changes;
 mod data;
+mod exported;
 mod figures;
 mod fleet;
 mod pods;
 mod support;
+mod telling;
