@@ -89,6 +89,7 @@ async fn pods_that_can_not_run_say_why_and_run_once_that_is_put_right() {
         a_claim_that_stays_pending(&control_plane),
         an_image_that_can_not_be_pulled(&control_plane),
         a_first_image_that_can_not_be_pulled(&control_plane),
+        a_roll_out_begins_with_the_last_replica_and_ends_with_the_primary(&control_plane),
     );
 }
 
@@ -211,4 +212,53 @@ async fn a_first_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
     volumes(&client, "first", 1..2).await;
     until_cluster(&client, (NAMESPACE, "first"), "Ready", is_ready).await;
     assert_eq!(claims_of(&client, "first").await, before);
+}
+
+/// The seconds at which a Pod was made, and at which it became ready.
+fn made_and_ready(pod: &Pod) -> (i64, i64) {
+    let made = pod.metadata.creation_timestamp.as_ref().unwrap();
+    let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+    let ready = ready.last_transition_time.as_ref().unwrap();
+    (made.0.as_second(), ready.0.as_second())
+}
+
+async fn a_roll_out_begins_with_the_last_replica_and_ends_with_the_primary(
+    control_plane: &ControlPlane,
+) {
+    let client = control_plane.client();
+    class(&client, "roll").await;
+    volumes(&client, "roll", 0..3).await;
+    one(control_plane, NAMESPACE, "roll", with_class(3, "roll")).await;
+    let three = |object: &kube::api::DynamicObject| {
+        is_ready(object) && object.data["status"]["readyReplicas"] == 3
+    };
+    until_cluster(&client, (NAMESPACE, "roll"), "three instances", three).await;
+    let before = claims_of(&client, "roll").await;
+    let newer = json!({"image": "postgres:17.1"});
+    change(&client, NAMESPACE, "roll", newer).await;
+    until_cluster(&client, (NAMESPACE, "roll"), "rolled out", three).await;
+
+    let all = audit::read(&control_plane.audit_log().unwrap()).unwrap();
+    let deletions = all.iter().filter(|event| {
+        event.verb == "delete" && event.resource == "pods" && event.name.starts_with("roll-db-")
+    });
+    let mut order: Vec<&str> = deletions.map(|event| event.name.as_str()).collect();
+    // The controller deletes a Pod, and its node does once more when it has ended.
+    order.dedup();
+    assert_eq!(order, ["roll-db-2", "roll-db-1", "roll-db-0"]);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let mut former_ready = i64::MIN;
+    for name in order {
+        let pod = pods.get(name).await.unwrap();
+        let image = pod.spec.as_ref().unwrap().containers[0].image.as_deref();
+        assert_eq!(image, Some("postgres:17.1"), "{name}");
+        let (made, ready) = made_and_ready(&pod);
+        assert!(
+            made >= former_ready,
+            "{name} did not wait for the one before it"
+        );
+        former_ready = ready;
+    }
+    assert_eq!(claims_of(&client, "roll").await, before);
 }
