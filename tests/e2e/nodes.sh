@@ -150,16 +150,22 @@ load_images() { # node number
 }
 
 kubelet_up() { # node number
-  local dir=$STATE/node-$1 group file
+  local dir=$STATE/node-$1 group parent file
   mkdir -p "$dir"/{kubelet,pod-logs}
   # Each kubelet sees its own Pods only.
   for group in $(hierarchies); do
     mkdir -p "$group/$CGROUP/node-$1"
+    # All Pods together would weigh as much as one process beside them; they get what nodes of two cores give to Pods.
+    [ ! -f "$group/$CGROUP/cpu.shares" ] || echo $((2048 * NODES)) >"$group/$CGROUP/cpu.shares"
+    if [ "$group" = /sys/fs/cgroup/ ]; then
+      for parent in "$group" "$group/$CGROUP"; do echo '+cpu +cpuset +memory +pids' >"$parent/cgroup.subtree_control"; done
+      echo $((200 * NODES)) >"$group/$CGROUP/cpu.weight"
+      continue
+    fi
     for file in cpuset.cpus cpuset.mems; do
-      [ ! -f "$group/cgroup.procs" ] || [ ! -f "$group/$file" ] || [ -f "$group/cgroup.controllers" ] || {
-        cat "$group/$file" >"$group/$CGROUP/$file"
-        cat "$group/$file" >"$group/$CGROUP/node-$1/$file"
-      }
+      [ -f "$group/$file" ] || continue
+      cat "$group/$file" >"$group/$CGROUP/$file"
+      cat "$group/$file" >"$group/$CGROUP/node-$1/$file"
     done
   done
   cat >"$dir/kubelet.yaml" <<Y

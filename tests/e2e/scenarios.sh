@@ -62,6 +62,10 @@ scenario_e() {
   remove_and_upgrade
 }
 
+mkdir -p "$STATE/log"
+for scenario in ${ONLY:-a b c d e}; do
+  [ "$(type -t "scenario_$scenario")" = function ] || fail "ONLY=$ONLY: there is no scenario '$scenario', only a b c d e"
+done
 for scenario in ${ONLY:-a b c d e}; do "scenario_$scenario"; done
 heading "done in $(seconds $(($(now_ms) - started_ms)))"
 [ "$missed" -eq 0 ] || fail "$missed goals were missed"
