@@ -25,6 +25,40 @@ pub fn churn_budget(count: ShardCount) -> usize {
     (usize::from(count.get()) / 8).max(1)
 }
 
+/// How long the fleet must not have changed before shards are moved: several replicas often come or
+/// go together, and each move made too early is made again.
+pub const QUIET_MS: u64 = 500;
+
+/// The same while there are replicas of two revisions: in a rolling update, shards move when an older
+/// replica leaves. One that has stopped half-way is balanced after all.
+pub const QUIET_IN_UPDATE_MS: u64 = 120_000;
+
+/// Since when the fleet is the same.
+#[derive(Clone, Debug, Default)]
+pub struct Calm {
+    live: Vec<(String, String)>,
+    since_ms: u64,
+}
+
+impl Calm {
+    /// Takes a look at the fleet: whether it has been the same for long enough to move shards.
+    pub fn allows_moves(&mut self, now_ms: u64, fleet: &Fleet<'_>) -> bool {
+        let live = fleet.eligible.values();
+        let known = self.live.iter().map(|(name, life)| (name, life));
+        if !known.eq(live.clone().map(|m| (&m.identity, &m.incarnation))) {
+            self.live = live
+                .map(|m| (m.identity.clone(), m.incarnation.clone()))
+                .collect();
+            self.since_ms = now_ms;
+        }
+        let needed_ms = match fleet.is_mixed() {
+            true => QUIET_IN_UPDATE_MS,
+            false => QUIET_MS,
+        };
+        now_ms.saturating_sub(self.since_ms) >= needed_ms
+    }
+}
+
 /// The fleet as the Leases show it.
 pub struct Fleet<'a> {
     count: ShardCount,
@@ -255,6 +289,50 @@ mod tests {
         let held = |name: &str| shards.iter().filter(|lease| lease.holder == name).count();
         assert_eq!(held("b"), 0, "an older replica was given a shard");
         assert!(held("c") >= 10);
+    }
+
+    #[test]
+    fn shards_move_when_the_fleet_has_been_the_same_for_a_moment() {
+        let mut calm = Calm::default();
+        let mut allows = |now_ms, members: &[MemberLease]| {
+            calm.allows_moves(now_ms, &Fleet::new(count(), members, &[]))
+        };
+        let two = [member("a", ""), member("b", "")];
+        assert!(!allows(1000, &two));
+        assert!(!allows(1000 + QUIET_MS - 1, &two));
+        assert!(allows(1000 + QUIET_MS, &two));
+        let three = [member("a", ""), member("b", ""), member("c", "")];
+        assert!(!allows(9000, &three), "one came");
+        assert!(allows(9000 + QUIET_MS, &three));
+        let mut restarted = three.clone();
+        restarted[1].incarnation = "b-2".into();
+        assert!(!allows(19_000, &restarted), "one began a new life");
+        restarted[2].draining = true;
+        assert!(!allows(19_000 + QUIET_MS, &restarted), "one leaves");
+        restarted[0].renewal += 1;
+        assert!(
+            allows(19_000 + 2 * QUIET_MS, &restarted),
+            "a heartbeat is no change"
+        );
+    }
+
+    #[test]
+    fn an_update_that_stands_still_is_balanced_after_two_minutes() {
+        let mut calm = Calm::default();
+        let mut allows = |now_ms, members: &[MemberLease]| {
+            calm.allows_moves(now_ms, &Fleet::new(count(), members, &[]))
+        };
+        let mixed = [member("a", "1"), member("b", "1"), member("c", "2")];
+        assert!(!allows(5000, &mixed));
+        assert!(!allows(5000 + QUIET_IN_UPDATE_MS - 1, &mixed));
+        assert!(allows(5000 + QUIET_IN_UPDATE_MS, &mixed));
+        let further = [member("b", "1"), member("c", "2"), member("d", "2")];
+        assert!(!allows(200_000, &further), "the update goes on");
+        assert!(!allows(200_000 + QUIET_IN_UPDATE_MS - 1, &further));
+        assert!(allows(200_000 + QUIET_IN_UPDATE_MS, &further));
+        let done = [member("c", "2"), member("d", "2")];
+        assert!(!allows(400_000, &done));
+        assert!(allows(400_000 + QUIET_MS, &done), "nothing to wait for");
     }
 
     proptest! {

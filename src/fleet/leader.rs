@@ -18,9 +18,8 @@ use super::state::{FleetState, decoded};
 use super::tenure::boottime_ms;
 use crate::core::hash::ShardCount;
 use crate::core::lease::{MemberLease, member_lease_name};
-use crate::core::members::is_eligible;
 use crate::core::ownership::WriteResult;
-use crate::core::planner::{Fleet, churn_budget};
+use crate::core::planner::{Calm, Fleet, churn_budget};
 use crate::planted::{Fault, is_planted};
 use crate::telemetry::metrics::Metrics;
 
@@ -34,14 +33,6 @@ const DEAD_KEPT_MS: u64 = 60_000;
 /// How often a leader looks whether a shard should move. It looks at what it has in memory: only a
 /// plan costs a request.
 const PLAN_EVERY: Duration = Duration::from_millis(200);
-
-/// How long the fleet must not have changed before shards are moved: several replicas often come or
-/// go together, and each move made too early is made again.
-const QUIET_MS: u64 = 500;
-
-/// The same while there are replicas of two revisions: in a rolling update, shards move when an older
-/// replica leaves. One that has stopped half-way is balanced after all.
-const QUIET_IN_UPDATE_MS: u64 = 120_000;
 
 /// What a candidate needs.
 pub struct LeaderParts {
@@ -72,8 +63,7 @@ pub struct Leader {
     parts: LeaderParts,
     /// When each dead member Lease was first seen as such.
     dead_since_ms: BTreeMap<String, u64>,
-    /// The live members when last looked at, and since when they are the same.
-    fleet: (Vec<(String, String)>, u64),
+    calm: Calm,
 }
 
 impl Leader {
@@ -90,7 +80,7 @@ impl Leader {
             api: Api::namespaced(parts.client.clone(), &parts.namespace),
             parts,
             dead_since_ms: BTreeMap::new(),
-            fleet: (Vec::new(), 0),
+            calm: Calm::default(),
         }
     }
 
@@ -147,11 +137,7 @@ impl Leader {
     async fn plan(&mut self) {
         let (members, shards) = decoded(&self.parts.state.leases());
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
-        let needed_ms = match fleet.is_mixed() {
-            true => QUIET_IN_UPDATE_MS,
-            false => QUIET_MS,
-        };
-        if self.quiet_ms(&members) < needed_ms {
+        if !self.calm.allows_moves(boottime_ms(), &fleet) {
             return;
         }
         let moves = fleet.moves(churn_budget(self.parts.shards));
@@ -169,20 +155,6 @@ impl Leader {
             // Until the watch shows them, the same plan would be made again, only to lose.
             tokio::time::sleep(PLAN_EVERY / 2).await;
         }
-    }
-
-    /// For how long the fleet has been the same.
-    fn quiet_ms(&mut self, members: &[MemberLease]) -> u64 {
-        let live: Vec<(String, String)> = members
-            .iter()
-            .filter(|member| is_eligible(member, self.parts.shards.get()))
-            .map(|member| (member.identity.clone(), member.incarnation.clone()))
-            .collect();
-        let now_ms = boottime_ms();
-        if live != self.fleet.0 {
-            self.fleet = (live, now_ms);
-        }
-        now_ms.saturating_sub(self.fleet.1)
     }
 
     async fn try_lead(&self) -> bool {
