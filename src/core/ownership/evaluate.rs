@@ -340,6 +340,9 @@ impl Ownership {
                 }
                 Standing::Others
             }
+            // We may not have seen the last of it. A holder that lives and knows that it is one would
+            // have come back with it by now; one that does not know it waits as we do.
+            Life::Alive if shard.is_missing_with_doubt() => Standing::Free(Reason::Created),
             Life::Alive | Life::Unknown => Standing::Others,
         }
     }
@@ -398,7 +401,8 @@ impl Ownership {
     }
 
     /// Where to begin a shard that others may have worked on before us without leaving a stamp: no
-    /// two lives are likely to begin at the same place.
+    /// two lives are likely to begin at the same place. That nobody did can not be known, so that in
+    /// a new fleet the shards of all but the first to come begin here too.
     fn epoch_of_our_own(&self) -> u32 {
         let spread = fnv1a64(self.heartbeat.incarnation().as_bytes()) % u64::from(EPOCH_GAP);
         EPOCH_GAP.saturating_add(u32::try_from(spread).unwrap_or(0))

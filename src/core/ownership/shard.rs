@@ -323,6 +323,11 @@ impl Shard {
         }
     }
 
+    /// Whether there is no Lease, and what we remember of it may not be all that happened to it.
+    pub(super) fn is_missing_with_doubt(&self) -> bool {
+        self.lease.is_none() && self.memory.as_ref().is_some_and(|m| !m.is_complete)
+    }
+
     /// Begins to watch a shard whose Lease names us.
     pub(super) fn start(&mut self, out: &mut Vec<Action>) {
         let Some(lease) = &self.lease else { return };

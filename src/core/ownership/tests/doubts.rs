@@ -33,6 +33,41 @@ fn who_saw_only_part_of_a_deleted_lease_leaves_it_to_its_holder() {
     });
 }
 
+/// Those who saw everything leave it to the holder, who does not know that it is; it remembers the
+/// former one, who knows that it is not.
+#[test]
+fn a_lease_that_is_deleted_before_its_new_holder_knew_of_it_comes_back() {
+    let mut world = World::new();
+    world.leader = false;
+    for name in ["a", "b"] {
+        world.join(name, 4);
+    }
+    world.until("all to run", 3000, |w| w.all_run(4));
+    // Everybody has seen all Leases.
+    world.run(100);
+    world.tampered = true;
+    let mut lease = world.server.shards[&ShardId(0)].clone();
+    let (from, to) = if lease.holder == "a" {
+        ("a", "b")
+    } else {
+        ("b", "a")
+    };
+    world.node(to).frozen = true;
+    lease.epoch += 1;
+    (lease.holder, lease.incarnation) = (to.to_owned(), format!("{to}-1"));
+    lease.version = world.server.next(Some(&lease.version));
+    world.server.shards.insert(lease.shard, lease.clone());
+    world.run(100);
+    world.server.shards.remove(&lease.shard);
+    let (shard, uid) = (lease.shard, lease.version.uid.clone());
+    world.node(from).queue.push(Event::ShardGone { shard, uid });
+    world.run(100);
+    world.node(to).frozen = false;
+    world.until("all to run again", 9000, |w| w.all_run(4));
+    let back = &world.server.shards[&shard];
+    assert!(back.epoch > lease.epoch, "{lease:?} became {back:?}");
+}
+
 #[test]
 fn a_newcomer_to_deleted_leases_does_not_begin_where_others_began() {
     let mut world = World::new();
