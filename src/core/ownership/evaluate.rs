@@ -8,10 +8,14 @@ use super::{Action, Leaving, Ownership, Reason};
 use crate::core::hash::{ShardId, fnv1a64};
 use crate::core::lease::{ShardWrite, Successor};
 use crate::core::members::Life;
+use crate::core::planner::churn_budget;
 use crate::core::ring::place;
 
 /// Distance above every stamp at which a shard begins whose history nobody remembers.
 const EPOCH_GAP: u32 = 1000;
+
+/// For how long a shard whose work is to end counts among those that are being given away.
+const GIVING_MS: u64 = 250;
 
 /// What a shard Lease (or its absence) means for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,10 +175,21 @@ impl Ownership {
                 _ => true,
             },
         };
-        if ready {
+        if ready && self.may_give_one_more(now_ms) {
             shard.stage = Stage::Draining(now_ms);
             self.out.push(Action::Drain(shard.id()));
         }
+    }
+
+    /// As many as a fleet leader would move at once, or their writes only wait for each other while
+    /// their shards stand still. One whose work takes longer, or whose write is retried, holds up none.
+    fn may_give_one_more(&self, now_ms: u64) -> bool {
+        let under_way = |shard: &&Shard| match shard.stage {
+            Stage::Draining(since_ms) => now_ms.saturating_sub(since_ms) < GIVING_MS,
+            Stage::Drained => shard.pending.as_ref().is_some_and(|p| p.id.is_some()),
+            Stage::Idle | Stage::Listing | Stage::Running => false,
+        };
+        self.shards.values().filter(under_way).count() < churn_budget(self.settings.shards)
     }
 
     /// Whom we choose ourselves when we leave.
