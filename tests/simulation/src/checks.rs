@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::hash::ShardId;
 use crate::core::lease::{MemberLease, ShardLease};
 use crate::delivery::LATE_MS_MAX;
-use crate::world::{Happening, Who, World};
+use crate::update::Update;
+use crate::world::{Ending, Happening, Who, World};
 
 /// Longest that a shard may stand still while its holder leaves as planned.
 const HANDOVER_GAP_MS_MAX: u64 = 400;
@@ -18,6 +19,8 @@ enum Phase {
     Recovering,
     /// One replica leaves as planned.
     Leaving(u64),
+    /// All replicas are replaced, or one comes that is newer.
+    Updating,
     Done,
 }
 
@@ -25,6 +28,7 @@ enum Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     phase: Phase,
+    update: Update,
     /// Who worked in each epoch of each shard: life and incarnation.
     workers: BTreeMap<(ShardId, u32), (u64, u32)>,
     /// The last epoch of each shard Lease, and whose it was.
@@ -37,6 +41,8 @@ pub(crate) struct Checks {
     still_since_ms: BTreeMap<ShardId, u64>,
     /// Since when everything is as it should be.
     well_since_ms: Option<u64>,
+    /// How often each shard has changed hands, since the update began.
+    pub(crate) moved: BTreeMap<ShardId, u32>,
 }
 
 impl Checks {
@@ -113,6 +119,9 @@ impl World {
             .saw(self.now_ms, shard, &lease.holder, lease.epoch);
         let now = (lease.epoch, lease.incarnation.clone());
         let (known, by) = self.checks.highest.insert(shard, now).unwrap_or_default();
+        if by != lease.incarnation {
+            *self.checks.moved.entry(shard).or_default() += 1;
+        }
         let same = by == lease.incarnation;
         // Nobody can know the epoch of a Lease that is gone whose objects were never written.
         let unknowable = !existed && self.highest_stamp(shard).is_none();
@@ -144,7 +153,16 @@ impl World {
                     && self.now_ms >= self.plan.fault_ms + LATE_MS_MAX
                 {
                     self.summary.recovery_ms = since_ms - self.plan.fault_ms;
-                    self.leave_as_planned();
+                    self.end();
+                }
+            }
+            Phase::Updating => {
+                self.look_for_gaps();
+                let mut update = std::mem::take(&mut self.checks.update);
+                let done = self.go_on_with(&mut update, trouble);
+                self.checks.update = update;
+                if done {
+                    self.checks.phase = Phase::Done;
                 }
             }
             Phase::Leaving(began_ms) => {
@@ -165,8 +183,30 @@ impl World {
         self.after(pause_ms, Happening::Check);
     }
 
+    pub(crate) fn is_updating(&self) -> bool {
+        self.checks.phase == Phase::Updating
+    }
+
+    /// The end of the run begins.
+    fn end(&mut self) {
+        if self.ending == Ending::Leave {
+            return self.leave_as_planned();
+        }
+        // A move that was planned before is none of the update's.
+        let under_way = self
+            .server
+            .shards
+            .values()
+            .any(|lease| lease.successor.is_some());
+        if self.is_balanced() && !under_way {
+            self.checks.phase = Phase::Updating;
+            self.checks.moved.clear();
+            self.checks.update = Update::default();
+        }
+    }
+
     fn leave_as_planned(&mut self) {
-        let slot = self.random.index(self.slots.len());
+        let slot = self.random.index(self.plan.replicas);
         self.checks.phase = Phase::Leaving(self.now_ms);
         self.tell(|| format!("r{slot} is to leave"));
         if let Some(life) = self.slots[slot].as_ref().map(|process| process.life) {
@@ -202,10 +242,13 @@ impl World {
 
     /// What is not as it should be: every replica there, every shard held and worked on by its holder.
     fn not_well(&self) -> Option<String> {
-        for (slot, process) in self.slots.iter().enumerate() {
-            if process.as_ref().is_none_or(|process| process.leaving) {
-                return Some(format!("r{slot} is not back"));
-            }
+        let there = self
+            .slots
+            .iter()
+            .flatten()
+            .filter(|process| !process.leaving);
+        if there.count() < self.plan.replicas {
+            return Some("a replica is not back".into());
         }
         for shard in self.count.shards() {
             let Some(lease) = self.server.shards.get(&shard) else {

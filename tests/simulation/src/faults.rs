@@ -9,7 +9,7 @@ use crate::core::ownership::Event;
 use crate::core::planner::{Fleet, churn_budget};
 use crate::process::{Clock, Newcomer, Process};
 use crate::server::MemberMeta;
-use crate::world::{Happening, Who, World};
+use crate::world::{Ending, Happening, Who, World};
 
 /// The end of a fault.
 #[derive(Clone, Debug)]
@@ -31,15 +31,25 @@ impl World {
     pub(crate) fn newcomer(&mut self) -> Newcomer {
         self.lives += 1;
         let identity = format!("r{}", self.lives);
-        self.again(&identity, &format!("pod-{identity}"))
+        if self.ending == Ending::Leave && self.random.per_mille(100) {
+            self.revision += 1;
+        }
+        let revision = self.revision.to_string();
+        self.again(&identity, &format!("pod-{identity}"), &revision)
     }
 
     /// The next life of a replica in a Pod.
-    fn again(&self, identity: &str, pod_uid: &str) -> Newcomer {
+    fn again(&self, identity: &str, pod_uid: &str, revision: &str) -> Newcomer {
+        let tells = !self.plan.sabotage.no_revision;
         Newcomer {
             identity: identity.to_owned(),
             pod_uid: pod_uid.to_owned(),
             incarnation: String::new(),
+            revision: if tells {
+                revision.to_owned()
+            } else {
+                String::new()
+            },
         }
     }
 
@@ -73,10 +83,15 @@ impl World {
         let Some(process) = self.slots[who.slot].take_if(|process| process.life == who.life) else {
             return;
         };
+        if self.is_updating() {
+            // Whoever updates the fleet starts the next one.
+            return;
+        }
+        let meta = process.meta;
         let next = if left {
             self.newcomer()
         } else {
-            self.again(&process.identity, &process.meta.pod_uid)
+            self.again(&process.identity, &meta.pod_uid, &meta.revision)
         };
         self.after(500, Happening::Start(who.slot, next));
     }
@@ -96,7 +111,7 @@ impl World {
             return;
         }
         self.summary.faults += 1;
-        let slot = self.random.index(self.slots.len());
+        let slot = self.random.index(self.plan.replicas);
         let kinds = if self.tampers { 18 } else { 12 };
         let kind = self.random.index(kinds);
         self.tell(|| format!("fault {kind} on r{slot}"));
@@ -116,7 +131,7 @@ impl World {
                 self.at(end_ms, Happening::Undo(Undo::Away));
             }
             (11, _) => {
-                let (first, second) = (self.random.index(self.slots.len()), self.random.index(3));
+                let (first, second) = (self.random.index(self.plan.replicas), self.random.index(3));
                 self.leaders = [vec![first], vec![first, slot], vec![]][second].clone();
             }
             (12..=16, _) if !self.is_away() => self.tamper(kind),
@@ -130,13 +145,14 @@ impl World {
         let Some(process) = self.slots[who.slot].take() else {
             return;
         };
+        let meta = process.meta;
         let next = match kind {
-            0 | 1 => self.again(&process.identity, &process.meta.pod_uid),
+            0 | 1 => self.again(&process.identity, &meta.pod_uid, &meta.revision),
             2 => self.newcomer(),
             // The same name in another Pod: it has to wait until it is certain whose it is.
             _ => {
                 let uid = format!("pod-{}-{}", process.identity, process.life);
-                self.again(&process.identity, &uid)
+                self.again(&process.identity, &uid, &meta.revision)
             }
         };
         let at_ms = self.ends_ms(100, 8000);
@@ -304,20 +320,33 @@ impl World {
 
     /// The fleet leaders look whether shards should move, and tidy up.
     pub(crate) fn lead(&mut self) {
+        let now_ms = self.now_ms;
         if !self.has_faults() {
-            self.leaders = vec![0];
+            self.leaders = self
+                .slots
+                .iter()
+                .position(Option::is_some)
+                .into_iter()
+                .collect();
         }
         for slot in self.leaders.clone() {
             let Some(process) = self.slots[slot].as_mut() else {
                 continue;
             };
-            if process.paused || process.partitioned || !std::mem::take(&mut process.view_changed) {
+            if process.paused || process.partitioned {
                 continue;
             }
             let members: Vec<MemberLease> = process.seen_members.values().cloned().collect();
             let shards: Vec<_> = process.seen_shards.values().cloned().collect();
             let poor = process.poor_network;
-            let moves = Fleet::new(self.count, &members, &shards).moves(churn_budget(self.count));
+            let fleet = Fleet::new(self.count, &members, &shards);
+            let time = process.clock.shows(now_ms);
+            if !process.calm.allows_moves(time, &fleet)
+                || !std::mem::take(&mut process.view_changed)
+            {
+                continue;
+            }
+            let moves = fleet.moves(churn_budget(self.count));
             for (shard, next) in moves {
                 let seen = shards
                     .iter()

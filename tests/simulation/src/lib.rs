@@ -12,9 +12,10 @@ pub mod model;
 mod process;
 mod random;
 mod server;
+mod update;
 mod work;
 mod world;
 
 pub use random::Random;
 pub use server::{MemberMeta, Sabotage, Server};
-pub use world::{Plan, Summary, simulate};
+pub use world::{Ending, Plan, Summary, simulate};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{MemberLease, ShardLease};
 use crate::core::ownership::{Event, Ownership, Settings};
+use crate::core::planner::Calm;
 use crate::server::MemberMeta;
 
 /// A clock of its own: it starts somewhere and runs a little too fast or too slow, never jumps.
@@ -89,6 +90,8 @@ pub(crate) struct Process {
     pub(crate) leaving: bool,
     pub(crate) watch: Watch,
     pub(crate) view_changed: bool,
+    /// For when it is the fleet leader.
+    pub(crate) calm: Calm,
     pub(crate) seen_members: BTreeMap<String, MemberLease>,
     pub(crate) seen_shards: BTreeMap<ShardId, ShardLease>,
 }
@@ -99,6 +102,7 @@ pub(crate) struct Newcomer {
     pub(crate) identity: String,
     pub(crate) pod_uid: String,
     pub(crate) incarnation: String,
+    pub(crate) revision: String,
 }
 
 impl Process {
@@ -117,7 +121,7 @@ impl Process {
             meta: MemberMeta {
                 lease_ms: settings.lease_ms,
                 pod_uid: newcomer.pod_uid,
-                revision: String::new(),
+                revision: newcomer.revision,
                 shards: shards.get(),
             },
             machine: Ownership::new(settings, newcomer.incarnation, clock.shows(now_ms)),
@@ -130,6 +134,7 @@ impl Process {
             paused: false,
             asleep: false,
             view_changed: true,
+            calm: Calm::default(),
             inbox: Vec::new(),
             partitioned: false,
             poor_network: false,

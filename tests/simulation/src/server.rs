@@ -27,6 +27,10 @@ pub struct Sabotage {
     pub unknown_is_lost: bool,
     /// A shard is handed over without waiting for its work.
     pub no_drain_wait: bool,
+    /// The fence lets an older epoch through on an object that a newer one has written.
+    pub no_fence: bool,
+    /// Replicas do not say of which revision they are.
+    pub no_revision: bool,
 }
 
 /// What a replica says of itself with every renewal, beside what the machine decides.

@@ -199,7 +199,8 @@ impl World {
         let at_ms = self.now_ms.saturating_sub(stamped.lag_ms);
         let object = &self.objects[stamped.object];
         let present = self.fence.lets_through(at_ms, shard, &stamped);
-        if self.is_away() || stamped.epoch < object.epoch || !present {
+        let refused = stamped.epoch < object.epoch || !present;
+        if self.is_away() || (refused && !self.plan.sabotage.no_fence) {
             self.summary.refused += 1;
         } else {
             self.accept(&stamped, shard);
@@ -213,11 +214,17 @@ impl World {
     fn accept(&mut self, stamped: &Stamped, shard: ShardId) {
         self.summary.accepted += 1;
         let object = &mut self.objects[stamped.object];
-        let rises = stamped.epoch > object.epoch;
+        let (rises, known) = (stamped.epoch > object.epoch, object.epoch);
         let other =
             object.epoch == stamped.epoch && object.writer.is_some_and(|w| w != stamped.writer);
         object.epoch = stamped.epoch;
         object.writer = Some(stamped.writer);
+        if stamped.epoch < known {
+            self.fail(format!(
+                "an object of shard {shard} was written in epoch {} after {known}",
+                stamped.epoch
+            ));
+        }
         if other {
             self.fail(format!(
                 "an object of shard {shard} was written by two lives in epoch {}, at last by {} {:?}",

@@ -14,6 +14,17 @@ use crate::random::Random;
 use crate::server::{MemberMeta, Sabotage, Server};
 use crate::work::{FenceView, Object, Stamped};
 
+/// How a run ends, once its faults have ended and everything has come right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// One replica leaves as planned.
+    Leave,
+    /// All are replaced, as a Deployment does it: one more, then one less.
+    Update,
+    /// One of a newer revision comes, and nothing more happens.
+    HalfAnUpdate,
+}
+
 /// What is simulated.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -27,6 +38,8 @@ pub struct Plan {
     pub fault_ms: u64,
     /// How long after the last fault every shard must be held and running.
     pub bound_ms: u64,
+    /// How it ends; `None`: the seed says.
+    pub ending: Option<Ending>,
     /// What is switched off.
     pub sabotage: Sabotage,
 }
@@ -39,6 +52,7 @@ impl Default for Plan {
             objects: 1000,
             fault_ms: 20_000,
             bound_ms: 30_000,
+            ending: None,
             sabotage: Sabotage::default(),
         }
     }
@@ -59,6 +73,8 @@ pub struct Summary {
     pub moves: u64,
     /// From the last fault until every shard ran.
     pub recovery_ms: u64,
+    /// Rolling updates in which each shard moved once.
+    pub updates: u64,
     /// Longest that a shard stood still while a replica left as planned.
     pub handover_gap_ms: u64,
 }
@@ -73,6 +89,7 @@ impl Summary {
             accepted: self.accepted + other.accepted,
             refused: self.refused + other.refused,
             moves: self.moves + other.moves,
+            updates: self.updates + other.updates,
             recovery_ms: self.recovery_ms.max(other.recovery_ms),
             handover_gap_ms: self.handover_gap_ms.max(other.handover_gap_ms),
         }
@@ -161,6 +178,9 @@ pub(crate) struct World {
     pub(crate) tenures: u64,
     pub(crate) leaders: Vec<usize>,
     pub(crate) tampers: bool,
+    pub(crate) ending: Ending,
+    /// Of those who are started now.
+    pub(crate) revision: u64,
     pub(crate) objects: Vec<Object>,
     pub(crate) fence: FenceView,
     /// What each life says of itself: its requests may arrive after its end.
@@ -216,6 +236,7 @@ impl World {
     fn new(plan: Plan, seed: u64, count: ShardCount) -> Self {
         let mut random = Random::new(seed);
         let tampers = random.per_mille(500);
+        let drawn = [Ending::Leave, Ending::Update][random.index(2)];
         let objects = (0..plan.objects).map(|n| Object::new(n, count)).collect();
         let mut world = Self {
             plan,
@@ -226,11 +247,14 @@ impl World {
             scheduled: 0,
             server: Server::new(plan.sabotage),
             away_until_ms: 0,
-            slots: (0..plan.replicas).map(|_| None).collect(),
+            // One more than there are replicas: in an update, one is started before another leaves.
+            slots: (0..=plan.replicas).map(|_| None).collect(),
             lives: 0,
             tenures: 0,
             leaders: vec![0],
             tampers,
+            ending: plan.ending.unwrap_or(drawn),
+            revision: 1,
             objects,
             fence: FenceView::default(),
             metas: BTreeMap::new(),

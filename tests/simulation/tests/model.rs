@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use simulation::Sabotage;
 use simulation::core::hash::ShardCount;
-use simulation::model::OwnershipModel;
+use simulation::model::{Opening, OwnershipModel};
 use stateright::{Checker, Model};
 
 /// A machine that is very busy gets no further than this.
@@ -22,6 +22,8 @@ fn model(sabotage: Sabotage, faults_max: u8, tampers: bool) -> OwnershipModel {
         shards: ShardCount::new(2).unwrap(),
         faults_max,
         tampers,
+        revisions: Vec::new(),
+        opening: Opening::AtRest,
         sabotage,
     }
 }
@@ -44,12 +46,16 @@ fn search(model: OwnershipModel, depth: usize) -> (Option<String>, usize, usize)
     (found, checker.max_depth(), checker.unique_state_count())
 }
 
-fn keeps_its_promises(faults_max: u8, tampers: bool, depth: usize) {
+fn keeps_its_promises(model: OwnershipModel, depth: usize) {
     let depth = depth + number("MODEL_DEEPER", 0);
     let began = Instant::now();
-    let (found, depth, states) = search(model(Sabotage::default(), faults_max, tampers), depth);
+    let what = format!(
+        "{:?}, revisions {:?}, up to {} faults, Leases deleted by hand: {}",
+        model.opening, model.revisions, model.faults_max, model.tampers
+    );
+    let (found, depth, states) = search(model, depth);
     println!(
-        "3 replicas, 2 shards, up to {faults_max} faults, Leases deleted by hand: {tampers}: depth {depth}, {states} unique states, {:.1} s",
+        "3 replicas, 2 shards, {what}: depth {depth}, {states} unique states, {:.1} s",
         began.elapsed().as_secs_f64()
     );
     assert_eq!(found, None);
@@ -58,31 +64,94 @@ fn keeps_its_promises(faults_max: u8, tampers: bool, depth: usize) {
 
 #[test]
 fn promises_are_kept_with_any_three_faults_close_together() {
-    keeps_its_promises(3, false, 5);
+    keeps_its_promises(model(Sabotage::default(), 3, false), 5);
 }
 
 #[test]
 fn promises_are_kept_with_any_two_faults_further_apart() {
-    keeps_its_promises(2, false, 7);
+    keeps_its_promises(model(Sabotage::default(), 2, false), 7);
 }
 
 #[test]
 fn promises_are_kept_with_any_fault_at_any_time() {
-    keeps_its_promises(1, true, 11);
+    keeps_its_promises(model(Sabotage::default(), 1, true), 11);
 }
 
 #[test]
 fn promises_are_kept_when_leases_are_deleted_by_hand() {
-    keeps_its_promises(3, true, 5);
+    keeps_its_promises(model(Sabotage::default(), 3, true), 5);
+}
+
+fn scene(opening: Opening, faults_max: u8, sabotage: Sabotage) -> OwnershipModel {
+    OwnershipModel {
+        opening,
+        ..model(sabotage, faults_max, false)
+    }
+}
+
+#[test]
+fn promises_are_kept_though_requests_of_a_former_life_arrive_late() {
+    keeps_its_promises(scene(Opening::LateAfterResume, 2, Sabotage::default()), 5);
+}
+
+#[test]
+fn promises_are_kept_though_a_second_api_server_shows_the_past() {
+    keeps_its_promises(scene(Opening::SecondServer, 2, Sabotage::default()), 5);
+}
+
+#[test]
+fn promises_are_kept_in_two_handovers_in_a_row() {
+    keeps_its_promises(scene(Opening::TwoHandovers, 2, Sabotage::default()), 5);
+}
+
+#[test]
+fn promises_are_kept_while_replicas_of_two_revisions_are_alive() {
+    let mixed = OwnershipModel {
+        revisions: vec!["1", "2", "2"],
+        ..model(Sabotage::default(), 2, false)
+    };
+    keeps_its_promises(mixed, 5);
 }
 
 /// The first thing found wrong in a fleet without some part of its protection.
 fn noticed(sabotage: Sabotage, faults_max: u8, tampers: bool, depth: usize) {
+    noticed_in(model(sabotage, faults_max, tampers), depth);
+}
+
+fn noticed_in(model: OwnershipModel, depth: usize) {
     let began = Instant::now();
-    let (found, depth, states) = search(model(sabotage, faults_max, tampers), depth);
+    let what = format!("{:?}, {:?}", model.opening, model.sabotage);
+    let (found, depth, states) = search(model, depth);
     let seconds = began.elapsed().as_secs_f64();
-    let found = found.unwrap_or_else(|| panic!("not noticed in {states} states: {sabotage:?}"));
-    println!("{sabotage:?}: depth {depth}, {states} states, {seconds:.1} s: {found}");
+    let found = found.unwrap_or_else(|| panic!("not noticed in {states} states: {what}"));
+    println!("{what}: depth {depth}, {states} states, {seconds:.1} s: {found}");
+}
+
+#[test]
+fn a_fence_that_compares_nothing_is_noticed_by_a_late_write_of_a_former_life() {
+    let sabotage = Sabotage {
+        no_fence: true,
+        ..Sabotage::default()
+    };
+    noticed_in(scene(Opening::LateAfterResume, 1, sabotage), 5);
+}
+
+#[test]
+fn no_compare_and_swap_is_noticed_by_who_sees_the_past() {
+    let sabotage = Sabotage {
+        no_compare: true,
+        ..Sabotage::default()
+    };
+    noticed_in(scene(Opening::SecondServer, 1, sabotage), 9);
+}
+
+#[test]
+fn no_wait_for_work_is_noticed_in_two_handovers_in_a_row() {
+    let sabotage = Sabotage {
+        no_drain_wait: true,
+        ..Sabotage::default()
+    };
+    noticed_in(scene(Opening::TwoHandovers, 2, sabotage), 4);
 }
 
 #[test]

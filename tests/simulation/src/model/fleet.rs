@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::replica::{NextRequest, Replica, Tenure, Up};
+use super::second::Second;
 use super::{LateWrite, OwnershipModel, Step};
 use crate::core::hash::ShardId;
-use crate::core::lease::Successor;
-use crate::core::ownership::{Action, Event, WriteResult};
+use crate::core::lease::{MemberWrite, ShardWrite, Successor};
+use crate::core::ownership::{Action, Event, WriteId, WriteResult};
 use crate::server::Server;
 
 const STEP_MS: u64 = 1000;
@@ -21,6 +22,7 @@ pub struct Fleet {
     pub(super) now_ms: u64,
     pub(super) server: Server,
     pub(super) replicas: Vec<Replica>,
+    pub(super) second: Option<Second>,
     pub(super) queue: VecDeque<(usize, Event)>,
     pub(super) late_writes: Vec<LateWrite>,
     /// Shard, epoch and incarnation of object writes under way.
@@ -43,8 +45,9 @@ impl Fleet {
     pub(super) fn settled(model: &OwnershipModel) -> Self {
         let mut fleet = Self {
             now_ms: 10_000,
-            server: Server::new(model.sabotage),
+            server: Server::default(),
             replicas: Vec::new(),
+            second: None,
             queue: VecDeque::new(),
             late_writes: Vec::new(),
             late_objects: Vec::new(),
@@ -63,9 +66,10 @@ impl Fleet {
             } else {
                 format!("{name}-1")
             };
-            fleet
-                .replicas
-                .push(Replica::new(&name, incarnation, model.shards, fleet.now_ms));
+            let mut replica = Replica::new(&name, incarnation, model.shards, fleet.now_ms);
+            let revision = model.revisions.get(n).copied().unwrap_or_default();
+            replica.meta.revision = revision.to_owned();
+            fleet.replicas.push(replica);
             fleet.relist(n);
         }
         fleet.run(model);
@@ -73,6 +77,13 @@ impl Fleet {
             fleet.take(model, Step::Tick);
         }
         fleet
+    }
+
+    /// Who holds a shard.
+    pub(super) fn holder(&self, shard: ShardId) -> usize {
+        let lease = self.server.shards.get(&shard);
+        let named = |replica: &Replica| lease.is_some_and(|lease| lease.holder == replica.identity);
+        self.replicas.iter().position(named).unwrap_or_default()
     }
 
     fn relist(&mut self, n: usize) {
@@ -121,6 +132,9 @@ impl Fleet {
             }
             if replica.held_back.is_none() {
                 steps.push(Step::Lag(n));
+                if self.second.is_some() {
+                    steps.push(Step::MoveTo(n));
+                }
             }
             if !replica.leaving {
                 steps.push(Step::Leave(n));
@@ -172,8 +186,11 @@ impl Fleet {
                 self.write_object(shard, epoch, writer);
             }
             Step::LateRequest(index) => {
-                let (n, write) = self.late_writes.remove(index);
-                let _nobody_waits = self.serve_shard(n, &write);
+                // Nobody waits for an answer.
+                match self.late_writes.remove(index) {
+                    LateWrite::Shard(n, write) => drop(self.serve_shard(n, &write)),
+                    LateWrite::Member(n, write) => drop(self.serve_member(n, &write)),
+                }
             }
             Step::Plan(shard, n) => self.plan(shard, n),
             Step::Leave(n) => {
@@ -196,6 +213,8 @@ impl Fleet {
                 self.replicas[n].held_back = None;
                 self.relist(n);
             }
+            Step::Fork => self.fork(),
+            Step::MoveTo(n) => self.move_to_second(n),
             Step::DeleteShard(shard) => {
                 self.tampered = true;
                 if let Some(uid) = self.server.delete_shard(shard) {
@@ -244,6 +263,7 @@ impl Fleet {
         };
         let mut fresh = Replica::new(&identity, incarnation, model.shards, self.now_ms);
         fresh.lives = lives;
+        fresh.meta.revision.clone_from(&old.meta.revision);
         self.replicas[n] = fresh;
         self.relist(n);
     }
@@ -284,6 +304,11 @@ impl Fleet {
         let known = self.objects.get(&shard);
         let (last, by) = known.map_or((0, ""), |(last, by)| (*last, by.as_str()));
         if epoch < last {
+            if self.server.sabotage.no_fence {
+                self.violation = Some(format!(
+                    "shard {shard}: epoch {epoch} was written after epoch {last}"
+                ));
+            }
             return;
         }
         if epoch == last && by != writer {
@@ -319,21 +344,8 @@ impl Fleet {
 
     fn act(&mut self, n: usize, action: Action, model: &OwnershipModel) {
         match action {
-            Action::WriteMember(id, write) => {
-                let answer = self.request(n, |fleet| fleet.serve_member(n, &write));
-                let result = answer.unwrap_or(WriteResult::Unknown);
-                self.queue.push_back((n, Event::MemberWritten(id, result)));
-            }
-            Action::WriteShard(id, write) => {
-                let late = self.replicas[n].next == NextRequest::IsLate && !self.replicas[n].cut;
-                let answer = self.request(n, |fleet| fleet.serve_shard(n, &write));
-                if late {
-                    self.late_writes.push((n, write.clone()));
-                }
-                let result =
-                    answer.unwrap_or_else(|| self.server.unanswered(write, model.shards.get()));
-                self.queue.push_back((n, Event::ShardWritten(id, result)));
-            }
+            Action::WriteMember(id, write) => self.send_member(n, id, write),
+            Action::WriteShard(id, write) => self.send_shard(n, id, write, model),
             Action::ReadMember(identity) => {
                 let read = self.request(n, |fleet| fleet.server.members.get(&identity).cloned());
                 self.queue
@@ -384,6 +396,31 @@ impl Fleet {
             Action::NeedIncarnation => self.reincarnate(n, model),
             Action::IdentityTaken | Action::Exit => self.replicas[n].up = Up::Left,
         }
+    }
+
+    fn send_member(&mut self, n: usize, id: WriteId, write: MemberWrite) {
+        let late = self.next_is_late(n);
+        let answer = self.request(n, |fleet| fleet.serve_member(n, &write));
+        if late {
+            self.late_writes.push(LateWrite::Member(n, write));
+        }
+        let result = answer.unwrap_or(WriteResult::Unknown);
+        self.queue.push_back((n, Event::MemberWritten(id, result)));
+    }
+
+    fn send_shard(&mut self, n: usize, id: WriteId, write: ShardWrite, model: &OwnershipModel) {
+        let late = self.next_is_late(n);
+        let answer = self.request(n, |fleet| fleet.serve_shard(n, &write));
+        if late {
+            self.late_writes.push(LateWrite::Shard(n, write.clone()));
+        }
+        let result = answer.unwrap_or_else(|| self.server.unanswered(write, model.shards.get()));
+        self.queue.push_back((n, Event::ShardWritten(id, result)));
+    }
+
+    fn next_is_late(&self, n: usize) -> bool {
+        let replica = &self.replicas[n];
+        replica.next == NextRequest::IsLate && !replica.cut
     }
 
     fn reincarnate(&mut self, n: usize, model: &OwnershipModel) {

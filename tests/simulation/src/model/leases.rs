@@ -60,6 +60,9 @@ impl Fleet {
 
     /// Every watch shows the change at once, but for those that stand still.
     pub(super) fn publish(&mut self, event: &Event) {
+        if let Some(second) = self.second.as_mut() {
+            second.misses(event);
+        }
         for (n, replica) in self.replicas.iter_mut().enumerate() {
             if replica.cut || !replica.is_there() {
                 continue;

@@ -7,14 +7,17 @@
 
 mod fleet;
 mod leases;
+mod openings;
 mod replica;
+mod second;
 
 use stateright::{Model, Property};
 
 pub use self::fleet::Fleet;
+pub use self::openings::Opening;
 pub use self::replica::NextRequest;
 use crate::core::hash::{ShardCount, ShardId};
-use crate::core::lease::ShardWrite;
+use crate::core::lease::{MemberWrite, ShardWrite};
 use crate::server::Sabotage;
 
 /// What is searched.
@@ -28,6 +31,10 @@ pub struct OwnershipModel {
     pub faults_max: u8,
     /// Whether people delete Leases by hand.
     pub tampers: bool,
+    /// Revisions of the replicas; those without one have none.
+    pub revisions: Vec<&'static str>,
+    /// What has happened before the search begins, at no charge.
+    pub opening: Opening,
     /// What is switched off.
     pub sabotage: Sabotage,
 }
@@ -67,6 +74,10 @@ pub enum Step {
     Cut(usize),
     /// It is connected again.
     Mend(usize),
+    /// A second API server hears of nothing any more.
+    Fork,
+    /// A replica watches there from now on: what it lists is old, and what came since comes late.
+    MoveTo(usize),
     /// A shard Lease is deleted by hand.
     DeleteShard(ShardId),
     /// A member Lease is deleted by hand.
@@ -93,14 +104,24 @@ impl Step {
 }
 
 /// A Lease write that arrives late.
-pub(crate) type LateWrite = (usize, ShardWrite);
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LateWrite {
+    Shard(usize, ShardWrite),
+    Member(usize, MemberWrite),
+}
 
 impl Model for OwnershipModel {
     type State = Fleet;
     type Action = Step;
 
     fn init_states(&self) -> Vec<Fleet> {
-        vec![Fleet::settled(self)]
+        let mut fleet = Fleet::settled(self);
+        for step in self.opening.steps(&fleet) {
+            fleet.take(self, step);
+        }
+        // What the API server lacks, it lacks from here on: what comes to light is the search's.
+        fleet.server.sabotage = self.sabotage;
+        vec![fleet]
     }
 
     fn actions(&self, fleet: &Fleet, steps: &mut Vec<Step>) {
