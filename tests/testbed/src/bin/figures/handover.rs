@@ -31,6 +31,8 @@ struct Handover {
     epoch: i64,
     /// When the former holder's write arrived: it works no longer.
     given_micros: i64,
+    /// When the API server had answered it.
+    answered_micros: i64,
     /// Whether the former holder wrote it.
     planned: bool,
     /// For how long the Lease named nobody, before.
@@ -220,6 +222,7 @@ fn handovers(mut events: Vec<AuditEvent>, before: &[shards::Shard]) -> Vec<Hando
                 lease: name.to_owned(),
                 epoch: risen,
                 given_micros: event.received_micros,
+                answered_micros: event.completed_micros,
                 planned: event.pod_name.as_deref() == Some(holder.as_str()),
                 vacant_micros: if holder.is_empty() {
                     event.completed_micros - *since
@@ -291,6 +294,12 @@ fn print_moves(handovers: &[Handover], told: &Told, shards: usize, rounds: usize
         let last = drains.iter().filter(|at| **at <= h.given_micros).max()?;
         Some(millis(began(h)? - last))
     });
+    let written = handovers
+        .iter()
+        .map(|h| millis(h.answered_micros - h.given_micros));
+    let noticed = handovers
+        .iter()
+        .filter_map(|h| Some(millis(began(h)? - h.answered_micros)));
     let vacant = handovers.iter().map(|h| millis(h.vacant_micros));
     let planned = handovers.iter().filter(|h| h.planned).count();
     println!(
@@ -305,6 +314,8 @@ fn print_moves(handovers: &[Handover], told: &Told, shards: usize, rounds: usize
     );
     let unowned = Sorted::new(still);
     row("unowned: handed over until worked on", &unowned);
+    row("  of that, the API server writes", &Sorted::new(written));
+    row("  from its answer until worked on", &Sorted::new(noticed));
     row("  of that, the Lease names nobody", &Sorted::new(vacant));
     row(
         "no new work: draining until worked on",
