@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::*;
 
-const ROUNDS: i32 = 6;
+const ROUNDS: i32 = 3;
 const LAG: Duration = Duration::from_secs(1);
 
 /// The promise holds there too: what a newer epoch has written, an older one does not touch, however old the
