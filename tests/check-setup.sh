@@ -19,14 +19,16 @@ fi
 command -v cc >/dev/null || command -v gcc >/dev/null ||
   lack "a C linker is missing: install gcc and the C library's headers (Debian: apt-get install gcc libc6-dev; Fedora: dnf install gcc)"
 
-# Only the tests need a database server, a browser and Prometheus's tool.
+# Only the tests need a database server, a browser and Prometheus.
 if [ -z "${1:-}" ]; then
   ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 ||
     lack "a PostgreSQL server for the tests is missing: install it (Debian: apt-get install postgresql-15)"
   command -v setpriv >/dev/null || lack "setpriv is missing: install it (Debian: apt-get install util-linux)"
   command -v chromedriver >/dev/null || [ -x /usr/lib/chromium/chromedriver ] ||
     lack "a browser and its driver are missing: install Chromium and chromedriver (Debian: apt-get install chromium-driver)"
-  command -v promtool >/dev/null || lack "promtool is missing: install Prometheus (Debian: apt-get install prometheus)"
+  if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then
+    lack "Prometheus and promtool are missing: install them (Debian: apt-get install prometheus)"
+  fi
 fi
 
 # Real nodes, and what their images are made of.

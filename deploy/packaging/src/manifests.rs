@@ -1,5 +1,6 @@
 //! Puts the files of `deploy/base` together: one file for `kubectl apply`, and the part of the chart that is the same
-//! but for the namespace. Text in, text out, so that the comments stay.
+//! but for the namespace; and the alerts into the objects of the Prometheus operator. Text in, text out, so that the
+//! comments stay.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,6 +29,23 @@ const TEMPLATES: [(&str, Option<&str>); 6] = [
     ("rbac", None),
     ("users", Some(".Values.userRoles.create")),
 ];
+
+/// The dashboards that the chart brings.
+const DASHBOARDS: [&str; 3] = ["databases.json", "fleet.json", "replica.json"];
+/// Where the runbooks are, in `dashboards/alerts.yaml`.
+const RUNBOOKS: &str = "https://example.com/runbooks";
+const RULE: &str = "\
+# Generated from dashboards/alerts.yaml, do not edit: run `make manifests`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: databasecluster-operator
+  namespace: databasecluster-system
+  labels:
+    app.kubernetes.io/name: databasecluster-operator
+spec:
+  groups:
+";
 
 #[derive(Deserialize)]
 struct Kustomization {
@@ -59,7 +77,47 @@ pub fn generate(deploy: &Path) -> Result<BTreeMap<String, String>> {
             .with_context(|| format!("deploy/base/{name}.yaml"))?;
         files.insert(format!("chart/templates/generated-{name}.yaml"), text);
     }
+    let path = deploy.join("../dashboards/alerts.yaml");
+    let alerts = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let rule = prometheus_rule(&alerts).context("dashboards/alerts.yaml")?;
+    let alerts = "chart/templates/generated-alerts.yaml".to_owned();
+    files.insert(alerts, rule_template(&rule));
+    files.insert("components/alerts/prometheusrule.yaml".to_owned(), rule);
+    // A chart knows only what is inside of it.
+    for name in DASHBOARDS {
+        let path = deploy.join("../dashboards").join(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        files.insert(format!("chart/dashboards/{name}"), text);
+    }
     Ok(files)
+}
+
+/// The rules as an object: the same text, further to the right.
+fn prometheus_rule(alerts: &str) -> Result<String> {
+    let Some((_, groups)) = alerts.split_once("\ngroups:\n") else {
+        bail!("there is no line 'groups:'");
+    };
+    let indented = groups.lines().map(|line| match line {
+        "" => "\n".to_owned(),
+        line => format!("  {line}\n"),
+    });
+    Ok(RULE.to_owned() + &indented.collect::<String>())
+}
+
+/// What is between braces in the texts of alerts is for Prometheus, not for Helm.
+fn rule_template(rule: &str) -> String {
+    const NAME: &str = "    app.kubernetes.io/name: databasecluster-operator\n";
+    const LABELS: &str = "    {{- include \"operator.labels\" . | nindent 4 }}
+    {{- with .Values.alerts.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+";
+    let body = rule
+        .replace("{{", "{{`{{`}}")
+        .replace(NAMESPACE, "{{ .Release.Namespace }}")
+        .replacen(NAME, LABELS, 1)
+        .replace(RUNBOOKS, "{{ .Values.alerts.runbooks }}");
+    format!("{{{{- if .Values.alerts.enabled }}}}\n{body}{{{{- end }}}}\n")
 }
 
 /// The CRD says itself that it is generated; inside of another file that would mislead.
@@ -129,5 +187,17 @@ mod tests {
         );
         assert!(!made.contains("ClusterRoleBinding"));
         assert!(template("a: '{{ b }}'", None).is_err());
+    }
+
+    #[test]
+    fn alerts_keep_their_braces_and_get_the_address_of_the_release() {
+        let alerts = "# x\ngroups:\n- name: a\n\n  b: '{{ $value }}'\n  c: https://example.com/runbooks/A.md\n";
+        let rule = prometheus_rule(alerts).unwrap();
+        assert!(rule.ends_with("  groups:\n  - name: a\n\n    b: '{{ $value }}'\n    c: https://example.com/runbooks/A.md\n"));
+        let template = rule_template(&rule);
+        assert!(template.contains("'{{`{{`}} $value }}'"));
+        assert!(template.contains("c: {{ .Values.alerts.runbooks }}/A.md"));
+        assert!(template.contains("namespace: {{ .Release.Namespace }}"));
+        assert!(prometheus_rule("rules: []").is_err());
     }
 }
