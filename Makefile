@@ -74,6 +74,11 @@ series: ready release ## how many series each replica exports with 10,000 Databa
 	@cargo build --locked --quiet -p testbed --bins
 	@exec "$(DEBUG)/figures" series
 
+.PHONY: pictures
+pictures: ready ## takes the pictures of the fleet page in docs/pictures, of a real fleet in a real browser
+	@cargo build --locked --quiet -p databasecluster-operator -p testbed --bins
+	@exec "$(DEBUG)/pictures"
+
 .PHONY: model
 model: ## a deeper search of the ownership model, and a long simulation; SEEDS=10000, MODEL_DEEPER=1
 	@cargo build --locked --quiet --release -p simulation --bins
