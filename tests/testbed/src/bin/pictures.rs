@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const SETTLE: Duration = Duration::from_secs(20);
 /// The takeover is over soon: this is how long to look for the moment in which shards have no holder.
 const FAULT_SHOWS: Duration = Duration::from_secs(20);
-const HEIGHT_MAX: u32 = 1_600;
+const HEIGHT_MAX: u32 = 1_100;
 
 #[tokio::main]
 async fn main() -> Result<()> {
