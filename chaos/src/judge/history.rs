@@ -66,6 +66,11 @@ impl Write {
     pub(super) fn accepted(&self) -> bool {
         (200..300).contains(&self.code)
     }
+
+    /// Whether it may have been carried out though the log does not say so.
+    pub(super) fn unsure(&self) -> bool {
+        unsure(self.code)
+    }
 }
 
 /// An accepted write of a Lease, by whomever.
@@ -84,6 +89,8 @@ pub(super) struct LeaseWrite {
     pub(super) created: bool,
     /// Whether the request named the uid and the version that it was to replace.
     pub(super) compared: bool,
+    /// The version that the request named.
+    pub(super) basis: Option<u64>,
 }
 
 impl LeaseWrite {
@@ -110,6 +117,8 @@ pub struct History {
     /// In the order of the store's revision, as far as it is known.
     pub(super) writes: Vec<Write>,
     pub(super) leases: Vec<LeaseWrite>,
+    /// Writes of Leases that may have been carried out though the log does not say so.
+    pub(super) unsure_leases: Vec<LeaseWrite>,
     pub(super) changes: Vec<UserChange>,
     /// Children deleted by somebody who is neither the operator nor a controller: `resource/namespace/name`.
     pub(super) children_deleted_by_hand: BTreeMap<String, u64>,
@@ -194,7 +203,12 @@ impl History {
         }
         if event.resource == "leases" && event.namespace == OPERATOR_NAMESPACE {
             if event.is_accepted_write() {
-                self.leases.push(lease_write(event, by_operator));
+                let answer = event.response.as_ref();
+                self.leases.push(lease_write(event, by_operator, answer));
+            } else if unsure(event.code) && matches!(event.verb.as_str(), "create" | "update") {
+                let asked = event.request.as_ref();
+                self.unsure_leases
+                    .push(lease_write(event, by_operator, asked));
             }
             return;
         }
@@ -291,9 +305,15 @@ fn version(event: &AuditEvent) -> Option<u64> {
         .ok()
 }
 
-fn lease_write(event: &AuditEvent, by_operator: bool) -> LeaseWrite {
+/// The API server gave up waiting, or nobody waited for it any more: a request like that may still be carried out.
+fn unsure(code: u16) -> bool {
+    code == 0 || code >= 500
+}
+
+/// `answer` is the Lease as it is afterwards.
+fn lease_write(event: &AuditEvent, by_operator: bool, answer: Option<&Value>) -> LeaseWrite {
     let deleted = event.verb == "delete" || event.verb == "deletecollection";
-    let (asked, answer) = (event.request.as_ref(), event.response.as_ref());
+    let asked = event.request.as_ref();
     let named = |field: &str| optional_text(asked, field).is_some();
     let compared = match deleted {
         true => named("/preconditions/uid") && named("/preconditions/resourceVersion"),
@@ -319,6 +339,7 @@ fn lease_write(event: &AuditEvent, by_operator: bool) -> LeaseWrite {
         deleted,
         created: event.code == 201,
         compared,
+        basis: optional_text(asked, "/metadata/resourceVersion").and_then(|text| text.parse().ok()),
     }
 }
 

@@ -209,19 +209,36 @@ pub(super) fn children_counted(evidence: &Evidence, history: &History) -> Verdic
             ));
         }
     }
-    let hidden = evidence.faults.iter().any(|fault| fault.hides_requests);
-    for (name, child) in evidence.last.children.iter().filter(|_| !hidden) {
-        if !created.contains_key(&(child.owner.as_str(), name.as_str())) {
-            violations.push(format!(
-                "{name} is there, but nobody created it for its cluster"
-            ));
-        }
-    }
+    violations.extend(from_nowhere(evidence, history, &created));
     Verdict::of(
         "children-counted",
         violations,
         format!("{} children created", created.len()),
     )
+}
+
+/// Children that are there in the end and that nobody created, by owner and object.
+fn from_nowhere(
+    evidence: &Evidence,
+    history: &History,
+    created: &BTreeMap<(&str, &str), u64>,
+) -> Vec<String> {
+    if evidence.faults.iter().any(|fault| fault.hides_requests) {
+        return Vec::new();
+    }
+    // Those that were not answered may have been made all the same.
+    let unsure = history.writes.iter().filter(|write| write.unsure());
+    let perhaps: BTreeSet<(&str, &str)> = unsure
+        .filter_map(|write| Some((write.owner.as_deref()?, write.object.as_str())))
+        .collect();
+    let children = evidence.last.children.iter();
+    let nobodys = children.filter(|(name, child)| {
+        let key = (child.owner.as_str(), name.as_str());
+        !created.contains_key(&key) && !perhaps.contains(&key)
+    });
+    nobodys
+        .map(|(name, _)| format!("{name} is there, but nobody created it for its cluster"))
+        .collect()
 }
 
 /// What other managers wrote is still there.

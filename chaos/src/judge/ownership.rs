@@ -167,6 +167,7 @@ impl<'a> Ownership<'a> {
             .max(evidence.begun);
         let shards = history.shards().into_iter().map(|(name, leases)| {
             let mut spans = Vec::new();
+            let leases = with_unsure(evidence, history, name, leases);
             for (index, lease) in leases.iter().enumerate() {
                 let to = leases
                     .get(index + 1)
@@ -323,6 +324,35 @@ impl<'a> Ownership<'a> {
         }
         times
     }
+}
+
+/// Adds those writes of a shard's Lease that were not answered and yet carried out: the next one builds on a version that
+/// no known one made, or, when none came after it, the Lease is in the end as it was to be.
+fn with_unsure<'h>(
+    evidence: &Evidence,
+    history: &'h History,
+    name: &str,
+    known: Vec<&'h LeaseWrite>,
+) -> Vec<&'h LeaseWrite> {
+    let mut all = known;
+    for unsure in history.unsure_leases.iter().filter(|one| one.name == name) {
+        let place = all.partition_point(|one| one.received <= unsure.received);
+        let before = place.checked_sub(1).and_then(|index| all.get(index));
+        let happened = match all.get(place) {
+            Some(next) => {
+                let made = before.and_then(|one| one.version);
+                next.basis.is_some() && next.basis != made
+            }
+            None => {
+                let last = (name.to_owned(), unsure.holder.clone(), unsure.epoch);
+                evidence.last.shards.contains(&last)
+            }
+        };
+        if happened {
+            all.insert(place, unsure);
+        }
+    }
+    all
 }
 
 /// Neighbours that say the same become one.

@@ -358,3 +358,21 @@ fn a_holder_that_is_frozen_or_of_an_old_incarnation_does_not_hold() {
     let acts: Vec<bool> = spans[0].1.iter().map(|span| span.acts).collect();
     assert_eq!(acts, [true, false]);
 }
+
+#[test]
+fn a_move_that_was_not_answered_counts_if_the_lease_shows_it() {
+    let mut run = Run::calm();
+    run.shard(30.0, "a", "b", "b1", 2);
+    let event = run.last();
+    event.code = 504;
+    event.request = event.response.take();
+    run.evidence.lives[0].to = Some(micros(31.0));
+    run.forget_renewals("a", 31.0);
+    assert_eq!(run.broken(), ["held"], "it may not have been carried out");
+    run.evidence.last.shards = vec![(SHARD.to_owned(), "b".to_owned(), 2)];
+    assert_eq!(run.broken(), [""; 0], "the Lease is so in the end");
+    // Or somebody builds on it: `b` names a version that no answer told.
+    run.evidence.last.shards.clear();
+    run.shard(40.0, "b", "b", "b1", 2);
+    assert_eq!(run.broken(), [""; 0]);
+}

@@ -220,3 +220,13 @@ fn evidence_is_kept_as_it_was() {
     let value: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(serde_json::to_value(&again).unwrap(), value);
 }
+
+#[test]
+fn a_child_whose_creation_was_not_answered_does_not_come_from_nowhere() {
+    let mut run = Run::calm();
+    run.events.retain(|event| event.code != 201);
+    assert_eq!(run.broken(), ["children-counted"]);
+    run.write(-8.0, "a", "statefulsets", "one-db", 1, 504);
+    run.last().response = None;
+    assert_eq!(run.broken(), [""; 0]);
+}
