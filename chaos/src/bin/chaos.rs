@@ -1,6 +1,6 @@
 //! Runs scenarios, judges them, and reports: `chaos run`, `chaos judge`, `chaos list`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use chaos::progress::Progress;
 use chaos::scenario::{Scenario, Set};
 use chaos::{catalogue, report, runner};
 use clap::{Parser, Subcommand, ValueEnum};
+use maud::Markup;
 
 /// Breaks a real fleet and lets a judge decide.
 #[derive(Parser)]
@@ -42,6 +43,14 @@ enum Command {
     Judge {
         /// Folders below the one of `run --out`.
         folders: Vec<PathBuf>,
+        /// A file for the judgements, as `report.json`.
+        #[arg(long)]
+        report: Option<PathBuf>,
+    },
+    /// Print the judgements of one or several `report.json` as a table in Markdown.
+    Table {
+        /// Files that `run` wrote; of several runs of a scenario all count.
+        reports: Vec<PathBuf>,
     },
     /// List all scenarios.
     List,
@@ -79,13 +88,26 @@ async fn execute(command: Command) -> Result<bool> {
             }
             Ok(true)
         }
-        Command::Judge { folders } => {
-            let mut passed = !folders.is_empty();
+        Command::Table { reports } => {
+            let mut judgements = Vec::new();
+            for path in reports {
+                judgements.extend(report::read_json(&path)?);
+            }
+            print!("{}", report::table(&judgements));
+            Ok(!judgements.is_empty())
+        }
+        Command::Judge { folders, report } => {
+            let mut judgements = Vec::new();
             for folder in folders {
                 let (evidence, history) = Evidence::read(&folder)?;
-                passed &= tell(&judge::judge(&evidence, &history));
+                judgements.push(judge::judge(&evidence, &history));
             }
-            Ok(passed)
+            // Not `all`, which would leave out those after the first that failed.
+            let failed = judgements.iter().filter(|one| !tell(one)).count();
+            if let Some(path) = report {
+                report::write_json(&judgements.iter().collect::<Vec<_>>(), &path)?;
+            }
+            Ok(failed == 0 && !judgements.is_empty())
         }
         Command::Run {
             names,
@@ -119,12 +141,21 @@ fn named(names: &[String]) -> Result<Vec<Scenario>> {
     names.iter().map(find).collect()
 }
 
-async fn run_all(scenarios: &[Scenario], repeat: u64, out: &std::path::Path) -> Result<bool> {
+/// What came of the runs so far.
+#[derive(Default)]
+struct Batch {
+    judgements: Vec<(u64, Judgement)>,
+    sections: Vec<Markup>,
+    /// Runs that ended before there was anything to judge.
+    not_run: Vec<String>,
+}
+
+async fn run_all(scenarios: &[Scenario], repeat: u64, out: &Path) -> Result<bool> {
     if scenarios.is_empty() || repeat == 0 {
         bail!("there is no scenario to run");
     }
     let started = Instant::now();
-    let mut judgements = Vec::new();
+    let mut batch = Batch::default();
     for (number, scenario) in scenarios.iter().enumerate() {
         for round in 0..repeat {
             let mut scenario = scenario.clone();
@@ -141,13 +172,63 @@ async fn run_all(scenarios: &[Scenario], repeat: u64, out: &std::path::Path) -> 
                 1 => out.join(&scenario.name),
                 _ => out.join(format!("{}-{round:02}", scenario.name)),
             };
-            let outcome = runner::run(&scenario, &folder, Progress::new(false)).await?;
-            tell(&outcome.judgement);
-            judgements.push(outcome.judgement);
+            batch.run(&scenario, &folder).await;
+            // After each run, so that something is there when a later one breaks off.
+            batch.write(out)?;
         }
     }
-    report::write_json(&judgements, &out.join("report.json"))?;
-    Ok(sum_up(&judgements, started, out))
+    Ok(batch.sum_up(started, out))
+}
+
+impl Batch {
+    async fn run(&mut self, scenario: &Scenario, folder: &Path) {
+        match runner::run(scenario, folder, Progress::new(false)).await {
+            Ok(outcome) => {
+                tell(&outcome.judgement);
+                let shards = judge::timeline(&outcome.evidence, &outcome.history);
+                let (evidence, judgement) = (&outcome.evidence, &outcome.judgement);
+                self.sections
+                    .push(report::section(evidence, judgement, &shards));
+                self.judgements.push((scenario.seed, outcome.judgement));
+            }
+            Err(error) => {
+                println!("{}: NOT RUN: {error:#}", scenario.name);
+                self.not_run.push(format!("{}: {error:#}", scenario.name));
+            }
+        }
+    }
+
+    fn write(&self, out: &Path) -> Result<()> {
+        std::fs::create_dir_all(out)?;
+        let page = report::page(&self.judgements, &self.sections, &self.not_run);
+        report::write(&out.join("report.html"), &page)?;
+        let judgements: Vec<&Judgement> = self.judgements.iter().map(|(_, one)| one).collect();
+        report::write_json(&judgements, &out.join("report.json"))
+    }
+
+    fn sum_up(&self, started: Instant, out: &Path) -> bool {
+        let all = || self.judgements.iter().map(|(_, judgement)| judgement);
+        let failed: Vec<&Judgement> = all().filter(|judgement| !judgement.passed()).collect();
+        println!(
+            "\n{} runs in {:.0} s, {} not as they should be; {}",
+            self.judgements.len() + self.not_run.len(),
+            started.elapsed().as_secs_f64(),
+            failed.len() + self.not_run.len(),
+            out.join("report.html").display()
+        );
+        for judgement in &failed {
+            println!("  {}: {}", judgement.scenario, judgement.word());
+        }
+        for why in &self.not_run {
+            println!("  not run: {why}");
+        }
+        let takeovers = all().flat_map(|one| one.figures.takeover_seconds.iter().copied());
+        let takeovers: Vec<f64> = takeovers.collect();
+        if !takeovers.is_empty() {
+            println!("  takeover of a shard: {}", judge::distribution(&takeovers));
+        }
+        failed.is_empty() && self.not_run.is_empty()
+    }
 }
 
 fn tell(judgement: &Judgement) -> bool {
@@ -155,29 +236,4 @@ fn tell(judgement: &Judgement) -> bool {
         println!("{line}");
     }
     judgement.passed()
-}
-
-fn sum_up(judgements: &[Judgement], started: Instant, out: &std::path::Path) -> bool {
-    let failed: Vec<&Judgement> = judgements
-        .iter()
-        .filter(|judgement| !judgement.passed())
-        .collect();
-    println!(
-        "\n{} runs in {:.0} s, {} not as they should be; {}",
-        judgements.len(),
-        started.elapsed().as_secs_f64(),
-        failed.len(),
-        out.display()
-    );
-    for judgement in &failed {
-        println!("  {}: {}", judgement.scenario, judgement.word());
-    }
-    let takeovers: Vec<f64> = judgements
-        .iter()
-        .flat_map(|j| j.figures.takeover_seconds.iter().copied())
-        .collect();
-    if !takeovers.is_empty() {
-        println!("  takeover of a shard: {}", judge::distribution(&takeovers));
-    }
-    failed.is_empty()
 }
