@@ -80,6 +80,7 @@ fn rules(kind: &Kind) -> (Rules, String) {
             match direction {
                 crate::scenario::Direction::Both => "cut off".to_owned(),
                 crate::scenario::Direction::AnswersOnly => "gets no answers".to_owned(),
+                crate::scenario::Direction::LeasesOnly => "cut off from the Leases".to_owned(),
             }
         }
         Kind::HoldWrites { .. } => {

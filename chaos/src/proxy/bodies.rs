@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http_body_util::combinators::BoxBody;
@@ -11,7 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::rules::Rules;
+use super::rules::{Class, Rules};
+use super::serve::Shared;
 use crate::scenario::Watch;
 
 pub(super) use hyper::body::Bytes;
@@ -31,11 +34,11 @@ pub(super) fn full(text: String) -> Body {
 }
 
 /// Passes on what comes, as the rules of the moment say.
-pub(super) fn passed_on(upstream: Incoming, is_watch: bool, rules: watch::Receiver<Rules>) -> Body {
+pub(super) fn passed_on(upstream: Incoming, class: Class, shared: Arc<Shared>) -> Body {
     let (arrived, arrivals) = mpsc::channel::<(Instant, Piece)>(PIECES_MAX);
     let (sender, receiver) = mpsc::channel::<Piece>(1);
     tokio::spawn(read(upstream, arrived));
-    tokio::spawn(write(arrivals, sender, is_watch, rules));
+    tokio::spawn(write(arrivals, sender, class, shared));
     BodyExt::boxed(StreamBody::new(ReceiverStream::new(receiver)))
 }
 
@@ -59,22 +62,28 @@ async fn read(mut upstream: Incoming, arrived: mpsc::Sender<(Instant, Piece)>) {
 async fn write(
     mut arrivals: mpsc::Receiver<(Instant, Piece)>,
     to: mpsc::Sender<Piece>,
-    is_watch: bool,
-    mut rules: watch::Receiver<Rules>,
+    class: Class,
+    shared: Arc<Shared>,
 ) {
+    let mut rules = shared.rules.clone();
+    let bite = || shared.bites.fetch_add(1, Ordering::SeqCst);
     let mut cut_at = None;
     loop {
         // Rules that changed meanwhile are looked at here, so that a change while nothing comes counts as well.
-        let held = {
+        let (held, frozen) = {
             let now = rules.borrow_and_update();
             cut_at = match now.watches {
                 // What has come meanwhile does not prolong its life.
-                Some((Watch::Cut, life)) if is_watch => cut_at.or(Some(Instant::now() + life)),
+                Some((Watch::Cut, life)) if class.watch => cut_at.or(Some(Instant::now() + life)),
                 _ => None,
             };
-            now.holds_bodies(is_watch)
+            let frozen = matches!(now.watches, Some((Watch::Frozen, _)));
+            (now.holds_bodies(class), frozen && class.watch)
         };
         if held {
+            if frozen {
+                bite();
+            }
             tokio::select! {
                 () = to.closed() => return,
                 changed = rules.changed() => if changed.is_err() { return },
@@ -88,6 +97,7 @@ async fn write(
                 Err(_) => return,
             },
             () = life_ends(cut_at) => {
+                bite();
                 let _nobody_waits = to.send(Err(io::ErrorKind::ConnectionReset.into())).await;
                 return;
             }
@@ -97,21 +107,28 @@ async fn write(
             },
         };
         let late = match rules.borrow().watches {
-            Some((Watch::Late, late)) if is_watch => late,
+            Some((Watch::Late, late)) if class.watch => late,
             _ => Duration::ZERO,
         };
-        sleep_until(arrived + late).await;
-        // What is frozen now stays here until it thaws.
-        while rules.borrow().holds_bodies(is_watch) {
-            tokio::select! {
-                () = to.closed() => return,
-                changed = rules.changed() => if changed.is_err() { return },
-            }
+        if !late.is_zero() {
+            bite();
+            sleep_until(arrived + late).await;
         }
-        if to.send(piece).await.is_err() {
+        if !thaws(&to, class, &mut rules).await || to.send(piece).await.is_err() {
             return;
         }
     }
+}
+
+/// What is frozen now stays here until it thaws; false: nobody waits for it any more.
+async fn thaws(to: &mpsc::Sender<Piece>, class: Class, rules: &mut watch::Receiver<Rules>) -> bool {
+    while rules.borrow().holds_bodies(class) {
+        tokio::select! {
+            () = to.closed() => return false,
+            changed = rules.changed() => if changed.is_err() { return false },
+        }
+    }
+    true
 }
 
 async fn life_ends(at: Option<Instant>) {

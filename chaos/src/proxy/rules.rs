@@ -95,7 +95,8 @@ impl Rules {
         match self.partition {
             Some(Direction::Both) => return Deed::Hang,
             Some(Direction::AnswersOnly) => return Deed::Swallow,
-            None => {}
+            Some(Direction::LeasesOnly) if class.lease => return Deed::Hang,
+            Some(Direction::LeasesOnly) | None => {}
         }
         if let Some((answer, percent)) = self.error
             && draw < percent
@@ -119,9 +120,13 @@ impl Rules {
     }
 
     /// Whether bodies of answers that are under way are held back now.
-    pub(super) fn holds_bodies(&self, watch: bool) -> bool {
+    pub(super) fn holds_bodies(&self, class: Class) -> bool {
         let frozen = matches!(self.watches, Some((Watch::Frozen, _)));
-        self.hold_writes || self.partition.is_some() || (watch && frozen)
+        let cut_off = match self.partition {
+            Some(Direction::LeasesOnly) => class.lease,
+            cut => cut.is_some(),
+        };
+        self.hold_writes || cut_off || (class.watch && frozen)
     }
 }
 

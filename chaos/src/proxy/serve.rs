@@ -177,7 +177,7 @@ async fn forward(
         .request(request.map(Full::new))
         .await
         .map_err(io::Error::other)?;
-    Ok(answer.map(|body| passed_on(body, class.watch, shared.rules.clone())))
+    Ok(answer.map(|body| passed_on(body, class, shared)))
 }
 
 /// What the API server would say.

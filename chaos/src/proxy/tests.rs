@@ -170,7 +170,7 @@ async fn without_rules_everything_passes() {
 }
 
 #[tokio::test]
-async fn a_partition_lets_nothing_through_and_one_of_answers_only_requests() {
+async fn a_partition_lets_nothing_through_or_only_requests_or_all_but_leases() {
     let pair = pair().await;
     for (direction, arrived) in [(Direction::Both, 0), (Direction::AnswersOnly, 1)] {
         pair.proxy.set(Rules {
@@ -181,6 +181,12 @@ async fn a_partition_lets_nothing_through_and_one_of_answers_only_requests() {
         assert_eq!(pair.served(), arrived);
     }
     assert_eq!(pair.proxy.bites(), 2);
+    pair.proxy.set(Rules {
+        partition: Some(Direction::LeasesOnly),
+        ..Rules::default()
+    });
+    assert_eq!(pair.ask("GET", "/a").await, Ok(200));
+    assert_eq!(pair.ask("PUT", "/leases/x").await, Err("no answer".into()));
     pair.proxy.set(Rules::default());
     assert_eq!(pair.ask("GET", "/a").await, Ok(200));
 }
@@ -273,6 +279,11 @@ async fn a_watch_freezes_thaws_comes_late_and_is_cut() {
     tokio::time::timeout(Duration::from_secs(2), cut)
         .await
         .expect("the watch was not cut");
+    assert!(
+        pair.proxy.bites() >= 3,
+        "frozen, late and cut: bit {} times",
+        pair.proxy.bites()
+    );
 }
 
 #[tokio::test]

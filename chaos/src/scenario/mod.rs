@@ -117,6 +117,8 @@ impl Default for LoadPart {
 pub struct Expect {
     /// From the end of a fault until all that was asked for is done, beyond the Lease's lifetime and 1 s.
     pub work_seconds: f64,
+    /// How long it is waited, after the users' last word, for all to be as they asked; no promise, but an end.
+    pub patience_seconds: f64,
     /// The most objects that may be due and waiting in one replica.
     pub queue_max: u64,
     /// The most memory of one replica.
@@ -137,6 +139,7 @@ impl Default for Expect {
     fn default() -> Self {
         Self {
             work_seconds: 5.0,
+            patience_seconds: 180.0,
             queue_max: 2_000,
             memory_mib_max: 200,
             requests_per_second_max: 1_000,

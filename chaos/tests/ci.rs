@@ -1,0 +1,48 @@
+//! The scenarios of the set `ci`, run for real: a kill that is survived, and planted faults that the judge must find.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use chaos::progress::Progress;
+use chaos::scenario::Set;
+use chaos::{catalogue, report, runner};
+
+async fn run(name: &str) {
+    let all = catalogue::all().unwrap();
+    let scenario = all.iter().find(|scenario| scenario.name == name);
+    let scenario = scenario.unwrap_or_else(|| panic!("there is no scenario {name}"));
+    assert!(scenario.sets.contains(&Set::Ci));
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = runner::run(scenario, folder.path(), Progress::new(true))
+        .await
+        .unwrap();
+    assert!(
+        outcome.judgement.passed(),
+        "{}",
+        report::lines(&outcome.judgement).join("\n")
+    );
+}
+
+/// One test for each, so that some run at once and each is told by its name.
+macro_rules! scenarios {
+    ($($test:ident: $name:literal),+ $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $test() {
+            run($name).await;
+        })+
+
+        #[test]
+        fn each_scenario_of_the_set_has_a_test() {
+            let found: Vec<String> = catalogue::of_set(Set::Ci)
+                .unwrap()
+                .into_iter()
+                .map(|scenario| scenario.name)
+                .collect();
+            assert_eq!(found, [$($name),+]);
+        }
+    };
+}
+
+scenarios! {
+    a_killed_replica_is_replaced_in_time: "kill-shard-leader",
+    the_lack_of_the_fence_is_found: "planted-no-fence",
+    the_lack_of_the_validity_check_is_found: "planted-no-validity",
+}
