@@ -50,6 +50,8 @@ fn it_has_nothing_that_lint_complains_of() {
     for value in [
         "watchNamespaces={a,b}",
         "podMonitor.enabled=true",
+        "alerts.enabled=true",
+        "dashboards.enabled=true",
         "autoscaling.enabled=true",
     ] {
         run(helm().args(["lint", "--strict", "--set", value, &deploy("chart")]));
@@ -225,6 +227,44 @@ fn what_is_switched_off_is_not_rendered_and_what_is_switched_on_is() {
 }
 
 #[test]
+fn the_dashboards_are_those_that_kustomize_makes_a_configmap_of() {
+    let name = "databasecluster-dashboards";
+    let wanted = kustomize(&root().join("dashboards"));
+    let wanted = object(&wanted, "ConfigMap", name);
+    let made = rendered(NAMESPACE, &["--set", "dashboards.enabled=true"]);
+    assert_eq!(object(&made, "ConfigMap", name), wanted);
+    assert_eq!(wanted["metadata"]["labels"]["grafana_dashboard"], "1");
+    let data = wanted["data"].as_object().unwrap();
+    assert_eq!(data.len(), 3);
+    for (file, text) in data {
+        let file = file.strip_prefix("databasecluster-").unwrap();
+        let own = std::fs::read_to_string(root().join("dashboards").join(file)).unwrap();
+        assert_eq!(text, &json!(own), "{file}");
+    }
+}
+
+#[test]
+fn the_alerts_are_those_of_the_component_with_the_address_and_the_labels_that_were_asked_for() {
+    let read = |file: &str| objects(&std::fs::read_to_string(deploy(file)).unwrap());
+    let wanted = read("components/alerts/prometheusrule.yaml");
+    let wanted = object(&wanted, "PrometheusRule", NAME);
+    let made = rendered(NAMESPACE, &["--set", "alerts.enabled=true"]);
+    let made = object(&made, "PrometheusRule", NAME);
+    assert_eq!(made["spec"], wanted["spec"]);
+    let values =
+        "alerts.enabled=true,alerts.runbooks=https://wiki.test/dbc,alerts.labels.release=p";
+    let made = rendered(ANOTHER, &["--set", values]);
+    let made = object(&made, "PrometheusRule", NAME);
+    assert_eq!(made["metadata"]["labels"]["release"], "p");
+    let alert = &made["spec"]["groups"][0]["rules"][0];
+    let page = format!(
+        "https://wiki.test/dbc/{}.md",
+        alert["alert"].as_str().unwrap()
+    );
+    assert_eq!(alert["annotations"]["runbook_url"], page);
+}
+
+#[test]
 fn wrong_values_are_refused_and_named() {
     for (value, named) in [
         ("replicas=0", "/replicas"),
@@ -243,6 +283,7 @@ fn wrong_values_are_refused_and_named() {
         ("watchNamespaces=shop", "/watchNamespaces"),
         ("resources.limits.memory=lots", "/resources/limits/memory"),
         ("spread=Sometimes", "/spread"),
+        ("alerts.runbooks=wiki", "/alerts/runbooks"),
         (
             "networkPolicy.apiServer.cidrs={10.0.0.1}",
             "/networkPolicy/apiServer/cidrs/0",

@@ -103,7 +103,7 @@ fn the_components_fit_on_every_base() {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "resources": [format!("../{base}")],
-            "components": ["../components/autoscaling", "../components/podmonitor"],
+            "components": ["../components/autoscaling", "../components/podmonitor", "../components/alerts"],
         });
         std::fs::write(folder.path().join("kustomization.yaml"), text.to_string()).unwrap();
         let made = kustomize(folder.path());
@@ -120,6 +120,7 @@ fn the_components_fit_on_every_base() {
             monitor["spec"]["podMetricsEndpoints"][0]["port"],
             ports[0]["name"]
         );
+        object(&made, "PrometheusRule", NAME);
     }
 }
 
