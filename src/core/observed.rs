@@ -46,17 +46,61 @@ impl ClusterRecord {
     }
 }
 
-/// The controller that owns an object.
+/// The controller that owns an object. One text, not four: each child has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
+    text: Box<str>,
+    /// Where `apiVersion`, kind and name end in it; the uid is the rest.
+    ends: [u32; 3],
+}
+
+impl Owner {
+    /// An owner from its `apiVersion`, kind, name and uid.
+    #[must_use]
+    pub fn new(api_version: &str, kind: &str, name: &str, uid: &str) -> Self {
+        let end = |parts: &[&str]| {
+            let length = parts.iter().map(|part| part.len()).sum::<usize>();
+            u32::try_from(length).unwrap_or(u32::MAX)
+        };
+        Self {
+            text: [api_version, kind, name, uid].concat().into(),
+            ends: [
+                end(&[api_version]),
+                end(&[api_version, kind]),
+                end(&[api_version, kind, name]),
+            ],
+        }
+    }
+
+    fn part(&self, from: Option<u32>, to: Option<u32>) -> &str {
+        let place = |end: u32| usize::try_from(end).unwrap_or(usize::MAX);
+        let (from, to) = (from.map_or(0, place), to.map_or(self.text.len(), place));
+        self.text.get(from..to).unwrap_or_default()
+    }
+
     /// Its `apiVersion`.
-    pub api_version: String,
+    #[must_use]
+    pub fn api_version(&self) -> &str {
+        self.part(None, Some(self.ends[0]))
+    }
+
     /// Its kind.
-    pub kind: String,
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        self.part(Some(self.ends[0]), Some(self.ends[1]))
+    }
+
     /// Its name.
-    pub name: String,
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.part(Some(self.ends[1]), Some(self.ends[2]))
+    }
+
     /// Its uid.
-    pub uid: String,
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.part(Some(self.ends[2]), None)
+    }
 }
 
 /// What is kept of a child's metadata.
@@ -101,9 +145,9 @@ impl ChildRecord {
     #[must_use]
     pub fn cluster_key(&self) -> Option<ObjectKey> {
         let owner = self.owner.as_ref()?;
-        (owner.kind == names::KIND && is_our_group(&owner.api_version)).then(|| ObjectKey {
+        (owner.kind() == names::KIND && is_our_group(owner.api_version())).then(|| ObjectKey {
             namespace: Arc::clone(&self.key.namespace),
-            name: owner.name.as_str().into(),
+            name: owner.name().into(),
         })
     }
 }
@@ -175,5 +219,26 @@ impl StatefulSetRecord {
         self.observed_generation < self.generation
             || (self.current_revision != self.update_revision
                 && self.updated_replicas < self.spec_replicas)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_told_apart_again_whatever_is_in_its_parts() {
+        for [api_version, kind, name, uid] in [
+            ["database.io/v1", "DatabaseCluster", "orders", "u"],
+            ["", "", "", ""],
+            ["v1", "", "ö\n", "é"],
+        ] {
+            let owner = Owner::new(api_version, kind, name, uid);
+            assert_eq!(
+                [owner.api_version(), owner.kind(), owner.name(), owner.uid()],
+                [api_version, kind, name, uid]
+            );
+        }
+        assert_ne!(Owner::new("a", "b", "", ""), Owner::new("ab", "", "", ""));
     }
 }

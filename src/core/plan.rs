@@ -282,7 +282,7 @@ pub fn is_owned_by(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
     child
         .owner
         .as_ref()
-        .is_some_and(|owner| owner.uid == *cluster.uid)
+        .is_some_and(|owner| owner.uid() == &*cluster.uid)
 }
 
 /// Whether a child was made from a later generation of the same cluster than the one we see.
@@ -307,7 +307,7 @@ pub fn ownership_trouble(child: &ChildRecord, cluster: &ClusterRecord) -> Option
             format!(
                 "{id} still belongs to a former DatabaseCluster of this name (uid {}); waiting \
                  until it is gone",
-                owner.uid
+                owner.uid()
             ),
         ))),
         owner => Some(Trouble::Wrong(Why::new(
@@ -319,14 +319,16 @@ pub fn ownership_trouble(child: &ChildRecord, cluster: &ClusterRecord) -> Option
 
 fn foreign_message(id: &ChildId, owner: Option<&Owner>) -> String {
     let owned = match owner {
-        Some(owner) => format!("belongs to {} {}", owner.kind, owner.name),
+        Some(owner) => format!("belongs to {} {}", owner.kind(), owner.name()),
         None => "exists already and was not made for this DatabaseCluster".to_owned(),
     };
     format!("{id} {owned}; it is left alone: delete or rename it, or use another name")
 }
 
 fn is_former_self(owner: &Owner, cluster: &ClusterRecord) -> bool {
-    owner.kind == names::KIND && is_our_group(&owner.api_version) && owner.name == *cluster.key.name
+    owner.kind() == names::KIND
+        && is_our_group(owner.api_version())
+        && owner.name() == &*cluster.key.name
 }
 
 /// Of two troubles the one that somebody has to look at; of equals the first.

@@ -170,10 +170,10 @@ fn owner(meta: &ObjectMeta) -> Option<Owner> {
         .as_ref()?
         .iter()
         .find(|reference| reference.controller == Some(true))?;
-    Some(Owner {
-        api_version: reference.api_version.clone(),
-        kind: reference.kind.clone(),
-        name: reference.name.clone(),
-        uid: reference.uid.clone(),
-    })
+    Some(Owner::new(
+        &reference.api_version,
+        &reference.kind,
+        &reference.name,
+        &reference.uid,
+    ))
 }

@@ -55,12 +55,7 @@ fn service_of(uid: &str) -> Arc<ChildRecord> {
         uid: "s".to_owned(),
         resource_version: "4".to_owned(),
         deleting: false,
-        owner: Some(Owner {
-            api_version: names::API_VERSION.to_owned(),
-            kind: names::KIND.to_owned(),
-            name: "orders".to_owned(),
-            uid: uid.to_owned(),
-        }),
+        owner: Some(Owner::new(names::API_VERSION, names::KIND, "orders", uid)),
         bucket: None,
         stamp: None,
         fingerprint: Some(Fingerprint(1)),
