@@ -1,10 +1,11 @@
 //! Ownership on a real API server: pauses, hung work, leaders, updates, lost Leases.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+// Tests start in the order of their names: the longest had better come first.
+mod deployments;
 mod hung;
 mod leaders;
 mod lives;
 mod pauses;
 mod proxy;
 mod support;
-mod updates;
