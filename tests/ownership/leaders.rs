@@ -10,12 +10,7 @@ use crate::support::*;
 async fn killing_the_fleet_leader_moves_no_shard_but_its_own() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
-    let flags = ["--lease-duration=3s", "--renew-interval=1s"].map(str::to_owned);
-    let options = FleetOptions {
-        extra_args: flags.to_vec(),
-        ..FleetOptions::default()
-    };
-    let mut fleet = fleet_of_three(&control_plane, options).await;
+    let mut fleet = fleet_of_three(&control_plane, FleetOptions::default()).await;
     let keys = clusters(&control_plane, 30).await;
     let load = Load::start(client.clone(), keys);
     let leader = fleet_leader(&client).await;
