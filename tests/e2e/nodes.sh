@@ -56,7 +56,8 @@ certificate() { # name, subject, names of a server; also makes a kubeconfig
 
 bridge_up() {
   ip link set lo up
-  ip link add "$bridge" type bridge
+  # Without an address of its own it takes that of a Pod, and another when that Pod goes: then others lose their packets.
+  ip link add "$bridge" address 02:00:0a:f4:00:01 type bridge
   ip addr add "$api_address/22" dev "$bridge"
   for number in $(seq "$NODES"); do ip addr add "$(node_address "$number")/22" dev "$bridge"; done
   ip link set "$bridge" up
