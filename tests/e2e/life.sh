@@ -19,7 +19,7 @@ load_is_done() {
     | if . == [] then true else error("not Ready with their last change: \(.)") end' >/dev/null
 }
 
-# One change after the other, 25 a second over one connection, until it is ended. Each answer leaves a line in a file.
+# One change after the other, 25 a second at most over one connection, until it is ended.
 change_load() {
   local number pki=$STATE/pki
   for number in $(seq $((${ROLLOUTS:-2} * 5000))); do
@@ -27,10 +27,12 @@ change_load() {
     printf 'request = PATCH\nheader = "Content-Type: application/merge-patch+json"\n'
     printf 'data = "{\\"spec\\":{\\"resources\\":{\\"cpu\\":\\"%dm\\"}}}"\n' $((100 + number % 400))
     printf 'cacert = "%s"\ncert = "%s"\nkey = "%s"\n' "$pki/ca.crt" "$pki/admin.crt" "$pki/admin.key"
-    printf 'output = /dev/null\nwrite-out = "%%{http_code}\\n"\nnext\n'
+    printf 'output = /dev/null\nnext\n'
   done >"$STATE/load.conf"
-  exec curl -s --rate 25/s -K "$STATE/load.conf" >"$STATE/changes"
+  exec curl -s --rate 25/s -K "$STATE/load.conf"
 }
+
+changes_of_load() { "$KUBECTL" -n load get dbc -o json | jq '[.items[].metadata.generation - 1] | add'; }
 
 none_cut_short() {
   said_by_replicas stopped | jq -se 'map((.fields // .).reconciles_cut_short) | add
@@ -54,7 +56,8 @@ rolling_updates() {
   wait "$changing" 2>/dev/null || :
   wait_for "the load to be Ready with its last change" 60 load_is_done
   moves=$(moves_since "$STATE/before.json" "$from")
-  say "$(summary "$moves"); $(grep -c '^200$' "$STATE/changes") changes of $loaded DatabaseClusters meanwhile"
+  say "$(summary "$moves"); $(changes_of_load) changes of $loaded DatabaseClusters meanwhile"
+  shown "there was load" [ "$(changes_of_load)" -gt "$loaded" ]
   shown "each shard moved, and each move was planned and has its time" jq -e \
     'all(.planned and .unowned_ms != null) and (map(.lease) | unique | length) == 32' <<<"$moves"
   goal "unowned, p99" "$(jq 'map(.unowned_ms) | sort | .[((length * 0.99) | ceil) - 1]' <<<"$moves")" 100
