@@ -20,6 +20,7 @@ use crate::state;
 use crate::users::{NAMESPACES, Users, wanted_keys};
 
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+const PLANTED_TIMEOUT: Duration = Duration::from_secs(15);
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Between the last thing that was found to happen and the quiet time.
 const BREATH: Duration = Duration::from_secs(2);
@@ -160,11 +161,24 @@ async fn enter<'a>(
     }
     arena.fleet.wait_ready(READY_TIMEOUT).await?;
     // The first to come holds everything for a while: what is created meanwhile would be handed over at once.
-    shards::wait_balanced(&arena.fleet, SETTLE_TIMEOUT).await?;
+    balance(&arena).await?;
     arena
         .progress
         .tell(format!("{} replicas: ready", scenario.fleet.replicas));
     Ok(arena)
+}
+
+/// Waits until each replica holds its part. A fleet in which a fault was planted is given a while, and need not get there.
+async fn balance(arena: &Arena<'_>) -> Result<()> {
+    if arena.scenario.planted.is_none() {
+        return Ok(shards::wait_balanced(&arena.fleet, SETTLE_TIMEOUT).await?);
+    }
+    if let Err(error) = shards::wait_balanced(&arena.fleet, PLANTED_TIMEOUT).await {
+        arena
+            .progress
+            .tell(format!("goes on all the same: {error}"));
+    }
+    Ok(())
 }
 
 /// Creates the clusters, waits until all is at rest, and lets another manager mark some objects; returns their uids.
@@ -174,8 +188,22 @@ async fn settle(arena: &mut Arena<'_>) -> Result<BTreeSet<String>> {
     let clusters = load::samples(count, &NAMESPACES);
     arena.users.own(&clusters);
     load::create(arena.control_plane, clusters).await?;
-    load::wait_all_ready(&client, count, SETTLE_TIMEOUT * 3).await?;
-    shards::wait_balanced(&arena.fleet, SETTLE_TIMEOUT).await?;
+    let planted = arena.scenario.planted.is_some();
+    let patience = match planted {
+        true => PLANTED_TIMEOUT * 2,
+        false => SETTLE_TIMEOUT * 3,
+    };
+    if let Err(error) = load::wait_all_ready(&client, count, patience).await {
+        if !planted {
+            return Err(error.into());
+        }
+        // What is not there can not be marked.
+        arena
+            .progress
+            .tell(format!("goes on all the same: {error}"));
+        return Ok(BTreeSet::new());
+    }
+    balance(arena).await?;
     let keys = wanted_keys(&arena.users.asked());
     let few: Vec<_> = keys.into_iter().take(MARKED_MAX).collect();
     arena.users.mark(&few).await?;
@@ -280,7 +308,7 @@ async fn calm_down(
         "converged {:.1} s after the users' last word",
         started.elapsed().as_secs_f64()
     ));
-    if let Err(error) = shards::wait_balanced(&arena.fleet, SETTLE_TIMEOUT).await {
+    if let Err(error) = balance(arena).await {
         evidence.trouble.get_or_insert(error.to_string());
         return Ok(());
     }
