@@ -386,26 +386,43 @@ async fn helm_installs_twice_upgrades_and_leaves_the_databases() {
 }
 
 #[tokio::test]
-async fn the_podmonitor_is_one_that_the_prometheus_operator_knows() {
+async fn podmonitor_and_alerts_are_such_that_the_prometheus_operator_knows() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
-    let kind = prometheus_crds().join("monitoring.coreos.com_podmonitors.yaml");
-    run(kubectl_of(&control_plane).args(["create", "-f"]).arg(kind));
-    run(kubectl_of(&control_plane).args([
-        "wait",
-        "--for=condition=Established",
-        "crd/podmonitors.monitoring.coreos.com",
-        "--timeout=60s",
-    ]));
+    for kind in ["podmonitors", "prometheusrules"] {
+        let file = prometheus_crds().join(format!("monitoring.coreos.com_{kind}.yaml"));
+        run(kubectl_of(&control_plane).args(["create", "-f"]).arg(file));
+        run(kubectl_of(&control_plane).args([
+            "wait",
+            "--for=condition=Established",
+            &format!("crd/{kind}.monitoring.coreos.com"),
+            "--timeout=60s",
+        ]));
+    }
     testbed_namespace(&control_plane.client(), NAMESPACE).await;
-    let file = deploy("components/podmonitor/podmonitor.yaml");
-    let strict = ["apply", "--dry-run=server", "--validate=strict", "-f"];
+    // A field that it does not know would be refused.
+    for (file, field) in [
+        ("components/podmonitor/podmonitor.yaml", "interval:"),
+        ("components/alerts/prometheusrule.yaml", "expr:"),
+    ] {
+        accepted(&control_plane, &deploy(file)).await;
+        let wrong = control_plane.folder().join("wrong.yaml");
+        let text = std::fs::read_to_string(deploy(file)).unwrap();
+        std::fs::write(&wrong, text.replace(field, "intervall:")).unwrap();
+        let said = refused(kubectl_of(&control_plane).args(STRICT).arg(&wrong));
+        assert!(said.contains("intervall"), "{said}");
+    }
+}
+
+const STRICT: [&str; 4] = ["apply", "--dry-run=server", "--validate=strict", "-f"];
+
+async fn accepted(control_plane: &ControlPlane, file: &str) {
     let applied = wait_for(
         "the API server to serve the kind",
         Duration::from_secs(30),
         || async {
-            let output = kubectl_of(&control_plane)
-                .args(strict)
-                .arg(&file)
+            let output = kubectl_of(control_plane)
+                .args(STRICT)
+                .arg(file)
                 .output()
                 .unwrap();
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -419,15 +436,7 @@ async fn the_podmonitor_is_one_that_the_prometheus_operator_knows() {
     .unwrap();
     assert!(
         applied.status.success(),
-        "{}",
+        "{file}: {}",
         String::from_utf8_lossy(&applied.stderr)
     );
-    // A field that it does not know would be refused.
-    let text = std::fs::read_to_string(&file)
-        .unwrap()
-        .replace("interval:", "intervall:");
-    let wrong = control_plane.folder().join("wrong.yaml");
-    std::fs::write(&wrong, text).unwrap();
-    let said = refused(kubectl_of(&control_plane).args(strict).arg(&wrong));
-    assert!(said.contains("intervall"), "{said}");
 }
