@@ -38,16 +38,14 @@ async fn killing_the_fleet_leader_moves_no_shard_but_its_own() {
     let after = shards_now(&client).await;
     for (lease, shard) in &after {
         let known = &before[lease];
-        let orphaned = i32::from(known.holder == leader);
-        assert_eq!(
-            shard.epoch,
-            known.epoch + orphaned,
-            "{lease}: {known:?} became {shard:?}"
-        );
-        assert!(
-            orphaned == 1 || shard.holder == known.holder,
-            "{known:?} became {shard:?}"
-        );
+        let orphaned = known.holder == leader;
+        // Who remembers a higher epoch, such as that of a create without an answer, goes above it.
+        let fits = if orphaned {
+            shard.epoch > known.epoch && shard.holder != leader
+        } else {
+            shard == known
+        };
+        assert!(fits, "{lease}: {known:?} became {shard:?}");
     }
     assert!(load.end(&client).await > 10);
     one_leads_and_all_see_every_shard_held(&fleet, &next).await;

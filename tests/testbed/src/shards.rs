@@ -12,7 +12,7 @@ use crate::fleet::{Fleet, OPERATOR_NAMESPACE};
 use crate::wait::{Progress, wait_for};
 
 /// One shard, as its Lease says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// The Lease's name.
     pub lease: String,
