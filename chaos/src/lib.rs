@@ -25,3 +25,23 @@ pub mod scenario;
 pub mod state;
 pub mod takeover;
 pub mod users;
+
+/// Runs the work of a program called `name` and gives its exit status: 0 when all is as it should be, 1 when not
+/// or when it could not be found out, which is printed; 130 after Ctrl-C, which ends the work.
+pub async fn exit_code(
+    name: &str,
+    work: impl Future<Output = anyhow::Result<bool>>,
+) -> std::process::ExitCode {
+    let result = tokio::select! {
+        result = work => result,
+        _ = tokio::signal::ctrl_c() => return std::process::ExitCode::from(130),
+    };
+    match result {
+        Ok(true) => std::process::ExitCode::SUCCESS,
+        Ok(false) => std::process::ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -65,19 +65,7 @@ enum SetName {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let work = execute(Cli::parse().command);
-    let result = tokio::select! {
-        result = work => result,
-        _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
-    };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("chaos: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    chaos::exit_code("chaos", Box::pin(execute(Cli::parse().command))).await
 }
 
 async fn execute(command: Command) -> Result<bool> {

@@ -44,19 +44,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let work = run(Arguments::parse());
-    let result = tokio::select! {
-        result = work => result,
-        _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
-    };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("sigkill: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    chaos::exit_code("sigkill", Box::pin(run(Arguments::parse()))).await
 }
 
 async fn run(arguments: Arguments) -> Result<bool> {

@@ -10,6 +10,26 @@ use crate::arena::{Arena, READY_TIMEOUT};
 use crate::evidence::{Injected, now_micros};
 use crate::scenario::{Then, Who};
 
+/// Takes note of those who are struck from now on.
+fn strike(
+    arena: &Arena<'_>,
+    injected: &mut Injected,
+    chosen: &[usize],
+    what: impl FnOnce(&str) -> String,
+) {
+    injected.pods = arena.names(chosen);
+    injected.what = what(&injected.pods.join(", "));
+    injected.from = now_micros();
+}
+
+/// Starts a replica and waits until it is ready.
+async fn one_more(arena: &mut Arena<'_>) -> Result<()> {
+    let fresh = arena.start(ReplicaOptions::default()).await?;
+    let replica = arena.fleet.replica(fresh)?;
+    replica.wait_ready(READY_TIMEOUT).await?;
+    Ok(())
+}
+
 pub(super) async fn kill(
     arena: &mut Arena<'_>,
     active: &mut Active,
@@ -18,9 +38,9 @@ pub(super) async fn kill(
 ) -> Result<()> {
     let chosen = arena.choose(who).await?;
     let injected = &mut active.injected;
-    injected.pods = arena.names(&chosen);
-    injected.what = format!("SIGKILL of {}", injected.pods.join(", "));
-    injected.from = now_micros();
+    strike(arena, injected, &chosen, |pods| {
+        format!("SIGKILL of {pods}")
+    });
     for index in &chosen {
         arena.kill(*index).await?;
     }
@@ -61,9 +81,9 @@ pub(super) async fn freeze(
 ) -> Result<()> {
     let chosen = arena.choose(who).await?;
     let injected = &mut active.injected;
-    injected.pods = arena.names(&chosen);
-    injected.what = format!("SIGSTOP of {} for {seconds} s", injected.pods.join(", "));
-    injected.from = now_micros();
+    strike(arena, injected, &chosen, |pods| {
+        format!("SIGSTOP of {pods} for {seconds} s")
+    });
     for index in &chosen {
         arena.fleet.replica(*index)?.stop()?;
     }
@@ -96,12 +116,7 @@ pub(super) async fn roll(arena: &mut Arena<'_>, active: &mut Active) -> Result<(
     active.injected.bites = 0;
     arena.revision += 1;
     for index in old {
-        let fresh = arena.start(ReplicaOptions::default()).await?;
-        arena
-            .fleet
-            .replica(fresh)?
-            .wait_ready(READY_TIMEOUT)
-            .await?;
+        one_more(arena).await?;
         arena.term(&[index]).await?;
         active.injected.bites += 1;
     }
@@ -116,12 +131,7 @@ pub(super) async fn scale(arena: &mut Arena<'_>, active: &mut Active, to: usize)
     }
     active.injected.bites = alive.len().abs_diff(to) as u64;
     for _ in alive.len()..to {
-        let fresh = arena.start(ReplicaOptions::default()).await?;
-        arena
-            .fleet
-            .replica(fresh)?
-            .wait_ready(READY_TIMEOUT)
-            .await?;
+        one_more(arena).await?;
     }
     // The youngest go first.
     let surplus = alive.get(to..).unwrap_or_default().to_vec();
