@@ -163,6 +163,9 @@ pub struct LastCluster {
     pub replicas: u32,
     /// Why it is not Ready; none: it is.
     pub not_ready: Option<String>,
+    /// The stamp in its status, as that of a child.
+    #[serde(default)]
+    pub stamp: String,
     /// Whether another manager's mark is still there; none: it never had one.
     pub mark_kept: Option<bool>,
 }
@@ -174,6 +177,9 @@ pub struct LastChild {
     pub uid: String,
     /// Its owner's uid.
     pub owner: String,
+    /// The last writer: `<shard lease>/<epoch>/<holder>`.
+    #[serde(default)]
+    pub stamp: String,
     /// For StatefulSets: instances and CPU request of the first container.
     pub workload: Option<Wanted>,
     /// Whether another manager's mark is still there; none: it never had one.

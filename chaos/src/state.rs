@@ -53,6 +53,7 @@ pub async fn look(client: &Client, marked: impl Fn(&str) -> bool) -> Result<Last
             cpu: text("/spec/resources/cpu").unwrap_or_default().to_owned(),
             replicas: count(cluster.data.pointer("/spec/replicas")),
             not_ready: load::why_not_ready(&cluster),
+            stamp: status_stamp(&cluster.data),
             mark_kept: marked(&uid).then(|| has_mark(&cluster)),
             uid,
         };
@@ -79,6 +80,14 @@ pub async fn look(client: &Client, marked: impl Fn(&str) -> bool) -> Result<Last
     Ok(state)
 }
 
+/// In the words of an annotation.
+fn status_stamp(data: &Value) -> String {
+    let shard = |field: &str| data.pointer(&format!("/status/shard/{field}"));
+    let text = |field| shard(field).and_then(Value::as_str).unwrap_or_default();
+    let epoch = shard("epoch").and_then(Value::as_i64).unwrap_or_default();
+    format!("{}/{epoch}/{}", text("lease"), text("holder"))
+}
+
 fn look_at_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bool) -> LastChild {
     let uid = child.uid().unwrap_or_default();
     let container = child
@@ -97,6 +106,11 @@ fn look_at_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bo
                 .to_owned(),
             replicas: count(child.data.pointer("/spec/replicas")),
         }),
+        stamp: child
+            .annotations()
+            .get("database.io/stamp")
+            .cloned()
+            .unwrap_or_default(),
         mark_kept: marked(&uid).then(|| has_mark(child)),
         uid,
     }

@@ -216,7 +216,7 @@ impl History {
         let is_child = CHILDREN.contains(&event.resource.as_str());
         if by_operator && (is_cluster || is_child) && event.namespace != OPERATOR_NAMESPACE {
             self.writes.push(write(event));
-        } else if is_cluster && event.subresource.is_empty() && event.is_accepted_write() {
+        } else if is_cluster && event.subresource.is_empty() && may_count(event) {
             self.note_change(event);
         } else if is_child && event.verb == "delete" && event.is_accepted_write() && by_hand(event)
         {
@@ -236,7 +236,10 @@ impl History {
             name => name.to_owned(),
         };
         self.changes.push(UserChange {
-            at: event.completed_micros,
+            at: match event.is_accepted_write() {
+                true => event.completed_micros,
+                false => event.received_micros,
+            },
             cluster: format!("{}/{name}", event.namespace),
             deed,
         });
@@ -279,6 +282,11 @@ fn is_write(event: &AuditEvent) -> bool {
         event.verb.as_str(),
         "create" | "update" | "patch" | "delete" | "deletecollection"
     )
+}
+
+/// A change by a user that was accepted, or a deletion that was not answered and may have been carried out.
+fn may_count(event: &AuditEvent) -> bool {
+    event.is_accepted_write() || (event.verb == "delete" && unsure(event.code))
 }
 
 /// Whether this is a person, and not a part of the control plane.
@@ -350,7 +358,6 @@ fn write(event: &AuditEvent) -> Write {
         (_, 201) => Deed::Created,
         _ => Deed::Changed,
     };
-    let message = body_text(answer, "/message");
     // A deletion carries no stamp: what counts is the one on the object.
     let stamp = match deed {
         Deed::Deleted => None,
@@ -374,7 +381,8 @@ fn write(event: &AuditEvent) -> Write {
         stamp,
         version: version(event),
         code: event.code,
-        fenced: event.code >= 400 && message.contains("databasecluster-fence-"),
+        // The log does not tell what admission said, but of what RBAC allows nothing else is refused here.
+        fenced: event.code == 403 && !event.refused_by_rbac,
     }
 }
 
@@ -386,7 +394,7 @@ fn status_stamp(body: Option<&Value>) -> Option<Stamp> {
     })
 }
 
-fn parse_stamp(text: &str) -> Option<Stamp> {
+pub(super) fn parse_stamp(text: &str) -> Option<Stamp> {
     let mut parts = text.splitn(3, '/');
     Some(Stamp {
         lease: parts.next()?.to_owned(),

@@ -143,7 +143,7 @@ pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
     };
     let verdicts = vec![
         writers::one_writer(history),
-        writers::no_older_after_newer(history),
+        writers::no_older_after_newer(evidence, history),
         writers::no_stale_writes(history, &mut figures),
         writers::right_had_not_lapsed(evidence, history),
         ownership::leases_compared(history),

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::history::{Deed, History, UserChange};
+use super::ownership::promised_from;
 use super::{Figures, Verdict};
 use crate::evidence::{Asked, Evidence, LastState, Micros, micros, seconds};
 
@@ -47,6 +48,10 @@ pub fn missing(asked: &Asked, last: &LastState) -> Vec<String> {
                         "the StatefulSet of {key} has {workload:?}, not {wanted:?}"
                     ));
                 }
+                let lacking = children_of(key, wanted.replicas)
+                    .into_iter()
+                    .filter(|name| !last.children.contains_key(name));
+                violations.extend(lacking.map(|name| format!("{name} is missing")));
             }
         }
     }
@@ -61,6 +66,22 @@ pub fn missing(asked: &Asked, last: &LastState) -> Vec<String> {
         .filter(|(_, child)| !uids.contains(child.owner.as_str()));
     violations.extend(orphans.map(|(name, _)| format!("{name} is left of a cluster that is gone")));
     violations
+}
+
+/// The children that a cluster has in a run without faults.
+fn children_of(key: &str, instances: u32) -> Vec<String> {
+    let mut names = vec![
+        format!("statefulsets/{key}-db"),
+        format!("services/{key}-db"),
+        format!("services/{key}-rw"),
+        format!("services/{key}-r"),
+        format!("configmaps/{key}-db"),
+        format!("secrets/{key}-app"),
+    ];
+    if instances > 1 {
+        names.push(format!("poddisruptionbudgets/{key}-db"));
+    }
+    names
 }
 
 /// Each change by a user is followed by a write of the operator in time.
@@ -78,6 +99,7 @@ pub(super) fn reacted(evidence: &Evidence, history: &History, figures: &mut Figu
         times.sort_unstable();
     }
     let work = micros(evidence.scenario.expect.work_seconds);
+    let promised = promised_from(evidence, history);
     let mut violations = Vec::new();
     let in_time = history
         .changes
@@ -91,7 +113,7 @@ pub(super) fn reacted(evidence: &Evidence, history: &History, figures: &mut Figu
             .get(change.cluster.as_str())
             .map_or(&[][..], Vec::as_slice);
         let next = times.get(times.partition_point(|(received, _)| *received < change.at));
-        let (reach, due) = reach(evidence, change.at);
+        let (reach, due) = reach(evidence, &promised, change.at);
         let Some((_, completed)) = next else {
             violations.push(format!(
                 "{}: a change at {:.1} s was never acted on",
@@ -140,15 +162,13 @@ fn overtaken(history: &History, change: &UserChange) -> bool {
 }
 
 /// Whether a change at this time is in the reach of a fault, and when it must be acted on, give or take the time of work.
-fn reach(evidence: &Evidence, at: Micros) -> (bool, Micros) {
+fn reach(evidence: &Evidence, promised: &[Option<Micros>], at: Micros) -> (bool, Micros) {
     let takeover = micros(evidence.scenario.takeover_seconds());
     let work = micros(evidence.scenario.expect.work_seconds);
     let mut due = at;
     let mut reach = false;
-    for fault in &evidence.faults {
-        let over = fault
-            .recover_from
-            .map_or(fault.to, |from| from.max(fault.from) + takeover);
+    for (fault, promised) in evidence.faults.iter().zip(promised) {
+        let over = promised.map_or(fault.to, |from| from.max(fault.from) + takeover);
         if (fault.from - work..over + work).contains(&at) {
             reach = true;
             due = due.max(over);
@@ -157,39 +177,27 @@ fn reach(evidence: &Evidence, at: Micros) -> (bool, Micros) {
     (reach, due)
 }
 
-/// Each child is created once in the life of its cluster, and deleted only with it, as in a run without faults.
+/// Each child is created once in the life of its cluster, and deleted once with it and never else, as in a run without
+/// faults.
 pub(super) fn children_counted(evidence: &Evidence, history: &History) -> Verdict {
     let mut created: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    let mut deleted_clusters: BTreeMap<&str, Micros> = BTreeMap::new();
-    for change in history
-        .changes
-        .iter()
-        .filter(|change| change.deed == Deed::Deleted)
-    {
-        let first = deleted_clusters.entry(&change.cluster).or_insert(change.at);
-        *first = change.at.min(*first);
-    }
-    // With the CRD go all clusters, and no request for that is in the log.
-    let crd = evidence.faults.iter().filter(|fault| fault.kind == "crd");
-    let crd_faults: Vec<(Micros, Micros)> = crd.map(|fault| (fault.from, fault.to)).collect();
+    let mut deleted: BTreeMap<&str, u64> = BTreeMap::new();
     let mut violations = Vec::new();
     for write in history.writes.iter().filter(|write| write.accepted()) {
+        let Some(cluster) = &write.cluster else {
+            continue;
+        };
         match (&write.owner, write.deed) {
             (Some(owner), Deed::Created) => {
                 *created.entry((owner, &write.object)).or_insert(0) += 1
             }
-            (_, Deed::Deleted) if write.object.starts_with("statefulsets/") => {
-                let cluster = write.cluster.as_deref().unwrap_or_default();
-                let with_all = crd_faults
-                    .iter()
-                    .any(|(from, to)| (*from..*to).contains(&write.completed));
-                if !with_all
-                    && deleted_clusters
-                        .get(cluster)
-                        .is_none_or(|at| write.completed < *at)
-                {
+            (_, Deed::Deleted) if !write.object.starts_with("databaseclusters/") => {
+                let count = deleted.entry(&write.object).or_insert(0);
+                *count += 1;
+                let may = deletions_before(evidence, history, cluster, write.completed);
+                if *count > may {
                     violations.push(format!(
-                        "{} deleted {} of a cluster that lives",
+                        "{} deleted {} {count} times, when its cluster had been deleted {may} times",
                         write.pod, write.object
                     ));
                 }
@@ -215,6 +223,17 @@ pub(super) fn children_counted(evidence: &Evidence, history: &History) -> Verdic
         violations,
         format!("{} children created", created.len()),
     )
+}
+
+/// How often a cluster had been deleted. With the CRD go all clusters, and no request for that is in the log.
+fn deletions_before(evidence: &Evidence, history: &History, cluster: &str, at: Micros) -> u64 {
+    let changes = history.changes.iter();
+    let by_users = changes.filter(|change| {
+        change.deed == Deed::Deleted && change.cluster == cluster && change.at <= at
+    });
+    let crd = evidence.faults.iter();
+    let with_all = crd.filter(|fault| fault.kind == "crd" && fault.from <= at);
+    (by_users.count() + with_all.count()) as u64
 }
 
 /// Children that are there in the end and that nobody created, by owner and object.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Verdict;
 use super::history::{History, LeaseWrite};
-use crate::evidence::{Evidence, Micros, micros, seconds};
+use crate::evidence::{Evidence, Injected, Micros, micros, seconds};
 
 /// Around a planned stop a shard may have no holder for this long.
 const UNOWNED_MICROS_MAX: Micros = 100_000;
@@ -89,6 +89,8 @@ pub(super) fn epochs_rise(history: &History) -> Verdict {
 /// Who held what, when, and whether they could act.
 pub(super) struct Ownership<'a> {
     evidence: &'a Evidence,
+    /// When the clock of the promise starts, for each fault.
+    promised_from: Vec<Option<Micros>>,
     shards: Vec<(String, Vec<Span>)>,
 }
 
@@ -179,6 +181,7 @@ impl<'a> Ownership<'a> {
         });
         Self {
             evidence,
+            promised_from: promised_from(evidence, history),
             shards: shards.collect(),
         }
     }
@@ -238,7 +241,8 @@ impl<'a> Ownership<'a> {
             .evidence
             .faults
             .iter()
-            .filter_map(|fault| Some((fault.from, fault.recover_from? + takeover)))
+            .zip(&self.promised_from)
+            .filter_map(|(fault, from)| Some((fault.from, (*from)? + takeover)))
             .collect();
         let gaps = self.gaps();
         let mut violations = Vec::new();
@@ -324,6 +328,26 @@ impl<'a> Ownership<'a> {
         }
         times
     }
+}
+
+/// From when on the promise counts, for each fault: where those that it takes out had one more heartbeat accepted, as when
+/// only the answers are lost, from that on. One that is due is sent at the latest after a third of the lifetime.
+pub(super) fn promised_from(evidence: &Evidence, history: &History) -> Vec<Option<Micros>> {
+    let renewals = history.renewals();
+    let interval = micros((evidence.scenario.takeover_seconds() - 1.0) / 3.0);
+    let from = |fault: &Injected| {
+        let recover_from = fault.recover_from?;
+        if !fault.takes_out {
+            return Some(recover_from);
+        }
+        let of_those = fault.pods.iter().filter_map(|pod| renewals.get(&**pod));
+        let one_more = of_those
+            .flatten()
+            .map(|(at, _)| *at)
+            .filter(|at| (fault.from..=fault.from + interval).contains(at));
+        Some(one_more.max().unwrap_or(recover_from).max(recover_from))
+    };
+    evidence.faults.iter().map(from).collect()
 }
 
 /// Adds those writes of a shard's Lease that were not answered and yet carried out: the next one builds on a version that

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{History, LeaseWrite, Write};
+use super::history::{History, LeaseWrite, Write, parse_stamp};
 use super::{Figures, Verdict};
 use crate::evidence::{Evidence, Micros, micros, seconds};
 
@@ -13,12 +13,14 @@ const STALE_MICROS_MAX: Micros = 1_000_000;
 /// Writes that may have been on their way when a replica was stopped in its tracks: one for each worker.
 const IN_FLIGHT_MAX: usize = 10;
 
-/// In each epoch of a shard one replica writes, the one that the stamp and the Lease name.
+/// In each epoch of a shard one replica writes, the one that the stamp and the Lease name. Writes that may have been
+/// carried out without an answer count as well: nobody may even send them.
 pub(super) fn one_writer(history: &History) -> Verdict {
     let mut writers: BTreeMap<(&str, i64), BTreeSet<&str>> = BTreeMap::new();
     let mut violations = Vec::new();
     let mut looked_at = 0;
-    for write in history.writes.iter().filter(|write| write.accepted()) {
+    let perhaps = |write: &&Write| write.accepted() || write.unsure();
+    for write in history.writes.iter().filter(perhaps) {
         let Some(stamp) = &write.stamp else {
             continue;
         };
@@ -51,8 +53,9 @@ pub(super) fn one_writer(history: &History) -> Verdict {
     )
 }
 
-/// On one object, no accepted write has a lower epoch than an accepted write before it, in the store's own order.
-pub(super) fn no_older_after_newer(history: &History) -> Verdict {
+/// On one object, no accepted write has a lower epoch than an accepted write before it, in the store's own order; and none
+/// has one in the end, whether or not the log says who wrote it.
+pub(super) fn no_older_after_newer(evidence: &Evidence, history: &History) -> Verdict {
     let mut newest: BTreeMap<(&str, &str), (&str, i64)> = BTreeMap::new();
     let mut violations = Vec::new();
     for write in history
@@ -74,11 +77,36 @@ pub(super) fn no_older_after_newer(history: &History) -> Verdict {
         }
         *known = (&stamp.lease, stamp.epoch.max(known.1));
     }
+    for (object, uid, stamp) in in_the_end(evidence) {
+        let (Some(known), Some(stamp)) = (newest.get(&(object.as_str(), uid)), parse_stamp(stamp))
+        else {
+            continue;
+        };
+        if known.0 == stamp.lease && stamp.epoch < known.1 {
+            violations.push(format!(
+                "{object}: it has epoch {} in the end, after one with epoch {}",
+                stamp.epoch, known.1
+            ));
+        }
+    }
     let objects = newest.len();
     Verdict::of(
         "no-older-after-newer",
         violations,
         format!("{objects} objects, in the order of the store"),
+    )
+}
+
+/// Each object, its uid and its stamp in the end.
+fn in_the_end(evidence: &Evidence) -> impl Iterator<Item = (String, &str, &str)> {
+    let last = &evidence.last;
+    let clusters = last.clusters.iter().map(|(name, cluster)| {
+        let object = format!("databaseclusters/{name}");
+        (object, cluster.uid.as_str(), cluster.stamp.as_str())
+    });
+    let children = last.children.iter();
+    clusters.chain(
+        children.map(|(name, child)| (name.clone(), child.uid.as_str(), child.stamp.as_str())),
     )
 }
 

@@ -11,7 +11,7 @@ use crate::scenario::{Answer, By, Direction, Watch};
 pub struct Rules {
     /// The network is cut.
     pub partition: Option<Direction>,
-    /// As a partition, but writes that are no Leases arrive when it ends.
+    /// Cut off from the Leases, and writes of all else arrive when it ends.
     pub hold_writes: bool,
     /// How much later requests that are no watches arrive.
     pub late: Duration,
@@ -85,11 +85,10 @@ pub(super) enum Deed {
 impl Rules {
     /// What is to be done; `draw` is a number below 100, drawn by lot.
     pub(super) fn deed(&self, class: Class, draw: u8) -> Deed {
-        if self.hold_writes {
-            return if class.counts() {
-                Deed::Hold
-            } else {
-                Deed::Hang
+        if self.hold_writes && (class.lease || class.write) {
+            return match class.lease {
+                true => Deed::Hang,
+                false => Deed::Hold,
             };
         }
         match self.partition {
@@ -126,7 +125,7 @@ impl Rules {
             Some(Direction::LeasesOnly) => class.lease,
             cut => cut.is_some(),
         };
-        self.hold_writes || cut_off || (class.watch && frozen)
+        (self.hold_writes && class.lease) || cut_off || (class.watch && frozen)
     }
 }
 

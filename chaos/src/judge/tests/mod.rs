@@ -1,6 +1,8 @@
 //! The judge against made-up runs: each rule sees what breaks it, and nothing else. Here: who writes and who holds.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use testbed::audit::AuditEvent;
 use testbed::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
@@ -13,6 +15,14 @@ use crate::scenario::Scenario;
 mod objects;
 
 const SHARD: &str = "databasecluster-shard-000";
+/// The children of the cluster beside its StatefulSet.
+const OTHERS: [(&str, &str); 5] = [
+    ("services", "one-db"),
+    ("services", "one-rw"),
+    ("services", "one-r"),
+    ("configmaps", "one-db"),
+    ("secrets", "one-app"),
+];
 
 fn micros(seconds: f64) -> i64 {
     crate::evidence::micros(seconds)
@@ -43,12 +53,19 @@ impl Run {
             mark_kept: Some(true),
             ..LastCluster::default()
         };
-        let child = LastChild {
-            uid: "c1".into(),
+        let child = |uid: &str| LastChild {
+            uid: uid.into(),
             owner: "u1".into(),
-            workload: Some(wanted.clone()),
-            mark_kept: None,
+            ..LastChild::default()
         };
+        let mut children: BTreeMap<String, LastChild> = OTHERS
+            .map(|(resource, name)| (format!("{resource}/n/{name}"), child(name)))
+            .into();
+        let set = LastChild {
+            workload: Some(wanted.clone()),
+            ..child("c1")
+        };
+        children.insert("statefulsets/n/one-db".into(), set);
         let life = |pod: &str| Life {
             pod: pod.into(),
             from: micros(-10.0),
@@ -71,7 +88,7 @@ impl Run {
                 },
                 last: LastState {
                     clusters: [("n/one".to_owned(), cluster)].into(),
-                    children: [("statefulsets/n/one-db".to_owned(), child)].into(),
+                    children,
                     shards: Vec::new(),
                 },
                 samples: Vec::new(),
@@ -86,6 +103,10 @@ impl Run {
             run.renew(f64::from(second), "b", "b1");
         }
         run.write(-8.0, "a", "statefulsets", "one-db", 1, 201);
+        for (resource, name) in OTHERS {
+            run.write(-8.0, "a", resource, name, 1, 201);
+            run.last().response.as_mut().unwrap()["metadata"]["uid"] = json!(name);
+        }
         run.user(10.0, "patch");
         run.write(10.1, "a", "statefulsets", "one-db", 1, 200);
         run
@@ -223,6 +244,12 @@ fn two_writers_in_one_epoch_and_a_borrowed_stamp_are_seen() {
     assert_eq!(run.broken(), ["one-writer"]);
     run.last().code = 403;
     assert_eq!(run.broken(), [""; 0], "a refused write is no write");
+    run.last().code = 504;
+    assert_eq!(
+        run.broken(),
+        ["one-writer"],
+        "one without an answer may be one"
+    );
 }
 
 #[test]
@@ -243,6 +270,21 @@ fn an_older_epoch_after_a_newer_one_is_seen_in_the_order_of_the_store() {
     let first = json!("150");
     run.last().response.as_mut().unwrap()["metadata"]["resourceVersion"] = first;
     assert!(!run.broken().contains(&"no-older-after-newer".to_owned()));
+}
+
+#[test]
+fn an_older_epoch_that_is_there_in_the_end_is_seen_though_no_answer_tells_of_it() {
+    let mut run = Run::calm();
+    run.crash(5.0);
+    run.write(26.0, "b", "statefulsets", "one-db", 2, 200);
+    let last = |run: &mut Run, stamp: String| {
+        let set = run.evidence.last.children.get_mut("statefulsets/n/one-db");
+        set.unwrap().stamp = stamp;
+    };
+    last(&mut run, format!("{SHARD}/2/b"));
+    assert_eq!(run.broken(), [""; 0]);
+    last(&mut run, format!("{SHARD}/1/a"));
+    assert_eq!(run.broken(), ["no-older-after-newer"]);
 }
 
 #[test]
@@ -375,4 +417,28 @@ fn a_move_that_was_not_answered_counts_if_the_lease_shows_it() {
     run.evidence.last.shards.clear();
     run.shard(40.0, "b", "b", "b1", 2);
     assert_eq!(run.broken(), [""; 0]);
+}
+
+#[test]
+fn the_clock_starts_with_a_last_heartbeat_that_nobody_answered() {
+    let mut run = Run::calm();
+    run.forget_renewals("a", 20.0);
+    run.evidence.lives[0].absent = vec![(micros(20.0), micros(32.0))];
+    run.fault("partition", 20.0, 32.0, Some(20.0));
+    run.shard(27.8, "b", "b", "b1", 2);
+    assert_eq!(run.broken(), ["held"]);
+    run.renew(21.5, "a", "a1");
+    assert_eq!(run.broken(), [""; 0]);
+    run.forget_renewals("a", 20.0);
+    run.renew(23.0, "a", "a1");
+    assert_eq!(run.broken(), ["held"], "a heartbeat is due after 2 s");
+}
+
+#[test]
+fn what_rbac_allows_and_admission_refuses_was_refused_by_the_fence() {
+    let mut run = Run::calm();
+    run.write(11.0, "a", "statefulsets", "one-db", 1, 403);
+    assert_eq!(run.judged().figures.fenced, 1);
+    run.last().refused_by_rbac = true;
+    assert_eq!(run.judged().figures.fenced, 0);
 }

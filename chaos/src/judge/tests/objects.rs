@@ -8,7 +8,7 @@ use crate::scenario::{Alert, Planted};
 
 #[test]
 fn what_is_lost_left_or_different_is_seen() {
-    let changes: [fn(&mut Evidence); 6] = [
+    let changes: [fn(&mut Evidence); 7] = [
         |evidence| evidence.last.clusters.clear(),
         |evidence| {
             evidence
@@ -30,6 +30,7 @@ fn what_is_lost_left_or_different_is_seen() {
                 .replicas = 9
         },
         |evidence| evidence.last.children.clear(),
+        |evidence| drop(evidence.last.children.remove("services/n/one-rw")),
         |evidence| evidence.converged = None,
     ];
     for (number, change) in changes.into_iter().enumerate() {
@@ -84,6 +85,14 @@ fn children_made_twice_or_deleted_or_come_from_nowhere_are_seen() {
     let deletion = run.event(15.0, "a", "delete", "statefulsets", "one-db");
     run.events.push(deletion);
     assert_eq!(run.broken(), ["children-counted"]);
+    let mut run = Run::calm();
+    run.user(14.0, "delete");
+    for at in [15.0, 16.0] {
+        assert_eq!(run.broken(), [""; 0]);
+        let deletion = run.event(at, "a", "delete", "services", "one-rw");
+        run.events.push(deletion);
+    }
+    assert_eq!(run.broken(), ["children-counted"], "once, not twice");
     let mut run = Run::calm();
     run.events.retain(|event| event.code != 201);
     assert_eq!(run.broken(), ["children-counted"]);
@@ -224,7 +233,8 @@ fn evidence_is_kept_as_it_was() {
 #[test]
 fn a_child_whose_creation_was_not_answered_does_not_come_from_nowhere() {
     let mut run = Run::calm();
-    run.events.retain(|event| event.code != 201);
+    run.events
+        .retain(|event| event.code != 201 || event.resource != "statefulsets");
     assert_eq!(run.broken(), ["children-counted"]);
     run.write(-8.0, "a", "statefulsets", "one-db", 1, 504);
     run.last().response = None;
