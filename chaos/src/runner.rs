@@ -21,6 +21,7 @@ use crate::users::{NAMESPACES, Users, wanted_keys};
 
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
 const PLANTED_TIMEOUT: Duration = Duration::from_secs(15);
+const COAXED_MAX: usize = 3;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Between the last thing that was found to happen and the quiet time.
 const BREATH: Duration = Duration::from_secs(2);
@@ -188,20 +189,9 @@ async fn settle(arena: &mut Arena<'_>) -> Result<BTreeSet<String>> {
     let clusters = load::samples(count, &NAMESPACES);
     arena.users.own(&clusters);
     load::create(arena.control_plane, clusters).await?;
-    let planted = arena.scenario.planted.is_some();
-    let patience = match planted {
-        true => PLANTED_TIMEOUT * 2,
-        false => SETTLE_TIMEOUT * 3,
-    };
-    if let Err(error) = load::wait_all_ready(&client, count, patience).await {
-        if !planted {
-            return Err(error.into());
-        }
-        // What is not there can not be marked.
-        arena
-            .progress
-            .tell(format!("goes on all the same: {error}"));
-        return Ok(BTreeSet::new());
+    match arena.scenario.planted {
+        Some(_) => coax(arena).await?,
+        None => drop(load::wait_all_ready(&client, count, SETTLE_TIMEOUT * 3).await?),
     }
     balance(arena).await?;
     let keys = wanted_keys(&arena.users.asked());
@@ -212,6 +202,21 @@ async fn settle(arena: &mut Arena<'_>) -> Result<BTreeSet<String>> {
         .progress
         .tell(format!("{count} clusters: Ready; users begin"));
     state::marked(&client).await
+}
+
+/// What a planted fault missed before anything was broken is no finding: users change something in all clusters, until
+/// each is Ready.
+async fn coax(arena: &Arena<'_>) -> Result<()> {
+    let (client, count) = (arena.control_plane.client(), arena.scenario.load.clusters);
+    for _ in 0..COAXED_MAX {
+        let Err(error) = load::wait_all_ready(&client, count, PLANTED_TIMEOUT).await else {
+            return Ok(());
+        };
+        arena.progress.tell(format!("nudges all clusters: {error}"));
+        arena.users.nudge().await?;
+    }
+    load::wait_all_ready(&client, count, PLANTED_TIMEOUT).await?;
+    Ok(())
 }
 
 /// A fault that begins, or one that ends.

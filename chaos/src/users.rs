@@ -105,6 +105,26 @@ impl Users {
         done.into_iter().collect()
     }
 
+    /// Changes something of no meaning in every cluster, so that each is looked at once more.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn nudge(&self) -> Result<()> {
+        for key in wanted_keys(&self.asked()) {
+            let count = self.with(|state| {
+                state.counter += 1;
+                state.counter
+            });
+            let nudge =
+                json!({"metadata": {"annotations": {"example.com/nudge": count.to_string()}}});
+            self.clusters(&key)
+                .patch(&key.1, &PatchParams::default(), &Patch::Merge(&nudge))
+                .await
+                .with_context(|| format!("nudge {}/{}", key.0, key.1))?;
+        }
+        Ok(())
+    }
+
     async fn mark_one(&self, (namespace, name): &Key) -> Result<()> {
         let objects = [
             ("database.io/v1", "DatabaseCluster", name.clone()),

@@ -43,6 +43,8 @@ macro_rules! scenarios {
 
 scenarios! {
     a_killed_replica_is_replaced_in_time: "kill-shard-leader",
+    the_lack_of_compare_and_swap_is_found: "planted-no-compare-and-swap",
     the_lack_of_the_fence_is_found: "planted-no-fence",
+    the_lack_of_the_resync_is_found: "planted-no-resync",
     the_lack_of_the_validity_check_is_found: "planted-no-validity",
 }
