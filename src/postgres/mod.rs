@@ -45,30 +45,47 @@ pub struct Source<'a> {
     pub initialized: bool,
 }
 
-/// Renders one child; none when the cluster has no need of it.
-type Renderer = fn(&Source<'_>) -> Option<Value>;
+/// How one child is rendered; the renderer gives none when the cluster has no need of it.
+struct Renderer {
+    kind: ChildKind,
+    /// What follows the cluster's name in the child's.
+    suffix: &'static str,
+    render: fn(&Source<'_>) -> Option<Value>,
+}
 
 /// How each child is rendered, in the order in which they are applied: what others refer to comes
 /// first. The Secret is not among them: it is created once, and never compared.
-const RENDERERS: [(ChildKind, Renderer); 6] = [
-    (ChildKind::ConfigMap, |source| {
-        Some(config::render(source.cluster, source.initialized))
-    }),
-    (ChildKind::Service, |source| {
-        Some(service::headless(source.cluster))
-    }),
-    (ChildKind::Service, |source| {
-        Some(service::read_write(source.cluster))
-    }),
-    (ChildKind::Service, |source| {
-        Some(service::read(source.cluster))
-    }),
-    (ChildKind::PodDisruptionBudget, |source| {
-        budget::render(source.cluster)
-    }),
-    (ChildKind::StatefulSet, |source| {
-        Some(statefulset::render(source.cluster, source.claim))
-    }),
+const RENDERERS: [Renderer; 6] = [
+    Renderer {
+        kind: ChildKind::ConfigMap,
+        suffix: "-db",
+        render: |source| Some(config::render(source.cluster, source.initialized)),
+    },
+    Renderer {
+        kind: ChildKind::Service,
+        suffix: "-db",
+        render: |source| Some(service::headless(source.cluster)),
+    },
+    Renderer {
+        kind: ChildKind::Service,
+        suffix: "-rw",
+        render: |source| Some(service::read_write(source.cluster)),
+    },
+    Renderer {
+        kind: ChildKind::Service,
+        suffix: "-r",
+        render: |source| Some(service::read(source.cluster)),
+    },
+    Renderer {
+        kind: ChildKind::PodDisruptionBudget,
+        suffix: "-db",
+        render: |source| budget::render(source.cluster),
+    },
+    Renderer {
+        kind: ChildKind::StatefulSet,
+        suffix: "-db",
+        render: |source| Some(statefulset::render(source.cluster, source.claim)),
+    },
 ];
 
 impl Source<'_> {
@@ -77,17 +94,17 @@ impl Source<'_> {
     pub fn children(&self) -> Vec<DesiredChild> {
         RENDERERS
             .iter()
-            .filter_map(|(kind, render)| render(self).map(|manifest| desired(*kind, &manifest)))
+            .filter_map(|how| (how.render)(self).map(|manifest| desired(how.kind, manifest)))
             .collect()
     }
 
     /// What to apply for one of them, with the stamp of who writes it; none when it is none of them.
     #[must_use]
     pub fn manifest(&self, child: &DesiredChild, stamp: &Stamp) -> Option<Value> {
-        let rendered = RENDERERS.iter().filter(|(kind, _)| *kind == child.id.kind);
-        let mut rendered = rendered.filter_map(|(_, render)| render(self));
-        let mut manifest =
-            rendered.find(|manifest| manifest["metadata"]["name"] == *child.id.name)?;
+        let suffix = child.id.name.strip_prefix(&*self.cluster.key.name)?;
+        let mut renderers = RENDERERS.iter();
+        let how = renderers.find(|how| how.kind == child.id.kind && how.suffix == suffix)?;
+        let mut manifest = (how.render)(self)?;
         manifest["metadata"]["annotations"] = json!({
             names::FINGERPRINT_ANNOTATION: child.fingerprint.to_string(),
             names::GENERATION_ANNOTATION: self.cluster.generation.to_string(),
@@ -133,15 +150,20 @@ struct Shapes {
 }
 
 static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
-    let sample = statefulset::render(&sample(), None);
+    let mut sample = statefulset::render(&sample(), None);
+    remove_claims(&mut sample["spec"]);
     Shapes {
-        spec: Shape::of(&without_claims(&sample["spec"])),
+        spec: Shape::of(&sample["spec"]),
         labels: Shape::of(&sample["metadata"]["labels"]),
     }
 });
 
-fn desired(kind: ChildKind, manifest: &Value) -> DesiredChild {
+fn desired(kind: ChildKind, mut manifest: Value) -> DesiredChild {
     let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
+    let id = ChildId {
+        kind,
+        name: name.into(),
+    };
     let (spec_digest, labels_digest) = match kind {
         ChildKind::StatefulSet => (
             SHAPES.spec.digest(&manifest["spec"]),
@@ -149,14 +171,10 @@ fn desired(kind: ChildKind, manifest: &Value) -> DesiredChild {
         ),
         _ => (0, 0),
     };
-    let mut fingerprinted = manifest.clone();
-    fingerprinted["spec"] = without_claims(&manifest["spec"]);
+    remove_claims(&mut manifest["spec"]);
     DesiredChild {
-        id: ChildId {
-            kind,
-            name: name.into(),
-        },
-        fingerprint: fingerprint(&fingerprinted),
+        id,
+        fingerprint: fingerprint(&manifest),
         spec_digest,
         labels_digest,
     }
@@ -166,14 +184,12 @@ fn fingerprint(manifest: &Value) -> Fingerprint {
     Fingerprint(digest::document(manifest))
 }
 
-/// A StatefulSet's spec without what can not be changed after creation: whether it differs must not
-/// depend on it.
-fn without_claims(spec: &Value) -> Value {
-    let mut spec = spec.clone();
+/// Takes from a StatefulSet's spec what can not be changed after creation: whether it differs must
+/// not depend on it.
+fn remove_claims(spec: &mut Value) {
     if let Some(fields) = spec.as_object_mut() {
         fields.remove("volumeClaimTemplates");
     }
-    spec
 }
 
 fn metadata(cluster: &ClusterRecord, name: &str) -> Value {
