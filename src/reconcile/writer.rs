@@ -1,9 +1,11 @@
 //! Every write of the operator: checked against the tenure right before it is sent, stamped, and
 //! bound to the version or uid of what was seen.
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::sync::{Arc, LazyLock};
 
+use http::header::{ACCEPT, HeaderValue};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -12,8 +14,9 @@ use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
     PropagationPolicy,
 };
-use kube::core::{PartialObjectMeta, Request};
+use kube::core::Request;
 use kube::{Client, Resource};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::failure::{Refusal, judge};
@@ -26,11 +29,18 @@ use crate::core::outcome::Failure;
 use crate::core::plan::Precondition;
 use crate::fleet::tenure::Tenure;
 use crate::telemetry::metrics::Metrics;
+use crate::watch::wire::ArrivedMeta;
 
 /// No object ever has this version: etcd's first write gets 2. An apply that names it creates the
 /// object or conflicts with whatever is there.
 const VERSION_OF_NOTHING: &str = "1";
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+
+/// What is read of the answer to a write.
+#[derive(Deserialize)]
+struct Answer {
+    metadata: ArrivedMeta,
+}
 
 /// Sends writes.
 #[derive(Clone)]
@@ -91,12 +101,9 @@ impl Writer {
             }
             Precondition::Uid(uid) => manifest["metadata"]["uid"] = json!(uid),
         }
-        let api = self.children(namespace, id.kind);
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        let patch = Patch::Apply(&manifest);
-        let request = api.patch_metadata(&id.name, &params, &patch);
-        let answer = self.guarded(tenure, id.kind.label(), request).await?;
-        Ok(answer.metadata)
+        let request = self.patch_child(namespace, id, params, Patch::Apply(&manifest));
+        self.guarded(tenure, id.kind.label(), request).await
     }
 
     /// Creates a child that is never changed, or finds out whether that could be done. That there is
@@ -116,17 +123,7 @@ impl Writer {
         let request = async {
             let url = DynamicObject::url_path(resource(id.kind), Some(namespace));
             let body = serde_json::to_vec(&manifest).map_err(kube::Error::SerdeError)?;
-            let mut request = Request::new(url)
-                .create(&params, body)
-                .map_err(kube::Error::BuildRequest)?;
-            // What is in it need not come back.
-            request.headers_mut().insert(
-                http::header::ACCEPT,
-                http::HeaderValue::from_static(METADATA_ONLY),
-            );
-            self.client
-                .request::<PartialObjectMeta<DynamicObject>>(request)
-                .await
+            self.ask(Request::new(url).create(&params, body)).await
         };
         self.guarded(tenure, id.kind.label(), request).await?;
         Ok(())
@@ -147,12 +144,10 @@ impl Writer {
                 names::STAMP_ANNOTATION: tenure.stamp().to_string(),
             },
         }});
-        let api = self.children(namespace, child.kind);
-        let params = merge_params();
-        let patch = Patch::Merge(&patch);
-        let request = api.patch_metadata(&child.key.name, &params, &patch);
-        let answer = self.guarded(tenure, child.kind.label(), request).await?;
-        Ok(answer.metadata.resource_version.unwrap_or_default())
+        let id = child.id();
+        let request = self.patch_child(namespace, &id, merge_params(), Patch::Merge(&patch));
+        let answer = self.guarded(tenure, id.kind.label(), request).await?;
+        Ok(answer.resource_version.unwrap_or_default())
     }
 
     /// Who owns a child that the watch does not show.
@@ -180,12 +175,9 @@ impl Writer {
             "resourceVersion": resource_version,
             "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
         }});
-        let api = self.children(namespace, id.kind);
-        let params = merge_params();
-        let patch = Patch::Merge(&patch);
-        let request = api.patch_metadata(&id.name, &params, &patch);
+        let request = self.patch_child(namespace, id, merge_params(), Patch::Merge(&patch));
         let answer = self.guarded(tenure, id.kind.label(), request).await?;
-        Ok(answer.metadata.resource_version)
+        Ok(answer.resource_version)
     }
 
     /// Gives a child its bucket label back; returns its new version.
@@ -201,12 +193,10 @@ impl Writer {
             "labels": {names::BUCKET_LABEL: bucket.to_string()},
             "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
         }});
-        let api = self.children(namespace, child.kind);
-        let params = merge_params();
-        let patch = Patch::Merge(&patch);
-        let request = api.patch_metadata(&child.key.name, &params, &patch);
-        let answer = self.guarded(tenure, child.kind.label(), request).await?;
-        Ok(answer.metadata.resource_version.unwrap_or_default())
+        let id = child.id();
+        let request = self.patch_child(namespace, &id, merge_params(), Patch::Merge(&patch));
+        let answer = self.guarded(tenure, id.kind.label(), request).await?;
+        Ok(answer.resource_version.unwrap_or_default())
     }
 
     /// Deletes a child and, first, what belongs to it.
@@ -245,12 +235,14 @@ impl Writer {
             "finalizers": finalizers,
             "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
         }});
-        let api: Api<DatabaseCluster> = Api::namespaced(self.client.clone(), &key.namespace);
-        let params = merge_params();
-        let patch = Patch::Merge(&patch);
-        let request = api.patch_metadata(&key.name, &params, &patch);
+        let request = async {
+            let url = DatabaseCluster::url_path(&(), Some(&key.namespace));
+            let patch = Patch::Merge(&patch);
+            self.ask(Request::new(url).patch(&key.name, &merge_params(), &patch))
+                .await
+        };
         let answer = self.guarded(tenure, names::KIND, request).await?;
-        Ok(answer.metadata.resource_version.unwrap_or_default())
+        Ok(answer.resource_version.unwrap_or_default())
     }
 
     /// Writes the status of a cluster; returns its new version.
@@ -268,18 +260,38 @@ impl Writer {
         }));
         let request = async {
             let url = DatabaseCluster::url_path(&(), Some(&key.namespace));
-            let mut request = Request::new(url)
-                .patch_subresource("status", &key.name, &merge_params(), &patch)
-                .map_err(kube::Error::BuildRequest)?;
-            request.headers_mut().insert(
-                http::header::ACCEPT,
-                http::HeaderValue::from_static(METADATA_ONLY),
-            );
-            let answer: PartialObjectMeta<DatabaseCluster> = self.client.request(request).await?;
-            Ok(answer)
+            let params = merge_params();
+            self.ask(Request::new(url).patch_subresource("status", &key.name, &params, &patch))
+                .await
         };
         let answer = self.guarded(tenure, names::KIND, request).await?;
-        Ok(answer.metadata.resource_version.unwrap_or_default())
+        Ok(answer.resource_version.unwrap_or_default())
+    }
+
+    async fn patch_child<P: Serialize + Debug>(
+        &self,
+        namespace: &str,
+        id: &ChildId,
+        params: PatchParams,
+        patch: Patch<&P>,
+    ) -> kube::Result<ObjectMeta> {
+        let url = DynamicObject::url_path(resource(id.kind), Some(namespace));
+        self.ask(Request::new(url).patch(&id.name, &params, &patch))
+            .await
+    }
+
+    /// Sends a write and asks for no more than metadata in return: what was written need not come
+    /// back.
+    async fn ask(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> kube::Result<ObjectMeta> {
+        let mut request = request.map_err(kube::Error::BuildRequest)?;
+        request
+            .headers_mut()
+            .insert(ACCEPT, HeaderValue::from_static(METADATA_ONLY));
+        let answer: Answer = self.client.request(request).await?;
+        Ok(answer.metadata.into())
     }
 
     pub(super) fn client(&self) -> Client {
