@@ -24,7 +24,7 @@ use crate::fleet::leases::{LeaseStore, SelfDescription};
 use crate::fleet::state::FleetState;
 use crate::fleet::tenure::{Tenure, Validity};
 use crate::planted::{self, Fault, is_planted};
-use crate::pool::{Pool, PoolConfig, Reconcile};
+use crate::pool::{Backlog, Pool, PoolConfig, Reconcile};
 use crate::reconcile::{Reconciler, ReconcilerConfig};
 use crate::shutdown::{self, Signals};
 use crate::telemetry::client::{ClientKind, build_client};
@@ -54,12 +54,17 @@ struct Work {
 }
 
 impl Reconcile for Work {
-    async fn reconcile(&self, key: &ObjectKey, tenure: &Tenure) -> Result<Outcome, Failure> {
+    async fn reconcile(
+        &self,
+        key: &ObjectKey,
+        tenure: &Tenure,
+        backlog: &dyn Backlog,
+    ) -> Result<Outcome, Failure> {
         if let Some(took) = self.firsts.run(tenure.shard()) {
             let histogram = &self.metrics.shard_first_reconcile_seconds;
             histogram.observe(took.as_secs_f64());
         }
-        let ended = self.reconciler.reconcile(key, tenure).await;
+        let ended = self.reconciler.reconcile(key, tenure, backlog).await;
         if matches!(ended, Err(Failure::LookAgain { fenced: true, .. }))
             && let Some(second_look) = self.second_look.get()
         {

@@ -41,7 +41,14 @@ pub trait Reconcile: Send + Sync + 'static {
         &self,
         key: &ObjectKey,
         tenure: &Tenure,
+        backlog: &dyn Backlog,
     ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
+}
+
+/// What a run may know of the others.
+pub trait Backlog: Send + Sync {
+    /// Whether objects are due that no worker has come to yet.
+    fn others_wait(&self) -> bool;
 }
 
 /// Limits of a pool.
@@ -119,6 +126,13 @@ impl<R> Shared<R> {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl<R: Reconcile> Backlog for Shared<R> {
+    fn others_wait(&self) -> bool {
+        let now_ms = self.now_ms();
+        self.state().queue.depth(now_ms) > 0
     }
 }
 

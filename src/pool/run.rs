@@ -47,7 +47,10 @@ pub(super) async fn run_one<R: Reconcile>(
 /// Turns a panic and a missed deadline into failures of the object.
 async fn contain<R: Reconcile>(shared: &Shared<R>, run: &Run, slot: &Slot) -> Ended {
     // A panic may strike before there is a future, so the call itself is contained too.
-    let work = async { shared.reconcile.reconcile(&run.key, &slot.tenure).await };
+    let work = async {
+        let reconcile = &shared.reconcile;
+        reconcile.reconcile(&run.key, &slot.tenure, shared).await
+    };
     let limit = shared.config.reconcile_timeout;
     match timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(ended)) => ended,

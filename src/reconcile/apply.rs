@@ -35,6 +35,11 @@ pub(super) struct Applied {
 }
 
 impl Applied {
+    /// Whether there is nothing to tell of it but that it was done.
+    pub(super) const fn is_plain(&self) -> bool {
+        self.trouble.is_none() && self.failure.is_none() && !self.out_of_sight
+    }
+
     pub(super) fn note(&mut self, refused: Refused) {
         let (trouble, failure) = match refused {
             Refused::Trouble(trouble) => (Some(trouble), None),

@@ -27,6 +27,7 @@ use crate::core::object::ObjectKey;
 use crate::core::observed::ClusterRecord;
 use crate::core::outcome::{Failure, Next, Outcome};
 use crate::fleet::tenure::{Tenure, boottime_ms};
+use crate::pool::Backlog;
 use crate::telemetry::metrics::Metrics;
 use crate::watch::store::Store;
 
@@ -93,7 +94,12 @@ impl Reconciler {
     /// # Errors
     /// See [`Failure`]: the right to act ended, the object has to be looked at again, the API
     /// server asks for a pause, or the object failed.
-    pub async fn reconcile(&self, key: &ObjectKey, tenure: &Tenure) -> Result<Outcome, Failure> {
+    pub async fn reconcile(
+        &self,
+        key: &ObjectKey,
+        tenure: &Tenure,
+        backlog: &dyn Backlog,
+    ) -> Result<Outcome, Failure> {
         let cluster = self
             .store
             .cluster(key)
@@ -105,7 +111,7 @@ impl Reconciler {
                 next: Next::Forget,
             });
         };
-        let outcome = Run::new(self, &cluster, tenure).carry_out().await;
+        let outcome = Run::new(self, &cluster, tenure, backlog).carry_out().await;
         if matches!(
             outcome,
             Ok(Outcome {

@@ -18,10 +18,15 @@ use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
 use crate::core::plan::{self, Plan, SecretStep, Seen, is_owned_by};
 use crate::fleet::tenure::{Tenure, boottime_ms};
+use crate::pool::Backlog;
 use crate::postgres::{self, Source};
 
 /// A cluster that has been on its way for this long is asked why.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
+
+/// What was done is told after this time at the latest, when others wait for their first write: the
+/// watch, which shows the changed StatefulSet, brings the cluster back sooner, behind those.
+const WORDS_MS: u64 = 500;
 
 /// Shortest and longest pause between looks at what a former cluster left, in milliseconds; between
 /// them, half of the time waited.
@@ -31,6 +36,7 @@ pub(super) struct Run<'a> {
     pub(super) reconciler: &'a Reconciler,
     pub(super) cluster: &'a ClusterRecord,
     pub(super) tenure: &'a Tenure,
+    backlog: &'a dyn Backlog,
     /// The cluster's version after our last write.
     version: String,
     pub(super) wrote: bool,
@@ -41,11 +47,13 @@ impl<'a> Run<'a> {
         reconciler: &'a Reconciler,
         cluster: &'a ClusterRecord,
         tenure: &'a Tenure,
+        backlog: &'a dyn Backlog,
     ) -> Self {
         Self {
             reconciler,
             cluster,
             tenure,
+            backlog,
             version: cluster.resource_version.clone(),
             wrote: false,
         }
@@ -202,6 +210,9 @@ impl<'a> Run<'a> {
         owned: Option<&StatefulSetRecord>,
         mut applied: Applied,
     ) -> Result<Outcome, Failure> {
+        if applied.changed && applied.is_plain() && self.backlog.others_wait() {
+            return Ok(self.outcome(Next::After { ms: WORDS_MS }));
+        }
         let looked = self.look_at_pods(owned, &applied).await;
         if looked.as_ref().is_some_and(|looked| looked.why.is_none())
             && is_initialized(self.cluster, owned)

@@ -65,6 +65,8 @@ struct Diary {
     now: HashMap<ObjectKey, usize>,
     peak: usize,
     peak_of_one: usize,
+    /// Runs in which others waited.
+    crowded: usize,
     completed: usize,
 }
 
@@ -99,7 +101,12 @@ impl Drop for Bomb {
 }
 
 impl Reconcile for Actor {
-    async fn reconcile(&self, key: &ObjectKey, tenure: &Tenure) -> Result<Outcome, Failure> {
+    async fn reconcile(
+        &self,
+        key: &ObjectKey,
+        tenure: &Tenure,
+        backlog: &dyn Backlog,
+    ) -> Result<Outcome, Failure> {
         let nth = {
             let mut diary = self.diary.lock().unwrap();
             *diary.now.entry(key.clone()).or_insert(0) += 1;
@@ -122,7 +129,11 @@ impl Reconcile for Actor {
         if !pause.is_zero() {
             tokio::time::sleep(*pause).await;
         }
-        self.diary.lock().unwrap().completed += 1;
+        let others_wait = backlog.others_wait();
+        let mut diary = self.diary.lock().unwrap();
+        diary.completed += 1;
+        diary.crowded += usize::from(others_wait);
+        drop(diary);
         match act {
             Act::Give(_, ended) => ended,
             Act::Panic(_) | Act::Bomb(_) => panic!("the script says so"),

@@ -15,6 +15,20 @@ async fn never_more_reconciles_run_at_once_than_allowed_and_all_permits_are_used
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_knows_whether_others_wait() {
+    let stage = stage(config(3), |_, _| settles(1));
+    (0..8).for_each(|n| stage.add(n));
+    stage
+        .pool
+        .enqueue(SHARD, &key(8), Duration::from_secs(3600))
+        .unwrap();
+    stage.settled().await;
+    // Two rounds of three had others behind them; nobody waits for one that is due in an hour.
+    assert_eq!(stage.runs(), 8);
+    assert_eq!(stage.diary.lock().unwrap().crowded, 6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_figures_are_true_when_the_queue_is_filled_on_purpose() {
     let stage = stage(config(2), |_, _| settles(10));
     assert_eq!((stage.depth(), stage.active()), (0, 0));

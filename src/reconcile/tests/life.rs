@@ -117,6 +117,37 @@ async fn a_change_of_the_spec_is_carried_out_and_reported() {
 }
 
 #[tokio::test]
+async fn while_others_wait_the_work_is_done_first_and_told_in_the_next_run() {
+    let world = World::with_ready_cluster(1).await;
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 3}));
+    let outcome = world.reconcile_beside(&Crowded).await.unwrap();
+    assert_eq!(
+        outcome,
+        Outcome {
+            wrote: true,
+            next: Next::After { ms: 500 }
+        }
+    );
+    assert_eq!(world.object(STATEFULSET).unwrap()["spec"]["replicas"], 3);
+    // What is told is true meanwhile: of the generation that it names.
+    assert_eq!(world.phase(), Phase::Ready);
+    assert_eq!(world.cluster().status.observed_generation, 1);
+    // Nothing is left to do, so it is told, however many wait.
+    world.reconcile_beside(&Crowded).await.unwrap();
+    assert_eq!(world.phase(), Phase::Scaling);
+    assert_eq!(world.cluster().status.observed_generation, 2);
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_told_at_once_however_many_wait() {
+    let world = World::with_ready_cluster(1).await;
+    world.fake.with(|state| state.objects.remove(SECRET));
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 1}));
+    world.reconcile_beside(&Crowded).await.unwrap_err();
+    assert_eq!(world.phase(), Phase::Degraded);
+}
+
+#[tokio::test]
 async fn zero_replicas_are_ready_and_paused() {
     let world = World::with_ready_cluster(0).await;
     let (status, reason, _) = world.condition(ConditionType::Ready);

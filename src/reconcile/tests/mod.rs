@@ -40,6 +40,24 @@ const WATCHED: [(&str, ChildKind); 3] = [
 /// Shorter than any machine has been up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Nobody waits.
+struct Idle;
+
+impl Backlog for Idle {
+    fn others_wait(&self) -> bool {
+        false
+    }
+}
+
+/// There is always somebody who waits.
+struct Crowded;
+
+impl Backlog for Crowded {
+    fn others_wait(&self) -> bool {
+        true
+    }
+}
+
 /// One replica that holds the only shard, and its API server.
 struct World {
     fake: Fake,
@@ -133,8 +151,14 @@ impl World {
     }
 
     async fn reconcile(&self) -> Result<Outcome, Failure> {
+        self.reconcile_beside(&Idle).await
+    }
+
+    async fn reconcile_beside(&self, backlog: &dyn Backlog) -> Result<Outcome, Failure> {
         self.watch();
-        self.reconciler.reconcile(&key(), &self.tenure).await
+        self.reconciler
+            .reconcile(&key(), &self.tenure, backlog)
+            .await
     }
 
     /// What the StatefulSet controller does.
