@@ -17,6 +17,9 @@ const EPOCH_GAP: u32 = 1000;
 /// For how long a shard whose work is to end counts among those that are being given away.
 const GIVING_MS: u64 = 250;
 
+/// A watch that takes longer than this to show that we leave is waited for no longer.
+const SHOWN_MS_MAX: u64 = 1000;
+
 /// What a shard Lease (or its absence) means for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
@@ -161,8 +164,13 @@ impl Ownership {
         if leaving && !me.is_some_and(|lease| lease.draining) {
             return;
         }
-        let patience_is_over = leaving
-            && now_ms.saturating_sub(self.leaving_since_ms) >= self.settings.drain_timeout_ms;
+        // Nor before we have seen who came until then: an update asks us to leave as soon as a newer
+        // replica is ready.
+        let left_ms = now_ms.saturating_sub(self.leaving_since_ms);
+        if leaving && !self.leaving_shown && left_ms < SHOWN_MS_MAX {
+            return;
+        }
+        let patience_is_over = leaving && left_ms >= self.settings.drain_timeout_ms;
         let ready = match self.heir(shard) {
             Some(heir) => self.members.is_warm(&heir, shard.id()) || patience_is_over,
             None if !leaving => false,

@@ -62,6 +62,8 @@ pub struct Ownership {
     finding_stamps: bool,
     leaving: Leaving,
     leaving_since_ms: u64,
+    /// The watch has shown that we leave, and so all that was written before.
+    leaving_shown: bool,
     /// Not before this is the deletion of our Lease tried again.
     delete_again_ms: u64,
     reincarnating: bool,
@@ -97,6 +99,7 @@ impl Ownership {
             finding_stamps: false,
             leaving: Leaving::No,
             leaving_since_ms: 0,
+            leaving_shown: false,
             delete_again_ms: 0,
             reincarnating: false,
             last_tick_ms: now_ms,
@@ -124,6 +127,7 @@ impl Ownership {
                 {
                     self.heartbeat.hurry(now_ms);
                 }
+                self.leaving_shown |= mine && lease.draining;
                 self.members.saw(lease);
             }
             Event::MemberGone { identity, uid } => {
@@ -232,6 +236,8 @@ impl Ownership {
             let ours = |lease: &MemberLease| lease.incarnation == self.heartbeat.incarnation();
             self.has_elders = !members.iter().all(ours);
         }
+        let mine = |lease: &MemberLease| lease.identity == self.settings.identity;
+        self.leaving_shown |= members.iter().any(|lease| mine(lease) && lease.draining);
         let rewound = self.members.listed(members);
         self.rewound = rewound
             .into_iter()

@@ -277,7 +277,8 @@ impl World {
         }
     }
 
-    /// A Lease changed: every watch shows it, in its time.
+    /// A Lease changed: every watch shows it, in its time. One watch shows all Leases in the order in
+    /// which they were written; while faults happen, each Lease has its own time, which is worse.
     pub(crate) fn publish(&mut self, event: Event) {
         let key = match &event {
             Event::MemberSeen(lease) => lease.identity.clone(),
@@ -286,6 +287,7 @@ impl World {
             Event::ShardGone { shard, .. } => shard.to_string(),
             _ => return,
         };
+        let in_order = self.is_updating();
         for slot in 0..self.slots.len() {
             let Some(process) = self.slots[slot].as_ref().filter(|p| p.watch.connected) else {
                 continue;
@@ -296,8 +298,10 @@ impl World {
                 continue;
             };
             let watch = &mut process.watch;
+            let others_ms = watch.ready_ms.values().copied().max();
+            let floor_ms = others_ms.filter(|_| in_order).unwrap_or(0);
             let ready_ms = watch.ready_ms.entry(key.clone()).or_insert(0);
-            *ready_ms = arrives_ms.max(*ready_ms).max(watch.floor_ms);
+            *ready_ms = arrives_ms.max(*ready_ms).max(floor_ms).max(watch.floor_ms);
             let (at_ms, generation) = (*ready_ms, watch.generation);
             self.at(
                 at_ms,

@@ -1,5 +1,7 @@
 //! Doubts about the machine, each put as a test: what the simulation and the model found, and bad days.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 #[test]
@@ -268,6 +270,57 @@ fn a_refusal_after_a_lost_reply_settles_nothing() {
         shard.pending.is_some(),
         "the first request may still arrive"
     );
+}
+
+/// What happens to a replica whose watch shows nothing meanwhile.
+fn unseen(world: &mut World, name: &str, event: Event) {
+    let mut node = world.nodes.remove(name).unwrap();
+    node.queue.push(event);
+    while let Some(event) = (!node.queue.is_empty()).then(|| node.queue.remove(0)) {
+        for action in node.machine.handle(world.now_ms, event) {
+            world.act(name, &mut node, action);
+        }
+    }
+    world.nodes.insert(name.to_owned(), node);
+}
+
+/// Whom the shards of a replica are to go to.
+fn heirs(world: &World, of: &str) -> BTreeSet<String> {
+    let shards = world.server.shards.values();
+    let own = shards.filter(|lease| lease.holder == of);
+    own.filter_map(|lease| Some(lease.successor.clone()?.identity))
+        .collect()
+}
+
+/// An update asks an older one to leave as soon as a newer one is ready.
+fn asked_to_leave_before_it_sees_who_came() -> World {
+    let mut world = World::balanced_three();
+    world.join("x", 32);
+    world.node("x").revision = "2".into();
+    world.step();
+    assert!(world.server.members.contains_key("x"));
+    unseen(&mut world, "a", Event::Shutdown);
+    assert!(world.server.members["a"].draining);
+    assert_eq!(heirs(&world, "a"), BTreeSet::new());
+    world
+}
+
+#[test]
+fn who_leaves_looks_who_came_until_then_before_it_gives_anything_away() {
+    let mut world = asked_to_leave_before_it_sees_who_came();
+    world.step();
+    assert_eq!(heirs(&world, "a"), BTreeSet::from(["x".to_owned()]));
+}
+
+#[test]
+fn who_leaves_and_sees_nothing_does_not_wait_for_long() {
+    let mut world = asked_to_leave_before_it_sees_who_came();
+    world.now_ms += 900;
+    unseen(&mut world, "a", Event::Tick);
+    assert_eq!(heirs(&world, "a"), BTreeSet::new());
+    world.now_ms += 100;
+    unseen(&mut world, "a", Event::Tick);
+    assert_ne!(heirs(&world, "a"), BTreeSet::new());
 }
 
 #[test]
