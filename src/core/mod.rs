@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod child;
 pub mod claims;
 pub mod conclude;
+pub mod dead_members;
 pub mod digest;
 pub mod failures;
 pub mod hash;

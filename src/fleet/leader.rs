@@ -3,7 +3,6 @@
 //! Two leaders at once are harmless: a leader only plans and tidies, each of its writes is a
 //! compare-and-swap, and a holder obeys a plan only by handing over.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::leases::{CALL_TIMEOUT, LeaseStore};
 use super::state::{FleetState, decoded};
 use super::tenure::boottime_ms;
+use crate::core::dead_members::DeadMembers;
 use crate::core::hash::ShardCount;
 use crate::core::lease::{MemberLease, member_lease_name};
 use crate::core::ownership::WriteResult;
@@ -25,10 +25,6 @@ use crate::telemetry::metrics::Metrics;
 
 /// Name of the fleet leader's Lease.
 pub const LEADER_LEASE: &str = "databasecluster-leader";
-
-/// How long a member Lease must have been dead before it is removed: long enough for anybody who
-/// looks into a failure to still find it.
-const DEAD_KEPT_MS: u64 = 60_000;
 
 /// How often a leader looks whether a shard should move. It looks at what it has in memory: only a
 /// plan costs a request.
@@ -61,8 +57,7 @@ pub struct Leader {
     lock: LeaseLock,
     api: Api<Lease>,
     parts: LeaderParts,
-    /// When each dead member Lease was first seen as such.
-    dead_since_ms: BTreeMap<String, u64>,
+    dead: DeadMembers,
     calm: Calm,
 }
 
@@ -79,7 +74,7 @@ impl Leader {
             lock: LeaseLock::new(parts.client.clone(), &parts.namespace, params),
             api: Api::namespaced(parts.client.clone(), &parts.namespace),
             parts,
-            dead_since_ms: BTreeMap::new(),
+            dead: DeadMembers::default(),
             calm: Calm::default(),
         }
     }
@@ -199,18 +194,9 @@ impl Leader {
 
     /// Removes the Leases of dead members that no shard names any more.
     async fn tidy(&mut self) {
-        let now_ms = boottime_ms();
-        let dead = removable(&self.parts.state.leases());
-        self.dead_since_ms
-            .retain(|identity, _| dead.iter().any(|m| &m.identity == identity));
-        for member in dead {
-            let since_ms = *self
-                .dead_since_ms
-                .entry(member.identity.clone())
-                .or_insert(now_ms);
-            if now_ms.saturating_sub(since_ms) >= DEAD_KEPT_MS {
-                self.remove(&member).await;
-            }
+        let (members, shards) = decoded(&self.parts.state.leases());
+        for member in self.dead.removable(boottime_ms(), members, &shards) {
+            self.remove(&member).await;
         }
     }
 
@@ -232,12 +218,4 @@ impl Leader {
             Err(_) => {}
         }
     }
-}
-
-/// Vacated member Leases whose replica no shard Lease names.
-fn removable(leases: &[Arc<Lease>]) -> Vec<MemberLease> {
-    let (mut members, shards) = decoded(leases);
-    let named = |identity: &str| shards.iter().any(|shard| shard.holder == identity);
-    members.retain(|member| member.is_vacated() && !named(&member.identity));
-    members
 }
