@@ -13,7 +13,9 @@ const LEFT: f64 = 44.0;
 const ROW: f64 = 7.0;
 const AXIS: f64 = 18.0;
 const LINES_HEIGHT: f64 = 70.0;
-const DOTS_HEIGHT: f64 = 34.0;
+const DOTS_HEIGHT: f64 = 45.0;
+/// Right of the last dot, for words.
+const WORDS: f64 = 76.0;
 /// Told apart by most people; further replicas begin again.
 const COLOURS: [&str; 8] = [
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee9944", "#775533",
@@ -156,13 +158,13 @@ pub(super) fn dots(what: &str, values: &[f64], promised: Option<f64>) -> Markup 
         .max()
         .unwrap_or(0.0)
         .max(promised.unwrap_or(0.0))
-        .max(0.01)
-        * 1.05;
-    let x = |value: f64| LEFT + value / end * (WIDTH - LEFT);
+        .max(0.01);
+    let x = |value: f64| LEFT + value / end * (WIDTH - LEFT - WORDS);
+    // Where the words stand, so that none covers another when values are alike.
     let marks = [
-        ("p50", sorted.percentile(50)),
-        ("p99", sorted.percentile(99)),
-        ("promised", promised),
+        ("p50", sorted.percentile(50), "end", "31"),
+        ("p99", sorted.percentile(99), "start", "31"),
+        ("promised", promised, "start", "42"),
     ];
     html! {
         h4 { (what) ": " (crate::judge::distribution(values)) }
@@ -170,10 +172,10 @@ pub(super) fn dots(what: &str, values: &[f64], promised: Option<f64>) -> Markup 
             @for value in values {
                 circle cx=(short(x(*value))) cy="10" r="3" { title { (format!("{value:.3} s")) } }
             }
-            @for (name, value) in marks {
+            @for (name, value, anchor, y) in marks {
                 @if let Some(value) = value {
                     line.mark x1=(short(x(value))) y1="0" x2=(short(x(value))) y2="20" {}
-                    text x=(short(x(value))) y="31" { (name) " " (format!("{value:.2}")) }
+                    text x=(short(x(value))) y=(y) style=(format!("text-anchor:{anchor}")) { (name) " " (format!("{value:.2}")) }
                 }
             }
         }

@@ -160,6 +160,9 @@ mod tests {
             &["x: <no> start".into()],
         );
         assert!(bad.contains("2 did not come out") && bad.contains("x: &lt;no&gt; start"));
+        let run = || judgement(true, &[5.0, 6.0]);
+        let twice = page(&[(1, run()), (2, run())], &[], &[]);
+        assert!(twice.contains("2 runs: n 4"), "{twice}");
         for outside in ["http://", "https://", "<script", "<link", "src="] {
             assert!(!bad.contains(outside), "{outside}");
         }

@@ -1,5 +1,7 @@
 //! The page: one file that loads nothing, with all runs, their verdicts and their drawings.
 
+use std::collections::BTreeMap;
+
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::charts;
@@ -76,7 +78,7 @@ pub fn page(judgements: &[(u64, Judgement)], sections: &[Markup], not_run: &[Str
             }
             body {
                 h1 { "Experiments" }
-                p { (judgements.len() + not_run.len()) " runs; "
+                p { "Runs: " (judgements.len() + not_run.len()) "; "
                     @if failed == 0 { span.good { "all came out as they should." } }
                     @else { span.bad { (failed) " did not come out as they should." } }
                     " Judged by the API server's audit log, the fate of the processes and the final state." }
@@ -85,11 +87,29 @@ pub fn page(judgements: &[(u64, Judgement)], sections: &[Markup], not_run: &[Str
                     @for (seed, judgement) in judgements { (row(*seed, judgement)) }
                 }
                 @for why in not_run { p.bad { "Not run: " (why) } }
+                @for (scenario, runs, times) in repeated(judgements) {
+                    (charts::dots(&format!("Takeover of a shard, {scenario}, {runs} runs"), &times, None))
+                }
                 @for section in sections { (section) }
             }
         }
     };
     page.into_string()
+}
+
+/// Scenarios that were run more than once: how often, and the takeovers of all their runs.
+fn repeated(judgements: &[(u64, Judgement)]) -> Vec<(&str, usize, Vec<f64>)> {
+    let mut all: BTreeMap<&str, (usize, Vec<f64>)> = BTreeMap::new();
+    for (_, judgement) in judgements {
+        let (runs, times) = all.entry(&judgement.scenario).or_default();
+        *runs += 1;
+        times.extend(&judgement.figures.takeover_seconds);
+    }
+    let many = all
+        .into_iter()
+        .filter(|(_, (runs, times))| *runs > 1 && !times.is_empty());
+    many.map(|(scenario, (runs, times))| (scenario, runs, times))
+        .collect()
 }
 
 fn row(seed: u64, judgement: &Judgement) -> Markup {
