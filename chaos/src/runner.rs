@@ -53,7 +53,7 @@ pub async fn run(scenario: &Scenario, folder: &Path, progress: Progress) -> Resu
     })
     .await?;
     progress.tell("control plane: up");
-    let evidence = experiment(scenario, &control_plane, progress.clone()).await?;
+    let evidence = experiment(scenario, &control_plane, folder, progress.clone()).await?;
     evidence.write(folder, &control_plane.audit_log()?)?;
     let history = History::from_log(&control_plane.audit_log()?)?;
     control_plane.stop().await?;
@@ -68,6 +68,7 @@ pub async fn run(scenario: &Scenario, folder: &Path, progress: Progress) -> Resu
 async fn experiment(
     scenario: &Scenario,
     control_plane: &ControlPlane,
+    folder: &Path,
     progress: Progress,
 ) -> Result<Evidence> {
     let mut arena = enter(scenario, control_plane, progress).await?;
@@ -91,16 +92,19 @@ async fn experiment(
     calm_down(&mut arena, &mut evidence, &marked).await?;
     evidence.samples = recorder.end().await;
     evidence.lives.clone_from(&arena.lives);
-    if evidence.trouble.is_some() || evidence.converged.is_none() {
-        for replica in arena.fleet.alive() {
-            arena.progress.tell(format!(
-                "the end of {}'s log:\n{}",
-                replica.name(),
-                replica.log_tail()
-            ));
-        }
-    }
+    keep_logs(&arena, folder)?;
     Ok(evidence)
+}
+
+/// For people who look for the cause of a verdict; the judge does not read them.
+fn keep_logs(arena: &Arena<'_>, folder: &Path) -> Result<()> {
+    let what = || format!("keep the replicas' logs in {}", folder.display());
+    std::fs::create_dir_all(folder).with_context(what)?;
+    for replica in arena.fleet.replicas() {
+        let name = format!("{}.log", replica.name());
+        std::fs::copy(replica.log(), folder.join(name)).with_context(what)?;
+    }
+    Ok(())
 }
 
 fn empty(scenario: &Scenario) -> Evidence {

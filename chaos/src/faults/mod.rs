@@ -90,10 +90,10 @@ pub async fn begin(arena: &mut Arena<'_>, fault: &Fault) -> Result<Active> {
         Kind::Starve {
             who,
             cpu_percent,
-            memory_mib,
+            memory_kib,
             ..
         } => {
-            starve::begin(arena, &mut active, *who, *cpu_percent, *memory_mib).await?;
+            starve::begin(arena, &mut active, *who, *cpu_percent, *memory_kib).await?;
         }
         Kind::CrashPoints { by } => crash_points::run(arena, &mut active, *by).await?,
         Kind::Clocks { boot_seconds } => clocks::begin(arena, &mut active, *boot_seconds).await?,

@@ -12,7 +12,7 @@ use crate::scenario::Who;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const PERIOD_MICROS: u64 = 100_000;
-const MIB: u64 = 1024 * 1024;
+const KIB: u64 = 1024;
 
 /// The groups that were made, and where the process was before.
 pub(super) struct Group {
@@ -29,7 +29,7 @@ pub(super) async fn begin(
     active: &mut Active,
     who: Who,
     cpu_percent: u32,
-    memory_mib: u64,
+    memory_kib: u64,
 ) -> Result<()> {
     let chosen = arena.choose(who).await?;
     let injected = &mut active.injected;
@@ -39,12 +39,12 @@ pub(super) async fn begin(
     } else {
         String::new()
     };
-    let memory = if memory_mib > 0 {
-        format!("{memory_mib} MiB")
+    let memory = if memory_kib > 0 {
+        format!("{memory_kib} KiB more memory")
     } else {
         String::new()
     };
-    injected.what = format!("{} gets {cpu} {memory}", injected.pods.join(", "));
+    injected.what = format!("{} gets {cpu}{memory}", injected.pods.join(", "));
     injected.delays_requests = true;
     injected.from = now_micros();
     let mut group = Group { made: Vec::new() };
@@ -59,8 +59,8 @@ pub(super) async fn begin(
             let limits_v2 = [("cpu.max", format!("{quota} {PERIOD_MICROS}"))];
             group.made.push(confine(pid, "cpu", &limits, &limits_v2)?);
         }
-        if memory_mib > 0 {
-            let bytes = (memory_mib * MIB).to_string();
+        if memory_kib > 0 {
+            let bytes = (memory_kib * KIB).to_string();
             let limits = [("memory.limit_in_bytes", bytes.clone())];
             let limits_v2 = [("memory.max", bytes)];
             group

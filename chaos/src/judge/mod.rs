@@ -149,7 +149,7 @@ pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
         ownership::leases_compared(history),
         ownership::epochs_rise(history),
         ownership.held(),
-        objects::converged(evidence),
+        objects::converged(evidence, history),
         objects::reacted(evidence, history, &mut figures),
         objects::children_counted(evidence, history),
         objects::others_untouched(evidence),

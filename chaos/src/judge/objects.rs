@@ -8,11 +8,23 @@ use super::ownership::promised_from;
 use super::{Figures, Verdict};
 use crate::evidence::{Asked, Evidence, LastState, Micros, micros, seconds};
 
-/// What users asked for is there in the end, and nothing else.
-pub(super) fn converged(evidence: &Evidence) -> Verdict {
+/// What users asked for is there in the end, and nothing else; and it was there in time after the last fault and the users'
+/// last word.
+pub(super) fn converged(evidence: &Evidence, history: &History) -> Verdict {
     let mut violations = missing(&evidence.asked, &evidence.last);
-    if evidence.converged.is_none() {
-        violations.push("it was waited for in vain".to_owned());
+    let due = promised_from(evidence, history)
+        .into_iter()
+        .flatten()
+        .map(|from| from + micros(evidence.scenario.takeover_seconds()))
+        .chain(evidence.faults.iter().map(|fault| fault.to))
+        .fold(evidence.load_ended, Micros::max)
+        + micros(evidence.scenario.expect.work_seconds);
+    match evidence.converged {
+        None => violations.push("it was waited for in vain".to_owned()),
+        Some(at) if at > due => {
+            violations.push(format!("it came {:.1} s too late", seconds(at - due)));
+        }
+        Some(_) => {}
     }
     let (clusters, children) = (evidence.last.clusters.len(), evidence.last.children.len());
     Verdict::of(

@@ -218,9 +218,9 @@ pub enum Kind {
         /// Per cent of one CPU; 0: as much as it likes.
         #[serde(default)]
         cpu_percent: u32,
-        /// Memory; 0: as much as it likes.
+        /// Memory beyond what it has already; 0: as much as it likes.
         #[serde(default)]
-        memory_mib: u64,
+        memory_kib: u64,
         /// For how long.
         seconds: f64,
     },
@@ -417,12 +417,12 @@ impl Fault {
             }
             Kind::Starve {
                 cpu_percent,
-                memory_mib,
+                memory_kib,
                 ..
             } => {
                 ensure!(
-                    cpu_percent > 0 || memory_mib > 0,
-                    "neither cpu_percent nor memory_mib is given"
+                    cpu_percent > 0 || memory_kib > 0,
+                    "neither cpu_percent nor memory_kib is given"
                 );
             }
             Kind::Errors { percent, .. } => {
