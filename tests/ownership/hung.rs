@@ -1,17 +1,19 @@
-//! Work that hangs does not keep a shard where it is.
+//! A handover waits for work that runs, but not for ever for work that hangs.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use kube::api::ListParams;
 use serde_json::json;
 use testbed::shards::Shard;
-use testbed::{Fleet, FleetOptions, Progress, load, wait_for};
+use testbed::{ControlPlane, Fleet, FleetOptions, Progress, Replica, load, wait_for};
 
-use crate::proxy::{Proxy, Side};
+use crate::proxy::{Hold, Proxy, Side};
 use crate::support::*;
 
 const CLUSTERS: usize = 24;
+const STOP: Duration = Duration::from_secs(90);
 
 #[tokio::test]
 async fn work_that_outlasts_the_drain_timeout_is_cut_short_and_counted_and_the_shard_moves() {
@@ -45,7 +47,7 @@ async fn work_that_outlasts_the_drain_timeout_is_cut_short_and_counted_and_the_s
     .await
     .unwrap();
     hold.has_caught(CLUSTERS, PATIENCE).await;
-    let held = std::time::Instant::now();
+    let held = Instant::now();
     let options = FleetOptions {
         extra_args: vec!["--shards=8".to_owned()],
         ..FleetOptions::default()
@@ -113,4 +115,130 @@ async fn late_writes_are_refused(client: &kube::Client, refused: f64) {
     })
     .await
     .unwrap();
+}
+
+/// Two replicas leave in the middle of their work, first one as it is shipped, then one that does not wait.
+#[tokio::test]
+async fn who_leaves_waits_for_what_runs_and_without_the_wait_it_is_cut_short() {
+    let control_plane = control_plane().await;
+    let client = control_plane.client();
+    let fronts = (
+        Proxy::start(&control_plane, "waits-0").await,
+        Proxy::start(&control_plane, "hasty-0").await,
+    );
+    let mut waits = one(&control_plane, "waits", Some(&fronts.0), false).await;
+    let mut hasty = one(&control_plane, "hasty", Some(&fronts.1), true).await;
+    let keys = clusters(&control_plane, CLUSTERS).await;
+
+    let hold = in_the_middle(&client, &fronts.0, &keys, ["waits-0", "hasty-0"], "333m").await;
+    let log = waits.replica(0).unwrap().log().to_owned();
+    let leaving = waits.replica_mut(0).unwrap().term(STOP);
+    let meanwhile = async {
+        wait_for("a shard to be given up", PATIENCE, || async {
+            let log = std::fs::read_to_string(&log).unwrap();
+            let met = log.contains("giving the shard up");
+            Ok(Progress::when(met, (), || "none is".into()))
+        })
+        .await
+        .unwrap();
+        one_each_for(&client, ["waits-0", "hasty-0"], Duration::from_secs(2)).await;
+        hold.release();
+    };
+    let (status, ()) = tokio::join!(leaving, meanwhile);
+    assert!(status.unwrap().success());
+    all_held_by(&client, "hasty-0").await;
+    assert_eq!(cut_short(waits.replica(0).unwrap()), Some(0));
+    load::wait_all_ready(&client, CLUSTERS, PATIENCE)
+        .await
+        .unwrap();
+
+    let _heir = one(&control_plane, "heir", None, false).await;
+    let hold = in_the_middle(&client, &fronts.1, &keys, ["hasty-0", "heir-0"], "444m").await;
+    let refused = refusals(&client).await;
+    let status = hasty.replica_mut(0).unwrap().term(STOP).await.unwrap();
+    assert!(status.success(), "{status}");
+    all_held_by(&client, "heir-0").await;
+    let cut = cut_short(hasty.replica(0).unwrap());
+    assert!(cut.is_some_and(|cut| cut >= 1), "{cut:?} were cut short");
+    hold.release();
+    late_writes_are_refused(&client, refused).await;
+    assert_epochs_never_fall(&control_plane);
+}
+
+/// Both hold a shard, and the first is in the middle of writing: what it writes is held back.
+async fn in_the_middle(
+    client: &kube::Client,
+    front: &Proxy,
+    keys: &[load::Key],
+    two: [&str; 2],
+    cpu: &str,
+) -> Hold {
+    until_shards(client, "each of two to hold a shard", |shards| {
+        one_each(shards, two)
+    })
+    .await;
+    let mut hold = front.hold(Side::Request, |p| p.is_object_write());
+    let change = json!({"spec": {"resources": {"cpu": cpu}}});
+    load::patch(client, keys.to_vec(), change).await.unwrap();
+    hold.has_caught(1, PATIENCE).await;
+    hold
+}
+
+fn one_each(shards: &BTreeMap<String, Shard>, two: [&str; 2]) -> bool {
+    let of = |who: &str| shards.values().filter(|shard| shard.holder == who).count();
+    two.map(of) == [1, 1]
+}
+
+/// Not a wait for anything: for so long, nothing must happen.
+async fn one_each_for(client: &kube::Client, two: [&str; 2], time: Duration) {
+    let began = Instant::now();
+    while began.elapsed() < time {
+        let shards = shards_now(client).await;
+        assert!(
+            one_each(&shards, two),
+            "a shard was handed over while work ran: {shards:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn all_held_by(client: &kube::Client, who: &str) {
+    let shards = shards_now(client).await;
+    let all = shards.values().all(|shard| shard.holder == who);
+    assert!(all, "{who} is to hold every shard: {shards:?}");
+}
+
+/// How many reconciles a replica cut short, by what it said when it ended.
+fn cut_short(replica: &Replica) -> Option<u64> {
+    let log = std::fs::read_to_string(replica.log()).unwrap();
+    let (_, rest) = log.rsplit_once("reconciles_cut_short=")?;
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+/// One replica for two shards; `hasty`: it does not wait for work. The leases are long, so that nobody
+/// is taken for dead on a busy machine.
+async fn one<'a>(
+    control_plane: &'a ControlPlane,
+    name: &str,
+    front: Option<&Proxy>,
+    hasty: bool,
+) -> Fleet<'a> {
+    let flags = ["--shards=2", "--drain-timeout=60s", "--lease-duration=30s"];
+    let mut options = FleetOptions {
+        name_prefix: Some(name.to_owned()),
+        extra_args: flags.map(str::to_owned).to_vec(),
+        ..FleetOptions::default()
+    };
+    if let Some(front) = front {
+        let kubeconfig = front.kubeconfig.display().to_string();
+        let through = ("KUBECONFIG".to_owned(), kubeconfig);
+        options.extra_env.push(through);
+    }
+    if hasty {
+        options.binary = Some(testbed::fleet::planted_binary().unwrap());
+        let planted = ("DBC_PLANTED_FAULTS".to_owned(), "drain".to_owned());
+        options.extra_env.push(planted);
+    }
+    Fleet::start(control_plane, 1, options).await.unwrap()
 }
