@@ -29,6 +29,8 @@ pub struct Sabotage {
     pub no_drain_wait: bool,
     /// The fence lets an older epoch through on an object that a newer one has written.
     pub no_fence: bool,
+    /// Replicas say that they have listed every shard, whatever they have listed.
+    pub no_warmth: bool,
     /// Replicas do not say of which revision they are.
     pub no_revision: bool,
 }
@@ -153,7 +155,11 @@ impl Server {
                 lease.incarnation.clone_from(incarnation);
                 lease.renewal = *renewal;
                 lease.draining = *draining;
-                lease.warm.clone_from(warm);
+                lease.warm = if self.sabotage.no_warmth {
+                    (0..meta.shards).map(ShardId).collect()
+                } else {
+                    warm.clone()
+                };
             }
             MemberChange::Vacate => lease.holder.clear(),
             MemberChange::Delete => {

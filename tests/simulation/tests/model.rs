@@ -216,3 +216,12 @@ fn a_handover_that_does_not_wait_for_work_is_noticed() {
     };
     noticed(sabotage, 3, false, 5);
 }
+
+#[test]
+fn a_handover_to_who_has_listed_nothing_is_noticed() {
+    let sabotage = Sabotage {
+        no_warmth: true,
+        ..Sabotage::default()
+    };
+    noticed(sabotage, 2, false, 5);
+}

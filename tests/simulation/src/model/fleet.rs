@@ -6,7 +6,7 @@ use super::replica::{NextRequest, Replica, Tenure, Up};
 use super::second::Second;
 use super::{LateWrite, OwnershipModel, Step};
 use crate::core::hash::ShardId;
-use crate::core::lease::{MemberWrite, ShardWrite, Successor};
+use crate::core::lease::{MemberWrite, ShardLease, ShardWrite, Successor};
 use crate::core::ownership::{Action, Event, WriteId, WriteResult};
 use crate::server::Server;
 
@@ -32,6 +32,8 @@ pub struct Fleet {
     workers: BTreeMap<(ShardId, u32), String>,
     pub(super) dead: BTreeSet<String>,
     pub(super) tampered: bool,
+    /// Shards whose plan was replaced by another before it was carried out.
+    pub(super) replanned: BTreeSet<ShardId>,
     /// Things that went wrong so far.
     pub faults: u8,
     /// Times a shard was started.
@@ -55,6 +57,7 @@ impl Fleet {
             workers: BTreeMap::new(),
             dead: BTreeSet::new(),
             tampered: false,
+            replanned: BTreeSet::new(),
             faults: 0,
             moves: 0,
             violation: None,
@@ -84,6 +87,11 @@ impl Fleet {
         let lease = self.server.shards.get(&shard);
         let named = |replica: &Replica| lease.is_some_and(|lease| lease.holder == replica.identity);
         self.replicas.iter().position(named).unwrap_or_default()
+    }
+
+    /// Whether somebody worked under this Lease.
+    pub(super) fn ran(&self, lease: &ShardLease) -> bool {
+        self.workers.contains_key(&(lease.shard, lease.epoch))
     }
 
     fn relist(&mut self, n: usize) {
@@ -273,8 +281,13 @@ impl Fleet {
             identity: self.replicas[n].identity.clone(),
             incarnation: self.replicas[n].incarnation.clone(),
         };
-        self.server
-            .edit_shard(shard, |lease| lease.successor = Some(next));
+        let mut replanned = false;
+        self.server.edit_shard(shard, |lease| {
+            replanned = lease.successor.replace(next).is_some();
+        });
+        if replanned {
+            self.replanned.insert(shard);
+        }
         if let Some(lease) = self.server.shards.get(&shard).cloned() {
             self.publish(&Event::ShardSeen(lease));
         }

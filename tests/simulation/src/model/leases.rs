@@ -1,7 +1,7 @@
 //! The model's Lease requests, and what must hold at every moment and in the end.
 
 use super::fleet::{Fleet, RECOVERY_STEPS};
-use super::replica::Up;
+use super::replica::{Replica, Up};
 use super::{OwnershipModel, Step};
 use crate::core::hash::ShardId;
 use crate::core::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
@@ -52,10 +52,47 @@ impl Fleet {
                 if lease.epoch < before.epoch || (lease.epoch == before.epoch && !same) {
                     self.violation = Some(format!("an epoch did not rise: {before:?} {lease:?}"));
                 }
+                self.check_handover(n, &before, lease);
             }
             self.publish(&Event::ShardSeen(lease.clone()));
         }
         result
+    }
+
+    /// A holder that works gives its shard to nobody who has not listed it, unless it leaves and has
+    /// waited long enough, or the plan is another one by now and its work had ended for the first; and
+    /// it leaves it to nobody only where nobody else is left.
+    fn check_handover(&mut self, n: usize, before: &ShardLease, after: &ShardLease) {
+        let (shard, giver) = (before.shard, &self.replicas[n]);
+        let owns = before.holder == giver.identity && before.incarnation == giver.incarnation;
+        if after.holder == before.holder {
+            return;
+        }
+        let replanned = self.replanned.remove(&shard);
+        let giver = &self.replicas[n];
+        if self.tampered || !owns || !self.ran(before) {
+            return;
+        }
+        let sees_all = |n: usize| !self.replicas[n].cut && self.replicas[n].held_back.is_none();
+        let is_left = |(k, replica): (usize, &Replica)| {
+            let valid = self.now_ms < replica.valid_until_ms;
+            k != n && replica.up == Up::Running && !replica.leaving && sees_all(k) && valid
+        };
+        let is_heir = |replica: &&Replica| replica.incarnation == after.incarnation;
+        let heir = self.replicas.iter().find(is_heir);
+        if after.holder.is_empty() {
+            if sees_all(n) && self.replicas.iter().enumerate().any(is_left) {
+                self.violation = Some(format!("shard {shard} was vacated though others live"));
+            }
+        } else if !giver.leaving
+            && !replanned
+            && heir.is_some_and(|heir| !heir.watching.contains(&shard))
+        {
+            let heir = &after.holder;
+            self.violation = Some(format!(
+                "{heir} was given shard {shard} and had not listed it"
+            ));
+        }
     }
 
     /// Every watch shows the change at once, but for those that stand still.
