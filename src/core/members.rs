@@ -38,12 +38,13 @@ pub fn newest_revision<'a>(
 pub enum Life {
     /// Its member Lease names it.
     Alive,
-    /// It was vacated or replaced, or its Lease has been missing for a whole lifetime.
+    /// It was vacated or replaced.
     Dead,
     /// Its member Lease is missing, not for long enough.
     Unknown,
     /// Its member Lease names another incarnation, but was seen before the Lease that named this
-    /// one: only a fresh read can tell.
+    /// one, or has been missing for a whole lifetime, which a watch that stands still would show as
+    /// well: only a fresh read can tell.
     Doubtful,
 }
 
@@ -207,11 +208,16 @@ impl Members {
             }
             Some(seen) if named_at.is_older_than(&seen.lease.version) => Life::Dead,
             Some(_) => Life::Doubtful,
-            None => match self.missing_ms.get(identity) {
-                Some(missing_ms) if *missing_ms >= lease_ms => Life::Dead,
-                _ => Life::Unknown,
-            },
+            None if self.is_long_gone(identity, lease_ms) => Life::Doubtful,
+            None => Life::Unknown,
         }
+    }
+
+    /// Whether its Lease has been missing for `lease_ms`, as far as we were shown.
+    #[must_use]
+    pub fn is_long_gone(&self, identity: &str, lease_ms: u64) -> bool {
+        let missing_ms = self.missing_ms.get(identity);
+        !self.seen.contains_key(identity) && missing_ms.is_some_and(|ms| *ms >= lease_ms)
     }
 
     /// Replicas (but `me`) whose Lease has been silent for its whole lifetime: to be vacated.
@@ -288,7 +294,7 @@ mod tests {
         members.count_missing(["a"].into_iter());
         assert_eq!(members.life("a", "one", 6000, &at(1)), Life::Unknown);
         members.credit(6000);
-        assert_eq!(members.life("a", "one", 6000, &at(1)), Life::Dead);
+        assert_eq!(members.life("a", "one", 6000, &at(1)), Life::Doubtful);
     }
 
     #[test]

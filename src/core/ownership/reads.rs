@@ -30,6 +30,10 @@ impl Ownership {
             let now_is = match &read {
                 Ok(Some(lease)) if !lease.is_vacated() => Some(lease.incarnation.clone()),
                 Ok(Some(_)) => Some(String::new()),
+                // It had its lifetime to come back, and is gone indeed.
+                Ok(None) if self.members.is_long_gone(identity, self.settings.lease_ms) => {
+                    Some(String::new())
+                }
                 Ok(None) | Err(()) => None,
             };
             for shard in self.shards.values_mut() {

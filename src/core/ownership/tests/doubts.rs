@@ -348,3 +348,38 @@ fn who_leaves_gives_away_an_eighth_of_the_shards_at_once_and_waits_for_none_that
     assert_eq!(giving(&world), 8);
     world.until("all to be under way", 2000, |w| giving(w) == 32);
 }
+
+/// It learns of the new holder by a read, whose member Lease its watch never showed.
+#[test]
+fn who_hears_nothing_of_a_newcomer_takes_nothing_from_it() {
+    let mut world = World::new();
+    world.leader = false;
+    world.join("a", 4);
+    world.until("all to run", 3000, |w| w.all_run(4));
+    world.tampered = true;
+    world.node("a").frozen = true;
+    world.server.shards.remove(&ShardId(0));
+    world.join("b", 4);
+    let hears_nothing = |world: &mut World| {
+        for _ in 0..400 {
+            world.step();
+            unseen(world, "a", Event::Tick);
+        }
+    };
+    hears_nothing(&mut world);
+    let taken = world.server.shards[&ShardId(0)].clone();
+    assert_eq!(taken.holder, "b");
+    unseen(
+        &mut world,
+        "a",
+        Event::ShardRead(ShardId(0), Ok(Some(taken.clone()))),
+    );
+    hears_nothing(&mut world);
+    let now = &world.server.shards[&ShardId(0)];
+    assert_eq!((&now.holder, now.epoch), (&taken.holder, taken.epoch));
+    assert!(!world.server.members["b"].is_vacated());
+    assert_eq!(
+        world.nodes["b"].running.get(&ShardId(0)),
+        Some(&taken.epoch)
+    );
+}
