@@ -8,6 +8,9 @@ use super::ownership::promised_from;
 use super::{Figures, Verdict};
 use crate::evidence::{Asked, Evidence, LastState, Micros, micros, seconds};
 
+/// Children of what was deleted are removed by Kubernetes' own garbage collector, in its own time.
+const COLLECTED_SECONDS: f64 = 30.0;
+
 /// What users asked for is there in the end, and nothing else; and it was there in time after the last fault and the users'
 /// last word.
 pub(super) fn converged(evidence: &Evidence, history: &History) -> Verdict {
@@ -18,7 +21,7 @@ pub(super) fn converged(evidence: &Evidence, history: &History) -> Verdict {
         .map(|from| from + micros(evidence.scenario.takeover_seconds()))
         .chain(evidence.faults.iter().map(|fault| fault.to))
         .fold(evidence.load_ended, Micros::max)
-        + micros(evidence.scenario.expect.work_seconds);
+        + micros(evidence.scenario.expect.work_seconds + COLLECTED_SECONDS);
     match evidence.converged {
         None => violations.push("it was waited for in vain".to_owned()),
         Some(at) if at > due => {

@@ -32,8 +32,8 @@ fn what_is_lost_left_or_different_is_seen() {
         |evidence| evidence.last.children.clear(),
         |evidence| drop(evidence.last.children.remove("services/n/one-rw")),
         |evidence| evidence.converged = None,
-        // Users stop at 50 s, and the work may take 5 s.
-        |evidence| evidence.converged = Some(micros(55.5)),
+        // Users stop at 50 s, the work may take 5 s, and the garbage collector 30 s.
+        |evidence| evidence.converged = Some(micros(85.5)),
     ];
     for (number, change) in changes.into_iter().enumerate() {
         let mut run = Run::calm();
