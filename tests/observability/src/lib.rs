@@ -3,6 +3,7 @@
 pub mod alerts;
 pub mod catalogue;
 pub mod linter;
+pub mod prometheus;
 pub mod promql;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,141 @@
+//! A Prometheus on loopback that scrapes a fleet and evaluates the alerts, and its answers.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testbed::error::{Context, Error, Result};
+use testbed::guardian::Guardian;
+use testbed::process::ProcessId;
+use testbed::{Progress, http_get, ports, wait_for};
+
+/// The `job` of everything that it scrapes.
+pub const JOB: &str = "databasecluster-operator";
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A Prometheus. Dropping it kills it.
+#[derive(Debug)]
+pub struct Prometheus {
+    url: String,
+    folder: PathBuf,
+    child: Child,
+}
+
+impl Prometheus {
+    /// Starts one that keeps its files in a folder of the guardian's. It scrapes nothing yet.
+    ///
+    /// # Errors
+    /// When it is missing or does not start.
+    pub async fn start(guardian: &Guardian) -> Result<Self> {
+        let folder = guardian.folder().join("prometheus");
+        std::fs::create_dir_all(&folder).context("make Prometheus's folder")?;
+        let config = folder.join("prometheus.json");
+        // JSON is YAML.
+        let text = json!({
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": [crate::file("dashboards/alerts.yaml")],
+            "scrape_configs": [{
+                "job_name": JOB,
+                "file_sd_configs": [{"files": [folder.join("targets.json")], "refresh_interval": "1s"}],
+            }],
+        });
+        std::fs::write(&config, text.to_string()).context("write Prometheus's configuration")?;
+        scrape(&folder, &[])?;
+        let [port] = ports::free_ports()?;
+        let log = File::create(folder.join("log")).context("make Prometheus's log")?;
+        let (mark, value) = guardian.mark();
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                folder.join("data").display()
+            ))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .env(mark, value)
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("start prometheus (see tests/check-setup.sh)")?;
+        guardian.register(ProcessId::of(child.id())?)?;
+        let started = Self {
+            url: format!("http://127.0.0.1:{port}"),
+            folder,
+            child,
+        };
+        wait_for("Prometheus to be ready", START_TIMEOUT, || async {
+            Ok(match http_get::get(&started.url, "/-/ready", "*/*").await {
+                Ok(answer) if answer.status == 200 => Progress::Done(()),
+                Ok(answer) => Progress::pending(answer.body),
+                Err(error) => Progress::pending(error),
+            })
+        })
+        .await?;
+        Ok(started)
+    }
+
+    /// Scrapes these from now on, whatever it scraped before.
+    ///
+    /// # Errors
+    /// When their list can not be written.
+    pub fn scrape(&self, urls: &[&str]) -> Result<()> {
+        scrape(&self.folder, urls)
+    }
+
+    /// What a query gives now, one value for each series.
+    ///
+    /// # Errors
+    /// When it is refused or not answered.
+    pub async fn ask(&self, query: &str) -> Result<Vec<Value>> {
+        let path = format!("/api/v1/query?query={}", encoded(query));
+        let data = self.get(&path).await?;
+        let result = data["result"].as_array().cloned();
+        result.ok_or_else(|| Error::Failed(format!("{query}: no result in {data}")))
+    }
+
+    /// The data of an answer of its API.
+    ///
+    /// # Errors
+    /// When it is none, or an error.
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        let answer = http_get::get(&self.url, path, "application/json").await?;
+        let body: Value = serde_json::from_str(&answer.body).context(path.to_owned())?;
+        if body["status"] == "success" {
+            return Ok(body["data"].clone());
+        }
+        Err(Error::Failed(format!("{path}: {}", body["error"])))
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        if self.child.kill().is_ok() {
+            let _ended = self.child.wait();
+        }
+    }
+}
+
+/// Put in place at once: a half of it would be read as no targets.
+fn scrape(folder: &Path, urls: &[&str]) -> Result<()> {
+    let hosts: Vec<&str> = urls
+        .iter()
+        .map(|u| u.trim_start_matches("http://"))
+        .collect();
+    let (part, whole) = (folder.join("targets.part"), folder.join("targets.json"));
+    std::fs::write(&part, json!([{"targets": hosts}]).to_string()).context("write targets")?;
+    std::fs::rename(part, whole).context("put the targets in place")
+}
+
+/// For a query string.
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}

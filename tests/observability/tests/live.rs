@@ -1,0 +1,273 @@
+//! A real Prometheus scrapes a fleet of three under load and a crash; every query is asked of it and returns data.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use observability::linter::{list, text};
+use observability::prometheus::Prometheus;
+use observability::promql::Query;
+use observability::{alerts, files, stem};
+use serde_json::{Value, json};
+use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, wait_for};
+
+/// Long enough for a busy machine; a test that needs it has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+const CLUSTERS: usize = 30;
+/// Covers the whole test, so that a rate sees what happened in it.
+const RANGE: &str = "10m";
+
+/// Queries, or parts of them, that may return nothing here, with the reason.
+const EMPTY_IN_HEALTH: [(&str, &str); 6] = [
+    ("cgroup_memory_limit_bytes", "this machine may set no limit"),
+    ("cgroup_cpu_limit_cores", "this machine may set no limit"),
+    ("absent(databasecluster_shards)", "there are replicas"),
+    ("turn=\"again\"", "no watch breaks"),
+    ("code=\"429\"", "nothing is throttled"),
+    ("code!~\"[123]..\"", "no request need fail"),
+];
+
+struct Bench<'a> {
+    fleet: Fleet<'a>,
+    prometheus: Prometheus,
+}
+
+/// Three replicas that are scraped, with work done, a shard handed over and one taken over.
+async fn bench(control_plane: &ControlPlane) -> Bench<'_> {
+    let prometheus = Prometheus::start(control_plane.guardian()).await.unwrap();
+    let fleet = Fleet::start(control_plane, 3, FleetOptions::default())
+        .await
+        .unwrap();
+    let urls: Vec<&str> = fleet.replicas().iter().map(testbed::Replica::url).collect();
+    prometheus.scrape(&urls).unwrap();
+    let client = control_plane.client();
+    testbed::shards::wait_balanced(&fleet, PATIENCE)
+        .await
+        .unwrap();
+    until(&prometheus, "count(up == 1)", |n| n == 3.0).await;
+    load::create(control_plane, load::samples(CLUSTERS, &["a", "b"]))
+        .await
+        .unwrap();
+    load::wait_all_ready(&client, CLUSTERS, PATIENCE)
+        .await
+        .unwrap();
+    Bench { fleet, prometheus }
+}
+
+/// Waits until the only value of a query is as it should be.
+async fn until(prometheus: &Prometheus, query: &str, met: impl Fn(f64) -> bool) {
+    wait_for(format!("{query} in Prometheus"), PATIENCE, || async {
+        let found = prometheus.ask(query).await?;
+        let value = found.first().and_then(number);
+        Ok(Progress::when(value.is_some_and(&met), (), || {
+            format!("{value:?}")
+        }))
+    })
+    .await
+    .unwrap();
+}
+
+fn number(series: &Value) -> Option<f64> {
+    series["value"][1].as_str()?.parse().ok()
+}
+
+/// One query with where it stands.
+struct Asked {
+    place: String,
+    query: String,
+}
+
+fn of_panels() -> Vec<Asked> {
+    let mut found = Vec::new();
+    for path in files("dashboards", "json").unwrap() {
+        let dashboard: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        for panel in list(&dashboard, "/panels") {
+            for target in list(panel, "/targets") {
+                let query = text(target, "/expr").replace("$__rate_interval", RANGE);
+                found.push(Asked {
+                    place: format!("{}: {}", stem(&path), text(panel, "/title")),
+                    query: query.replace("$job", ".+").replace("$instance", ".+"),
+                });
+            }
+        }
+    }
+    found
+}
+
+/// What alerts measure; the comparison with the limit is what must give nothing in health.
+fn of_alerts() -> Vec<Asked> {
+    let mut found = Vec::new();
+    for alert in alerts::all().unwrap() {
+        for query in Query::read(&alert.expr).unwrap().measured() {
+            let place = alert.alert.clone();
+            found.push(Asked { place, query });
+        }
+    }
+    found
+}
+
+/// Those that return nothing, or nothing but "not a number", and may not.
+async fn without_data(prometheus: &Prometheus, asked: &[Asked]) -> Vec<String> {
+    let mut found = Vec::new();
+    for Asked { place, query } in asked {
+        let series = prometheus.ask(query).await.unwrap();
+        let has_data = series.iter().filter_map(number).any(|n| !n.is_nan());
+        let excused = EMPTY_IN_HEALTH.iter().any(|(part, _)| query.contains(part));
+        if !has_data && !excused {
+            found.push(format!("{place}: {query}"));
+        }
+    }
+    found
+}
+
+/// Which alerts are met, those that do not fire yet among them or not.
+async fn alerts_met(prometheus: &Prometheus, pending: bool) -> BTreeSet<String> {
+    let data = prometheus.get("/api/v1/alerts").await.unwrap();
+    let alerts = list(&data, "/alerts").iter();
+    let counted = alerts.filter(|alert| pending || alert["state"] == "firing");
+    let name = |alert: &Value| text(alert, "/labels/alertname").to_owned();
+    counted.map(name).collect()
+}
+
+#[tokio::test]
+async fn every_query_returns_data_and_a_crash_is_seen() {
+    let options = ControlPlaneOptions {
+        lift_client_limits: true,
+        ..ControlPlaneOptions::default()
+    };
+    let control_plane = ControlPlane::start(options)
+        .await
+        .unwrap_or_else(|e| panic!("{e}"));
+    let Bench {
+        mut fleet,
+        prometheus,
+    } = bench(&control_plane).await;
+    a_healthy_fleet_alerts_nobody(&prometheus).await;
+    commands_of_runbooks_are_such_that_kubectl_knows(&control_plane, fleet.replicas()[0].name());
+
+    a_crash_is_seen(&mut fleet, &prometheus).await;
+
+    // A planned handover, of one shard at least.
+    fleet.start_replica(&[]).await.unwrap();
+    let urls: Vec<&str> = fleet.replicas().iter().map(testbed::Replica::url).collect();
+    prometheus.scrape(&urls).unwrap();
+    testbed::shards::wait_balanced(&fleet, PATIENCE)
+        .await
+        .unwrap();
+    until(
+        &prometheus,
+        "sum(databasecluster_handover_duration_seconds_count)",
+        |n| n > 0.0,
+    )
+    .await;
+
+    let mut asked = of_panels();
+    asked.extend(of_alerts());
+    assert!(asked.len() > 90, "only {} queries", asked.len());
+    wait_for("data for every query", PATIENCE, || async {
+        let without = without_data(&prometheus, &asked).await;
+        Ok(Progress::when(without.is_empty(), (), || {
+            format!("{without:#?}")
+        }))
+    })
+    .await
+    .unwrap();
+    for (part, reason) in EMPTY_IN_HEALTH {
+        let is_used = asked.iter().any(|asked| asked.query.contains(part));
+        assert!(is_used, "{part} ({reason}) is in no query");
+    }
+}
+
+/// The survivors take over, and the alert about the dead one names it.
+async fn a_crash_is_seen(fleet: &mut Fleet<'_>, prometheus: &Prometheus) {
+    let gone = fleet.replica_mut(0).unwrap();
+    let gone_url = gone.url().trim_start_matches("http://").to_owned();
+    gone.kill().await.unwrap();
+    until(
+        prometheus,
+        "sum(databasecluster_takeover_duration_seconds_count)",
+        |n| n > 0.0,
+    )
+    .await;
+    until(prometheus, "sum(databasecluster_shard_owned)", |n| {
+        n == 32.0
+    })
+    .await;
+    wait_for("the alert about the dead replica", PATIENCE, || async {
+        let met = alerts_met(prometheus, true).await;
+        let seen = met.contains("DatabaseClusterReplicaDown");
+        Ok(Progress::when(seen, (), || format!("{met:?}")))
+    })
+    .await
+    .unwrap();
+    let down = prometheus
+        .ask("ALERTS{alertname=\"DatabaseClusterReplicaDown\"}")
+        .await
+        .unwrap();
+    assert_eq!(down[0]["metric"]["instance"], json!(gone_url));
+}
+
+async fn a_healthy_fleet_alerts_nobody(prometheus: &Prometheus) {
+    let rules = prometheus.get("/api/v1/rules").await.unwrap();
+    let groups = list(&rules, "/groups").iter();
+    let rules: Vec<&Value> = groups.flat_map(|group| list(group, "/rules")).collect();
+    assert_eq!(rules.len(), alerts::all().unwrap().len());
+    wait_for(
+        "all rules to be evaluated, and none to fire",
+        PATIENCE,
+        || async {
+            let rules = prometheus.get("/api/v1/rules").await?;
+            let groups = list(&rules, "/groups").iter();
+            let ill = groups
+                .flat_map(|group| list(group, "/rules"))
+                .filter(|r| r["health"] != "ok");
+            let ill: Vec<String> = ill.map(ToString::to_string).collect();
+            // A burst of work may have met a condition that must last for minutes before it fires.
+            let firing = alerts_met(prometheus, false).await;
+            let well = ill.is_empty() && firing.is_empty();
+            Ok(Progress::when(well, (), || format!("{ill:?} {firing:?}")))
+        },
+    )
+    .await
+    .unwrap();
+}
+
+/// Those that only look. There are no Deployment, no kubelet and no Prometheus operator here.
+fn commands_of_runbooks_are_such_that_kubectl_knows(control_plane: &ControlPlane, pod: &str) {
+    const ABSENT: [&str; 2] = ["(NotFound)", "the server doesn't have a resource type"];
+    let mut commands = BTreeSet::new();
+    for path in files("docs/runbooks", "md").unwrap() {
+        let page = fs::read_to_string(&path).unwrap();
+        for block in page.split("```").skip(1).step_by(2) {
+            let lines = block.lines().filter(|line| line.starts_with("kubectl "));
+            // What follows a pipe only chooses lines.
+            commands.extend(lines.map(|line| line.split(" | ").next().unwrap().to_owned()));
+        }
+    }
+    let looks = |command: &&String| {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let verb = if words[1] == "-n" { words[3] } else { words[1] };
+        ["get", "describe", "version"].contains(&verb) && !words.contains(&"-w")
+    };
+    let commands: Vec<&String> = commands.iter().filter(looks).collect();
+    assert!(commands.len() > 12, "{commands:#?}");
+    for command in commands {
+        let command = command
+            .replace("POD", pod)
+            .replace("NAMESPACE", "a")
+            .replace("NAME", "db-0000")
+            .replace("NNN", "000");
+        let arguments = command.split_whitespace().skip(1);
+        let output = Command::new(control_plane.kubectl())
+            .env("KUBECONFIG", control_plane.kubeconfig())
+            .env("KUBECACHEDIR", control_plane.folder().join("kubectl-cache"))
+            .args(arguments.map(|word| word.trim_matches('"')))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let is_absent = ABSENT.iter().any(|text| said.contains(text));
+        assert!(output.status.success() || is_absent, "{command}: {said}");
+    }
+}
