@@ -2,6 +2,7 @@
 
 mod telling;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -82,6 +83,8 @@ struct Shared {
     log_level: Arc<LogLevel>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    /// How often the health keeper has looked.
+    looks: AtomicU64,
     troubles: Arc<Troubles>,
     process: Arc<ProcessCollector>,
     fleet: Arc<FleetState>,
@@ -106,6 +109,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
     let health = Arc::new(Health::new(&["api-server", "leases"]));
     let listener = TcpListener::bind(args.listen)
         .await
+        .and_then(TcpListener::into_std)
         .with_context(|| format!("--listen {}: the address can not be used", args.listen))?;
     let url = format!("http://{}", listener.local_addr()?);
     tracing::info!(identity, url, shards = args.shards.get(), "listening");
@@ -114,7 +118,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
     let shared = share(&args, &identity, told, clients.write.clone());
 
     let stop = CancellationToken::new();
-    let serving = telling::serve(&shared, listener, &stop);
+    let serving = telling::serve(&shared, listener, &stop).context("start the HTTP server")?;
     let signals = shutdown::signals(&args)?;
     let (namespaces, may_shard) = (args.namespaces(), may_shard(&args));
     let look = first_look(
@@ -273,6 +277,7 @@ fn share(
         log_level,
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),
+        looks: AtomicU64::new(0),
         troubles: Arc::new(Troubles::default()),
         process: Arc::new(ProcessCollector::new(Arc::clone(metrics), runtime)),
         fleet: Arc::new(FleetState::default()),

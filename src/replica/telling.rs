@@ -1,43 +1,64 @@
 //! What a replica tells of itself: the HTTP server's sources, health kept true, figures for heartbeats.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::figures;
 use crate::telemetry::fleet_view::{FleetView, ObserverView};
-use crate::telemetry::liveness::{Progress, essential};
+use crate::telemetry::liveness::{LOOK_EVERY, Progress, essential, oversee};
 use crate::telemetry::server::Server;
 
-const LOOK_AFTER_OURSELVES: Duration = Duration::from_millis(500);
-
-/// Serves HTTP until `stop`.
+/// Serves HTTP until `stop`, on a thread of its own: however many ask, and however much, they compete
+/// with each other, and not with heartbeats. Gives the end of it.
 pub(super) fn serve(
     shared: &Arc<Shared>,
-    listener: TcpListener,
+    listener: std::net::TcpListener,
     stop: &CancellationToken,
-) -> tokio::task::JoinHandle<()> {
+) -> std::io::Result<oneshot::Receiver<()>> {
     let (figures, fleet) = (Arc::clone(shared), Arc::clone(shared));
     let server = Server::new(Arc::clone(&shared.metrics), Arc::clone(&shared.health))
         .with_refresh(Box::new(move || figures.refresh()))
         .with_fleet(Box::new(move || fleet.fleet_view()))
         .with_log_level(Arc::clone(&shared.log_level));
-    tokio::spawn(server.serve(listener, stop.child_token()))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listener = {
+        let _registered_there = runtime.enter();
+        TcpListener::from_std(listener)?
+    };
+    let (looks, health) = (Arc::clone(shared), Arc::clone(&shared.health));
+    let looks = move || looks.looks.load(Ordering::Relaxed);
+    let overseer = oversee(looks, health, stop.child_token());
+    let serving = server.serve(listener, stop.child_token());
+    let (ended, has_ended) = oneshot::channel();
+    // Not one of the runtime's own blocking threads: the end of the process would wait for those.
+    std::thread::Builder::new()
+        .name("http".to_owned())
+        .spawn(move || {
+            runtime.block_on(async { tokio::join!(serving, overseer) });
+            let _nobody_waits = ended.send(());
+        })?;
+    Ok(has_ended)
 }
 
 /// Keeps health and the figures of slow things true.
 pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(LOOK_AFTER_OURSELVES);
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
     let mut agent = Progress::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        shared.looks.fetch_add(1, Ordering::Relaxed);
         shared.reconciler.refresh_metrics().await;
         let standing = shared.fleet.standing();
         if agent.has_stopped(standing.steps) {

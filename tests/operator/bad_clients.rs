@@ -1,8 +1,9 @@
 //! HTTP clients that mean harm: the replica stays healthy, and its heartbeats on time.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use testbed::audit::Reader;
+use testbed::audit::{AuditEvent, Reader};
 use testbed::{ControlPlane, Replica, http_get, shards};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -13,6 +14,10 @@ use tokio::time::{sleep, timeout};
 const ATTACK: Duration = Duration::from_secs(10);
 /// What a replica may go without a renewal before it stops by itself: its lifetime less the margin.
 const GAP_MAX: Duration = Duration::from_secs(5);
+/// Two heartbeats of a replica that nobody attacks are further apart than this: the machine or the API
+/// server is too busy to tell what an attack does.
+const CALM_GAP_MAX: Duration = Duration::from_secs(3);
+const ATTACKS_MAX: usize = 3;
 /// What the server has room for by default.
 const CONNECTIONS_MAX: f64 = 256.0;
 
@@ -20,19 +25,21 @@ const CONNECTIONS_MAX: f64 = 256.0;
 struct Probe {
     path: &'static str,
     timeout: Duration,
-    failures_max: u32,
+    /// How long it has to fail until a kubelet acts: all but the first of the failures that it bears,
+    /// a period apart.
+    failing_max: Duration,
 }
 
 const PROBES: [Probe; 2] = [
     Probe {
         path: "/livez",
         timeout: Duration::from_secs(5),
-        failures_max: 3,
+        failing_max: Duration::from_secs(2 * 10),
     },
     Probe {
         path: "/readyz",
         timeout: Duration::from_secs(2),
-        failures_max: 2,
+        failing_max: Duration::from_secs(2),
     },
 ];
 
@@ -109,33 +116,35 @@ async fn greedy(url: String, path: &'static str, until: Instant) {
     }
 }
 
-/// Asks like a kubelet, only more often, and fails when a kubelet would act. How many were asked,
-/// how many were not answered in time, and the longest that an answer took.
-async fn probe(url: &str, until: Instant) -> (u32, u32, Duration) {
-    let (mut asked, mut late, mut longest) = (0, 0, Duration::ZERO);
-    let mut in_a_row = [0; PROBES.len()];
+/// Asks like a kubelet, only more often. How many were asked, how many failed, and the longest that an
+/// answer took; or why a kubelet would have acted.
+async fn probe(url: &str, until: Instant) -> Result<(u32, u32, Duration), String> {
+    let (mut asked, mut failed, mut longest) = (0, 0, Duration::ZERO);
+    let mut failing_since = [None; PROBES.len()];
     while Instant::now() < until {
-        for (probe, failures) in PROBES.iter().zip(&mut in_a_row) {
+        for (probe, since) in PROBES.iter().zip(&mut failing_since) {
             let begun = Instant::now();
             let path = ("GET", probe.path);
             let answer = http_get::send(url, path, "", "", probe.timeout).await;
             asked += 1;
-            match answer {
-                Ok(answer) => {
-                    assert_eq!(answer.status, 200, "{}: {}", probe.path, answer.body);
+            let trouble = match answer {
+                Ok(answer) if answer.status == 200 => {
                     longest = longest.max(begun.elapsed());
-                    *failures = 0;
+                    *since = None;
+                    continue;
                 }
-                Err(error) => {
-                    late += 1;
-                    *failures += 1;
-                    assert!(*failures < probe.failures_max, "{}: {error}", probe.path);
-                }
+                Ok(answer) => format!("{}: {}", answer.status, answer.body),
+                Err(error) => error.to_string(),
+            };
+            failed += 1;
+            let failing = begun.elapsed() + (begun - *since.get_or_insert(begun));
+            if failing >= probe.failing_max {
+                return Err(format!("{} failed for {failing:?}: {trouble}", probe.path));
             }
         }
         sleep(Duration::from_millis(200)).await;
     }
-    (asked, late, longest)
+    Ok((asked, failed, longest))
 }
 
 fn attack(replica: &Replica, until: Instant) -> JoinSet<()> {
@@ -172,44 +181,85 @@ async fn held(control_plane: &ControlPlane) -> Vec<(String, i32)> {
     held.collect()
 }
 
-/// Heartbeats stay on time, probes are answered and no shard moves, whatever clients do. The control
-/// plane keeps an audit log.
-pub(crate) async fn disturb_nothing(control_plane: &ControlPlane, replica: &Replica) {
-    lift_descriptors();
-    let before = held(control_plane).await;
-    let mut log = Reader::from_end(control_plane.audit_log().unwrap()).unwrap();
-    let until = Instant::now() + ATTACK;
-    let mut clients = attack(replica, until);
-    let (asked, late, longest) = probe(replica.url(), until).await;
-    let metrics = replica.metrics().await.unwrap();
-    while let Some(ended) = clients.join_next().await {
-        ended.unwrap();
-    }
-
-    let lease = format!("databasecluster-member-{}", replica.name());
-    let renewals: Vec<i64> = log
-        .next_events()
-        .unwrap()
-        .into_iter()
+/// The longest time between two heartbeats of one replica.
+fn longest_gap(events: &[AuditEvent], lease: &str) -> Option<Duration> {
+    let renewals: Vec<i64> = events
+        .iter()
         .filter(|event| event.resource == "leases" && event.name == lease)
         .filter(|event| event.is_accepted_write())
         .map(|event| event.completed_micros)
         .collect();
-    let gap = renewals.windows(2).map(|pair| pair[1] - pair[0]).max();
-    let gap = gap.expect("two renewals in the time of the attack");
-    let gap = Duration::from_micros(u64::try_from(gap).unwrap());
+    let gap = renewals.windows(2).map(|pair| pair[1] - pair[0]).max()?;
+    u64::try_from(gap).ok().map(Duration::from_micros)
+}
+
+/// What one attack came to.
+struct Attacked {
+    probes: Result<(u32, u32, Duration), String>,
+    gap: Option<Duration>,
+    /// The longest gap of a replica that was left alone.
+    gap_of_others: Option<Duration>,
+}
+
+async fn attack_once(control_plane: &ControlPlane, replica: &Replica) -> Attacked {
+    let mut log = Reader::from_end(control_plane.audit_log().unwrap()).unwrap();
+    let until = Instant::now() + ATTACK;
+    let mut clients = attack(replica, until);
+    let probes = probe(replica.url(), until).await;
+    let metrics = replica.metrics().await.unwrap();
+    while let Some(ended) = clients.join_next().await {
+        ended.unwrap();
+    }
     let evicted = metrics.sum("databasecluster_http_evictions_total").unwrap();
     let open = metrics.sum("databasecluster_http_connections").unwrap();
-    println!(
-        "under attack for {} s: {} heartbeats, {:.2} s apart at most; {asked} probes, {late} late, the slowest \
-         answer took {:.2} s; {evicted:.0} connections closed to make room, {open:.0} open",
-        ATTACK.as_secs(),
-        renewals.len(),
-        gap.as_secs_f64(),
-        longest.as_secs_f64(),
-    );
-    assert!(gap < GAP_MAX, "{gap:?} between two heartbeats");
     assert!(evicted > 0.0, "the places were never all taken");
     assert!(open <= CONNECTIONS_MAX, "{open} connections at once");
-    assert_eq!(before, held(control_plane).await, "shards moved");
+
+    let events = log.next_events().unwrap();
+    let own = format!("databasecluster-member-{}", replica.name());
+    let others: BTreeSet<&str> = events
+        .iter()
+        .map(|event| event.name.as_str())
+        .filter(|name| name.starts_with("databasecluster-member-") && *name != own)
+        .collect();
+    Attacked {
+        probes,
+        gap: longest_gap(&events, &own),
+        gap_of_others: others
+            .iter()
+            .filter_map(|lease| longest_gap(&events, lease))
+            .max(),
+    }
+}
+
+/// Heartbeats stay on time, probes are answered and no shard moves, whatever clients do. The control
+/// plane keeps an audit log.
+pub(crate) async fn disturb_nothing(control_plane: &ControlPlane, replica: &Replica) {
+    lift_descriptors();
+    for attempt in 1..=ATTACKS_MAX {
+        let before = held(control_plane).await;
+        let attacked = attack_once(control_plane, replica).await;
+        let is_in_time = attacked.gap.is_some_and(|gap| gap < GAP_MAX);
+        if let Ok((asked, failed, longest)) = attacked.probes
+            && is_in_time
+        {
+            println!(
+                "under attack for {} s: heartbeats {:?} apart at most; {asked} probes, {failed} failed, \
+                 the slowest answer took {longest:?}",
+                ATTACK.as_secs(),
+                attacked.gap.unwrap_or_default(),
+            );
+            assert_eq!(before, held(control_plane).await, "shards moved");
+            return;
+        }
+        let calm = attacked.gap_of_others.is_some_and(|gap| gap < CALM_GAP_MAX);
+        assert!(
+            !calm && attempt < ATTACKS_MAX,
+            "attack {attempt}: heartbeats {:?} apart, those of the others {:?}; probes {:?}",
+            attacked.gap,
+            attacked.gap_of_others,
+            attacked.probes,
+        );
+        println!("attack {attempt} tells nothing: others were late, too");
+    }
 }
