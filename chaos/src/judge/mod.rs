@@ -80,7 +80,7 @@ pub struct Figures {
     pub fault_reaction_seconds: Vec<f64>,
     /// Seconds from the end of the last fault until all was converged.
     pub converged_seconds: Option<f64>,
-    /// Writes that the fence refused.
+    /// Writes of former holders that the fence refused.
     pub fenced: u64,
     /// Accepted writes of a former holder on objects that the new one had not written yet.
     pub stale: u64,
@@ -138,7 +138,7 @@ pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
             .iter()
             .filter(|write| write.accepted())
             .count() as u64,
-        fenced: history.writes.iter().filter(|write| write.fenced).count() as u64,
+        fenced: writers::fenced(history),
         ..Figures::default()
     };
     let verdicts = vec![

@@ -150,6 +150,22 @@ pub(super) fn no_stale_writes(history: &History, figures: &mut Figures) -> Verdi
     )
 }
 
+/// How many writes of former holders the fence refused. It refuses the rightful one too, while the API server does not know
+/// of it yet: those do not count.
+pub(super) fn fenced(history: &History) -> u64 {
+    let shards = history.shards();
+    let stale = |write: &&Write| {
+        let Some(stamp) = write.stamp.as_ref().filter(|_| write.fenced) else {
+            return false;
+        };
+        let moved =
+            |lease: &&LeaseWrite| lease.epoch > stamp.epoch && lease.completed <= write.received;
+        let leases = shards.get(stamp.lease.as_str());
+        leases.is_some_and(|leases| leases.iter().any(moved))
+    };
+    history.writes.iter().filter(stale).count() as u64
+}
+
 /// The first write of the Lease, before the store's revision `version`, that raised its epoch above `epoch`.
 fn first_above<'a>(leases: &[&'a LeaseWrite], epoch: i64, version: u64) -> Option<&'a LeaseWrite> {
     let before =

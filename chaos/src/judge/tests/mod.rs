@@ -435,9 +435,12 @@ fn the_clock_starts_with_a_last_heartbeat_that_nobody_answered() {
 }
 
 #[test]
-fn what_rbac_allows_and_admission_refuses_was_refused_by_the_fence() {
+fn a_stale_write_that_rbac_allows_and_admission_refuses_was_refused_by_the_fence() {
     let mut run = Run::calm();
-    run.write(11.0, "a", "statefulsets", "one-db", 1, 403);
+    run.crash(5.0);
+    run.write(25.1, "b", "statefulsets", "one-db", 2, 403);
+    assert_eq!(run.judged().figures.fenced, 0, "the rightful holder");
+    run.write(26.0, "a", "statefulsets", "one-db", 1, 403);
     assert_eq!(run.judged().figures.fenced, 1);
     run.last().refused_by_rbac = true;
     assert_eq!(run.judged().figures.fenced, 0);
