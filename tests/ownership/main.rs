@@ -6,6 +6,7 @@ mod deployments;
 mod hung;
 mod leaders;
 mod lives;
+mod overlap;
 mod pauses;
 mod proxy;
 mod support;

@@ -8,7 +8,7 @@ use serde_json::json;
 use testbed::shards::Shard;
 use testbed::{ControlPlane, Fleet, FleetOptions, Progress, load, wait_for};
 
-use crate::proxy::{Hold, Passed, Proxy, Side};
+use crate::proxy::{Hold, Passed, Proxy, Side, assert_refused};
 use crate::support::*;
 
 const LEASE: Duration = Duration::from_secs(3);
@@ -92,15 +92,6 @@ async fn a_write_that_was_held_back_on_its_way_is_refused_when_it_arrives() {
         "more stale writes left the process: {stale:#?}"
     );
     scene.ends_well().await;
-}
-
-fn assert_refused(stale: &[Passed]) {
-    for write in stale {
-        assert!(
-            write.status == Some(403) && write.refusal.contains("databasecluster-fence"),
-            "the fence did not refuse a stale write: {write:#?}"
-        );
-    }
 }
 
 /// A replica behind a proxy that stands still in the middle of a reconcile; another has taken over.

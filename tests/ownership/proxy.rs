@@ -53,6 +53,15 @@ impl Passed {
     }
 }
 
+pub(crate) fn assert_refused(stale: &[Passed]) {
+    for write in stale {
+        assert!(
+            write.status == Some(403) && write.refusal.contains("databasecluster-fence"),
+            "the fence did not refuse a stale write: {write:#?}"
+        );
+    }
+}
+
 type Matches = Box<dyn Fn(&Passed) -> bool + Send + Sync>;
 
 /// Where something is held.

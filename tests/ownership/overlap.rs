@@ -1,0 +1,138 @@
+//! Two replicas that both take themselves for the holder of a shard: the price of decision 70, and who pays.
+
+use std::time::Instant;
+
+use kube::ResourceExt;
+use kube::api::DeleteParams;
+use serde_json::json;
+use testbed::shards::Shard;
+use testbed::{ControlPlane, Fleet, FleetOptions, Progress, Replica, load, wait_for};
+
+use crate::proxy::{Passed, Proxy, Side, assert_refused};
+use crate::support::*;
+
+const CLUSTERS: usize = 8;
+const LEASE: &str = "databasecluster-shard-000";
+
+#[tokio::test]
+async fn of_two_that_think_they_hold_a_shard_the_older_is_refused_and_looks_again() {
+    let control_plane = control_plane().await;
+    let client = control_plane.client();
+    let front = Proxy::start(&control_plane, "older-0").await;
+    // Its lease is long, so that a busy machine does not end what is to be shown.
+    let older = one(&control_plane, "older", "30s", &front).await;
+    let keys = clusters(&control_plane, CLUSTERS).await;
+    let before = held_by(&client, "older-0", 0).await;
+
+    // It renews its own Lease and hears nothing of any other, and somebody deletes the shard's.
+    let silence = front.hold(Side::Answer, is_watch_of_leases);
+    leases(&client)
+        .delete(LEASE, &DeleteParams::default())
+        .await
+        .unwrap();
+    let other_front = Proxy::start(&control_plane, "newer-0").await;
+    // The older one is to write first, before a stamp of the newer one warns it.
+    let later = other_front.hold(Side::Request, Passed::is_object_write);
+    let newer = one(&control_plane, "newer", "6s", &other_front).await;
+    let after = held_by(&client, "newer-0", before.epoch).await;
+    let (first, second) = (older.replica(0).unwrap(), newer.replica(0).unwrap());
+    until_it_holds(second, true).await;
+    until_it_holds(first, true).await;
+
+    let refused = refusals(&client).await;
+    let changed = Instant::now();
+    let change = json!({"spec": {"resources": {"cpu": "333m"}}});
+    load::patch(&client, keys, change).await.unwrap();
+    let stale = stale_writes(&front, changed, before.epoch).await;
+    // What it was told makes it look afresh: it stops though it still hears nothing.
+    until_it_holds(first, false).await;
+    assert!(figure(first, "databasecluster_fenced_writes_total").await >= 1.0);
+    assert!(refusals(&client).await - refused >= 1.0);
+    assert_refused(&stale);
+
+    later.release();
+    silence.release();
+    load::wait_all_ready(&client, CLUSTERS, PATIENCE)
+        .await
+        .unwrap();
+    assert_refused(&writes_of(&front, changed, before.epoch));
+    all_written_by(&client, "newer-0", after.epoch).await;
+    assert_epochs_never_fall(&control_plane);
+}
+
+fn is_watch_of_leases(passed: &Passed) -> bool {
+    passed.path.contains("/leases?") && passed.path.contains("watch=true")
+}
+
+/// One replica for one shard.
+async fn one<'a>(
+    control_plane: &'a ControlPlane,
+    name: &str,
+    lease: &str,
+    front: &Proxy,
+) -> Fleet<'a> {
+    let kubeconfig = front.kubeconfig.display().to_string();
+    let options = FleetOptions {
+        name_prefix: Some(name.to_owned()),
+        extra_args: vec!["--shards=1".to_owned(), format!("--lease-duration={lease}")],
+        extra_env: vec![("KUBECONFIG".to_owned(), kubeconfig)],
+        ..FleetOptions::default()
+    };
+    Fleet::start(control_plane, 1, options).await.unwrap()
+}
+
+async fn held_by(client: &kube::Client, who: &str, above: i32) -> Shard {
+    let what = format!("{who} to hold the shard in an epoch above {above}");
+    let shards = until_shards(client, &what, |shards| {
+        let shard = shards.get(LEASE);
+        shard.is_some_and(|shard| shard.holder == who && shard.epoch > above)
+    })
+    .await;
+    shards[LEASE].clone()
+}
+
+/// What it takes itself for, by its own metrics.
+async fn until_it_holds(replica: &Replica, holds: bool) {
+    let wanted = f64::from(u8::from(holds));
+    let what = format!("{} to show {wanted} shards of its own", replica.name());
+    wait_for(what, PATIENCE, || async {
+        let shown = figure(replica, "databasecluster_shard_owned").await;
+        Ok(Progress::when(shown == wanted, (), || shown.to_string()))
+    })
+    .await
+    .unwrap();
+}
+
+/// Requests under that epoch that were answered: also the dry run with which a reconcile begins, which
+/// the fence judges like any other.
+fn writes_of(front: &Proxy, since: Instant, epoch: i32) -> Vec<Passed> {
+    let passed = front.passed().into_iter().filter(|p| p.at >= since);
+    let of_epoch = passed.filter(|p| p.epoch() == Some(epoch));
+    // The text of a refusal comes after its status.
+    let told = |p: &Passed| p.status.is_some_and(|code| code < 300) || !p.refusal.is_empty();
+    of_epoch.filter(told).collect()
+}
+
+async fn stale_writes(front: &Proxy, since: Instant, epoch: i32) -> Vec<Passed> {
+    wait_for("the older one's write to be answered", PATIENCE, || async {
+        let stale = writes_of(front, since, epoch);
+        let met = !stale.is_empty();
+        Ok(Progress::when(met, stale, || {
+            format!("{:?}", front.passed().last())
+        }))
+    })
+    .await
+    .unwrap()
+}
+
+async fn all_written_by(client: &kube::Client, who: &str, epoch: i32) {
+    let all: kube::Api<k8s_openapi::api::apps::v1::StatefulSet> =
+        kube::Api::namespaced(client.clone(), NAMESPACE);
+    let all = all.list(&Default::default()).await.unwrap();
+    assert_eq!(all.items.len(), CLUSTERS);
+    let stamp = format!("{LEASE}/{epoch}/{who}");
+    for set in all {
+        let name = set.name_any();
+        assert_eq!(set.annotations()["database.io/stamp"], stamp, "{name}");
+    }
+}
