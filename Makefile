@@ -12,7 +12,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 
 # Options of `make run`, `make chaos` and `make figures`, given on the command line or in the environment; those
 # that are empty count as not given.
-OPTIONS := CLUSTERS FLEETS ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
+OPTIONS := CLUSTERS FLEETS GATES ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
 
 .PHONY: help
@@ -44,15 +44,15 @@ chaos: ready release ## breaks a fleet on purpose and judges by the audit log; Q
 .PHONY: figures
 figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers
-	@cargo build --locked --quiet -p testbed --bins
+	@cargo build --locked --quiet -p figures
 	@status=0; for figure in handover join scale quiet cluster fence; do \
 	  "$(DEBUG)/figures" $$figure || status=$$?; [ $$status -ne 130 ] || break; \
 	done; exit $$status
 
 .PHONY: figures-watch
 figures-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-figures-watch: ready release ## what several replicas cost over one, gate on and off; CLUSTERS=20000 FLEETS=1,2,3,5
-	@cargo build --locked --quiet -p testbed --bins
+figures-watch: ready release ## what several replicas cost over one, gate on and off; CLUSTERS=20000 FLEETS=1,2,3,5 GATES=on,off
+	@cargo build --locked --quiet -p figures
 	@exec "$(DEBUG)/figures" watch
 
 # One build for each allocator, kept side by side.
@@ -65,13 +65,13 @@ figures-allocator: ready ## memory after everything was listed anew, by allocato
 	  cargo build --locked --quiet --release -p databasecluster-operator --bin databasecluster-operator $$features; \
 	  cp "$(RELEASE)/databasecluster-operator" "$(RELEASE)/allocators/$$allocator"; \
 	done
-	@cargo build --locked --quiet -p testbed --bins
+	@cargo build --locked --quiet -p figures
 	@exec "$(DEBUG)/figures" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
 
 .PHONY: series
 series: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 series: ready release ## how many series each replica exports with 10,000 DatabaseClusters; CLUSTERS=10000
-	@cargo build --locked --quiet -p testbed --bins
+	@cargo build --locked --quiet -p figures
 	@exec "$(DEBUG)/figures" series
 
 .PHONY: pictures

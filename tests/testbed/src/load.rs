@@ -81,15 +81,7 @@ pub fn samples(count: usize, namespaces: &[&str]) -> Vec<NewCluster> {
 /// # Errors
 /// When the API server refuses one.
 pub async fn create(control_plane: &ControlPlane, clusters: Vec<NewCluster>) -> Result<()> {
-    let namespaces: std::collections::BTreeSet<_> =
-        clusters.iter().map(|c| c.namespace.clone()).collect();
-    for namespace in &namespaces {
-        ensure_namespace(control_plane, namespace).await?;
-        // Pods are refused until the namespace has its ServiceAccount.
-        control_plane
-            .wait_for_service_account(namespace, "default")
-            .await?;
-    }
+    namespaces(control_plane, &clusters).await?;
     let client = control_plane.client();
     stream::iter(clusters)
         .map(|cluster| create_one(client.clone(), cluster))
@@ -97,6 +89,22 @@ pub async fn create(control_plane: &ControlPlane, clusters: Vec<NewCluster>) -> 
         .try_collect::<Vec<()>>()
         .await
         .map(drop)
+}
+
+/// Makes the namespaces of these clusters.
+///
+/// # Errors
+/// When the API server refuses one.
+pub async fn namespaces(control_plane: &ControlPlane, clusters: &[NewCluster]) -> Result<()> {
+    let names: std::collections::BTreeSet<_> = clusters.iter().map(|c| &c.namespace).collect();
+    for name in names {
+        ensure_namespace(control_plane, name).await?;
+        // Pods are refused until the namespace has its ServiceAccount.
+        control_plane
+            .wait_for_service_account(name, "default")
+            .await?;
+    }
+    Ok(())
 }
 
 async fn create_one(client: Client, cluster: NewCluster) -> Result<()> {

@@ -23,7 +23,8 @@ pub(super) const NAMES: [&str; 5] = [
 /// What a program says in its log when another one has its port.
 pub(super) const PORT_TAKEN: &str = "address already in use";
 const PORT_LOOK_INTERVAL: Duration = Duration::from_millis(200);
-const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
+/// An API server reads all that there is before it serves.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(180);
 const LOG_TAIL_LINES: usize = 8;
 
 /// One program of the control plane.

@@ -6,6 +6,7 @@
 mod binaries;
 mod components;
 mod config;
+mod etcd;
 mod options;
 mod prepare;
 mod second;
@@ -19,6 +20,7 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 pub use components::Component;
+pub use etcd::Stored;
 pub use options::{AuditLevel, ControlPlaneOptions};
 pub(crate) use prepare::typed as prepare_typed;
 pub use second::SecondApiServer;

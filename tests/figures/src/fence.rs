@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -12,6 +12,8 @@ use testbed::fleet::{OPERATOR_NAMESPACE, repository, wait_in_force};
 use testbed::metrics::Metrics;
 use testbed::statistics::Sorted;
 use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, wait_for};
+
+use super::start_control_plane;
 
 const REPLICA: &str = "measured";
 const OPERATOR: &str = "the operator";
@@ -41,9 +43,7 @@ pub(crate) async fn fence(writes: usize) -> Result<()> {
     if writes == 0 {
         bail!("--writes 0: there is nothing to measure");
     }
-    let control_plane = ControlPlane::start(ControlPlaneOptions::default())
-        .await
-        .context("start the control plane")?;
+    let control_plane = start_control_plane(ControlPlaneOptions::default()).await?;
     let fleet = Fleet::install(&control_plane, FleetOptions::default()).await?;
     let replica = fleet.client_of_pod(REPLICA).await?;
     let admin = control_plane.client();

@@ -13,7 +13,7 @@ use testbed::{
 };
 
 use super::requests::Requests;
-use super::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, own};
+use super::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, own, start_control_plane};
 use crate::goal::verdict;
 
 /// Requests that follow the last Ready, such as its event, come within this time.
@@ -32,9 +32,7 @@ pub(crate) async fn cluster(clusters: usize) -> Result<()> {
         lift_client_limits: true,
         ..ControlPlaneOptions::default()
     };
-    let control_plane = ControlPlane::start(options)
-        .await
-        .context("start the control plane")?;
+    let control_plane = start_control_plane(options).await?;
     let fleet = Fleet::start(&control_plane, REPLICAS, FleetOptions::default()).await?;
     shards::wait_balanced(&fleet, BALANCE_TIMEOUT).await?;
     let mut reader = Reader::from_end(control_plane.audit_log()?)?;

@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 use testbed::{Fleet, FleetOptions, load, shards};
 
 use super::goal::{profile, verdict};
-use super::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, control_plane};
+use super::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, multiply, start_control_plane};
 
 /// With how many DatabaseClusters the first count is made; enough for every shard to have some.
 const FEW: usize = 100;
+/// So many of those that were copied are changed: what is done to them shows in the series, too.
+const CHANGED: usize = 500;
 const SETTLE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn series(clusters: usize) -> Result<()> {
-    let control_plane = control_plane().await?;
+    let control_plane = start_control_plane(multiply::options()).await?;
     let fleet = Fleet::start(&control_plane, REPLICAS, FleetOptions::default()).await?;
     shards::wait_balanced(&fleet, BALANCE_TIMEOUT).await?;
     println!(
@@ -24,7 +27,16 @@ pub(crate) async fn series(clusters: usize) -> Result<()> {
     let samples = load::samples(clusters.max(FEW), &NAMESPACES);
     let mut counts = Vec::new();
     for (from, to) in [(0, 0), (0, FEW), (FEW, samples.len())] {
-        load::create(&control_plane, samples[from..to].to_vec()).await?;
+        let some = &samples[from..to];
+        if to <= FEW {
+            load::create(&control_plane, some.to_vec()).await?;
+        } else {
+            multiply::multiply(&control_plane, some).await?;
+            let keys = some.iter().take(CHANGED);
+            let keys = keys.map(|one| (one.namespace.clone(), one.name.clone()));
+            let change = json!({"spec": {"resources": {"cpu": "300m"}}});
+            load::patch(&client, keys.collect(), change).await?;
+        }
         if to > 0 {
             load::wait_all_ready(&client, to, READY_TIMEOUT).await?;
         }

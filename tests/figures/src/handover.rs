@@ -12,8 +12,9 @@ use kube::api::{DynamicObject, ListParams};
 use serde_json::{Value, json};
 use testbed::audit::{AuditEvent, Reader};
 use testbed::statistics::Sorted;
-use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, load, shards};
+use testbed::{AuditLevel, ControlPlaneOptions, Fleet, FleetOptions, load, shards};
 
+use super::start_control_plane;
 use crate::goal::{profile, verdict};
 use crate::{BALANCE_TIMEOUT, READY_TIMEOUT, REPLICAS, own};
 
@@ -57,9 +58,7 @@ pub(crate) async fn handover(rounds: usize, clusters: usize) -> Result<()> {
         lift_client_limits: true,
         ..ControlPlaneOptions::default()
     };
-    let control_plane = ControlPlane::start(options)
-        .await
-        .context("start the control plane")?;
+    let control_plane = start_control_plane(options).await?;
     let client = control_plane.client();
     let options = FleetOptions {
         extra_args: vec!["--log-format=json".to_owned()],
@@ -395,9 +394,7 @@ fn print_reactions(reactions: Vec<(u8, i64, i64)>, handovers: &[Handover]) {
 /// Shards moved when replicas join one after the other, against the least possible.
 pub(crate) async fn join(most: usize) -> Result<()> {
     let options = ControlPlaneOptions::default();
-    let control_plane = ControlPlane::start(options)
-        .await
-        .context("start the control plane")?;
+    let control_plane = start_control_plane(options).await?;
     let client = control_plane.client();
     let mut fleet = Fleet::start(&control_plane, 1, FleetOptions::default()).await?;
     shards::wait_balanced(&fleet, BALANCE_TIMEOUT).await?;

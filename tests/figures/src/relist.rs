@@ -2,29 +2,23 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, wait_for};
+use anyhow::{Result, bail};
+use testbed::{Fleet, FleetOptions, Progress, load, wait_for};
+
+use super::{multiply, start_control_plane};
 
 const NAMESPACES: [&str; 4] = ["one", "two", "three", "four"];
 const TIMEOUT: Duration = Duration::from_secs(900);
 const RELISTS: usize = 2;
 const REST: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// As many replicas as can be of use on a small machine; they are not what is measured.
-const LOADERS: usize = 2;
 
 /// Memory of one replica that holds everything, before and after lists made anew, for each program.
 pub(crate) async fn relist(clusters: usize, programs: &[std::path::PathBuf]) -> Result<()> {
     if clusters == 0 || programs.is_empty() {
         bail!("no DatabaseClusters or no programs: there is nothing to measure");
     }
-    let control_plane = ControlPlane::start(ControlPlaneOptions {
-        statefulset_stage: true,
-        lift_client_limits: true,
-        ..ControlPlaneOptions::default()
-    })
-    .await
-    .context("start the control plane")?;
+    let control_plane = start_control_plane(multiply::options()).await?;
     println!(
         "{clusters} DatabaseClusters with their children, one replica with all shards; RSS in MB"
     );
@@ -43,19 +37,9 @@ pub(crate) async fn relist(clusters: usize, programs: &[std::path::PathBuf]) -> 
         let mut fleet = Fleet::install(&control_plane, options).await?;
         let mut empty = 0.0;
         if !loaded {
-            for _ in 0..LOADERS {
-                fleet.start_replica(&[]).await?;
-            }
-            let client = control_plane.client();
-            let (created, ready) = tokio::join!(
-                load::create(&control_plane, load::samples(clusters, &NAMESPACES)),
-                load::wait_all_ready(&client, clusters, TIMEOUT)
-            );
-            created?;
-            ready?;
-            for index in 0..LOADERS {
-                fleet.replica_mut(index)?.term(STOP_TIMEOUT).await?;
-            }
+            let index = fleet.start_replica(&[]).await?;
+            multiply::multiply(&control_plane, &load::samples(clusters, &NAMESPACES)).await?;
+            fleet.replica_mut(index)?.term(STOP_TIMEOUT).await?;
             loaded = true;
         }
         let index = fleet.start_replicas_at_once(1).await?;

@@ -4,6 +4,9 @@ mod cluster;
 mod fence;
 mod goal;
 mod handover;
+mod model;
+mod multiply;
+mod pattern;
 mod relist;
 mod requests;
 mod series;
@@ -63,6 +66,9 @@ enum Figure {
         /// How many replicas, one fleet after the other.
         #[arg(long, env = "FLEETS", value_delimiter = ',', default_values_t = [1, 2, 3, 5])]
         fleets: Vec<usize>,
+        /// The API server's gate, one setting after the other.
+        #[arg(long, env = "GATES", value_enum, value_delimiter = ',', default_values_t = [watch::Gate::On, watch::Gate::Off])]
+        gates: Vec<watch::Gate>,
         /// Specs changed in each fleet.
         #[arg(long, default_value_t = 1_000)]
         changes: usize,
@@ -119,8 +125,9 @@ async fn main() -> ExitCode {
             Figure::Watch {
                 clusters,
                 fleets,
+                gates,
                 changes,
-            } => watch::watch(clusters, &fleets, changes).await,
+            } => watch::watch(clusters, &fleets, &gates, changes).await,
             Figure::Relist { clusters, programs } => relist::relist(clusters, &programs).await,
             Figure::Handover { rounds, clusters } => handover::handover(rounds, clusters).await,
             Figure::Join { replicas } => handover::join(replicas).await,
@@ -149,6 +156,13 @@ async fn main() -> ExitCode {
     }
 }
 
+async fn start_control_plane(options: ControlPlaneOptions) -> Result<ControlPlane> {
+    ControlPlane::start(options)
+        .await
+        .context("start the control plane")
+}
+
+/// One with an audit log, and without Pods.
 async fn control_plane() -> Result<ControlPlane> {
     let options = ControlPlaneOptions {
         audit: AuditLevel::Metadata,
@@ -156,9 +170,7 @@ async fn control_plane() -> Result<ControlPlane> {
         lift_client_limits: true,
         ..ControlPlaneOptions::default()
     };
-    ControlPlane::start(options)
-        .await
-        .context("start the control plane")
+    start_control_plane(options).await
 }
 
 async fn scale(clusters: usize) -> Result<()> {

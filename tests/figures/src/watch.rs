@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use kube::Client;
 use serde_json::json;
 use testbed::metrics::Metrics;
@@ -11,17 +11,36 @@ use testbed::{
     ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, shards, wait_for,
 };
 
-use super::goal::verdict;
+use super::goal::{profile, verdict};
+use super::{multiply, start_control_plane};
 
 const NAMESPACES: [&str; 4] = ["one", "two", "three", "four"];
-const LOADERS: usize = 3;
-const TIMEOUT: Duration = Duration::from_secs(120);
-const LOAD_TIMEOUT: Duration = Duration::from_secs(1_500);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// What follows from a start or a restart has come to rest.
 const REST: Duration = Duration::from_secs(8);
+/// What only the operator writes here, but for the status of a StatefulSet that changed.
+const OURS: [&str; 6] = [
+    "databaseclusters",
+    "statefulsets",
+    "services",
+    "configmaps",
+    "secrets",
+    "poddisruptionbudgets",
+];
+/// What a fleet may write that finds everything as it should be.
+const START_WRITES_MAX: f64 = 10.0;
 /// Shares of a single replica's CPU and memory that several in total may add.
 const GOAL_CPU: f64 = 0.10;
 const GOAL_MEMORY: f64 = 0.15;
+
+/// The API server's gate `ShardedListAndWatch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Gate {
+    /// The API server filters.
+    On,
+    /// The replicas filter.
+    Off,
+}
 
 /// One fleet.
 struct Row {
@@ -33,6 +52,7 @@ struct Row {
     peak: Vec<f64>,
     bytes: Vec<f64>,
     server: Server,
+    start_writes: f64,
     first_seconds: Vec<f64>,
     strange: usize,
 }
@@ -42,30 +62,39 @@ struct Row {
 struct Server {
     sent: f64,
     filtered: f64,
+    /// Writes of DatabaseClusters and their children.
+    writes: f64,
 }
 
-pub(crate) async fn watch(clusters: usize, replicas: &[usize], changes: usize) -> Result<()> {
+pub(crate) async fn watch(
+    clusters: usize,
+    replicas: &[usize],
+    gates: &[Gate],
+    changes: usize,
+) -> Result<()> {
     if clusters == 0 || replicas.contains(&0) {
         bail!("CLUSTERS=0 or no replicas: there is nothing to measure");
     }
-    let control_plane = ControlPlane::start(ControlPlaneOptions {
-        statefulset_stage: true,
-        lift_client_limits: true,
-        ..ControlPlaneOptions::default()
-    })
-    .await
-    .context("start the control plane")?;
-    let mut fleet = Fleet::install(&control_plane, FleetOptions::default()).await?;
-    let begun = Instant::now();
-    load_all(&control_plane, &mut fleet, clusters).await?;
     println!(
-        "{clusters} DatabaseClusters with their children, loaded once in {:.0} s; then only the replicas are started anew",
-        begun.elapsed().as_secs_f64()
+        "{clusters} DatabaseClusters with their children, copied into etcd once for each gate setting; then only the replicas are started anew ({})",
+        profile()?
     );
     let mut rows = Vec::new();
-    for sharded in [true, false] {
-        control_plane.restart_api_server(sharded).await?;
-        tokio::time::sleep(REST).await;
+    for gate in gates {
+        let sharded = *gate == Gate::On;
+        let options = ControlPlaneOptions {
+            sharded_list_and_watch: sharded,
+            ..multiply::options()
+        };
+        let control_plane = start_control_plane(options).await?;
+        let mut fleet = Fleet::install(&control_plane, FleetOptions::default()).await?;
+        let begun = Instant::now();
+        load_all(&control_plane, &mut fleet, clusters).await?;
+        eprintln!(
+            "  gate {}: loaded in {:.0} s",
+            on(sharded),
+            begun.elapsed().as_secs_f64()
+        );
         for count in replicas {
             let row = measure(
                 &control_plane,
@@ -74,7 +103,8 @@ pub(crate) async fn watch(clusters: usize, replicas: &[usize], changes: usize) -
                 (clusters, changes),
             );
             rows.push(row.await?);
-            eprintln!("  {count} replicas, gate {}: done", on(sharded));
+            let done = rows.len() - 1;
+            eprintln!("  {}", line(&rows[done], &rows));
         }
     }
     print(&rows, changes);
@@ -86,20 +116,9 @@ async fn load_all(
     fleet: &mut Fleet<'_>,
     clusters: usize,
 ) -> Result<()> {
-    for _ in 0..LOADERS {
-        fleet
-            .start_replica(&["--concurrency".into(), "24".into()])
-            .await?;
-    }
+    fleet.start_replica(&[]).await?;
     fleet.wait_ready(TIMEOUT).await?;
-    let client = control_plane.client();
-    let objects = load::samples(clusters, &NAMESPACES);
-    let (created, ready) = tokio::join!(
-        load::create(control_plane, objects),
-        load::wait_all_ready(&client, clusters, LOAD_TIMEOUT)
-    );
-    created?;
-    ready?;
+    multiply::multiply(control_plane, &load::samples(clusters, &NAMESPACES)).await?;
     stop(fleet).await
 }
 
@@ -125,6 +144,7 @@ async fn measure(
     shards::wait_balanced(fleet, TIMEOUT).await?;
     tokio::time::sleep(REST).await;
     let started_cpu = cpu(fleet, first)?;
+    let start_writes = server(&client).await?.writes - before.writes;
     let (mut memory, mut peak) = (Vec::new(), Vec::new());
     for replica in fleet.alive() {
         let figures = replica.figures()?;
@@ -150,7 +170,9 @@ async fn measure(
         server: Server {
             sent: after.sent - before.sent,
             filtered: after.filtered - before.filtered,
+            writes: after.writes - before.writes,
         },
+        start_writes,
         first_seconds: Vec::new(),
         strange: 0,
     };
@@ -211,9 +233,15 @@ async fn server(client: &Client) -> Result<Server> {
         });
         ours.map(|sample| sample.value).sum()
     };
+    let writes = metrics.of("apiserver_request_total").filter(|sample| {
+        let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
+        let reads = ["GET", "LIST", "WATCH"].contains(&label("verb"));
+        !reads && label("dry_run").is_empty() && OURS.contains(&label("resource"))
+    });
     Ok(Server {
         sent: of("apiserver_watch_events_total"),
         filtered: of("apiserver_watch_filtered_events_total"),
+        writes: writes.map(|sample| sample.value).sum(),
     })
 }
 
@@ -231,7 +259,7 @@ fn print(rows: &[Row], changes: usize) {
         "CPU: of all replicas, from their start until everything was looked at, and for {changes} changes of a spec brought to Ready"
     );
     println!(
-        "{:>4} {:>3} {:>9} {:>9} {:>8} {:>10} {:>12} {:>13} {:>13} {:>9} {:>9} {:>8}",
+        "{:>4} {:>3} {:>9} {:>9} {:>8} {:>10} {:>12} {:>13} {:>13} {:>9} {:>9} {:>8} {:>7}",
         "gate",
         "R",
         "CPU start",
@@ -243,34 +271,11 @@ fn print(rows: &[Row], changes: usize) {
         "peak, each",
         "MB, each",
         "sent",
-        "filtered"
+        "filtered",
+        "written"
     );
     for row in rows {
-        let single = rows
-            .iter()
-            .find(|one| one.sharded == row.sharded && one.replicas == 1);
-        let total = |row: &Row| row.start_cpu_seconds + row.change_cpu_seconds;
-        let sum = |values: &[f64]| values.iter().sum::<f64>();
-        let relative = |of: &dyn Fn(&Row) -> f64| {
-            single.map_or("-".to_owned(), |one| {
-                format!("{:+.0} %", 100.0 * (of(row) / of(one) - 1.0))
-            })
-        };
-        println!(
-            "{:>4} {:>3} {:>7.2} s {:>7.2} s {:>8} {:>7.1} MB {:>12} {:>13} {:>13} {:>9} {:>9} {:>8}",
-            on(row.sharded),
-            row.replicas,
-            row.start_cpu_seconds,
-            row.change_cpu_seconds,
-            relative(&total),
-            sum(&row.memory) / 1e6,
-            relative(&|row| sum(&row.memory)),
-            range(&row.memory, 1e6),
-            range(&row.peak, 1e6),
-            range(&row.bytes, 1e6),
-            row.server.sent,
-            row.server.filtered,
-        );
+        println!("{}", line(row, rows));
         if row.strange > 0 {
             println!(
                 "     {} replicas watched in another way than the gate allows",
@@ -287,7 +292,41 @@ fn print(rows: &[Row], changes: usize) {
             range(&row.first_seconds, 1e-3)
         );
     }
+    let quiet = rows.iter().all(|row| row.start_writes <= START_WRITES_MAX);
+    println!(
+        "a fleet that starts on finished clusters writes nothing (at most {START_WRITES_MAX}): {}",
+        verdict(quiet)
+    );
     goal(rows);
+}
+
+/// A fleet's line in the table.
+fn line(row: &Row, rows: &[Row]) -> String {
+    let mut singles = rows.iter().filter(|one| one.sharded == row.sharded);
+    let single = singles.find(|one| one.replicas == 1);
+    let total = |row: &Row| row.start_cpu_seconds + row.change_cpu_seconds;
+    let sum = |values: &[f64]| values.iter().sum::<f64>();
+    let relative = |of: &dyn Fn(&Row) -> f64| {
+        single.map_or("-".to_owned(), |one| {
+            format!("{:+.0} %", 100.0 * (of(row) / of(one) - 1.0))
+        })
+    };
+    format!(
+        "{:>4} {:>3} {:>7.2} s {:>7.2} s {:>8} {:>7.1} MB {:>12} {:>13} {:>13} {:>9} {:>9} {:>8} {:>7}",
+        on(row.sharded),
+        row.replicas,
+        row.start_cpu_seconds,
+        row.change_cpu_seconds,
+        relative(&total),
+        sum(&row.memory) / 1e6,
+        relative(&|row| sum(&row.memory)),
+        range(&row.memory, 1e6),
+        range(&row.peak, 1e6),
+        range(&row.bytes, 1e6),
+        row.server.sent,
+        row.server.filtered,
+        row.start_writes,
+    )
 }
 
 fn range(values: &[f64], unit: f64) -> String {
