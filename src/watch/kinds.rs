@@ -207,34 +207,83 @@ impl Kind for StatefulSets {
     }
 }
 
-impl Kept for StatefulSetRecord {
-    fn key(&self) -> &ObjectKey {
-        &self.child.key
+impl KeptChild for StatefulSetRecord {
+    fn child(&self) -> &ChildRecord {
+        &self.child
     }
 
-    fn bucket(&self) -> Option<Bucket> {
-        self.child.bucket
+    fn known<T>(
+        store: &Store,
+        key: &ObjectKey,
+        look: impl FnOnce(&ChildRecord) -> Option<T>,
+    ) -> Option<T> {
+        look(&store.statefulset(key)?.child)
     }
 
-    fn cluster_key(&self) -> Option<ObjectKey> {
-        self.child.cluster_key()
-    }
-
-    fn epoch(&self) -> Option<u32> {
-        child_epoch(&self.child)
-    }
-
-    fn is_outdated(&self, store: &Store) -> bool {
-        let known = store.statefulset(&self.child.key);
-        known.is_some_and(|known| is_outdated_child(store, &known.child, &self.child))
-    }
-
-    fn upsert(self, store: &Store) {
+    fn put(self, store: &Store) {
         store.upsert_statefulset(self);
     }
 
+    fn take(store: &Store, key: &ObjectKey, uid: &str) -> bool {
+        store.remove_statefulset(key, uid)
+    }
+
+    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        store.statefulset_keys(ours)
+    }
+}
+
+/// What the store keeps of a kind of child: everything follows from its metadata but where it lies.
+pub trait KeptChild: Sized + Send {
+    /// Its metadata.
+    fn child(&self) -> &ChildRecord;
+    /// Looks at the metadata of what lies under this key.
+    fn known<T>(
+        store: &Store,
+        key: &ObjectKey,
+        look: impl FnOnce(&ChildRecord) -> Option<T>,
+    ) -> Option<T>;
+    /// Keeps it.
+    fn put(self, store: &Store);
+    /// Removes what lies under this key, if it has this uid; whether it did.
+    fn take(store: &Store, key: &ObjectKey, uid: &str) -> bool;
+    /// Names of all that lies in buckets that are `ours`.
+    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
+}
+
+impl<C: KeptChild> Kept for C {
+    fn key(&self) -> &ObjectKey {
+        &self.child().key
+    }
+
+    fn bucket(&self) -> Option<Bucket> {
+        self.child().bucket
+    }
+
+    fn cluster_key(&self) -> Option<ObjectKey> {
+        self.child().cluster_key()
+    }
+
+    fn epoch(&self) -> Option<u32> {
+        child_epoch(self.child())
+    }
+
+    fn is_outdated(&self, store: &Store) -> bool {
+        let arrived = self.child();
+        let arrived_as = (arrived.bucket, arrived.resource_version.as_str());
+        let outdated = C::known(store, &arrived.key, |known| {
+            let known = (known.bucket, known.resource_version.as_str());
+            Some(is_outdated(store, known, arrived_as))
+        });
+        outdated.unwrap_or(false)
+    }
+
+    fn upsert(self, store: &Store) {
+        self.put(store);
+    }
+
     fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket> {
-        store.statefulset(key)?.child.bucket
+        C::known(store, key, |known| known.bucket)
     }
 
     fn remove(
@@ -243,22 +292,17 @@ impl Kept for StatefulSetRecord {
         uid: Option<&str>,
         bucket: Bucket,
     ) -> Option<ObjectKey> {
-        let known = store.statefulset(key)?;
-        let known = Some(&known.child).filter(|known| known.bucket == Some(bucket))?;
-        let uid = uid.unwrap_or(&known.uid);
-        let cluster = known.cluster_key();
-        store.remove_statefulset(key, uid).then_some(cluster)?
+        let (known_uid, cluster) = C::known(store, key, |known| {
+            let is_there = known.bucket == Some(bucket);
+            is_there.then(|| (known.uid.clone(), known.cluster_key()))
+        })?;
+        let uid = uid.unwrap_or(&known_uid);
+        C::take(store, key, uid).then_some(cluster)?
     }
 
     fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
-        store.statefulset_keys(ours)
+        <C as KeptChild>::keys(store, ours)
     }
-}
-
-fn is_outdated_child(store: &Store, known: &ChildRecord, arrived: &ChildRecord) -> bool {
-    let of = |record: &ChildRecord| record.bucket;
-    let known = (of(known), known.resource_version.as_str());
-    is_outdated(store, known, (of(arrived), &arrived.resource_version))
 }
 
 /// A kind of child of which only metadata is watched. Secrets are none: they are not watched at all.
@@ -322,56 +366,29 @@ pub struct OfKind<K> {
     kind: PhantomData<fn() -> K>,
 }
 
-impl<K: MetadataChild> OfKind<K> {
-    fn find(store: &Store, key: &ObjectKey) -> Option<Arc<ChildRecord>> {
+impl<K: MetadataChild> KeptChild for OfKind<K> {
+    fn child(&self) -> &ChildRecord {
+        &self.record
+    }
+
+    fn known<T>(
+        store: &Store,
+        key: &ObjectKey,
+        look: impl FnOnce(&ChildRecord) -> Option<T>,
+    ) -> Option<T> {
         let id = ChildId {
             kind: K::KIND,
             name: Arc::clone(&key.name),
         };
-        store.child(&key.namespace, &id)
-    }
-}
-
-impl<K: MetadataChild> Kept for OfKind<K> {
-    fn key(&self) -> &ObjectKey {
-        &self.record.key
+        look(&*store.child(&key.namespace, &id)?)
     }
 
-    fn bucket(&self) -> Option<Bucket> {
-        self.record.bucket
-    }
-
-    fn cluster_key(&self) -> Option<ObjectKey> {
-        self.record.cluster_key()
-    }
-
-    fn epoch(&self) -> Option<u32> {
-        child_epoch(&self.record)
-    }
-
-    fn is_outdated(&self, store: &Store) -> bool {
-        let known = Self::find(store, &self.record.key);
-        known.is_some_and(|known| is_outdated_child(store, &known, &self.record))
-    }
-
-    fn upsert(self, store: &Store) {
+    fn put(self, store: &Store) {
         store.upsert_child(self.record);
     }
 
-    fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket> {
-        Self::find(store, key)?.bucket
-    }
-
-    fn remove(
-        store: &Store,
-        key: &ObjectKey,
-        uid: Option<&str>,
-        bucket: Bucket,
-    ) -> Option<ObjectKey> {
-        let known = Self::find(store, key).filter(|known| known.bucket == Some(bucket))?;
-        let uid = uid.unwrap_or(&known.uid);
-        let cluster = known.cluster_key();
-        store.remove_child(K::KIND, key, uid).then_some(cluster)?
+    fn take(store: &Store, key: &ObjectKey, uid: &str) -> bool {
+        store.remove_child(K::KIND, key, uid)
     }
 
     fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
