@@ -12,6 +12,9 @@ use crate::evidence::{Evidence, Micros, micros, seconds};
 const STALE_MICROS_MAX: Micros = 1_000_000;
 /// Writes that may have been on their way when a replica was stopped in its tracks: one for each worker.
 const IN_FLIGHT_MAX: usize = 10;
+/// Nothing is on its way for longer than this, but for a few from a process that had no CPU at the wrong moment.
+const ON_THE_WAY_MICROS_MAX: Micros = 2_000_000;
+const STRAGGLERS_MAX: usize = 2;
 
 /// In each epoch of a shard one replica writes, the one that the stamp and the Lease name. Writes that may have been
 /// carried out without an answer count as well: nobody may even send them.
@@ -201,15 +204,17 @@ pub(super) fn right_had_not_lapsed(evidence: &Evidence, history: &History) -> Ve
             late.entry((&write.pod, last)).or_default().push(write);
         }
     }
-    let on_their_way: usize = late
-        .values()
-        .map(Vec::len)
-        .filter(|count| *count <= IN_FLIGHT_MAX)
-        .sum();
-    let too_many = late
+    let (went_on, were_on_their_way): (Vec<_>, Vec<_>) =
+        late.iter().partition(|((_, last), writes)| {
+            let too_late =
+                |write: &&&Write| write.received - last > lifetime + ON_THE_WAY_MICROS_MAX;
+            writes.len() > IN_FLIGHT_MAX || writes.iter().filter(too_late).count() > STRAGGLERS_MAX
+        });
+    let on_their_way: usize = were_on_their_way
         .iter()
-        .filter(|(_, writes)| writes.len() > IN_FLIGHT_MAX);
-    let violations = too_many.map(|((pod, last), writes)| {
+        .map(|(_, writes)| writes.len())
+        .sum();
+    let violations = went_on.iter().map(|((pod, last), writes)| {
         let (first, end) = (
             writes.iter().map(|w| w.received).min(),
             writes.iter().map(|w| w.received).max(),

@@ -307,7 +307,7 @@ fn a_replica_that_goes_on_after_its_right_lapsed_is_seen() {
     run.forget_renewals("a", 12.0);
     for number in 0..12 {
         run.write(
-            19.0 + f64::from(number) / 100.0,
+            17.0 + f64::from(number) / 100.0,
             "a",
             "services",
             "one-rw",
@@ -323,6 +323,18 @@ fn a_replica_that_goes_on_after_its_right_lapsed_is_seen() {
     run.fault("network", 12.0, 20.0, None);
     run.evidence.faults[0].delays_requests = true;
     assert_eq!(run.broken(), [""; 0], "requests were held back");
+}
+
+#[test]
+fn a_few_writes_long_after_the_right_lapsed_are_seen() {
+    let mut run = Run::calm();
+    run.forget_renewals("a", 12.0);
+    for at in [21.2, 21.4, 21.6] {
+        run.write(at, "a", "services", "one-rw", 1, 403);
+    }
+    assert_eq!(run.broken(), ["right-had-not-lapsed"]);
+    run.events.pop();
+    assert_eq!(run.broken(), [""; 0], "two may have been slow");
 }
 
 #[test]
