@@ -48,8 +48,8 @@ pub struct Source<'a> {
 /// How one child is rendered; the renderer gives none when the cluster has no need of it.
 struct Renderer {
     kind: ChildKind,
-    /// What follows the cluster's name in the child's.
-    suffix: &'static str,
+    /// The child's name, of the cluster's.
+    name: fn(&str) -> String,
     render: fn(&Source<'_>) -> Option<Value>,
 }
 
@@ -58,32 +58,32 @@ struct Renderer {
 const RENDERERS: [Renderer; 6] = [
     Renderer {
         kind: ChildKind::ConfigMap,
-        suffix: "-db",
+        name: statefulset_name,
         render: |source| Some(config::render(source.cluster, source.initialized)),
     },
     Renderer {
         kind: ChildKind::Service,
-        suffix: "-db",
+        name: statefulset_name,
         render: |source| Some(service::headless(source.cluster)),
     },
     Renderer {
         kind: ChildKind::Service,
-        suffix: "-rw",
+        name: service::read_write_name,
         render: |source| Some(service::read_write(source.cluster)),
     },
     Renderer {
         kind: ChildKind::Service,
-        suffix: "-r",
+        name: service::read_name,
         render: |source| Some(service::read(source.cluster)),
     },
     Renderer {
         kind: ChildKind::PodDisruptionBudget,
-        suffix: "-db",
+        name: statefulset_name,
         render: |source| budget::render(source.cluster),
     },
     Renderer {
         kind: ChildKind::StatefulSet,
-        suffix: "-db",
+        name: statefulset_name,
         render: |source| Some(statefulset::render(source.cluster, source.claim)),
     },
 ];
@@ -101,9 +101,10 @@ impl Source<'_> {
     /// What to apply for one of them, with the stamp of who writes it; none when it is none of them.
     #[must_use]
     pub fn manifest(&self, child: &DesiredChild, stamp: &Stamp) -> Option<Value> {
-        let suffix = child.id.name.strip_prefix(&*self.cluster.key.name)?;
-        let mut renderers = RENDERERS.iter();
-        let how = renderers.find(|how| how.kind == child.id.kind && how.suffix == suffix)?;
+        let cluster = &self.cluster.key.name;
+        let how = RENDERERS
+            .iter()
+            .find(|how| how.kind == child.id.kind && (how.name)(cluster) == *child.id.name)?;
         let mut manifest = (how.render)(self)?;
         manifest["metadata"]["annotations"] = json!({
             names::FINGERPRINT_ANNOTATION: child.fingerprint.to_string(),
@@ -125,7 +126,8 @@ pub fn optional_children(cluster: &str) -> [ChildId; 1] {
 
 /// The host name under which the primary is reached from everywhere in the Kubernetes cluster.
 fn rw_host(cluster: &ClusterRecord) -> String {
-    format!("{}-rw.{}.svc", cluster.key.name, cluster.key.namespace)
+    let name = service::read_write_name(&cluster.key.name);
+    format!("{name}.{}.svc", cluster.key.namespace)
 }
 
 /// Digest of the fields of a StatefulSet's spec that we own.

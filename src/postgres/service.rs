@@ -21,18 +21,26 @@ pub(super) fn headless(cluster: &ClusterRecord) -> Value {
     })
 }
 
+pub(super) fn read_write_name(cluster: &str) -> String {
+    format!("{cluster}-rw")
+}
+
+pub(super) fn read_name(cluster: &str) -> String {
+    format!("{cluster}-r")
+}
+
 /// `{name}-rw`: the primary, to read and write.
 pub(super) fn read_write(cluster: &ClusterRecord) -> Value {
     let mut selector = labels::selector(cluster);
     selector["statefulset.kubernetes.io/pod-name"] =
         json!(format!("{}-0", statefulset_name(&cluster.key.name)));
-    service(cluster, &format!("{}-rw", cluster.key.name), &selector)
+    service(cluster, &read_write_name(&cluster.key.name), &selector)
 }
 
 /// `{name}-r`: every instance that is ready, to read.
 pub(super) fn read(cluster: &ClusterRecord) -> Value {
     let selector = labels::selector(cluster);
-    service(cluster, &format!("{}-r", cluster.key.name), &selector)
+    service(cluster, &read_name(&cluster.key.name), &selector)
 }
 
 fn service(cluster: &ClusterRecord, name: &str, selector: &Value) -> Value {
