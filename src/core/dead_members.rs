@@ -37,46 +37,14 @@ impl DeadMembers {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
-    use crate::core::hash::ShardId;
-    use crate::core::lease::Version;
-
-    fn version() -> Version {
-        Version {
-            uid: "u".into(),
-            resource_version: "1".into(),
-        }
-    }
+    use crate::core::lease::samples;
 
     fn member(holder: &str) -> Vec<MemberLease> {
         vec![MemberLease {
-            identity: "a".into(),
-            version: version(),
             holder: holder.into(),
-            incarnation: "a-1".into(),
-            renewal: 1,
-            lease_ms: 6000,
-            pod_uid: String::new(),
-            revision: String::new(),
-            shards: 32,
-            draining: false,
-            warm: BTreeSet::new(),
-            created_seconds: 0,
+            ..samples::member("a", "")
         }]
-    }
-
-    fn shard_of(holder: &str) -> ShardLease {
-        ShardLease {
-            shard: ShardId(0),
-            version: version(),
-            holder: holder.into(),
-            incarnation: format!("{holder}-1"),
-            epoch: 1,
-            shards: 32,
-            successor: None,
-        }
     }
 
     #[test]
@@ -103,7 +71,10 @@ mod tests {
     #[test]
     fn one_that_a_shard_names_is_kept() {
         let mut dead = DeadMembers::default();
-        let mut at = |now_ms, of| dead.removable(now_ms, member(""), &[shard_of(of)]).len();
+        let mut at = |now_ms, of| {
+            dead.removable(now_ms, member(""), &[samples::shard(0, of)])
+                .len()
+        };
         assert_eq!(at(0, "a"), 0);
         assert_eq!(at(90_000, "a"), 0);
         assert_eq!(at(100_000, "b"), 0);

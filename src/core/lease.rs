@@ -185,6 +185,49 @@ pub fn bucket_range(count: ShardCount, shard: ShardId) -> String {
     format!("{first}-{last}")
 }
 
+/// Leases for tests: a fleet of 32 shards.
+#[cfg(test)]
+pub(super) mod samples {
+    use super::*;
+
+    fn version() -> Version {
+        Version {
+            uid: "u".into(),
+            resource_version: "1".into(),
+        }
+    }
+
+    /// One that lives.
+    pub(in super::super) fn member(identity: &str, revision: &str) -> MemberLease {
+        MemberLease {
+            identity: identity.into(),
+            version: version(),
+            holder: identity.into(),
+            incarnation: format!("{identity}-1"),
+            renewal: 1,
+            lease_ms: 6000,
+            pod_uid: String::new(),
+            revision: revision.into(),
+            shards: 32,
+            draining: false,
+            warm: BTreeSet::new(),
+            created_seconds: 0,
+        }
+    }
+
+    pub(in super::super) fn shard(number: u16, holder: &str) -> ShardLease {
+        ShardLease {
+            shard: ShardId(number),
+            version: version(),
+            holder: holder.into(),
+            incarnation: format!("{holder}-1"),
+            epoch: 1,
+            shards: 32,
+            successor: None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -192,44 +192,8 @@ impl<'a> Fleet<'a> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::core::lease::Version;
+    use crate::core::lease::samples::{member, shard};
     use proptest::prelude::*;
-
-    fn version() -> Version {
-        Version {
-            uid: "u".into(),
-            resource_version: "1".into(),
-        }
-    }
-
-    fn member(identity: &str, revision: &str) -> MemberLease {
-        MemberLease {
-            identity: identity.into(),
-            version: version(),
-            holder: identity.into(),
-            incarnation: format!("{identity}-1"),
-            renewal: 1,
-            lease_ms: 6000,
-            pod_uid: String::new(),
-            revision: revision.into(),
-            shards: 32,
-            draining: false,
-            warm: BTreeSet::new(),
-            created_seconds: 0,
-        }
-    }
-
-    fn shard(number: u16, holder: &str) -> ShardLease {
-        ShardLease {
-            shard: ShardId(number),
-            version: version(),
-            holder: holder.into(),
-            incarnation: format!("{holder}-1"),
-            epoch: 1,
-            shards: 32,
-            successor: None,
-        }
-    }
 
     fn count() -> ShardCount {
         ShardCount::new(32).unwrap()
