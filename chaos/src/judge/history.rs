@@ -245,9 +245,12 @@ impl History {
         });
     }
 
-    /// The Lease writes of one shard, in order.
+    /// The Lease writes of each shard, in order; none for one of which all that is known was not answered.
     pub(super) fn shards(&self) -> BTreeMap<&str, Vec<&LeaseWrite>> {
         let mut shards: BTreeMap<&str, Vec<&LeaseWrite>> = BTreeMap::new();
+        for lease in self.unsure_leases.iter().filter(|lease| lease.is_shard()) {
+            shards.entry(&lease.name).or_default();
+        }
         for lease in self.leases.iter().filter(|lease| lease.is_shard()) {
             shards.entry(&lease.name).or_default().push(lease);
         }

@@ -10,6 +10,7 @@ mod objects;
 mod ownership;
 #[cfg(test)]
 mod tests;
+mod unsure;
 mod writers;
 
 use serde::{Deserialize, Serialize};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Verdict;
 use super::history::{History, LeaseWrite};
+use super::unsure::Unsure;
 use crate::evidence::{Evidence, Injected, Micros, micros, seconds};
 
 /// Around a planned stop a shard may have no holder for this long.
@@ -169,7 +170,13 @@ impl<'a> Ownership<'a> {
             .max(evidence.begun);
         let shards = history.shards().into_iter().map(|(name, leases)| {
             let mut spans = Vec::new();
-            let leases = with_unsure(evidence, history, name, leases);
+            let unsure = Unsure {
+                evidence,
+                history,
+                name,
+                acts: &|pod, incarnation, at| incarnations.acts(pod, incarnation, at),
+            };
+            let leases = unsure.with(&leases);
             for (index, lease) in leases.iter().enumerate() {
                 let to = leases
                     .get(index + 1)
@@ -348,35 +355,6 @@ pub(super) fn promised_from(evidence: &Evidence, history: &History) -> Vec<Optio
         Some(one_more.max().unwrap_or(recover_from).max(recover_from))
     };
     evidence.faults.iter().map(from).collect()
-}
-
-/// Adds those writes of a shard's Lease that were not answered and yet carried out: the next one builds on a version that
-/// no known one made, or, when none came after it, the Lease is in the end as it was to be.
-fn with_unsure<'h>(
-    evidence: &Evidence,
-    history: &'h History,
-    name: &str,
-    known: Vec<&'h LeaseWrite>,
-) -> Vec<&'h LeaseWrite> {
-    let mut all = known;
-    for unsure in history.unsure_leases.iter().filter(|one| one.name == name) {
-        let place = all.partition_point(|one| one.received <= unsure.received);
-        let before = place.checked_sub(1).and_then(|index| all.get(index));
-        let happened = match all.get(place) {
-            Some(next) => {
-                let made = before.and_then(|one| one.version);
-                next.basis.is_some() && next.basis != made
-            }
-            None => {
-                let last = (name.to_owned(), unsure.holder.clone(), unsure.epoch);
-                evidence.last.shards.contains(&last)
-            }
-        };
-        if happened {
-            all.insert(place, unsure);
-        }
-    }
-    all
 }
 
 /// Neighbours that say the same become one.

@@ -13,6 +13,7 @@ use crate::evidence::{Asked, Evidence, Injected, LastChild, LastCluster, LastSta
 use crate::scenario::Scenario;
 
 mod objects;
+mod unsure;
 
 const SHARD: &str = "databasecluster-shard-000";
 /// The children of the cluster beside its StatefulSet.
