@@ -307,16 +307,20 @@ impl<'a> Ownership<'a> {
         times
     }
 
-    /// For each shard that changed hands in the time of a planned stop: how long it had nobody who acts.
+    /// For each shard that changed hands in the time of a planned stop, with nothing else broken: how long it had nobody
+    /// who acts.
     pub(super) fn planned_unowned_seconds(&self) -> Vec<f64> {
-        let planned = |kind: &str| matches!(kind, "roll" | "scale");
-        let mut times = Vec::new();
-        for fault in self
+        let (planned, others): (Vec<&Injected>, Vec<&Injected>) = self
             .evidence
             .faults
             .iter()
-            .filter(|fault| planned(&fault.kind))
-        {
+            .partition(|fault| matches!(&*fault.kind, "roll" | "scale"));
+        let alone = |fault: &&&Injected| {
+            let meanwhile = |other: &&Injected| other.from < fault.to && fault.from < other.to;
+            !others.iter().any(meanwhile)
+        };
+        let mut times = Vec::new();
+        for fault in planned.iter().filter(alone) {
             let within = |at: Micros| (fault.from..fault.to).contains(&at);
             for (_, spans) in &self.shards {
                 for (index, span) in spans.iter().enumerate().skip(1) {

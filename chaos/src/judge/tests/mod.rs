@@ -458,3 +458,19 @@ fn a_stale_write_that_rbac_allows_and_admission_refuses_was_refused_by_the_fence
     run.last().refused_by_rbac = true;
     assert_eq!(run.judged().figures.fenced, 0);
 }
+
+#[test]
+fn planned_stops_are_measured_unless_something_else_is_broken() {
+    let mut run = Run::calm();
+    run.fault("roll", 20.0, 30.0, None);
+    run.evidence.faults[0].takes_out = false;
+    run.shard(22.0, "a", "b", "b1", 2);
+    run.shard(25.0, "b", "", "", 2);
+    run.shard(25.05, "a", "a", "a1", 3);
+    let took = run.judged().figures.planned_unowned_seconds;
+    assert!(took.len() == 2 && took[0] == 0.0, "{took:?}");
+    assert!((took[1] - 0.05).abs() < 0.001, "{took:?}");
+    run.fault("leases", 29.0, 29.0, Some(29.0));
+    let took = run.judged().figures.planned_unowned_seconds;
+    assert!(took.is_empty(), "{took:?}");
+}
