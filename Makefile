@@ -41,6 +41,12 @@ chaos: ready release ## breaks a fleet on purpose and judges by the audit log; Q
 	@"$(DEBUG)/chaos" run $(ONLY) $(if $(QUICK),--set quick) $(SEED:%=--seed %) $(REPEAT:%=--repeat %)
 	@$(if $(ONLY),,"$(DEBUG)/sigkill")
 
+.PHONY: chaos-control
+chaos-control: ready ## the scenarios with a planted fault, without it: each has to pass
+	@cargo build --locked --quiet -p chaos --bins
+	@cargo build --locked --quiet --bin databasecluster-operator
+	@"$(DEBUG)/chaos" run --control
+
 .PHONY: figures
 figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers

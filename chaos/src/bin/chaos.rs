@@ -35,6 +35,9 @@ enum Command {
         /// How often; each time with the next seed.
         #[arg(long, default_value_t = 1)]
         repeat: u64,
+        /// Only those with a planted fault, and without it: each has to pass.
+        #[arg(long)]
+        control: bool,
         /// Where evidence and reports go.
         #[arg(long, default_value = ".run/chaos")]
         out: PathBuf,
@@ -61,6 +64,7 @@ enum SetName {
     Ci,
     Quick,
     Full,
+    Large,
 }
 
 #[tokio::main]
@@ -102,6 +106,7 @@ async fn execute(command: Command) -> Result<bool> {
             set,
             seed,
             repeat,
+            control,
             out,
         } => {
             let mut scenarios = match names.is_empty() {
@@ -109,9 +114,13 @@ async fn execute(command: Command) -> Result<bool> {
                     SetName::Ci => Set::Ci,
                     SetName::Quick => Set::Quick,
                     SetName::Full => Set::Full,
+                    SetName::Large => Set::Large,
                 })?,
                 false => named(&names)?,
             };
+            if control {
+                scenarios = scenarios.iter().filter_map(Scenario::control).collect();
+            }
             for scenario in &mut scenarios {
                 scenario.seed = seed.unwrap_or(scenario.seed);
             }

@@ -24,7 +24,7 @@ pub struct Scenario {
     /// Where everything drawn by lot begins.
     #[serde(default = "one")]
     pub seed: u64,
-    /// In which sets it is run: `ci`, `quick`, `full`.
+    /// In which sets it is run: `ci`, `quick`, `full`, `large`.
     pub sets: Vec<Set>,
     /// What it is done to.
     #[serde(default)]
@@ -53,6 +53,8 @@ pub enum Set {
     Quick,
     /// With `make chaos`.
     Full,
+    /// By its name only: it asks for more than a small machine has.
+    Large,
 }
 
 /// The fleet.
@@ -211,6 +213,22 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// The same without the fault that is planted in it: a run that has to pass. None: nothing is planted.
+    #[must_use]
+    pub fn control(&self) -> Option<Self> {
+        self.planted.as_ref()?;
+        let expect = Expect {
+            patience_seconds: Expect::default().patience_seconds,
+            ..self.expect.clone()
+        };
+        Some(Self {
+            name: format!("{}-control", self.name),
+            planted: None,
+            expect,
+            ..self.clone()
+        })
+    }
+
     /// The lifetime of a member Lease and 1 s: how long a crash may leave a shard without a holder.
     #[must_use]
     pub fn takeover_seconds(&self) -> f64 {
@@ -350,5 +368,16 @@ mod tests {
             assert!(scenario.about.len() > 20, "{}", scenario.name);
             assert!(!scenario.sets.is_empty(), "{}", scenario.name);
         }
+    }
+
+    #[test]
+    fn a_control_run_differs_only_in_what_is_not_planted() {
+        assert!(Scenario::parse("x", SMALL).unwrap().control().is_none());
+        let planted = "[planted]\nswitches = [\"fence\"]\nfound_by = [\"held\"]\n[[fault]]";
+        let scenario = Scenario::parse("x", &SMALL.replace("[[fault]]", planted)).unwrap();
+        let control = scenario.control().unwrap();
+        assert_eq!(control.name, "x-control");
+        assert!(control.planted.is_none());
+        assert_eq!(control.faults.len(), scenario.faults.len());
     }
 }
