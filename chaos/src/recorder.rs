@@ -10,11 +10,13 @@ use testbed::process::ProcessId;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::evidence::{Sample, now_micros};
+use crate::evidence::{Micros, Sample, now_micros};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 /// A replica that is frozen or busy is asked again the next time.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(400);
+/// Whether the replica answered, as Prometheus has it.
+const UP: &str = "up";
 /// What is kept of each scrape.
 const KEPT: [&str; 14] = [
     "workqueue_depth",
@@ -83,10 +85,11 @@ impl Recorder {
                     () = stopped.cancelled() => return samples,
                     _ = ticks.tick() => {}
                 }
+                let at = now_micros();
                 let looks = targets
                     .get()
                     .into_iter()
-                    .map(|target| sample(target, &also));
+                    .map(|target| sample(at, target, &also));
                 samples.extend(futures::future::join_all(looks).await.into_iter().flatten());
             }
         });
@@ -100,14 +103,14 @@ impl Recorder {
     }
 }
 
-async fn sample(target: Target, also: &[String]) -> Option<Sample> {
-    let at = now_micros();
+async fn sample(at: Micros, target: Target, also: &[String]) -> Option<Sample> {
     let figures = target.process.figures().ok()?;
     let asked = http_get::get(&target.url, "/metrics", "text/plain");
-    let metrics = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
-        Ok(Ok(answer)) if answer.status == 200 => kept(&Metrics::parse(&answer.body), also),
-        _ => BTreeMap::new(),
+    let (up, mut metrics) = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+        Ok(Ok(answer)) if answer.status == 200 => (1.0, kept(&Metrics::parse(&answer.body), also)),
+        _ => (0.0, BTreeMap::new()),
     };
+    metrics.insert(UP.to_owned(), up);
     Some(Sample {
         at,
         pod: target.pod,
@@ -120,6 +123,29 @@ async fn sample(target: Target, also: &[String]) -> Option<Sample> {
 fn kept(metrics: &Metrics, also: &[String]) -> BTreeMap<String, f64> {
     let names = KEPT.iter().copied().chain(also.iter().map(String::as_str));
     names
-        .filter_map(|name| Some((name.to_owned(), metrics.sum(name)?)))
+        .filter_map(|name| Some((name.to_owned(), value(metrics, name)?)))
         .collect()
+}
+
+/// The value of a metric, summed over its labels but for the one in `name{label="value"}`.
+fn value(metrics: &Metrics, selector: &str) -> Option<f64> {
+    let Some((name, rest)) = selector.split_once('{') else {
+        return metrics.sum(selector);
+    };
+    let (label, wanted) = rest.strip_suffix("\"}")?.split_once("=\"")?;
+    metrics.by_label(name, label).get(wanted).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_summed_over_its_labels_but_for_the_one_that_is_given() {
+        let text = "r{code=\"200\",verb=\"a\"} 5\nr{code=\"429\",verb=\"a\"} 1\nr{code=\"429\",verb=\"b\"} 2\n";
+        let metrics = Metrics::parse(text);
+        assert_eq!(value(&metrics, "r"), Some(8.0));
+        assert_eq!(value(&metrics, "r{code=\"429\"}"), Some(3.0));
+        assert_eq!(value(&metrics, "r{code=\"500\"}"), None);
+    }
 }

@@ -77,7 +77,8 @@ async fn experiment(
         .expect
         .alert
         .iter()
-        .map(|alert| alert.metric.clone())
+        .flat_map(|alert| [Some(alert.metric.clone()), alert.share_of.clone()])
+        .flatten()
         .collect();
     let recorder = Recorder::begin(arena.targets.clone(), also);
     let mut evidence = empty(scenario);

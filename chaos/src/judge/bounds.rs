@@ -1,9 +1,8 @@
-//! Rules about bounds and alerts: queue, memory, requests; and that people would have been told.
+//! The rule about bounds: queue, memory, requests.
 
 use super::history::History;
 use super::{Figures, Verdict};
-use crate::evidence::{Evidence, Sample, micros};
-use crate::scenario::Alert;
+use crate::evidence::Evidence;
 
 const MIB: f64 = 1024.0 * 1024.0;
 /// Objects that are due and wait.
@@ -51,62 +50,4 @@ pub(super) fn within(evidence: &Evidence, history: &History, figures: &mut Figur
         figures.queue_max, figures.memory_mib_max, figures.requests_per_second_max
     );
     Verdict::of("within-bounds", violations, summary)
-}
-
-/// The condition on a metric, by which an alert would have fired, was met.
-pub(super) fn alerted(evidence: &Evidence) -> Verdict {
-    const RULE: &str = "alerted";
-    let Some(alert) = &evidence.scenario.expect.alert else {
-        return Verdict::of(RULE, Vec::new(), "no alert is asked for".into());
-    };
-    let what = format!(
-        "{} above {} for {} s",
-        alert.metric, alert.above, alert.for_seconds
-    );
-    let mut pods: Vec<&str> = evidence
-        .samples
-        .iter()
-        .map(|sample| sample.pod.as_str())
-        .collect();
-    pods.sort_unstable();
-    pods.dedup();
-    let fired = pods.iter().any(|pod| {
-        fires(
-            alert,
-            evidence
-                .samples
-                .iter()
-                .filter(|sample| sample.pod == *pod && sample.at >= evidence.begun),
-        )
-    });
-    let violations = if fired {
-        Vec::new()
-    } else {
-        vec![format!("no replica had {what}")]
-    };
-    Verdict::of(RULE, violations, what)
-}
-
-fn fires<'a>(alert: &Alert, samples: impl Iterator<Item = &'a Sample>) -> bool {
-    let mut since = None;
-    let mut first = None;
-    for sample in samples {
-        let Some(value) = sample.metrics.get(&alert.metric) else {
-            continue;
-        };
-        let base = if alert.counter {
-            *first.get_or_insert(*value)
-        } else {
-            0.0
-        };
-        if value - base <= alert.above {
-            since = None;
-            continue;
-        }
-        let since = *since.get_or_insert(sample.at);
-        if sample.at - since >= micros(alert.for_seconds) {
-            return true;
-        }
-    }
-    false
 }

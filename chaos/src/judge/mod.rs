@@ -4,6 +4,7 @@
 //! Each rule is a function from the evidence to a [`Verdict`]. A run in which too little was asked for or broken is no
 //! pass but an error: see [`Judgement::too_little`].
 
+mod alerts;
 mod bounds;
 mod history;
 mod objects;
@@ -156,7 +157,7 @@ pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
         objects::others_untouched(evidence),
         objects::quiet(evidence, history),
         bounds::within(evidence, history, &mut figures),
-        bounds::alerted(evidence),
+        alerts::alerted(evidence),
     ];
     Judgement {
         scenario: evidence.scenario.name.clone(),

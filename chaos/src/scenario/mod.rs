@@ -133,7 +133,7 @@ pub struct Expect {
     pub bites_min: u64,
     /// Writes that the fence must have refused, or the run does not count.
     pub fenced_min: u64,
-    /// A metric by which people would have been told.
+    /// The alert by which people would have been told, had the fault lasted.
     pub alert: Option<Alert>,
 }
 
@@ -153,20 +153,43 @@ impl Default for Expect {
     }
 }
 
-/// A condition on a metric that must have held for a while in one replica.
+/// An alert that should fire: the condition of its rule on a metric, held for as long as the fault allows. The rules wait
+/// for minutes, faults here last for seconds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alert {
-    /// The metric, summed over its labels.
+    /// Its name in `dashboards/alerts.yaml`.
+    pub name: String,
+    /// The metric of its rule, summed over its labels but for those that are given: `name{label="value"}`.
     pub metric: String,
-    /// The value that it must have exceeded; for counters, by how much it must have grown.
-    pub above: f64,
+    /// The growth of the metric is looked at as a share of the growth of this one.
+    #[serde(default)]
+    pub share_of: Option<String>,
+    /// Whose value.
+    #[serde(default)]
+    pub over: Over,
+    /// The value that it must have exceeded.
+    #[serde(default)]
+    pub above: Option<f64>,
+    /// The value that it must have been below.
+    #[serde(default)]
+    pub below: Option<f64>,
     /// For how long; 0: once.
     #[serde(default)]
     pub for_seconds: f64,
-    /// Whether it is a counter.
-    #[serde(default)]
-    pub counter: bool,
+}
+
+/// Whose value an alert looks at.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Over {
+    /// That of each replica; one is enough.
+    #[default]
+    EachReplica,
+    /// The greatest of all.
+    Greatest,
+    /// The sum of all.
+    Sum,
 }
 
 /// A fault planted on purpose, to show that the judge finds it.
@@ -281,6 +304,12 @@ impl Scenario {
                 );
             }
         }
+        if let Some(alert) = &self.expect.alert {
+            ensure!(
+                alert.above.is_some() != alert.below.is_some(),
+                "expect.alert needs either `above` or `below`"
+            );
+        }
         for set in &self.sets {
             ensure!(
                 *set != Set::Ci || self.sets.contains(&Set::Full),
@@ -358,6 +387,8 @@ mod tests {
         assert!(refused(bare).contains("proxied = true"));
         let ci = SMALL.replace("[\"full\"]", "[\"ci\"]");
         assert!(refused(&ci).contains("belongs to full"));
+        let alert = "[expect.alert]\nname = \"x\"\nmetric = \"x\"\n[[fault]]";
+        assert!(refused(&SMALL.replace("[[fault]]", alert)).contains("`above` or `below`"));
     }
 
     #[test]
@@ -379,5 +410,36 @@ mod tests {
         assert_eq!(control.name, "x-control");
         assert!(control.planted.is_none());
         assert_eq!(control.faults.len(), scenario.faults.len());
+    }
+
+    #[test]
+    fn alerts_are_those_of_the_dashboards_and_look_at_their_metrics() {
+        let path = testbed::fleet::repository().join("dashboards/alerts.yaml");
+        let rules = std::fs::read_to_string(path).unwrap();
+        let word = |character: char| character.is_alphanumeric() || character == '_';
+        let mut looked_at = 0;
+        for scenario in crate::catalogue::all().unwrap() {
+            let Some(alert) = &scenario.expect.alert else {
+                continue;
+            };
+            let rule = rules
+                .split("- alert: ")
+                .find(|rule| rule.lines().next() == Some(&*alert.name));
+            let rule = rule.unwrap_or_else(|| panic!("{}: no {}", scenario.name, alert.name));
+            let expression = rule.split("for:").next().unwrap();
+            for metric in [Some(&alert.metric), alert.share_of.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                let name = metric.split('{').next().unwrap();
+                let mut words = expression.split(|character| !word(character));
+                assert!(words.any(|word| word == name), "{}: {name}", alert.name);
+            }
+            looked_at += 1;
+        }
+        assert!(
+            looked_at >= 10,
+            "only {looked_at} scenarios expect an alert"
+        );
     }
 }

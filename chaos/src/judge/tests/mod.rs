@@ -12,6 +12,7 @@ use super::{Judgement, judge, ownership::Ownership};
 use crate::evidence::{Asked, Evidence, Injected, LastChild, LastCluster, LastState, Life, Wanted};
 use crate::scenario::Scenario;
 
+mod alerts;
 mod objects;
 mod unsure;
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Run, micros};
 use crate::evidence::{Evidence, Sample};
-use crate::scenario::{Alert, Planted};
+use crate::scenario::Planted;
 
 #[test]
 fn what_is_lost_left_or_different_is_seen() {
@@ -147,37 +147,6 @@ fn lost_fields_noise_and_excess_are_seen() {
         change(&mut run);
         assert_eq!(run.broken(), ["within-bounds"]);
     }
-}
-
-#[test]
-fn an_alert_fires_only_after_its_time() {
-    let mut run = Run::calm();
-    let alert = |for_seconds, counter| Alert {
-        metric: "m".into(),
-        above: 2.0,
-        for_seconds,
-        counter,
-    };
-    run.evidence.scenario.expect.alert = Some(alert(1.0, false));
-    assert_eq!(run.broken(), ["alerted"]);
-    for (at, value) in [(1.0, 3.0), (1.5, 3.0), (2.0, 1.0), (2.5, 3.0), (3.0, 3.0)] {
-        let metrics = [("m".to_owned(), value)].into();
-        run.evidence.samples.push(Sample {
-            at: micros(at),
-            pod: "a".into(),
-            metrics,
-            ..Sample::default()
-        });
-    }
-    assert_eq!(
-        run.broken(),
-        ["alerted"],
-        "twice for half a second is not for one second"
-    );
-    run.evidence.scenario.expect.alert = Some(alert(0.5, false));
-    assert_eq!(run.broken(), [""; 0]);
-    run.evidence.scenario.expect.alert = Some(alert(0.0, true));
-    assert_eq!(run.broken(), ["alerted"], "it did not grow by more than 2");
 }
 
 #[test]
