@@ -270,8 +270,10 @@ impl Ownership {
                 self.write(shard, Intent::Take(Reason::Resumed), epoch);
             }
             Standing::Free(reason) => {
-                if shard.free_ms >= self.patience_ms(shard.id(), target)
-                    && let Some(epoch) = self.epoch_for(now_ms, shard)
+                let patience_ms = self.patience_ms(shard.id(), target);
+                if shard.free_ms >= patience_ms
+                    && let Some(epoch) = self.epoch_for(shard)
+                    && (reason == Reason::Takeover || self.settled_ms(now_ms) >= Some(patience_ms))
                 {
                     self.write(shard, Intent::Take(reason), epoch);
                 }
@@ -396,15 +398,20 @@ impl Ownership {
         }
     }
 
+    /// For how long nobody came or went, less a moment: where nobody held a shard, all may be just starting.
+    /// Who comes first would list everything, and its shards would move on at once.
+    fn settled_ms(&self, now_ms: u64) -> Option<u64> {
+        let same_ms = now_ms.saturating_sub(self.fleet_changed_ms);
+        same_ms.checked_sub(self.settings.step_ms)
+    }
+
     /// The epoch under which a free shard may be taken, or `None` as long as it may not.
-    fn epoch_for(&mut self, now_ms: u64, shard: &Shard) -> Option<u32> {
+    fn epoch_for(&mut self, shard: &Shard) -> Option<u32> {
         let known = shard.epoch_known();
         if shard.lease.is_some() || shard.memory.as_ref().is_some_and(|m| m.is_complete) {
             return Some(known.saturating_add(1));
         }
-        // Nobody here remembers it, or not all of it: a new fleet, or its Leases were deleted. Others
-        // may be just starting too, so that a moment's wait saves moving shards again.
-        let quiet = now_ms.saturating_sub(self.fleet_changed_ms) >= self.settings.step_ms;
+        // Nobody here remembers it, or not all of it: a new fleet, or its Leases were deleted.
         let Some(stamps) = &self.stamps else {
             if !self.finding_stamps {
                 self.finding_stamps = true;
@@ -414,8 +421,8 @@ impl Ownership {
         };
         let highest = known.max(stamps.get(&shard.id()).copied().unwrap_or(0));
         match highest {
-            0 if self.has_elders => quiet.then(|| self.epoch_of_our_own()),
-            0 => quiet.then_some(1),
+            0 if self.has_elders => Some(self.epoch_of_our_own()),
+            0 => Some(1),
             highest => {
                 let waited = shard.missing_ms >= self.settings.lease_ms;
                 waited.then(|| highest.saturating_add(EPOCH_GAP))

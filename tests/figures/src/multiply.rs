@@ -28,6 +28,14 @@ const CONTROLLERS_OFF: &str = "-endpoints-controller,-endpointslice-controller,\
     -endpointslice-mirroring-controller,-disruption-controller,-garbage-collector-controller,\
     -resourcequota-controller";
 
+/// Who else reads all objects. The first two end when they find that they have lost their Lease, which harms
+/// nothing: no controller is needed from then on.
+const READERS: [&str; 3] = [
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kwok-controller",
+];
+
 /// A control plane for tens of thousands of DatabaseClusters.
 pub(crate) fn options() -> ControlPlaneOptions {
     let extra = |component: &str, flag: &str, value: &str| {
@@ -45,11 +53,32 @@ pub(crate) fn options() -> ControlPlaneOptions {
     }
 }
 
-/// Makes these clusters, Ready and with all their children. Replicas must run.
-pub(crate) async fn multiply(control_plane: &ControlPlane, copies: &[NewCluster]) -> Result<()> {
+/// Finished DatabaseClusters to copy, one for each spec.
+pub(crate) struct Models {
+    models: Vec<Model>,
+    shards: ShardCount,
+}
+
+/// Brings a cluster of each spec that is asked for to Ready. Replicas must run.
+pub(crate) async fn models(control_plane: &ControlPlane, copies: &[NewCluster]) -> Result<Models> {
     let shards = ShardCount::new(SHARDS)?;
-    let models = models(control_plane, copies, shards).await?;
+    let models = read(control_plane, copies, shards).await?;
+    Ok(Models { models, shards })
+}
+
+/// Makes these clusters, Ready and with all their children. With many, replicas had better not run: they, too,
+/// would list everything while the API server has a minute to get ready.
+pub(crate) async fn copy(
+    control_plane: &ControlPlane,
+    models: &Models,
+    copies: &[NewCluster],
+) -> Result<()> {
+    let Models { models, shards } = models;
     load::namespaces(control_plane, copies).await?;
+    // They would list everything anew just when the API server has a minute to get ready.
+    for reader in READERS {
+        control_plane.pause(reader)?;
+    }
     // It would follow what comes past it for many minutes; when it starts it reads all in one.
     control_plane.kill("kube-apiserver").await?;
     let mut random = fastrand::Rng::with_seed(1);
@@ -63,7 +92,7 @@ pub(crate) async fn multiply(control_plane: &ControlPlane, copies: &[NewCluster]
         }
         filling.insert(Place::Name, copy.name.clone());
         filling.insert(Place::Namespace, copy.namespace.clone());
-        model.compute(&mut filling, shards);
+        model.compute(&mut filling, *shards);
         objects.extend(model.objects(&filling));
         if objects.len() >= BATCH {
             control_plane.store(&objects).await?;
@@ -74,11 +103,14 @@ pub(crate) async fn multiply(control_plane: &ControlPlane, copies: &[NewCluster]
     control_plane
         .start_again()
         .await
-        .context("start the API server on so many objects: it gives itself a minute; try fewer, or on an idle machine")
+        .context("start the API server on so many objects: it gives itself a minute; try fewer, or on an idle machine")?;
+    for reader in READERS {
+        control_plane.resume(reader)?;
+    }
+    Ok(())
 }
 
-/// One finished DatabaseCluster for each spec.
-async fn models(
+async fn read(
     control_plane: &ControlPlane,
     copies: &[NewCluster],
     shards: ShardCount,

@@ -38,8 +38,10 @@ pub(crate) async fn relist(clusters: usize, programs: &[std::path::PathBuf]) -> 
         let mut empty = 0.0;
         if !loaded {
             let index = fleet.start_replica(&[]).await?;
-            multiply::multiply(&control_plane, &load::samples(clusters, &NAMESPACES)).await?;
+            let samples = load::samples(clusters, &NAMESPACES);
+            let models = multiply::models(&control_plane, &samples).await?;
             fleet.replica_mut(index)?.term(STOP_TIMEOUT).await?;
+            multiply::copy(&control_plane, &models, &samples).await?;
             loaded = true;
         }
         let index = fleet.start_replicas_at_once(1).await?;

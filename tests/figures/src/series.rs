@@ -31,7 +31,8 @@ pub(crate) async fn series(clusters: usize) -> Result<()> {
         if to <= FEW {
             load::create(&control_plane, some.to_vec()).await?;
         } else {
-            multiply::multiply(&control_plane, some).await?;
+            let models = multiply::models(&control_plane, some).await?;
+            multiply::copy(&control_plane, &models, some).await?;
             let keys = some.iter().take(CHANGED);
             let keys = keys.map(|one| (one.namespace.clone(), one.name.clone()));
             let change = json!({"spec": {"resources": {"cpu": "300m"}}});

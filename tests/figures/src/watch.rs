@@ -118,8 +118,10 @@ async fn load_all(
 ) -> Result<()> {
     fleet.start_replica(&[]).await?;
     fleet.wait_ready(TIMEOUT).await?;
-    multiply::multiply(control_plane, &load::samples(clusters, &NAMESPACES)).await?;
-    stop(fleet).await
+    let samples = load::samples(clusters, &NAMESPACES);
+    let models = multiply::models(control_plane, &samples).await?;
+    stop(fleet).await?;
+    multiply::copy(control_plane, &models, &samples).await
 }
 
 async fn stop(fleet: &mut Fleet<'_>) -> Result<()> {

@@ -273,6 +273,31 @@ fn the_last_one_to_leave_vacates() {
 }
 
 #[test]
+fn a_fleet_that_begins_anew_shares_its_shards_without_moving_any() {
+    let mut world = World::balanced_three();
+    for name in ["a", "b", "c"] {
+        world.node(name).queue.push(Event::Shutdown);
+    }
+    world.until("all to be gone", 3000, |w| {
+        w.nodes.values().all(|node| node.exited)
+    });
+    let epochs = |world: &World| -> Vec<u32> {
+        let leases = world.server.shards.values();
+        leases.map(|lease| lease.epoch).collect()
+    };
+    let before = epochs(&world);
+    for name in ["d", "e", "f"] {
+        world.join(name, 32);
+        world.run(100);
+    }
+    world.until("all to run", 1500, |w| w.all_run(32));
+    world.run(5000);
+    assert!(world.held("d") <= 11, "the first to come took all");
+    let once: Vec<u32> = before.iter().map(|epoch| epoch + 1).collect();
+    assert_eq!(epochs(&world), once, "a shard moved again");
+}
+
+#[test]
 fn without_a_leader_balance_waits_and_nothing_else() {
     let mut world = World::balanced_three();
     world.leader = false;
