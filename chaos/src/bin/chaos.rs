@@ -35,6 +35,12 @@ enum Command {
         /// How often; each time with the next seed.
         #[arg(long, default_value_t = 1)]
         repeat: u64,
+        /// All faults of a file so often in one run.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=50))]
+        times: u32,
+        /// After how many seconds they come again.
+        #[arg(long, default_value_t = 25.0)]
+        every_seconds: f64,
         /// Only those with a planted fault, and without it: each has to pass.
         #[arg(long)]
         control: bool,
@@ -106,6 +112,8 @@ async fn execute(command: Command) -> Result<bool> {
             set,
             seed,
             repeat,
+            times,
+            every_seconds,
             control,
             out,
         } => {
@@ -123,6 +131,7 @@ async fn execute(command: Command) -> Result<bool> {
             }
             for scenario in &mut scenarios {
                 scenario.seed = seed.unwrap_or(scenario.seed);
+                *scenario = scenario.with_faults_again(times, every_seconds);
             }
             run_all(&scenarios, repeat, &out).await
         }

@@ -74,6 +74,9 @@ pub struct Judgement {
 pub struct Figures {
     /// Seconds from each crash until each of its shards had an acting holder again.
     pub takeover_seconds: Vec<f64>,
+    /// Seconds from each crash until the last of its shards had an acting holder again.
+    #[serde(default)]
+    pub recovery_seconds: Vec<f64>,
     /// Seconds for which shards had no acting holder around planned stops.
     pub planned_unowned_seconds: Vec<f64>,
     /// Seconds from a user's change to the operator's first write of that cluster, away from faults.
@@ -131,8 +134,11 @@ impl Judgement {
 #[must_use]
 pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
     let ownership = ownership::Ownership::new(evidence, history);
+    let takeovers = ownership.takeovers();
+    let slowest = |times: &Vec<f64>| times.iter().copied().reduce(f64::max);
     let mut figures = Figures {
-        takeover_seconds: ownership.takeover_seconds(),
+        recovery_seconds: takeovers.iter().filter_map(slowest).collect(),
+        takeover_seconds: takeovers.concat(),
         planned_unowned_seconds: ownership.planned_unowned_seconds(),
         changes: evidence.asked.accepted,
         writes: history

@@ -286,9 +286,10 @@ impl<'a> Ownership<'a> {
     }
 
     /// From each crash until each shard of the replicas that it took out had an acting holder again.
-    pub(super) fn takeover_seconds(&self) -> Vec<f64> {
-        let mut times = Vec::new();
+    pub(super) fn takeovers(&self) -> Vec<Vec<f64>> {
+        let mut crashes = Vec::new();
         for fault in self.evidence.faults.iter().filter(|fault| fault.takes_out) {
+            let mut times = Vec::new();
             for (_, spans) in &self.shards {
                 let holder = spans
                     .iter()
@@ -303,8 +304,9 @@ impl<'a> Ownership<'a> {
                     times.push(seconds(again.from - fault.from));
                 }
             }
+            crashes.push(times);
         }
-        times
+        crashes
     }
 
     /// For each shard that changed hands in the time of a planned stop, with nothing else broken: how long it had nobody

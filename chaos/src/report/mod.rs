@@ -35,6 +35,7 @@ pub fn lines(judgement: &Judgement) -> Vec<String> {
     let figures = &judgement.figures;
     for (what, values) in [
         ("takeover", &figures.takeover_seconds),
+        ("of all shards", &figures.recovery_seconds),
         ("planned stop", &figures.planned_unowned_seconds),
         ("reaction, calm", &figures.calm_reaction_seconds),
         ("reaction, faults", &figures.fault_reaction_seconds),
@@ -83,7 +84,7 @@ pub fn table(judgements: &[Judgement]) -> String {
     for judgement in judgements {
         of.entry(&judgement.scenario).or_default().push(judgement);
     }
-    let mut text = "| scenario | runs | as it should be | takeover of a shard | unheld in a planned stop | from a change to the first write | fenced | stale |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n".to_owned();
+    let mut text = "| scenario | runs | as it should be | takeover of a shard | of the last shard of a crash | unheld in a planned stop | from a change to the first write | fenced | stale |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n".to_owned();
     for (scenario, runs) in of {
         let all = |figure: fn(&Judgement) -> &Vec<f64>| -> String {
             let values: Vec<f64> = runs.iter().flat_map(|run| figure(run).clone()).collect();
@@ -96,9 +97,10 @@ pub fn table(judgements: &[Judgement]) -> String {
         let fenced: u64 = runs.iter().map(|run| run.figures.fenced).sum();
         let stale: u64 = runs.iter().map(|run| run.figures.stale).sum();
         text += &format!(
-            "| `{scenario}` | {} | {good} | {} | {} | {} | {fenced} | {stale} |\n",
+            "| `{scenario}` | {} | {good} | {} | {} | {} | {} | {fenced} | {stale} |\n",
             runs.len(),
             all(|run| &run.figures.takeover_seconds),
+            all(|run| &run.figures.recovery_seconds),
             all(|run| &run.figures.planned_unowned_seconds),
             all(|run| &run.figures.fault_reaction_seconds),
         );

@@ -252,6 +252,25 @@ impl Scenario {
         })
     }
 
+    /// The same with all its faults so often in one run, so many seconds after one another.
+    #[must_use]
+    pub fn with_faults_again(&self, times: u32, every_seconds: f64) -> Self {
+        let mut again = self.clone();
+        again.faults = (0..times)
+            .flat_map(|round| {
+                let later = f64::from(round) * every_seconds;
+                self.faults.iter().map(move |fault| Fault {
+                    at_seconds: fault.at_seconds + later,
+                    ..fault.clone()
+                })
+            })
+            .collect();
+        again
+            .faults
+            .sort_by(|a, b| a.at_seconds.total_cmp(&b.at_seconds));
+        again
+    }
+
     /// The lifetime of a member Lease and 1 s: how long a crash may leave a shard without a holder.
     #[must_use]
     pub fn takeover_seconds(&self) -> f64 {
@@ -410,6 +429,19 @@ mod tests {
         assert_eq!(control.name, "x-control");
         assert!(control.planted.is_none());
         assert_eq!(control.faults.len(), scenario.faults.len());
+    }
+
+    #[test]
+    fn faults_come_again_in_order_of_time() {
+        let twice = SMALL.replace(
+            "[[fault]]",
+            "[[fault]]\nat_seconds = 1\nkind = \"roll\"\n[[fault]]",
+        );
+        let scenario = Scenario::parse("x", &twice).unwrap();
+        let again = scenario.with_faults_again(2, 3.0);
+        let times: Vec<f64> = again.faults.iter().map(|fault| fault.at_seconds).collect();
+        assert_eq!(times, [1.0, 4.0, 5.0, 8.0]);
+        again.check().unwrap();
     }
 
     #[test]

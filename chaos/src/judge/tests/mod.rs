@@ -377,6 +377,7 @@ fn a_takeover_in_time_is_measured_and_one_that_is_late_is_seen() {
     assert_eq!(run.broken(), [""; 0]);
     let took = run.judged().figures.takeover_seconds;
     assert!(took.len() == 1 && (took[0] - 6.5).abs() < 0.01, "{took:?}");
+    assert_eq!(run.judged().figures.recovery_seconds, took);
     let mut run = Run::calm();
     run.crash(7.4);
     assert_eq!(run.broken(), ["held"]);
