@@ -30,11 +30,17 @@ pub enum Fault {
     Scheduler,
     /// The task that takes part in the election ends at once.
     Election,
+    /// The clock by which the replica judges runs a twentieth too slow, which the margin allows for.
+    SlowClock,
+    /// It runs a twentieth too fast, which the margin allows for.
+    FastClock,
+    /// It runs at half the rate, which nothing allows for.
+    HalfClock,
 }
 
 impl Fault {
     /// All of them, with their names.
-    pub const ALL: [(Self, &'static str); 11] = [
+    pub const ALL: [(Self, &'static str); 14] = [
         (Self::Validity, "validity"),
         (Self::CompareAndSwap, "compare-and-swap"),
         (Self::Uid, "uid"),
@@ -46,6 +52,9 @@ impl Fault {
         (Self::Agent, "agent"),
         (Self::Scheduler, "scheduler"),
         (Self::Election, "election"),
+        (Self::SlowClock, "slow-clock"),
+        (Self::FastClock, "fast-clock"),
+        (Self::HalfClock, "half-clock"),
     ];
 }
 
@@ -59,6 +68,12 @@ mod switch {
         false
     }
 
+    /// What a clock shows: in this build always what the kernel's shows.
+    #[must_use]
+    pub const fn clock_ms(kernel_ms: u64) -> u64 {
+        kernel_ms
+    }
+
     /// What was planted, for the log: nothing in this build.
     ///
     /// # Errors
@@ -70,7 +85,7 @@ mod switch {
 
 #[cfg(feature = "planted-faults")]
 mod switch {
-    use std::sync::LazyLock;
+    use std::sync::{LazyLock, OnceLock};
 
     use super::Fault;
 
@@ -85,6 +100,22 @@ mod switch {
         PLANTED
             .as_ref()
             .is_ok_and(|planted| planted.contains(&fault))
+    }
+
+    /// What a clock shows that may run at another rate than the kernel's, from its first reading on.
+    #[must_use]
+    pub fn clock_ms(kernel_ms: u64) -> u64 {
+        static FIRST_MS: OnceLock<u64> = OnceLock::new();
+        let rates = [
+            (Fault::SlowClock, (19, 20)),
+            (Fault::FastClock, (21, 20)),
+            (Fault::HalfClock, (1, 2)),
+        ];
+        let planted = rates.iter().find(|(fault, _)| is_planted(*fault));
+        let first_ms = *FIRST_MS.get_or_init(|| kernel_ms);
+        planted.map_or(kernel_ms, |(_, (parts, whole))| {
+            first_ms + kernel_ms.saturating_sub(first_ms) * parts / whole
+        })
     }
 
     /// Says in the log what was planted.
@@ -105,7 +136,7 @@ mod switch {
     }
 }
 
-pub use switch::{check, is_planted};
+pub use switch::{check, clock_ms, is_planted};
 
 #[cfg(any(test, feature = "planted-faults"))]
 fn parse(text: &str) -> Result<Vec<Fault>, String> {
@@ -145,5 +176,6 @@ mod tests {
     #[cfg(not(feature = "planted-faults"))]
     fn a_program_without_the_feature_has_none() {
         assert!(Fault::ALL.iter().all(|(fault, _)| !is_planted(*fault)));
+        assert_eq!(clock_ms(7), 7);
     }
 }

@@ -166,6 +166,7 @@ impl Arena<'_> {
         Ok(match who {
             Who::All => alive,
             Who::Any => vec![any],
+            Who::Youngest => alive.last().copied().into_iter().collect(),
             Who::AllButOne => alive.into_iter().filter(|index| *index != any).collect(),
             Who::FleetLeader => vec![self.named(&self.fleet_leader().await?)?],
             Who::ShardLeader => {

@@ -144,8 +144,10 @@ async fn enter<'a>(
         without_fence: planted.is_some_and(|planted| planted.without_fence),
         ..FleetOptions::default()
     };
-    if !switches.is_empty() {
+    if scenario.needs_planted_program() {
         options.binary = Some(planted_binary()?);
+    }
+    if !switches.is_empty() {
         options
             .extra_env
             .push(("DBC_PLANTED_FAULTS".into(), switches.join(",")));

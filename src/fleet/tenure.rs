@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::hash::ShardId;
 use crate::core::object::Stamp;
-use crate::planted::{Fault, is_planted};
+use crate::planted::{Fault, clock_ms, is_planted};
 
 /// Milliseconds on a clock that counts suspended time and never jumps (`CLOCK_BOOTTIME`).
 #[must_use]
@@ -16,7 +16,7 @@ pub fn boottime_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
-    seconds * 1000 + nanos / 1_000_000
+    clock_ms(seconds * 1000 + nanos / 1_000_000)
 }
 
 /// Until when this incarnation may act; shared by all its tenures.

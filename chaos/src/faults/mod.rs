@@ -96,7 +96,9 @@ pub async fn begin(arena: &mut Arena<'_>, fault: &Fault) -> Result<Active> {
             starve::begin(arena, &mut active, *who, *cpu_percent, *memory_kib).await?;
         }
         Kind::CrashPoints { by } => crash_points::run(arena, &mut active, *by).await?,
-        Kind::Clocks { boot_seconds } => clocks::begin(arena, &mut active, *boot_seconds).await?,
+        Kind::Clocks { boot_seconds, rate } => {
+            clocks::begin(arena, &mut active, *boot_seconds, *rate).await?;
+        }
         Kind::Partition { .. }
         | Kind::Network { .. }
         | Kind::HoldWrites { .. }

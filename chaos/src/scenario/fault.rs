@@ -24,6 +24,8 @@ pub enum Who {
     FleetLeader,
     /// One that is drawn by lot.
     Any,
+    /// The one that came last.
+    Youngest,
     /// All but one that is drawn by lot.
     AllButOne,
     /// All.
@@ -130,6 +132,16 @@ pub enum By {
     BeforeReply,
     /// The reply has come.
     AfterReply,
+}
+
+/// The rate of a clock, within what the margin allows for.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rate {
+    /// A twentieth too slow.
+    Slow,
+    /// A twentieth too fast.
+    Fast,
 }
 
 /// What a fault does.
@@ -289,7 +301,11 @@ pub enum Kind {
     /// One more replica comes, whose clocks are off.
     Clocks {
         /// How far its boot-time clock is ahead.
+        #[serde(default)]
         boot_seconds: u64,
+        /// At which rate it runs, in a program in which that can be planted.
+        #[serde(default)]
+        rate: Option<Rate>,
     },
 }
 
@@ -446,8 +462,11 @@ impl Fault {
                     "nothing is done to the network"
                 );
             }
-            Kind::Clocks { boot_seconds } => {
-                ensure!(boot_seconds > 0, "boot_seconds is 0: no clock is off");
+            Kind::Clocks { boot_seconds, rate } => {
+                ensure!(
+                    (boot_seconds > 0) != rate.is_some(),
+                    "either boot_seconds or rate: which clock is off, and how"
+                );
             }
             _ => {}
         }

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-pub use fault::{Answer, By, Direction, Fault, Kind, LeaseEdit, Program, Then, Watch, Who};
+pub use fault::{Answer, By, Direction, Fault, Kind, LeaseEdit, Program, Rate, Then, Watch, Who};
 
 /// One scenario.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -234,6 +234,14 @@ impl Scenario {
         scenario.name = name.to_owned();
         scenario.check()?;
         Ok(scenario)
+    }
+
+    /// Whether it needs the program in which faults can be planted.
+    #[must_use]
+    pub fn needs_planted_program(&self) -> bool {
+        let drifts = |fault: &Fault| matches!(fault.kind, Kind::Clocks { rate: Some(_), .. });
+        let switches = |planted: &Planted| !planted.switches.is_empty();
+        self.planted.as_ref().is_some_and(switches) || self.faults.iter().any(drifts)
     }
 
     /// The same without the fault that is planted in it: a run that has to pass. None: nothing is planted.
