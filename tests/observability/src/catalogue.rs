@@ -9,7 +9,22 @@ pub struct Family {
     pub kind: String,
     /// Its labels.
     pub labels: Vec<String>,
+    /// Whether it is there only once something has happened.
+    pub on_occasion: bool,
 }
+
+impl Family {
+    /// The names under which Prometheus keeps it.
+    #[must_use]
+    pub fn series_of(&self, name: &str) -> Vec<String> {
+        match self.kind.as_str() {
+            "histogram" => SUFFIXES.map(|suffix| format!("{name}{suffix}")).to_vec(),
+            _ => vec![name.to_owned()],
+        }
+    }
+}
+
+const SUFFIXES: [&str; 3] = ["_bucket", "_sum", "_count"];
 
 /// All families by name.
 #[derive(Debug)]
@@ -32,6 +47,7 @@ impl Catalogue {
             let family = Family {
                 kind: (*kind).to_owned(),
                 labels: labels.map(|label| label.replace('`', "")).collect(),
+                on_occasion: page.contains(&format!("\n- `{name}`: ")),
             };
             ["counter", "gauge", "histogram"]
                 .contains(kind)
@@ -46,8 +62,7 @@ impl Catalogue {
         if let Some(family) = self.0.get(series) {
             return (family.kind != "histogram").then_some(family);
         }
-        let suffixes = ["_bucket", "_sum", "_count"];
-        let base = suffixes.iter().find_map(|s| series.strip_suffix(s))?;
+        let base = SUFFIXES.iter().find_map(|s| series.strip_suffix(s))?;
         self.0.get(base).filter(|family| family.kind == "histogram")
     }
 }

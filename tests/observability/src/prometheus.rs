@@ -1,5 +1,6 @@
 //! A Prometheus on loopback that scrapes a fleet and evaluates the alerts, and its answers.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -98,6 +99,18 @@ impl Prometheus {
         result.ok_or_else(|| Error::Failed(format!("{query}: no result in {data}")))
     }
 
+    /// The names of all metrics that it has under the name of a job.
+    ///
+    /// # Errors
+    /// When it is not answered.
+    pub async fn names(&self, job: &str) -> Result<BTreeSet<String>> {
+        let selector = encoded(&format!("{{job=\"{job}\"}}"));
+        let path = format!("/api/v1/label/__name__/values?match[]={selector}");
+        let data = self.get(&path).await?;
+        let names = data.as_array().into_iter().flatten();
+        Ok(names.filter_map(Value::as_str).map(str::to_owned).collect())
+    }
+
     /// The data of an answer of its API.
     ///
     /// # Errors
@@ -133,9 +146,5 @@ fn scrape(folder: &Path, urls: &[&str]) -> Result<()> {
 
 /// For a query string.
 fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => char::from(byte).to_string(),
-        other => format!("%{other:02X}"),
-    };
-    text.bytes().map(byte).collect()
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
