@@ -81,9 +81,11 @@ series: ready release ## how many series each replica exports with 10,000 Databa
 	@exec "$(DEBUG)/figures" series
 
 .PHONY: pictures
-pictures: ready ## takes the pictures of the fleet page in docs/pictures, of a real fleet in a real browser
-	@cargo build --locked --quiet -p databasecluster-operator -p testbed --bins
-	@exec "$(DEBUG)/pictures"
+pictures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+pictures: ready release ## makes docs/pictures of real fleets: the fleet page in a browser, panels of dashboards from Prometheus's data
+	@cargo build --locked --quiet -p testbed -p observability --bins
+	@"$(DEBUG)/pictures"
+	@"$(DEBUG)/panels"
 
 .PHONY: model
 model: ## a deeper search of the ownership model, and a long simulation; SEEDS=10000, MODEL_DEEPER=1

@@ -111,6 +111,18 @@ impl Prometheus {
         Ok(names.filter_map(Value::as_str).map(str::to_owned).collect())
     }
 
+    /// What a query gave in each second between two times, which are in seconds since 1970.
+    ///
+    /// # Errors
+    /// When it is refused or not answered.
+    pub async fn ask_over_time(&self, query: &str, from: f64, to: f64) -> Result<Vec<Value>> {
+        let query = encoded(query);
+        let path = format!("/api/v1/query_range?query={query}&start={from}&end={to}&step=1");
+        let data = self.get(&path).await?;
+        let result = data["result"].as_array().cloned();
+        result.ok_or_else(|| Error::Failed(format!("{path}: no result in {data}")))
+    }
+
     /// The data of an answer of its API.
     ///
     /// # Errors
