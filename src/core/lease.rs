@@ -187,7 +187,7 @@ pub fn bucket_range(count: ShardCount, shard: ShardId) -> String {
 
 /// Leases for tests: a fleet of 32 shards.
 #[cfg(test)]
-pub(super) mod samples {
+pub(crate) mod samples {
     use super::*;
 
     fn version() -> Version {
@@ -198,7 +198,7 @@ pub(super) mod samples {
     }
 
     /// One that lives.
-    pub(in super::super) fn member(identity: &str, revision: &str) -> MemberLease {
+    pub(crate) fn member(identity: &str, revision: &str) -> MemberLease {
         MemberLease {
             identity: identity.into(),
             version: version(),

@@ -179,15 +179,16 @@ impl Leader {
 
     /// The library fails for ever on a Lease that lacks a field: make it one that has just run out.
     async fn mend(&self) {
-        let patch = Patch::Merge(serde_json::json!({ "spec": {
-            "holderIdentity": "",
-            "renewTime": "1970-01-01T00:00:00.000000Z",
-            "leaseDurationSeconds": 1,
-            "leaseTransitions": 0,
-        }}));
-        let params = PatchParams::default();
-        let sent = self.api.patch(LEADER_LEASE, &params, &patch);
-        if let Ok(Err(error)) = timeout(CALL_TIMEOUT, sent).await {
+        let mended = async {
+            let found = self.api.get(LEADER_LEASE).await?;
+            if let Some(patch) = mending(&found) {
+                let params = PatchParams::default();
+                let patch = Patch::Merge(patch);
+                self.api.patch(LEADER_LEASE, &params, &patch).await?;
+            }
+            Ok::<(), kube::Error>(())
+        };
+        if let Ok(Err(error)) = timeout(2 * CALL_TIMEOUT, mended).await {
             tracing::debug!(%error, "could not mend the leader's Lease");
         }
     }
@@ -201,15 +202,8 @@ impl Leader {
     }
 
     async fn remove(&self, member: &MemberLease) {
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: Some(member.version.uid.clone()),
-                resource_version: Some(member.version.resource_version.clone()),
-            }),
-            ..DeleteParams::default()
-        };
         let name = member_lease_name(&member.identity);
-        match timeout(CALL_TIMEOUT, self.api.delete(&name, &params)).await {
+        match timeout(CALL_TIMEOUT, self.api.delete(&name, &removal(member))).await {
             Ok(Ok(_)) => tracing::info!(
                 member = member.identity,
                 "removed the Lease of a dead member"
@@ -217,5 +211,84 @@ impl Leader {
             Ok(Err(error)) => tracing::debug!(%error, "could not remove a dead member's Lease"),
             Err(_) => {}
         }
+    }
+}
+
+/// What makes a Lease that lacks a field one that has just run out; `None` when it lacks none, because another
+/// replica was here first and may lead by now.
+fn mending(found: &Lease) -> Option<serde_json::Value> {
+    let whole = found.spec.as_ref().is_some_and(|spec| {
+        spec.holder_identity.is_some()
+            && spec.renew_time.is_some()
+            && spec.lease_duration_seconds.is_some()
+            && spec.lease_transitions.is_some()
+    });
+    (!whole).then(|| {
+        serde_json::json!({
+            "metadata": {
+                "uid": found.metadata.uid,
+                "resourceVersion": found.metadata.resource_version,
+            },
+            "spec": {
+                "holderIdentity": "",
+                "renewTime": "1970-01-01T00:00:00.000000Z",
+                "leaseDurationSeconds": 1,
+                "leaseTransitions": 0,
+            },
+        })
+    })
+}
+
+/// Removes a member Lease as it was seen, and not one that was made or renewed since.
+fn removal(member: &MemberLease) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(member.version.uid.clone()),
+            resource_version: Some(member.version.resource_version.clone()),
+        }),
+        ..DeleteParams::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::core::lease::samples;
+
+    fn lease(spec: serde_json::Value) -> Lease {
+        let metadata = json!({"name": LEADER_LEASE, "uid": "u-1", "resourceVersion": "7"});
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_damaged_leaders_lease_is_mended_only_as_it_was_seen() {
+        let whole = json!({
+            "holderIdentity": "a", "renewTime": "2026-01-01T00:00:00.000000Z",
+            "leaseDurationSeconds": 6, "leaseTransitions": 3,
+        });
+        assert_eq!(mending(&lease(whole.clone())), None, "another was first");
+        for field in whole.as_object().unwrap().keys() {
+            let mut damaged = whole.clone();
+            damaged.as_object_mut().unwrap().remove(field);
+            let patch = mending(&lease(damaged)).unwrap();
+            assert_eq!(
+                patch["metadata"],
+                json!({"uid": "u-1", "resourceVersion": "7"}),
+                "{field}"
+            );
+            assert_eq!(patch["spec"]["holderIdentity"], "", "{field}");
+        }
+    }
+
+    #[test]
+    fn a_dead_members_lease_is_removed_only_as_it_was_seen() {
+        let member = samples::member("a", "1");
+        let seen = removal(&member).preconditions.unwrap();
+        assert_eq!(seen.uid, Some(member.version.uid));
+        assert_eq!(seen.resource_version, Some(member.version.resource_version));
     }
 }

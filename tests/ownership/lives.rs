@@ -23,6 +23,7 @@ async fn a_restarted_replica_resumes_and_deleted_leases_come_back_higher() {
     all_leases_are_deleted(&client).await;
     assert!(load.end(&client).await > 20);
     a_lease_that_can_not_come_back_is_shown(&control_plane, &fleet).await;
+    a_damaged_leaders_lease_is_mended(&client, &fleet).await;
     assert_epochs_never_fall(&control_plane);
 }
 
@@ -149,20 +150,34 @@ async fn a_lease_that_can_not_come_back_is_shown(control_plane: &ControlPlane, f
 
 /// The fleet leader's Lease names somebody who plans nothing: no replica leads.
 async fn somebody_else_leads(client: &kube::Client, fleet: &Fleet<'_>) {
-    let patch = serde_json::json!({"spec": {
+    let spec = serde_json::json!({
         "holderIdentity": "somebody-else", "renewTime": "2100-01-01T00:00:00.000000Z",
-    }});
-    let patch = kube::api::Patch::Merge(patch);
+    });
+    edit_leaders_lease(client, spec).await;
+    until_so_many_lead(fleet, 0.0).await;
+}
+
+/// The election's library takes no part in an election over a Lease that lacks a field.
+async fn a_damaged_leaders_lease_is_mended(client: &kube::Client, fleet: &Fleet<'_>) {
+    edit_leaders_lease(client, serde_json::json!({"renewTime": null})).await;
+    until_so_many_lead(fleet, 1.0).await;
+}
+
+async fn edit_leaders_lease(client: &kube::Client, spec: serde_json::Value) {
+    let patch = kube::api::Patch::Merge(serde_json::json!({ "spec": spec }));
     leases(client)
         .patch("databasecluster-leader", &Default::default(), &patch)
         .await
         .unwrap();
-    wait_for("no replica to lead", PATIENCE, || async {
+}
+
+async fn until_so_many_lead(fleet: &Fleet<'_>, wanted: f64) {
+    wait_for(format!("{wanted} replicas to lead"), PATIENCE, || async {
         let mut leading = 0.0;
         for replica in fleet.replicas() {
             leading += figure(replica, "leader_election_master_status").await;
         }
-        Ok(Progress::when(leading == 0.0, (), || {
+        Ok(Progress::when(leading == wanted, (), || {
             format!("{leading} lead")
         }))
     })
