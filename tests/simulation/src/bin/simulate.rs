@@ -38,6 +38,10 @@ fn main() -> std::process::ExitCode {
             .filter_map(|worker| worker.join().ok())
             .collect()
     });
+    if results.len() < threads {
+        println!("a thread ended before its seeds were run, see above: nothing is proven");
+        return std::process::ExitCode::FAILURE;
+    }
     let failed: usize = results.iter().map(|(_, failures)| failures.len()).sum();
     let sum = results
         .iter()
