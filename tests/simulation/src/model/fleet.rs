@@ -32,8 +32,9 @@ pub struct Fleet {
     workers: BTreeMap<(ShardId, u32), String>,
     pub(super) dead: BTreeSet<String>,
     pub(super) tampered: bool,
-    /// Shards whose plan was replaced by another before it was carried out.
-    pub(super) replanned: BTreeSet<ShardId>,
+    /// Shards that may go to one who has not listed them: their plan was replaced by another before it was
+    /// carried out, or their handover was sent to one who had, and did not arrive at once.
+    pub(super) excused: BTreeSet<ShardId>,
     /// Things that went wrong so far.
     pub faults: u8,
     /// Times a shard was started.
@@ -57,7 +58,7 @@ impl Fleet {
             workers: BTreeMap::new(),
             dead: BTreeSet::new(),
             tampered: false,
-            replanned: BTreeSet::new(),
+            excused: BTreeSet::new(),
             faults: 0,
             moves: 0,
             violation: None,
@@ -286,7 +287,7 @@ impl Fleet {
             replanned = lease.successor.replace(next).is_some();
         });
         if replanned {
-            self.replanned.insert(shard);
+            self.excused.insert(shard);
         }
         if let Some(lease) = self.server.shards.get(&shard).cloned() {
             self.publish(&Event::ShardSeen(lease));
@@ -427,8 +428,16 @@ impl Fleet {
         if late {
             self.late_writes.push(LateWrite::Shard(n, write.clone()));
         }
+        if answer.is_none() && self.has_listed(&write.incarnation, write.shard) {
+            self.excused.insert(write.shard);
+        }
         let result = answer.unwrap_or_else(|| self.server.unanswered(write, model.shards.get()));
         self.queue.push_back((n, Event::ShardWritten(id, result)));
+    }
+
+    fn has_listed(&self, incarnation: &str, shard: ShardId) -> bool {
+        let mut replicas = self.replicas.iter();
+        replicas.any(|one| one.incarnation == incarnation && one.watching.contains(&shard))
     }
 
     fn next_is_late(&self, n: usize) -> bool {

@@ -60,15 +60,16 @@ impl Fleet {
     }
 
     /// A holder that works gives its shard to nobody who has not listed it, unless it leaves and has
-    /// waited long enough, or the plan is another one by now and its work had ended for the first; and
-    /// it leaves it to nobody only where nobody else is left.
+    /// waited long enough, or the plan is another one by now and its work had ended for the first, or it
+    /// was sent when the other still had listed it and arrives later; and it leaves it to nobody only where
+    /// nobody else is left.
     fn check_handover(&mut self, n: usize, before: &ShardLease, after: &ShardLease) {
         let (shard, giver) = (before.shard, &self.replicas[n]);
         let owns = before.holder == giver.identity && before.incarnation == giver.incarnation;
         if after.holder == before.holder {
             return;
         }
-        let replanned = self.replanned.remove(&shard);
+        let excused = self.excused.remove(&shard);
         let giver = &self.replicas[n];
         if self.tampered || !owns || !self.ran(before) {
             return;
@@ -85,14 +86,26 @@ impl Fleet {
                 self.violation = Some(format!("shard {shard} was vacated though others live"));
             }
         } else if !giver.leaving
-            && !replanned
-            && heir.is_some_and(|heir| !heir.watching.contains(&shard))
+            && !excused
+            && heir.is_some_and(|heir| {
+                !heir.watching.contains(&shard) && !self.seems_warm(heir, shard)
+            })
         {
             let heir = &after.holder;
             self.violation = Some(format!(
                 "{heir} was given shard {shard} and had not listed it"
             ));
         }
+    }
+
+    /// Whether a replica that leaves, and so has forgotten a shard, could not say so yet: what it said before may
+    /// have come late.
+    fn seems_warm(&self, heir: &Replica, shard: ShardId) -> bool {
+        let lease = self.server.members.get(&heir.identity);
+        let says_so = lease.is_some_and(|lease| {
+            lease.incarnation == heir.incarnation && !lease.draining && lease.warm.contains(&shard)
+        });
+        heir.leaving && says_so
     }
 
     /// Every watch shows the change at once, but for those that stand still.
