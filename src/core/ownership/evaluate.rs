@@ -3,16 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::record::{Intent, Pending, Stage};
-use super::shard::Shard;
+use super::shard::{EPOCH_GAP, Shard};
 use super::{Action, Leaving, Ownership, Reason};
 use crate::core::hash::{ShardId, fnv1a64};
 use crate::core::lease::{ShardWrite, Successor};
 use crate::core::members::Life;
 use crate::core::planner::churn_budget;
 use crate::core::ring::place;
-
-/// Distance above every stamp at which a shard begins whose history nobody remembers.
-const EPOCH_GAP: u32 = 1000;
 
 /// For how long a shard whose work is to end counts among those that are being given away.
 const GIVING_MS: u64 = 250;
@@ -266,7 +263,7 @@ impl Ownership {
             Standing::Others => self.warm_up_if_planned(shard),
             Standing::Free(_) | Standing::FormerSelf if leaving => {}
             Standing::FormerSelf => {
-                let epoch = shard.epoch_known().saturating_add(1);
+                let epoch = shard.next_epoch();
                 self.write(shard, Intent::Take(Reason::Resumed), epoch);
             }
             Standing::Free(reason) => {
@@ -407,10 +404,10 @@ impl Ownership {
 
     /// The epoch under which a free shard may be taken, or `None` as long as it may not.
     fn epoch_for(&mut self, shard: &Shard) -> Option<u32> {
-        let known = shard.epoch_known();
         if shard.lease.is_some() || shard.memory.as_ref().is_some_and(|m| m.is_complete) {
-            return Some(known.saturating_add(1));
+            return Some(shard.next_epoch());
         }
+        let known = shard.epoch_known();
         // Nobody here remembers it, or not all of it: a new fleet, or its Leases were deleted.
         let Some(stamps) = &self.stamps else {
             if !self.finding_stamps {

@@ -5,6 +5,9 @@ use super::{Action, Reason, WriteId, WriteResult};
 use crate::core::hash::ShardId;
 use crate::core::lease::{ShardLease, Successor, Version};
 
+/// Distance at which a shard begins above all that is known of it, when others may have gone on from there.
+pub(super) const EPOCH_GAP: u32 = 1000;
+
 /// One shard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shard {
@@ -89,6 +92,14 @@ impl Shard {
         let of_lease = self.lease.as_ref().map_or(0, |lease| lease.epoch);
         let of_memory = self.memory.as_ref().map_or(0, |memory| memory.epoch);
         of_lease.max(of_memory)
+    }
+
+    /// The epoch to take the shard under. A Lease below what we remember is another one than we knew: it was
+    /// deleted, restored or edited, and others may have gone on from the end of our memory without a trace.
+    pub(super) fn next_epoch(&self) -> u32 {
+        let known = self.epoch_known();
+        let fell = self.lease.as_ref().is_some_and(|lease| lease.epoch < known);
+        known.saturating_add(if fell { EPOCH_GAP } else { 1 })
     }
 
     /// The Lease as it is now; a late answer is ignored.
