@@ -85,6 +85,8 @@ pub enum Workload {
         ready: i32,
         /// Whether Pods are still to be replaced by newer ones.
         rolling: bool,
+        /// Whether its controller has looked at its newest form; until then the counts are of the one before.
+        observed: bool,
     },
     /// All Pods are as they should be.
     Settled,
@@ -179,11 +181,18 @@ impl Stage {
             _ if seen.changed => self.scale(seen.underway(before)),
             Workload::New => self.scale(seen.not_ready(reason::SCALING)),
             Workload::Settled => self.settle(seen.settled()),
-            Workload::Unsettled { rolling, .. } => self.unsettled(seen, before, rolling),
+            Workload::Unsettled {
+                rolling, observed, ..
+            } => self.unsettled(seen, before, (rolling, observed)),
         }
     }
 
-    fn unsettled(self, seen: &Seen<'_>, before: &DatabaseClusterStatus, rolling: bool) -> Self {
+    fn unsettled(
+        self,
+        seen: &Seen<'_>,
+        before: &DatabaseClusterStatus,
+        (rolling, observed): (bool, bool),
+    ) -> Self {
         if let Some(why) = seen.diagnosis {
             return self.degrade(why.clone());
         }
@@ -194,6 +203,14 @@ impl Stage {
                     reason::DEADLINE,
                     format!("not ready after {PROGRESS_DEADLINE:#}"),
                 )))
+            }
+            // What was said when the change was made is still all that is known.
+            Self::Scaling(s)
+                if !new_spec
+                    && !observed
+                    && [reason::SCALING, reason::REPAIRING].contains(&s.why().reason.as_str()) =>
+            {
+                Self::Scaling(s)
             }
             Self::Ready(s) if !new_spec && !rolling => {
                 Self::Degraded(s.degrade(seen.not_ready(reason::NOT_READY)))

@@ -31,6 +31,7 @@ fn unsettled(ready: i32) -> Workload {
         exist: 3,
         ready,
         rolling: false,
+        observed: true,
     }
 }
 
@@ -192,10 +193,13 @@ fn any_workload() -> impl Strategy<Value = Workload> {
         Just(Workload::Absent),
         Just(Workload::New),
         Just(Workload::Settled),
-        (0..4, 0..4, any::<bool>()).prop_map(|(exist, ready, rolling)| Workload::Unsettled {
-            exist,
-            ready,
-            rolling
+        (0..4, 0..4, any::<(bool, bool)>()).prop_map(|(exist, ready, (rolling, observed))| {
+            Workload::Unsettled {
+                exist,
+                ready,
+                rolling,
+                observed,
+            }
         }),
     ]
 }

@@ -99,6 +99,10 @@ async fn a_change_of_the_spec_is_carried_out_and_reported() {
         set["metadata"]["annotations"]["database.io/generation"],
         "2"
     );
+    // Its Pods are counted once the controller has looked at the change.
+    world.requests();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.requests(), [""; 0]);
     world.set_pods(3, 2);
     world.reconcile().await.unwrap();
     assert_eq!(
