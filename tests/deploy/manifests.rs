@@ -29,8 +29,15 @@ fn no_pod_is_stopped_before_the_last_one_can_have_ended_and_every_drain_fits() {
     let deployment = &deployment(&objects)["spec"];
     let grace = seconds(&pod_spec(&objects)["terminationGracePeriodSeconds"]);
     let drain = default_seconds("drain-timeout");
+    let hook = &pod_spec(&objects)["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"];
+    let hook = seconds(hook);
+    assert!(
+        hook >= 3,
+        "a replacement takes this long to start: {hook} s"
+    );
     // src/shutdown.rs waits for the drain and 4 s more.
-    assert!(grace >= drain + 4 + 2, "grace {grace} s, drain {drain} s");
+    let ends = hook + drain + 4 + 2;
+    assert!(grace >= ends, "grace {grace} s, needs {ends} s");
     assert!(seconds(&deployment["minReadySeconds"]) >= grace);
     let update = &deployment["strategy"]["rollingUpdate"];
     assert_eq!(update, &json!({"maxSurge": 1, "maxUnavailable": 0}));
