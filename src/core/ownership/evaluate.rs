@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::record::{Intent, Pending, Stage};
-use super::shard::{EPOCH_GAP, Shard};
+use super::shard::Shard;
 use super::{Action, Leaving, Ownership, Reason};
-use crate::core::hash::{ShardId, fnv1a64};
+use crate::core::hash::ShardId;
 use crate::core::lease::{ShardWrite, Successor};
 use crate::core::members::Life;
 use crate::core::planner::churn_budget;
@@ -50,6 +50,7 @@ impl Ownership {
             }
             self.shards.insert(id, shard);
         }
+        self.forget_unused_stamps();
     }
 
     /// Whether a shard is not held by a life that lasts: only then somebody has to be chosen.
@@ -124,7 +125,7 @@ impl Ownership {
                     self.write(shard, Intent::Raise, epoch);
                 } else if self.leaving != Leaving::No {
                     shard.stage = Stage::Drained;
-                    self.give_away(shard, target);
+                    self.give_away(now_ms, shard, target);
                 } else if shard.is_warm() {
                     shard.admit(&mut self.out);
                 }
@@ -138,7 +139,7 @@ impl Ownership {
                 }
             }
             Stage::Draining(since_ms) => self.wait_for_work(now_ms, shard, since_ms, target),
-            Stage::Drained => self.give_away(shard, target),
+            Stage::Drained => self.give_away(now_ms, shard, target),
         }
     }
 
@@ -152,21 +153,26 @@ impl Ownership {
             .cloned()
     }
 
+    /// Whether shards may be given away because we leave.
+    fn is_seen_to_leave(&self, now_ms: u64) -> bool {
+        // Not before everybody can know that nothing is to be given back to us.
+        let me = self.members.get(&self.settings.identity);
+        if !me.is_some_and(|lease| self.says_we_leave(lease)) {
+            return false;
+        }
+        // Nor before we have seen who came until then: an update asks us to leave as soon as a newer
+        // replica is ready.
+        self.leaving_shown || now_ms.saturating_sub(self.leaving_since_ms) >= SHOWN_MS_MAX
+    }
+
     /// A running shard: begins to drain once its successor has listed everything. When we leave, we
     /// choose the successor ourselves, and do not wait for it for ever.
     fn prepare_to_give_away(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
         let leaving = self.leaving != Leaving::No;
-        // Not before everybody can know that nothing is to be given back to us.
-        let me = self.members.get(&self.settings.identity);
-        if leaving && !me.is_some_and(|lease| lease.draining) {
+        if leaving && !self.is_seen_to_leave(now_ms) {
             return;
         }
-        // Nor before we have seen who came until then: an update asks us to leave as soon as a newer
-        // replica is ready.
         let left_ms = now_ms.saturating_sub(self.leaving_since_ms);
-        if leaving && !self.leaving_shown && left_ms < SHOWN_MS_MAX {
-            return;
-        }
         let patience_is_over = leaving && left_ms >= self.settings.drain_timeout_ms;
         let ready = match self.heir(shard) {
             Some(heir) => self.members.is_warm(&heir, shard.id()) || patience_is_over,
@@ -221,20 +227,22 @@ impl Ownership {
             self.out
                 .push(Action::Halt(shard.id(), self.giving_up_reason()));
             shard.stage = Stage::Drained;
-            self.give_away(shard, target);
+            self.give_away(now_ms, shard, target);
         }
     }
 
     /// No work runs: one compare-and-swap makes the shard its successor's. Without one we choose one
     /// when we leave, and start the shard anew when we stay; with nobody left it is vacated.
-    fn give_away(&mut self, shard: &mut Shard, target: Option<&str>) {
+    fn give_away(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
         let epoch = shard.epoch_known().saturating_add(1);
-        let leaving = self.leaving != Leaving::No;
-        let chosen = || leaving.then(|| self.chosen(target)).flatten();
-        match self.heir(shard).or_else(chosen) {
-            Some(heir) => self.write(shard, Intent::HandOver(heir), epoch),
-            None if leaving => self.write(shard, Intent::Vacate, epoch),
-            None => shard.halt(Reason::Named, &mut self.out),
+        if let Some(heir) = self.heir(shard) {
+            self.write(shard, Intent::HandOver(heir), epoch);
+        } else if self.leaving == Leaving::No {
+            shard.halt(Reason::Named, &mut self.out);
+        } else if self.is_seen_to_leave(now_ms) {
+            // Until then our own placement may name us still, and others may give us more.
+            let intent = self.chosen(target).map_or(Intent::Vacate, Intent::HandOver);
+            self.write(shard, intent, epoch);
         }
     }
 
@@ -268,9 +276,11 @@ impl Ownership {
             }
             Standing::Free(reason) => {
                 let patience_ms = self.patience_ms(shard.id(), target);
-                if shard.free_ms >= patience_ms
+                let calm =
+                    reason == Reason::Takeover || self.settled_ms(now_ms) >= Some(patience_ms);
+                if calm
+                    && shard.free_ms >= patience_ms
                     && let Some(epoch) = self.epoch_for(shard)
-                    && (reason == Reason::Takeover || self.settled_ms(now_ms) >= Some(patience_ms))
                 {
                     self.write(shard, Intent::Take(reason), epoch);
                 }
@@ -400,39 +410,6 @@ impl Ownership {
     fn settled_ms(&self, now_ms: u64) -> Option<u64> {
         let same_ms = now_ms.saturating_sub(self.fleet_changed_ms);
         same_ms.checked_sub(self.settings.step_ms)
-    }
-
-    /// The epoch under which a free shard may be taken, or `None` as long as it may not.
-    fn epoch_for(&mut self, shard: &Shard) -> Option<u32> {
-        if shard.lease.is_some() || shard.memory.as_ref().is_some_and(|m| m.is_complete) {
-            return Some(shard.next_epoch());
-        }
-        let known = shard.epoch_known();
-        // Nobody here remembers it, or not all of it: a new fleet, or its Leases were deleted.
-        let Some(stamps) = &self.stamps else {
-            if !self.finding_stamps {
-                self.finding_stamps = true;
-                self.out.push(Action::FindStamps);
-            }
-            return None;
-        };
-        let highest = known.max(stamps.get(&shard.id()).copied().unwrap_or(0));
-        match highest {
-            0 if self.has_elders => Some(self.epoch_of_our_own()),
-            0 => Some(1),
-            highest => {
-                let waited = shard.missing_ms >= self.settings.lease_ms;
-                waited.then(|| highest.saturating_add(EPOCH_GAP))
-            }
-        }
-    }
-
-    /// Where to begin a shard that others may have worked on before us without leaving a stamp: no
-    /// two lives are likely to begin at the same place. That nobody did can not be known, so that in
-    /// a new fleet the shards of all but the first to come begin here too.
-    fn epoch_of_our_own(&self) -> u32 {
-        let spread = fnv1a64(self.heartbeat.incarnation().as_bytes()) % u64::from(EPOCH_GAP);
-        EPOCH_GAP.saturating_add(u32::try_from(spread).unwrap_or(0))
     }
 
     fn write(&mut self, shard: &mut Shard, intent: Intent, epoch: u32) {

@@ -28,6 +28,9 @@ pub(super) struct Heartbeat {
     /// Whether our incarnation ever was in the Lease.
     established: bool,
     base: Option<Version>,
+    /// A request of ours to create the Lease had no answer. It names no version, and may yet arrive
+    /// whenever there is no Lease.
+    may_return: bool,
     renewal: u64,
     /// Renewals that may or may not have arrived: number, and when they were sent.
     unsettled: VecDeque<(u64, u64)>,
@@ -48,6 +51,7 @@ impl Heartbeat {
             incarnation,
             established: false,
             base: None,
+            may_return: false,
             renewal: 0,
             unsettled: VecDeque::new(),
             in_flight: None,
@@ -60,6 +64,14 @@ impl Heartbeat {
             valid_until_ms: 0,
             failures: 0,
             failed_in_a_row: 0,
+        }
+    }
+
+    /// The next life of the same identity.
+    pub(super) fn reborn(&self, incarnation: String, now_ms: u64) -> Self {
+        Self {
+            may_return: self.may_return,
+            ..Self::new(incarnation, now_ms)
         }
     }
 
@@ -91,9 +103,17 @@ impl Heartbeat {
         self.is_valid(now_ms) && !self.last_failed && !waiting_long
     }
 
-    /// The version that a deletion on leaving must carry.
-    pub(super) fn base(&self) -> Option<&Version> {
-        self.base.as_ref()
+    /// How to end our Lease when we leave, if there is one: from which version, and what takes its place.
+    pub(super) fn ending(&self) -> Option<(Version, MemberChange)> {
+        let base = self.base.clone()?;
+        // A late request to create it would find nothing in its way, and we would seem to live. A dead
+        // Lease stands in its way until the fleet leader removes it.
+        let change = if self.may_return {
+            MemberChange::Vacate
+        } else {
+            MemberChange::Delete
+        };
+        Some((base, change))
     }
 
     pub(super) fn is_in_flight(&self) -> bool {
@@ -179,7 +199,10 @@ impl Heartbeat {
                 self.must_read = true;
                 self.failed(now_ms, self.conflict_pause_ms(settings));
             }
-            WriteResult::Unknown => self.failed(now_ms, settings.retry_ms),
+            WriteResult::Unknown => {
+                self.may_return |= self.base.is_none();
+                self.failed(now_ms, settings.retry_ms);
+            }
             WriteResult::Rejected => {
                 self.unsettled.retain(|(number, _)| *number != self.renewal);
                 self.failed(now_ms, settings.retry_ms);

@@ -12,6 +12,7 @@
 //!
 //! **Assumes** that the clock given to it counts suspended time and never jumps.
 
+mod epochs;
 mod evaluate;
 mod heartbeat;
 mod protocol;
@@ -23,6 +24,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::epochs::Stamps;
 use self::heartbeat::Heartbeat;
 pub use self::protocol::{Action, Event, Reason, Settings, WriteId, WriteResult};
 use self::reads::Squatter;
@@ -38,8 +40,8 @@ enum Leaving {
     No,
     /// Draining is being announced and shards are handed back.
     HandingBack,
-    /// The member Lease is being deleted.
-    Deleting(WriteId),
+    /// The member Lease is being deleted, or vacated.
+    Ending(WriteId),
     Done,
 }
 
@@ -58,14 +60,13 @@ pub struct Ownership {
     synced: bool,
     /// Whether somebody was there before us, in our own Pod or elsewhere.
     has_elders: bool,
-    stamps: Option<BTreeMap<ShardId, u32>>,
-    finding_stamps: bool,
+    stamps: Stamps,
     leaving: Leaving,
     leaving_since_ms: u64,
     /// The watch has shown that we leave, and so all that was written before.
     leaving_shown: bool,
-    /// Not before this is the deletion of our Lease tried again.
-    delete_again_ms: u64,
+    /// Not before this is the end of our Lease tried again.
+    end_again_ms: u64,
     reincarnating: bool,
     last_tick_ms: u64,
     /// When the list of eligible members last changed.
@@ -95,12 +96,11 @@ impl Ownership {
             squatter: None,
             synced: false,
             has_elders: false,
-            stamps: None,
-            finding_stamps: false,
+            stamps: Stamps::default(),
             leaving: Leaving::No,
             leaving_since_ms: 0,
             leaving_shown: false,
-            delete_again_ms: 0,
+            end_again_ms: 0,
             reincarnating: false,
             last_tick_ms: now_ms,
             fleet_changed_ms: now_ms,
@@ -127,7 +127,7 @@ impl Ownership {
                 {
                     self.heartbeat.hurry(now_ms);
                 }
-                self.leaving_shown |= mine && lease.draining;
+                self.leaving_shown |= self.says_we_leave(&lease);
                 self.members.saw(lease);
             }
             Event::MemberGone { identity, uid } => {
@@ -146,10 +146,7 @@ impl Ownership {
                 let retry_ms = self.settings.retry_ms;
                 self.with_shard(id, |shard| shard.read(now_ms, read, retry_ms));
             }
-            Event::Stamps(found) => {
-                self.finding_stamps = false;
-                self.stamps = found.ok();
-            }
+            Event::Stamps(found) => self.stamps.found(found),
             Event::Warm(id, stamp) => self.with_shard(id, |shard| shard.warmed(stamp)),
             Event::StampMet(id, epoch) => self.with_shard(id, |shard| shard.stamp_met(epoch)),
             Event::Drained(id) => self.with_shard(id, Shard::drained),
@@ -162,7 +159,7 @@ impl Ownership {
             }
             Event::Reincarnate(incarnation) => {
                 self.reincarnating = false;
-                self.heartbeat = Heartbeat::new(incarnation, now_ms);
+                self.heartbeat = self.heartbeat.reborn(incarnation, now_ms);
             }
         }
         self.evaluate(now_ms);
@@ -231,13 +228,19 @@ impl Ownership {
         self.next_id
     }
 
+    /// Whether it is our own Lease, and not one of a former life that left as well.
+    fn says_we_leave(&self, lease: &MemberLease) -> bool {
+        lease.draining
+            && lease.identity == self.settings.identity
+            && lease.incarnation == self.heartbeat.incarnation()
+    }
+
     fn listed(&mut self, members: Vec<MemberLease>, mut leases: Vec<ShardLease>) {
         if !self.synced {
             let ours = |lease: &MemberLease| lease.incarnation == self.heartbeat.incarnation();
             self.has_elders = !members.iter().all(ours);
         }
-        let mine = |lease: &MemberLease| lease.identity == self.settings.identity;
-        self.leaving_shown |= members.iter().any(|lease| mine(lease) && lease.draining);
+        self.leaving_shown |= members.iter().any(|lease| self.says_we_leave(lease));
         let rewound = self.members.listed(members);
         self.rewound = rewound
             .into_iter()
@@ -263,14 +266,14 @@ impl Ownership {
             }
             return;
         }
-        if self.leaving == Leaving::Deleting(id) {
+        if self.leaving == Leaving::Ending(id) {
             self.leaving = match result {
                 // Gone, or no longer ours: nothing left to take along.
                 WriteResult::Done(_) | WriteResult::Conflict | WriteResult::Rejected => {
                     Leaving::Done
                 }
                 WriteResult::Unknown => {
-                    self.delete_again_ms = now_ms + self.settings.retry_ms;
+                    self.end_again_ms = now_ms + self.settings.retry_ms;
                     Leaving::HandingBack
                 }
             };
@@ -329,7 +332,7 @@ impl Ownership {
     }
 
     fn beat(&mut self, now_ms: u64) {
-        if self.reincarnating || matches!(self.leaving, Leaving::Deleting(_) | Leaving::Done) {
+        if self.reincarnating || matches!(self.leaving, Leaving::Ending(_) | Leaving::Done) {
             return;
         }
         if self.heartbeat.wants_read(now_ms) {
@@ -424,22 +427,22 @@ impl Ownership {
         {
             return;
         }
-        let Some(base) = self.heartbeat.base().cloned() else {
+        let Some((base, change)) = self.heartbeat.ending() else {
             self.leaving = Leaving::Done;
             self.out.push(Action::Exit);
             return;
         };
-        if !self.heartbeat.is_valid(now_ms) || now_ms < self.delete_again_ms {
+        if !self.heartbeat.is_valid(now_ms) || now_ms < self.end_again_ms {
             return;
         }
         let id = self.new_id();
-        self.leaving = Leaving::Deleting(id);
+        self.leaving = Leaving::Ending(id);
         self.out.push(Action::WriteMember(
             id,
             MemberWrite {
                 identity: self.settings.identity.clone(),
                 base: Some(base),
-                change: MemberChange::Delete,
+                change,
             },
         ));
     }

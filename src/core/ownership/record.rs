@@ -1,7 +1,7 @@
 //! What is recorded of one shard: how far we are with it, a write under way, our right, a Lease that is gone.
 
 use super::{Reason, WriteId};
-use crate::core::lease::{Successor, Version};
+use crate::core::lease::{ShardLease, Successor, Version};
 
 /// What we do with a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +45,13 @@ pub(super) struct Pending {
     pub(super) again_ms: u64,
     /// Whether an earlier request of it had no answer, and may arrive yet.
     pub(super) unsure: bool,
+}
+
+impl Pending {
+    /// Whether the Lease is no more the one that this write compares with.
+    pub(super) fn is_outdated_by(&self, lease: &ShardLease) -> bool {
+        self.base.as_ref() != Some(&lease.version)
+    }
 }
 
 /// The right under which we work on the shard.

@@ -26,6 +26,8 @@ pub(super) struct Shard {
     conflicts: u32,
     /// Highest epoch stamped on its objects, once they were listed.
     warm: Option<Option<u32>>,
+    /// Highest epoch found on its objects while nobody here remembered it.
+    stamp: u32,
     watching: bool,
     /// For how long it has been free to take, in credited time.
     pub(super) free_ms: u64,
@@ -54,6 +56,7 @@ impl Shard {
             looked_from: None,
             conflicts: 0,
             warm: None,
+            stamp: 0,
             watching: false,
             free_ms: 0,
             missing_ms: 0,
@@ -91,7 +94,12 @@ impl Shard {
     pub(super) fn epoch_known(&self) -> u32 {
         let of_lease = self.lease.as_ref().map_or(0, |lease| lease.epoch);
         let of_memory = self.memory.as_ref().map_or(0, |memory| memory.epoch);
-        of_lease.max(of_memory)
+        of_lease.max(of_memory).max(self.stamp)
+    }
+
+    /// What was found on its objects, when nobody remembered it.
+    pub(super) fn found_stamp(&mut self, stamp: Option<u32>) {
+        self.stamp = self.stamp.max(stamp.unwrap_or(0));
     }
 
     /// The epoch to take the shard under. A Lease below what we remember is another one than we knew: it was
@@ -102,8 +110,19 @@ impl Shard {
         known.saturating_add(if fell { EPOCH_GAP } else { 1 })
     }
 
+    /// Whether the watch has shown the end of the Lease with this uid.
+    fn is_over(&self, version: &Version) -> bool {
+        let ended = self.memory.as_ref().filter(|memory| memory.is_complete);
+        ended.is_some_and(|memory| memory.version.uid == version.uid)
+    }
+
     /// The Lease as it is now; a late answer is ignored.
     pub(super) fn saw(&mut self, lease: ShardLease) {
+        if self.is_over(&lease.version) {
+            // Late as well, or a restored API server: only a read that is sent now can tell.
+            self.must_look = self.must_look.or(Some(0));
+            return;
+        }
         if let Some(known) = &self.lease
             && known.version.uid == lease.version.uid
             && lease.version.is_older_than(&known.version)
@@ -124,11 +143,12 @@ impl Shard {
             is_complete: false,
             given_away: false,
         });
-        let moved_on = |pending: &Pending| pending.base.as_ref() != Some(&lease.version);
+        let outdated = |pending: &&Pending| pending.is_outdated_by(&lease);
         if self
             .pending
             .as_ref()
-            .is_some_and(|p| p.id.is_none() && moved_on(p))
+            .filter(outdated)
+            .is_some_and(|p| p.id.is_none())
         {
             // Whatever was sent from the older version can not arrive any more.
             self.pending = None;
@@ -202,7 +222,9 @@ impl Shard {
                 self.pending = None;
                 let (epoch, uid) = (lease.epoch, lease.version.uid.clone());
                 self.saw(lease);
-                self.carry_on(intent, epoch, uid, waited_ms);
+                if self.lease.is_some() {
+                    self.carry_on(intent, epoch, uid, waited_ms);
+                }
             }
             WriteResult::Conflict => {
                 self.remember_lost();
@@ -219,6 +241,15 @@ impl Shard {
             WriteResult::Rejected => {
                 self.pending = None;
                 self.not_before_ms = now_ms + 5 * retry_ms;
+            }
+            // The Lease moved on meanwhile, by this write or by another's: there is nothing to repeat.
+            WriteResult::Unknown
+                if self
+                    .lease
+                    .as_ref()
+                    .is_some_and(|lease| pending.is_outdated_by(lease)) =>
+            {
+                self.pending = None;
             }
             WriteResult::Unknown => {
                 pending.id = None;
@@ -283,10 +314,12 @@ impl Shard {
         match read {
             Ok(Some(lease)) => {
                 self.must_look = None;
-                let from = self.looked_from.take();
-                if from.is_some_and(|from| lease.version.is_older_than(&from)) {
+                match (self.looked_from.take(), self.memory.as_mut()) {
                     // Older than what was known before we asked: the API server went back in time.
-                    self.lease = None;
+                    (Some(from), _) if lease.version.is_older_than(&from) => self.lease = None,
+                    // Or it is back though its end was known.
+                    (None, Some(memory)) => memory.is_complete = false,
+                    _ => {}
                 }
                 self.saw(lease);
             }

@@ -33,6 +33,8 @@ pub(crate) struct Checks {
     workers: BTreeMap<(ShardId, u32), (u64, u32)>,
     /// The last epoch of each shard Lease, and whose it was.
     highest: BTreeMap<ShardId, (u32, String)>,
+    /// When each shard Lease was last deleted by hand.
+    deleted_ms: BTreeMap<ShardId, u64>,
     /// Incarnations that ever were allowed to act.
     in_force: BTreeSet<String>,
     /// Of these, those whose member Lease was vacated, replaced or deleted: they never return.
@@ -113,18 +115,34 @@ impl World {
         }
     }
 
-    pub(crate) fn check_lease(&mut self, existed: bool, lease: &ShardLease) {
+    pub(crate) fn note_deleted(&mut self, shard: ShardId) {
+        self.checks.deleted_ms.insert(shard, self.now_ms);
+    }
+
+    /// A shard Lease was written, or created by a request that was sent at this time.
+    pub(crate) fn check_lease(&mut self, created_by_ms: Option<u64>, lease: &ShardLease) {
         let shard = lease.shard;
         self.fence
             .saw(self.now_ms, shard, &lease.holder, lease.epoch);
         let now = (lease.epoch, lease.incarnation.clone());
-        let (known, by) = self.checks.highest.insert(shard, now).unwrap_or_default();
-        if by != lease.incarnation {
+        let known = self.checks.highest.get(&shard).cloned();
+        let (known, by) = known.unwrap_or_default();
+        let same = by == lease.incarnation;
+        if !same {
             *self.checks.moved.entry(shard).or_default() += 1;
         }
-        let same = by == lease.incarnation;
+        let deleted_ms = self.checks.deleted_ms.get(&shard);
+        // A request to create names no version: one from before the deletion finds nothing in its way.
+        let outdated = created_by_ms
+            .zip(deleted_ms)
+            .is_some_and(|(sent_ms, deleted_ms)| sent_ms < *deleted_ms);
         // Nobody can know the epoch of a Lease that is gone whose objects were never written.
-        let unknowable = !existed && self.highest_stamp(shard).is_none();
+        let unknowable = created_by_ms.is_some() && self.highest_stamp(shard).is_none();
+        if outdated && lease.epoch <= known {
+            // Whatever follows has to rise above what was used before, all the same.
+            return;
+        }
+        self.checks.highest.insert(shard, now);
         if !unknowable && (lease.epoch < known || (lease.epoch == known && !same)) {
             self.fail(format!(
                 "the epoch of shard {shard} did not rise above {known}: {lease:?}"

@@ -4,7 +4,7 @@ use crate::core::hash::ShardId;
 use crate::core::lease::{MemberWrite, ShardLease, ShardWrite};
 use crate::core::ownership::{Action, Event, WriteResult};
 use crate::process::Tenure;
-use crate::world::{Happening, Request, Who, World};
+use crate::world::{Happening, Request, Sent, Who, World};
 
 /// How long a caller waits for an answer.
 const CALL_TIMEOUT_MS: u64 = 1000;
@@ -192,13 +192,16 @@ impl World {
             );
         }
         if !lost {
-            let answer_ms = answered.then_some(self.now_ms + there_ms + back_ms);
-            self.after(there_ms, Happening::AtServer(who, request, answer_ms));
+            let sent = Sent {
+                at_ms: self.now_ms,
+                answer_ms: answered.then_some(self.now_ms + there_ms + back_ms),
+            };
+            self.after(there_ms, Happening::AtServer(who, request, sent));
         }
     }
 
     /// The API server carries a request out.
-    pub(crate) fn serve(&mut self, who: Who, request: Request, answer_ms: Option<u64>) {
+    pub(crate) fn serve(&mut self, who: Who, request: Request, sent: Sent) {
         let answer = if self.is_away() {
             None
         } else {
@@ -206,7 +209,9 @@ impl World {
                 Request::Member(id, write) => {
                     Event::MemberWritten(*id, self.serve_member(who, write))
                 }
-                Request::Shard(id, write) => Event::ShardWritten(*id, self.serve_shard(who, write)),
+                Request::Shard(id, write) => {
+                    Event::ShardWritten(*id, self.serve_shard(who, write, sent.at_ms))
+                }
                 Request::ReadMember(identity) => Event::MemberRead(
                     identity.clone(),
                     Ok(self.server.members.get(identity).cloned()),
@@ -216,7 +221,7 @@ impl World {
                 }
             })
         };
-        if let Some(answer_ms) = answer_ms {
+        if let Some(answer_ms) = sent.answer_ms {
             self.at(answer_ms, Happening::Answer(who, request, answer));
         }
     }
@@ -245,12 +250,17 @@ impl World {
         result
     }
 
-    fn serve_shard(&mut self, who: Who, write: &ShardWrite) -> WriteResult<ShardLease> {
+    fn serve_shard(
+        &mut self,
+        who: Who,
+        write: &ShardWrite,
+        sent_ms: u64,
+    ) -> WriteResult<ShardLease> {
         let existed = self.server.shards.contains_key(&write.shard);
         let result = self.server.write_shard(write, self.count.get());
         self.tell(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
         if let WriteResult::Done(lease) = &result {
-            self.check_lease(existed, lease);
+            self.check_lease((!existed).then_some(sent_ms), lease);
             self.publish(Event::ShardSeen(lease.clone()));
         }
         result

@@ -250,6 +250,7 @@ impl World {
 
     fn delete_shard(&mut self, shard: ShardId) {
         if let Some(uid) = self.server.delete_shard(shard) {
+            self.note_deleted(shard);
             self.tell(|| format!("Lease of shard {shard} deleted"));
             self.fence.saw(self.now_ms, shard, "", 0);
             self.publish(Event::ShardGone { shard, uid });

@@ -105,6 +105,13 @@ pub(crate) enum Request {
     ReadShard(ShardId),
 }
 
+/// When a request was sent, and when its answer arrives, if it does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    pub(crate) at_ms: u64,
+    pub(crate) answer_ms: Option<u64>,
+}
+
 /// Whom a happening concerns: a slot for a Pod, and the process that lived in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Who {
@@ -117,8 +124,8 @@ pub(crate) enum Happening {
     Tick(Who),
     Event(Who, Event),
     Watch(Who, u64, Event),
-    /// A request arrives; when its answer arrives, if it does.
-    AtServer(Who, Request, Option<u64>),
+    /// A request arrives.
+    AtServer(Who, Request, Sent),
     Answer(Who, Request, Option<Event>),
     Relist(Who),
     Warmed(Who, ShardId),
@@ -279,7 +286,7 @@ impl World {
             Happening::Tick(who) => self.tick(who),
             Happening::Event(who, event) => self.deliver(who, event),
             Happening::Watch(who, generation, event) => self.show(who, generation, event),
-            Happening::AtServer(who, request, answer_ms) => self.serve(who, request, answer_ms),
+            Happening::AtServer(who, request, sent) => self.serve(who, request, sent),
             Happening::Answer(who, request, answer) => self.answer(who, request, answer),
             Happening::Relist(who) => self.relist(who),
             Happening::Warmed(who, shard) => self.warmed(who, shard),

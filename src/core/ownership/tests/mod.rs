@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod doubts;
+mod order;
 mod world;
 
 use std::collections::BTreeMap;
