@@ -297,7 +297,7 @@ impl<H: ShardHost> Agent<H> {
                 self.parts.host.drain(shard);
             }
             Action::Resume(shard) => {
-                tracing::info!(%shard, "going on with the shard: its successor is gone");
+                tracing::info!(%shard, "going on with the shard: its successor is gone, or another that is not ready");
                 self.draining_since_ms.remove(&shard);
                 self.parts.host.resume(shard);
             }

@@ -7,7 +7,7 @@ use super::{Action, Ownership};
 use crate::core::hash::{ShardId, fnv1a64};
 
 /// Among how many epochs a life chooses where to begin what it knows nothing of.
-const OWN_EPOCHS: u64 = 1_000_000;
+const OWN_EPOCHS: u32 = 1_000_000;
 
 /// The stamps on the objects, looked up when a shard is to begin that nobody here remembers well.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -30,7 +30,7 @@ impl Ownership {
     /// The epoch under which a free shard may be taken, or `None` as long as it may not.
     pub(super) fn epoch_for(&mut self, shard: &mut Shard) -> Option<u32> {
         if shard.lease.is_some() || shard.memory.as_ref().is_some_and(|m| m.is_complete) {
-            return Some(shard.next_epoch());
+            return Some(self.next_epoch(shard));
         }
         // Nobody here remembers it, or not all of it: a new fleet, or its Leases were deleted.
         let waited = shard.missing_ms >= self.settings.lease_ms;
@@ -66,7 +66,23 @@ impl Ownership {
     /// two lives are likely to begin at the same place. That nobody did can not be known, so that in
     /// a new fleet the shards of all but the first to come begin here too.
     fn epoch_of_our_own(&self) -> u32 {
-        let spread = fnv1a64(self.heartbeat.incarnation().as_bytes()) % OWN_EPOCHS;
-        EPOCH_GAP.saturating_add(u32::try_from(spread).unwrap_or(0))
+        EPOCH_GAP.saturating_add(self.spread(OWN_EPOCHS))
+    }
+
+    /// The epoch that follows what we remember. A request to create a Lease names no version, and may
+    /// arrive when another life has created it under the next epoch and it was deleted again: so each
+    /// life goes on from a place of its own.
+    pub(super) fn next_epoch(&self, shard: &Shard) -> u32 {
+        let next = shard.next_epoch();
+        match shard.lease {
+            Some(_) => next,
+            None => next.saturating_add(self.spread(EPOCH_GAP)),
+        }
+    }
+
+    /// A number below this that hardly any two lives share.
+    fn spread(&self, below: u32) -> u32 {
+        let hash = fnv1a64(self.heartbeat.incarnation().as_bytes());
+        u32::try_from(hash % u64::from(below.max(1))).unwrap_or(0)
     }
 }

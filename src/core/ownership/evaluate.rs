@@ -95,7 +95,7 @@ impl Ownership {
             return;
         }
         let settling = shard.pending.is_some() || shard.must_look();
-        let given_up = shard.stage == Stage::Drained;
+        let given_up = matches!(shard.stage, Stage::Drained | Stage::Halted);
         let ours = shard.still_ours(&self.settings.identity, self.heartbeat.incarnation());
         let ended = if !self.heartbeat.is_valid(now_ms) {
             Some(Reason::Lapsed)
@@ -124,8 +124,8 @@ impl Ownership {
                 if let Some(epoch) = shard.raise_needed() {
                     self.write(shard, Intent::Raise, epoch);
                 } else if self.leaving != Leaving::No {
-                    shard.stage = Stage::Drained;
-                    self.give_away(now_ms, shard, target);
+                    shard.stage = Stage::Halted;
+                    self.give_away(shard, target);
                 } else if shard.is_warm() {
                     shard.admit(&mut self.out);
                 }
@@ -139,7 +139,7 @@ impl Ownership {
                 }
             }
             Stage::Draining(since_ms) => self.wait_for_work(now_ms, shard, since_ms, target),
-            Stage::Drained => self.give_away(now_ms, shard, target),
+            Stage::Drained | Stage::Halted => self.give_away(shard, target),
         }
     }
 
@@ -153,16 +153,42 @@ impl Ownership {
             .cloned()
     }
 
-    /// Whether shards may be given away because we leave.
-    fn is_seen_to_leave(&self, now_ms: u64) -> bool {
-        // Not before everybody can know that nothing is to be given back to us.
+    /// The planned next holder, if it can have the shard without a gap.
+    fn warm_heir(&self, shard: &Shard) -> Option<Successor> {
+        self.heir(shard)
+            .filter(|heir| self.members.is_warm(heir, shard.id()))
+    }
+
+    /// Whether everybody can know that nothing is to be given back to us.
+    fn has_said_it_leaves(&self) -> bool {
         let me = self.members.get(&self.settings.identity);
-        if !me.is_some_and(|lease| self.says_we_leave(lease)) {
-            return false;
-        }
-        // Nor before we have seen who came until then: an update asks us to leave as soon as a newer
+        me.is_some_and(|lease| self.says_we_leave(lease))
+    }
+
+    /// Whether a shard is planned for us whose holder may not know yet that we leave, and may have
+    /// given it to us.
+    pub(super) fn may_be_given_one(&self, now_ms: u64) -> bool {
+        let left_ms = now_ms.saturating_sub(self.leaving_since_ms);
+        left_ms < SHOWN_MS_MAX
+            && self
+                .shards
+                .values()
+                .any(|shard| self.is_planned_for_us(shard))
+    }
+
+    fn is_planned_for_us(&self, shard: &Shard) -> bool {
+        shard.successor().is_some_and(|next| {
+            next.identity == self.settings.identity
+                && next.incarnation == self.heartbeat.incarnation()
+        })
+    }
+
+    /// Whether what runs may be given away because we leave.
+    fn is_seen_to_leave(&self, now_ms: u64) -> bool {
+        // Not before we have seen who came until then: an update asks us to leave as soon as a newer
         // replica is ready.
-        self.leaving_shown || now_ms.saturating_sub(self.leaving_since_ms) >= SHOWN_MS_MAX
+        let left_ms = now_ms.saturating_sub(self.leaving_since_ms);
+        self.has_said_it_leaves() && (self.leaving_shown || left_ms >= SHOWN_MS_MAX)
     }
 
     /// A running shard: begins to drain once its successor has listed everything. When we leave, we
@@ -197,7 +223,9 @@ impl Ownership {
     fn may_give_one_more(&self, now_ms: u64) -> bool {
         let under_way = |shard: &&Shard| match shard.stage {
             Stage::Draining(since_ms) => now_ms.saturating_sub(since_ms) < GIVING_MS,
-            Stage::Drained => shard.pending.as_ref().is_some_and(|p| p.id.is_some()),
+            Stage::Drained | Stage::Halted => {
+                shard.pending.as_ref().is_some_and(|p| p.id.is_some())
+            }
             Stage::Idle | Stage::Listing | Stage::Running => false,
         };
         self.shards.values().filter(under_way).count() < churn_budget(self.settings.shards)
@@ -220,27 +248,36 @@ impl Ownership {
         since_ms: u64,
         target: Option<&str>,
     ) {
-        if self.leaving == Leaving::No && self.heir(shard).is_none() {
-            shard.stage = Stage::Running;
-            self.out.push(Action::Resume(shard.id()));
+        if self.leaving == Leaving::No && self.warm_heir(shard).is_none() {
+            self.resume(shard);
         } else if now_ms.saturating_sub(since_ms) >= self.settings.drain_timeout_ms {
             self.out
                 .push(Action::Halt(shard.id(), self.giving_up_reason()));
-            shard.stage = Stage::Drained;
-            self.give_away(now_ms, shard, target);
+            shard.stage = Stage::Halted;
+            self.give_away(shard, target);
         }
     }
 
+    /// The shard is not given away after all, or not to the one for whom its work was to end: by now
+    /// the plan may name another, who has not listed it.
+    fn resume(&mut self, shard: &mut Shard) {
+        shard.stage = Stage::Running;
+        self.out.push(Action::Resume(shard.id()));
+    }
+
     /// No work runs: one compare-and-swap makes the shard its successor's. Without one we choose one
-    /// when we leave, and start the shard anew when we stay; with nobody left it is vacated.
-    fn give_away(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+    /// when we leave, and go on when we stay; with nobody left it is vacated.
+    fn give_away(&mut self, shard: &mut Shard, target: Option<&str>) {
         let epoch = shard.epoch_known().saturating_add(1);
-        if let Some(heir) = self.heir(shard) {
+        let stays = self.leaving == Leaving::No;
+        if stays && shard.stage == Stage::Drained && self.warm_heir(shard).is_none() {
+            self.resume(shard);
+        } else if let Some(heir) = self.heir(shard) {
             self.write(shard, Intent::HandOver(heir), epoch);
-        } else if self.leaving == Leaving::No {
+        } else if stays {
             shard.halt(Reason::Named, &mut self.out);
-        } else if self.is_seen_to_leave(now_ms) {
-            // Until then our own placement may name us still, and others may give us more.
+        } else if self.has_said_it_leaves() {
+            // Until then our own placement may name us still.
             let intent = self.chosen(target).map_or(Intent::Vacate, Intent::HandOver);
             self.write(shard, intent, epoch);
         }
@@ -262,7 +299,7 @@ impl Ownership {
         }
         let leaving = self.leaving != Leaving::No;
         match standing {
-            Standing::Ours if leaving => shard.stage = Stage::Drained,
+            Standing::Ours if leaving => shard.stage = Stage::Halted,
             Standing::Ours => {
                 if self.all_leases_carry_our_count() {
                     shard.start(&mut self.out);
@@ -271,7 +308,7 @@ impl Ownership {
             Standing::Others => self.warm_up_if_planned(shard),
             Standing::Free(_) | Standing::FormerSelf if leaving => {}
             Standing::FormerSelf => {
-                let epoch = shard.next_epoch();
+                let epoch = self.next_epoch(shard);
                 self.write(shard, Intent::Take(Reason::Resumed), epoch);
             }
             Standing::Free(reason) => {
@@ -290,14 +327,7 @@ impl Ownership {
 
     /// Watches a shard that is planned for us, so that its holder can hand it over without a gap.
     fn warm_up_if_planned(&mut self, shard: &mut Shard) {
-        let me = (
-            self.settings.identity.as_str(),
-            self.heartbeat.incarnation(),
-        );
-        let planned = shard
-            .successor()
-            .is_some_and(|next| (next.identity.as_str(), next.incarnation.as_str()) == me);
-        if planned && self.leaving == Leaving::No {
+        if self.is_planned_for_us(shard) && self.leaving == Leaving::No {
             shard.warm_up(&mut self.out);
         } else {
             shard.cool_down(&mut self.out);

@@ -424,6 +424,7 @@ impl Ownership {
         if self.leaving != Leaving::HandingBack
             || self.heartbeat.is_in_flight()
             || self.shards.values().any(Shard::keeps_us)
+            || self.may_be_given_one(now_ms)
         {
             return;
         }

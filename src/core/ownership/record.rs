@@ -14,8 +14,10 @@ pub(super) enum Stage {
     Running,
     /// It is being given up: work ends. The time is when that began.
     Draining(u64),
-    /// No work runs any more; the Lease still names us.
+    /// No work runs any more; the Lease still names us. Work can go on.
     Drained,
+    /// As when drained, but work was cancelled or never began: it can only be started anew.
+    Halted,
 }
 
 /// What a write of the shard Lease is to bring about.

@@ -215,6 +215,8 @@ impl Shard {
         let Some(pending) = self.pending.as_mut() else {
             return;
         };
+        let lease_now = self.lease.as_ref();
+        let has_moved_on = lease_now.is_some_and(|lease| pending.is_outdated_by(lease));
         match result {
             WriteResult::Done(lease) => {
                 self.conflicts = 0;
@@ -243,14 +245,7 @@ impl Shard {
                 self.not_before_ms = now_ms + 5 * retry_ms;
             }
             // The Lease moved on meanwhile, by this write or by another's: there is nothing to repeat.
-            WriteResult::Unknown
-                if self
-                    .lease
-                    .as_ref()
-                    .is_some_and(|lease| pending.is_outdated_by(lease)) =>
-            {
-                self.pending = None;
-            }
+            WriteResult::Unknown if has_moved_on => self.pending = None,
             WriteResult::Unknown => {
                 pending.id = None;
                 pending.again_ms = now_ms + retry_ms;

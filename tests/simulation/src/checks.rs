@@ -33,8 +33,8 @@ pub(crate) struct Checks {
     workers: BTreeMap<(ShardId, u32), (u64, u32)>,
     /// The last epoch of each shard Lease, and whose it was.
     highest: BTreeMap<ShardId, (u32, String)>,
-    /// When each shard Lease was last deleted by hand.
-    deleted_ms: BTreeMap<ShardId, u64>,
+    /// When each Lease was last deleted by hand, by the shard's number or the member's name.
+    deleted_ms: BTreeMap<String, u64>,
     /// Incarnations that ever were allowed to act.
     in_force: BTreeSet<String>,
     /// Of these, those whose member Lease was vacated, replaced or deleted: they never return.
@@ -95,8 +95,10 @@ impl World {
         self.checks.in_force.insert(incarnation);
     }
 
+    /// A member Lease was or was not written, by a request that was sent at this time.
     pub(crate) fn check_member(
         &mut self,
+        sent_ms: u64,
         before: Option<&MemberLease>,
         after: Option<&MemberLease>,
     ) {
@@ -105,7 +107,11 @@ impl World {
         if let Some(lease) = is
             && self.checks.dead.contains(&lease.incarnation)
         {
-            self.fail(format!("a dead incarnation returned: {lease:?}"));
+            if before.is_none() && self.was_deleted_since(sent_ms, &lease.identity) {
+                self.checks.dead.remove(&lease.incarnation);
+            } else {
+                self.fail(format!("a dead incarnation returned: {lease:?}"));
+            }
         }
         let ended = |was: &&MemberLease| is.is_none_or(|is| is.incarnation != was.incarnation);
         if let Some(lease) = was.filter(ended)
@@ -115,8 +121,16 @@ impl World {
         }
     }
 
-    pub(crate) fn note_deleted(&mut self, shard: ShardId) {
-        self.checks.deleted_ms.insert(shard, self.now_ms);
+    /// A Lease was deleted by hand.
+    pub(crate) fn note_deleted(&mut self, whose: String) {
+        self.checks.deleted_ms.insert(whose, self.now_ms);
+    }
+
+    /// Whether a Lease was deleted by hand after a request was sent. One that creates names no
+    /// version: if it was sent before, it finds nothing in its way.
+    fn was_deleted_since(&self, sent_ms: u64, whose: &str) -> bool {
+        let deleted_ms = self.checks.deleted_ms.get(whose);
+        deleted_ms.is_some_and(|deleted_ms| sent_ms < *deleted_ms)
     }
 
     /// A shard Lease was written, or created by a request that was sent at this time.
@@ -131,11 +145,8 @@ impl World {
         if !same {
             *self.checks.moved.entry(shard).or_default() += 1;
         }
-        let deleted_ms = self.checks.deleted_ms.get(&shard);
-        // A request to create names no version: one from before the deletion finds nothing in its way.
-        let outdated = created_by_ms
-            .zip(deleted_ms)
-            .is_some_and(|(sent_ms, deleted_ms)| sent_ms < *deleted_ms);
+        let outdated =
+            created_by_ms.is_some_and(|ms| self.was_deleted_since(ms, &shard.to_string()));
         // Nobody can know the epoch of a Lease that is gone whose objects were never written.
         let unknowable = created_by_ms.is_some() && self.highest_stamp(shard).is_none();
         if outdated && lease.epoch <= known {

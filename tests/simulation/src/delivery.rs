@@ -207,7 +207,7 @@ impl World {
         } else {
             Some(match &request {
                 Request::Member(id, write) => {
-                    Event::MemberWritten(*id, self.serve_member(who, write))
+                    Event::MemberWritten(*id, self.serve_member(who, write, sent.at_ms))
                 }
                 Request::Shard(id, write) => {
                     Event::ShardWritten(*id, self.serve_shard(who, write, sent.at_ms))
@@ -230,6 +230,7 @@ impl World {
         &mut self,
         who: Who,
         write: &MemberWrite,
+        sent_ms: u64,
     ) -> WriteResult<crate::core::lease::MemberLease> {
         let Some(meta) = self.meta(who) else {
             return WriteResult::Unknown;
@@ -238,7 +239,7 @@ impl World {
         let result = self.server.write_member(write, &meta);
         self.tell(|| format!("r{} {:?} -> {}", who.slot, write, kind(&result)));
         let after = self.server.members.get(&write.identity).cloned();
-        self.check_member(before.as_ref(), after.as_ref());
+        self.check_member(sent_ms, before.as_ref(), after.as_ref());
         match (&result, before) {
             (WriteResult::Done(lease), _) => self.publish(Event::MemberSeen(lease.clone())),
             (_, Some(before)) if after.is_none() => {

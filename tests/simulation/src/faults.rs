@@ -250,7 +250,7 @@ impl World {
 
     fn delete_shard(&mut self, shard: ShardId) {
         if let Some(uid) = self.server.delete_shard(shard) {
-            self.note_deleted(shard);
+            self.note_deleted(shard.to_string());
             self.tell(|| format!("Lease of shard {shard} deleted"));
             self.fence.saw(self.now_ms, shard, "", 0);
             self.publish(Event::ShardGone { shard, uid });
@@ -260,7 +260,8 @@ impl World {
     fn delete_member(&mut self, identity: &str) {
         let before = self.server.members.get(identity).cloned();
         if let Some(uid) = self.server.delete_member(identity) {
-            self.check_member(before.as_ref(), None);
+            self.note_deleted(identity.to_owned());
+            self.check_member(self.now_ms, before.as_ref(), None);
             self.tell(|| format!("Lease of member {identity} deleted"));
             self.publish(Event::MemberGone {
                 identity: identity.to_owned(),

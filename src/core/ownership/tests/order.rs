@@ -25,9 +25,13 @@ struct Alone {
 
 impl Alone {
     fn new() -> Self {
+        Self::living("me-1")
+    }
+
+    fn living(incarnation: &str) -> Self {
         let settings = Settings::new("me", ShardCount::new(2).unwrap());
         Self {
-            machine: Ownership::new(settings, "me-1".into(), 0),
+            machine: Ownership::new(settings, incarnation.into(), 0),
             now_ms: 0,
             revision: 0,
             loses_member_writes: false,
@@ -41,11 +45,13 @@ impl Alone {
 
     /// Knows of all Leases, and may act.
     fn joined(others: Vec<MemberLease>, shards: Vec<ShardLease>) -> Self {
-        let mut me = Self::new();
-        let members = others;
-        me.say(Event::Listed { members, shards });
-        me.pass(100);
-        me
+        Self::new().joins(others, shards)
+    }
+
+    fn joins(mut self, members: Vec<MemberLease>, shards: Vec<ShardLease>) -> Self {
+        self.say(Event::Listed { members, shards });
+        self.pass(100);
+        self
     }
 
     /// Two shards, the first of them ours, running in epoch 1.
@@ -197,8 +203,8 @@ impl Alone {
 }
 
 /// A Lease is taken, seen and deleted, and only then comes the reply to the taking.
-fn taken_and_ended_before_the_reply() -> (Alone, ShardLease) {
-    let mut me = Alone::joined(Vec::new(), Vec::new());
+fn taken_and_ended_before_the_reply(incarnation: &str) -> (Alone, ShardLease) {
+    let mut me = Alone::living(incarnation).joins(Vec::new(), Vec::new());
     let vacant = me.lease_of("", 3, "uid-0");
     me.say(Event::ShardSeen(vacant));
     me.pass(2000);
@@ -213,19 +219,32 @@ fn taken_and_ended_before_the_reply() -> (Alone, ShardLease) {
 
 #[test]
 fn a_reply_that_comes_after_the_end_of_its_lease_was_seen_starts_nothing() {
-    let (mut me, lease) = taken_and_ended_before_the_reply();
+    let (mut me, lease) = taken_and_ended_before_the_reply("me-1");
     assert!(me.looked(), "it must be asked whether the Lease is there");
     me.say(Event::Warm(SHARD, None));
     assert_eq!(me.runs(), None);
     me.say(Event::ShardRead(SHARD, Ok(None)));
     me.pass(500);
     let (_, again) = me.write();
-    assert_eq!((again.base, again.epoch), (None, lease.epoch + 1));
+    assert_eq!(again.base, None);
+    assert!(again.epoch > lease.epoch, "{again:?}");
+}
+
+#[test]
+fn two_lives_that_create_a_lease_anew_do_not_choose_the_same_epoch() {
+    let epochs = ["me-1", "me-2", "me-3"].map(|incarnation| {
+        let (mut me, _) = taken_and_ended_before_the_reply(incarnation);
+        me.say(Event::ShardRead(SHARD, Ok(None)));
+        me.pass(500);
+        me.write().1.epoch
+    });
+    let different: BTreeSet<u32> = epochs.into_iter().collect();
+    assert_eq!(different.len(), 3, "{epochs:?}");
 }
 
 #[test]
 fn a_lease_that_is_read_after_its_end_was_seen_is_back() {
-    let (mut me, lease) = taken_and_ended_before_the_reply();
+    let (mut me, lease) = taken_and_ended_before_the_reply("me-1");
     assert!(me.looked());
     // Restored from a backup, it has the uid that it had.
     me.say(Event::ShardRead(SHARD, Ok(Some(lease.clone()))));
@@ -327,13 +346,11 @@ fn that_a_former_life_left_says_nothing_of_ours() {
     me.say(Event::Shutdown);
     me.pass(200);
     assert!(me.member.as_ref().unwrap().draining);
-    assert!(
-        me.writes_nothing(),
-        "who came meanwhile was not seen yet: {:?}",
-        me.sent
-    );
+    let drain = Action::Drain(SHARD);
+    assert!(!me.did.contains(&drain), "who came was not seen yet");
     let mine = me.member.clone().unwrap();
     me.say(Event::MemberSeen(mine));
+    assert!(me.did.contains(&drain), "{:?}", me.did);
     me.say(Event::Drained(SHARD));
     me.pass(100);
     assert_eq!(me.write().1.holder, "");
@@ -372,4 +389,98 @@ fn stamps_are_found_anew_for_a_shard_that_is_judged_later() {
     me.say(found(&[(late, 800)]));
     let epochs: Vec<u32> = me.sent.iter().map(|(_, write)| write.epoch).collect();
     assert_eq!(epochs, [1800]);
+}
+
+/// Plans the shard for another, who has or has not listed it.
+fn plan(me: &mut Alone, next: &str, warm: bool) {
+    let mut member = me.member(next);
+    member.warm = warm.then_some(SHARD).into_iter().collect();
+    me.did.clear();
+    me.say(Event::MemberSeen(member));
+    let epoch = me.runs().unwrap();
+    let mut lease = me.lease_of("me", epoch, "uid-0");
+    lease.successor = Some(Successor {
+        identity: next.into(),
+        incarnation: format!("{next}-1"),
+    });
+    me.say(Event::ShardSeen(lease));
+}
+
+#[test]
+fn a_plan_that_changes_while_work_ends_lets_it_go_on_until_the_other_has_listed_all() {
+    let mut me = Alone::at_work();
+    plan(&mut me, "other", true);
+    assert!(me.did.contains(&Action::Drain(SHARD)), "{:?}", me.did);
+    plan(&mut me, "third", false);
+    assert!(me.did.contains(&Action::Resume(SHARD)), "{:?}", me.did);
+    me.say(Event::Drained(SHARD));
+    me.pass(100);
+    assert!(me.writes_nothing(), "{:?}", me.sent);
+    plan(&mut me, "third", true);
+    assert!(me.did.contains(&Action::Drain(SHARD)), "{:?}", me.did);
+    me.say(Event::Drained(SHARD));
+    assert_eq!(me.write().1.holder, "third");
+}
+
+/// The fleet leader's change of the plan, for one who has not listed the shard, comes before our write.
+fn another_plan_came_first(me: &mut Alone, (id, write): (WriteId, &ShardWrite)) {
+    me.say(Event::ShardWritten(id, WriteResult::Conflict));
+    let mut lease = me.lease_of("me", write.epoch - 1, "uid-0");
+    lease.successor = Some(Successor {
+        identity: "third".into(),
+        incarnation: "third-1".into(),
+    });
+    let third = me.member("third");
+    me.say(Event::MemberSeen(third));
+    me.say(Event::ShardRead(SHARD, Ok(Some(lease))));
+}
+
+#[test]
+fn a_plan_that_changes_after_work_ended_lets_it_go_on_until_the_other_has_listed_all() {
+    let mut me = Alone::at_work();
+    plan(&mut me, "other", true);
+    me.say(Event::Drained(SHARD));
+    let (id, write) = me.write();
+    assert_eq!(write.holder, "other");
+    another_plan_came_first(&mut me, (id, &write));
+    assert!(me.did.contains(&Action::Resume(SHARD)), "{:?}", me.did);
+    assert!(me.writes_nothing(), "{:?}", me.sent);
+    assert!(me.runs().is_some());
+}
+
+#[test]
+fn work_that_was_cancelled_does_not_go_on_and_its_shard_moves() {
+    let mut me = Alone::at_work();
+    plan(&mut me, "other", true);
+    me.did.clear();
+    me.pass(10_500);
+    let halted = Action::Halt(SHARD, Reason::HandedOver);
+    assert!(me.did.contains(&halted), "{:?}", me.did);
+    let (id, write) = me.write();
+    assert_eq!(write.holder, "other");
+    another_plan_came_first(&mut me, (id, &write));
+    assert!(!me.did.contains(&Action::Resume(SHARD)), "{:?}", me.did);
+    assert_eq!(me.write().1.holder, "third");
+}
+
+#[test]
+fn who_leaves_waits_a_moment_for_what_may_have_been_given_to_it() {
+    let other = Alone::new().member("other");
+    let mut me = Alone::joined(vec![other], Vec::new());
+    let mut theirs = me.lease_of("other", 5, "uid-0");
+    theirs.successor = Some(Successor {
+        identity: "me".into(),
+        incarnation: "me-1".into(),
+    });
+    me.say(Event::ShardSeen(theirs));
+    let mut second = me.lease_of("other", 5, "uid-1");
+    second.shard = ShardId(1);
+    me.say(Event::ShardSeen(second));
+    me.say(Event::Shutdown);
+    me.pass(500);
+    assert_eq!(me.ended, None);
+    // By now its holder knows, and keeps it.
+    let kept = me.lease_of("other", 5, "uid-0");
+    me.say(Event::ShardSeen(kept));
+    assert_eq!(me.ended, Some(MemberChange::Delete));
 }

@@ -282,13 +282,8 @@ impl Fleet {
             identity: self.replicas[n].identity.clone(),
             incarnation: self.replicas[n].incarnation.clone(),
         };
-        let mut replanned = false;
-        self.server.edit_shard(shard, |lease| {
-            replanned = lease.successor.replace(next).is_some();
-        });
-        if replanned {
-            self.excused.insert(shard);
-        }
+        self.server
+            .edit_shard(shard, |lease| lease.successor = Some(next));
         if let Some(lease) = self.server.shards.get(&shard).cloned() {
             self.publish(&Event::ShardSeen(lease));
         }

@@ -59,10 +59,9 @@ impl Fleet {
         result
     }
 
-    /// A holder that works gives its shard to nobody who has not listed it, unless it leaves and has
-    /// waited long enough, or the plan is another one by now and its work had ended for the first, or it
-    /// was sent when the other still had listed it and arrives later; and it leaves it to nobody only where
-    /// nobody else is left.
+    /// A holder gives no shard away while work goes on in it; nor one that it works on to anybody who has
+    /// not listed it, unless it leaves and has waited long enough, or the request was sent when the other
+    /// still had listed it and arrives later; and it leaves it to nobody only where nobody else is left.
     fn check_handover(&mut self, n: usize, before: &ShardLease, after: &ShardLease) {
         let (shard, giver) = (before.shard, &self.replicas[n]);
         let owns = before.holder == giver.identity && before.incarnation == giver.incarnation;
@@ -71,6 +70,11 @@ impl Fleet {
         }
         let excused = self.excused.remove(&shard);
         let giver = &self.replicas[n];
+        let works = giver.tenures.get(&shard).is_some_and(|work| work.busy);
+        if owns && works {
+            self.violation = Some(format!("shard {shard} was given away while work went on"));
+            return;
+        }
         if self.tampered || !owns || !self.ran(before) {
             return;
         }
