@@ -136,6 +136,11 @@ fn unready(node: &Node) -> Option<String> {
 }
 
 fn no_grace_policy() -> Value {
+    // Hooks may take no longer than the grace.
+    let no_grace = "Object{spec: Object.spec{terminationGracePeriodSeconds: 0, containers: object.spec.containers\
+        .filter(c, c.?lifecycle.?preStop.?sleep.hasValue())\
+        .map(c, Object.spec.containers{name: c.name, lifecycle: Object.spec.containers.lifecycle{preStop: \
+        Object.spec.containers.lifecycle.preStop{sleep: Object.spec.containers.lifecycle.preStop.sleep{seconds: 0}}}})}}";
     let create_pods = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]});
     json!({
         "metadata": {"name": NO_GRACE},
@@ -145,7 +150,7 @@ fn no_grace_policy() -> Value {
             "matchConstraints": {"resourceRules": [create_pods]},
             "mutations": [{
                 "patchType": "ApplyConfiguration",
-                "applyConfiguration": {"expression": "Object{spec: Object.spec{terminationGracePeriodSeconds: 0}}"},
+                "applyConfiguration": {"expression": no_grace},
             }],
         },
     })
