@@ -60,7 +60,7 @@ pub fn workload(statefulset: Option<&StatefulSetRecord>, wanted: i32) -> Workloa
             exist: set.replicas,
             ready: set.ready_replicas,
             rolling: set.is_rolling(),
-            observed: set.observed_generation >= set.generation,
+            observed: set.is_observed(),
         },
     }
 }

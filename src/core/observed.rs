@@ -203,11 +203,17 @@ pub struct StatefulSetRecord {
 }
 
 impl StatefulSetRecord {
+    /// Whether its controller has looked at its newest form.
+    #[must_use]
+    pub fn is_observed(&self) -> bool {
+        self.observed_generation >= self.generation
+    }
+
     /// Whether every Pod that it asks for exists, is ready and is made from the newest template.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         let wanted = self.spec_replicas;
-        self.observed_generation >= self.generation
+        self.is_observed()
             && self.replicas == wanted
             && self.ready_replicas == wanted
             && (wanted == 0 || !self.is_rolling())
@@ -216,7 +222,7 @@ impl StatefulSetRecord {
     /// Whether Pods are still to be replaced by ones of the newest template.
     #[must_use]
     pub fn is_rolling(&self) -> bool {
-        self.observed_generation < self.generation
+        !self.is_observed()
             || (self.current_revision != self.update_revision
                 && self.updated_replicas < self.spec_replicas)
     }

@@ -54,7 +54,7 @@ impl Alone {
         self
     }
 
-    /// Two shards, the first of them ours, running in epoch 1.
+    /// Both shards are ours and run in epoch 1.
     fn at_work() -> Self {
         let mut me = Self::joined(Vec::new(), Vec::new());
         me.pass(2000);
@@ -99,6 +99,16 @@ impl Alone {
             shards: 2,
             successor: None,
         }
+    }
+
+    /// As `lease_of`, planned for another.
+    fn planned(&mut self, holder: &str, epoch: u32, next: &str) -> ShardLease {
+        let mut lease = self.lease_of(holder, epoch, "uid-0");
+        lease.successor = Some(Successor {
+            identity: next.to_owned(),
+            incarnation: format!("{next}-1"),
+        });
+        lease
     }
 
     fn member(&mut self, identity: &str) -> MemberLease {
@@ -310,11 +320,7 @@ fn who_may_yet_be_created_again_leaves_a_dead_lease_behind() {
 fn a_shard_that_is_given_to_one_who_leaves_is_passed_on_and_not_vacated() {
     let other = Alone::new().member("other");
     let mut me = Alone::joined(vec![other], Vec::new());
-    let mut theirs = me.lease_of("other", 5, "uid-0");
-    theirs.successor = Some(Successor {
-        identity: "me".into(),
-        incarnation: "me-1".into(),
-    });
+    let theirs = me.planned("other", 5, "me");
     me.say(Event::ShardSeen(theirs));
     me.held_back = Some(Vec::new());
     me.say(Event::Shutdown);
@@ -398,11 +404,7 @@ fn plan(me: &mut Alone, next: &str, warm: bool) {
     me.did.clear();
     me.say(Event::MemberSeen(member));
     let epoch = me.runs().unwrap();
-    let mut lease = me.lease_of("me", epoch, "uid-0");
-    lease.successor = Some(Successor {
-        identity: next.into(),
-        incarnation: format!("{next}-1"),
-    });
+    let lease = me.planned("me", epoch, next);
     me.say(Event::ShardSeen(lease));
 }
 
@@ -425,11 +427,7 @@ fn a_plan_that_changes_while_work_ends_lets_it_go_on_until_the_other_has_listed_
 /// The fleet leader's change of the plan, for one who has not listed the shard, comes before our write.
 fn another_plan_came_first(me: &mut Alone, (id, write): (WriteId, &ShardWrite)) {
     me.say(Event::ShardWritten(id, WriteResult::Conflict));
-    let mut lease = me.lease_of("me", write.epoch - 1, "uid-0");
-    lease.successor = Some(Successor {
-        identity: "third".into(),
-        incarnation: "third-1".into(),
-    });
+    let lease = me.planned("me", write.epoch - 1, "third");
     let third = me.member("third");
     me.say(Event::MemberSeen(third));
     me.say(Event::ShardRead(SHARD, Ok(Some(lease))));
@@ -467,11 +465,7 @@ fn work_that_was_cancelled_does_not_go_on_and_its_shard_moves() {
 fn who_leaves_waits_a_moment_for_what_may_have_been_given_to_it() {
     let other = Alone::new().member("other");
     let mut me = Alone::joined(vec![other], Vec::new());
-    let mut theirs = me.lease_of("other", 5, "uid-0");
-    theirs.successor = Some(Successor {
-        identity: "me".into(),
-        incarnation: "me-1".into(),
-    });
+    let theirs = me.planned("other", 5, "me");
     me.say(Event::ShardSeen(theirs));
     let mut second = me.lease_of("other", 5, "uid-1");
     second.shard = ShardId(1);
