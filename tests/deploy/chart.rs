@@ -177,8 +177,8 @@ fn values_reach_the_flags_and_the_grace_follows_the_drain() {
         );
     }
     let spec = pod_spec(&made);
-    assert_eq!(spec["terminationGracePeriodSeconds"], 45);
-    assert_eq!(deployment(&made)["spec"]["minReadySeconds"], 45);
+    assert_eq!(spec["terminationGracePeriodSeconds"], 50);
+    assert_eq!(deployment(&made)["spec"]["minReadySeconds"], 50);
     assert_eq!(
         spec["topologySpreadConstraints"][0]["whenUnsatisfiable"],
         "DoNotSchedule"

@@ -5,7 +5,7 @@ app.kubernetes.io/name: databasecluster-operator
 
 {{/* How long a Pod may take to end: the preStop hook, the drain, 4 s for the hand-over itself, and some room. */}}
 {{- define "operator.graceSeconds" -}}
-{{- add 15 (int (trimSuffix "s" (.Values.flags.drainTimeout | default "10s"))) -}}
+{{- add 20 (int (trimSuffix "s" (.Values.flags.drainTimeout | default "10s"))) -}}
 {{- end }}
 
 {{- define "operator.image" -}}

@@ -14,6 +14,7 @@
 
 mod epochs;
 mod evaluate;
+mod giving;
 mod heartbeat;
 mod protocol;
 mod reads;

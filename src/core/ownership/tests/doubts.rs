@@ -324,32 +324,6 @@ fn who_leaves_and_sees_nothing_does_not_wait_for_long() {
     assert_ne!(heirs(&world, "a"), BTreeSet::new());
 }
 
-#[test]
-fn who_leaves_gives_away_an_eighth_of_the_shards_at_once_and_waits_for_none_that_takes_long() {
-    let mut world = World::new();
-    world.leader = false;
-    world.join("a", 32);
-    world.until("all to run", 3000, |w| w.all_run(32));
-    world.join("b", 32);
-    world.run(3000);
-    // Whatever is asked of it now takes long.
-    world.node("a").drains = false;
-    world.node("a").queue.push(Event::Shutdown);
-    let giving = |w: &World| {
-        w.nodes["a"]
-            .machine
-            .shards
-            .values()
-            .filter(|shard| matches!(shard.stage, super::super::record::Stage::Draining(_)))
-            .count()
-    };
-    world.until("the first to be given away", 3000, |w| giving(w) > 0);
-    assert_eq!(giving(&world), 4);
-    world.run(300);
-    assert_eq!(giving(&world), 8);
-    world.until("all to be under way", 2000, |w| giving(w) == 32);
-}
-
 /// It learns of the new holder by a read, whose member Lease its watch never showed.
 #[test]
 fn who_hears_nothing_of_a_newcomer_takes_nothing_from_it() {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod doubts;
+mod leaving;
 mod order;
 mod world;
 

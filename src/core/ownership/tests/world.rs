@@ -132,6 +132,8 @@ pub(super) struct Node {
     pub(super) halted: Vec<(ShardId, Reason)>,
     pub(super) frozen: bool,
     pub(super) drains: bool,
+    /// Shards whose lists do not end.
+    pub(super) still_lists: BTreeSet<ShardId>,
     pub(super) exited: bool,
     pub(super) lose_replies: usize,
     pub(super) lives: u32,
@@ -191,6 +193,7 @@ impl World {
                 halted: Vec::new(),
                 frozen: false,
                 drains: true,
+                still_lists: BTreeSet::new(),
                 exited: false,
                 lose_replies: 0,
                 lives: 1,
@@ -299,8 +302,10 @@ impl World {
             }
             Action::ValidUntil(until_ms) => node.until_ms = until_ms,
             Action::Watch(shard) => {
-                let stamp = self.server.stamps.get(&shard).copied();
-                node.queue.push(Event::Warm(shard, stamp));
+                if !node.still_lists.contains(&shard) {
+                    let stamp = self.server.stamps.get(&shard).copied();
+                    node.queue.push(Event::Warm(shard, stamp));
+                }
             }
             Action::Unwatch(shard) => assert!(!node.running.contains_key(&shard) || node.drains),
             Action::Admit { shard, epoch, .. } => {

@@ -1,0 +1,71 @@
+//! Leaving: what is given away when, and what is waited for.
+
+use super::*;
+
+/// "a" holds 32 shards, and "b" none; no fleet leader moves any.
+fn one_that_has_all() -> World {
+    let mut world = World::new();
+    world.leader = false;
+    world.join("a", 32);
+    world.until("all to run", 3000, |w| w.all_run(32));
+    world.join("b", 32);
+    world.run(3000);
+    world
+}
+
+#[test]
+fn who_leaves_gives_away_a_sixteenth_of_the_shards_at_once_and_waits_for_none_that_takes_long() {
+    let mut world = one_that_has_all();
+    // Whatever is asked of it now takes long.
+    world.node("a").drains = false;
+    world.node("a").queue.push(Event::Shutdown);
+    let giving = |w: &World| {
+        w.nodes["a"]
+            .machine
+            .shards
+            .values()
+            .filter(|shard| matches!(shard.stage, super::super::record::Stage::Draining(_)))
+            .count()
+    };
+    world.until("the first to be given away", 3000, |w| giving(w) > 0);
+    assert_eq!(giving(&world), 2);
+    world.run(150);
+    assert_eq!(giving(&world), 4);
+    world.until("all to be under way", 2000, |w| giving(w) == 32);
+}
+
+fn moved(world: &World) -> usize {
+    let leases = world.server.shards.values();
+    leases.filter(|lease| lease.holder == "b").count()
+}
+
+/// "a" leaves, and "b" has listed every shard but one.
+fn all_listed_but_one() -> World {
+    let mut world = one_that_has_all();
+    world.node("b").still_lists.insert(ShardId(5));
+    world.node("a").queue.push(Event::Shutdown);
+    world.until("all to be listed but one", 1500, |w| {
+        w.server.members["b"].warm.len() == 31
+    });
+    world
+}
+
+#[test]
+fn who_leaves_gives_nothing_away_while_a_successor_still_lists() {
+    let mut world = all_listed_but_one();
+    world.run(500);
+    assert_eq!(moved(&world), 0);
+    world.node("b").queue.push(Event::Warm(ShardId(5), None));
+    world.until("all to move", 1500, |w| moved(w) == 32);
+}
+
+#[test]
+fn a_successor_that_lists_for_long_holds_up_its_own_shard_only() {
+    let mut world = all_listed_but_one();
+    world.until("the others to move", 3500, |w| moved(w) == 31);
+    world.run(3000);
+    assert_eq!(moved(&world), 31);
+    world.until("the last one to move all the same", 10_000, |w| {
+        moved(w) == 32
+    });
+}
