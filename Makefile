@@ -10,8 +10,8 @@ export CARGO_TARGET_DIR
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 
-# Options of `make run`, `make chaos` and `make figures`, given on the command line or in the environment; those
-# that are empty count as not given.
+# Options of `make run`, `make chaos`, `make figures`, `make bench` and others, given on the command line or in the
+# environment; those that are empty count as not given.
 OPTIONS := CLUSTERS FLEETS GATES ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
 
@@ -119,8 +119,10 @@ e2e: ## on real nodes of this machine, from installing to upgrading; needs root.
 	@exec tests/e2e/run.sh
 
 .PHONY: bench
-bench: ## not there yet
-	@echo "make $@: not there yet" >&2; exit 1
+bench: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+bench: ready release ## the operator beside a Go operator for the same job, in one run: a table, and .run/bench.json; CLUSTERS=500, ROUNDS=3
+	@cargo build --locked --quiet -p figures
+	@exec "$(DEBUG)/figures" bench --json .run/bench.json
 
 # Only the operator is built for speed: what observes it need not be.
 .PHONY: release

@@ -1,5 +1,6 @@
 //! The operator's figures: what DatabaseClusters cost, what a fleet at rest does, what the fence adds.
 
+mod bench;
 mod cluster;
 mod fence;
 mod goal;
@@ -108,6 +109,18 @@ enum Figure {
         #[arg(long, env = "CLUSTERS", default_value_t = 10_000)]
         clusters: usize,
     },
+    /// The operator beside a Go operator that does the same job.
+    Bench {
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 500)]
+        clusters: usize,
+        /// How often each side is measured.
+        #[arg(long, env = "ROUNDS", default_value_t = 3)]
+        rounds: usize,
+        /// Where to write all values as JSON.
+        #[arg(long)]
+        json: Option<std::path::PathBuf>,
+    },
     /// What the API server's fence adds to a write.
     Fence {
         /// Writes in each row of the table.
@@ -134,6 +147,11 @@ async fn main() -> ExitCode {
             Figure::Cluster { clusters } => cluster::cluster(clusters).await,
             Figure::Series { clusters } => series::series(clusters).await,
             Figure::Fence { writes } => fence::fence(writes).await,
+            Figure::Bench {
+                clusters,
+                rounds,
+                json,
+            } => bench::bench(clusters, rounds, json).await,
             Figure::Quiet { clusters, seconds } => {
                 quiet(clusters, Duration::from_secs(seconds)).await
             }
