@@ -137,7 +137,8 @@ async fn probe(url: &str, until: Instant) -> Result<(u32, u32, Duration), String
                 Err(error) => error.to_string(),
             };
             failed += 1;
-            let failing = begun.elapsed() + (begun - *since.get_or_insert(begun));
+            // From one probe to another: a single one, however long it waits, is one failure.
+            let failing = begun - *since.get_or_insert(begun);
             if failing >= probe.failing_max {
                 return Err(format!("{} failed for {failing:?}: {trouble}", probe.path));
             }
