@@ -25,6 +25,8 @@ use report::{Figure, Report};
 
 use super::{NAMESPACES, READY_TIMEOUT, SETTLE, control_plane};
 
+/// What follows the last Ready comes within this time.
+const TAIL: Duration = Duration::from_secs(5);
 /// How long a contender that has nothing to do is listened to.
 const LISTEN: Duration = Duration::from_secs(20);
 /// How often who works is killed in each round.
@@ -150,8 +152,8 @@ async fn create(run: &mut Run<'_>, contender: &Contender<'_>, clusters: usize) -
     created?;
     ready?;
     run.note(Figure::CreateSeconds, before.at.elapsed().as_secs_f64());
-    // What follows the last Ready, such as its event, belongs to the work.
-    tokio::time::sleep(SETTLE).await;
+    // What follows the last Ready, such as its event, belongs to the work; many heartbeats do not.
+    tokio::time::sleep(TAIL).await;
     let figures = [
         Figure::CreateCpu,
         Figure::CreateServerCpu,
@@ -161,6 +163,7 @@ async fn create(run: &mut Run<'_>, contender: &Contender<'_>, clusters: usize) -
 }
 
 async fn rest(run: &mut Run<'_>, contender: &Contender<'_>) -> Result<()> {
+    tokio::time::sleep(SETTLE).await;
     let before = run.begin(contender)?;
     tokio::time::sleep(LISTEN).await;
     let used = contender.used()?;
@@ -187,7 +190,7 @@ async fn change(run: &mut Run<'_>, contender: &Contender<'_>, clusters: usize) -
     load::patch(&client, keys, spec).await?;
     load::wait_all_ready(&client, clusters, READY_TIMEOUT).await?;
     run.note(Figure::ChangeSeconds, before.at.elapsed().as_secs_f64());
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(TAIL).await;
     let figures = [
         Figure::ChangeCpu,
         Figure::ChangeServerCpu,
