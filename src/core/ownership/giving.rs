@@ -38,11 +38,15 @@ impl Ownership {
         me.is_some_and(|lease| self.says_we_leave(lease))
     }
 
+    /// How long ago we were asked to leave.
+    fn leaving_for_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.leaving_since_ms)
+    }
+
     /// Whether a shard is planned for us whose holder may not know yet that we leave, and may have
     /// given it to us.
     pub(super) fn may_be_given_one(&self, now_ms: u64) -> bool {
-        let left_ms = now_ms.saturating_sub(self.leaving_since_ms);
-        left_ms < SHOWN_MS_MAX
+        self.leaving_for_ms(now_ms) < SHOWN_MS_MAX
             && self
                 .shards
                 .values()
@@ -60,8 +64,8 @@ impl Ownership {
     fn is_seen_to_leave(&self, now_ms: u64) -> bool {
         // Not before we have seen who came until then: an update asks us to leave as soon as a newer
         // replica is ready.
-        let left_ms = now_ms.saturating_sub(self.leaving_since_ms);
-        self.has_said_it_leaves() && (self.leaving_shown || left_ms >= SHOWN_MS_MAX)
+        let shown = self.leaving_shown || self.leaving_for_ms(now_ms) >= SHOWN_MS_MAX;
+        self.has_said_it_leaves() && shown
     }
 
     /// A running shard: begins to drain once its successor has listed everything. When we leave, we
@@ -76,7 +80,7 @@ impl Ownership {
         if leaving && !self.is_seen_to_leave(now_ms) {
             return;
         }
-        let left_ms = now_ms.saturating_sub(self.leaving_since_ms);
+        let left_ms = self.leaving_for_ms(now_ms);
         let patience_is_over = leaving && left_ms >= self.settings.drain_timeout_ms;
         let ready = match self.heir(shard) {
             Some(heir) => {
