@@ -19,10 +19,11 @@ use crate::core::outcome::{Failure, Outcome};
 use crate::core::ownership::{Event, Settings};
 use crate::core::watch_mode::WatchMode;
 use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, ShardHost};
-use crate::fleet::fence::{Keeper, Prover, SecondLook};
+use crate::fleet::fence::{FenceMonitor, FenceProbe, LeaseRefresher, TABLE_CHECK};
 use crate::fleet::leader::{Leader, LeaderParts};
 use crate::fleet::leases::{LeaseStore, SelfDescription};
 use crate::fleet::state::FleetState;
+use crate::fleet::table::TableStore;
 use crate::fleet::tenure::{Tenure, Validity};
 use crate::planted::{self, Fault, is_planted};
 use crate::pool::{Backlog, Pool, PoolConfig, Reconcile};
@@ -38,20 +39,18 @@ use crate::watch::feed::{FeedParts, Feeds};
 use crate::watch::firsts::FirstRuns;
 use crate::watch::lists::Lists;
 use crate::watch::mode::{Doubts, first_look};
-use crate::watch::stamps::highest_stamps;
 use crate::watch::store::Store;
 use crate::watch::trouble::Troubles;
 
 /// How often everything is applied once more, for drift that nobody saw.
 const SWEEP: Duration = Duration::from_secs(3600);
-const PROBE_AGAIN: Duration = Duration::from_secs(1);
 
-/// The pool's work is the reconciler's; what the fence refuses leads to a fresh look at ownership.
+/// The pool's work is the reconciler's; what the fence refuses has ownership read afresh.
 struct Work {
     reconciler: Arc<Reconciler>,
     firsts: Arc<FirstRuns>,
     metrics: Arc<Metrics>,
-    second_look: Arc<OnceLock<SecondLook>>,
+    refresher: Arc<OnceLock<LeaseRefresher>>,
 }
 
 impl Reconcile for Work {
@@ -67,9 +66,9 @@ impl Reconcile for Work {
         }
         let ended = self.reconciler.reconcile(key, tenure, backlog).await;
         if matches!(ended, Err(Failure::LookAgain { fenced: true, .. }))
-            && let Some(second_look) = self.second_look.get()
+            && let Some(refresher) = self.refresher.get()
         {
-            second_look.look(tenure.shard()).await;
+            refresher.refresh(tenure.shard()).await;
         }
         ended
     }
@@ -91,7 +90,7 @@ struct Shared {
     store: Arc<Store>,
     pool: Arc<Pool<Work>>,
     reconciler: Arc<Reconciler>,
-    second_look: Arc<OnceLock<SecondLook>>,
+    refresher: Arc<OnceLock<LeaseRefresher>>,
     firsts: Arc<FirstRuns>,
 }
 
@@ -106,7 +105,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
     let settings = args.settings(identity.clone())?;
     let metrics = Arc::new(Metrics::new().context("two metrics share a name")?);
     metrics.tell_limits(&args);
-    let health = Arc::new(Health::new(&["api-server", "leases"]));
+    let health = Arc::new(Health::new(&["api-server", "leases", TABLE_CHECK]));
     let listener = TcpListener::bind(args.listen)
         .await
         .and_then(TcpListener::into_std)
@@ -179,14 +178,14 @@ async fn work(
 ) -> Option<Ended> {
     tracing::info!(mode = mode.label(), "watching");
     let namespace = args.own_namespace();
-    let prover = Prover::new(clients.write.clone(), &namespace);
+    let probe = FenceProbe::new(clients.write.clone(), &namespace);
     let (to_health, to_metrics) = (Arc::clone(&shared.health), Arc::clone(&shared.metrics));
-    let mut fence = Keeper::new(prover, to_health, to_metrics, args.require_fence);
+    let mut fence = FenceMonitor::new(probe, to_health, to_metrics, args.require_fence);
     tokio::select! {
         () = fence.before_start() => {}
         () = signals.asked() => return Some(Ended::HandedBack),
     }
-    let fencing = shared.part("the fence's keeper", fence.run(stop.child_token()), stop);
+    let fencing = shared.part("the fence's monitor", fence.run(stop.child_token()), stop);
     let (handle, events) = agent::channel();
     let caring = telling::look_after(Arc::clone(shared), stop.child_token());
     let caring = shared.part("the health keeper", caring, stop);
@@ -209,12 +208,16 @@ async fn work(
         metrics: Arc::clone(&shared.metrics),
     });
     let leading = shared.part("the leader's part", leader.run(stop.child_token()), stop);
-    let look = SecondLook::new(store.clone(), handle.clone(), Arc::clone(&shared.fleet));
-    let _set_once = shared.second_look.set(look);
+    let table = TableStore::new(clients.lease.clone(), &namespace);
+    let fleet = Arc::clone(&shared.fleet);
+    let refresher = LeaseRefresher::new(store.clone(), table.clone(), handle.clone(), fleet);
+    let _set_once = shared.refresher.set(refresher);
     let parts = AgentParts {
         settings,
         store,
+        table,
         watch_api: Api::namespaced(clients.watch.clone(), &namespace),
+        watch_table: Api::namespaced(clients.watch.clone(), &namespace),
         host: Host {
             feeds: feeds(args, shared, clients.watch.clone(), handle.clone(), mode),
             shared: Arc::clone(shared),
@@ -260,13 +263,13 @@ fn share(
         rate_limit_scope: args.rate_limit_scope,
         queue_capacity: args.queue_capacity.get(),
     };
-    let second_look = Arc::new(OnceLock::new());
+    let refresher = Arc::new(OnceLock::new());
     let firsts = Arc::new(FirstRuns::default());
     let work = Work {
         reconciler: Arc::clone(&reconciler),
         firsts: Arc::clone(&firsts),
         metrics: Arc::clone(metrics),
-        second_look: Arc::clone(&second_look),
+        refresher: Arc::clone(&refresher),
     };
     let pool = Pool::start(limits, work, Arc::clone(metrics));
     let runtime = tokio::runtime::Handle::current();
@@ -284,7 +287,7 @@ fn share(
         store,
         pool: Arc::new(pool),
         reconciler,
-        second_look,
+        refresher,
         firsts,
     })
 }
@@ -310,7 +313,6 @@ fn feeds(
             let _not_now = pool.enqueue(shard, key, Duration::ZERO);
         }),
         agent,
-        epochs: dashmap::DashMap::new(),
         lists: Lists::default(),
         doubts: Doubts::default(),
         firsts: Arc::clone(&shared.firsts),
@@ -344,20 +346,9 @@ impl ShardHost for Host {
     }
 
     fn admit(&mut self, tenure: Tenure) {
-        let (shard, epoch) = (tenure.shard(), tenure.stamp().epoch);
-        self.feeds.admitted(shard, epoch);
+        let shard = tenure.shard();
+        self.feeds.admitted(shard);
         self.shared.pool.start_shard(tenure);
-        // Between listing and now a higher stamp may have come in, from a restored backup.
-        if let Some(stamp) = self
-            .shared
-            .store
-            .highest_epoch(shard)
-            .filter(|stamp| *stamp > epoch)
-        {
-            let agent = self.agent.clone();
-            self.tasks
-                .spawn(async move { agent.send(Event::StampMet(shard, stamp)).await });
-        }
         if is_planted(Fault::Resync) {
             return;
         }
@@ -381,21 +372,6 @@ impl ShardHost for Host {
 
     fn halt(&mut self, shard: ShardId) {
         self.shared.pool.stop_shard(shard);
-    }
-
-    fn find_stamps(&mut self) {
-        let (client, namespaces, count) = self.feeds.for_stamps();
-        let agent = self.agent.clone();
-        self.tasks.spawn(async move {
-            let found = highest_stamps(&client, &namespaces, count).await;
-            let found = found.map_err(|error| {
-                tracing::warn!(%error, "could not look for stamps; it is tried again");
-            });
-            if found.is_err() {
-                tokio::time::sleep(PROBE_AGAIN).await;
-            }
-            agent.send(Event::Stamps(found)).await;
-        });
     }
 
     fn stats(&self) -> String {

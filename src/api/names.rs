@@ -12,8 +12,13 @@ pub const KIND: &str = "DatabaseCluster";
 pub const FINALIZER: &str = "database.io/operator";
 /// Label of children: the bucket (0–255) in which the cluster's uid lies.
 pub const BUCKET_LABEL: &str = "database.io/bucket";
-/// Annotation: `<shard lease>/<epoch>/<holder>` of the last writer.
-pub const STAMP_ANNOTATION: &str = "database.io/stamp";
+/// Annotation: the fencing token of the last writer,
+/// `<table uid>/<shard>/<epoch>/<holder>/<cluster uid>`.
+pub const FENCING_TOKEN_ANNOTATION: &str = "database.io/fencing-token";
+/// Label of volume claims: uid of the `DatabaseCluster` that may change and delete them.
+pub const CLUSTER_UID_LABEL: &str = "database.io/cluster-uid";
+/// Name of the shard table, in the operator's namespace.
+pub const SHARD_TABLE: &str = "databasecluster-shards";
 /// Annotation of children: hash of what was applied, without the stamp.
 pub const FINGERPRINT_ANNOTATION: &str = "database.io/fingerprint";
 /// Annotation of children: generation of the `DatabaseCluster` that the child was made from.

@@ -235,12 +235,19 @@ pub enum ConditionStatus {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShardStatus {
+    /// The `metadata.uid` of the shard table that grants the right to write.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub table: String,
+
     /// Name of the shard Lease.
     #[serde(default)]
+    #[schemars(length(max = 64))]
     pub lease: String,
 
     /// Identity of the replica that held it.
     #[serde(default)]
+    #[schemars(length(max = 253))]
     pub holder: String,
 
     /// Epoch of the shard Lease: it grows by one each time the shard changes hands.
@@ -254,5 +261,6 @@ pub struct ShardStatus {
     /// The `metadata.uid` of the cluster that this status is about. The API server's fence refuses
     /// a status that was meant for a former cluster of the same name.
     #[serde(default)]
+    #[schemars(length(max = 64))]
     pub uid: String,
 }

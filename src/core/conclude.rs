@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 
+use super::lease::shard_lease_name;
 use super::lifecycle::{Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions};
-use super::object::Stamp;
 use super::observed::{ClusterRecord, StatefulSetRecord};
 use super::outcome::Next;
+use super::token::FencingToken;
 use crate::api::{DatabaseClusterStatus, ShardStatus};
 
 /// What was seen and done.
@@ -24,7 +25,7 @@ pub struct Done<'a> {
     /// Label selector of the Pods, as text.
     pub selector: &'a str,
     /// Who writes.
-    pub stamp: &'a Stamp,
+    pub token: &'a FencingToken,
     /// The time.
     pub now: Timestamp,
 }
@@ -102,9 +103,10 @@ pub fn conclude(done: &Done<'_>) -> Conclusion {
             done.now,
         ),
         shard: Some(ShardStatus {
-            lease: done.stamp.lease.clone(),
-            holder: done.stamp.holder.clone(),
-            epoch: i64::from(done.stamp.epoch),
+            table: done.token.table.to_string(),
+            lease: shard_lease_name(done.token.shard),
+            holder: done.token.holder.to_string(),
+            epoch: i64::from(done.token.epoch),
             bucket: i32::from(cluster.bucket.0),
             uid: cluster.uid.to_string(),
         }),

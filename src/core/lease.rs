@@ -55,6 +55,8 @@ pub struct MemberLease {
     pub shards: u16,
     /// Whether it is about to leave.
     pub draining: bool,
+    /// Whether it may not write the shard table: it can begin nothing.
+    pub barred: bool,
     /// Shards of which it has listed everything, so that they can be handed to it.
     pub warm: BTreeSet<ShardId>,
     /// When the Lease was created, in seconds since the Unix epoch by the API server's clock.
@@ -80,7 +82,7 @@ pub struct ShardLease {
     pub holder: String,
     /// Incarnation of the holder.
     pub incarnation: String,
-    /// Fencing token.
+    /// Grows whenever the holder changes.
     pub epoch: u32,
     /// Number of shards for which this Lease was written.
     pub shards: u16,
@@ -119,6 +121,8 @@ pub enum MemberChange {
         renewal: u64,
         /// Whether we are about to leave.
         draining: bool,
+        /// Whether we may not write the shard table.
+        barred: bool,
         /// Shards of which we have listed everything.
         warm: BTreeSet<ShardId>,
     },
@@ -210,6 +214,7 @@ pub(crate) mod samples {
             revision: revision.into(),
             shards: 32,
             draining: false,
+            barred: false,
             warm: BTreeSet::new(),
             created_seconds: 0,
         }

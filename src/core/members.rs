@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use super::hash::ShardId;
 use super::lease::{MemberLease, Successor, Version};
 
-/// Whether a replica may be given shards: not vacated, not leaving, working with `shards` shards.
+/// Whether a replica may be given shards: not vacated, not leaving, allowed to write the
+/// shard table, working with `shards` shards.
 #[must_use]
 pub fn is_eligible(member: &MemberLease, shards: u16) -> bool {
-    !member.is_vacated() && !member.draining && member.shards == shards
+    !member.is_vacated() && !member.draining && !member.barred && member.shards == shards
 }
 
 /// Of these replicas, those of the newest revision; all, when there is but one revision.
@@ -259,6 +260,7 @@ mod tests {
             revision: String::new(),
             shards: 32,
             draining: false,
+            barred: false,
             warm: std::collections::BTreeSet::new(),
             created_seconds: 0,
         }

@@ -290,7 +290,7 @@ mod tests {
             deleting: false,
             owner: None,
             bucket: None,
-            stamp: None,
+            token: None,
             fingerprint: None,
             made_from_generation: None,
             contents: None,

@@ -25,5 +25,7 @@ pub mod planner;
 pub mod queue;
 pub mod ring;
 pub mod storm;
+pub mod table;
+pub mod token;
 pub mod version;
 pub mod watch_mode;

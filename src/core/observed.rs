@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::child::{ChildId, ChildKind, Fingerprint};
 use super::hash::Bucket;
-use super::object::{ObjectKey, Stamp};
+use super::object::ObjectKey;
 use crate::api::{DatabaseClusterSpec, DatabaseClusterStatus, names};
 
 /// What is kept of a `DatabaseCluster`.
@@ -24,8 +24,6 @@ pub struct ClusterRecord {
     pub deleting: bool,
     /// Its finalizers, all of them: the list can only be written whole.
     pub finalizers: Vec<String>,
-    /// The stamp in its annotation; none when it is malformed.
-    pub stamp: Option<Stamp>,
     /// What is asked for.
     pub spec: DatabaseClusterSpec,
     /// What was last reported.
@@ -120,8 +118,8 @@ pub struct ChildRecord {
     pub owner: Option<Owner>,
     /// The bucket in its label; none when it is malformed.
     pub bucket: Option<Bucket>,
-    /// The stamp in its annotation; none when it is malformed.
-    pub stamp: Option<Stamp>,
+    /// Digest of the fencing token in its annotation; none when there is no token.
+    pub token: Option<u64>,
     /// The fingerprint in its annotation.
     pub fingerprint: Option<Fingerprint>,
     /// The generation of the `DatabaseCluster` that it was made from.

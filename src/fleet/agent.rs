@@ -1,6 +1,7 @@
-//! Runs the ownership machine: feeds it what the Leases say and carries out what it decides.
+//! Runs the ownership machine: feeds it what the Leases and the shard table say and carries out what
+//! it decides.
 //!
-//! One task owns the machine. Lease requests run beside it, each with its own deadline, so that a
+//! One task owns the machine. Requests run beside it, each with its own deadline, so that a
 //! slow one delays nothing else.
 
 mod requests;
@@ -20,11 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::leases::{LeaseStore, NAME_LABEL, Seen, decode};
 use super::state::FleetState;
+use super::table::{self, TableStore};
 use super::tenure::{Tenure, Validity, boottime_ms};
+use crate::api::{ShardTable, names};
 use crate::core::hash::ShardId;
-use crate::core::lease::shard_lease_name;
-use crate::core::object::Stamp;
 use crate::core::ownership::{Action, Event, Ownership, Reason, Settings};
+use crate::core::token::FencingToken;
 use crate::planted::{Fault, is_planted};
 use crate::telemetry::metrics::{GIVEN_UP, Metrics};
 
@@ -46,13 +48,11 @@ pub trait ShardHost: Send + 'static {
     fn resume(&mut self, shard: ShardId);
     /// Cancel its work now. The tenure has ended already.
     fn halt(&mut self, shard: ShardId);
-    /// Find the highest stamp in every shard; send [`Event::Stamps`].
-    fn find_stamps(&mut self);
     /// The figures that go along with a heartbeat, as short JSON.
     fn stats(&self) -> String;
 }
 
-/// Sends events to the machine from outside: warm, drained, stamps, shutdown.
+/// Sends events to the machine from outside: warm, drained, shutdown.
 #[derive(Clone, Debug)]
 pub struct AgentHandle {
     events: mpsc::Sender<Event>,
@@ -87,8 +87,12 @@ pub struct AgentParts<H> {
     pub settings: Settings,
     /// The Leases, for reading and writing.
     pub store: LeaseStore,
+    /// The shard table, for reading and writing.
+    pub table: TableStore,
     /// The Leases, for watching.
     pub watch_api: Api<Lease>,
+    /// The shard table, for watching.
+    pub watch_table: Api<ShardTable>,
     /// What happens when shards come and go.
     pub host: H,
     /// Until when we may act.
@@ -109,6 +113,7 @@ struct Agent<H> {
     /// Since when shards are being given up, in boot-time milliseconds.
     draining_since_ms: BTreeMap<ShardId, u64>,
     listing: Vec<Lease>,
+    table_listing: Option<ShardTable>,
     ended: Option<Ended>,
 }
 
@@ -119,12 +124,14 @@ pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> Ended {
     }
     let machine = Ownership::new(parts.settings.clone(), nonce(), boottime_ms());
     let mut leases = watch(parts.watch_api.clone());
+    let mut tables = watch_table(parts.watch_table.clone());
     let mut agent = Agent {
         machine,
         requests: JoinSet::new(),
         tenures: BTreeMap::new(),
         draining_since_ms: BTreeMap::new(),
         listing: Vec::new(),
+        table_listing: None,
         ended: None,
         parts,
     };
@@ -135,6 +142,7 @@ pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> Ended {
             _ = ticks.tick() => Some(Event::Tick),
             Some(done) = agent.requests.join_next() => agent.answered(done),
             Some(seen) = leases.next() => agent.seen(seen),
+            Some(observed) = tables.next() => agent.table_observed(observed),
             Some(event) = agent.parts.events.recv() => Some(event),
         };
         if let Some(event) = event {
@@ -155,6 +163,14 @@ fn watch(api: Api<Lease>) -> BoxStream<'static, Watched> {
         .modify(|lease| lease.metadata.managed_fields = None)
         .default_backoff()
         .boxed()
+}
+
+type WatchedTable = Result<watcher::Event<ShardTable>, watcher::Error>;
+
+fn watch_table(api: Api<ShardTable>) -> BoxStream<'static, WatchedTable> {
+    let name = format!("metadata.name={}", names::SHARD_TABLE);
+    let config = watcher::Config::default().fields(&name);
+    watcher(api, config).default_backoff().boxed()
 }
 
 /// A nonce that no other life of any replica has: 128 bits from the operating system.
@@ -239,6 +255,40 @@ impl<H: ShardHost> Agent<H> {
         Event::Listed { members, shards }
     }
 
+    fn table_observed(&mut self, observed: WatchedTable) -> Option<Event> {
+        let error = observed.as_ref().err().map(ToString::to_string);
+        self.parts.state.stand(|own| own.table_error = error);
+        match observed {
+            Ok(watcher::Event::Init) => {
+                self.table_listing = None;
+                None
+            }
+            Ok(watcher::Event::InitApply(table)) => {
+                self.table_listing = Some(table);
+                None
+            }
+            Ok(watcher::Event::InitDone) => {
+                let table = self.table_listing.take();
+                let event = Event::TableListed(table.as_ref().and_then(table::decode));
+                self.parts.state.set_table(table);
+                Some(event)
+            }
+            Ok(watcher::Event::Apply(table)) => {
+                let event = table::decode(&table).map(Event::TableObserved);
+                self.parts.state.set_table(Some(table));
+                event
+            }
+            Ok(watcher::Event::Delete(table)) => {
+                self.parts.state.set_table(None);
+                table.metadata.uid.map(Event::TableDeleted)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "watching the shard table failed; it is tried again");
+                None
+            }
+        }
+    }
+
     fn step(&mut self, event: Event) {
         let now_ms = boottime_ms();
         for action in self.machine.handle(now_ms, event) {
@@ -263,6 +313,8 @@ impl<H: ShardHost> Agent<H> {
         self.parts.state.stand(|own| {
             own.settled = self.machine.is_settled(now_ms);
             own.standby = self.machine.is_standby();
+            own.has_table = self.machine.table_uid().is_some();
+            own.table_refused = self.machine.is_table_refused();
             own.last_renewal_ms = self.machine.last_renewal_ms();
             own.steps = own.steps.wrapping_add(1);
         });
@@ -272,9 +324,11 @@ impl<H: ShardHost> Agent<H> {
         match action {
             Action::WriteMember(..)
             | Action::WriteShard(..)
+            | Action::WriteTable(..)
             | Action::ReadMember(_)
-            | Action::ReadShard(_) => self.request(action),
-            Action::FindStamps => self.parts.host.find_stamps(),
+            | Action::ReadShard(_)
+            | Action::ReadTable
+            | Action::ProbeTable => self.request(action),
             Action::ValidUntil(until_ms) => self.parts.validity.set_until_ms(until_ms),
             Action::Watch(shard) => self.parts.host.watch(shard),
             Action::Unwatch(shard) => {
@@ -284,11 +338,18 @@ impl<H: ShardHost> Agent<H> {
             }
             Action::Admit {
                 shard,
+                table,
                 epoch,
                 reason,
                 waited_ms,
             } => {
-                self.admit(shard, epoch, reason, waited_ms);
+                let token = FencingToken {
+                    table: table.into(),
+                    shard,
+                    epoch,
+                    holder: self.machine.identity().into(),
+                };
+                self.admit(token, reason, waited_ms);
             }
             Action::Drain(shard) => {
                 tracing::info!(%shard, "giving the shard up: its work ends first");
@@ -320,12 +381,8 @@ impl<H: ShardHost> Agent<H> {
         }
     }
 
-    fn admit(&mut self, shard: ShardId, epoch: u32, reason: Reason, waited_ms: u64) {
-        let stamp = Stamp {
-            lease: shard_lease_name(shard),
-            epoch,
-            holder: self.machine.identity().to_owned(),
-        };
+    fn admit(&mut self, token: FencingToken, reason: Reason, waited_ms: u64) {
+        let (shard, epoch) = (token.shard, token.epoch);
         let ended = CancellationToken::new();
         self.end_tenure(shard);
         self.draining_since_ms.remove(&shard);
@@ -351,9 +408,7 @@ impl<H: ShardHost> Agent<H> {
             .with_label_values(&[&label])
             .set(i64::from(epoch));
         let validity = Arc::clone(&self.parts.validity);
-        self.parts
-            .host
-            .admit(Tenure::new(shard, stamp, validity, ended));
+        self.parts.host.admit(Tenure::new(token, validity, ended));
     }
 
     fn halt(&mut self, shard: ShardId, reason: Reason) {

@@ -1,8 +1,8 @@
-//! Proves that the API server's fence holds for this replica, and says so; looks at ownership afresh
-//! when it refused a write.
+//! Proves that the API server's fence holds for this replica, and reports it; reads ownership afresh
+//! when the fence refused a write.
 //!
 //! A policy that exists may still not match us: another account, another namespace. Only a refusal
-//! of our own token proves it, so each policy is sent a dry run that breaks its rules.
+//! of our own token proves it, so each policy is sent a dry run that breaks its rules and no other's.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
-use kube::api::{Api, ListParams, PostParams};
+use kube::api::{Api, PostParams};
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,61 +19,66 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::agent::AgentHandle;
-use super::leases::{BUCKETS, LeaseStore, NAME_LABEL, Seen, decode};
+use super::leases::{LeaseStore, NAME_LABEL, Seen, decode};
 use super::state::FleetState;
+use super::table::TableStore;
 use super::tenure::boottime_ms;
-use crate::api::names;
+use crate::api::{ShardTable, names};
 use crate::core::hash::ShardId;
 use crate::core::lease::shard_lease_name;
-use crate::core::object::Stamp;
-use crate::core::ownership::Event;
+use crate::core::ownership::{Event, ReadFailed};
+use crate::core::token::FencingToken;
 use crate::planted::{Fault, is_planted};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
 /// Names of the policies that are the fence begin with this.
 pub const POLICY_PREFIX: &str = "databasecluster-fence";
+/// Name of the policy that limits what the operator may write at all.
+pub const LIMITS: &str = "databasecluster-limits";
 const HOLDER: &str = "databasecluster-fence-holder";
 const ORDER: &str = "databasecluster-fence-order";
 const LEASES: &str = "databasecluster-fence-leases";
+const TABLE: &str = "databasecluster-fence-table";
 
-const SHARD_LEASES: &str = "app.kubernetes.io/name=databasecluster-operator,database.io/role=shard";
-
-/// In a refusal: what the fence compared the stamp with follows.
-const PRESENT_HOLDER: &str = "is not that of the present holder, ";
+/// Name of every object that a dry run would create.
+const PROBE: &str = "databasecluster-fence-probe";
+/// Uid of nothing.
+const NOBODY_UID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// ValidatingAdmissionPolicies are `v1` since Kubernetes 1.30.
 const MINOR_NEEDED: u32 = 30;
 
 /// Name of the check in `/readyz`.
 pub const CHECK: &str = "fence";
+/// Name of the check in `/readyz` that says whether we may write the shard table.
+pub const TABLE_CHECK: &str = "shard-table";
 /// Between proofs while all is well; a fleet at rest should be quiet.
 const AGAIN_WHEN_HELD: Duration = Duration::from_secs(600);
 /// Between proofs while the fence is missing.
 const AGAIN_WHEN_OPEN: Duration = Duration::from_secs(30);
-/// Between proofs while something passes soon: no shard Lease yet, or no answer.
+/// Between proofs while something passes soon: no shard table yet, or no answer.
 const AGAIN_SOON: Duration = Duration::from_secs(2);
-/// Of two looks at one shard's Lease because of refused writes.
-const LOOKS_APART_MS: u64 = 100;
+/// Between two refreshes of one shard because of refused writes.
+const REFRESHES_APART_MS: u64 = 100;
+
+/// Whether a message of the API server is a refusal by one of our policies.
+#[must_use]
+pub fn is_refusal(message: &str) -> bool {
+    message.contains(POLICY_PREFIX) || message.contains(LIMITS)
+}
 
 /// What the dry runs showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// Every policy refused.
     Held,
-    /// Every policy refused that can be asked while there is no shard Lease.
-    NoLeaseYet,
-    /// This policy let pass what it must refuse.
+    /// Every policy refused that can be asked while there is no shard table.
+    NoTableYet,
+    /// This policy accepted what it must refuse.
     Open(&'static str),
     /// The API server is of this version, which has no such policies.
     Old(String),
-    /// It compares with a shard Lease as it was, not as it is.
-    Behind {
-        /// Lease, epoch and holder as the fence knows them.
-        known: String,
-        /// The same as they are.
-        is: String,
-    },
     /// It could not be found out.
     Unknown(String),
 }
@@ -82,7 +87,7 @@ impl Proof {
     /// Whether a replica that requires the fence may begin to act.
     #[must_use]
     pub fn may_start(&self) -> bool {
-        matches!(self, Self::Held | Self::NoLeaseYet)
+        matches!(self, Self::Held | Self::NoTableYet)
     }
 }
 
@@ -90,8 +95,8 @@ impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Held => f.write_str("the API server refuses stale writes of this replica"),
-            Self::NoLeaseYet => f.write_str(
-                "the API server knows the fence; there is no shard Lease yet to compare stamps with",
+            Self::NoTableYet => f.write_str(
+                "the API server knows the fence; there is no shard table yet to compare tokens with",
             ),
             Self::Open(policy) => write!(
                 f,
@@ -102,11 +107,6 @@ impl fmt::Display for Proof {
                 f,
                 "the API server is Kubernetes {version}; the fence needs 1.30 or newer"
             ),
-            Self::Behind { known, is } => write!(
-                f,
-                "the API server compares with {known}, which is {is} by now: if this stays, its \
-                 cache of Leases has stopped (kubernetes/kubernetes#130887); restart it"
-            ),
             Self::Unknown(why) => write!(f, "could not be proven: {why}"),
         }
     }
@@ -114,19 +114,23 @@ impl fmt::Display for Proof {
 
 /// Sends the dry runs of one replica.
 #[derive(Clone)]
-pub struct Prover {
+pub struct FenceProbe {
     client: Client,
     services: Api<Service>,
     leases: Api<Lease>,
+    tables: Api<ShardTable>,
+    table: TableStore,
 }
 
-impl Prover {
-    /// A prover with the replica's own client, in the operator's namespace.
+impl FenceProbe {
+    /// A probe with the replica's own client, in the operator's namespace.
     #[must_use]
     pub fn new(client: Client, namespace: &str) -> Self {
         Self {
             services: Api::namespaced(client.clone(), namespace),
             leases: Api::namespaced(client.clone(), namespace),
+            tables: Api::namespaced(client.clone(), namespace),
+            table: TableStore::new(client.clone(), namespace),
             client,
         }
     }
@@ -154,34 +158,49 @@ impl Prover {
     }
 
     async fn try_prove(&self) -> Result<Proof, String> {
-        let unstamped = probe_service(None, "0")?;
-        if self.refusal(&self.services, &unstamped).await?.is_none() {
+        let unmarked = probe_service(None)?;
+        if self.accepts(&self.services, &unmarked, ORDER).await? {
             return Ok(Proof::Open(ORDER));
         }
-        if self.refusal(&self.leases, &probe_lease()?).await?.is_none() {
+        let impossible = probe_lease(&shard_lease_name(ShardId(999)))?;
+        if self.accepts(&self.leases, &impossible, LEASES).await? {
             return Ok(Proof::Open(LEASES));
         }
-        let params = ListParams::default().labels(SHARD_LEASES).limit(1);
-        let shards = self.leases.list(&params).await;
-        let shards = shards.map_err(|error| format!("no list of shard Leases ({error})"))?;
-        let Some(is) = shards.items.first().map(Present::of) else {
-            return Ok(Proof::NoLeaseYet);
+        let foreign = probe_lease(PROBE)?;
+        if self.accepts(&self.leases, &foreign, LIMITS).await? {
+            return Ok(Proof::Open(LIMITS));
+        }
+        if self.accepts(&self.tables, &probe_table()?, TABLE).await? {
+            return Ok(Proof::Open(TABLE));
+        }
+        let table = self.table.read().await;
+        let table = table.map_err(|ReadFailed| "the shard table could not be read".to_owned())?;
+        let Some(table) = table else {
+            return Ok(Proof::NoTableYet);
         };
-        let nobody = Stamp {
-            lease: is.lease.clone(),
+        let stale = FencingToken {
+            table: table.version.uid.into(),
+            shard: ShardId(0),
             epoch: 1,
             // No identity can be this one: it is no DNS name.
-            holder: "(nobody)".to_owned(),
+            holder: "(nobody)".into(),
         };
-        let stale = probe_service(Some(&nobody), &is.bucket)?;
-        Ok(match self.refusal(&self.services, &stale).await? {
-            None => Proof::Open(HOLDER),
-            Some(message) => is.compare(&message),
+        let stale = probe_service(Some(&stale))?;
+        let is_open = self.accepts(&self.services, &stale, HOLDER).await?;
+        Ok(if is_open {
+            Proof::Open(HOLDER)
+        } else {
+            Proof::Held
         })
     }
 
-    /// Sends a creation that is never carried out; what the fence said when it refused it.
-    async fn refusal<K>(&self, api: &Api<K>, object: &K) -> Result<Option<String>, String>
+    /// Sends a creation that is never carried out. Whether the policy accepted it.
+    async fn accepts<K>(
+        &self,
+        api: &Api<K>,
+        object: &K,
+        policy: &'static str,
+    ) -> Result<bool, String>
     where
         K: Resource + Clone + DeserializeOwned + Serialize + fmt::Debug,
     {
@@ -190,11 +209,26 @@ impl Prover {
             field_manager: Some(names::FIELD_MANAGER.to_owned()),
         };
         match api.create(&params, object).await {
-            Ok(_) => Ok(None),
-            Err(kube::Error::Api(status)) if status.message.contains(POLICY_PREFIX) => {
-                Ok(Some(status.message.clone()))
-            }
-            Err(error) => Err(format!("a dry run was refused by something else ({error})")),
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.message.contains(policy) => Ok(false),
+            Err(error) => Err(format!(
+                "a dry run for {policy} was refused by something else ({error})"
+            )),
+        }
+    }
+
+    /// Whether we may write the shard table, and what to do if not.
+    async fn table_problem(&self) -> Option<String> {
+        match self.table.probe().await {
+            Ok(()) => None,
+            Err(kube::Error::Api(status)) if status.code == 404 => Some(
+                "the API server does not serve the kind ShardTable: apply deploy/base/crd.yaml"
+                    .to_owned(),
+            ),
+            Err(error) => Some(format!(
+                "the shard table cannot be written ({error}): apply deploy/base/rbac.yaml and \
+                 deploy/base/fence.yaml"
+            )),
         }
     }
 }
@@ -205,72 +239,40 @@ fn is_before(major: &str, minor: &str, needed: u32) -> bool {
     major == "1" && digits.parse::<u32>().is_ok_and(|minor| minor < needed)
 }
 
-/// A shard Lease as it is.
-struct Present {
-    lease: String,
-    /// `<lease>/<epoch>/<holder>`, as the fence writes it.
-    stamp: String,
-    /// One that it holds.
-    bucket: String,
-}
-
-impl Present {
-    fn of(lease: &Lease) -> Self {
-        let name = lease.metadata.name.clone().unwrap_or_default();
-        let spec = lease.spec.as_ref();
-        let epoch = spec.and_then(|spec| spec.lease_transitions).unwrap_or(0);
-        let holder = spec.and_then(|spec| spec.holder_identity.as_deref());
-        let range = lease.metadata.annotations.as_ref();
-        let range = range.and_then(|annotations| annotations.get(BUCKETS));
-        let first = range.and_then(|range| range.split('-').next());
-        Self {
-            stamp: format!("{name}/{epoch}/{}", holder.unwrap_or_default()),
-            bucket: first.unwrap_or("0").to_owned(),
-            lease: name,
-        }
-    }
-
-    /// The refusal tells what the fence compared with.
-    fn compare(&self, message: &str) -> Proof {
-        let known = message.split(PRESENT_HOLDER).nth(1).map(str::trim);
-        match known {
-            Some(known) if known != self.stamp => Proof::Behind {
-                known: known.to_owned(),
-                is: self.stamp.clone(),
-            },
-            _ => Proof::Held,
-        }
-    }
-}
-
-/// A child of nobody's, right but for its stamp.
-fn probe_service(stamp: Option<&Stamp>, bucket: &str) -> Result<Service, String> {
+/// A child of nobody's in the first bucket, right but for its token.
+fn probe_service(token: Option<&FencingToken>) -> Result<Service, String> {
     let mut annotations = json!({names::GENERATION_ANNOTATION: "1"});
-    if let Some(stamp) = stamp {
-        annotations[names::STAMP_ANNOTATION] = json!(stamp.to_string());
+    if let Some(token) = token {
+        annotations[names::FENCING_TOKEN_ANNOTATION] = json!(token.for_cluster(NOBODY_UID));
     }
     typed(json!({
         "metadata": {
-            "name": "databasecluster-fence-probe",
-            "labels": {names::BUCKET_LABEL: bucket},
+            "name": PROBE,
+            "labels": {names::BUCKET_LABEL: "0"},
             "annotations": annotations,
             "ownerReferences": [{
                 "apiVersion": names::API_VERSION, "kind": names::KIND, "name": "nobody",
-                "uid": "00000000-0000-0000-0000-000000000000", "controller": true,
+                "uid": NOBODY_UID, "controller": true,
             }],
         },
         "spec": {"clusterIP": "None", "ports": [{"port": 1}]},
     }))
 }
 
-/// A shard Lease that can not be: there are at most 256.
-fn probe_lease() -> Result<Lease, String> {
+/// A Lease that the operator never writes.
+fn probe_lease(name: &str) -> Result<Lease, String> {
     typed(json!({
-        "metadata": {
-            "name": shard_lease_name(ShardId(999)),
-            "labels": {NAME_LABEL.0: NAME_LABEL.1},
-        },
+        "metadata": {"name": name, "labels": {NAME_LABEL.0: NAME_LABEL.1}},
         "spec": {"holderIdentity": ""},
+    }))
+}
+
+/// A table that the operator never writes.
+fn probe_table() -> Result<ShardTable, String> {
+    typed(json!({
+        "apiVersion": names::API_VERSION, "kind": "ShardTable",
+        "metadata": {"name": PROBE},
+        "spec": {"shards": 1, "entries": {"000": {"epoch": 0, "holder": "", "incarnation": ""}}},
     }))
 }
 
@@ -278,21 +280,26 @@ fn typed<K: DeserializeOwned>(object: Value) -> Result<K, String> {
     serde_json::from_value(object).map_err(|error| error.to_string())
 }
 
-/// Keeps the proof fresh, and tells of it.
-pub struct Keeper {
-    prover: Prover,
+/// Proves again from time to time that the fence holds, and reports it.
+pub struct FenceMonitor {
+    probe: FenceProbe,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     required: bool,
     last: Option<Proof>,
 }
 
-impl Keeper {
+impl FenceMonitor {
     /// Nothing is proven yet. `required`: readiness depends on it.
     #[must_use]
-    pub fn new(prover: Prover, health: Arc<Health>, metrics: Arc<Metrics>, required: bool) -> Self {
+    pub fn new(
+        probe: FenceProbe,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        required: bool,
+    ) -> Self {
         Self {
-            prover,
+            probe,
             health,
             metrics,
             required,
@@ -301,9 +308,22 @@ impl Keeper {
     }
 
     /// Proves once; where the fence is required, again and again until the replica may begin to act.
+    /// Without the right to write the shard table, no replica may.
     pub async fn before_start(&mut self) {
+        let mut known = None;
         loop {
-            let proof = self.look().await;
+            let problem = self.probe.table_problem().await;
+            let Some(problem) = problem else { break };
+            self.health.set(TABLE_CHECK, Err(&problem));
+            if known.as_ref() != Some(&problem) {
+                tracing::error!("{problem}; waiting for that");
+                known = Some(problem);
+            }
+            tokio::time::sleep(AGAIN_SOON).await;
+        }
+        self.health.ok(TABLE_CHECK);
+        loop {
+            let proof = self.prove().await;
             if !self.required || proof.may_start() {
                 return;
             }
@@ -317,9 +337,7 @@ impl Keeper {
             let pause = match &self.last {
                 Some(Proof::Held) => AGAIN_WHEN_HELD,
                 Some(Proof::Open(_) | Proof::Old(_)) => AGAIN_WHEN_OPEN,
-                Some(Proof::NoLeaseYet | Proof::Behind { .. } | Proof::Unknown(_)) | None => {
-                    AGAIN_SOON
-                }
+                Some(Proof::NoTableYet | Proof::Unknown(_)) | None => AGAIN_SOON,
             };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -327,24 +345,24 @@ impl Keeper {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = self.look() => {}
+                _ = self.prove() => {}
             }
         }
     }
 
-    async fn look(&mut self) -> Proof {
-        let mut proof = self.prover.prove().await;
-        if matches!(proof, Proof::Behind { .. }) {
-            // The cache is some milliseconds late after each change of hands.
+    async fn prove(&mut self) -> Proof {
+        let mut proof = self.probe.prove().await;
+        if matches!(proof, Proof::Open(_)) && self.last == Some(Proof::NoTableYet) {
+            // The API server takes a moment to notice a new table.
             tokio::time::sleep(AGAIN_SOON).await;
-            proof = self.prover.prove().await;
+            proof = self.probe.prove().await;
         }
-        self.tell(&proof);
+        self.report(&proof);
         self.last = Some(proof.clone());
         proof
     }
 
-    fn tell(&self, proof: &Proof) {
+    fn report(&self, proof: &Proof) {
         // What could not be asked is as it was.
         if !matches!(proof, Proof::Unknown(_)) {
             let held = i64::from(*proof == Proof::Held);
@@ -353,7 +371,7 @@ impl Keeper {
         if self.last.as_ref() != Some(proof) {
             match (proof, self.required) {
                 (Proof::Held, _) => tracing::info!("fence: {proof}"),
-                (Proof::NoLeaseYet, _) => tracing::debug!("fence: {proof}"),
+                (Proof::NoTableYet, _) => tracing::debug!("fence: {proof}"),
                 (_, true) => tracing::error!("--require-fence: {proof}"),
                 (_, false) => tracing::warn!("fence: {proof}; working without it"),
             }
@@ -370,37 +388,44 @@ impl Keeper {
     }
 }
 
-/// Reads the Lease of a shard afresh after the fence refused a write there, so that a replica that
-/// lost its shard without noticing stops at once.
-pub struct SecondLook {
-    store: LeaseStore,
+/// Reads the Lease of a shard and the table afresh after the fence refused a write there, so that a
+/// replica that lost its shard without noticing stops at once.
+pub struct LeaseRefresher {
+    leases: LeaseStore,
+    table: TableStore,
     agent: AgentHandle,
     fleet: Arc<FleetState>,
-    /// When each shard was last looked at. Locked for one look-up, never over an await.
-    looked_ms: Mutex<BTreeMap<ShardId, u64>>,
+    /// When each shard was last refreshed. Locked for one look-up, never over an await.
+    refreshed_ms: Mutex<BTreeMap<ShardId, u64>>,
 }
 
-impl SecondLook {
-    /// Looks with `store`, and tells `agent`.
+impl LeaseRefresher {
+    /// Reads from the stores and sends what it finds to `agent`.
     #[must_use]
-    pub fn new(store: LeaseStore, agent: AgentHandle, fleet: Arc<FleetState>) -> Self {
+    pub fn new(
+        leases: LeaseStore,
+        table: TableStore,
+        agent: AgentHandle,
+        fleet: Arc<FleetState>,
+    ) -> Self {
         Self {
-            store,
+            leases,
+            table,
             agent,
             fleet,
-            looked_ms: Mutex::default(),
+            refreshed_ms: Mutex::default(),
         }
     }
 
-    /// Looks, unless somebody just did.
-    pub async fn look(&self, shard: ShardId) {
+    /// Reads Lease and table, unless that was just done.
+    pub async fn refresh(&self, shard: ShardId) {
         if !self.is_due(shard) {
             return;
         }
         let name = shard_lease_name(shard);
         let is_it = |lease: &&Arc<Lease>| lease.metadata.name.as_ref() == Some(&name);
         let known = self.fleet.leases().iter().find(is_it).cloned();
-        match self.store.read(&name).await {
+        match self.leases.read(&name).await {
             Ok(Some(Seen::Shard(lease))) => self.agent.send(Event::ShardSeen(lease)).await,
             Ok(None) => {
                 if let Some(Seen::Shard(gone)) = known.as_deref().and_then(decode) {
@@ -408,21 +433,25 @@ impl SecondLook {
                     self.agent.send(Event::ShardGone { shard, uid }).await;
                 }
             }
-            Ok(Some(Seen::Member(_))) | Err(()) => {}
+            Ok(Some(Seen::Member(_))) | Err(ReadFailed) => {}
+        }
+        if let Ok(table) = self.table.read().await {
+            self.agent.send(Event::TableListed(table)).await;
         }
     }
 
     fn is_due(&self, shard: ShardId) -> bool {
         let now_ms = boottime_ms();
         // A panic elsewhere leaves nothing half-written here.
-        let mut looked_ms = self
-            .looked_ms
+        let mut refreshed_ms = self
+            .refreshed_ms
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let last_ms = looked_ms.get(&shard).copied();
-        let due = last_ms.is_none_or(|last_ms| now_ms.saturating_sub(last_ms) >= LOOKS_APART_MS);
+        let last_ms = refreshed_ms.get(&shard).copied();
+        let due =
+            last_ms.is_none_or(|last_ms| now_ms.saturating_sub(last_ms) >= REFRESHES_APART_MS);
         if due {
-            looked_ms.insert(shard, now_ms);
+            refreshed_ms.insert(shard, now_ms);
         }
         due
     }
@@ -430,46 +459,9 @@ impl SecondLook {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn present() -> Present {
-        let lease = json!({
-            "metadata": {
-                "name": "databasecluster-shard-003", "annotations": {"database.io/buckets": "24-31"},
-            },
-            "spec": {"holderIdentity": "a", "leaseTransitions": 7},
-        });
-        Present::of(&typed(lease).unwrap())
-    }
-
-    #[test]
-    fn a_refusal_tells_whether_the_fence_knows_the_lease_as_it_is() {
-        let present = present();
-        assert_eq!(present.bucket, "24");
-        let refusal = |known: &str| {
-            format!("policy x denied request: the stamp y/1/(nobody) {PRESENT_HOLDER}{known}")
-        };
-        let same = refusal("databasecluster-shard-003/7/a");
-        assert_eq!(present.compare(&same), Proof::Held);
-        for late in [
-            "databasecluster-shard-003/6/b",
-            "databasecluster-shard-003/7/",
-        ] {
-            let proof = present.compare(&refusal(late));
-            let Proof::Behind { known, is } = &proof else {
-                unreachable!("{proof}");
-            };
-            assert_eq!(
-                (known.as_str(), is.as_str()),
-                (late, present.stamp.as_str())
-            );
-            assert!(!proof.may_start());
-        }
-        assert_eq!(present.compare("refused for another reason"), Proof::Held);
-    }
-
-    /// An API server of a minor version that lets everything pass.
+    /// An API server of a minor version that accepts everything.
     fn without_policies(minor: &'static str) -> Client {
         let answer = move |request: http::Request<kube::client::Body>| async move {
             let text = match request.uri().path() {
@@ -487,8 +479,8 @@ mod tests {
     #[tokio::test]
     async fn an_api_server_that_is_too_old_is_named() {
         for (minor, old) in [("29", true), ("29+", true), ("30", false), ("37", false)] {
-            let prover = Prover::new(without_policies(minor), "default");
-            let proof = prover.prove().await;
+            let probe = FenceProbe::new(without_policies(minor), "default");
+            let proof = probe.prove().await;
             let said = proof.to_string();
             assert!(!proof.may_start());
             let named = format!("Kubernetes v1.{minor}.4; the fence needs 1.30");

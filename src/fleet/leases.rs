@@ -15,17 +15,18 @@ use crate::core::lease::{
     MemberChange, MemberLease, MemberWrite, ShardLease, ShardWrite, Successor, Version,
     bucket_range, identity_of, member_lease_name, shard_lease_name, shard_of,
 };
-use crate::core::ownership::WriteResult;
+use crate::core::ownership::{ReadFailed, WriteResult};
 
 /// Label that all Leases of the operator carry.
 pub const NAME_LABEL: (&str, &str) = ("app.kubernetes.io/name", "databasecluster-operator");
-const ROLE_LABEL: &str = "database.io/role";
+pub(super) const ROLE_LABEL: &str = "database.io/role";
 const INCARNATION: &str = "database.io/incarnation";
 const RENEWAL: &str = "database.io/renewal";
 const POD_UID: &str = "database.io/pod-uid";
 const REVISION: &str = "database.io/revision";
 const SHARDS: &str = "database.io/shards";
 const DRAINING: &str = "database.io/draining";
+const BARRED: &str = "database.io/barred";
 const STATS: &str = "database.io/stats";
 pub(super) const BUCKETS: &str = "database.io/buckets";
 const SUCCESSOR: &str = "database.io/successor";
@@ -85,6 +86,7 @@ fn decode_member(identity: &str, lease: &Lease) -> Option<MemberLease> {
         revision: annotation(lease, REVISION).to_owned(),
         shards: annotation(lease, SHARDS).parse().unwrap_or(0),
         draining: annotation(lease, DRAINING) == "true",
+        barred: annotation(lease, BARRED) == "true",
         warm: annotation(lease, WARM)
             .split(',')
             .filter_map(|n| n.parse().ok())
@@ -167,9 +169,11 @@ impl LeaseStore {
                 incarnation,
                 renewal,
                 draining,
+                barred,
                 warm,
             } => {
-                let lease = self.member(write, incarnation, *renewal, *draining, warm, stats);
+                let says = [(DRAINING, *draining), (BARRED, *barred)];
+                let lease = self.member(write, incarnation, *renewal, says, warm, stats);
                 self.put(&name, &lease).await.and_then_decode(member_of)
             }
             MemberChange::Vacate => {
@@ -216,18 +220,18 @@ impl LeaseStore {
         settle(timeout(CALL_TIMEOUT, sent).await).and_then_decode(shard_from)
     }
 
-    /// Reads a Lease afresh. `Err`: it could not be read.
+    /// Reads a Lease from the API server.
     ///
     /// # Errors
     /// When the API server did not answer in time, or with something else than the Lease or 404.
-    pub async fn read(&self, name: &str) -> Result<Option<Seen>, ()> {
+    pub async fn read(&self, name: &str) -> Result<Option<Seen>, ReadFailed> {
         match timeout(CALL_TIMEOUT, self.api.get_opt(name)).await {
             Ok(Ok(found)) => Ok(found.as_ref().and_then(decode)),
             Ok(Err(error)) => {
                 tracing::debug!(lease = name, %error, "could not read a Lease");
-                Err(())
+                Err(ReadFailed)
             }
-            Err(_) => Err(()),
+            Err(_) => Err(ReadFailed),
         }
     }
 
@@ -271,7 +275,7 @@ impl LeaseStore {
         write: &MemberWrite,
         incarnation: &str,
         renewal: u64,
-        draining: bool,
+        says: [(&'static str, bool); 2],
         warm: &BTreeSet<ShardId>,
         stats: String,
     ) -> Lease {
@@ -283,9 +287,10 @@ impl LeaseStore {
             (POD_UID, self.me.pod_uid.clone()),
             (REVISION, self.me.revision.clone()),
             (SHARDS, self.me.shards.get().to_string()),
-            (DRAINING, draining.to_string()),
             (STATS, stats),
-        ];
+        ]
+        .into_iter()
+        .chain(says.map(|(name, is_so)| (name, is_so.to_string())));
         let spec = LeaseSpec {
             holder_identity: Some(write.identity.clone()),
             lease_duration_seconds: Some(self.me.lease_seconds),
@@ -390,7 +395,7 @@ fn label<L>(result: &WriteResult<L>) -> &'static str {
 }
 
 /// What an answer, or its absence, says about the write: only 2xx, 4xx are certain.
-fn settle<T>(
+pub(super) fn settle<T>(
     answer: Result<Result<T, kube::Error>, tokio::time::error::Elapsed>,
 ) -> WriteResult<T> {
     match answer {
@@ -398,13 +403,13 @@ fn settle<T>(
         Ok(Err(kube::Error::Api(status))) => match status.code {
             404 | 409 => WriteResult::Conflict,
             400..=499 => {
-                tracing::warn!(code = status.code, message = %status.message, "a Lease write was refused");
+                tracing::warn!(code = status.code, message = %status.message, "a write of a Lease or of the shard table was refused");
                 WriteResult::Rejected
             }
             _ => WriteResult::Unknown,
         },
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a Lease write has no answer");
+            tracing::debug!(%error, "a write of a Lease or of the shard table has no answer");
             WriteResult::Unknown
         }
         Err(_) => WriteResult::Unknown,

@@ -6,4 +6,5 @@ pub mod fence;
 pub mod leader;
 pub mod leases;
 pub mod state;
+pub mod table;
 pub mod tenure;

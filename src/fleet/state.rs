@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::leader::LEADER_LEASE;
 use super::leases::{Seen, decode};
 use super::tenure::boottime_ms;
+use crate::api::ShardTable;
 use crate::core::hash::ShardCount;
 use crate::core::lease::{MemberLease, ShardLease, member_lease_name};
 use crate::core::planner::{Fleet, Overview};
@@ -25,6 +26,7 @@ pub struct FleetState {
 #[derive(Clone, Debug, Default)]
 struct Inner {
     leases: BTreeMap<String, Arc<Lease>>,
+    table: Option<Arc<ShardTable>>,
     history: History,
     standing: Standing,
 }
@@ -40,6 +42,12 @@ pub struct Standing {
     pub last_renewal_ms: Option<u64>,
     /// Why the Leases can not be watched, if they can not.
     pub watch_error: Option<String>,
+    /// Why the shard table cannot be watched, if it cannot.
+    pub table_error: Option<String>,
+    /// The shard table is known, with our number of shards.
+    pub has_table: bool,
+    /// The API server refuses our writes of the shard table.
+    pub table_refused: bool,
     /// Grows with every step of the agent, several a second whatever the world outside is like.
     pub steps: u64,
 }
@@ -54,6 +62,18 @@ impl FleetState {
     #[must_use]
     pub fn leases(&self) -> Vec<Arc<Lease>> {
         self.with(|inner| inner.leases.values().cloned().collect())
+    }
+
+    /// The shard table as last observed.
+    #[must_use]
+    pub fn table(&self) -> Option<Arc<ShardTable>> {
+        self.with(|inner| inner.table.clone())
+    }
+
+    /// Takes in the shard table, or its absence.
+    pub fn set_table(&self, table: Option<ShardTable>) {
+        let table = table.map(Arc::new);
+        self.with(|inner| inner.table = table);
     }
 
     /// Takes in a Lease: one that the watch shows, or the fleet leader's, which carries no labels.

@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::hash::ShardId;
-use crate::core::object::Stamp;
+use crate::core::token::FencingToken;
 use crate::planted::{Fault, clock_ms, is_planted};
 
 /// Milliseconds on a clock that counts suspended time and never jumps (`CLOCK_BOOTTIME`).
@@ -62,8 +62,7 @@ pub struct Tenure {
 
 #[derive(Debug)]
 struct Inner {
-    shard: ShardId,
-    stamp: Stamp,
+    token: FencingToken,
     validity: Arc<Validity>,
     ended: CancellationToken,
 }
@@ -71,16 +70,10 @@ struct Inner {
 impl Tenure {
     /// A tenure that lasts until `ended` is cancelled or `validity` runs out.
     #[must_use]
-    pub fn new(
-        shard: ShardId,
-        stamp: Stamp,
-        validity: Arc<Validity>,
-        ended: CancellationToken,
-    ) -> Self {
+    pub fn new(token: FencingToken, validity: Arc<Validity>, ended: CancellationToken) -> Self {
         Self {
             inner: Arc::new(Inner {
-                shard,
-                stamp,
+                token,
                 validity,
                 ended,
             }),
@@ -90,13 +83,13 @@ impl Tenure {
     /// The shard.
     #[must_use]
     pub fn shard(&self) -> ShardId {
-        self.inner.shard
+        self.inner.token.shard
     }
 
-    /// What to write into every object: shard Lease, epoch, holder.
+    /// What to write into every object, so that the fence can compare it.
     #[must_use]
-    pub fn stamp(&self) -> &Stamp {
-        &self.inner.stamp
+    pub fn token(&self) -> &FencingToken {
+        &self.inner.token
     }
 
     /// Whether one may write now. Call it right before each write.
@@ -107,8 +100,8 @@ impl Tenure {
         let valid = self.inner.validity.holds() || is_planted(Fault::Validity);
         if self.inner.ended.is_cancelled() || !valid {
             return Err(TenureLost {
-                shard: self.inner.shard,
-                epoch: self.inner.stamp.epoch,
+                shard: self.inner.token.shard,
+                epoch: self.inner.token.epoch,
             });
         }
         Ok(())

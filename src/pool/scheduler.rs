@@ -66,7 +66,7 @@ fn step<R: Reconcile>(
                 "reconcile",
                 object = %run.key,
                 shard = %run.shard,
-                epoch = slot.tenure.stamp().epoch,
+                epoch = slot.tenure.token().epoch,
                 attempt = run.attempts.failures.saturating_add(run.attempts.looks).saturating_add(1),
             );
             let task = run_one(Arc::clone(shared), run, slot, free, now_ms);

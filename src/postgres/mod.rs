@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 use crate::api::names;
 use crate::core::child::{ChildId, ChildKind, DesiredChild, Fingerprint};
 use crate::core::digest::{self, Shape};
-use crate::core::object::{ObjectKey, Stamp};
+use crate::core::object::ObjectKey;
 use crate::core::observed::{ClaimTemplate, ClusterRecord};
+use crate::core::token::FencingToken;
 
 pub use labels::selector_text;
 pub use secret::{Password, RANDOM_BYTES, secret, secret_id, secret_name};
@@ -98,9 +99,9 @@ impl Source<'_> {
             .collect()
     }
 
-    /// What to apply for one of them, with the stamp of who writes it; none when it is none of them.
+    /// What to apply for one of them, with the fencing token of the writer; none when it is none of them.
     #[must_use]
-    pub fn manifest(&self, child: &DesiredChild, stamp: &Stamp) -> Option<Value> {
+    pub fn manifest(&self, child: &DesiredChild, token: &FencingToken) -> Option<Value> {
         let cluster = &self.cluster.key.name;
         let how = RENDERERS
             .iter()
@@ -109,7 +110,7 @@ impl Source<'_> {
         manifest["metadata"]["annotations"] = json!({
             names::FINGERPRINT_ANNOTATION: child.fingerprint.to_string(),
             names::GENERATION_ANNOTATION: self.cluster.generation.to_string(),
-            names::STAMP_ANNOTATION: stamp.to_string(),
+            names::FENCING_TOKEN_ANNOTATION: token.for_cluster(&self.cluster.uid),
         });
         Some(manifest)
     }
@@ -219,7 +220,6 @@ fn sample() -> ClusterRecord {
         resource_version: String::new(),
         deleting: false,
         finalizers: Vec::new(),
-        stamp: None,
         spec: crate::api::DatabaseClusterSpec {
             replicas: 1,
             image: "image".to_owned(),

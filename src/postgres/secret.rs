@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::{PORT, fingerprint, metadata, rw_host};
 use crate::api::names;
 use crate::core::child::{ChildId, ChildKind};
-use crate::core::object::Stamp;
 use crate::core::observed::ClusterRecord;
+use crate::core::token::FencingToken;
 
 /// Role and database of the applications.
 const USERNAME: &str = "app";
@@ -61,13 +61,13 @@ pub fn secret_id(cluster: &str) -> ChildId {
     }
 }
 
-/// The Secret, stamped. `replication` is the password of the replicas.
+/// The Secret, with the fencing token of the writer. `replication` is the password of the replicas.
 #[must_use]
 pub fn secret(
     cluster: &ClusterRecord,
     password: &Password,
     replication: &Password,
-    stamp: &Stamp,
+    token: &FencingToken,
 ) -> Value {
     let name = secret_name(&cluster.key.name);
     let mut manifest = json!({
@@ -78,7 +78,7 @@ pub fn secret(
     });
     // Before the passwords are in it: they must not be found from the fingerprint.
     manifest["metadata"]["annotations"] = json!({
-        names::STAMP_ANNOTATION: stamp.to_string(),
+        names::FENCING_TOKEN_ANNOTATION: token.for_cluster(&cluster.uid),
         names::FINGERPRINT_ANNOTATION: fingerprint(&manifest).to_string(),
         names::GENERATION_ANNOTATION: cluster.generation.to_string(),
     });

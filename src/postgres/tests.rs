@@ -38,14 +38,15 @@ fn statefulset(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Desire
 /// What is applied for a StatefulSet.
 fn statefulset_manifest(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
     let set = statefulset(cluster, claim);
-    source(cluster, claim).manifest(&set, &stamp(17)).unwrap()
+    source(cluster, claim).manifest(&set, &token(17)).unwrap()
 }
 
-fn stamp(epoch: u32) -> Stamp {
-    Stamp {
-        lease: "databasecluster-shard-003".to_owned(),
+fn token(epoch: u32) -> FencingToken {
+    FencingToken {
+        table: "table".into(),
+        shard: crate::core::hash::ShardId(3),
         epoch,
-        holder: "operator-0".to_owned(),
+        holder: "operator-0".into(),
     }
 }
 
@@ -88,7 +89,7 @@ fn no_field_is_unknown_to_kubernetes() {
     let cluster = cluster();
     let source = source(&cluster, None);
     for child in source.children() {
-        let manifest = source.manifest(&child, &stamp(1)).unwrap();
+        let manifest = source.manifest(&child, &token(1)).unwrap();
         match child.id.kind {
             ChildKind::Service => known::<Service>(&manifest),
             ChildKind::ConfigMap => known::<ConfigMap>(&manifest),
@@ -97,7 +98,7 @@ fn no_field_is_unknown_to_kubernetes() {
             ChildKind::Secret => panic!("it is no child to compare"),
         }
     }
-    let secret = secret(&cluster, &password(1), &password(2), &stamp(1));
+    let secret = secret(&cluster, &password(1), &password(2), &token(1));
     known::<Secret>(&secret);
 }
 
@@ -130,7 +131,7 @@ fn a_budget_and_the_services_select_the_pods() {
         ]
     );
     for child in &all[1..5] {
-        let manifest = source(&cluster, None).manifest(child, &stamp(1)).unwrap();
+        let manifest = source(&cluster, None).manifest(child, &token(1)).unwrap();
         let selector = &manifest["spec"]["selector"];
         let selector = selector.get("matchLabels").unwrap_or(selector);
         for (name, value) in selector.as_object().unwrap() {
@@ -159,7 +160,7 @@ fn a_budget_and_the_services_select_the_pods() {
 
 #[test]
 fn the_secret_has_what_clients_need_and_no_trace_of_the_passwords_elsewhere() {
-    let one = secret(&cluster(), &password(1), &password(2), &stamp(1));
+    let one = secret(&cluster(), &password(1), &password(2), &token(1));
     let data = &one["stringData"];
     let word = data["password"].as_str().unwrap();
     assert_eq!(word.len(), 32);
@@ -170,7 +171,7 @@ fn the_secret_has_what_clients_need_and_no_trace_of_the_passwords_elsewhere() {
         data["uri"],
         format!("postgresql://app:{word}@orders-rw.shop.svc:5432/app")
     );
-    let other = secret(&cluster(), &password(3), &password(4), &stamp(1));
+    let other = secret(&cluster(), &password(3), &password(4), &token(1));
     assert_ne!(other["stringData"], one["stringData"]);
     assert_eq!(
         other["metadata"], one["metadata"],
@@ -241,8 +242,8 @@ fn a_takeover_and_a_new_generation_do_not_change_the_fingerprint() {
     later.generation = 5;
     later.resource_version = "77".to_owned();
     assert_eq!(statefulset(&later, None).fingerprint, before.fingerprint);
-    let stamped_anew = source(&later, None).manifest(&before, &stamp(18)).unwrap();
-    let annotations = &stamped_anew["metadata"]["annotations"];
+    let applied_again = source(&later, None).manifest(&before, &token(18)).unwrap();
+    let annotations = &applied_again["metadata"]["annotations"];
     assert_eq!(
         annotations["database.io/fingerprint"],
         before.fingerprint.to_string()
@@ -309,7 +310,6 @@ fn the_live_object_has_the_digest_of_the_desired_one_after_the_api_server_filled
     assert_eq!(record.child.made_from_generation, Some(4));
     assert_eq!(record.child.cluster_key(), Some(cluster.key.clone()));
     assert_eq!(record.child.bucket, Some(cluster.bucket));
-    assert_eq!(record.child.stamp, Some(stamp(17)));
     assert_eq!(record.claim.unwrap().class_name.as_deref(), Some("fast"));
 }
 

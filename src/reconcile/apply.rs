@@ -146,7 +146,7 @@ impl Run<'_> {
     ) -> Result<bool, Refused> {
         let namespace = &self.cluster.key.namespace;
         let writer = &self.reconciler.writer;
-        let manifest = self.source(owned).manifest(child, self.tenure.stamp());
+        let manifest = self.source(owned).manifest(child, self.tenure.token());
         let manifest = manifest.ok_or_else(|| {
             Refused::Failure(Failure::Failed {
                 cause: Cause::Other,
@@ -201,7 +201,7 @@ impl Run<'_> {
             return Err(Refused::Trouble(trouble));
         }
         let version = writer
-            .relabel_child(self.tenure, namespace, &record, self.cluster.bucket)
+            .relabel_child(self.tenure, self.cluster, &record)
             .await
             .map_err(|refusal| Refused::by(refusal, &child.id))?;
         self.wrote = true;

@@ -150,6 +150,6 @@ impl Writer {
 fn marks(tenure: &Tenure, cluster: &ClusterRecord) -> Value {
     json!({
         "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
-        "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
+        "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
     })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::core::Status;
 
 use crate::core::outcome::{Cause, Failure};
-use crate::fleet::fence::POLICY_PREFIX;
+use crate::fleet::fence::is_refusal;
 
 /// Pause after a 429 that names none.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ pub(super) fn judge(error: &kube::Error) -> Refusal {
 
 fn judge_status(status: &Status) -> Refusal {
     let message = shorten(&status.message);
-    if message.contains(POLICY_PREFIX) {
+    if is_refusal(&message) {
         return Refusal::Failure(Failure::LookAgain {
             fenced: true,
             message,

@@ -6,6 +6,7 @@ use super::failure::Refusal;
 use super::run::Run;
 use crate::api::{ConditionType, Retain, names};
 use crate::core::claims;
+use crate::core::hash::fnv1a64;
 use crate::core::lifecycle::reason;
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::outcome::{Failure, Next, Outcome};
@@ -36,21 +37,22 @@ impl Run<'_> {
         Ok(self.outcome(Next::Waiting))
     }
 
-    /// Stamps a child, if its stamp is not ours, and deletes it.
+    /// Sets our fencing token on a child, if it has another, and deletes it.
     pub(super) async fn delete_child(
         &self,
         delete: &Delete,
         child: &ChildRecord,
     ) -> Result<(), Refusal> {
         let writer = &self.reconciler.writer;
-        let namespace = &self.cluster.key.namespace;
         let mut version = delete.resource_version.clone();
-        if child.stamp.as_ref() != Some(self.tenure.stamp()) {
-            let stamped = writer
-                .stamp_child(self.tenure, namespace, &delete.id, &version)
+        let token = self.tenure.token().for_cluster(&self.cluster.uid);
+        if child.token != Some(fnv1a64(token.as_bytes())) {
+            let marked = writer
+                .set_child_token(self.tenure, self.cluster, &delete.id, &version)
                 .await?;
-            version = stamped.unwrap_or(version);
+            version = marked.unwrap_or(version);
         }
+        let namespace = &self.cluster.key.namespace;
         writer
             .delete_child(self.tenure, namespace, &delete.id, &delete.uid, &version)
             .await

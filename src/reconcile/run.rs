@@ -190,7 +190,7 @@ impl<'a> Run<'a> {
     pub(super) async fn set_finalizers(&mut self, finalizers: &[&str]) -> Result<(), Refusal> {
         let writer = &self.reconciler.writer;
         let version = writer
-            .set_finalizers(self.tenure, &self.cluster.key, &self.version, finalizers)
+            .set_finalizers(self.tenure, self.cluster, &self.version, finalizers)
             .await?;
         self.wrote_cluster(version);
         Ok(())
@@ -322,7 +322,7 @@ impl<'a> Run<'a> {
             trouble: applied.trouble.as_ref(),
             diagnosis,
             selector: &postgres::selector_text(&self.cluster.key.name),
-            stamp: self.tenure.stamp(),
+            token: self.tenure.token(),
             now: Timestamp::now(),
         })
     }

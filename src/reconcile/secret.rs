@@ -42,8 +42,8 @@ impl Run<'_> {
     async fn create_secret(&self, trial: bool) -> Result<bool, Refused> {
         let id = postgres::secret_id(&self.cluster.key.name);
         let (password, replication) = (new_password()?, new_password()?);
-        let stamp = self.tenure.stamp();
-        let manifest = postgres::secret(self.cluster, &password, &replication, stamp);
+        let token = self.tenure.token();
+        let manifest = postgres::secret(self.cluster, &password, &replication, token);
         let namespace = &self.cluster.key.namespace;
         let writer = &self.reconciler.writer;
         match writer

@@ -38,7 +38,7 @@ impl Run<'_> {
         let version = writer
             .annotate_child(
                 self.tenure,
-                &cluster.key.namespace,
+                cluster,
                 &set.child,
                 (names::CLAIMS_ANNOTATION, &grown),
             )

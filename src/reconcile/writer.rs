@@ -1,5 +1,5 @@
-//! Every write of the operator: checked against the tenure right before it is sent, stamped, and
-//! bound to the version or uid of what was seen.
+//! Every write of the operator: checked against the tenure right before it is sent, marked with the
+//! fencing token, and bound to the version or uid of what was seen.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -22,9 +22,8 @@ use serde_json::{Value, json};
 use super::failure::{Refusal, judge};
 use crate::api::{DatabaseCluster, DatabaseClusterStatus, names};
 use crate::core::child::{ChildId, ChildKind};
-use crate::core::hash::Bucket;
 use crate::core::object::ObjectKey;
-use crate::core::observed::ChildRecord;
+use crate::core::observed::{ChildRecord, ClusterRecord};
 use crate::core::outcome::Failure;
 use crate::core::plan::Precondition;
 use crate::fleet::tenure::Tenure;
@@ -133,7 +132,7 @@ impl Writer {
     pub(super) async fn annotate_child(
         &self,
         tenure: &Tenure,
-        namespace: &str,
+        cluster: &ClusterRecord,
         child: &ChildRecord,
         (annotation, value): (&str, &str),
     ) -> Result<String, Refusal> {
@@ -141,11 +140,16 @@ impl Writer {
             "uid": child.uid,
             "annotations": {
                 annotation: value,
-                names::STAMP_ANNOTATION: tenure.stamp().to_string(),
+                names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid),
             },
         }});
         let id = child.id();
-        let request = self.patch_child(namespace, &id, merge_params(), Patch::Merge(&patch));
+        let request = self.patch_child(
+            &cluster.key.namespace,
+            &id,
+            merge_params(),
+            Patch::Merge(&patch),
+        );
         let answer = self.guarded(tenure, id.kind.label(), request).await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
@@ -163,19 +167,24 @@ impl Writer {
         }
     }
 
-    /// Sets the stamp of a child that is about to be deleted; returns its new version.
-    pub(super) async fn stamp_child(
+    /// Sets the fencing token of a child that is about to be deleted; returns its new version.
+    pub(super) async fn set_child_token(
         &self,
         tenure: &Tenure,
-        namespace: &str,
+        cluster: &ClusterRecord,
         id: &ChildId,
         resource_version: &str,
     ) -> Result<Option<String>, Refusal> {
         let patch = json!({"metadata": {
             "resourceVersion": resource_version,
-            "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
+            "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
         }});
-        let request = self.patch_child(namespace, id, merge_params(), Patch::Merge(&patch));
+        let request = self.patch_child(
+            &cluster.key.namespace,
+            id,
+            merge_params(),
+            Patch::Merge(&patch),
+        );
         let answer = self.guarded(tenure, id.kind.label(), request).await?;
         Ok(answer.resource_version)
     }
@@ -184,17 +193,21 @@ impl Writer {
     pub(super) async fn relabel_child(
         &self,
         tenure: &Tenure,
-        namespace: &str,
+        cluster: &ClusterRecord,
         child: &ChildRecord,
-        bucket: Bucket,
     ) -> Result<String, Refusal> {
         let patch = json!({"metadata": {
             "uid": child.uid,
-            "labels": {names::BUCKET_LABEL: bucket.to_string()},
-            "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
+            "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
+            "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
         }});
         let id = child.id();
-        let request = self.patch_child(namespace, &id, merge_params(), Patch::Merge(&patch));
+        let request = self.patch_child(
+            &cluster.key.namespace,
+            &id,
+            merge_params(),
+            Patch::Merge(&patch),
+        );
         let answer = self.guarded(tenure, id.kind.label(), request).await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
@@ -222,23 +235,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Sets the finalizers of a cluster, and the stamp with them; returns its new version.
+    /// Sets the finalizers of a cluster, and the fencing token with them; returns its new version.
     pub(super) async fn set_finalizers(
         &self,
         tenure: &Tenure,
-        key: &ObjectKey,
+        cluster: &ClusterRecord,
         resource_version: &str,
         finalizers: &[&str],
     ) -> Result<String, Refusal> {
         let patch = json!({"metadata": {
             "resourceVersion": resource_version,
             "finalizers": finalizers,
-            "annotations": {names::STAMP_ANNOTATION: tenure.stamp().to_string()},
+            "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
         }});
         let request = async {
-            let url = DatabaseCluster::url_path(&(), Some(&key.namespace));
+            let url = DatabaseCluster::url_path(&(), Some(&cluster.key.namespace));
             let patch = Patch::Merge(&patch);
-            self.ask(Request::new(url).patch(&key.name, &merge_params(), &patch))
+            self.ask(Request::new(url).patch(&cluster.key.name, &merge_params(), &patch))
                 .await
         };
         let answer = self.guarded(tenure, names::KIND, request).await?;

@@ -9,6 +9,8 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use crate::fleet::fence::TABLE_CHECK;
+use crate::fleet::state::Standing;
 use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::figures;
 use crate::telemetry::fleet_view::{FleetView, ObserverView};
@@ -70,8 +72,8 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
                 .health
                 .give_up("the task that starts reconciles has ended");
         }
-        match standing.watch_error {
-            Some(line) => shared.troubles.report("leases", line),
+        match &standing.watch_error {
+            Some(line) => shared.troubles.report("leases", line.clone()),
             None if standing.settled => shared.troubles.clear("leases"),
             None => {}
         }
@@ -80,6 +82,10 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
             shared.health.ok("leases");
         } else {
             shared.health.set("leases", Err(waiting));
+        }
+        match table_problem(&standing) {
+            None => shared.health.ok(TABLE_CHECK),
+            Some(problem) => shared.health.set(TABLE_CHECK, Err(problem)),
         }
         match shared.troubles.summary() {
             Some(line) => shared.health.set("api-server", Err(line)),
@@ -95,6 +101,21 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
             Ok(())
         };
         shared.health.inform("shards", role);
+    }
+}
+
+/// Why the shard table keeps this replica from working, if it does.
+fn table_problem(standing: &Standing) -> Option<String> {
+    if standing.table_refused {
+        let problem = "the API server refuses our writes of the shard table: see the log, and apply \
+                       deploy/base/rbac.yaml and deploy/base/fence.yaml";
+        return Some(problem.to_owned());
+    }
+    let error = standing.table_error.as_ref();
+    match (error, standing.has_table || standing.standby) {
+        (Some(error), _) => Some(format!("the shard table cannot be watched: {error}")),
+        (None, true) => None,
+        (None, false) => Some("there is no shard table for our number of shards yet".to_owned()),
     }
 }
 

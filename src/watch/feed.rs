@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dashmap::DashMap;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
@@ -58,8 +57,6 @@ pub struct FeedParts {
     pub on_change: Changed,
     /// The ownership machine.
     pub agent: AgentHandle,
-    /// Epoch of each shard that is worked on. Locked for a look-up only.
-    pub epochs: DashMap<ShardId, u32>,
     /// When lists may begin.
     pub lists: Lists,
     /// What speaks against the present way of watching.
@@ -80,15 +77,6 @@ impl FeedParts {
                 return;
             }
             (self.on_change)(home, key);
-        }
-    }
-
-    /// Tells the ownership machine of a stamp above the epoch under which we work.
-    pub(super) async fn stamp_seen(&self, shard: ShardId, epoch: u32) {
-        let ours = self.epochs.get(&shard).map(|ours| *ours);
-        if ours.is_some_and(|ours| epoch > ours) {
-            tracing::warn!(%shard, epoch, "a higher stamp was met: raising the epoch above it");
-            self.agent.send(Event::StampMet(shard, epoch)).await;
         }
     }
 
@@ -202,8 +190,7 @@ impl Feeds {
                 let histogram = &parts.metrics.shard_list_seconds;
                 histogram.observe(took.as_secs_f64());
             }
-            let highest = parts.store.highest_epoch(shard);
-            parts.agent.send(Event::Warm(shard, highest)).await;
+            parts.agent.send(Event::Warm(shard)).await;
         });
     }
 
@@ -214,21 +201,12 @@ impl Feeds {
             former.stop.cancel();
         }
         self.inner.parts.firsts.forget(shard);
-        self.inner.parts.epochs.remove(&shard);
         self.inner.parts.store.close(shard);
     }
 
-    /// Work on the shard begins under this epoch.
-    pub fn admitted(&self, shard: ShardId, epoch: u32) {
+    /// Work on the shard begins.
+    pub fn admitted(&self, shard: ShardId) {
         self.inner.parts.firsts.admitted(shard);
-        self.inner.parts.epochs.insert(shard, epoch);
-    }
-
-    /// What a search for stamps needs.
-    #[must_use]
-    pub fn for_stamps(&self) -> (Client, Vec<String>, ShardCount) {
-        let parts = &self.inner.parts;
-        (parts.client.clone(), parts.namespaces.clone(), parts.count)
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::observe;
-use super::store::{Store, child_epoch, cluster_epoch};
+use super::store::Store;
 use super::wire::{ArrivedMeta, Head};
 use crate::api::{DatabaseCluster, DatabaseClusterSpec, DatabaseClusterStatus};
 use crate::core::child::{ChildId, ChildKind};
@@ -51,8 +51,6 @@ pub trait Kept: Sized + Send {
     fn bucket(&self) -> Option<Bucket>;
     /// The cluster to look at when it changes.
     fn cluster_key(&self) -> Option<ObjectKey>;
-    /// The highest epoch stamped on it.
-    fn epoch(&self) -> Option<u32>;
     /// Whether the store knows something newer under its name, from the watch of another shard.
     fn is_outdated(&self, store: &Store) -> bool;
     /// Keeps it.
@@ -127,10 +125,6 @@ impl Kept for ClusterRecord {
 
     fn cluster_key(&self) -> Option<ObjectKey> {
         Some(self.key.clone())
-    }
-
-    fn epoch(&self) -> Option<u32> {
-        cluster_epoch(self)
     }
 
     fn is_outdated(&self, store: &Store) -> bool {
@@ -262,10 +256,6 @@ impl<C: KeptChild> Kept for C {
 
     fn cluster_key(&self) -> Option<ObjectKey> {
         self.child().cluster_key()
-    }
-
-    fn epoch(&self) -> Option<u32> {
-        child_epoch(self.child())
     }
 
     fn is_outdated(&self, store: &Store) -> bool {

@@ -9,7 +9,6 @@ pub mod observe;
 pub mod request;
 pub mod selector;
 pub mod source;
-pub mod stamps;
 pub mod store;
 #[cfg(test)]
 mod tests;

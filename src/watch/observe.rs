@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::api::{DatabaseCluster, names};
 use crate::core::child::{ChildKind, Fingerprint};
 use crate::core::digest;
-use crate::core::hash::Bucket;
-use crate::core::object::{ObjectKey, Stamp};
+use crate::core::hash::{Bucket, fnv1a64};
+use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, Owner, StatefulSetRecord};
 use crate::postgres;
 
@@ -27,7 +27,6 @@ pub fn cluster(object: &DatabaseCluster) -> Option<ClusterRecord> {
         resource_version: meta.resource_version.clone()?,
         deleting: meta.deletion_timestamp.is_some(),
         finalizers: meta.finalizers.clone().unwrap_or_default(),
-        stamp: stamp(meta),
         spec: object.spec.clone(),
         status: object.status.clone().unwrap_or_default(),
     })
@@ -44,7 +43,8 @@ pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
         deleting: meta.deletion_timestamp.is_some(),
         owner: owner(meta),
         bucket: bucket(meta),
-        stamp: stamp(meta),
+        token: annotation(meta, names::FENCING_TOKEN_ANNOTATION)
+            .map(|text| fnv1a64(text.as_bytes())),
         fingerprint: annotation(meta, names::FINGERPRINT_ANNOTATION).and_then(Fingerprint::parse),
         made_from_generation: annotation(meta, names::GENERATION_ANNOTATION)
             .and_then(|text| text.parse().ok()),
@@ -153,10 +153,6 @@ fn text<'a>(map: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'a
 
 fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     text(meta.annotations.as_ref(), name)
-}
-
-fn stamp(meta: &ObjectMeta) -> Option<Stamp> {
-    annotation(meta, names::STAMP_ANNOTATION)?.parse().ok()
 }
 
 fn bucket(meta: &ObjectMeta) -> Option<Bucket> {

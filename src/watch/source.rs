@@ -303,7 +303,7 @@ impl<K: Kind> Source<K> {
         if let Some(listing) = &mut self.listing {
             listing.insert(record.key().clone());
         }
-        let (cluster, epoch) = (record.cluster_key(), record.epoch());
+        let cluster = record.cluster_key();
         let store = &self.parts.store;
         let kept = store.with_ticket(shard, ticket, |store| {
             if !record.is_outdated(store) {
@@ -315,9 +315,6 @@ impl<K: Kind> Source<K> {
         }
         let counter = &self.parts.metrics.objects_kept_total;
         counter.with_label_values(&[K::PLURAL]).inc();
-        if let Some(epoch) = epoch {
-            self.parts.stamp_seen(shard, epoch).await;
-        }
         if let Some(cluster) = cluster {
             self.parts.changed(shard, &cluster);
         }

@@ -14,7 +14,7 @@ use dashmap::DashMap;
 use crate::api::Phase;
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::hash::{Bucket, ShardCount, ShardId};
-use crate::core::object::{EPOCH_BELIEVED_MAX, ObjectKey};
+use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 
 /// The right to put objects of one kind in one shard into the store, until the shard is closed or
@@ -244,58 +244,12 @@ impl Store {
         counts
     }
 
-    /// The highest epoch that any object in a shard was stamped with; none when there is no stamp
-    /// to be believed.
-    #[must_use]
-    pub fn highest_epoch(&self, shard: ShardId) -> Option<u32> {
-        let clusters = self
-            .clusters
-            .iter()
-            .filter(|record| self.lies_in(record.bucket, shard))
-            .filter_map(|record| cluster_epoch(&record))
-            .max();
-        let statefulsets = self
-            .statefulsets
-            .iter()
-            .filter(|record| self.child_lies_in(&record.child, shard))
-            .filter_map(|record| child_epoch(&record.child))
-            .max();
-        let children = self
-            .children
-            .iter()
-            .filter(|record| self.child_lies_in(record, shard))
-            .filter_map(|record| child_epoch(&record))
-            .max();
-        clusters.max(statefulsets).max(children)
-    }
-
     fn lies_in(&self, bucket: Bucket, shard: ShardId) -> bool {
         self.shards.shard_of(bucket) == shard
     }
 
     fn child_lies_in(&self, record: &ChildRecord, shard: ShardId) -> bool {
-        record
-            .bucket
-            .is_some_and(|bucket| self.lies_in(bucket, shard))
+        let bucket = record.bucket;
+        bucket.is_some_and(|bucket| self.lies_in(bucket, shard))
     }
-}
-
-/// The highest epoch that a cluster was stamped with, in its annotation or its status.
-#[must_use]
-pub fn cluster_epoch(record: &ClusterRecord) -> Option<u32> {
-    let in_status = record
-        .status
-        .shard
-        .as_ref()
-        .filter(|shard| !shard.lease.is_empty() && !shard.holder.is_empty())
-        .and_then(|shard| u32::try_from(shard.epoch).ok())
-        .filter(|epoch| *epoch <= EPOCH_BELIEVED_MAX);
-    let in_annotation = record.stamp.as_ref().map(|stamp| stamp.epoch);
-    in_status.max(in_annotation)
-}
-
-/// The epoch that a child was stamped with.
-#[must_use]
-pub fn child_epoch(record: &ChildRecord) -> Option<u32> {
-    record.stamp.as_ref().map(|stamp| stamp.epoch)
 }

@@ -8,7 +8,7 @@ use super::store::Store;
 use crate::api::{DatabaseCluster, Phase};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::hash::{Bucket, ShardCount, ShardId};
-use crate::core::object::{EPOCH_BELIEVED_MAX, ObjectKey};
+use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord};
 
 fn cluster(name: &str, uid: &str) -> ClusterRecord {
@@ -21,11 +21,10 @@ fn cluster(name: &str, uid: &str) -> ClusterRecord {
     observe::cluster(&object).unwrap()
 }
 
-fn child(name: &str, uid: &str, bucket: Bucket, stamp: &str) -> ChildRecord {
+fn child(name: &str, uid: &str, bucket: Bucket) -> ChildRecord {
     let meta = serde_json::from_value(json!({
         "name": name, "namespace": "shop", "uid": uid, "resourceVersion": "5",
         "labels": {"database.io/bucket": bucket.to_string()},
-        "annotations": {"database.io/stamp": stamp},
     }))
     .unwrap();
     observe::child(ChildKind::Service, &meta).unwrap()
@@ -50,7 +49,7 @@ fn a_late_removal_does_not_remove_the_successor_of_the_same_name() {
     assert!(store.remove_cluster(&key, "new"));
     assert_eq!(store.cluster(&key), None);
 
-    store.upsert_child(child("a-db", "new", Bucket(3), ""));
+    store.upsert_child(child("a-db", "new", Bucket(3)));
     let key = ObjectKey::new("shop", "a-db");
     assert!(!store.remove_child(ChildKind::Service, &key, "old"));
     assert!(!store.remove_child(ChildKind::Secret, &key, "new"));
@@ -67,7 +66,6 @@ fn a_purged_shard_leaves_nothing_and_the_others_stay() {
             &format!("c{n}-db"),
             &format!("s{n}"),
             Bucket::of(&uid),
-            "l/7/h",
         ));
     }
     let shard = shard_of("uid-0");
@@ -75,46 +73,14 @@ fn a_purged_shard_leaves_nothing_and_the_others_stay() {
     assert!(gone > 0);
     assert_eq!(store.keys(shard).len(), gone);
     assert_eq!(store.counts()[usize::from(shard.0)], gone);
-    assert_eq!(store.highest_epoch(shard), Some(7));
     store.purge_shard(shard);
     assert_eq!(store.count(shard), 0);
-    assert_eq!(store.highest_epoch(shard), None);
     assert_eq!(store.counts().iter().sum::<usize>(), 200 - gone);
     let id = ChildId {
         kind: ChildKind::Service,
         name: "c0-db".into(),
     };
     assert_eq!(store.child(&"shop".into(), &id), None);
-}
-
-#[test]
-fn the_highest_epoch_is_that_of_any_stamp_that_can_be_believed() {
-    let store = store();
-    let shard = shard_of("u");
-    let bucket = Bucket::of("u");
-    store.upsert_cluster(cluster("a", "u"));
-    assert_eq!(store.highest_epoch(shard), None);
-
-    let mut record = cluster("a", "u");
-    record.status = serde_json::from_value(json!({
-        "shard": {"lease": "l", "holder": "h", "epoch": 4, "bucket": 0},
-    }))
-    .unwrap();
-    store.upsert_cluster(record.clone());
-    assert_eq!(store.highest_epoch(shard), Some(4));
-
-    record.stamp = "l/6/h".parse().ok();
-    store.upsert_cluster(record.clone());
-    assert_eq!(store.highest_epoch(shard), Some(6));
-
-    store.upsert_child(child("a-db", "s", bucket, "l/9/h"));
-    assert_eq!(store.highest_epoch(shard), Some(9));
-
-    let absurd = i64::from(EPOCH_BELIEVED_MAX) + 1;
-    record.status.shard.as_mut().unwrap().epoch = absurd;
-    store.upsert_cluster(record);
-    store.upsert_child(child("a-db", "s", bucket, &format!("l/{absurd}/h")));
-    assert_eq!(store.highest_epoch(shard), Some(6));
 }
 
 #[test]

@@ -202,7 +202,7 @@ mod tests {
     const EVENT: &str = r#"{"type":"MODIFIED","object":{"kind":"X","metadata":{
         "name":"a","namespace":"n","uid":"u","resourceVersion":"7","generation":3,
         "annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{\"a\":1}",
-            "database.io/stamp":"l/1/h","example.com/note":"x"},
+            "database.io/fencing-token":"t/001/1/h/c","example.com/note":"x"},
         "labels":{"database.io/bucket":"3"},
         "managedFields":[{"manager":"m","fieldsV1":{"f:metadata":{}}}]},"spec":{"a":[1,2]}}}"#;
 
@@ -227,7 +227,7 @@ mod tests {
         let meta = ObjectMeta::from(object.metadata);
         assert_eq!(meta.managed_fields, None);
         let annotations: Vec<String> = meta.annotations.unwrap().into_keys().collect();
-        assert_eq!(annotations, ["database.io/stamp"]);
+        assert_eq!(annotations, ["database.io/fencing-token"]);
         assert_eq!((meta.generation, meta.uid.as_deref()), (Some(3), Some("u")));
         assert_eq!(meta.labels.unwrap()["database.io/bucket"], "3");
     }

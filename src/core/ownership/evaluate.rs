@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::record::{Intent, Pending, Stage};
 use super::shard::Shard;
+use super::table::Grant;
 use super::{Action, Leaving, Ownership, Reason};
 use crate::core::hash::ShardId;
 use crate::core::lease::ShardWrite;
@@ -25,7 +26,7 @@ enum Standing {
 
 impl Ownership {
     pub(super) fn evaluate_shards(&mut self, now_ms: u64) {
-        let plan = if self.leaving != Leaving::No || self.any_is_free() {
+        let plan = if self.gives_back() || self.any_is_free() {
             self.plan()
         } else {
             BTreeMap::new()
@@ -43,7 +44,6 @@ impl Ownership {
             }
             self.shards.insert(id, shard);
         }
-        self.forget_unused_stamps();
     }
 
     /// Whether a shard is not held by a life that lasts: only then somebody has to be chosen.
@@ -101,6 +101,17 @@ impl Ownership {
         };
         if let Some(reason) = ended {
             shard.halt(reason, &mut self.out);
+        } else if matches!(shard.stage, Stage::Running | Stage::Draining(_)) {
+            self.stop_if_not_granted(shard);
+        }
+    }
+
+    /// A shard is worked on only while the table under which that began names us.
+    fn stop_if_not_granted(&mut self, shard: &mut Shard) {
+        if self.table_uid() != shard.table() {
+            shard.halt(Reason::TableLost, &mut self.out);
+        } else if self.grant(shard) != Grant::Granted {
+            shard.pause(Reason::Raised, &mut self.out);
         }
     }
 
@@ -113,27 +124,42 @@ impl Ownership {
         }
         match shard.stage {
             Stage::Idle => {}
-            Stage::Listing => {
-                if let Some(epoch) = shard.raise_needed() {
-                    self.write(shard, Intent::Raise, epoch);
-                } else if self.leaving != Leaving::No {
-                    shard.stage = Stage::Halted;
-                    self.give_away(shard, target);
-                } else if shard.is_warm() {
-                    shard.admit(&mut self.out);
-                }
-            }
-            Stage::Running => {
-                if let Some(epoch) = shard.raise_needed() {
-                    shard.pause_to_raise(&mut self.out);
-                    self.write(shard, Intent::Raise, epoch);
-                } else {
-                    self.prepare_to_give_away(now_ms, shard, target);
-                }
-            }
+            Stage::Listing => self.begin(now_ms, shard, target),
+            Stage::Running => self.prepare_to_give_away(now_ms, shard, target),
             Stage::Draining(since_ms) => self.wait_for_work(now_ms, shard, since_ms, target),
             Stage::Drained | Stage::Halted => self.give_away(shard, target),
         }
+    }
+
+    /// A shard whose Lease is ours: begins once the table grants it and everything is listed.
+    fn begin(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+        if self.gives_back() || self.is_entry_refused(now_ms, shard) {
+            shard.stage = Stage::Halted;
+            self.give_away(shard, target);
+            return;
+        }
+        match self.grant(shard) {
+            // The entry is written together with those of other shards.
+            Grant::NoTable | Grant::Behind => {}
+            Grant::Granted => {
+                let table = self.table_uid().map(str::to_owned);
+                if let (true, Some(table)) = (shard.is_warm(), table) {
+                    shard.admit(table, &mut self.out);
+                }
+            }
+            Grant::Ahead => {
+                if shard.has_looked_ahead()
+                    && let Some(epoch) = shard.next_epoch()
+                {
+                    self.write(shard, Intent::Raise, epoch);
+                }
+            }
+        }
+    }
+
+    /// Whether everything is to be given to others: we leave, or may not write the table.
+    pub(super) fn gives_back(&self) -> bool {
+        self.leaving != Leaving::No || self.table.is_refused()
     }
 
     fn consider(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
@@ -142,19 +168,21 @@ impl Ownership {
         if !shard.is_free {
             shard.free_ms = 0;
         }
-        let leaving = self.leaving != Leaving::No;
+        let gives_back = self.gives_back();
         match standing {
-            Standing::Ours if leaving => shard.stage = Stage::Halted,
+            Standing::Ours if gives_back => shard.stage = Stage::Halted,
             Standing::Ours => {
-                if self.all_leases_carry_our_count() {
+                if self.all_leases_carry_our_count() && self.table_uid().is_some() {
                     shard.start(&mut self.out);
                 }
             }
             Standing::Others => self.warm_up_if_planned(shard),
-            Standing::Free(_) | Standing::FormerSelf if leaving => {}
+            Standing::Free(_) | Standing::FormerSelf
+                if gives_back || self.table_uid().is_none() => {}
             Standing::FormerSelf => {
-                let epoch = self.next_epoch(shard);
-                self.write(shard, Intent::Take(Reason::Resumed), epoch);
+                if let Some(epoch) = shard.next_epoch() {
+                    self.write(shard, Intent::Take(Reason::Resumed), epoch);
+                }
             }
             Standing::Free(reason) => {
                 let patience_ms = self.patience_ms(shard.id(), target);
@@ -162,7 +190,8 @@ impl Ownership {
                     reason == Reason::Takeover || self.settled_ms(now_ms) >= Some(patience_ms);
                 if calm
                     && shard.free_ms >= patience_ms
-                    && let Some(epoch) = self.epoch_for(shard)
+                    && self.may_begin(shard)
+                    && let Some(epoch) = shard.next_epoch()
                 {
                     self.write(shard, Intent::Take(reason), epoch);
                 }
@@ -170,9 +199,15 @@ impl Ownership {
         }
     }
 
+    /// Whether a free shard may be taken. One without a Lease, of which nobody here has seen the end,
+    /// waits a lifetime for a holder that may come back with it.
+    fn may_begin(&self, shard: &Shard) -> bool {
+        shard.lease.is_some() || shard.epoch_known() == 0 || self.may_trust_memory(shard)
+    }
+
     /// Watches a shard that is planned for us, so that its holder can hand it over without a gap.
     fn warm_up_if_planned(&mut self, shard: &mut Shard) {
-        if self.is_planned_for_us(shard) && self.leaving == Leaving::No {
+        if self.is_planned_for_us(shard) && !self.gives_back() {
             shard.warm_up(&mut self.out);
         } else {
             shard.cool_down(&mut self.out);
@@ -191,6 +226,9 @@ impl Ownership {
 
     fn standing(&mut self, shard: &mut Shard) -> Standing {
         let ours = self.settings.shards.get();
+        if shard.is_damaged() {
+            return Standing::Others;
+        }
         let (holder, incarnation, version, reason) = match (&shard.lease, &shard.memory) {
             (Some(lease), _) => {
                 if lease.shards != ours && self.members.another_count_is_alive(ours) {
@@ -214,11 +252,8 @@ impl Ownership {
         };
         if *holder == self.settings.identity {
             return match (*incarnation == self.heartbeat.incarnation(), &shard.lease) {
-                (true, Some(lease))
-                    if lease.shards == ours && shard.epoch_is_fresh(incarnation) =>
-                {
-                    Standing::Ours
-                }
+                // What epoch it has is compared with the table.
+                (true, Some(lease)) if lease.shards == ours => Standing::Ours,
                 (_, Some(_)) => Standing::FormerSelf,
                 // As long as we live, nobody takes from us what we did not give away.
                 (true, None) if shard.memory.as_ref().is_some_and(|m| !m.given_away) => {

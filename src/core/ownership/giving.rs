@@ -2,6 +2,7 @@
 
 use super::record::{Intent, Stage};
 use super::shard::Shard;
+use super::table::Grant;
 use super::{Action, Leaving, Ownership, Reason};
 use crate::core::lease::Successor;
 use crate::core::planner::churn_budget;
@@ -35,7 +36,7 @@ impl Ownership {
     /// Whether everybody can know that nothing is to be given back to us.
     fn has_said_it_leaves(&self) -> bool {
         let me = self.members.get(&self.settings.identity);
-        me.is_some_and(|lease| self.says_we_leave(lease))
+        me.is_some_and(|lease| self.says_we_leave(lease) || self.says_we_are_barred(lease))
     }
 
     /// How long ago we were asked to leave.
@@ -155,15 +156,21 @@ impl Ownership {
     /// The shard is not given away after all, or not to the one for whom its work was to end: by now
     /// the plan may name another, who has not listed it.
     fn resume(&mut self, shard: &mut Shard) {
-        shard.stage = Stage::Running;
-        self.out.push(Action::Resume(shard.id()));
+        if self.table_uid() == shard.table() && self.grant(shard) == Grant::Granted {
+            shard.stage = Stage::Running;
+            self.out.push(Action::Resume(shard.id()));
+        } else {
+            shard.pause(Reason::Raised, &mut self.out);
+        }
     }
 
     /// No work runs: one compare-and-swap makes the shard its successor's. Without one we choose one
     /// when we leave, and go on when we stay; with nobody left it is vacated.
     pub(super) fn give_away(&mut self, shard: &mut Shard, target: Option<&str>) {
-        let epoch = shard.epoch_known().saturating_add(1);
-        let stays = self.leaving == Leaving::No;
+        let Some(epoch) = shard.next_epoch() else {
+            return;
+        };
+        let stays = !self.gives_back();
         if stays && shard.stage == Stage::Drained && self.warm_heir(shard).is_none() {
             self.resume(shard);
         } else if let Some(heir) = self.heir(shard) {

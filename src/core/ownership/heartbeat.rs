@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::{Settings, WriteId, WriteResult};
+use super::{ReadFailed, Settings, WriteId, WriteResult};
 use crate::core::hash::ShardId;
 use crate::core::lease::{MemberChange, MemberLease, MemberWrite, Version};
 
@@ -19,6 +19,17 @@ pub(super) enum OwnLease {
     Dead,
     /// Somebody lives under our identity.
     Taken,
+}
+
+/// What goes along with a renewal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Says {
+    /// Whether we are about to leave.
+    pub(super) draining: bool,
+    /// Whether we may not write the shard table.
+    pub(super) barred: bool,
+    /// Shards of which we have listed everything.
+    pub(super) warm: BTreeSet<ShardId>,
 }
 
 /// Renewal of our own member Lease by compare-and-swap.
@@ -151,7 +162,7 @@ impl Heartbeat {
         &mut self,
         now_ms: u64,
         id: WriteId,
-        (draining, warm): (bool, &BTreeSet<ShardId>),
+        says: &Says,
         identity: &str,
     ) -> Option<MemberWrite> {
         if self.must_read || self.in_flight.is_some() || now_ms < self.next_send_ms {
@@ -169,8 +180,9 @@ impl Heartbeat {
             change: MemberChange::Renew {
                 incarnation: self.incarnation.clone(),
                 renewal: self.renewal,
-                draining,
-                warm: warm.clone(),
+                draining: says.draining,
+                barred: says.barred,
+                warm: says.warm.clone(),
             },
         })
     }
@@ -253,7 +265,7 @@ impl Heartbeat {
     pub(super) fn read(
         &mut self,
         now_ms: u64,
-        read: Result<Option<&MemberLease>, ()>,
+        read: Result<Option<&MemberLease>, ReadFailed>,
         settings: &Settings,
         others_silent: bool,
     ) -> OwnLease {

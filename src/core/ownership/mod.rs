@@ -7,12 +7,12 @@
 //! stays stopped.
 //!
 //! **Guarantees** (each with a test beside it or in the model): a shard is started only when its
-//! Lease names this incarnation; it is stopped at once when holder, incarnation, epoch or uid
-//! change, or validity ends; epochs only rise.
+//! Lease and its entry in the shard table name this incarnation under one epoch; it is stopped at
+//! once when holder, incarnation, epoch or uid change, the table is another, or validity ends; epochs
+//! only rise.
 //!
 //! **Assumes** that the clock given to it counts suspended time and never jumps.
 
-mod epochs;
 mod evaluate;
 mod giving;
 mod heartbeat;
@@ -20,16 +20,17 @@ mod protocol;
 mod reads;
 mod record;
 mod shard;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::epochs::Stamps;
-use self::heartbeat::Heartbeat;
-pub use self::protocol::{Action, Event, Reason, Settings, WriteId, WriteResult};
+use self::heartbeat::{Heartbeat, Says};
+pub use self::protocol::{Action, Event, ReadFailed, Reason, Settings, WriteId, WriteResult};
 use self::reads::Squatter;
 use self::shard::Shard;
+use self::table::TableView;
 use super::hash::ShardId;
 use super::lease::{MemberChange, MemberLease, MemberWrite, ShardLease, Version};
 use super::members::{Members, is_eligible, newest_revision};
@@ -59,9 +60,7 @@ pub struct Ownership {
     rewound: BTreeMap<String, (Version, u64)>,
     squatter: Option<Squatter>,
     synced: bool,
-    /// Whether somebody was there before us, in our own Pod or elsewhere.
-    has_elders: bool,
-    stamps: Stamps,
+    table: TableView,
     leaving: Leaving,
     leaving_since_ms: u64,
     /// The watch has shown that we leave, and so all that was written before.
@@ -78,7 +77,7 @@ pub struct Ownership {
     newest: BTreeSet<String>,
     next_id: WriteId,
     announced_until_ms: u64,
-    announced_warm: BTreeSet<ShardId>,
+    announced: Says,
     out: Vec<Action>,
 }
 
@@ -96,8 +95,7 @@ impl Ownership {
             rewound: BTreeMap::new(),
             squatter: None,
             synced: false,
-            has_elders: false,
-            stamps: Stamps::default(),
+            table: TableView::new(),
             leaving: Leaving::No,
             leaving_since_ms: 0,
             leaving_shown: false,
@@ -109,7 +107,7 @@ impl Ownership {
             newest: BTreeSet::new(),
             next_id: 0,
             announced_until_ms: 0,
-            announced_warm: BTreeSet::new(),
+            announced: Says::default(),
             out: Vec::new(),
             settings,
         }
@@ -147,9 +145,13 @@ impl Ownership {
                 let retry_ms = self.settings.retry_ms;
                 self.with_shard(id, |shard| shard.read(now_ms, read, retry_ms));
             }
-            Event::Stamps(found) => self.stamps.found(found),
-            Event::Warm(id, stamp) => self.with_shard(id, |shard| shard.warmed(stamp)),
-            Event::StampMet(id, epoch) => self.with_shard(id, |shard| shard.stamp_met(epoch)),
+            Event::TableListed(table) => self.table_listed(table),
+            Event::TableObserved(table) => self.table_observed(table),
+            Event::TableDeleted(uid) => self.table_deleted(&uid),
+            Event::TableWritten(id, result) => self.table_written(now_ms, id, result),
+            Event::TableRead(read) => self.table_read(now_ms, read),
+            Event::TableProbed(may_write) => self.table_probed(now_ms, may_write),
+            Event::Warm(id) => self.with_shard(id, Shard::warmed),
             Event::Drained(id) => self.with_shard(id, Shard::drained),
             Event::Shutdown => {
                 if self.leaving == Leaving::No {
@@ -236,11 +238,13 @@ impl Ownership {
             && lease.incarnation == self.heartbeat.incarnation()
     }
 
+    fn says_we_are_barred(&self, lease: &MemberLease) -> bool {
+        lease.barred
+            && lease.identity == self.settings.identity
+            && lease.incarnation == self.heartbeat.incarnation()
+    }
+
     fn listed(&mut self, members: Vec<MemberLease>, mut leases: Vec<ShardLease>) {
-        if !self.synced {
-            let ours = |lease: &MemberLease| lease.incarnation == self.heartbeat.incarnation();
-            self.has_elders = !members.iter().all(ours);
-        }
         self.leaving_shown |= members.iter().any(|lease| self.says_we_leave(lease));
         let rewound = self.members.listed(members);
         self.rewound = rewound
@@ -312,6 +316,7 @@ impl Ownership {
         self.vacate_the_silent(now_ms);
         self.refresh_ranking(now_ms);
         self.evaluate_shards(now_ms);
+        self.keep_table(now_ms);
         self.leave(now_ms);
     }
 
@@ -347,16 +352,20 @@ impl Ownership {
             .filter(|shard| shard.is_warmed_for_us())
             .map(Shard::id)
             .collect();
-        if warm != self.announced_warm {
-            // A holder waits for it.
+        let says = Says {
+            draining: self.leaving != Leaving::No,
+            barred: self.table.is_refused(),
+            warm,
+        };
+        if says.warm != self.announced.warm || says.barred != self.announced.barred {
+            // A holder waits for the one, and nobody may give us anything before the other.
             self.heartbeat.hurry(now_ms);
         }
-        let says = (self.leaving != Leaving::No, &warm);
         if let Some(write) = self
             .heartbeat
-            .due(now_ms, id, says, &self.settings.identity)
+            .due(now_ms, id, &says, &self.settings.identity)
         {
-            self.announced_warm = warm;
+            self.announced = says;
             self.out.push(Action::WriteMember(id, write));
         }
     }

@@ -1,9 +1,8 @@
 //! The words between the ownership machine and its surroundings: settings, events, actions.
 
-use std::collections::BTreeMap;
-
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
+use crate::core::table::{ShardTable, TableWrite};
 
 /// Names one write, so that its outcome finds back to it.
 pub type WriteId = u64;
@@ -65,6 +64,10 @@ pub enum WriteResult<L> {
     Unknown,
 }
 
+/// The API server did not answer a read, or not with the object or 404.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReadFailed;
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
@@ -99,16 +102,24 @@ pub enum Event {
     MemberWritten(WriteId, WriteResult<MemberLease>),
     /// Outcome of [`Action::WriteShard`].
     ShardWritten(WriteId, WriteResult<ShardLease>),
-    /// Answer to [`Action::ReadMember`]; `Err`: it could not be read.
-    MemberRead(String, Result<Option<MemberLease>, ()>),
-    /// Answer to [`Action::ReadShard`]; `Err`: it could not be read.
-    ShardRead(ShardId, Result<Option<ShardLease>, ()>),
-    /// Answer to [`Action::FindStamps`]: the highest epoch stamped on any object, by shard.
-    Stamps(Result<BTreeMap<ShardId, u32>, ()>),
-    /// Everything in the shard has been listed; the highest epoch stamped there.
-    Warm(ShardId, Option<u32>),
-    /// A stamp was met in a shard that runs.
-    StampMet(ShardId, u32),
+    /// Answer to [`Action::ReadMember`].
+    MemberRead(String, Result<Option<MemberLease>, ReadFailed>),
+    /// Answer to [`Action::ReadShard`].
+    ShardRead(ShardId, Result<Option<ShardLease>, ReadFailed>),
+    /// The shard table, or its absence, after a fresh list.
+    TableListed(Option<ShardTable>),
+    /// The shard table changed.
+    TableObserved(ShardTable),
+    /// The shard table with this uid was deleted.
+    TableDeleted(String),
+    /// Outcome of [`Action::WriteTable`].
+    TableWritten(WriteId, WriteResult<ShardTable>),
+    /// Answer to [`Action::ReadTable`].
+    TableRead(Result<Option<ShardTable>, ReadFailed>),
+    /// Answer to [`Action::ProbeTable`]: whether we may write the table.
+    TableProbed(bool),
+    /// Everything in the shard has been listed.
+    Warm(ShardId),
     /// No reconcile of the shard runs any more.
     Drained(ShardId),
     /// Leave: hand everything back.
@@ -140,13 +151,15 @@ pub enum Reason {
     Lost,
     /// Our incarnation is dead.
     Dead,
-    /// A higher stamp was met: the epoch is raised above it.
+    /// The table is ahead of our Lease: the epoch is raised above it.
     Raised,
+    /// The shard table is gone, or another one.
+    TableLost,
 }
 
 impl Reason {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Created,
         Self::Vacant,
         Self::Takeover,
@@ -158,6 +171,7 @@ impl Reason {
         Self::Lost,
         Self::Dead,
         Self::Raised,
+        Self::TableLost,
     ];
 
     /// The label value.
@@ -175,6 +189,7 @@ impl Reason {
             Self::Lost => "lost",
             Self::Dead => "dead",
             Self::Raised => "raised",
+            Self::TableLost => "table_lost",
         }
     }
 }
@@ -190,8 +205,12 @@ pub enum Action {
     ReadMember(String),
     /// Read a shard Lease from the API server, not from a cache.
     ReadShard(ShardId),
-    /// Find the highest stamp in every shard; answer with [`Event::Stamps`].
-    FindStamps,
+    /// Write the shard table; answer with [`Event::TableWritten`].
+    WriteTable(WriteId, TableWrite),
+    /// Read the shard table from the API server, not from a cache.
+    ReadTable,
+    /// Find out whether we may write the table, by a dry run.
+    ProbeTable,
     /// We may act until then.
     ValidUntil(u64),
     /// Watch the objects of a shard; answer with [`Event::Warm`] when all are listed.
@@ -202,6 +221,8 @@ pub enum Action {
     Admit {
         /// The shard.
         shard: ShardId,
+        /// Uid of the shard table that grants the right.
+        table: String,
         /// Its epoch.
         epoch: u32,
         /// How we came to hold it.

@@ -1,7 +1,7 @@
 //! Answers to fresh reads of member Leases: our own, a holder's in doubt, and those of a restored backup.
 
 use super::heartbeat::OwnLease;
-use super::{Action, Ownership};
+use super::{Action, Ownership, ReadFailed};
 use crate::core::lease::MemberLease;
 
 /// A Lease under our identity that is not ours, watched until it is certain whose it is.
@@ -17,7 +17,7 @@ impl Ownership {
         &mut self,
         now_ms: u64,
         identity: &str,
-        read: Result<Option<MemberLease>, ()>,
+        read: Result<Option<MemberLease>, ReadFailed>,
     ) {
         self.settle_rewound(now_ms, identity, &read);
         if let Ok(Some(lease)) = &read {
@@ -34,7 +34,7 @@ impl Ownership {
                 Ok(None) if self.members.is_long_gone(identity, self.settings.lease_ms) => {
                     Some(String::new())
                 }
-                Ok(None) | Err(()) => None,
+                Ok(None) | Err(ReadFailed) => None,
             };
             for shard in self.shards.values_mut() {
                 shard.checked(identity, now_is.as_deref());
@@ -60,7 +60,7 @@ impl Ownership {
         &mut self,
         now_ms: u64,
         identity: &str,
-        read: &Result<Option<MemberLease>, ()>,
+        read: &Result<Option<MemberLease>, ReadFailed>,
     ) {
         let Some((known, ask_ms)) = self.rewound.get_mut(identity) else {
             return;
@@ -77,11 +77,11 @@ impl Ownership {
                 }
                 self.rewound.remove(identity);
             }
-            Err(()) => *ask_ms = now_ms + self.settings.retry_ms,
+            Err(ReadFailed) => *ask_ms = now_ms + self.settings.retry_ms,
         }
     }
 
-    fn own_lease_read(&mut self, now_ms: u64, read: Result<Option<&MemberLease>, ()>) {
+    fn own_lease_read(&mut self, now_ms: u64, read: Result<Option<&MemberLease>, ReadFailed>) {
         let silent = self.squatter_is_silent(now_ms, read.ok().flatten());
         match self.heartbeat.read(now_ms, read, &self.settings, silent) {
             OwnLease::Usable => {}

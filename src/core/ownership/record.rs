@@ -25,7 +25,7 @@ pub(super) enum Stage {
 pub(super) enum Intent {
     /// Make it ours.
     Take(Reason),
-    /// Keep it, under a higher epoch.
+    /// Keep it, under an epoch above the one in the table.
     Raise,
     /// Say who is to have it next, so that the one can prepare.
     Name(Successor),
@@ -63,6 +63,8 @@ pub(super) struct Held {
     pub(super) uid: String,
     pub(super) reason: Reason,
     pub(super) waited_ms: u64,
+    /// Uid of the table under which work began, once it did.
+    pub(super) table: Option<String>,
 }
 
 /// What is remembered of a Lease that is gone.
@@ -71,8 +73,6 @@ pub(super) struct Memory {
     pub(super) holder: String,
     pub(super) incarnation: String,
     pub(super) epoch: u32,
-    /// The incarnation that had the highest epoch first.
-    pub(super) first: String,
     pub(super) version: Version,
     /// Whether the watch showed the end of it: then nothing happened to it that we do not know.
     pub(super) is_complete: bool,

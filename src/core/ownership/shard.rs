@@ -1,18 +1,19 @@
 //! One shard as this replica sees it: its Lease, what we do with it, and the write under way.
 
 use super::record::{Held, Intent, Memory, Pending, Stage};
-use super::{Action, Reason, WriteId, WriteResult};
+use super::{Action, ReadFailed, Reason, WriteId, WriteResult};
 use crate::core::hash::ShardId;
 use crate::core::lease::{ShardLease, Successor, Version};
-
-/// Distance at which a shard begins above all that is known of it, when others may have gone on from there.
-pub(super) const EPOCH_GAP: u32 = 1000;
+use crate::core::table::Entry;
+use crate::core::token::EPOCH_MAX;
 
 /// One shard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shard {
     id: ShardId,
     pub(super) lease: Option<ShardLease>,
+    /// What the table says of it, if there is one with our number of shards.
+    pub(super) entry: Option<Entry>,
     pub(super) memory: Option<Memory>,
     pub(super) stage: Stage,
     held: Option<Held>,
@@ -24,10 +25,10 @@ pub(super) struct Shard {
     looked_from: Option<Version>,
     /// Conflicts since the last write that arrived.
     conflicts: u32,
-    /// Highest epoch stamped on its objects, once they were listed.
-    warm: Option<Option<u32>>,
-    /// Highest epoch found on its objects while nobody here remembered it.
-    stamp: u32,
+    /// Whether its objects were listed.
+    warm: bool,
+    /// The epoch of an entry ahead of our Lease, once the Lease was read afresh because of it.
+    looked_ahead: Option<u32>,
     watching: bool,
     /// For how long it has been free to take, in credited time.
     pub(super) free_ms: u64,
@@ -47,6 +48,7 @@ impl Shard {
         Self {
             id,
             lease: None,
+            entry: None,
             memory: None,
             stage: Stage::Idle,
             held: None,
@@ -55,8 +57,8 @@ impl Shard {
             looking: false,
             looked_from: None,
             conflicts: 0,
-            warm: None,
-            stamp: 0,
+            warm: false,
+            looked_ahead: None,
             watching: false,
             free_ms: 0,
             missing_ms: 0,
@@ -94,20 +96,29 @@ impl Shard {
     pub(super) fn epoch_known(&self) -> u32 {
         let of_lease = self.lease.as_ref().map_or(0, |lease| lease.epoch);
         let of_memory = self.memory.as_ref().map_or(0, |memory| memory.epoch);
-        of_lease.max(of_memory).max(self.stamp)
+        let of_table = self.entry.as_ref().map_or(0, |entry| entry.epoch);
+        of_lease.max(of_memory).max(of_table)
     }
 
-    /// What was found on its objects, when nobody remembered it.
-    pub(super) fn found_stamp(&mut self, stamp: Option<u32>) {
-        self.stamp = self.stamp.max(stamp.unwrap_or(0));
+    /// The epoch under which it changes hands next, if epochs are left. Nobody has worked under a
+    /// higher one than the table's, so that one above everything known was never anybody else's.
+    pub(super) fn next_epoch(&self) -> Option<u32> {
+        Some(self.epoch_known() + 1).filter(|epoch| *epoch <= EPOCH_MAX)
     }
 
-    /// The epoch to take the shard under. A Lease below what we remember is another one than we knew: it was
-    /// deleted, restored or edited, and others may have gone on from the end of our memory without a trace.
-    pub(super) fn next_epoch(&self) -> u32 {
-        let known = self.epoch_known();
-        let fell = self.lease.as_ref().is_some_and(|lease| lease.epoch < known);
-        known.saturating_add(if fell { EPOCH_GAP } else { 1 })
+    /// Whether its Lease has an epoch that no replica writes: somebody else did.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.lease.as_ref().is_some_and(|l| l.epoch > EPOCH_MAX)
+    }
+
+    /// The epoch of the Lease under which it is ours.
+    pub(super) fn held_epoch(&self) -> Option<u32> {
+        self.held.as_ref().map(|held| held.epoch)
+    }
+
+    /// Uid of the table under which we work on it.
+    pub(super) fn table(&self) -> Option<&str> {
+        self.held.as_ref()?.table.as_deref()
     }
 
     /// Whether the watch has shown the end of the Lease with this uid.
@@ -129,16 +140,13 @@ impl Shard {
         {
             return;
         }
-        let known = self.memory.take();
-        let (epoch, first) = match known {
-            Some(known) if known.epoch >= lease.epoch => (known.epoch, known.first),
-            _ => (lease.epoch, lease.incarnation.clone()),
-        };
+        let known = self.memory.take().map_or(0, |memory| memory.epoch);
+        let of_lease = Some(lease.epoch).filter(|epoch| *epoch <= EPOCH_MAX);
+        let epoch = known.max(of_lease.unwrap_or(0));
         self.memory = Some(Memory {
             holder: lease.holder.clone(),
             incarnation: lease.incarnation.clone(),
             epoch,
-            first,
             version: lease.version.clone(),
             is_complete: false,
             given_away: false,
@@ -167,17 +175,6 @@ impl Shard {
             // The watch shows every change of one Lease, in order.
             memory.is_complete = true;
             memory.given_away = false;
-        }
-    }
-
-    /// Whether the Lease's epoch was never anybody else's, as far as we remember: a Lease that was
-    /// edited by hand, restored, or created by a late request may name us under a used one.
-    pub(super) fn epoch_is_fresh(&self, incarnation: &str) -> bool {
-        match (&self.lease, &self.memory) {
-            (Some(lease), Some(memory)) => {
-                lease.epoch == memory.epoch && memory.first == incarnation
-            }
-            _ => false,
         }
     }
 
@@ -274,6 +271,7 @@ impl Shard {
                     uid,
                     reason,
                     waited_ms,
+                    table: None,
                 })
             }
             Intent::Raise => {
@@ -302,7 +300,7 @@ impl Shard {
     pub(super) fn read(
         &mut self,
         now_ms: u64,
-        read: Result<Option<ShardLease>, ()>,
+        read: Result<Option<ShardLease>, ReadFailed>,
         retry_ms: u64,
     ) {
         self.looking = false;
@@ -322,20 +320,12 @@ impl Shard {
                 self.must_look = None;
                 self.lease = None;
             }
-            Err(()) => self.must_look = Some(now_ms + retry_ms),
+            Err(ReadFailed) => self.must_look = Some(now_ms + retry_ms),
         }
     }
 
-    pub(super) fn warmed(&mut self, stamp: Option<u32>) {
-        if self.watching {
-            self.warm = Some(self.warm.flatten().max(stamp));
-        }
-    }
-
-    pub(super) fn stamp_met(&mut self, epoch: u32) {
-        if let Some(known) = self.warm.as_mut() {
-            *known = (*known).max(Some(epoch));
-        }
+    pub(super) fn warmed(&mut self) {
+        self.warm = self.watching;
     }
 
     pub(super) fn drained(&mut self) {
@@ -377,6 +367,7 @@ impl Shard {
                 uid: lease.version.uid.clone(),
                 reason: Reason::Named,
                 waited_ms: 0,
+                table: None,
             });
         }
         self.stage = Stage::Listing;
@@ -389,7 +380,7 @@ impl Shard {
     pub(super) fn warm_up(&mut self, out: &mut Vec<Action>) {
         if !self.watching {
             self.watching = true;
-            self.warm = None;
+            self.warm = false;
             out.push(Action::Watch(self.id));
         }
     }
@@ -398,14 +389,14 @@ impl Shard {
     pub(super) fn cool_down(&mut self, out: &mut Vec<Action>) {
         if self.watching {
             self.watching = false;
-            self.warm = None;
+            self.warm = false;
             out.push(Action::Unwatch(self.id));
         }
     }
 
     /// Whether everything is listed of a shard that we do not hold: its holder may hand it over.
     pub(super) fn is_warmed_for_us(&self) -> bool {
-        self.stage == Stage::Idle && self.watching && self.warm.is_some()
+        self.stage == Stage::Idle && self.watching && self.warm
     }
 
     /// The planned next holder, as the Lease says.
@@ -413,19 +404,25 @@ impl Shard {
         self.lease.as_ref()?.successor.as_ref()
     }
 
-    /// The epoch to raise to, when a stamp at or above ours by another right was met.
-    pub(super) fn raise_needed(&self) -> Option<u32> {
-        let held = self.held.as_ref()?;
-        let stamp = self.warm.flatten()?;
-        (stamp > held.epoch).then(|| stamp + 1)
+    /// Whether the Lease was read afresh since an entry ahead of it was observed. If not, it is read.
+    pub(super) fn has_looked_ahead(&mut self) -> bool {
+        let ahead = self.entry.as_ref().map(|entry| entry.epoch);
+        let looked = self.looked_ahead == ahead;
+        if !looked {
+            self.looked_ahead = ahead;
+            self.must_look = self.must_look.or(Some(0));
+        }
+        looked
     }
 
-    /// Everything is listed and no higher stamp stands: work begins.
-    pub(super) fn admit(&mut self, out: &mut Vec<Action>) {
-        if let (Some(held), Some(_)) = (&self.held, &self.warm) {
+    /// Everything is listed and the table grants it: work begins.
+    pub(super) fn admit(&mut self, table: String, out: &mut Vec<Action>) {
+        if let Some(held) = self.held.as_mut() {
+            held.table = Some(table.clone());
             self.stage = Stage::Running;
             out.push(Action::Admit {
                 shard: self.id,
+                table,
                 epoch: held.epoch,
                 reason: held.reason,
                 waited_ms: held.waited_ms,
@@ -434,14 +431,12 @@ impl Shard {
     }
 
     pub(super) fn is_warm(&self) -> bool {
-        self.warm.is_some()
+        self.warm
     }
 
-    /// Back to listing under a higher epoch: what runs is cancelled, the watch goes on.
-    pub(super) fn pause_to_raise(&mut self, out: &mut Vec<Action>) {
-        if matches!(self.stage, Stage::Running | Stage::Draining(_)) {
-            out.push(Action::Halt(self.id, Reason::Raised));
-        }
+    /// Back to listing until the table grants it again: what runs is cancelled, the watch goes on.
+    pub(super) fn pause(&mut self, reason: Reason, out: &mut Vec<Action>) {
+        out.push(Action::Halt(self.id, reason));
         self.stage = Stage::Listing;
     }
 

@@ -16,7 +16,6 @@ fn cluster() -> ClusterRecord {
         resource_version: "5".to_owned(),
         deleting: false,
         finalizers: vec![names::FINALIZER.to_owned()],
-        stamp: None,
         spec: DatabaseClusterSpec {
             replicas: 1,
             image: "postgres:18".to_owned(),
@@ -57,7 +56,7 @@ fn service_of(uid: &str) -> Arc<ChildRecord> {
         deleting: false,
         owner: Some(Owner::new(names::API_VERSION, names::KIND, "orders", uid)),
         bucket: None,
-        stamp: None,
+        token: None,
         fingerprint: Some(Fingerprint(1)),
         made_from_generation: Some(1),
         contents: None,

@@ -1,12 +1,14 @@
-//! Lease requests that the machine asks for; each outcome comes back as an event.
+//! Requests for Leases and the shard table that the machine asks for; each outcome comes back as an event.
+
+use tokio::time::timeout;
 
 use super::{Agent, ShardHost};
 use crate::core::lease::{member_lease_name, shard_lease_name};
 use crate::core::ownership::{Action, Event};
-use crate::fleet::leases::Seen;
+use crate::fleet::leases::{CALL_TIMEOUT, Seen};
 
 impl<H: ShardHost> Agent<H> {
-    /// Sends a Lease request; its outcome comes back as an event.
+    /// Sends a request; its outcome comes back as an event.
     pub(super) fn request(&mut self, action: Action) {
         match action {
             Action::WriteMember(id, write) => {
@@ -40,6 +42,23 @@ impl<H: ShardHost> Agent<H> {
                         _ => None,
                     });
                     Event::ShardRead(shard, lease)
+                });
+            }
+            Action::WriteTable(id, write) => {
+                let table = self.parts.table.clone();
+                self.requests
+                    .spawn(async move { Event::TableWritten(id, table.write(&write).await) });
+            }
+            Action::ReadTable => {
+                let table = self.parts.table.clone();
+                self.requests
+                    .spawn(async move { Event::TableRead(table.read().await) });
+            }
+            Action::ProbeTable => {
+                let table = self.parts.table.clone();
+                self.requests.spawn(async move {
+                    let answer = timeout(CALL_TIMEOUT, table.probe()).await;
+                    Event::TableProbed(matches!(answer, Ok(Ok(()))))
                 });
             }
             _ => {}

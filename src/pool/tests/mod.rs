@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::core::object::Stamp;
 use crate::core::outcome::{Cause, Next};
+use crate::core::token::FencingToken;
 use crate::fleet::tenure::Validity;
 use crate::telemetry::metrics::CONTROLLER;
 
@@ -114,7 +114,7 @@ impl Reconcile for Actor {
             diary.peak_of_one = diary.peak_of_one.max(diary.now[key]);
             diary.runs.push(Entry {
                 key: key.clone(),
-                epoch: tenure.stamp().epoch,
+                epoch: tenure.token().epoch,
                 from: Instant::now(),
             });
             diary.runs.iter().filter(|run| run.key == *key).count()
@@ -156,12 +156,13 @@ fn key(n: usize) -> ObjectKey {
 fn tenure(shard: ShardId, epoch: u32, ended: &CancellationToken) -> Tenure {
     let validity = Arc::new(Validity::default());
     validity.set_until_ms(u64::MAX);
-    let stamp = Stamp {
-        lease: format!("databasecluster-shard-{:03}", shard.0),
+    let token = FencingToken {
+        table: "table".into(),
+        shard,
         epoch,
         holder: "operator-0".into(),
     };
-    Tenure::new(shard, stamp, validity, ended.clone())
+    Tenure::new(token, validity, ended.clone())
 }
 
 fn config(concurrency: usize) -> PoolConfig {

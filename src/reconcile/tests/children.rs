@@ -259,7 +259,7 @@ async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
             .object(&format!("{CLAIMS}/data-orders-db-{ordinal}"))
             .unwrap();
         assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "2Gi");
-        assert!(claim["metadata"]["annotations"]["database.io/stamp"].is_string());
+        assert!(claim["metadata"]["annotations"]["database.io/fencing-token"].is_string());
     }
     assert_eq!(world.phase(), Phase::Ready);
     let set = world.object(STATEFULSET).unwrap();

@@ -29,7 +29,7 @@ async fn deletion_goes_through_terminating_and_ends_with_the_finalizer() {
 }
 
 #[tokio::test]
-async fn a_new_holder_stamps_before_it_deletes() {
+async fn a_new_holder_sets_its_token_before_it_deletes() {
     let world = World::with_ready_cluster(1).await;
     world.change(CLUSTER, |c| {
         c["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")
@@ -45,8 +45,14 @@ async fn a_new_holder_stamps_before_it_deletes() {
         ]
     );
     let set = successor.object(STATEFULSET).unwrap();
-    let stamp = &set["metadata"]["annotations"]["database.io/stamp"];
-    assert_eq!(*stamp, "databasecluster-shard-000/2/operator-2");
+    let token = &set["metadata"]["annotations"]["database.io/fencing-token"];
+    assert!(
+        token
+            .as_str()
+            .unwrap()
+            .starts_with("table/000/2/operator-2/"),
+        "{token}"
+    );
 }
 
 #[tokio::test]

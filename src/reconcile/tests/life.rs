@@ -59,16 +59,19 @@ async fn a_cluster_becomes_ready_with_eleven_requests_and_no_reads() {
         cluster["metadata"]["finalizers"],
         json!(["database.io/operator"])
     );
-    let stamp = "databasecluster-shard-000/1/operator-1";
+    let token = "table/000/1/operator-1/uid-1";
     assert_eq!(
-        cluster["metadata"]["annotations"]["database.io/stamp"],
-        stamp
+        cluster["metadata"]["annotations"]["database.io/fencing-token"],
+        token
     );
     assert_eq!(cluster["status"]["shard"]["epoch"], 1);
     assert_eq!(cluster["status"]["observedGeneration"], 1);
     for path in [SERVICE, STATEFULSET, CONFIG, SECRET, READ_WRITE, READ] {
         let child = world.object(path).unwrap();
-        assert_eq!(child["metadata"]["annotations"]["database.io/stamp"], stamp);
+        assert_eq!(
+            child["metadata"]["annotations"]["database.io/fencing-token"],
+            token
+        );
     }
     assert_eq!(world.metrics.convergence_seconds.get_sample_count(), 1);
 }

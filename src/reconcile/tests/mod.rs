@@ -11,9 +11,9 @@ use super::*;
 use crate::api::{ConditionStatus, ConditionType, DatabaseCluster, Phase};
 use crate::core::child::ChildKind;
 use crate::core::hash::ShardCount;
-use crate::core::object::Stamp;
 use crate::core::outcome::Cause;
 use crate::core::plan::SECRET_HOLD_MS;
+use crate::core::token::FencingToken;
 use crate::fleet::tenure::Validity;
 use crate::watch::observe;
 
@@ -91,10 +91,11 @@ impl World {
         let validity = Arc::new(Validity::default());
         validity.set_until_ms(u64::MAX);
         let ended = CancellationToken::new();
-        let stamp = Stamp {
-            lease: "databasecluster-shard-000".to_owned(),
+        let token = FencingToken {
+            table: "table".into(),
+            shard: ShardId(0),
             epoch,
-            holder: format!("operator-{epoch}"),
+            holder: format!("operator-{epoch}").into(),
         };
         let world = Self {
             reconciler: Reconciler::new(
@@ -103,7 +104,7 @@ impl World {
                 Arc::clone(&metrics),
                 &config,
             ),
-            tenure: Tenure::new(ShardId(0), stamp, validity, ended.clone()),
+            tenure: Tenure::new(token, validity, ended.clone()),
             fake,
             store,
             metrics,

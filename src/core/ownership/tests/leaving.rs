@@ -55,7 +55,7 @@ fn who_leaves_gives_nothing_away_while_a_successor_still_lists() {
     let mut world = all_listed_but_one();
     world.run(500);
     assert_eq!(moved(&world), 0);
-    world.node("b").queue.push(Event::Warm(ShardId(5), None));
+    world.node("b").queue.push(Event::Warm(ShardId(5)));
     world.until("all to move", 1500, |w| moved(w) == 32);
 }
 

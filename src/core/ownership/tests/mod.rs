@@ -4,6 +4,7 @@
 mod doubts;
 mod leaving;
 mod order;
+mod table;
 mod world;
 
 use std::collections::BTreeMap;
@@ -168,29 +169,6 @@ fn all_leases_deleted_at_once_come_back_above_every_epoch() {
     world.until("all to run above", 5000, |w| {
         w.all_run(32) && w.server.shards.iter().all(|(id, l)| l.epoch > before[id])
     });
-}
-
-#[test]
-fn a_shard_with_stamps_but_no_memory_waits_a_lifetime_and_starts_far_above() {
-    let mut world = World::new();
-    world.server.stamps.insert(ShardId(2), 77);
-    world.join("a", 4);
-    let took_ms = world.until("all to run", 9000, |w| w.all_run(4));
-    assert!(took_ms >= 6000, "took only {took_ms} ms");
-    assert_eq!(world.server.shards[&ShardId(2)].epoch, 1077);
-    assert_eq!(world.server.shards[&ShardId(1)].epoch, 1);
-}
-
-#[test]
-fn a_higher_stamp_raises_the_epoch_before_work_begins_and_while_it_runs() {
-    let mut world = World::new();
-    world.join("a", 4);
-    world.until("all to run", 3000, |w| w.all_run(4));
-    world.node("a").queue.push(Event::StampMet(ShardId(1), 500));
-    world.until("the epoch to rise", 1000, |w| {
-        w.nodes["a"].running.get(&ShardId(1)) == Some(&501)
-    });
-    assert_eq!(world.nodes["a"].halted, [(ShardId(1), Reason::Raised)]);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! One machine, and a test that chooses when each request arrives, is answered and is seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::*;
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{ShardWrite, Successor};
+use crate::core::table::{ShardTable, TableWrite, carried_out};
 
 const SHARD: ShardId = ShardId(0);
 
@@ -19,6 +20,7 @@ struct Alone {
     member: Option<MemberLease>,
     /// How its member Lease was ended.
     ended: Option<MemberChange>,
+    table: Option<ShardTable>,
     sent: Vec<(WriteId, ShardWrite)>,
     did: Vec<Action>,
 }
@@ -38,6 +40,7 @@ impl Alone {
             held_back: None,
             member: None,
             ended: None,
+            table: None,
             sent: Vec::new(),
             did: Vec::new(),
         }
@@ -58,12 +61,11 @@ impl Alone {
     fn at_work() -> Self {
         let mut me = Self::joined(Vec::new(), Vec::new());
         me.pass(2000);
-        me.say(Event::Stamps(Ok(BTreeMap::new())));
         for (id, write) in std::mem::take(&mut me.sent) {
             let lease = me.lease(&write, &format!("uid-{}", write.shard));
             me.say(Event::ShardWritten(id, WriteResult::Done(lease.clone())));
             me.say(Event::ShardSeen(lease));
-            me.say(Event::Warm(write.shard, None));
+            me.say(Event::Warm(write.shard));
         }
         assert_eq!(me.machine.running().count(), 2);
         me
@@ -123,6 +125,7 @@ impl Alone {
             revision: String::new(),
             shards: 2,
             draining: false,
+            barred: false,
             warm: BTreeSet::new(),
             created_seconds: 0,
         }
@@ -137,6 +140,8 @@ impl Alone {
                     None => self.write_member(id, &write),
                 },
                 Action::NeedIncarnation => self.say(Event::Reincarnate("me-2".into())),
+                Action::WriteTable(id, write) => self.write_table(id, &write),
+                Action::ReadTable => self.say(Event::TableRead(Ok(self.table.clone()))),
                 Action::ReadMember(identity) => {
                     let read = self
                         .member
@@ -172,6 +177,17 @@ impl Alone {
             WriteResult::Done(lease)
         };
         self.say(Event::MemberWritten(id, result));
+    }
+
+    fn write_table(&mut self, id: WriteId, write: &TableWrite) {
+        let (shards, entries) = carried_out(self.table.as_ref(), write).unwrap();
+        let table = ShardTable {
+            version: self.version("table"),
+            shards,
+            entries,
+        };
+        self.table = Some(table.clone());
+        self.say(Event::TableWritten(id, WriteResult::Done(table)));
     }
 
     fn pass(&mut self, for_ms: u64) {
@@ -231,7 +247,7 @@ fn taken_and_ended_before_the_reply(incarnation: &str) -> (Alone, ShardLease) {
 fn a_reply_that_comes_after_the_end_of_its_lease_was_seen_starts_nothing() {
     let (mut me, lease) = taken_and_ended_before_the_reply("me-1");
     assert!(me.looked(), "it must be asked whether the Lease is there");
-    me.say(Event::Warm(SHARD, None));
+    me.say(Event::Warm(SHARD));
     assert_eq!(me.runs(), None);
     me.say(Event::ShardRead(SHARD, Ok(None)));
     me.pass(500);
@@ -241,25 +257,13 @@ fn a_reply_that_comes_after_the_end_of_its_lease_was_seen_starts_nothing() {
 }
 
 #[test]
-fn two_lives_that_create_a_lease_anew_do_not_choose_the_same_epoch() {
-    let epochs = ["me-1", "me-2", "me-3"].map(|incarnation| {
-        let (mut me, _) = taken_and_ended_before_the_reply(incarnation);
-        me.say(Event::ShardRead(SHARD, Ok(None)));
-        me.pass(500);
-        me.write().1.epoch
-    });
-    let different: BTreeSet<u32> = epochs.into_iter().collect();
-    assert_eq!(different.len(), 3, "{epochs:?}");
-}
-
-#[test]
 fn a_lease_that_is_read_after_its_end_was_seen_is_back() {
     let (mut me, lease) = taken_and_ended_before_the_reply("me-1");
     assert!(me.looked());
     // Restored from a backup, it has the uid that it had.
     me.say(Event::ShardRead(SHARD, Ok(Some(lease.clone()))));
     me.pass(100);
-    me.say(Event::Warm(SHARD, None));
+    me.say(Event::Warm(SHARD));
     assert_eq!(me.runs(), Some(lease.epoch));
 }
 
@@ -268,7 +272,6 @@ fn a_write_without_an_answer_is_not_repeated_once_the_lease_moved_on() {
     let other = Alone::new().member("other");
     let mut me = Alone::joined(vec![other], Vec::new());
     me.pass(3000);
-    me.say(Event::Stamps(Ok(BTreeMap::new())));
     me.pass(100);
     let (id, first) = me.write();
     let theirs = me.lease_of("other", first.epoch + 100, "uid-0");
@@ -360,41 +363,6 @@ fn that_a_former_life_left_says_nothing_of_ours() {
     me.say(Event::Drained(SHARD));
     me.pass(100);
     assert_eq!(me.write().1.holder, "");
-}
-
-#[test]
-fn stamps_are_found_anew_for_a_shard_that_is_judged_later() {
-    let other = Alone::new().member("other");
-    let mut me = Alone::joined(vec![other], Vec::new());
-    let found = |stamps: &[(ShardId, u32)]| Event::Stamps(Ok(stamps.iter().copied().collect()));
-    // How long it takes until it asks.
-    let asked_in_ms = |me: &mut Alone| {
-        let began_ms = me.now_ms;
-        while !me.did.contains(&Action::FindStamps) {
-            assert!(
-                me.now_ms - began_ms < 7000,
-                "waited from {began_ms} ms for it to ask for the stamps: {:?} {:?}",
-                me.sent,
-                me.did
-            );
-            me.pass(25);
-        }
-        me.did.clear();
-        me.now_ms - began_ms
-    };
-    assert!(asked_in_ms(&mut me) < 1000);
-    me.say(found(&[]));
-    // One shard is placed with us, and begins. The other should begin elsewhere, and does not.
-    assert_eq!(me.sent.len(), 1, "{:?}", me.sent);
-    let late = ShardId(1 - me.sent.remove(0).1.shard.0);
-    assert!(asked_in_ms(&mut me) < 1000);
-    me.say(found(&[(late, 700)]));
-    // It waits for a lifetime; somebody may work on it meanwhile.
-    assert!(asked_in_ms(&mut me) > 2000);
-    assert!(me.sent.is_empty(), "{:?}", me.sent);
-    me.say(found(&[(late, 800)]));
-    let epochs: Vec<u32> = me.sent.iter().map(|(_, write)| write.epoch).collect();
-    assert_eq!(epochs, [1800]);
 }
 
 /// Plans the shard for another, who has or has not listed it.

@@ -6,6 +6,7 @@ use crate::core::lease::{MemberChange, MemberLease, MemberWrite, ShardLease};
 use crate::core::lease::{ShardWrite, Version};
 use crate::core::ownership::*;
 use crate::core::planner::{Fleet, churn_budget};
+use crate::core::table::{ShardTable, TableRefusal, TableWrite, carried_out};
 
 /// The API server's Leases: compare-and-swap on uid and resourceVersion.
 #[derive(Default)]
@@ -15,7 +16,9 @@ pub(super) struct Server {
     pub(super) revision: u64,
     pub(super) uids: u64,
     pub(super) away: bool,
-    pub(super) stamps: BTreeMap<ShardId, u32>,
+    pub(super) table: Option<ShardTable>,
+    /// Whose writes of the table are refused.
+    pub(super) refuses_table_of: Option<String>,
     /// Requests so far, answered or not.
     pub(super) requests: usize,
 }
@@ -63,6 +66,7 @@ impl Server {
             revision: String::new(),
             shards: node.machine.settings.shards.get(),
             draining: false,
+            barred: false,
             warm: BTreeSet::new(),
             created_seconds: 0,
         });
@@ -71,6 +75,7 @@ impl Server {
                 incarnation,
                 renewal,
                 draining,
+                barred,
                 warm,
             } => {
                 lease.holder.clone_from(&write.identity);
@@ -78,6 +83,7 @@ impl Server {
                 lease.renewal = *renewal;
                 lease.pod_uid.clone_from(&node.machine.settings.pod_uid);
                 lease.draining = *draining;
+                lease.barred = *barred;
                 lease.warm.clone_from(warm);
                 lease.revision.clone_from(&node.revision);
             }
@@ -122,6 +128,30 @@ impl Server {
         };
         self.shards.insert(write.shard, lease.clone());
         WriteResult::Done(lease)
+    }
+}
+
+impl Server {
+    pub(super) fn write_table(&mut self, who: &str, write: &TableWrite) -> WriteResult<ShardTable> {
+        if self.away {
+            return WriteResult::Unknown;
+        }
+        if self.refuses_table_of.as_deref() == Some(who) {
+            return WriteResult::Rejected;
+        }
+        let (shards, entries) = match carried_out(self.table.as_ref(), write) {
+            Ok(table) => table,
+            Err(TableRefusal::Conflict) => return WriteResult::Conflict,
+            Err(TableRefusal::Rejected) => return WriteResult::Rejected,
+        };
+        let known = self.table.as_ref().map(|table| table.version.clone());
+        let table = ShardTable {
+            version: self.next(known.as_ref()),
+            shards,
+            entries,
+        };
+        self.table = Some(table.clone());
+        WriteResult::Done(table)
     }
 }
 
@@ -217,6 +247,8 @@ impl World {
             }
             let mut node = self.nodes.remove(&name).unwrap();
             if !self.server.away {
+                node.queue
+                    .push(Event::TableListed(self.server.table.clone()));
                 node.queue.push(Event::Listed {
                     members: self.server.members.values().cloned().collect(),
                     shards: self.server.shards.values().cloned().collect(),
@@ -290,25 +322,49 @@ impl World {
             }
             Action::ReadMember(identity) => {
                 let read = (!self.server.away).then(|| self.server.members.get(&identity).cloned());
-                node.queue.push(Event::MemberRead(identity, read.ok_or(())));
+                node.queue
+                    .push(Event::MemberRead(identity, read.ok_or(ReadFailed)));
             }
             Action::ReadShard(shard) => {
                 let read = (!self.server.away).then(|| self.server.shards.get(&shard).cloned());
-                node.queue.push(Event::ShardRead(shard, read.ok_or(())));
-            }
-            Action::FindStamps => {
                 node.queue
-                    .push(Event::Stamps(Ok(self.server.stamps.clone())));
+                    .push(Event::ShardRead(shard, read.ok_or(ReadFailed)));
+            }
+            Action::WriteTable(id, write) => {
+                let result = self.server.write_table(name, &write);
+                let result = node.lose_reply(result);
+                node.queue.push(Event::TableWritten(id, result));
+            }
+            Action::ReadTable => {
+                let read = (!self.server.away).then(|| self.server.table.clone());
+                node.queue.push(Event::TableRead(read.ok_or(ReadFailed)));
+            }
+            Action::ProbeTable => {
+                let may = self.server.refuses_table_of.as_deref() != Some(name);
+                node.queue
+                    .push(Event::TableProbed(may && !self.server.away));
             }
             Action::ValidUntil(until_ms) => node.until_ms = until_ms,
             Action::Watch(shard) => {
                 if !node.still_lists.contains(&shard) {
-                    let stamp = self.server.stamps.get(&shard).copied();
-                    node.queue.push(Event::Warm(shard, stamp));
+                    node.queue.push(Event::Warm(shard));
                 }
             }
             Action::Unwatch(shard) => assert!(!node.running.contains_key(&shard) || node.drains),
-            Action::Admit { shard, epoch, .. } => {
+            Action::Admit {
+                shard,
+                epoch,
+                table,
+                ..
+            } => {
+                let granted = self.server.table.as_ref().is_some_and(|known| {
+                    let entry = &known.entries[&shard];
+                    known.version.uid == table && entry.epoch >= epoch
+                });
+                assert!(
+                    granted || self.tampered,
+                    "{name} works on shard {shard} before its entry was written"
+                );
                 node.running.insert(shard, epoch);
                 let workers = self.history.entry((shard, epoch)).or_default();
                 workers.insert(name.to_owned());

@@ -26,7 +26,6 @@ pub(super) fn templates() -> Result<Value> {
         resource_version: String::new(),
         deleting: false,
         finalizers: Vec::new(),
-        stamp: None,
         spec,
         status: DatabaseClusterStatus::default(),
     };
