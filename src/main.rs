@@ -39,7 +39,7 @@ struct Cli {
 enum Command {
     /// Run a replica of the operator.
     Run(Box<RunArgs>),
-    /// Print the CustomResourceDefinition.
+    /// Print the CustomResourceDefinitions.
     Crd,
     /// Show who holds what, from the Leases.
     Fleet {
