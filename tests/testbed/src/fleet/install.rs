@@ -17,11 +17,10 @@ const CRDS: [&str; 2] = ["databaseclusters.database.io", "shardtables.database.i
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Files below `deploy/base`, in their order.
-const FILES: [&str; 6] = [
+const FILES: [&str; 5] = [
     "namespace.yaml",
     "crd.yaml",
     "rbac.yaml",
-    "lease-cache.yaml",
     "flowcontrol.yaml",
     FENCE,
 ];
