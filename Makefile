@@ -97,6 +97,8 @@ model: ## a deeper search of the ownership model, and a long simulation; SEEDS=1
 manifests: ## writes the generated files below deploy/
 	@cargo run --locked --quiet --bin databasecluster-operator -- crd > deploy/base/.crd.yaml.part
 	@mv deploy/base/.crd.yaml.part deploy/base/crd.yaml
+	@cargo run --locked --quiet --bin databasecluster-operator -- fence > deploy/base/.fence.yaml.part
+	@mv deploy/base/.fence.yaml.part deploy/base/fence.yaml
 	@cargo run --locked --quiet -p packaging -- manifests
 
 .PHONY: rights

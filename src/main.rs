@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use databasecluster_operator::config::{DEFAULT_NAMESPACE, RunArgs};
+use databasecluster_operator::fence_policies::Fence;
 use databasecluster_operator::telemetry::fleet_command::{Output, fleet_command};
 use databasecluster_operator::telemetry::{log, process};
 use databasecluster_operator::{api, replica};
@@ -39,8 +40,14 @@ struct Cli {
 enum Command {
     /// Run a replica of the operator.
     Run(Box<RunArgs>),
-    /// Print the CustomResourceDefinition.
+    /// Print the CustomResourceDefinitions.
     Crd,
+    /// Print the admission policies of the fence.
+    Fence {
+        /// Namespace of the operator.
+        #[arg(long, short = 'n', env = "DBC_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
+        namespace: String,
+    },
     /// Show who holds what, from the Leases.
     Fleet {
         /// Namespace of the operator.
@@ -98,6 +105,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Crd => {
             print!("{}", api::crd_yaml()?);
+            Ok(())
+        }
+        Command::Fence { namespace } => {
+            print!("{}", Fence::of_this_operator(&namespace).yaml());
             Ok(())
         }
         Command::Fleet { namespace, output } => runtime()?.block_on(async {

@@ -62,7 +62,7 @@ fn every_reason_of_a_condition_is_explained() {
 
 /// The fields of spec and status, and the rules about the whole object.
 fn reference() -> String {
-    let crd = serde_json::to_value(api::crd()).unwrap();
+    let crd = serde_json::to_value(api::cluster_crd()).unwrap();
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     let mut text = String::new();
     for part in ["spec", "status"] {

@@ -1,18 +1,18 @@
-//! The CustomResourceDefinition, generated from the Rust types.
+//! The CustomResourceDefinitions, generated from the Rust types.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
-use super::DatabaseCluster;
+use super::{DatabaseCluster, ShardTable};
 
 const HEADER: &str = "# Generated, do not edit: change src/api and run `make manifests`.\n";
 
-/// The CRD could not be written as YAML.
+/// A CRD could not be written as YAML.
 #[derive(Debug, thiserror::Error)]
-#[error("could not write the CRD as YAML: {0}; this is a bug in the operator")]
+#[error("could not write the CRDs as YAML: {0}; this is a bug in the operator")]
 pub struct CrdError(#[from] serde_saphyr::ser::Error);
 
-/// Labels of the CRD. By `database.io/keep`, an uninstallation passes it over.
+/// Labels of the CRDs. By `database.io/keep`, an uninstallation passes them over.
 const LABELS: [(&str, &str); 2] = [
     ("app.kubernetes.io/name", "databasecluster-operator"),
     ("database.io/keep", "true"),
@@ -20,20 +20,30 @@ const LABELS: [(&str, &str); 2] = [
 
 /// The CustomResourceDefinition of `DatabaseCluster`.
 #[must_use]
-pub fn crd() -> CustomResourceDefinition {
-    let mut crd = DatabaseCluster::crd();
+pub fn cluster_crd() -> CustomResourceDefinition {
+    labelled(DatabaseCluster::crd())
+}
+
+/// The CustomResourceDefinition of `ShardTable`.
+#[must_use]
+pub fn shard_table_crd() -> CustomResourceDefinition {
+    labelled(ShardTable::crd())
+}
+
+fn labelled(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let labels = LABELS.map(|(name, value)| (name.to_owned(), value.to_owned()));
     crd.metadata.labels = Some(labels.into());
     crd
 }
 
-/// The CustomResourceDefinition as the text of `deploy/base/crd.yaml`.
+/// Both CustomResourceDefinitions as the text of `deploy/base/crd.yaml`.
 ///
 /// # Errors
-/// When the YAML writer refuses the document.
+/// When the YAML writer refuses a document.
 pub fn crd_yaml() -> Result<String, CrdError> {
-    let body = serde_saphyr::to_string(&crd())?;
-    Ok(format!("{HEADER}{body}"))
+    let clusters = serde_saphyr::to_string(&cluster_crd())?;
+    let tables = serde_saphyr::to_string(&shard_table_crd())?;
+    Ok(format!("{HEADER}{clusters}---\n{tables}"))
 }
 
 #[cfg(test)]
@@ -50,11 +60,12 @@ mod tests {
             found.push((path.clone(), property));
             properties(property, &path, found);
             properties(&property["items"], &path, found);
+            properties(&property["additionalProperties"], &path, found);
         }
     }
 
-    fn schema() -> Value {
-        let crd = serde_json::to_value(crd()).unwrap();
+    fn schema_of(crd: &CustomResourceDefinition) -> Value {
+        let crd = serde_json::to_value(crd).unwrap();
         crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
     }
 
@@ -72,28 +83,61 @@ mod tests {
     }
 
     #[test]
-    fn the_yaml_says_what_the_crd_says() {
+    fn the_yaml_says_what_the_crds_say() {
         let text = crd_yaml().unwrap();
-        let read: Value = serde_saphyr::from_str(&text).unwrap();
-        assert_eq!(read, serde_json::to_value(crd()).unwrap());
+        let documents: Vec<Value> = text
+            .split("---\n")
+            .map(|document| serde_saphyr::from_str(document).unwrap())
+            .collect();
+        let expected = [cluster_crd(), shard_table_crd()];
+        assert_eq!(
+            documents,
+            expected.map(|crd| serde_json::to_value(crd).unwrap())
+        );
         assert!(text.len() < 256 * 1024, "{} bytes", text.len());
     }
 
     #[test]
     fn every_field_is_documented_for_kubectl_explain() {
-        let schema = schema();
-        let mut found = Vec::new();
-        properties(&schema, "", &mut found);
-        assert!(found.len() > 20, "{found:?}");
-        for (path, property) in found.iter().filter(|(path, _)| path != ".metadata") {
-            let text = property["description"].as_str().unwrap_or_default();
-            assert!(text.len() > 10, "{path} has no description");
+        for (crd, least) in [(cluster_crd(), 20), (shard_table_crd(), 5)] {
+            let schema = schema_of(&crd);
+            let mut found = Vec::new();
+            properties(&schema, "", &mut found);
+            assert!(found.len() > least, "{found:?}");
+            for (path, property) in found.iter().filter(|(path, _)| path != ".metadata") {
+                let text = property["description"].as_str().unwrap_or_default();
+                assert!(text.len() > 10, "{path} has no description");
+            }
         }
     }
 
     #[test]
+    fn the_shard_table_is_bounded_and_has_printer_columns() {
+        let crd = serde_json::to_value(shard_table_crd()).unwrap();
+        let version = &crd["spec"]["versions"][0];
+        let columns: Vec<_> = version["additionalPrinterColumns"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|column| column["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(columns, ["Shards", "UID", "Age"]);
+        let spec = &version["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        assert_eq!(
+            spec["x-kubernetes-validations"].as_array().unwrap().len(),
+            6
+        );
+        let entries = &spec["properties"]["entries"];
+        assert_eq!(entries["maxProperties"], 256);
+        let entry = &entries["additionalProperties"]["properties"];
+        assert_eq!(entry["epoch"]["maximum"].as_f64(), Some(2_146_435_071.0));
+        assert_eq!(entry["holder"]["maxLength"], 253);
+        assert_eq!(entry["incarnation"]["maxLength"], 64);
+    }
+
+    #[test]
     fn conditions_merge_by_type_and_subresources_are_served() {
-        let crd = serde_json::to_value(crd()).unwrap();
+        let crd = serde_json::to_value(cluster_crd()).unwrap();
         let version = &crd["spec"]["versions"][0];
         let conditions = &version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
             ["conditions"];
@@ -119,7 +163,7 @@ mod tests {
         let spec: super::super::DatabaseClusterSpec =
             serde_json::from_str(r#"{"image":"postgres:18"}"#).unwrap();
         assert_eq!(spec.replicas, 1);
-        let in_schema = schema();
+        let in_schema = schema_of(&cluster_crd());
         let spec_schema = &in_schema["properties"]["spec"]["properties"];
         assert_eq!(spec_schema["replicas"]["default"], 1);
         assert_eq!(

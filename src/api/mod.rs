@@ -1,11 +1,13 @@
-//! The `DatabaseCluster` kind: spec, status, conditions, and the CRD made from them.
+//! The kinds `DatabaseCluster` and `ShardTable`: spec, status, conditions, and the CRDs generated from them.
 
 mod crd;
 pub mod names;
+mod shard_table;
 mod spec;
 mod status;
 
-pub use crd::{CrdError, crd, crd_yaml};
+pub use crd::{CrdError, cluster_crd, crd_yaml, shard_table_crd};
+pub use shard_table::{ShardTable, ShardTableEntry, ShardTableSpec};
 pub use spec::{
     DatabaseCluster, DatabaseClusterSpec, NAME_LENGTH_MAX, REPLICAS_MAX, Resources, Retain, Storage,
 };

@@ -71,10 +71,7 @@ fn an_uninstallation_leaves_the_kind_and_what_guards_it() {
     names.dedup();
     names.sort_unstable();
     names.dedup();
-    assert_eq!(
-        names,
-        ["databasecluster-guard", "databasecluster-lease-cache"]
-    );
+    assert_eq!(names, ["databasecluster-guard"]);
     // In crds/ and not among the templates: Helm never deletes it.
     let without = rendered(NAMESPACE, &[]);
     assert_eq!(

@@ -67,7 +67,7 @@ async fn it_installs_over_a_half_finished_one_and_over_itself() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     // The namespace without its labels, an older kind, half of the rights.
     run(kubectl_of(&control_plane).args(["create", "namespace", NAMESPACE]));
-    for file in ["crd.yaml", "lease-cache.yaml"] {
+    for file in ["crd.yaml", "rbac.yaml"] {
         run(kubectl_of(&control_plane).args(["create", "-f", &deploy(&format!("base/{file}"))]));
     }
     apply(&control_plane);
@@ -189,6 +189,9 @@ async fn removed_twice_and_installed_again_it_never_touches_a_database() {
         "{said}"
     );
     assert!(said.contains("database.io/deletion=allowed"), "{said}");
+    let table = ["delete", "crd", "shardtables.database.io"];
+    let said = refused(kubectl_of(&control_plane).args(table));
+    assert!(said.contains("with all replicas stopped"), "{said}");
     // Without the selector: the kind is refused, and nothing else matters to the databases.
     apply(&control_plane);
     let said =
@@ -221,11 +224,17 @@ async fn removed_twice_and_installed_again_it_never_touches_a_database() {
     // And all of it, for whoever says so.
     let kind = "databaseclusters.database.io";
     run(kubectl_of(&control_plane).args(["delete", "dbc", "--all", "--all-namespaces"]));
-    run(kubectl_of(&control_plane).args(["annotate", "crd", kind, "database.io/deletion=allowed"]));
     drop(fleet);
+    let kinds = [kind, "shardtables.database.io"];
+    for kind in kinds {
+        let allow = ["annotate", "crd", kind, "database.io/deletion=allowed"];
+        run(kubectl_of(&control_plane).args(allow));
+    }
     run(kubectl_of(&control_plane).args(["delete", "-f", INSTALL, "--ignore-not-found"]));
-    let left = run(kubectl_of(&control_plane).args(["get", "crd", kind, "--ignore-not-found"]));
-    assert_eq!(left, "");
+    for kind in kinds {
+        let left = run(kubectl_of(&control_plane).args(["get", "crd", kind, "--ignore-not-found"]));
+        assert_eq!(left, "");
+    }
 }
 
 /// Two replicas that require the fence, as the Deployment's do.
@@ -240,11 +249,13 @@ async fn fleet_on(control_plane: &ControlPlane) -> Fleet<'_> {
 
 const KIND: &str = "databaseclusters.database.io";
 /// Who, verb, resource with subresource, and whether it is allowed.
-const RIGHTS: [(&str, &str, &str, bool); 11] = [
+const RIGHTS: [(&str, &str, &str, bool); 13] = [
     ("view", "watch", KIND, true),
     ("view", "get", "databaseclusters.database.io/scale", true),
     ("view", "create", KIND, false),
     ("view", "patch", "databaseclusters.database.io/scale", false),
+    ("view", "list", "shardtables.database.io", true),
+    ("admin", "patch", "shardtables.database.io", false),
     ("edit", "list", KIND, true),
     ("edit", "delete", KIND, true),
     ("edit", "patch", "databaseclusters.database.io/scale", true),
@@ -338,7 +349,7 @@ async fn helm_installs_twice_upgrades_and_leaves_the_databases() {
     let chart = deploy("chart");
     let install = ["install", "operator", &chart, "--create-namespace"];
     // Half-finished: what an installation by kubectl left behind is taken over when that is asked for.
-    for file in ["crd.yaml", "guard.yaml", "lease-cache.yaml"] {
+    for file in ["crd.yaml", "guard.yaml"] {
         run(kubectl_of(&control_plane).args(["apply", "-f", &deploy(&format!("base/{file}"))]));
     }
     let said = refused(&mut helm(&install));
@@ -372,11 +383,9 @@ async fn helm_installs_twice_upgrades_and_leaves_the_databases() {
     run(&mut helm(&["uninstall", "operator", "--ignore-not-found"]));
     for (kind, name) in [
         ("crd", "databaseclusters.database.io"),
+        ("crd", "shardtables.database.io"),
         ("validatingadmissionpolicy", "databasecluster-guard"),
-        (
-            "validatingadmissionpolicybinding",
-            "databasecluster-lease-cache",
-        ),
+        ("validatingadmissionpolicybinding", "databasecluster-guard"),
     ] {
         run(kubectl_of(&control_plane).args(["get", kind, name]));
     }

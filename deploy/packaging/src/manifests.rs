@@ -21,11 +21,10 @@ const HEADER: &str = "\
 
 /// Files of the base that are templates of the chart once the namespace is the release's, with the value of the chart
 /// that switches them off.
-const TEMPLATES: [(&str, Option<&str>); 6] = [
+const TEMPLATES: [(&str, Option<&str>); 5] = [
     ("fence", None),
     ("flowcontrol", Some(".Values.flowControl.enabled")),
     ("guard", None),
-    ("lease-cache", None),
     ("rbac", None),
     ("users", Some(".Values.userRoles.create")),
 ];

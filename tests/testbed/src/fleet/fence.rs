@@ -25,26 +25,52 @@ pub async fn wait_in_force(control_plane: &ControlPlane) -> Result<()> {
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {"name": "databasecluster-shard-999"}, "spec": {},
     });
+    // The last policy of the file: when it is in force, all are.
+    let table = json!({
+        "apiVersion": "database.io/v1", "kind": "ShardTable",
+        "metadata": {"name": "another"}, "spec": {"shards": 1, "entries": {
+            "000": {"epoch": 0, "holder": "", "incarnation": ""},
+        }},
+    });
     let client = control_plane.client();
     for (root, resource, object) in [
         ("api/v1", "services", service),
         ("apis/coordination.k8s.io/v1", "leases", lease),
+        ("apis/database.io/v1", "shardtables", table),
     ] {
         let path = format!("/{root}/namespaces/{OPERATOR_NAMESPACE}/{resource}?dryRun=All");
-        let what = format!("the fence to refuse {resource} without a stamp");
+        let what = format!("the fence to refuse {resource} without a fencing token");
         wait_for(what, IN_FORCE_TIMEOUT, || async {
-            let answer = as_operator(&client, &path, &object).await?;
+            let answer = post(&client, &path, &object, Some(OPERATOR_USER)).await?;
             let refused = answer.contains("databasecluster-fence");
             Ok(Progress::when(refused, (), || answer))
         })
         .await?;
     }
-    Ok(())
+    // Until the API server knows the kind of the parameter, it refuses everybody whose write matches.
+    let labelled = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "labelled", "labels": {"database.io/bucket": "0"}},
+    });
+    let path = format!("/api/v1/namespaces/{OPERATOR_NAMESPACE}/configmaps?dryRun=All");
+    wait_for(
+        "the API server to know the kind ShardTable",
+        IN_FORCE_TIMEOUT,
+        || async {
+            let answer = post(&client, &path, &labelled, None).await?;
+            let refused = answer.contains("databasecluster-fence");
+            Ok(Progress::when(!refused, (), || answer))
+        },
+    )
+    .await
 }
 
-async fn as_operator(client: &Client, path: &str, object: &Value) -> Result<String> {
-    let request = http::Request::post(path)
-        .header("Impersonate-User", OPERATOR_USER)
+async fn post(client: &Client, path: &str, object: &Value, user: Option<&str>) -> Result<String> {
+    let mut request = http::Request::post(path);
+    if let Some(user) = user {
+        request = request.header("Impersonate-User", user);
+    }
+    let request = request
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(object.to_string().into_bytes())
         .context("build a request")?;

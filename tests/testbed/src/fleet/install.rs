@@ -13,15 +13,14 @@ use crate::control_plane::{ControlPlane, prepare_typed as typed};
 use crate::error::{Context, Result};
 use crate::wait::{Progress, wait_for};
 
-const CRD: &str = "databaseclusters.database.io";
+const CRDS: [&str; 2] = ["databaseclusters.database.io", "shardtables.database.io"];
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Files below `deploy/base`, in their order.
-const FILES: [&str; 6] = [
+const FILES: [&str; 5] = [
     "namespace.yaml",
     "crd.yaml",
     "rbac.yaml",
-    "lease-cache.yaml",
     "flowcontrol.yaml",
     FENCE,
 ];
@@ -35,7 +34,9 @@ pub(super) async fn install(control_plane: &ControlPlane, without_fence: bool) -
         let apply = ["apply", "--server-side", "--force-conflicts", "-f", &path];
         control_plane.run_kubectl(&apply).await?;
     }
-    wait_for_crd(control_plane).await?;
+    for name in CRDS {
+        wait_for_crd(control_plane, name).await?;
+    }
     if !without_fence {
         fence::wait_in_force(control_plane).await?;
     }
@@ -56,13 +57,13 @@ pub(crate) async fn ensure_namespace(control_plane: &ControlPlane, name: &str) -
     }
 }
 
-async fn wait_for_crd(control_plane: &ControlPlane) -> Result<()> {
+async fn wait_for_crd(control_plane: &ControlPlane, name: &str) -> Result<()> {
     let crds: Api<CustomResourceDefinition> = Api::all(control_plane.client());
     wait_for(
-        format!("CustomResourceDefinition {CRD}"),
+        format!("CustomResourceDefinition {name}"),
         ESTABLISHED_TIMEOUT,
         || async {
-            let Some(crd) = crds.get_opt(CRD).await.context("get the CRD")? else {
+            let Some(crd) = crds.get_opt(name).await.context("get the CRD")? else {
                 return Ok(Progress::pending("it does not exist"));
             };
             let conditions = crd

@@ -1,0 +1,145 @@
+//! What the operator's credentials are good for at most, whoever uses them.
+
+use super::Fence;
+use super::policy::{Policy, ResourceRule, Scope};
+
+/// StatefulSets, Services, Pods and DatabaseClusters.
+pub(super) fn limits(fence: &Fence) -> Policy {
+    Policy {
+        name: "limits",
+        comment: "What the operator's credentials are good for at most, also in the hands of a thief: no Pod with privileges, \
+            with access\nto its node, with a ServiceAccount or with another Secret than its cluster's; no change of a Pod or \
+            of a $OWNER_KIND\nbut to the metadata that the operator keeps there; no Service that draws traffic of others.\n\
+            What is there already and does not change is not the operator's.",
+        reads_table: false,
+        scope: Scope::All,
+        rules: vec![
+            ResourceRule::new("apps", &["statefulsets"]),
+            ResourceRule::new("", &["services", "pods", "pods/*"]),
+            ResourceRule::new(&fence.owner.group, &["$OWNERS"]),
+        ],
+        conditions: &[("not-a-deletion", "request.operation != 'DELETE' || request.resource.resource == '$OWNERS'")],
+        variables: &[
+            ("resource", "request.resource.resource"),
+            ("isUpdate", "request.operation == 'UPDATE'"),
+            ("pod", "object.spec.template.spec"),
+            (
+                "secret",
+                "# The Secret of the cluster whose StatefulSet this is: the one of `orders-db` is `orders-app`.
+                object.metadata.?name.orValue('').endsWith('-db')
+                ? object.metadata.name.substring(0, object.metadata.name.size() - 3) + '-app' : ''",
+            ),
+            ("containers", "variables.pod.containers + variables.pod.?initContainers.orValue([])"),
+            (
+                "isController",
+                "object.metadata.?ownerReferences.orValue([]).exists(r, r.?controller.orValue(false)
+                && r.kind == '$OWNER_KIND' && r.apiVersion.startsWith('$OWNER_GROUP/'))",
+            ),
+            (
+                "templateProblem",
+                "variables.pod.?serviceAccountName.orValue('') != '' || variables.pod.?serviceAccount.orValue('') != ''
+                || variables.pod.?automountServiceAccountToken.orValue(true)
+                ? 'Pods of a StatefulSet must have no serviceAccountName and automountServiceAccountToken: false'
+                : variables.pod.?hostNetwork.orValue(false) || variables.pod.?hostPID.orValue(false)
+                || variables.pod.?hostIPC.orValue(false) || variables.pod.?nodeName.orValue('') != ''
+                ? 'Pods of a StatefulSet must not have hostNetwork, hostPID, hostIPC or nodeName'
+                : variables.pod.?resourceClaims.orValue([]).size() > 0
+                || !variables.pod.?volumes.orValue([]).all(v, has(v.emptyDir) || has(v.configMap)
+                || (has(v.secret) && v.secret.?secretName.orValue('') == variables.secret))
+                ? 'Pods of a StatefulSet must have no volumes but emptyDir, configMap and the Secret ' + variables.secret
+                : !variables.containers.all(c, !c.?securityContext.?privileged.orValue(false)
+                && !c.?securityContext.?allowPrivilegeEscalation.orValue(true)
+                && c.?securityContext.?capabilities.?add.orValue([]).size() == 0
+                && c.?securityContext.?procMount.orValue('Default') == 'Default'
+                && !c.?securityContext.?windowsOptions.hasValue()
+                && c.?ports.orValue([]).all(p, p.?hostPort.orValue(0) == 0))
+                || variables.pod.?securityContext.?windowsOptions.hasValue()
+                || variables.pod.?securityContext.?sysctls.orValue([]).size() > 0
+                ? 'containers of a StatefulSet must have allowPrivilegeEscalation: false, no privileges, no capabilities '
+                + 'and no hostPort'
+                : !variables.containers.all(c, c.?envFrom.orValue([]).all(e, !has(e.secretRef)
+                || e.secretRef.?name.orValue('') == variables.secret)
+                && c.?env.orValue([]).all(e, !has(e.valueFrom) || !has(e.valueFrom.secretKeyRef)
+                || e.valueFrom.secretKeyRef.?name.orValue('') == variables.secret))
+                ? 'containers of a StatefulSet must read no Secret but ' + variables.secret
+                : ''",
+            ),
+            (
+                "serviceProblem",
+                "object.spec.?type.orValue('ClusterIP') != 'ClusterIP'
+                && !(variables.isUpdate && oldObject.spec.?type.orValue('ClusterIP') == object.spec.type)
+                ? 'the operator gives a Service no type but ClusterIP'
+                : object.spec.?externalIPs.orValue([]).size() > 0
+                && !(variables.isUpdate && oldObject.spec.?externalIPs.orValue([]) == object.spec.externalIPs)
+                ? 'the operator gives a Service no externalIPs'
+                : ''",
+            ),
+            (
+                "podProblem",
+                "!variables.isUpdate || (has(request.subResource) && request.subResource != '')
+                || object.spec != oldObject.spec
+                || object.metadata.?finalizers.orValue([]) != oldObject.metadata.?finalizers.orValue([])
+                || object.metadata.?ownerReferences.orValue([]) != oldObject.metadata.?ownerReferences.orValue([])
+                || !object.metadata.?labels.orValue({}).all(k, k == '$DOMAIN/bucket'
+                || oldObject.metadata.?labels[?k].orValue('') == object.metadata.labels[k])
+                || !oldObject.metadata.?labels.orValue({}).all(k, k == '$DOMAIN/bucket'
+                || k in object.metadata.?labels.orValue({}))
+                ? 'the operator deletes Pods, and changes nothing of them but its annotations and the bucket' : ''",
+            ),
+            (
+                "clusterProblem",
+                "!variables.isUpdate || object.?spec != oldObject.?spec
+                || object.metadata.?labels.orValue({}) != oldObject.metadata.?labels.orValue({})
+                || object.metadata.?ownerReferences.orValue([]) != oldObject.metadata.?ownerReferences.orValue([])
+                || object.metadata.?finalizers.orValue([]).filter(f, f != '$DOMAIN/operator')
+                != oldObject.metadata.?finalizers.orValue([]).filter(f, f != '$DOMAIN/operator')
+                || !object.metadata.?annotations.orValue({}).all(k, k == '$DOMAIN/fencing-token'
+                || oldObject.metadata.?annotations[?k].optMap(v, v == object.metadata.annotations[k]).orValue(false))
+                || !oldObject.metadata.?annotations.orValue({}).all(k, k == '$DOMAIN/fencing-token'
+                || k in object.metadata.?annotations.orValue({}))
+                ? 'the operator changes nothing of a $OWNER_KIND but its own finalizer, its fencing token and the status'
+                : ''",
+            ),
+        ],
+        problem: "variables.resource == 'statefulsets'
+            ? (!variables.isController ? 'a StatefulSet must be controlled by a $OWNER_KIND'
+            : variables.templateProblem == ''
+            || (variables.isUpdate && object.spec.template == oldObject.spec.template)
+            ? '' : variables.templateProblem)
+            : variables.resource == 'services' ? variables.serviceProblem
+            : variables.resource == 'pods' ? variables.podProblem
+            : variables.clusterProblem",
+        message: "the operator does not write such an object",
+    }
+}
+
+/// Namespaces in which the operator has nothing to do.
+pub(super) fn namespaces(fence: &Fence) -> Policy {
+    let mut rules = vec![ResourceRule::new(
+        &fence.owner.group,
+        &["$OWNERS", "$OWNERS/*"],
+    )];
+    rules.extend(fence.rules(true));
+    rules.push(ResourceRule::new("events.k8s.io", &["events"]));
+    Policy {
+        name: "limits-namespaces",
+        comment: "Namespaces of the system: nothing there is the operator's, but to report on a $OWNER_KIND. In its own \
+            namespace it\nalso has its Leases and the shard table.",
+        reads_table: false,
+        scope: Scope::Namespaces(&["kube-system", "kube-public", "kube-node-lease", "$NAMESPACE"]),
+        rules,
+        conditions: &[
+            // By dry runs each replica checks that the other policies refuse it.
+            ("it-is-carried-out", "!request.?dryRun.orValue(false)"),
+        ],
+        variables: &[],
+        problem: "request.resource.resource == 'events'
+            ? (request.namespace == '$NAMESPACE' || object.?regarding.?kind.orValue('') == '$OWNER_KIND' ? ''
+            : 'the operator reports on no object but a $OWNER_KIND')
+            : request.resource.resource == '$OWNERS' && has(request.subResource) && request.subResource == 'status'
+            ? ''
+            : 'the operator keeps no objects in the namespace ' + request.namespace
+            + ': create a $OWNER_KIND in a namespace of your own'",
+        message: "the operator keeps no objects in this namespace",
+    }
+}
