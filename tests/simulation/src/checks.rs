@@ -1,16 +1,22 @@
 //! What must always hold, and what must hold in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::core::hash::ShardId;
 use crate::core::lease::{MemberLease, ShardLease};
+use crate::core::table::{Entry, ShardTable};
+use crate::core::token::FencingToken;
 use crate::delivery::LATE_MS_MAX;
+use crate::fence;
 use crate::update::Update;
 use crate::world::{Ending, Happening, Who, World};
 
 /// Longest that a shard may stand still while its holder leaves as planned.
 const HANDOVER_GAP_MS_MAX: u64 = 400;
 const LOOK_MS: u64 = 20;
+/// No shard changes hands more often in one run. Users forge far higher epochs.
+const EPOCH_LIKELY_MAX: u32 = 1000;
 
 /// Which part of a run we are in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,16 +30,29 @@ enum Phase {
     Done,
 }
 
+/// Uid of a table, shard and epoch.
+type Right = (Arc<str>, ShardId, u32);
+
+fn right(token: &FencingToken) -> Right {
+    (Arc::clone(&token.table), token.shard, token.epoch)
+}
+
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     phase: Phase,
     update: Update,
-    /// Who worked in each epoch of each shard: life and incarnation.
-    workers: BTreeMap<(ShardId, u32), (u64, u32)>,
-    /// The last epoch of each shard Lease, and whose it was.
-    highest: BTreeMap<ShardId, (u32, String)>,
-    /// When each Lease was last deleted by hand, by the shard's number or the member's name.
+    /// Who worked in each epoch of each shard, by the table that granted it: life and incarnation.
+    workers: BTreeMap<Right, (u64, u32)>,
+    /// Who was granted each epoch of each shard, by the table that did: holder and incarnation.
+    granted: BTreeMap<Right, (String, String)>,
+    /// What each shard Lease ever said: shard, epoch, incarnation.
+    leased: BTreeSet<(ShardId, u32, String)>,
+    /// Whose each shard Lease was at last.
+    holders: BTreeMap<ShardId, String>,
+    /// Replicas whose writes of the table were ever refused by the API server.
+    refused: BTreeSet<String>,
+    /// When each member Lease was last deleted by hand.
     deleted_ms: BTreeMap<String, u64>,
     /// Incarnations that ever were allowed to act.
     in_force: BTreeSet<String>,
@@ -55,37 +74,126 @@ impl Checks {
 
 impl World {
     /// Another process that acts on the shard.
-    fn other_actor(&self, who: Who, shard: ShardId) -> Option<(usize, u32)> {
+    fn other_actor(&self, who: Who, shard: ShardId) -> Option<(usize, FencingToken)> {
         let others = self.slots.iter().flatten().enumerate();
         others
             .filter(|(_, process)| process.life != who.life)
-            .find_map(|(slot, process)| Some((slot, process.acts(shard, self.now_ms)?)))
+            .find_map(|(slot, process)| {
+                process.acts(shard, self.now_ms)?;
+                Some((slot, process.right(shard)?.clone()))
+            })
     }
 
-    pub(crate) fn check_admitted(&mut self, who: Who, shard: ShardId, epoch: u32) {
+    pub(crate) fn check_admitted(&mut self, who: Who, shard: ShardId) {
         self.summary.moves += 1;
         let Some(process) = self.process(who) else {
             return;
         };
         let me = (process.life, process.incarnations);
-        let first = *self.checks.workers.entry((shard, epoch)).or_insert(me);
+        let named = (process.identity.clone(), process.named.clone());
+        let Some(token) = process.right(shard).cloned() else {
+            return;
+        };
+        let first = *self.checks.workers.entry(right(&token)).or_insert(me);
         if first != me {
-            self.fail(format!(
-                "shard {shard} epoch {epoch} is worked on by {first:?} and {me:?}"
-            ));
+            self.fail(format!("{token} is worked under by {first:?} and {me:?}"));
         }
-        self.check_writing(who, shard, epoch);
+        if self.checks.granted.get(&right(&token)) != Some(&named) {
+            self.fail(format!("work began under {token} without its entry"));
+        }
+        let leased = (shard, token.epoch, named.1);
+        if !self.checks.leased.contains(&leased) {
+            self.fail(format!("work began under {token} without its Lease"));
+        }
+        self.check_writing(who, &token);
     }
 
-    /// Somebody is about to write in the shard: nobody else may be able to. People who delete or edit
-    /// Leases by hand can break this for a moment; then epochs and the fence still stand.
-    pub(crate) fn check_writing(&mut self, who: Who, shard: ShardId, epoch: u32) {
+    /// Somebody is about to write in the shard: nobody else may be able to, and Lease and entry name the writer.
+    /// People who delete or edit Leases and the table by hand can break this for a moment; then what an epoch means
+    /// and the fence still stand.
+    pub(crate) fn check_writing(&mut self, who: Who, token: &FencingToken) {
+        let shard = token.shard;
         if let Some((slot, other)) = self.other_actor(who, shard)
-            && (!self.tampers || other == epoch)
+            && (!self.tampers || right(&other) == right(token))
         {
             self.fail(format!(
-                "shard {shard} is worked on by r{} in epoch {epoch} and by r{slot} in epoch {other}",
+                "shard {shard} is worked on by r{} under {token} and by r{slot} under {other}",
                 who.slot
+            ));
+        }
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        let (named, observed) = (process.named.clone(), process.machine.table_uid());
+        if observed != Some(&*token.table) {
+            let observed = observed.map(str::to_owned);
+            self.fail(format!(
+                "work goes on under {token} though the table is {observed:?}"
+            ));
+        }
+        if self.tampers {
+            return;
+        }
+        let lease = self.server.shards.get(&shard);
+        let is_held = lease.is_some_and(|lease| {
+            lease.epoch == token.epoch
+                && *lease.holder == *token.holder
+                && lease.incarnation == named
+        });
+        let table = self.server.table.as_ref();
+        if !is_held || !table.is_some_and(|table| fence::names(table, token)) {
+            self.fail(format!("work goes on under {token} without Lease or entry"));
+        }
+    }
+
+    /// A replica's writes of the table are refused from here on.
+    pub(crate) fn note_refused(&mut self, identity: String) {
+        self.checks.refused.insert(identity);
+    }
+
+    /// A replica says that it may not write the table.
+    pub(crate) fn check_barred(&mut self, identity: &str) {
+        if !self.tampers && !self.checks.refused.contains(identity) {
+            self.fail(format!(
+                "{identity} bars itself though nothing was refused to it"
+            ));
+        }
+    }
+
+    /// The table was written: every entry rises, belongs to one, and follows its Lease.
+    pub(crate) fn check_table(
+        &mut self,
+        writer: &str,
+        before: Option<&ShardTable>,
+        after: &ShardTable,
+    ) {
+        let before = before.filter(|before| before.version.uid == after.version.uid);
+        let uid: Arc<str> = after.version.uid.as_str().into();
+        for (shard, entry) in &after.entries {
+            let old = before.and_then(|before| before.entries.get(shard));
+            if old == Some(entry) {
+                continue;
+            }
+            let known = (Arc::clone(&uid), *shard, entry.epoch);
+            let named = (entry.holder.clone(), entry.incarnation.clone());
+            let granted = self
+                .checks
+                .granted
+                .entry(known)
+                .or_insert_with(|| named.clone());
+            if *granted != named || old.is_some_and(|old| old.epoch >= entry.epoch) {
+                self.fail(format!("an entry did not rise: {old:?} {entry:?}"));
+            }
+            self.check_entry(writer, *shard, entry);
+        }
+    }
+
+    fn check_entry(&mut self, writer: &str, shard: ShardId, entry: &Entry) {
+        let leased = (shard, entry.epoch, entry.incarnation.clone());
+        let is_vacant = entry.holder.is_empty();
+        if !is_vacant && (entry.holder != writer || !self.checks.leased.contains(&leased)) {
+            self.fail(format!(
+                "{writer} wrote the entry of shard {shard} before its Lease was won: {entry:?}"
             ));
         }
     }
@@ -133,30 +241,23 @@ impl World {
         deleted_ms.is_some_and(|deleted_ms| sent_ms < *deleted_ms)
     }
 
-    /// A shard Lease was written, or created by a request that was sent at this time.
-    pub(crate) fn check_lease(&mut self, created_by_ms: Option<u64>, lease: &ShardLease) {
+    /// A shard Lease was written. One that was deleted by hand may come back under a lower epoch: then its entry in
+    /// the table is ahead, and nobody works before it is raised.
+    pub(crate) fn check_lease(&mut self, before: Option<&ShardLease>, lease: &ShardLease) {
         let shard = lease.shard;
-        self.fence
-            .saw(self.now_ms, shard, &lease.holder, lease.epoch);
-        let now = (lease.epoch, lease.incarnation.clone());
-        let known = self.checks.highest.get(&shard).cloned();
-        let (known, by) = known.unwrap_or_default();
-        let same = by == lease.incarnation;
-        if !same {
+        let leased = (shard, lease.epoch, lease.incarnation.clone());
+        self.checks.leased.insert(leased);
+        let last = self.checks.holders.insert(shard, lease.incarnation.clone());
+        if last.as_ref() != Some(&lease.incarnation) {
             *self.checks.moved.entry(shard).or_default() += 1;
         }
-        let outdated =
-            created_by_ms.is_some_and(|ms| self.was_deleted_since(ms, &shard.to_string()));
-        // Nobody can know the epoch of a Lease that is gone whose objects were never written.
-        let unknowable = created_by_ms.is_some() && self.highest_stamp(shard).is_none();
-        if outdated && lease.epoch <= known {
-            // Whatever follows has to rise above what was used before, all the same.
-            return;
-        }
-        self.checks.highest.insert(shard, now);
-        if !unknowable && (lease.epoch < known || (lease.epoch == known && !same)) {
+        let has_fallen = before.is_some_and(|before| {
+            let same = before.incarnation == lease.incarnation;
+            lease.epoch < before.epoch || (lease.epoch == before.epoch && !same)
+        });
+        if has_fallen {
             self.fail(format!(
-                "the epoch of shard {shard} did not rise above {known}: {lease:?}"
+                "the epoch of shard {shard} did not rise: {before:?} {lease:?}"
             ));
         }
         if matches!(self.checks.phase, Phase::Leaving(_)) && lease.holder.is_empty() {
@@ -279,16 +380,26 @@ impl World {
         if there.count() < self.plan.replicas {
             return Some("a replica is not back".into());
         }
+        let Some(table) = &self.server.table else {
+            return Some("there is no table".into());
+        };
         for shard in self.count.shards() {
             let Some(lease) = self.server.shards.get(&shard) else {
                 return Some(format!("shard {shard} has no Lease"));
             };
             let working = self.slots.iter().flatten().any(|process| {
+                let right = process.right(shard);
                 process.identity == lease.holder
                     && process.acts(shard, self.now_ms) == Some(lease.epoch)
+                    && right.is_some_and(|token| fence::names(table, token))
             });
             if !working {
                 return Some(format!("shard {shard} is not worked on: {lease:?}"));
+            }
+            if lease.epoch > EPOCH_LIKELY_MAX {
+                return Some(format!(
+                    "something raised the epoch of shard {shard}: {lease:?}"
+                ));
             }
         }
         None

@@ -1,14 +1,19 @@
 //! Events to the machines and their actions: the network between replicas and the API server.
 
 use crate::core::hash::ShardId;
-use crate::core::lease::{MemberWrite, ShardLease, ShardWrite};
-use crate::core::ownership::{Action, Event, WriteResult};
+use crate::core::lease::{MemberChange, MemberWrite, ShardLease, ShardWrite};
+use crate::core::ownership::WriteId;
+use crate::core::ownership::{Action, Event, ReadFailed, Reason, WriteResult};
+use crate::core::table::{ShardTable, TableChange, TableWrite};
+use crate::core::token::FencingToken;
 use crate::process::Tenure;
 use crate::world::{Happening, Request, Sent, Who, World};
 
 /// How long a caller waits for an answer.
 const CALL_TIMEOUT_MS: u64 = 1000;
 const TICK_MS: u64 = 100;
+/// The key of the table among what is watched.
+const TABLE: &str = "table";
 /// Latest that a message that is not lost arrives.
 pub(crate) const LATE_MS_MAX: u64 = 4000;
 
@@ -71,10 +76,13 @@ impl World {
     pub(crate) fn handle(&mut self, who: Who, event: Event) {
         let now_ms = self.now_ms;
         self.summary.events += 1;
+        let sabotage = self.plan.sabotage;
         let Some(process) = self.process(who) else {
             return;
         };
         process.view(&event);
+        let event = sabotage.shown(event, &process.identity, &process.named.clone());
+        process.note_refusal(&event);
         let local_ms = process.clock.shows(now_ms);
         let actions = process.machine.handle(local_ms, event);
         for action in actions {
@@ -85,13 +93,15 @@ impl World {
     fn act(&mut self, who: Who, action: Action) {
         match action {
             Action::WriteMember(id, write) => self.send(who, Request::Member(id, write)),
-            Action::WriteShard(id, write) => self.send(who, Request::Shard(id, write)),
+            Action::WriteShard(id, write) => {
+                self.hurry_entry(who, &write);
+                self.send(who, Request::Shard(id, write));
+            }
+            Action::WriteTable(id, write) => self.send_table(who, id, write),
+            Action::ReadTable => self.send(who, Request::ReadTable),
+            Action::ProbeTable => self.send(who, Request::ProbeTable),
             Action::ReadMember(identity) => self.send(who, Request::ReadMember(identity)),
             Action::ReadShard(shard) => self.send(who, Request::ReadShard(shard)),
-            Action::FindStamps => {
-                let delay_ms = self.random.between(5, 300);
-                self.after(delay_ms, Happening::Stamps(who));
-            }
             Action::ValidUntil(until_ms) => {
                 let named = self.process(who).map(|process| {
                     process.valid_until_ms = until_ms;
@@ -114,10 +124,18 @@ impl World {
                     process.tenures[usize::from(shard.0)] = None;
                 }
             }
-            Action::Admit { shard, epoch, .. } => self.admit(who, shard, epoch),
+            Action::Admit {
+                shard,
+                table,
+                epoch,
+                ..
+            } => self.admit(who, shard, table, epoch),
             Action::Resume(shard) => self.resume_work(who, shard),
             Action::Drain(shard) => self.drain(who, shard),
             Action::Halt(shard, reason) => {
+                if self.plan.sabotage.no_stop_on_new_table && reason == Reason::TableLost {
+                    return;
+                }
                 self.tell(|| format!("r{} halts shard {shard}: {}", who.slot, reason.label()));
                 if let Some(tenure) = self.process(who).and_then(|p| p.tenure(shard)) {
                     tenure.ended = true;
@@ -143,24 +161,69 @@ impl World {
         } else {
             process.incarnation()
         };
+        process.named.clone_from(&fresh);
         self.tell(|| format!("r{} is {fresh}", who.slot));
         self.after(1, Happening::Event(who, Event::Reincarnate(fresh)));
     }
 
-    fn admit(&mut self, who: Who, shard: ShardId, epoch: u32) {
+    /// A replica without part of its protection writes its entry first.
+    fn hurry_entry(&mut self, who: Who, write: &ShardWrite) {
+        let (sabotage, count) = (self.plan.sabotage, self.count.get());
+        let hasty = self.process(who).and_then(|process| {
+            let table = process.machine.table_uid();
+            sabotage.hasty_entry(write, &process.identity, table, count)
+        });
+        if let Some(hasty) = hasty {
+            // Nobody waits for the answer.
+            self.send(who, Request::Table(0, hasty));
+        }
+    }
+
+    fn send_table(&mut self, who: Who, id: WriteId, mut write: TableWrite) {
+        let sabotage = self.plan.sabotage;
+        let table = self.server.table.clone();
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        if let Some(batch) = process.refused_batch.clone()
+            && sabotage.batch_resent_unchanged
+            && matches!(write.change, TableChange::Entries { .. })
+        {
+            write = batch;
+        }
+        process.sent_table = Some(write.clone());
+        if let (true, Some(table)) = (sabotage.work_before_entry, table)
+            && let TableChange::Entries { entries, .. } = &write.change
+        {
+            let mut imagined = table;
+            imagined.entries.extend(entries.clone());
+            let done = Event::TableWritten(id, WriteResult::Done(imagined));
+            self.after(1, Happening::Event(who, done));
+            self.send(who, Request::Table(0, write));
+            return;
+        }
+        self.send(who, Request::Table(id, write));
+    }
+
+    fn admit(&mut self, who: Who, shard: ShardId, table: String, epoch: u32) {
         self.tenures += 1;
         let id = self.tenures;
         self.tell(|| format!("r{} works on shard {shard} in epoch {epoch}", who.slot));
         if let Some(process) = self.process(who) {
             process.tenures[usize::from(shard.0)] = Some(Tenure {
                 id,
-                epoch,
+                token: FencingToken {
+                    table: table.into(),
+                    shard,
+                    epoch,
+                    holder: process.identity.as_str().into(),
+                },
                 ended: false,
                 admitting: true,
                 running: 0,
             });
         }
-        self.check_admitted(who, shard, epoch);
+        self.check_admitted(who, shard);
         let delay_ms = self.random.between(1, 400);
         self.after(delay_ms, Happening::Reconcile(who, shard, id));
     }
@@ -209,9 +272,7 @@ impl World {
                 Request::Member(id, write) => {
                     Event::MemberWritten(*id, self.serve_member(who, write, sent.at_ms))
                 }
-                Request::Shard(id, write) => {
-                    Event::ShardWritten(*id, self.serve_shard(who, write, sent.at_ms))
-                }
+                Request::Shard(id, write) => Event::ShardWritten(*id, self.serve_shard(who, write)),
                 Request::ReadMember(identity) => Event::MemberRead(
                     identity.clone(),
                     Ok(self.server.members.get(identity).cloned()),
@@ -219,6 +280,9 @@ impl World {
                 Request::ReadShard(shard) => {
                     Event::ShardRead(*shard, Ok(self.server.shards.get(shard).cloned()))
                 }
+                Request::Table(id, write) => Event::TableWritten(*id, self.serve_table(who, write)),
+                Request::ReadTable => Event::TableRead(Ok(self.server.table.clone())),
+                Request::ProbeTable => Event::TableProbed(self.may_write_table(who)),
             })
         };
         if let Some(answer_ms) = sent.answer_ms {
@@ -236,6 +300,9 @@ impl World {
             return WriteResult::Unknown;
         };
         let before = self.server.members.get(&write.identity).cloned();
+        if matches!(write.change, MemberChange::Renew { barred: true, .. }) {
+            self.check_barred(&write.identity);
+        }
         let result = self.server.write_member(write, &meta);
         self.tell(|| format!("r{} {:?} -> {}", who.slot, write, kind(&result)));
         let after = self.server.members.get(&write.identity).cloned();
@@ -251,18 +318,35 @@ impl World {
         result
     }
 
-    fn serve_shard(
-        &mut self,
-        who: Who,
-        write: &ShardWrite,
-        sent_ms: u64,
-    ) -> WriteResult<ShardLease> {
-        let existed = self.server.shards.contains_key(&write.shard);
+    fn serve_shard(&mut self, who: Who, write: &ShardWrite) -> WriteResult<ShardLease> {
+        let before = self.server.shards.get(&write.shard).cloned();
         let result = self.server.write_shard(write, self.count.get());
         self.tell(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
         if let WriteResult::Done(lease) = &result {
-            self.check_lease((!existed).then_some(sent_ms), lease);
+            self.check_lease(before.as_ref(), lease);
             self.publish(Event::ShardSeen(lease.clone()));
+        }
+        result
+    }
+
+    fn may_write_table(&self, who: Who) -> bool {
+        let identity = self.identities.get(&who.life);
+        identity.is_some_and(|identity| self.server.may_write_table(identity))
+    }
+
+    fn serve_table(&mut self, who: Who, write: &TableWrite) -> WriteResult<ShardTable> {
+        let Some(identity) = self.identities.get(&who.life).cloned() else {
+            return WriteResult::Unknown;
+        };
+        let before = self.server.table.clone();
+        let result = self.server.write_table(&identity, write);
+        self.tell(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
+        if let WriteResult::Done(table) = &result
+            && before.as_ref() != Some(table)
+        {
+            self.check_table(&identity, before.as_ref(), table);
+            self.table_changed();
+            self.publish(Event::TableObserved(table.clone()));
         }
         result
     }
@@ -283,8 +367,11 @@ impl World {
             Request::Shard(id, write) => {
                 Event::ShardWritten(id, self.server.unanswered(write, self.count.get()))
             }
-            Request::ReadMember(identity) => Event::MemberRead(identity, Err(())),
-            Request::ReadShard(shard) => Event::ShardRead(shard, Err(())),
+            Request::Table(id, _) => Event::TableWritten(id, WriteResult::Unknown),
+            Request::ReadMember(identity) => Event::MemberRead(identity, Err(ReadFailed)),
+            Request::ReadShard(shard) => Event::ShardRead(shard, Err(ReadFailed)),
+            Request::ReadTable => Event::TableRead(Err(ReadFailed)),
+            Request::ProbeTable => Event::TableProbed(false),
         }
     }
 
@@ -296,19 +383,24 @@ impl World {
             Event::MemberGone { identity, .. } => identity.clone(),
             Event::ShardSeen(lease) => lease.shard.to_string(),
             Event::ShardGone { shard, .. } => shard.to_string(),
+            Event::TableObserved(_) | Event::TableDeleted(_) => TABLE.to_owned(),
             _ => return,
         };
         let in_order = self.is_updating();
         for slot in 0..self.slots.len() {
-            let Some(process) = self.slots[slot].as_ref().filter(|p| p.watch.connected) else {
+            let Some(process) = self.slots[slot].as_ref() else {
                 continue;
             };
-            let (poor, life, lag_ms) = (process.poor_network, process.life, process.watch.lag_ms);
+            let watch = process.watch_of(&event);
+            if !watch.connected {
+                continue;
+            }
+            let (poor, life, lag_ms) = (process.poor_network, process.life, watch.lag_ms);
             let arrives_ms = self.now_ms + lag_ms + self.travel_ms(poor);
             let Some(process) = self.slots[slot].as_mut() else {
                 continue;
             };
-            let watch = &mut process.watch;
+            let watch = process.watch_of_mut(&event);
             let others_ms = watch.ready_ms.values().copied().max();
             let floor_ms = others_ms.filter(|_| in_order).unwrap_or(0);
             let ready_ms = watch.ready_ms.entry(key.clone()).or_insert(0);
@@ -324,29 +416,51 @@ impl World {
     pub(crate) fn show(&mut self, who: Who, generation: u64, event: Event) {
         let current = self
             .process(who)
-            .is_some_and(|process| process.watch.generation == generation && !process.partitioned);
+            .is_some_and(|p| p.watch_of(&event).generation == generation && !p.partitioned);
         if current {
             self.deliver(who, event);
         }
     }
 
-    /// The watch broke: everything is listed anew, then watched from there.
+    /// Both watches begin again.
     pub(crate) fn relist(&mut self, who: Who) {
+        self.relist_leases(who);
+        self.relist_table(who);
+    }
+
+    /// The table is listed anew, then watched from there: by a watch of its own.
+    pub(crate) fn relist_table(&mut self, who: Who) {
+        let away = self.is_away();
+        let delay_ms = self.random.between(2, 60);
+        let now_ms = self.now_ms;
+        let table = self.server.table.clone();
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        let connected = !away && !process.partitioned;
+        let generation = process.table_watch.begin(connected, now_ms + delay_ms);
+        if connected {
+            let event = Event::TableListed(table);
+            self.after(delay_ms, Happening::Watch(who, generation, event));
+        } else {
+            self.after(300, Happening::RelistTable(who));
+        }
+    }
+
+    /// The Leases are listed anew, then watched from there.
+    pub(crate) fn relist_leases(&mut self, who: Who) {
         let away = self.is_away();
         let delay_ms = self.random.between(2, 60);
         let now_ms = self.now_ms;
         let Some(process) = self.process(who) else {
             return;
         };
-        process.watch.generation += 1;
-        process.watch.ready_ms.clear();
-        process.watch.connected = !away && !process.partitioned;
-        if !process.watch.connected {
+        let connected = !away && !process.partitioned;
+        let generation = process.watch.begin(connected, now_ms + delay_ms);
+        if !connected {
             self.after(300, Happening::Relist(who));
             return;
         }
-        process.watch.floor_ms = now_ms + delay_ms;
-        let generation = process.watch.generation;
         let event = Event::Listed {
             members: self.server.members.values().cloned().collect(),
             shards: self.server.shards.values().cloned().collect(),

@@ -21,6 +21,9 @@ pub(crate) enum Undo {
     Away,
     PoorNetwork(Who),
     Lag(Who),
+    LagOfTable(Who),
+    /// The API server accepts its writes of the table again.
+    RefuseTable(String),
     Hang(Who),
     /// The kubelet loses patience with a replica that leaves.
     Kill(Who),
@@ -71,6 +74,7 @@ impl World {
         );
         let process = Process::start(newcomer, life, self.count, clock, self.now_ms);
         self.metas.insert(life, process.meta.clone());
+        self.identities.insert(life, process.identity.clone());
         self.slots[slot] = Some(process);
         let who = Who { slot, life };
         self.relist(who);
@@ -112,7 +116,7 @@ impl World {
         }
         self.summary.faults += 1;
         let slot = self.random.index(self.plan.replicas);
-        let kinds = if self.tampers { 18 } else { 12 };
+        let kinds = if self.tampers { 24 } else { 16 };
         let kind = self.random.index(kinds);
         self.tell(|| format!("fault {kind} on r{slot}"));
         let who = self.slots[slot].as_ref().map(|process| Who {
@@ -120,13 +124,13 @@ impl World {
             life: process.life,
         });
         match (kind, who) {
-            (0..=2 | 17, Some(who)) => self.crash(who, kind),
-            (3..=9, Some(who)) => self.trouble(who, kind),
+            (0..=2 | 23, Some(who)) => self.crash(who, kind),
+            (3..=9 | 12, Some(who)) => self.trouble(who, kind),
             (10, _) => {
                 let end_ms = self.ends_ms(300, 10_000);
                 self.away_until_ms = end_ms;
                 for process in self.slots.iter_mut().flatten() {
-                    process.watch.disconnect();
+                    process.disconnect();
                 }
                 self.at(end_ms, Happening::Undo(Undo::Away));
             }
@@ -134,7 +138,9 @@ impl World {
                 let (first, second) = (self.random.index(self.plan.replicas), self.random.index(3));
                 self.leaders = [vec![first], vec![first, slot], vec![]][second].clone();
             }
-            (12..=16, _) if !self.is_away() => self.tamper(kind),
+            (13, Some(who)) => self.refuse_table(who),
+            (14 | 15, _) => self.users_edit(),
+            (16..=22, _) if !self.is_away() => self.tamper(kind),
             _ => {}
         }
         let next_ms = self.random.between(200, 2500);
@@ -168,6 +174,9 @@ impl World {
             (1, 1),
             (1000, 8000),
             (1, 1),
+            (1, 1),
+            (1, 1),
+            (1000, 10_000),
         ][kind - 3];
         let end_ms = self.ends_ms(least_ms, most_ms);
         let lag_ms = self.random.between(200, 2000);
@@ -181,7 +190,7 @@ impl World {
             }
             4 => {
                 process.partitioned = true;
-                process.watch.disconnect();
+                process.disconnect();
                 Undo::Partition(who)
             }
             5 => {
@@ -190,7 +199,12 @@ impl World {
             }
             6 => {
                 process.watch.lag_ms = lag_ms;
+                process.table_watch.lag_ms = lag_ms;
                 Undo::Lag(who)
+            }
+            12 => {
+                process.table_watch.lag_ms = 5 * lag_ms;
+                Undo::LagOfTable(who)
             }
             7 => return self.relist(who),
             8 => {
@@ -200,6 +214,17 @@ impl World {
             _ => return self.shut_down(who),
         };
         self.at(end_ms, Happening::Undo(undo));
+    }
+
+    /// The API server refuses its writes of the table, for a while.
+    fn refuse_table(&mut self, who: Who) {
+        let Some(identity) = self.process(who).map(|process| process.identity.clone()) else {
+            return;
+        };
+        let end_ms = self.ends_ms(500, 10_000);
+        self.server.refuses_table_of.insert(identity.clone());
+        self.note_refused(identity.clone());
+        self.at(end_ms, Happening::Undo(Undo::RefuseTable(identity)));
     }
 
     /// The kubelet asks a replica to leave.
@@ -215,27 +240,35 @@ impl World {
     fn tamper(&mut self, kind: usize) {
         let shard = ShardId(self.random.index(usize::from(self.count.get())) as u16);
         match kind {
-            12 => self.delete_shard(shard),
-            13 => {
+            16 => self.delete_shard(shard),
+            17 => {
                 let names: Vec<String> = self.server.members.keys().cloned().collect();
                 if !names.is_empty() {
                     let identity = names[self.random.index(names.len())].clone();
                     self.delete_member(&identity);
                 }
             }
-            14 if self.random.per_mille(300) => {
+            18 if self.random.per_mille(300) => {
                 for shard in self.count.shards() {
                     self.delete_shard(shard);
                 }
             }
-            15 => {
-                let object = self.random.index(self.objects.len());
-                let (shard, epoch) = (self.objects[object].shard, self.objects[object].epoch + 300);
-                self.objects[object].epoch = epoch;
-                self.objects[object].writer = None;
-                self.stamp_shown(shard, epoch);
+            19 => {
+                if let Some(uid) = self.server.delete_table() {
+                    self.tell(|| "the table is deleted".into());
+                    self.table_changed();
+                    self.publish(Event::TableDeleted(uid));
+                }
             }
-            16 => {
+            20 => {
+                self.server.edit_entry(shard);
+                self.table_changed();
+                if let Some(table) = self.server.table.clone() {
+                    self.tell(|| format!("the entry of shard {shard} is raised by hand"));
+                    self.publish(Event::TableObserved(table));
+                }
+            }
+            21 => {
                 self.server.edit_shard(shard, |lease| {
                     lease.holder.clear();
                     lease.incarnation.clear();
@@ -250,9 +283,7 @@ impl World {
 
     fn delete_shard(&mut self, shard: ShardId) {
         if let Some(uid) = self.server.delete_shard(shard) {
-            self.note_deleted(shard.to_string());
             self.tell(|| format!("Lease of shard {shard} deleted"));
-            self.fence.saw(self.now_ms, shard, "", 0);
             self.publish(Event::ShardGone { shard, uid });
         }
     }
@@ -277,7 +308,9 @@ impl World {
                 for slot in 0..self.slots.len() {
                     if let Some(life) = self.slots[slot].as_ref().map(|process| process.life) {
                         let delay_ms = self.random.between(1, 800);
-                        self.after(delay_ms, Happening::Relist(Who { slot, life }));
+                        let who = Who { slot, life };
+                        self.after(delay_ms, Happening::Relist(who));
+                        self.after(delay_ms, Happening::RelistTable(who));
                     }
                 }
             }
@@ -302,12 +335,23 @@ impl World {
                     process.partitioned = false;
                     let delay_ms = self.random.between(1, 800);
                     self.after(delay_ms, Happening::Relist(who));
+                    self.after(delay_ms, Happening::RelistTable(who));
                 }
             }
             Undo::PoorNetwork(who) => self.with(who, |process| process.poor_network = false),
             Undo::Lag(who) => {
-                self.with(who, |process| process.watch.lag_ms = 0);
+                self.with(who, |process| {
+                    process.watch.lag_ms = 0;
+                    process.table_watch.lag_ms = 0;
+                });
                 self.relist(who);
+            }
+            Undo::LagOfTable(who) => {
+                self.with(who, |process| process.table_watch.lag_ms = 0);
+                self.relist_table(who);
+            }
+            Undo::RefuseTable(identity) => {
+                self.server.refuses_table_of.remove(&identity);
             }
             Undo::Hang(who) => self.with(who, |process| process.hangs = false),
             Undo::Kill(who) => self.ended(who, true),

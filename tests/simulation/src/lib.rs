@@ -8,6 +8,7 @@ mod checks;
 pub mod core;
 mod delivery;
 mod faults;
+pub mod fence;
 pub mod model;
 mod process;
 mod random;

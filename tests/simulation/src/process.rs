@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{MemberLease, ShardLease};
-use crate::core::ownership::{Event, Ownership, Settings};
+use crate::core::ownership::{Event, Ownership, Settings, WriteResult};
 use crate::core::planner::Calm;
+use crate::core::table::{TableChange, TableWrite};
+use crate::core::token::FencingToken;
 use crate::server::MemberMeta;
 
 /// A clock of its own: it starts somewhere and runs a little too fast or too slow, never jumps.
@@ -33,7 +35,7 @@ impl Clock {
 #[derive(Clone, Debug)]
 pub(crate) struct Tenure {
     pub(crate) id: u64,
-    pub(crate) epoch: u32,
+    pub(crate) token: FencingToken,
     /// Cancelled: nothing more is written.
     pub(crate) ended: bool,
     /// New work begins.
@@ -57,6 +59,15 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// A list begins it anew and arrives at this time. Says which watch this is.
+    pub(crate) fn begin(&mut self, connected: bool, at_ms: u64) -> u64 {
+        self.generation += 1;
+        self.ready_ms.clear();
+        self.connected = connected;
+        self.floor_ms = at_ms;
+        self.generation
+    }
+
     /// What is under way is lost.
     pub(crate) fn disconnect(&mut self) {
         self.generation += 1;
@@ -70,6 +81,8 @@ pub(crate) struct Process {
     pub(crate) life: u64,
     pub(crate) identity: String,
     pub(crate) incarnations: u32,
+    /// The nonce that the machine has.
+    pub(crate) named: String,
     pub(crate) machine: Ownership,
     pub(crate) meta: MemberMeta,
     pub(crate) clock: Clock,
@@ -89,6 +102,12 @@ pub(crate) struct Process {
     pub(crate) hangs: bool,
     pub(crate) leaving: bool,
     pub(crate) watch: Watch,
+    /// The table has a watch of its own.
+    pub(crate) table_watch: Watch,
+    /// The last write of the table that was sent.
+    pub(crate) sent_table: Option<TableWrite>,
+    /// The last of several entries that was refused.
+    pub(crate) refused_batch: Option<TableWrite>,
     pub(crate) view_changed: bool,
     /// For when it is the fleet leader.
     pub(crate) calm: Calm,
@@ -124,7 +143,7 @@ impl Process {
                 revision: newcomer.revision,
                 shards: shards.get(),
             },
-            machine: Ownership::new(settings, newcomer.incarnation, clock.shows(now_ms)),
+            machine: Ownership::new(settings, newcomer.incarnation.clone(), clock.shows(now_ms)),
             identity: newcomer.identity,
             incarnations: 1,
             clock,
@@ -141,8 +160,45 @@ impl Process {
             hangs: false,
             leaving: false,
             watch: Watch::default(),
+            table_watch: Watch::default(),
+            sent_table: None,
+            refused_batch: None,
+            named: newcomer.incarnation,
             seen_members: BTreeMap::new(),
             seen_shards: BTreeMap::new(),
+        }
+    }
+
+    /// The watch that shows this.
+    pub(crate) fn watch_of(&self, event: &Event) -> &Watch {
+        if is_of_table(event) {
+            &self.table_watch
+        } else {
+            &self.watch
+        }
+    }
+
+    pub(crate) fn watch_of_mut(&mut self, event: &Event) -> &mut Watch {
+        if is_of_table(event) {
+            &mut self.table_watch
+        } else {
+            &mut self.watch
+        }
+    }
+
+    /// Both watches are lost.
+    pub(crate) fn disconnect(&mut self) {
+        self.watch.disconnect();
+        self.table_watch.disconnect();
+    }
+
+    /// Remembers several entries that were refused together.
+    pub(crate) fn note_refusal(&mut self, event: &Event) {
+        if let Event::TableWritten(_, WriteResult::Rejected) = event {
+            let batch = self.sent_table.take().filter(|write| {
+                matches!(&write.change, TableChange::Entries { entries, .. } if entries.len() > 1)
+            });
+            self.refused_batch = batch.or(self.refused_batch.take());
         }
     }
 
@@ -173,7 +229,7 @@ impl Process {
     pub(crate) fn acts(&self, shard: ShardId, world_ms: u64) -> Option<u32> {
         let tenure = self.tenures[usize::from(shard.0)].as_ref()?;
         let busy = !tenure.ended && (tenure.admitting || tenure.running > 0);
-        (busy && self.is_valid(world_ms)).then_some(tenure.epoch)
+        (busy && self.is_valid(world_ms)).then_some(tenure.token.epoch)
     }
 
     /// Takes in what the watch shows, for the fleet leader's plans.
@@ -202,7 +258,21 @@ impl Process {
         }
     }
 
+    /// The right under which it acts.
+    pub(crate) fn right(&self, shard: ShardId) -> Option<&FencingToken> {
+        let tenure = self.tenures[usize::from(shard.0)].as_ref()?;
+        Some(&tenure.token)
+    }
+
     pub(crate) fn tenure(&mut self, shard: ShardId) -> Option<&mut Tenure> {
         self.tenures[usize::from(shard.0)].as_mut()
     }
+}
+
+/// Whether the table's watch shows this, and not the Leases'.
+fn is_of_table(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::TableListed(_) | Event::TableObserved(_) | Event::TableDeleted(_)
+    )
 }

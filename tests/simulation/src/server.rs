@@ -1,4 +1,5 @@
-//! The API server's Leases as they behave: compare-and-swap on uid and resourceVersion, and its traps.
+//! The API server's Leases and shard table as they behave: compare-and-swap on uid and resourceVersion, the rules
+//! of the table's kind, and the traps of both.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +7,8 @@ use crate::core::hash::ShardId;
 use crate::core::lease::{
     MemberChange, MemberLease, MemberWrite, ShardLease, ShardWrite, Successor, Version,
 };
-use crate::core::ownership::WriteResult;
+use crate::core::ownership::{Event, WriteResult};
+use crate::core::table::{Entry, ShardTable, TableChange, TableRefusal, TableWrite, carried_out};
 
 /// Parts of the protection that can be switched off, to see whether that is noticed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,6 +35,20 @@ pub struct Sabotage {
     pub no_warmth: bool,
     /// Replicas do not say of which revision they are.
     pub no_revision: bool,
+    /// A holder writes its entry before the compare-and-swap of its Lease.
+    pub entry_before_lease: bool,
+    /// Entries do not say which incarnation of a replica holds the shard.
+    pub no_entry_incarnation: bool,
+    /// The fence compares old and new token only where it finds the table.
+    pub order_needs_table: bool,
+    /// A token counts on whatever object it is found.
+    pub no_cluster_uid: bool,
+    /// Work goes on though the table is gone or another one.
+    pub no_stop_on_new_table: bool,
+    /// Entries that were refused together are sent together again, as they were.
+    pub batch_resent_unchanged: bool,
+    /// Work begins when the entry is sent, whether or not it arrives.
+    pub work_before_entry: bool,
 }
 
 /// What a replica says of itself with every renewal, beside what the machine decides.
@@ -48,13 +64,66 @@ pub struct MemberMeta {
     pub shards: u16,
 }
 
-/// The Leases, and how many versions there have been.
+impl Sabotage {
+    /// What a replica without part of its protection takes an event for.
+    pub(crate) fn shown(&self, event: Event, identity: &str, incarnation: &str) -> Event {
+        if !self.no_entry_incarnation {
+            return event;
+        }
+        let shown = |mut table: ShardTable| {
+            for entry in table
+                .entries
+                .values_mut()
+                .filter(|entry| entry.holder == identity)
+            {
+                incarnation.clone_into(&mut entry.incarnation);
+            }
+            table
+        };
+        match event {
+            Event::TableListed(table) => Event::TableListed(table.map(shown)),
+            Event::TableObserved(table) => Event::TableObserved(shown(table)),
+            Event::TableRead(read) => Event::TableRead(read.map(|table| table.map(shown))),
+            Event::TableWritten(id, WriteResult::Done(table)) => {
+                Event::TableWritten(id, WriteResult::Done(shown(table)))
+            }
+            other => other,
+        }
+    }
+
+    /// The entry that a replica without part of its protection writes before its Lease.
+    pub(crate) fn hasty_entry(
+        &self,
+        write: &ShardWrite,
+        identity: &str,
+        table: Option<&str>,
+        shards: u16,
+    ) -> Option<TableWrite> {
+        let takes = self.entry_before_lease && write.holder == identity;
+        let entry = Entry {
+            epoch: write.epoch,
+            holder: write.holder.clone(),
+            incarnation: write.incarnation.clone(),
+        };
+        let change = TableChange::Entries {
+            table: table.filter(|_| takes)?.to_owned(),
+            entries: BTreeMap::from([(write.shard, entry)]),
+        };
+        Some(TableWrite { shards, change })
+    }
+}
+
+/// The Leases and the shard table, and how many versions there have been.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Server {
     /// Member Leases by identity.
     pub members: BTreeMap<String, MemberLease>,
     /// Shard Leases.
     pub shards: BTreeMap<ShardId, ShardLease>,
+    /// The shard table.
+    pub table: Option<ShardTable>,
+    /// Replicas whose writes of the table are refused.
+    pub refuses_table_of: BTreeSet<String>,
     /// The last resourceVersion given.
     pub revision: u64,
     uids: u64,
@@ -140,6 +209,7 @@ impl Server {
                 revision: meta.revision.clone(),
                 shards: meta.shards,
                 draining: false,
+                barred: false,
                 warm: BTreeSet::new(),
                 created_seconds,
             },
@@ -150,11 +220,13 @@ impl Server {
                 incarnation,
                 renewal,
                 draining,
+                barred,
                 warm,
             } => {
                 lease.incarnation.clone_from(incarnation);
                 lease.renewal = *renewal;
                 lease.draining = *draining;
+                lease.barred = *barred;
                 lease.warm = if self.sabotage.no_warmth {
                     (0..meta.shards).map(ShardId).collect()
                 } else {
@@ -196,6 +268,62 @@ impl Server {
         };
         self.shards.insert(write.shard, lease.clone());
         WriteResult::Done(lease)
+    }
+
+    /// Carries out a write of the shard table.
+    pub fn write_table(&mut self, identity: &str, write: &TableWrite) -> WriteResult<ShardTable> {
+        if !self.may_write_table(identity) {
+            return WriteResult::Rejected;
+        }
+        let (shards, mut entries) = match carried_out(self.table.as_ref(), write) {
+            Ok(stored) => stored,
+            Err(TableRefusal::Conflict) => return WriteResult::Conflict,
+            Err(TableRefusal::Rejected) => return WriteResult::Rejected,
+        };
+        if self.sabotage.no_entry_incarnation {
+            entries
+                .values_mut()
+                .for_each(|entry| entry.incarnation.clear());
+        }
+        let known = self.table.take();
+        let uid = known.as_ref().map(|table| table.version.uid.clone());
+        // A write that changes nothing is not stored.
+        let same = known.filter(|known| known.shards == shards && known.entries == entries);
+        let table = same.unwrap_or_else(|| ShardTable {
+            version: self.next(uid),
+            shards,
+            entries,
+        });
+        self.table = Some(table.clone());
+        WriteResult::Done(table)
+    }
+
+    /// Whether this replica may write the table.
+    #[must_use]
+    pub fn may_write_table(&self, identity: &str) -> bool {
+        !self.refuses_table_of.contains(identity)
+    }
+
+    /// Deletes the shard table; says which uid is gone.
+    pub fn delete_table(&mut self) -> Option<String> {
+        self.revision += 1;
+        self.table.take().map(|table| table.version.uid)
+    }
+
+    /// Raises an entry as a person would, by hand: it names nobody who lives.
+    pub fn edit_entry(&mut self, shard: ShardId) {
+        if let Some(mut table) = self.table.take() {
+            if let Some(entry) = table.entries.get_mut(&shard) {
+                let epoch = entry.epoch + 1;
+                *entry = Entry {
+                    epoch,
+                    holder: "by-hand".into(),
+                    incarnation: String::new(),
+                };
+            }
+            table.version = self.next(Some(table.version.uid));
+            self.table = Some(table);
+        }
     }
 
     /// What the sender of a write without an answer is told.

@@ -1,87 +1,110 @@
-//! Work on objects: reconciles that take time, and writes that the fence lets through or refuses.
+//! Work on objects: reconciles that take time, writes that the fence lets through or refuses, and users who edit.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::core::hash::{Bucket, ShardCount, ShardId};
 use crate::core::ownership::Event;
+use crate::core::table::ShardTable;
+use crate::core::token::{EPOCH_MAX, FencingToken, ObservedToken};
+use crate::fence::{self, FenceRule};
 use crate::world::{Happening, Who, World};
 
-/// Versions of a shard Lease that an API server that lags may still hold.
-const REMEMBERED_MAX: usize = 8;
+/// Versions of the table that a cache may still hold.
+const REMEMBERED_MAX: usize = 64;
 
-/// One object: only its stamp matters here.
+/// One place on an object for a token: the annotation, or the status.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Register {
+    text: Option<String>,
+    /// What the operator wrote last, since the last edit by a user: right, life and incarnation.
+    written: Option<(FencingToken, (u64, u32))>,
+}
+
+/// One object: only its tokens and its label matter here.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) shard: ShardId,
-    pub(crate) epoch: u32,
-    /// The life and incarnation that wrote it last.
-    pub(crate) writer: Option<(u64, u32)>,
+    /// Uid of the cluster that it is part of.
+    cluster: Arc<str>,
+    /// The shard of the bucket in its label.
+    label: ShardId,
+    registers: [Register; 2],
+    /// The forged token that was reported last.
+    reported: Option<String>,
 }
 
 impl Object {
     pub(crate) fn new(number: usize, count: ShardCount) -> Self {
+        let shard = count.shard_of(Bucket::of(&format!("object-{number}")));
         Self {
-            shard: count.shard_of(Bucket::of(&format!("object-{number}"))),
-            epoch: 0,
-            writer: None,
+            shard,
+            cluster: format!("cluster-{number}").into(),
+            label: shard,
+            registers: Default::default(),
+            reported: None,
         }
     }
 }
 
 /// A write of an object on its way.
 #[derive(Clone, Debug)]
-pub(crate) struct Stamped {
+pub(crate) struct FencedWrite {
     object: usize,
-    epoch: u32,
-    holder: String,
+    register: usize,
+    token: FencingToken,
     writer: (u64, u32),
-    /// How far the API server that gets it is behind.
-    lag_ms: u64,
+    cache: Cache,
 }
 
-/// What the fence knows of the shard Leases: each version with the time since when it is in force.
+/// What the API server that gets a write has in its cache.
+#[derive(Clone, Copy, Debug)]
+enum Cache {
+    /// The table as it was at this age, in milliseconds.
+    Behind(u64),
+    /// One of the last versions of the table, however old.
+    Old(usize),
+    /// It does not find a table.
+    Absent,
+}
+
+/// The table as it was: each version with the time since when it is in force.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct FenceView {
-    versions: Vec<VecDeque<(u64, String, u32)>>,
+pub(crate) struct TableHistory {
+    versions: VecDeque<(u64, Option<Rc<ShardTable>>)>,
 }
 
-impl FenceView {
-    pub(crate) fn saw(&mut self, now_ms: u64, shard: ShardId, holder: &str, epoch: u32) {
-        let index = usize::from(shard.0);
-        if self.versions.len() <= index {
-            self.versions.resize(index + 1, VecDeque::new());
-        }
-        let versions = &mut self.versions[index];
-        versions.push_back((now_ms, holder.to_owned(), epoch));
+impl TableHistory {
+    fn shown(&self, now_ms: u64, cache: Cache) -> Option<&ShardTable> {
+        let at_ms = match cache {
+            Cache::Absent => return None,
+            Cache::Old(index) => {
+                let index = index % self.versions.len().max(1);
+                return self.versions.get(index)?.1.as_deref();
+            }
+            Cache::Behind(lag_ms) => now_ms.saturating_sub(lag_ms),
+        };
+        let mut versions = self.versions.iter().rev();
+        let present = versions.find(|(since_ms, _)| *since_ms <= at_ms)?;
+        present.1.as_deref()
+    }
+}
+
+impl World {
+    /// The table is another from now on.
+    pub(crate) fn table_changed(&mut self) {
+        let table = self.server.table.clone().map(Rc::new);
+        let versions = &mut self.tables.versions;
+        versions.push_back((self.now_ms, table));
         if versions.len() > REMEMBERED_MAX {
             versions.pop_front();
         }
     }
 
-    fn lets_through(&self, at_ms: u64, shard: ShardId, stamp: &Stamped) -> bool {
-        let versions = self
-            .versions
-            .get(usize::from(shard.0))
-            .into_iter()
-            .flatten();
-        let present = versions.rev().find(|(since_ms, ..)| *since_ms <= at_ms);
-        present.is_some_and(|(_, holder, epoch)| *holder == stamp.holder && *epoch == stamp.epoch)
-    }
-}
-
-impl World {
-    pub(crate) fn highest_stamp(&self, shard: ShardId) -> Option<u32> {
-        let in_shard = self.objects.iter().filter(|object| object.shard == shard);
-        in_shard
-            .map(|object| object.epoch)
-            .max()
-            .filter(|epoch| *epoch > 0)
-    }
-
     /// Everything in the shard was listed.
     pub(crate) fn warmed(&mut self, who: Who, shard: ShardId) {
         let away = self.is_away();
-        let stamp = self.highest_stamp(shard);
         let Some(process) = self.process(who) else {
             return;
         };
@@ -93,23 +116,7 @@ impl World {
             return;
         }
         let delay_ms = self.random.between(1, 20);
-        self.after(delay_ms, Happening::Event(who, Event::Warm(shard, stamp)));
-    }
-
-    pub(crate) fn stamps(&mut self, who: Who) {
-        let away = self.is_away();
-        let Some(process) = self.process(who) else {
-            return;
-        };
-        let reached = !away && !process.partitioned;
-        let shards = self.count.shards();
-        let found = shards
-            .filter_map(|shard| Some((shard, self.highest_stamp(shard)?)))
-            .collect();
-        self.deliver(
-            who,
-            Event::Stamps(if reached { Ok(found) } else { Err(()) }),
-        );
+        self.after(delay_ms, Happening::Event(who, Event::Warm(shard)));
     }
 
     /// A worker looks for something to do.
@@ -155,11 +162,10 @@ impl World {
         let (poor, cut) = (process.poor_network, process.partitioned);
         let lag_ms = process.watch.lag_ms;
         let writer = (process.life, process.incarnations);
-        let holder = process.identity.clone();
-        let Some(epoch) = process.tenure(shard).map(|tenure| tenure.epoch) else {
+        let Some(token) = process.right(shard).cloned() else {
             return;
         };
-        self.check_writing(who, shard, epoch);
+        self.check_writing(who, &token);
         let of_shard = |object: &usize| self.objects[*object].shard == shard;
         let start = self.now_ms as usize % self.objects.len();
         let Some(object) = (start..self.objects.len()).chain(0..start).find(of_shard) else {
@@ -167,23 +173,35 @@ impl World {
         };
         let lost = cut || self.is_lost(poor);
         let there_ms = self.travel_ms(poor);
-        let lag_ms = lag_ms + self.random.between(1, 8);
+        let cache = self.cache(lag_ms);
         let answered = !lost && there_ms < 1000;
         if !lost {
-            let stamped = Stamped {
+            let write = FencedWrite {
                 object,
-                epoch,
-                holder,
+                register: self.random.index(2),
+                token,
                 writer,
-                lag_ms,
+                cache,
             };
             self.after(
                 there_ms,
-                Happening::ObjectWrite(who, shard, id, stamped, answered),
+                Happening::ObjectWrite(who, shard, id, write, answered),
             );
         }
         if !answered {
             self.after(1000, Happening::Worked(who, shard, id));
+        }
+    }
+
+    /// What the API server behind this replica's connection has in its cache.
+    fn cache(&mut self, lag_ms: u64) -> Cache {
+        let strange = self.has_faults();
+        if strange && self.random.per_mille(50) {
+            Cache::Old(self.random.index(REMEMBERED_MAX))
+        } else if strange && self.random.per_mille(50) {
+            Cache::Absent
+        } else {
+            Cache::Behind(lag_ms + self.random.between(1, 8))
         }
     }
 
@@ -193,17 +211,23 @@ impl World {
         who: Who,
         shard: ShardId,
         id: u64,
-        stamped: Stamped,
+        write: FencedWrite,
         answered: bool,
     ) {
-        let at_ms = self.now_ms.saturating_sub(stamped.lag_ms);
-        let object = &self.objects[stamped.object];
-        let present = self.fence.lets_through(at_ms, shard, &stamped);
-        let refused = stamped.epoch < object.epoch || !present;
-        if self.is_away() || (refused && !self.plan.sabotage.no_fence) {
-            self.summary.refused += 1;
-        } else {
-            self.accept(&stamped, shard);
+        let object = &self.objects[write.object];
+        let register = object.registers[write.register].text.as_deref();
+        let cached = self.tables.shown(self.now_ms, write.cache);
+        let sabotage = &self.plan.sabotage;
+        let decided = fence::admit(sabotage, cached, register, &write.token, &object.cluster);
+        match decided {
+            _ if self.is_away() => {}
+            Ok(()) => self.accept(&write),
+            Err(rule) => {
+                self.summary.refused += 1;
+                if answered && rule == FenceRule::Order {
+                    self.refused(&write);
+                }
+            }
         }
         if answered {
             let back_ms = self.random.between(1, 20);
@@ -211,47 +235,115 @@ impl World {
         }
     }
 
-    fn accept(&mut self, stamped: &Stamped, shard: ShardId) {
+    fn accept(&mut self, write: &FencedWrite) {
         self.summary.accepted += 1;
-        let object = &mut self.objects[stamped.object];
-        let (rises, known) = (stamped.epoch > object.epoch, object.epoch);
-        let other =
-            object.epoch == stamped.epoch && object.writer.is_some_and(|w| w != stamped.writer);
-        object.epoch = stamped.epoch;
-        object.writer = Some(stamped.writer);
-        if stamped.epoch < known {
-            self.fail(format!(
-                "an object of shard {shard} was written in epoch {} after {known}",
-                stamped.epoch
-            ));
+        let (token, writer) = (&write.token, write.writer);
+        let object = &mut self.objects[write.object];
+        let text = token.for_cluster(&object.cluster);
+        object.label = token.shard;
+        let register = &mut object.registers[write.register];
+        let last = register.written.replace((token.clone(), writer));
+        register.text = Some(text);
+        let Some((last, by)) = last.filter(|(last, _)| last.table == token.table) else {
+            return;
+        };
+        if token.epoch < last.epoch {
+            self.fail(format!("an object was written under {token} after {last}"));
         }
-        if other {
+        if token.epoch == last.epoch && by != writer {
             self.fail(format!(
-                "an object of shard {shard} was written by two lives in epoch {}, at last by {} {:?}",
-                stamped.epoch, stamped.holder, stamped.writer
+                "an object was written by two lives under {token}, {by:?} and {writer:?}"
             ));
-        }
-        if rises {
-            self.stamp_shown(shard, stamped.epoch);
         }
     }
 
-    /// Who watches the shard sees the stamp.
-    pub(crate) fn stamp_shown(&mut self, shard: ShardId, epoch: u32) {
-        for slot in 0..self.slots.len() {
-            let Some(process) = self.slots[slot].as_mut().filter(|p| !p.partitioned) else {
-                continue;
-            };
-            let life = process.life;
-            let lower = process
-                .tenure(shard)
-                .is_some_and(|tenure| tenure.epoch < epoch);
-            if lower {
-                let delay_ms = self.random.between(1, 60);
-                let event = Event::StampMet(shard, epoch);
-                self.after(delay_ms, Happening::Event(Who { slot, life }, event));
-            }
+    /// The order rule refused a write whose answer arrives. If fresh reads still name the writer, the token there is
+    /// forged, which is reported once.
+    fn refused(&mut self, write: &FencedWrite) {
+        let is_holder = |table: &ShardTable| fence::names(table, &write.token);
+        if !self.server.table.as_ref().is_some_and(is_holder) {
+            return;
         }
+        let object = &mut self.objects[write.object];
+        let register = &object.registers[write.register];
+        let forged = register.text.clone();
+        let by = register.written.clone();
+        let counts = forged.as_deref().and_then(ObservedToken::parse);
+        let counts = counts.is_some_and(|old| old.is_ahead_of(&write.token, &object.cluster));
+        if object.reported != forged {
+            object.reported.clone_from(&forged);
+            self.summary.reports += 1;
+        }
+        if !counts {
+            self.fail(format!(
+                "{forged:?} stops work on an object where it means nothing"
+            ));
+        }
+        if let Some((by, _)) = by {
+            self.fail(format!(
+                "{by} is ahead of {} though the table names that, and nobody forged it",
+                write.token
+            ));
+        }
+        // The user does as the report says.
+        let object = &mut self.objects[write.object];
+        object.registers[write.register].text = None;
+    }
+
+    /// Users edit, copy, restore and remove tokens and labels.
+    pub(crate) fn users_edit(&mut self) {
+        for _ in 0..self.random.between(1, 30) {
+            self.user_edits();
+        }
+    }
+
+    fn user_edits(&mut self) {
+        self.summary.edits += 1;
+        let (from, to) = (
+            self.random.index(self.objects.len()),
+            self.random.index(self.objects.len()),
+        );
+        let register = self.random.index(2);
+        let kind = self.random.index(6);
+        let forged_epoch = match self.random.index(3) {
+            0 => EPOCH_MAX,
+            1 => EPOCH_MAX + 1,
+            _ => 300 + self.random.between(0, 1000) as u32,
+        };
+        let count = self.count.get();
+        let uid = self
+            .server
+            .table
+            .as_ref()
+            .map(|table| table.version.uid.as_str());
+        let copied = self.objects[from].registers[register].text.clone();
+        let object = &mut self.objects[to];
+        let own = object.registers[register].text.clone();
+        let text = match kind {
+            0 => None,
+            1 => copied,
+            2 => uid.map(|uid| {
+                let cluster = &object.cluster;
+                format!(
+                    "{uid}/{:03}/{forged_epoch}/somebody/{cluster}",
+                    object.shard.0
+                )
+            }),
+            3 => own.as_deref().and_then(ObservedToken::parse).map(|token| {
+                let (table, holder, cluster) = (token.table, token.holder, token.cluster);
+                let epoch = (token.epoch / 2).max(1);
+                format!("{table}/{:03}/{epoch}/{holder}/{cluster}", object.shard.0)
+            }),
+            4 => Some("x".repeat(500)),
+            _ => {
+                object.label = ShardId((object.shard.0 + 1) % count);
+                return;
+            }
+        };
+        object.registers[register] = Register {
+            text,
+            written: None,
+        };
     }
 
     /// A reconcile ended.

@@ -8,11 +8,12 @@ use crate::checks::Checks;
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{MemberWrite, ShardWrite, Successor, Version};
 use crate::core::ownership::{Event, WriteId};
+use crate::core::table::TableWrite;
 use crate::faults::Undo;
 use crate::process::{Newcomer, Process};
 use crate::random::Random;
 use crate::server::{MemberMeta, Sabotage, Server};
-use crate::work::{FenceView, Object, Stamped};
+use crate::work::{FencedWrite, Object, TableHistory};
 
 /// How a run ends, once its faults have ended and everything has come right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,10 @@ pub struct Summary {
     pub accepted: u64,
     /// Writes of objects that the fence refused.
     pub refused: u64,
+    /// Edits of objects by users.
+    pub edits: u64,
+    /// Forged tokens that were reported.
+    pub reports: u64,
     /// Times a shard changed hands.
     pub moves: u64,
     /// From the last fault until every shard ran.
@@ -88,6 +93,8 @@ impl Summary {
             events: self.events + other.events,
             accepted: self.accepted + other.accepted,
             refused: self.refused + other.refused,
+            edits: self.edits + other.edits,
+            reports: self.reports + other.reports,
             moves: self.moves + other.moves,
             updates: self.updates + other.updates,
             recovery_ms: self.recovery_ms.max(other.recovery_ms),
@@ -96,13 +103,16 @@ impl Summary {
     }
 }
 
-/// A request to the API server, about Leases.
+/// A request to the API server, about Leases or the shard table.
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     Member(WriteId, MemberWrite),
     Shard(WriteId, ShardWrite),
+    Table(WriteId, TableWrite),
     ReadMember(String),
     ReadShard(ShardId),
+    ReadTable,
+    ProbeTable,
 }
 
 /// When a request was sent, and when its answer arrives, if it does.
@@ -128,12 +138,12 @@ pub(crate) enum Happening {
     AtServer(Who, Request, Sent),
     Answer(Who, Request, Option<Event>),
     Relist(Who),
+    RelistTable(Who),
     Warmed(Who, ShardId),
-    Stamps(Who),
     Reconcile(Who, ShardId, u64),
     Write(Who, ShardId, u64),
     /// A write of an object arrives; it may be late, and its sender dead.
-    ObjectWrite(Who, ShardId, u64, Stamped, bool),
+    ObjectWrite(Who, ShardId, u64, FencedWrite, bool),
     Worked(Who, ShardId, u64),
     Lead,
     Planned(Version, ShardId, Option<Successor>),
@@ -189,9 +199,11 @@ pub(crate) struct World {
     /// Of those who are started now.
     pub(crate) revision: u64,
     pub(crate) objects: Vec<Object>,
-    pub(crate) fence: FenceView,
+    /// What caches of the API servers may still hold.
+    pub(crate) tables: TableHistory,
     /// What each life says of itself: its requests may arrive after its end.
     pub(crate) metas: BTreeMap<u64, MemberMeta>,
+    pub(crate) identities: BTreeMap<u64, String>,
     pub(crate) checks: Checks,
     pub(crate) summary: Summary,
     /// What went wrong, first of all.
@@ -263,8 +275,9 @@ impl World {
             ending: plan.ending.unwrap_or(drawn),
             revision: 1,
             objects,
-            fence: FenceView::default(),
+            tables: TableHistory::default(),
             metas: BTreeMap::new(),
+            identities: BTreeMap::new(),
             checks: Checks::default(),
             summary: Summary::default(),
             failure: None,
@@ -288,13 +301,13 @@ impl World {
             Happening::Watch(who, generation, event) => self.show(who, generation, event),
             Happening::AtServer(who, request, sent) => self.serve(who, request, sent),
             Happening::Answer(who, request, answer) => self.answer(who, request, answer),
-            Happening::Relist(who) => self.relist(who),
+            Happening::Relist(who) => self.relist_leases(who),
+            Happening::RelistTable(who) => self.relist_table(who),
             Happening::Warmed(who, shard) => self.warmed(who, shard),
-            Happening::Stamps(who) => self.stamps(who),
             Happening::Reconcile(who, shard, tenure) => self.reconcile(who, shard, tenure),
             Happening::Write(who, shard, tenure) => self.send_object(who, shard, tenure),
-            Happening::ObjectWrite(who, shard, tenure, stamped, answered) => {
-                self.object_arrives(who, shard, tenure, stamped, answered);
+            Happening::ObjectWrite(who, shard, tenure, write, answered) => {
+                self.object_arrives(who, shard, tenure, write, answered);
             }
             Happening::Worked(who, shard, tenure) => self.worked(who, shard, tenure),
             Happening::Lead => self.lead(),

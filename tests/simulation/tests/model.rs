@@ -22,6 +22,8 @@ fn model(sabotage: Sabotage, faults_max: u8, tampers: bool) -> OwnershipModel {
         shards: ShardCount::new(2).unwrap(),
         faults_max,
         tampers,
+        table_faults: false,
+        counts: Vec::new(),
         revisions: Vec::new(),
         opening: Opening::AtRest,
         sabotage,

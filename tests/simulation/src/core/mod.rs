@@ -14,3 +14,7 @@ pub mod ownership;
 pub mod planner;
 #[path = "../../../../src/core/ring.rs"]
 pub mod ring;
+#[path = "../../../../src/core/table.rs"]
+pub mod table;
+#[path = "../../../../src/core/token.rs"]
+pub mod token;

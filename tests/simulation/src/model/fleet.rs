@@ -1,13 +1,16 @@
 //! The state that is searched: replicas, Leases, what is under way, and what was seen to go wrong.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::replica::{NextRequest, Replica, Tenure, Up};
 use super::second::Second;
 use super::{LateWrite, OwnershipModel, Step};
 use crate::core::hash::ShardId;
 use crate::core::lease::{MemberWrite, ShardLease, ShardWrite, Successor};
-use crate::core::ownership::{Action, Event, WriteId, WriteResult};
+use crate::core::ownership::{Action, Event, ReadFailed, Reason, WriteId, WriteResult};
+use crate::core::token::FencingToken;
+use crate::fence;
 use crate::server::Server;
 
 const STEP_MS: u64 = 1000;
@@ -15,6 +18,8 @@ const STEP_MS: u64 = 1000;
 /// drain runs out, a takeover follows.
 pub(super) const RECOVERY_STEPS: usize = 16;
 const CHAIN_MAX: usize = 500;
+/// Uid of the cluster whose object is written; its tokens are the operator's alone here.
+const CLUSTER: &str = "c";
 
 /// One moment of a fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,11 +30,12 @@ pub struct Fleet {
     pub(super) second: Option<Second>,
     pub(super) queue: VecDeque<(usize, Event)>,
     pub(super) late_writes: Vec<LateWrite>,
-    /// Shard, epoch and incarnation of object writes under way.
-    pub(super) late_objects: Vec<(ShardId, u32, String)>,
-    /// Last epoch written on the one object of each shard, and by whom.
-    objects: BTreeMap<ShardId, (u32, String)>,
-    workers: BTreeMap<(ShardId, u32), String>,
+    /// Token and incarnation of object writes under way.
+    pub(super) late_objects: Vec<(FencingToken, String)>,
+    /// What was last written into the one register of the one object of each shard, and by whom.
+    objects: BTreeMap<ShardId, (FencingToken, String)>,
+    /// Who worked under each right: table, shard, epoch.
+    workers: BTreeMap<(Arc<str>, ShardId, u32), String>,
     pub(super) dead: BTreeSet<String>,
     pub(super) tampered: bool,
     /// Shards that may go to one who has not listed them: their plan was replaced by another before it was
@@ -70,7 +76,7 @@ impl Fleet {
             } else {
                 format!("{name}-1")
             };
-            let mut replica = Replica::new(&name, incarnation, model.shards, fleet.now_ms);
+            let mut replica = Replica::new(&name, incarnation, model.count(n), fleet.now_ms);
             let revision = model.revisions.get(n).copied().unwrap_or_default();
             replica.meta.revision = revision.to_owned();
             fleet.replicas.push(replica);
@@ -92,10 +98,13 @@ impl Fleet {
 
     /// Whether somebody worked under this Lease.
     pub(super) fn ran(&self, lease: &ShardLease) -> bool {
-        self.workers.contains_key(&(lease.shard, lease.epoch))
+        let mut rights = self.workers.keys();
+        rights.any(|(_, shard, epoch)| (*shard, *epoch) == (lease.shard, lease.epoch))
     }
 
     fn relist(&mut self, n: usize) {
+        let table = Event::TableListed(self.server.table.clone());
+        self.queue.push_back((n, table));
         let event = Event::Listed {
             members: self.server.members.values().cloned().collect(),
             shards: self.server.shards.values().cloned().collect(),
@@ -125,6 +134,12 @@ impl Fleet {
             }
             if replica.is_there() && replica.held_back.is_some() {
                 steps.push(Step::CatchUp(n));
+            }
+            if replica.is_there() && replica.table_held_back.is_some() {
+                steps.push(Step::CatchUpTable(n));
+            }
+            if !self.server.may_write_table(&replica.identity) {
+                steps.push(Step::AcceptTable(n));
             }
         }
     }
@@ -170,6 +185,15 @@ impl Fleet {
             if model.tampers {
                 steps.push(Step::DeleteMember(n));
             }
+            if model.table_faults {
+                self.faults_of_table(n, steps);
+            }
+        }
+        if model.table_faults
+            && let Some(table) = &self.server.table
+        {
+            steps.push(Step::DeleteTable);
+            steps.extend(table.entries.keys().map(|shard| Step::RaiseEntry(*shard)));
         }
         if model.tampers {
             steps.extend(
@@ -191,14 +215,15 @@ impl Fleet {
             }
             Step::Finish(n, shard, late) => self.finish(n, shard, late, model),
             Step::LateObject(index) => {
-                let (shard, epoch, writer) = self.late_objects.remove(index);
-                self.write_object(shard, epoch, writer);
+                let (token, writer) = self.late_objects.remove(index);
+                self.write_object(&token, writer);
             }
             Step::LateRequest(index) => {
                 // Nobody waits for an answer.
                 match self.late_writes.remove(index) {
                     LateWrite::Shard(n, write) => drop(self.serve_shard(n, &write)),
                     LateWrite::Member(n, write) => drop(self.serve_member(n, &write)),
+                    LateWrite::Table(n, write) => drop(self.serve_table(n, &write)),
                 }
             }
             Step::Plan(shard, n) => self.plan(shard, n),
@@ -220,6 +245,7 @@ impl Fleet {
             Step::Mend(n) => {
                 self.replicas[n].cut = false;
                 self.replicas[n].held_back = None;
+                self.replicas[n].table_held_back = None;
                 self.relist(n);
             }
             Step::Fork => self.fork(),
@@ -231,6 +257,13 @@ impl Fleet {
                 }
             }
             Step::DeleteMember(n) => self.delete_member(n),
+            Step::SpoilTable(..)
+            | Step::LagTable(_)
+            | Step::CatchUpTable(_)
+            | Step::RefuseTable(_)
+            | Step::AcceptTable(_)
+            | Step::DeleteTable
+            | Step::RaiseEntry(_) => self.take_of_table(step),
         }
         self.run(model);
         self.check(model);
@@ -270,8 +303,9 @@ impl Fleet {
         } else {
             format!("{identity}-{lives}")
         };
-        let mut fresh = Replica::new(&identity, incarnation, model.shards, self.now_ms);
+        let mut fresh = Replica::new(&identity, incarnation, model.count(n), self.now_ms);
         fresh.lives = lives;
+        fresh.was_refused = old.was_refused;
         fresh.meta.revision.clone_from(&old.meta.revision);
         self.replicas[n] = fresh;
         self.relist(n);
@@ -292,7 +326,9 @@ impl Fleet {
     fn finish(&mut self, n: usize, shard: ShardId, late: bool, model: &OwnershipModel) {
         let now_ms = self.now_ms;
         let replica = &mut self.replicas[n];
-        let acts = replica.acts(shard, now_ms, model.sabotage.no_validity);
+        let acts = replica
+            .acts(shard, now_ms, model.sabotage.no_validity)
+            .cloned();
         let writer = replica.incarnation.clone();
         let drained = replica.tenures.get_mut(&shard).is_some_and(|tenure| {
             tenure.busy = false;
@@ -302,30 +338,28 @@ impl Fleet {
             self.queue.push_back((n, Event::Drained(shard)));
         }
         match acts {
-            Some(epoch) if late => self.late_objects.push((shard, epoch, writer)),
-            Some(epoch) if !self.replicas[n].cut => self.write_object(shard, epoch, writer),
+            Some(token) if late => self.late_objects.push((token, writer)),
+            Some(token) if !self.replicas[n].cut => self.write_object(&token, writer),
             _ => {}
         }
     }
 
-    /// The fence of an API server that lags behind: only the stamp on the object itself is sure.
-    fn write_object(&mut self, shard: ShardId, epoch: u32, writer: String) {
-        let known = self.objects.get(&shard);
-        let (last, by) = known.map_or((0, ""), |(last, by)| (*last, by.as_str()));
-        if epoch < last {
-            if self.server.sabotage.no_fence {
-                self.violation = Some(format!(
-                    "shard {shard}: epoch {epoch} was written after epoch {last}"
-                ));
-            }
+    /// The fence of an API server whose cache has no table: only the token on the object itself is sure.
+    fn write_object(&mut self, token: &FencingToken, writer: String) {
+        let known = self.objects.get(&token.shard);
+        let register = known.map(|(last, _)| last.for_cluster(CLUSTER));
+        let sabotage = &self.server.sabotage;
+        if fence::admit(sabotage, None, register.as_deref(), token, CLUSTER).is_err() {
             return;
         }
-        if epoch == last && by != writer {
-            self.violation = Some(format!(
-                "shard {shard}: {by} and {writer} wrote in epoch {epoch}"
-            ));
+        if let Some((last, by)) = known.filter(|(last, _)| last.table == token.table) {
+            if token.epoch < last.epoch {
+                self.violation = Some(format!("{token} was written after {last}"));
+            } else if token.epoch == last.epoch && *by != writer {
+                self.violation = Some(format!("{by} and {writer} wrote under {token}"));
+            }
         }
-        self.objects.insert(shard, (epoch, writer));
+        self.objects.insert(token.shard, (token.clone(), writer));
     }
 
     /// Everything that follows of itself.
@@ -340,6 +374,11 @@ impl Fleet {
             let replica = &mut self.replicas[n];
             match replica.up {
                 Up::Running => {
+                    replica.note_won(&event);
+                    let event =
+                        model
+                            .sabotage
+                            .shown(event, &replica.identity, &replica.incarnation);
                     for action in replica.machine.handle(self.now_ms, event) {
                         self.act(n, action, model);
                     }
@@ -354,36 +393,55 @@ impl Fleet {
     fn act(&mut self, n: usize, action: Action, model: &OwnershipModel) {
         match action {
             Action::WriteMember(id, write) => self.send_member(n, id, write),
-            Action::WriteShard(id, write) => self.send_shard(n, id, write, model),
+            Action::WriteShard(id, write) => {
+                self.hurry_entry(n, &write, model);
+                self.send_shard(n, id, write, model);
+            }
             Action::ReadMember(identity) => {
                 let read = self.request(n, |fleet| fleet.server.members.get(&identity).cloned());
                 self.queue
-                    .push_back((n, Event::MemberRead(identity, read.ok_or(()))));
+                    .push_back((n, Event::MemberRead(identity, read.ok_or(ReadFailed))));
             }
             Action::ReadShard(shard) => {
                 let read = self.request(n, |fleet| fleet.server.shards.get(&shard).cloned());
                 self.queue
-                    .push_back((n, Event::ShardRead(shard, read.ok_or(()))));
+                    .push_back((n, Event::ShardRead(shard, read.ok_or(ReadFailed))));
             }
-            Action::FindStamps => {
-                let stamps = self
-                    .objects
-                    .iter()
-                    .map(|(shard, (epoch, _))| (*shard, *epoch))
-                    .collect();
-                self.queue.push_back((n, Event::Stamps(Ok(stamps))));
+            Action::WriteTable(id, write) => self.send_table(n, id, write, model),
+            Action::ReadTable => {
+                let read = self.request_of_table(n, |fleet| fleet.server.table.clone());
+                let read = read.ok_or(ReadFailed);
+                self.queue.push_back((n, Event::TableRead(read)));
+            }
+            Action::ProbeTable => {
+                let identity = self.replicas[n].identity.clone();
+                let may = self.request_of_table(n, |fleet| fleet.server.may_write_table(&identity));
+                let event = Event::TableProbed(may.unwrap_or(false));
+                self.queue.push_back((n, event));
             }
             Action::ValidUntil(until_ms) => self.replicas[n].valid_until_ms = until_ms,
             Action::Watch(shard) => {
                 self.replicas[n].watching.insert(shard);
-                let stamp = self.objects.get(&shard).map(|(epoch, _)| *epoch);
-                self.queue.push_back((n, Event::Warm(shard, stamp)));
+                self.queue.push_back((n, Event::Warm(shard)));
             }
             Action::Unwatch(shard) => {
                 self.replicas[n].watching.remove(&shard);
                 self.replicas[n].tenures.remove(&shard);
             }
-            Action::Admit { shard, epoch, .. } => self.admit(n, shard, epoch),
+            Action::Admit {
+                shard,
+                table,
+                epoch,
+                ..
+            } => {
+                let token = FencingToken {
+                    table: table.into(),
+                    shard,
+                    epoch,
+                    holder: self.replicas[n].identity.as_str().into(),
+                };
+                self.admit(n, token);
+            }
             Action::Resume(shard) => {
                 if let Some(tenure) = self.replicas[n].tenures.get_mut(&shard) {
                     tenure.admitting = true;
@@ -399,6 +457,7 @@ impl Fleet {
                     self.queue.push_back((n, Event::Drained(shard)));
                 }
             }
+            Action::Halt(_, Reason::TableLost) if model.sabotage.no_stop_on_new_table => {}
             Action::Halt(shard, _) => {
                 self.replicas[n].tenures.remove(&shard);
             }
@@ -408,6 +467,7 @@ impl Fleet {
     }
 
     fn send_member(&mut self, n: usize, id: WriteId, write: MemberWrite) {
+        self.check_barred(n, &write);
         let late = self.next_is_late(n);
         let answer = self.request(n, |fleet| fleet.serve_member(n, &write));
         if late {
@@ -443,6 +503,7 @@ impl Fleet {
     fn reincarnate(&mut self, n: usize, model: &OwnershipModel) {
         let replica = &mut self.replicas[n];
         replica.lives += 1;
+        replica.won.clear();
         if !model.sabotage.no_incarnation {
             replica.incarnation = format!("{}-{}", replica.identity, replica.lives);
         }
@@ -451,8 +512,18 @@ impl Fleet {
     }
 
     /// Sends a request; `None`: there is no answer.
-    fn request<T>(&mut self, n: usize, serve: impl FnOnce(&mut Self) -> T) -> Option<T> {
+    pub(super) fn request<T>(&mut self, n: usize, serve: impl FnOnce(&mut Self) -> T) -> Option<T> {
         let next = std::mem::take(&mut self.replicas[n].next);
+        self.carry(n, next, serve)
+    }
+
+    /// What comes of a request.
+    pub(super) fn carry<T>(
+        &mut self,
+        n: usize,
+        next: NextRequest,
+        serve: impl FnOnce(&mut Self) -> T,
+    ) -> Option<T> {
         if self.replicas[n].cut {
             return None;
         }
@@ -466,24 +537,21 @@ impl Fleet {
         }
     }
 
-    fn admit(&mut self, n: usize, shard: ShardId, epoch: u32) {
+    fn admit(&mut self, n: usize, token: FencingToken) {
         self.moves += 1;
+        self.check_admitted(n, &token);
         let replica = &mut self.replicas[n];
         let me = format!("{}/{}", replica.incarnation, replica.lives);
         let tenure = Tenure {
-            epoch,
+            token: token.clone(),
             admitting: true,
             busy: false,
         };
-        replica.tenures.insert(shard, tenure);
-        let first = self
-            .workers
-            .entry((shard, epoch))
-            .or_insert_with(|| me.clone());
+        replica.tenures.insert(token.shard, tenure);
+        let right = (Arc::clone(&token.table), token.shard, token.epoch);
+        let first = self.workers.entry(right).or_insert_with(|| me.clone());
         if *first != me {
-            self.violation = Some(format!(
-                "shard {shard} epoch {epoch} has two workers: {first}, {me}"
-            ));
+            self.violation = Some(format!("{token} has two workers: {first}, {me}"));
         }
     }
 }

@@ -1,11 +1,14 @@
 //! The model's Lease requests, and what must hold at every moment and in the end.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::fleet::{Fleet, RECOVERY_STEPS};
 use super::replica::{Replica, Up};
 use super::{OwnershipModel, Step};
 use crate::core::hash::ShardId;
 use crate::core::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
 use crate::core::ownership::{Event, WriteResult};
+use crate::fence;
 
 impl Fleet {
     pub(super) fn serve_member(
@@ -121,7 +124,9 @@ impl Fleet {
             if replica.cut || !replica.is_there() {
                 continue;
             }
-            match &mut replica.held_back {
+            let is_of_table = matches!(event, Event::TableObserved(_) | Event::TableDeleted(_));
+            let of_table = replica.table_held_back.as_mut().filter(|_| is_of_table);
+            match of_table.or(replica.held_back.as_mut()) {
                 Some(held) => held.push(event.clone()),
                 None => self.queue.push_back((n, event.clone())),
             }
@@ -131,27 +136,61 @@ impl Fleet {
     /// No two replicas can write in one shard at once; deletions by hand can break this for a
     /// moment, but never in one epoch.
     pub(super) fn check(&mut self, model: &OwnershipModel) {
-        for shard in model.shards.shards() {
-            let epochs: Vec<u32> = self
-                .replicas
-                .iter()
-                .filter_map(|r| r.acts(shard, self.now_ms, model.sabotage.no_validity))
-                .collect();
-            let (first, rest) = (epochs.first(), epochs.get(1..).unwrap_or_default());
+        self.check_rights(model);
+        let ignore = model.sabotage.no_validity;
+        for shard in model.highest_count().shards() {
+            let acting = self.replicas.iter().filter_map(|replica| {
+                let token = replica.acts(shard, self.now_ms, ignore)?;
+                Some((&token.table, token.epoch))
+            });
+            let rights: Vec<_> = acting.collect();
+            let (first, rest) = (rights.first(), rights.get(1..).unwrap_or_default());
             let clash = rest
                 .iter()
-                .any(|epoch| !self.tampered || Some(epoch) == first);
+                .any(|right| !self.tampered || Some(right) == first);
             if clash {
-                self.violation = Some(format!(
-                    "shard {shard} is worked on twice: epochs {epochs:?}"
-                ));
+                self.violation = Some(format!("shard {shard} is worked on twice: {rights:?}"));
             }
+        }
+        let counts: BTreeSet<u16> = self
+            .replicas
+            .iter()
+            .filter(|replica| {
+                let mut shards = replica.tenures.keys();
+                shards.any(|shard| replica.acts(*shard, self.now_ms, ignore).is_some())
+            })
+            .map(|replica| replica.meta.shards)
+            .collect();
+        if counts.len() > 1 && !self.tampered {
+            self.violation = Some(format!("work goes on with {counts:?} shards at once"));
         }
     }
 
     /// Whether everything comes right again once nothing more goes wrong.
-    pub(super) fn recovers(mut self, model: &OwnershipModel) -> Result<(), String> {
+    ///
+    /// Where replicas have several numbers of shards: with any one of these, once all have that.
+    pub(super) fn recovers(self, model: &OwnershipModel) -> Result<(), String> {
+        let counts = (0..model.replicas).map(|n| (model.count(n).get(), model.count(n)));
+        for count in counts.collect::<BTreeMap<_, _>>().into_values() {
+            let mut fleet = self.clone();
+            let all = OwnershipModel {
+                shards: count,
+                counts: Vec::new(),
+                ..model.clone()
+            };
+            for n in 0..fleet.replicas.len() {
+                if fleet.replicas[n].meta.shards != count.get() {
+                    fleet.replicas[n].up = Up::Crashed;
+                }
+            }
+            fleet.recovers_with_one_count(&all)?;
+        }
+        Ok(())
+    }
+
+    fn recovers_with_one_count(mut self, model: &OwnershipModel) -> Result<(), String> {
         for n in 0..self.replicas.len() {
+            self.take(model, Step::AcceptTable(n));
             match self.replicas[n].up {
                 Up::Crashed | Up::Left => self.take(model, Step::Restart(n)),
                 Up::Paused => self.take(model, Step::Resume(n)),
@@ -161,6 +200,7 @@ impl Fleet {
                 self.take(model, Step::Mend(n));
             }
             self.take(model, Step::CatchUp(n));
+            self.take(model, Step::CatchUpTable(n));
         }
         for _ in 0..RECOVERY_STEPS {
             self.take(model, Step::Tick);
@@ -178,12 +218,15 @@ impl Fleet {
     }
 
     fn runs(&self, shard: ShardId) -> bool {
-        let Some(lease) = self.server.shards.get(&shard) else {
+        let (Some(lease), Some(table)) = (self.server.shards.get(&shard), &self.server.table)
+        else {
             return false;
         };
         self.replicas.iter().any(|replica| {
+            let acts = replica.acts(shard, self.now_ms, false);
             replica.identity == lease.holder
-                && replica.acts(shard, self.now_ms, false) == Some(lease.epoch)
+                && acts
+                    .is_some_and(|token| token.epoch == lease.epoch && fence::names(table, token))
         })
     }
 }

@@ -10,6 +10,7 @@ mod leases;
 mod openings;
 mod replica;
 mod second;
+mod table;
 
 use stateright::{Model, Property};
 
@@ -18,6 +19,7 @@ pub use self::openings::Opening;
 pub use self::replica::NextRequest;
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{MemberWrite, ShardWrite};
+use crate::core::table::TableWrite;
 use crate::server::Sabotage;
 
 /// What is searched.
@@ -31,12 +33,30 @@ pub struct OwnershipModel {
     pub faults_max: u8,
     /// Whether people delete Leases by hand.
     pub tampers: bool,
+    /// Whether the table's own watch and requests go wrong, writes of it are refused, and people change it by hand.
+    pub table_faults: bool,
+    /// Numbers of shards of the replicas, where they differ; the others have `shards`.
+    pub counts: Vec<ShardCount>,
     /// Revisions of the replicas; those without one have none.
     pub revisions: Vec<&'static str>,
     /// What has happened before the search begins, at no charge.
     pub opening: Opening,
     /// What is switched off.
     pub sabotage: Sabotage,
+}
+
+impl OwnershipModel {
+    /// The number of shards of a replica.
+    pub(crate) fn count(&self, n: usize) -> ShardCount {
+        self.counts.get(n).copied().unwrap_or(self.shards)
+    }
+
+    pub(crate) fn highest_count(&self) -> ShardCount {
+        let counts = (0..self.replicas).map(|n| self.count(n));
+        counts
+            .max_by_key(|count| count.get())
+            .unwrap_or(self.shards)
+    }
 }
 
 /// One thing that happens.
@@ -78,6 +98,20 @@ pub enum Step {
     Fork,
     /// A replica watches there from now on: what it lists is old, and what came since comes late.
     MoveTo(usize),
+    /// Something happens to the next request of a replica for the table.
+    SpoilTable(usize, NextRequest),
+    /// Its watch of the table stands still.
+    LagTable(usize),
+    /// That watch shows what it held back.
+    CatchUpTable(usize),
+    /// The API server refuses its writes of the table from now on.
+    RefuseTable(usize),
+    /// It accepts them again.
+    AcceptTable(usize),
+    /// The table is deleted.
+    DeleteTable,
+    /// An entry is raised by hand.
+    RaiseEntry(ShardId),
     /// A shard Lease is deleted by hand.
     DeleteShard(ShardId),
     /// A member Lease is deleted by hand.
@@ -96,6 +130,8 @@ impl Step {
                 | Self::LateObject(_)
                 | Self::LateRequest(_)
                 | Self::CatchUp(_)
+                | Self::CatchUpTable(_)
+                | Self::AcceptTable(_)
                 | Self::Restart(_)
                 | Self::Resume(_)
                 | Self::Mend(_)
@@ -103,11 +139,12 @@ impl Step {
     }
 }
 
-/// A Lease write that arrives late.
+/// A write that arrives late.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LateWrite {
     Shard(usize, ShardWrite),
     Member(usize, MemberWrite),
+    Table(usize, TableWrite),
 }
 
 impl Model for OwnershipModel {

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::hash::{ShardCount, ShardId};
-use crate::core::ownership::{Event, Ownership, Settings};
+use crate::core::lease::ShardLease;
+use crate::core::ownership::{Event, Ownership, Settings, WriteResult};
+use crate::core::table::TableWrite;
+use crate::core::token::FencingToken;
 use crate::server::MemberMeta;
 
-/// What happens to the next Lease request of a replica.
+/// What happens to the next request of a replica, of those for Leases or of those for the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum NextRequest {
     /// It arrives, and its answer does.
@@ -23,7 +26,7 @@ pub enum NextRequest {
 /// The right to act, as the workers see it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tenure {
-    pub(crate) epoch: u32,
+    pub(crate) token: FencingToken,
     pub(crate) admitting: bool,
     pub(crate) busy: bool,
 }
@@ -50,10 +53,20 @@ pub(crate) struct Replica {
     pub(crate) cut: bool,
     pub(crate) leaving: bool,
     pub(crate) next: NextRequest,
+    /// The same for requests for the table.
+    pub(crate) next_of_table: NextRequest,
+    /// The highest epoch of each shard under which it knows that it won the Lease, in this incarnation.
+    pub(crate) won: BTreeMap<ShardId, u32>,
+    /// Whether the API server ever refused it to write the table.
+    pub(crate) was_refused: bool,
+    /// Several entries that were refused together.
+    pub(crate) refused_batch: Option<TableWrite>,
     /// What waits while the replica stands still.
     pub(crate) inbox: Vec<Event>,
     /// What its watch holds back, while it does.
     pub(crate) held_back: Option<Vec<Event>>,
+    /// What its watch of the table holds back, while it does.
+    pub(crate) table_held_back: Option<Vec<Event>>,
 }
 
 /// Short times, so that a takeover is a few steps away.
@@ -97,8 +110,30 @@ impl Replica {
             cut: false,
             leaving: false,
             next: NextRequest::Arrives,
+            next_of_table: NextRequest::Arrives,
+            won: BTreeMap::new(),
+            was_refused: false,
+            refused_batch: None,
             inbox: Vec::new(),
             held_back: None,
+            table_held_back: None,
+        }
+    }
+
+    /// Remembers the Leases that it is shown to have won.
+    pub(crate) fn note_won(&mut self, event: &Event) {
+        let shown: &[ShardLease] = match event {
+            Event::Listed { shards, .. } => shards,
+            Event::ShardSeen(lease)
+            | Event::ShardRead(_, Ok(Some(lease)))
+            | Event::ShardWritten(_, WriteResult::Done(lease)) => std::slice::from_ref(lease),
+            _ => &[],
+        };
+        for lease in shown {
+            if lease.holder == self.identity && lease.incarnation == self.incarnation {
+                let known = self.won.entry(lease.shard).or_default();
+                *known = lease.epoch.max(*known);
+            }
         }
     }
 
@@ -106,10 +141,15 @@ impl Replica {
         matches!(self.up, Up::Running | Up::Paused)
     }
 
-    /// The epoch in which its workers may write without asking anybody.
-    pub(crate) fn acts(&self, shard: ShardId, now_ms: u64, ignore_validity: bool) -> Option<u32> {
+    /// The right under which its workers may write without asking anybody.
+    pub(crate) fn acts(
+        &self,
+        shard: ShardId,
+        now_ms: u64,
+        ignore_validity: bool,
+    ) -> Option<&FencingToken> {
         let tenure = self.tenures.get(&shard)?;
         let valid = now_ms < self.valid_until_ms || (ignore_validity && self.up == Up::Running);
-        (self.is_there() && valid && (tenure.admitting || tenure.busy)).then_some(tenure.epoch)
+        (self.is_there() && valid && (tenure.admitting || tenure.busy)).then_some(&tenure.token)
     }
 }

@@ -10,12 +10,14 @@ use super::fleet::Fleet;
 use crate::core::hash::ShardId;
 use crate::core::lease::{MemberLease, ShardLease};
 use crate::core::ownership::Event;
+use crate::core::table::ShardTable;
 
 /// What it shows, and what it has not heard yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Second {
     members: BTreeMap<String, MemberLease>,
     shards: BTreeMap<ShardId, ShardLease>,
+    table: Option<ShardTable>,
     since: Vec<Event>,
 }
 
@@ -31,6 +33,7 @@ impl Fleet {
         self.second = Some(Second {
             members: self.server.members.clone(),
             shards: self.server.shards.clone(),
+            table: self.server.table.clone(),
             since: Vec::new(),
         });
     }
@@ -40,6 +43,7 @@ impl Fleet {
         let Some(second) = self.second.clone() else {
             return;
         };
+        self.queue.push_back((n, Event::TableListed(second.table)));
         let event = Event::Listed {
             members: second.members.into_values().collect(),
             shards: second.shards.into_values().collect(),
