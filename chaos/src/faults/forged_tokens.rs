@@ -30,6 +30,7 @@ const LONG_EVERY: u32 = 10;
 const LONG_BYTES: usize = 64 << 10;
 const LABEL: &str = "example.com/forged";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const NEEDED_CPU: &str = "777m";
 const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The reason of the condition Degraded by which the operator reports a forged token.
 const REASON: &str = "FencingTokenAhead";
@@ -175,12 +176,8 @@ impl Forgeries {
             // An object of its own in any bucket, which may even claim to be a child of the victim.
             0 | 1 => self.create(&victim, &token).await,
             2 => {
-                let (kind, end) = match self.rng.bool() {
-                    true => ("ConfigMap", "-db"),
-                    false => ("Service", "-rw"),
-                };
-                self.annotate("v1", kind, &format!("{}{end}", victim.name), &token)
-                    .await
+                let set = format!("{}-db", victim.name);
+                self.annotate("apps/v1", "StatefulSet", &set, &token).await
             }
             _ => {
                 self.annotate("database.io/v1", "DatabaseCluster", &victim.name, &token)
@@ -250,13 +247,11 @@ impl Forger {
         self.stop.cancel();
         injected.bites = self.task.await?;
         let client = arena.control_plane.client();
-        // A change of its spec makes each victim worth a write, which the forged tokens forbid.
-        let keys = self
-            .victims
-            .iter()
-            .map(|victim| (NAMESPACE.to_owned(), victim.name.clone()));
-        let nudge = json!({"metadata": {"annotations": {"example.com/nudge": "forged"}}});
-        load::patch(&client, keys.collect(), nudge).await?;
+        // A change of its spec makes each victim's StatefulSet worth a write, which the forged token forbids.
+        for victim in &self.victims {
+            let key = (NAMESPACE.to_owned(), victim.name.clone());
+            arena.users.change(&key, NEEDED_CPU).await;
+        }
         let what = format!("a victim to be reported with the reason {REASON}");
         let reported = wait_for(what, REPORT_TIMEOUT, || async {
             let all = load::clusters_in(client.clone(), NAMESPACE)

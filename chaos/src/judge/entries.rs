@@ -25,8 +25,8 @@ pub(super) struct Term {
     pub(super) entry: Entry,
     /// The replica that set it; none: somebody else, or the log does not tell.
     by: Option<String>,
-    /// Whether it came with the table itself.
-    created: bool,
+    /// Whether the number of shards changed with it.
+    resized: bool,
     /// Whether the log has the write that set it, or only shows later that it was set.
     logged: bool,
     /// When the request that set it arrived, at the earliest.
@@ -110,9 +110,16 @@ impl Entries {
         after: BTreeMap<String, Entry>,
         write: Option<&TableWrite>,
     ) {
+        let shards = write
+            .and_then(|write| write.after.as_ref())
+            .map(|table| table.shards);
+        let resized = shards.is_some_and(|shards| state.shards.is_some_and(|was| was != shards));
+        state.shards = shards.or(state.shards);
         let gone = state.entries.keys().filter(|key| !after.contains_key(*key));
-        self.removed
-            .extend(gone.map(|key| format!("{key} was removed")));
+        if !resized {
+            self.removed
+                .extend(gone.map(|key| format!("the entry {key} was removed")));
+        }
         for (shard, entry) in &after {
             if state.entries.get(shard) == Some(entry) {
                 continue;
@@ -135,7 +142,7 @@ impl Entries {
                 table: state.uid.clone(),
                 entry: entry.clone(),
                 by: write.and_then(|write| write.pod.clone()),
-                created: write.is_some_and(|write| write.created),
+                resized,
                 logged: write.is_some(),
                 received,
                 from,
@@ -177,6 +184,7 @@ impl Entries {
 #[derive(Default)]
 struct State {
     uid: String,
+    shards: Option<u64>,
     entries: BTreeMap<String, Entry>,
     /// When the last write was answered.
     known: Micros,
@@ -220,10 +228,8 @@ pub(super) fn table_moves_forward(entries: &Entries) -> Verdict {
                 holder,
                 incarnation,
             } = &term.entry;
-            if !holder.is_empty() {
-                let known = holders.entry((&term.table, *epoch)).or_default();
-                known.insert((holder, incarnation));
-            }
+            let known = holders.entry((&term.table, *epoch)).or_default();
+            known.insert((holder, incarnation));
             if *epoch >= EPOCH_END {
                 violations.push(format!("{name}: the entry has epoch {epoch}"));
             }
@@ -237,7 +243,7 @@ pub(super) fn table_moves_forward(entries: &Entries) -> Verdict {
             if new < old {
                 violations.push(format!("{name}: the entry fell from {old} to {new}"));
             }
-            if new - old > RISE_MAX {
+            if new - old > RISE_MAX && !after.resized {
                 violations.push(format!("{name}: the entry rose from {old} to {new}"));
             }
         }
@@ -276,7 +282,7 @@ pub(super) fn lease_before_entry(
             }
             looked_at += 1;
             let hands_over = former.is_some_and(|former| former.entry.holder == *pod);
-            if holder != pod && !hands_over && !term.created {
+            if holder != pod && !hands_over {
                 violations.push(format!("{name}: {pod} entered {holder}, epoch {epoch}"));
             }
             let lease = |lease: &LeaseWrite| lease.name == *name && is_of(&term.entry, lease);

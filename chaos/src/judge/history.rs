@@ -137,7 +137,6 @@ pub(super) struct TableWrite {
     /// The table afterwards, if the answer shows it.
     pub(super) after: Option<Table>,
     pub(super) version: Option<u64>,
-    pub(super) created: bool,
     pub(super) deleted: bool,
 }
 
@@ -520,7 +519,6 @@ fn table_write(event: &AuditEvent, by_operator: bool) -> TableWrite {
             .unwrap_or_default(),
         after,
         version: version(event).filter(|_| !deleted),
-        created: event.code == 201,
         deleted,
     }
 }

@@ -15,9 +15,8 @@ use crate::evidence::{Evidence, Injected, Micros, micros, seconds};
 const UNOWNED_MICROS_MAX: Micros = 100_000;
 /// A holder's entry in the shard table follows its Lease within this.
 const ENTERED_MICROS_MAX: Micros = 1_000_000;
-/// How far above everything that was there before a replica may begin: lives that create a Lease again begin at epochs of
-/// their own.
-const EPOCH_RISE_MAX: i64 = 1_000;
+/// How far above everything that was there before a replica may begin, as for entries of the shard table.
+const EPOCH_RISE_MAX: i64 = 1 << 20;
 
 /// Who a shard's Lease named for a while.
 #[derive(Clone, Debug, Deserialize, Serialize)]

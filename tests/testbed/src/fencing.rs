@@ -12,6 +12,8 @@ pub const ANNOTATION: &str = "database.io/fencing-token";
 /// The annotation as a part of a JSON pointer.
 const POINTER: &str = "/metadata/annotations/database.io~1fencing-token";
 const LEASE: &str = "databasecluster-shard-";
+/// A longer text is no token, wherever it comes from.
+const LENGTH_MAX: usize = 400;
 
 /// `<table uid>/<three digits of the shard>/<epoch>/<holder>/<cluster uid>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +72,10 @@ impl FromStr for Token {
         let [table, shard, epoch, holder, cluster] = parts[..] else {
             return Err(no_token());
         };
-        let three_digits = shard.len() == 3 && shard.bytes().all(|byte| byte.is_ascii_digit());
-        if [table, holder, cluster].contains(&"") || !three_digits {
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let numbers = shard.len() == 3 && digits(shard) && digits(epoch);
+        let nothing_is_empty = ![table, holder, cluster].contains(&"");
+        if text.len() > LENGTH_MAX || !numbers || !nothing_is_empty || epoch.starts_with('0') {
             return Err(no_token());
         }
         Ok(Self {
@@ -144,6 +148,9 @@ mod tests {
             "t/007/12/a/",
             "t/007/12/a/c/d",
             "/007/12/a/c",
+            "t/007/-1/a/c",
+            "t/007/01/a/c",
+            &format!("t/007/12/a/{}", "c".repeat(400)),
         ] {
             let error = Token::from_str(text).unwrap_err().to_string();
             assert!(error.contains("is no fencing token"), "{error}");

@@ -431,11 +431,9 @@ fn epochs_that_fall_or_stay_when_the_holder_changes_are_seen() {
     );
     // Above what the table remembers of a Lease that is gone.
     let mut run = Run::calm();
-    run.entry(14.0, "a", "", "", 1_400);
-    run.lease(14.0, "", "", "", 1_400);
-    run.last().pod_name = None;
-    run.last().user = "somebody".into();
-    run.shard(14.05, "b", "b", "b1", 1_401);
+    run.entry(14.0, "a", "", "", 1_000_000);
+    run.lease(14.001, "a", "", "", 1);
+    run.shard(14.05, "b", "b", "b1", 1_400_001);
     assert_eq!(run.broken(), [""; 0]);
 }
 
