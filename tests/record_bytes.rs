@@ -31,7 +31,7 @@ fn meta(name: &str, number: usize, bucket: Bucket) -> Value {
         "resourceVersion": (1_000_000 + number).to_string(), "generation": 1,
         "labels": {"database.io/bucket": bucket.to_string()},
         "annotations": {
-            "database.io/stamp": "databasecluster-shard-003/17/databasecluster-operator-7d9f8b6c5-x2x4z",
+            "database.io/fencing-token": "6d5f2a0e-6d7e-4c38-9d3b-5e0c3a8f1b27/003/17/databasecluster-operator-7d9f8b6c5-x2x4z/0b9d3f5e-8a52-4f4f-b0f5-7a2f54c1d9e6",
             "database.io/fingerprint": "0123456789abcdef", "database.io/generation": "1",
         },
         "ownerReferences": [{
@@ -56,7 +56,8 @@ fn cluster(number: usize) -> Value {
             "storage": {"size": "1Gi"}},
         "status": {"replicas": 3, "readyReplicas": 3, "observedGeneration": 1, "phase": "Ready",
             "selector": "app.kubernetes.io/instance=orders",
-            "shard": {"lease": "databasecluster-shard-003", "epoch": 17, "bucket": 30,
+            "shard": {"table": "6d5f2a0e-6d7e-4c38-9d3b-5e0c3a8f1b27", "lease": "databasecluster-shard-003",
+                "epoch": 17, "bucket": 30, "uid": "0b9d3f5e-8a52-4f4f-b0f5-7a2f54c1d9e6",
                 "holder": "databasecluster-operator-7d9f8b6c5-x2x4z"},
             "conditions": [condition("Ready", "True"), condition("Progressing", "False"),
                 condition("Degraded", "False")]},

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use testbed::table::Table;
 
 use crate::judge::History;
 use crate::scenario::Scenario;
@@ -119,6 +120,15 @@ pub struct Injected {
     pub hides_requests: bool,
     /// How often it bit: signals sent, requests spoilt, Leases edited.
     pub bites: u64,
+    /// DatabaseClusters, by `namespace/name`, that are meant to suffer while it lasts.
+    #[serde(default)]
+    pub victims: Vec<String>,
+    /// The lowest epoch of the fencing tokens that it forged.
+    #[serde(default)]
+    pub forged_epoch: Option<i64>,
+    /// What was not as it must be while it lasted.
+    #[serde(default)]
+    pub unexpected: Vec<String>,
 }
 
 /// What users asked for.
@@ -150,6 +160,9 @@ pub struct LastState {
     pub children: BTreeMap<String, LastChild>,
     /// The shard Leases: name, holder and epoch.
     pub shards: Vec<(String, String, i64)>,
+    /// The shard table.
+    #[serde(default)]
+    pub table: Option<Table>,
 }
 
 /// A DatabaseCluster in the end.
@@ -163,9 +176,12 @@ pub struct LastCluster {
     pub replicas: u32,
     /// Why it is not Ready; none: it is.
     pub not_ready: Option<String>,
-    /// The stamp in its status, as that of a child.
+    /// The fencing token in its annotation.
     #[serde(default)]
-    pub stamp: String,
+    pub token: String,
+    /// The fencing token in its status, written as in an annotation.
+    #[serde(default)]
+    pub status_token: String,
     /// Whether another manager's mark is still there; none: it never had one.
     pub mark_kept: Option<bool>,
 }
@@ -177,9 +193,9 @@ pub struct LastChild {
     pub uid: String,
     /// Its owner's uid.
     pub owner: String,
-    /// The last writer: `<shard lease>/<epoch>/<holder>`.
+    /// The fencing token in its annotation.
     #[serde(default)]
-    pub stamp: String,
+    pub token: String,
     /// For StatefulSets: instances and CPU request of the first container.
     pub workload: Option<Wanted>,
     /// Whether another manager's mark is still there; none: it never had one.

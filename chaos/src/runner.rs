@@ -229,7 +229,7 @@ async fn coax(arena: &Arena<'_>) -> Result<()> {
 /// A fault that begins, or one that ends.
 enum Step {
     Begin(usize),
-    End(Active),
+    End(Box<Active>),
 }
 
 /// All faults at their times.
@@ -259,11 +259,11 @@ async fn go_through(arena: &mut Arena<'_>, evidence: &mut Evidence) -> Result<()
                     .await
                     .with_context(|| format!("begin {}", fault.label()))?;
                 let over = Instant::now() + Duration::from_secs_f64(fault.seconds());
-                steps.push((over, Step::End(active)));
+                steps.push((over, Step::End(Box::new(active))));
             }
             Step::End(active) => {
                 let label = active.injected.kind.clone();
-                let injected = faults::end(arena, active)
+                let injected = faults::end(arena, *active)
                     .await
                     .with_context(|| format!("end {label}"))?;
                 arena.progress.tell(format!(

@@ -1,10 +1,11 @@
-//! What is there: clusters, children and shard Leases, as an administrator sees them.
+//! What is there: clusters, children, shard Leases and the shard table, as an administrator sees them.
 
 use anyhow::{Context, Result};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
-use testbed::{load, shards};
+use testbed::fencing::{self, Token};
+use testbed::{load, shards, table};
 
 use crate::evidence::{LastChild, LastCluster, LastState, Wanted};
 use crate::users::MARK;
@@ -53,7 +54,10 @@ pub async fn look(client: &Client, marked: impl Fn(&str) -> bool) -> Result<Last
             cpu: text("/spec/resources/cpu").unwrap_or_default().to_owned(),
             replicas: count(cluster.data.pointer("/spec/replicas")),
             not_ready: load::why_not_ready(&cluster),
-            stamp: status_stamp(&cluster.data),
+            token: annotation(&cluster),
+            status_token: Token::of_status(&cluster.data)
+                .map(|token| token.to_string())
+                .unwrap_or_default(),
             mark_kept: marked(&uid).then(|| has_mark(&cluster)),
             uid,
         };
@@ -77,15 +81,14 @@ pub async fn look(client: &Client, marked: impl Fn(&str) -> bool) -> Result<Last
             .shards
             .push((shard.lease, shard.holder, i64::from(shard.epoch)));
     }
+    state.table = table::get(client).await?;
     Ok(state)
 }
 
-/// In the words of an annotation.
-fn status_stamp(data: &Value) -> String {
-    let shard = |field: &str| data.pointer(&format!("/status/shard/{field}"));
-    let text = |field| shard(field).and_then(Value::as_str).unwrap_or_default();
-    let epoch = shard("epoch").and_then(Value::as_i64).unwrap_or_default();
-    format!("{}/{epoch}/{}", text("lease"), text("holder"))
+/// The fencing token of an object; empty: none.
+fn annotation(object: &DynamicObject) -> String {
+    let token = object.annotations().get(fencing::ANNOTATION);
+    token.cloned().unwrap_or_default()
 }
 
 fn look_at_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bool) -> LastChild {
@@ -106,11 +109,7 @@ fn look_at_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bo
                 .to_owned(),
             replicas: count(child.data.pointer("/spec/replicas")),
         }),
-        stamp: child
-            .annotations()
-            .get("database.io/stamp")
-            .cloned()
-            .unwrap_or_default(),
+        token: annotation(child),
         mark_kept: marked(&uid).then(|| has_mark(child)),
         uid,
     }

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{Event, Service};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
+use testbed::fencing::{self, Token};
 use testbed::{Progress, load, wait_for};
 
 use crate::support::*;
@@ -225,8 +226,14 @@ async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
     assert_eq!(shard.holder, holder);
     let set = statefulset(&client, "told", "db-000-db").await;
     let annotations = set.metadata.annotations.unwrap();
-    let stamp = format!("{lease}/{}/{holder}", status["shard"]["epoch"]);
-    assert_eq!(annotations["database.io/stamp"], stamp);
+    let token = Token::of_status(&object.data).unwrap();
+    assert_eq!(annotations[fencing::ANNOTATION], token.to_string());
+    assert_eq!(Some(&token.cluster), object.metadata.uid.as_ref());
+    let table = testbed::table::get(&client).await.unwrap().unwrap();
+    let entry = &table.entries[&token.shard];
+    assert_eq!((token.table, token.lease()), (table.uid, lease.to_owned()));
+    assert_eq!((token.epoch, &*token.holder), (entry.epoch, holder));
+    assert_eq!(entry.holder, holder);
 
     let events: Api<Event> = Api::namespaced(client.clone(), "told");
     wait_for("the event DatabaseReady", PATIENCE, || async {

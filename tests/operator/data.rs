@@ -50,7 +50,11 @@ async fn every_child_is_there_owned_and_put_right() {
     for name in ["db-db", "db-rw", "db-r"] {
         let meta = services.get(name).await.unwrap().metadata;
         assert_eq!(meta.owner_references.unwrap()[0].name, "db");
-        assert!(meta.annotations.unwrap().contains_key("database.io/stamp"));
+        assert!(
+            meta.annotations
+                .unwrap()
+                .contains_key("database.io/fencing-token")
+        );
     }
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "all");
     let secret = secrets.get("db-app").await.unwrap();

@@ -114,17 +114,12 @@ async fn another_number_of_shards(fleet: &mut Fleet<'_>) {
             leave(fleet, old).await;
         }
     }
-    let stamped = stamps(&client).await;
+    let (_, table) = until_entered(&client).await;
+    let highest = table.entries.values().map(|entry| entry.epoch).max();
+    let highest = highest.unwrap();
     leave(fleet, 5).await;
-    // A shard that has other buckets now may be taken below their stamps, and is raised before work begins.
-    let above = |shard: &Shard| {
-        let (first, last) = shard.buckets;
-        let here = stamped
-            .iter()
-            .filter(|(bucket, _)| (first..=last).contains(bucket));
-        here.map(|(_, epoch)| epoch)
-            .all(|epoch| shard.epoch > *epoch)
-    };
+    // The table is set anew for the new number: every shard begins above every old epoch.
+    let above = |shard: &Shard| i64::from(shard.epoch) > highest;
     let after = until_shards(&client, "the standbys to take all shards", |shards| {
         let taken = |s: &Shard| s.of == 64 && !s.holder.is_empty() && above(s);
         shards.len() == 64 && shards.values().all(taken)
@@ -140,6 +135,8 @@ async fn another_number_of_shards(fleet: &mut Fleet<'_>) {
     testbed::shards::wait_balanced(fleet, PATIENCE)
         .await
         .unwrap();
+    let (_, now) = until_entered(&client).await;
+    assert_eq!((now.shards, now.uid), (64, table.uid), "the table stays");
     for replica in fleet.alive() {
         wait_for("nobody to stand by any more", PATIENCE, || async {
             let answer = replica.get("/readyz").await?;

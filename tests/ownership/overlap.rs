@@ -5,6 +5,7 @@ use std::time::Instant;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
 use serde_json::json;
+use testbed::fencing::{self, Token};
 use testbed::shards::Shard;
 use testbed::{ControlPlane, Fleet, FleetOptions, Progress, Replica, load, wait_for};
 
@@ -24,14 +25,14 @@ async fn of_two_that_think_they_hold_a_shard_the_older_is_refused_and_looks_agai
     let keys = clusters(&control_plane, CLUSTERS).await;
     let before = held_by(&client, "older-0", 0).await;
 
-    // It renews its own Lease and hears nothing of any other, and somebody deletes the shard's.
-    let silence = front.hold(Side::Answer, is_watch_of_leases);
+    // It renews its own Lease and hears nothing of any other and of the table, and somebody deletes the shard's Lease.
+    let silence = front.hold(Side::Answer, is_watch_of_ownership);
     leases(&client)
         .delete(LEASE, &DeleteParams::default())
         .await
         .unwrap();
     let other_front = Proxy::start(&control_plane, "newer-0").await;
-    // The older one is to write first, before a stamp of the newer one warns it.
+    // The older one is to write first: what refuses it is the table, and not what the newer one wrote.
     let later = other_front.hold(Side::Request, Passed::is_object_write);
     let newer = one(&control_plane, "newer", "6s", &other_front).await;
     let after = held_by(&client, "newer-0", before.epoch).await;
@@ -60,8 +61,9 @@ async fn of_two_that_think_they_hold_a_shard_the_older_is_refused_and_looks_agai
     assert_epochs_never_fall(&control_plane);
 }
 
-fn is_watch_of_leases(passed: &Passed) -> bool {
-    passed.path.contains("/leases?") && passed.path.contains("watch=true")
+fn is_watch_of_ownership(passed: &Passed) -> bool {
+    let watched = ["/leases?", "/shardtables?"];
+    watched.iter().any(|path| passed.path.contains(path)) && passed.path.contains("watch=true")
 }
 
 /// One replica for one shard.
@@ -130,9 +132,18 @@ async fn all_written_by(client: &kube::Client, who: &str, epoch: i32) {
         kube::Api::namespaced(client.clone(), NAMESPACE);
     let all = all.list(&Default::default()).await.unwrap();
     assert_eq!(all.items.len(), CLUSTERS);
-    let stamp = format!("{LEASE}/{epoch}/{who}");
+    let table = shard_table(client).await.uid;
     for set in all {
         let name = set.name_any();
-        assert_eq!(set.annotations()["database.io/stamp"], stamp, "{name}");
+        let cluster = set.owner_references()[0].uid.clone();
+        let token = Token {
+            table: table.clone(),
+            shard: "000".to_owned(),
+            epoch: i64::from(epoch),
+            holder: who.to_owned(),
+            cluster,
+        };
+        let written = &set.annotations()[fencing::ANNOTATION];
+        assert_eq!(*written, token.to_string(), "{name}");
     }
 }

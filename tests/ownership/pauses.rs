@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use kube::api::ListParams;
 use serde_json::json;
+use testbed::fencing::{self, Token};
 use testbed::shards::Shard;
 use testbed::{ControlPlane, Fleet, FleetOptions, Progress, load, wait_for};
 
@@ -149,7 +150,9 @@ impl<'a> Scene<'a> {
         let mut hold = proxy.hold(side, move |p| p.is_object_write() && of_cluster(p, &own));
         busy.release();
         hold.has_caught(1, PATIENCE).await;
-        let silent = || proxy.hold(Side::Answer, |p| p.path.contains("/leases"));
+        let of_ownership =
+            |p: &Passed| p.path.contains("/leases") || p.path.contains("/shardtables");
+        let silent = || proxy.hold(Side::Answer, of_ownership);
         let leases_are_silent = (variant == Variant::WithoutValidity).then(silent);
         let incarnation = incarnation(&client).await;
         fleet.replica(0).unwrap().stop().unwrap();
@@ -263,11 +266,9 @@ impl<'a> Scene<'a> {
             "the last change is not in the StatefulSet: {:?}",
             pod.containers
         );
-        let stamp = &set.annotations()["database.io/stamp"];
-        assert!(
-            !stamp.ends_with("/held-0") || !stamp.contains(&format!("/{}/", self.epoch)),
-            "{stamp}"
-        );
+        let token: Token = set.annotations()[fencing::ANNOTATION].parse().unwrap();
+        let former = token.holder == "held-0" && token.epoch == i64::from(self.epoch);
+        assert!(!former, "{token}");
         assert_epochs_never_fall(self.control_plane);
     }
 }

@@ -17,6 +17,7 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 use testbed::ControlPlane;
+use testbed::fencing::Token;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinHandle;
 
@@ -28,8 +29,8 @@ pub(crate) struct Passed {
     pub(crate) method: http::Method,
     /// Path and query.
     pub(crate) path: String,
-    /// `database.io/stamp` in the body, if there is one.
-    pub(crate) stamp: String,
+    /// The fencing token in the body, if there is one.
+    pub(crate) token: Option<Token>,
     /// When it came.
     pub(crate) at: Instant,
     /// What the API server answered, once it has.
@@ -39,17 +40,18 @@ pub(crate) struct Passed {
 }
 
 impl Passed {
-    /// Whether it may change an object that is no Lease and no Event, and is no dry run.
+    /// Whether it may change an object that is neither Lease, shard table nor Event, and is no dry run.
     pub(crate) fn is_object_write(&self) -> bool {
         self.method != http::Method::GET
             && !self.path.contains("/leases")
+            && !self.path.contains("/shardtables")
             && !self.path.contains("/events")
             && !self.path.contains("dryRun=")
     }
 
-    /// The epoch of its stamp.
+    /// The epoch of its token.
     pub(crate) fn epoch(&self) -> Option<i32> {
-        self.stamp.split('/').nth(1)?.parse().ok()
+        i32::try_from(self.token.as_ref()?.epoch).ok()
     }
 }
 
@@ -235,7 +237,7 @@ impl Shared {
         let what = Passed {
             method: parts.method.clone(),
             path: parts.uri.to_string(),
-            stamp: stamp(&parsed),
+            token: Token::of_annotation(&parsed).or_else(|| Token::of_status(&parsed)),
             at: Instant::now(),
             status: None,
             refusal: String::new(),
@@ -297,19 +299,4 @@ fn answer_of(status: u16, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap();
     response
-}
-
-/// The stamp of a child, or the one that a status is.
-fn stamp(body: &Value) -> String {
-    let annotation = &body["metadata"]["annotations"]["database.io/stamp"];
-    if let Some(text) = annotation.as_str() {
-        return text.to_owned();
-    }
-    let shard = &body["status"]["shard"];
-    match (&shard["lease"], &shard["epoch"], &shard["holder"]) {
-        (Value::String(lease), Value::Number(epoch), Value::String(holder)) => {
-            format!("{lease}/{epoch}/{holder}")
-        }
-        _ => String::new(),
-    }
 }

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client};
 use serde_json::json;
 use testbed::audit::AuditEvent;
+use testbed::fencing::Token;
 use testbed::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
 use testbed::metrics::Metrics;
 use testbed::shards::Shard;
+use testbed::table::Table;
 use testbed::{
     AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, Progress, Replica, load, wait_for,
 };
@@ -157,74 +157,84 @@ pub(crate) fn log_lines(replica: &Replica, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
-/// A write of an object, in the order of the versions that they make.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+/// A write of one register of an object, in the order of the versions that they make.
 struct Write {
     version: u64,
-    epoch: i64,
-    stamp: String,
+    token: Token,
 }
 
-/// Writes that the API server carried out, on any object, with an epoch below one that was there: none.
+/// Writes of the operator that the API server carried out, on any object, with an epoch below one that was there under the
+/// same table for the same cluster: none. Annotation and status are two registers.
 pub(crate) fn assert_epochs_never_fall(control_plane: &ControlPlane) {
     let mut writes: BTreeMap<_, Vec<Write>> = BTreeMap::new();
     let events = control_plane.audit().unwrap().into_iter();
     let ours = |event: &AuditEvent| event.user == OPERATOR_USER && event.is_accepted_write();
     for event in events.filter(ours) {
-        let Some(metadata) = event.response.as_ref().map(|object| &object["metadata"]) else {
+        let Some(object) = &event.response else {
             continue;
         };
-        let version = metadata["resourceVersion"].as_str();
+        let token = match event.subresource.as_str() {
+            "status" => Token::of_status(object),
+            _ => Token::of_annotation(object),
+        };
+        let version = object["metadata"]["resourceVersion"].as_str();
         let version = version.and_then(|text| text.parse::<u64>().ok());
-        let stamp = metadata["annotations"]["database.io/stamp"].as_str();
-        let (Some(version), Some(stamp)) = (version, stamp) else {
-            continue;
-        };
-        let Some(epoch) = stamp
-            .split('/')
-            .nth(1)
-            .and_then(|text| text.parse::<i64>().ok())
-        else {
+        let (Some(version), Some(token)) = (version, token) else {
             continue;
         };
         let key = (
             event.resource.clone(),
+            event.subresource.clone(),
             event.namespace.clone(),
             event.name.clone(),
+            token.table.clone(),
+            token.cluster.clone(),
         );
-        let write = Write {
-            version,
-            epoch,
-            stamp: stamp.to_owned(),
-        };
-        writes.entry(key).or_default().push(write);
+        writes
+            .entry(key)
+            .or_default()
+            .push(Write { version, token });
     }
-    assert!(!writes.is_empty(), "no write in the audit log has a stamp");
+    assert!(!writes.is_empty(), "no write in the audit log has a token");
     for (key, mut writes) in writes {
         // The log has them in the order of their answers.
-        writes.sort();
+        writes.sort_by_key(|write| write.version);
         for pair in writes.windows(2) {
-            let (before, after) = (&pair[0], &pair[1]);
+            let (before, after) = (&pair[0].token, &pair[1].token);
             assert!(
                 after.epoch >= before.epoch,
-                "{key:?}: {} was written after {}",
-                after.stamp,
-                before.stamp
+                "{key:?}: {after} was written after {before}"
             );
         }
     }
 }
 
-/// The highest epoch stamped on any StatefulSet of each bucket.
-pub(crate) async fn stamps(client: &Client) -> Vec<(u8, i32)> {
-    let all: Api<StatefulSet> = Api::namespaced(client.clone(), NAMESPACE);
-    let all = all.list(&ListParams::default()).await.unwrap();
-    let stamp = |set: &StatefulSet| {
-        let bucket = set.labels().get("database.io/bucket")?.parse().ok()?;
-        let stamp = set.annotations().get("database.io/stamp")?;
-        Some((bucket, stamp.split('/').nth(1)?.parse().ok()?))
-    };
-    all.iter().filter_map(stamp).collect()
+/// The shard table.
+pub(crate) async fn shard_table(client: &Client) -> Table {
+    let table = testbed::table::get(client).await.unwrap();
+    table.expect("the fleet has a shard table")
+}
+
+/// Waits until Leases and entries of all shards agree: same epoch, same holder. Returns both.
+pub(crate) async fn until_entered(client: &Client) -> (BTreeMap<String, Shard>, Table) {
+    wait_for("Leases and entries to agree", PATIENCE, || async {
+        let (shards, table) = (shards_now(client).await, shard_table(client).await);
+        let differ = shards.iter().find(|(name, shard)| {
+            let key = name.rsplit('-').next().unwrap_or_default();
+            table.entries.get(key).is_none_or(|entry| {
+                (entry.epoch, &entry.holder) != (i64::from(shard.epoch), &shard.holder)
+            })
+        });
+        let difference = differ.map(|(_, shard)| format!("{shard:?}"));
+        let count = shards.len() as u64;
+        Ok(match difference {
+            None if count == table.shards => Progress::Done((shards, table)),
+            None => Progress::pending(format!("{count} Leases, {} entries", table.shards)),
+            Some(difference) => Progress::pending(difference),
+        })
+    })
+    .await
+    .unwrap()
 }
 
 /// Three replicas, ready and balanced.

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use databasecluster_operator::api::DatabaseCluster;
 use databasecluster_operator::core::child::ChildKind;
-use databasecluster_operator::core::object::Stamp;
+use databasecluster_operator::core::hash::ShardId;
 use databasecluster_operator::core::observed::ClusterRecord;
+use databasecluster_operator::core::token::FencingToken;
 use databasecluster_operator::postgres::{Password, Source, secret};
 use databasecluster_operator::watch::observe;
 use rustix::process::{Pid, Signal, getuid, kill_process};
@@ -26,11 +27,12 @@ const USER: &str = "postgres";
 /// A user and group that have no name here, as 999 has none in images of Alpine.
 const NAMELESS: u32 = 64_999;
 
-fn stamp() -> Stamp {
-    Stamp {
-        lease: "l".to_owned(),
+fn token() -> FencingToken {
+    FencingToken {
+        table: "t".into(),
+        shard: ShardId(0),
         epoch: 1,
-        holder: "h".to_owned(),
+        holder: "h".into(),
     }
 }
 
@@ -110,7 +112,7 @@ impl World {
             let bytes = std::array::from_fn(|n| (n as u8).wrapping_mul(53).wrapping_add(seed));
             Password::from_random(&bytes).unwrap()
         };
-        let manifest = secret(&cluster, &password(7), &password(11), &stamp());
+        let manifest = secret(&cluster, &password(7), &password(11), &token());
         let folder = tempfile::tempdir().unwrap();
         give(folder.path(), 0o755);
         Self {
@@ -144,7 +146,7 @@ impl World {
         };
         let mut children = source.children().into_iter();
         let child = children.find(|child| child.id.kind == kind).unwrap();
-        source.manifest(&child, &stamp()).unwrap()
+        source.manifest(&child, &token()).unwrap()
     }
 
     /// The address that applications use, with this Pod instead of the Service.

@@ -4,8 +4,10 @@ mod by_hand;
 mod clocks;
 mod control_plane;
 mod crash_points;
+mod forged_tokens;
 mod network;
 mod processes;
+mod shard_table;
 mod starve;
 
 use anyhow::Result;
@@ -39,6 +41,10 @@ enum Undo {
     GiveRights,
     /// The CRD comes back.
     MakeCrd,
+    /// Tokens are forged no more, and those that were are removed.
+    RemoveForgeries(forged_tokens::Forger),
+    /// The replica may write the shard table again.
+    AllowTable(usize),
     /// Somebody stops; the task returns how often it bit.
     Stop(CancellationToken, JoinHandle<u64>),
     /// The network works again; `true`: those hit had been cut off.
@@ -80,6 +86,13 @@ pub async fn begin(arena: &mut Arena<'_>, fault: &Fault) -> Result<Active> {
         Kind::Leases { edit } => by_hand::edit_lease(arena, &mut active, *edit).await?,
         Kind::Rights { .. } => by_hand::take_rights(arena, &mut active).await?,
         Kind::Crd { .. } => by_hand::delete_crd(arena, &mut active).await?,
+        Kind::ForgedTokens { per_second, .. } => {
+            forged_tokens::begin(arena, &mut active, *per_second).await?;
+        }
+        Kind::Table {} => shard_table::delete(arena, &mut active).await?,
+        Kind::TableRefused { who, .. } => {
+            shard_table::refuse(arena, &mut active, *who).await?;
+        }
         Kind::ConflictingWriter { per_second, .. } => {
             by_hand::write_against(arena, &mut active, *per_second);
         }
@@ -125,6 +138,8 @@ pub async fn end(arena: &mut Arena<'_>, active: Active) -> Result<Injected> {
         Undo::Resume(program) => control_plane::resume(arena, &mut injected, program).await?,
         Undo::GiveRights => by_hand::give_rights(arena, &mut injected).await?,
         Undo::MakeCrd => by_hand::make_crd(arena, &mut injected).await?,
+        Undo::RemoveForgeries(forger) => forger.end(arena, &mut injected).await?,
+        Undo::AllowTable(who) => shard_table::allow(arena, &mut injected, who).await?,
         Undo::Stop(stop, task) => {
             stop.cancel();
             injected.bites = task.await?;

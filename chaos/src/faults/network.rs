@@ -80,7 +80,9 @@ fn rules(kind: &Kind) -> (Rules, String) {
             match direction {
                 crate::scenario::Direction::Both => "cut off".to_owned(),
                 crate::scenario::Direction::AnswersOnly => "gets no answers".to_owned(),
-                crate::scenario::Direction::LeasesOnly => "cut off from the Leases".to_owned(),
+                crate::scenario::Direction::LeasesOnly => {
+                    "cut off from Leases and shard table".to_owned()
+                }
             }
         }
         Kind::HoldWrites { .. } => {

@@ -1,11 +1,14 @@
-//! The audit log in the words of the protocol: stamped writes, Leases as they were, users' changes, requests.
+//! The audit log in the words of the protocol: writes with their fencing tokens, Leases and the shard table as they
+//! were, users' changes, requests.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
 use testbed::audit::{AuditEvent, Reader};
+use testbed::fencing::Token;
 use testbed::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
+use testbed::table::{self, Entry, Table};
 
 use crate::evidence::Micros;
 
@@ -23,13 +26,8 @@ const CHILDREN: [&str; 7] = [
     "pods",
 ];
 
-/// Who wrote, and in which term of office: `<shard lease>/<epoch>/<holder>`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    pub(super) lease: String,
-    pub(super) epoch: i64,
-    pub(super) holder: String,
-}
+/// The label by which a claim names the uid of its DatabaseCluster.
+const CLUSTER_LABEL: &str = "/metadata/labels/database.io~1cluster-uid";
 
 /// What a write did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +47,11 @@ pub(super) struct Write {
     pub(super) object: String,
     /// The cluster that it is about: `namespace/name`.
     pub(super) cluster: Option<String>,
-    /// The object's uid, when the answer tells it.
-    pub(super) uid: Option<String>,
     /// The uid of the cluster that owns it.
     pub(super) owner: Option<String>,
     pub(super) deed: Deed,
-    pub(super) stamp: Option<Stamp>,
+    /// The fencing token of the request.
+    pub(super) token: Option<Token>,
     /// The store's revision after it.
     pub(super) version: Option<u64>,
     pub(super) code: u16,
@@ -103,6 +100,46 @@ impl LeaseWrite {
     }
 }
 
+/// Where an object keeps a fencing token. The two are compared only with themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Register {
+    Annotation,
+    Status,
+}
+
+/// An accepted write of an object that can hold a fencing token, by anybody.
+#[derive(Clone, Debug)]
+pub(super) struct TokenWrite {
+    pub(super) version: u64,
+    /// The replica; none: somebody else.
+    pub(super) pod: Option<String>,
+    /// `resource/namespace/name`.
+    pub(super) object: String,
+    pub(super) uid: String,
+    /// The uid of the DatabaseCluster for which a token on this object counts, as far as the write tells.
+    pub(super) cluster_uid: Option<String>,
+    pub(super) register: Register,
+    /// The token that is there afterwards.
+    pub(super) token: Option<Token>,
+}
+
+/// A write of the shard table, by anybody, that was accepted or may have been carried out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TableWrite {
+    pub(super) received: Micros,
+    pub(super) completed: Micros,
+    /// The replica; none: somebody else.
+    pub(super) pod: Option<String>,
+    /// The uid of the table; empty: not known.
+    pub(super) uid: String,
+    /// The entries that the request sets.
+    pub(super) set: BTreeMap<String, Entry>,
+    /// The table afterwards, if the answer shows it.
+    pub(super) after: Option<Table>,
+    pub(super) version: Option<u64>,
+    pub(super) deleted: bool,
+}
+
 /// A change of a DatabaseCluster by somebody else than the operator.
 #[derive(Clone, Debug)]
 pub(super) struct UserChange {
@@ -119,6 +156,12 @@ pub struct History {
     pub(super) leases: Vec<LeaseWrite>,
     /// Writes of Leases that may have been carried out though the log does not say so.
     pub(super) unsure_leases: Vec<LeaseWrite>,
+    /// Writes of the shard table, in the order of the store.
+    pub(super) tables: Vec<TableWrite>,
+    /// Writes of the shard table that may have been carried out though the log does not say so.
+    pub(super) unsure_tables: Vec<TableWrite>,
+    /// What became of the fencing tokens on objects, in the order of the store's revision.
+    pub(super) tokens: Vec<TokenWrite>,
     pub(super) changes: Vec<UserChange>,
     /// Children deleted by somebody who is neither the operator nor a controller: `resource/namespace/name`.
     pub(super) children_deleted_by_hand: BTreeMap<String, u64>,
@@ -159,24 +202,12 @@ impl History {
             .writes
             .sort_by_key(|write| (write.version.unwrap_or(u64::MAX), write.completed));
         history.leases.sort_by_key(|lease| lease.completed);
-        history.order_leases();
+        history.leases = in_order_of_store(history.leases, |lease| lease.version);
+        history.tables.sort_by_key(|write| write.completed);
+        history.tables = in_order_of_store(history.tables, |write| write.version);
+        history.tokens.sort_by_key(|write| write.version);
         history.changes.sort_by_key(|change| change.at);
         history
-    }
-
-    /// Each Lease's writes in the order of the store; a deletion, which has no revision, stays where its time puts it.
-    fn order_leases(&mut self) {
-        let mut last = 0;
-        let mut keyed: Vec<(u64, LeaseWrite)> = Vec::new();
-        for lease in self.leases.drain(..) {
-            last = lease
-                .version
-                .unwrap_or(last)
-                .max(if lease.version.is_some() { 0 } else { last });
-            keyed.push((last, lease));
-        }
-        keyed.sort_by_key(|(version, _)| *version);
-        self.leases = keyed.into_iter().map(|(_, lease)| lease).collect();
     }
 
     fn note(&mut self, event: &AuditEvent) {
@@ -212,8 +243,19 @@ impl History {
             }
             return;
         }
+        if event.resource == table::RESOURCE && event.namespace == OPERATOR_NAMESPACE {
+            if event.is_accepted_write() {
+                self.tables.push(table_write(event, by_operator));
+            } else if unsure(event.code) && event.verb != "delete" {
+                self.unsure_tables.push(table_write(event, by_operator));
+            }
+            return;
+        }
         let is_cluster = event.resource == "databaseclusters";
         let is_child = CHILDREN.contains(&event.resource.as_str());
+        if is_cluster || is_child {
+            self.tokens.extend(token_writes(event, by_operator));
+        }
         if by_operator && (is_cluster || is_child) && event.namespace != OPERATOR_NAMESPACE {
             self.writes.push(write(event));
         } else if is_cluster && event.subresource.is_empty() && may_count(event) {
@@ -278,6 +320,19 @@ impl History {
         }
         renewals
     }
+}
+
+/// Writes in the order of the store, given in the order of their answers; a deletion, which has no revision, stays where
+/// its time puts it.
+fn in_order_of_store<T>(writes: Vec<T>, version: impl Fn(&T) -> Option<u64>) -> Vec<T> {
+    let mut last = 0;
+    let mut keyed: Vec<(u64, T)> = Vec::new();
+    for write in writes {
+        last = version(&write).unwrap_or(last);
+        keyed.push((last, write));
+    }
+    keyed.sort_by_key(|(version, _)| *version);
+    keyed.into_iter().map(|(_, write)| write).collect()
 }
 
 fn is_write(event: &AuditEvent) -> bool {
@@ -355,18 +410,16 @@ fn lease_write(event: &AuditEvent, by_operator: bool, answer: Option<&Value>) ->
 }
 
 fn write(event: &AuditEvent) -> Write {
-    let (asked, answer) = (event.request.as_ref(), event.response.as_ref());
+    let asked = event.request.as_ref();
     let deed = match (event.verb.as_str(), event.code) {
         ("delete" | "deletecollection", _) => Deed::Deleted,
         (_, 201) => Deed::Created,
         _ => Deed::Changed,
     };
-    // A deletion carries no stamp: what counts is the one on the object.
-    let stamp = match deed {
+    // A deletion carries no token: what counts is the one on the object.
+    let token = match deed {
         Deed::Deleted => None,
-        _ if event.subresource == "status" => status_stamp(asked),
-        _ => optional_text(asked, "/metadata/annotations/database.io~1stamp")
-            .and_then(|text| parse_stamp(&text)),
+        _ => asked.and_then(|body| token_of(body, register(event))),
     };
     let name = match event.name.as_str() {
         "" => body_text(asked, "/metadata/name"),
@@ -378,10 +431,9 @@ fn write(event: &AuditEvent) -> Write {
         pod: event.pod_name.clone().unwrap_or_default(),
         cluster: cluster_of(&event.resource, &event.namespace, &name),
         object: format!("{}/{}/{name}", event.resource, event.namespace),
-        uid: optional_text(answer, "/metadata/uid"),
         owner: optional_text(asked, "/metadata/ownerReferences/0/uid"),
         deed,
-        stamp,
+        token,
         version: version(event),
         code: event.code,
         // The log does not tell what admission said, but of what RBAC allows nothing else is refused here.
@@ -389,21 +441,86 @@ fn write(event: &AuditEvent) -> Write {
     }
 }
 
-fn status_stamp(body: Option<&Value>) -> Option<Stamp> {
-    Some(Stamp {
-        lease: optional_text(body, "/status/shard/lease")?,
-        epoch: number(body, "/status/shard/epoch")?,
-        holder: optional_text(body, "/status/shard/holder")?,
+fn register(event: &AuditEvent) -> Register {
+    match event.subresource.as_str() {
+        "status" => Register::Status,
+        _ => Register::Annotation,
+    }
+}
+
+fn token_of(object: &Value, register: Register) -> Option<Token> {
+    match register {
+        Register::Annotation => Token::of_annotation(object),
+        Register::Status => Token::of_status(object),
+    }
+}
+
+/// What an accepted write left in the registers of its object. A write of one register leaves the other as it is, and so
+/// does whoever is neither a user nor the operator and has no body in the log.
+fn token_writes(event: &AuditEvent, by_operator: bool) -> Option<TokenWrite> {
+    let accepted = event.is_accepted_write() && !event.verb.starts_with("delete");
+    let answer = event.response.as_ref().filter(|_| accepted)?;
+    let register = register(event);
+    // Some answers are cut down to what the client asked for.
+    let shown = token_of(answer, register);
+    let asked = event.request.as_ref().filter(|_| by_operator);
+    let token = shown.or_else(|| asked.and_then(|body| token_of(body, register)));
+    let bodies = [Some(answer), event.request.as_ref()];
+    let cluster_uid = bodies
+        .into_iter()
+        .flatten()
+        .find_map(|body| cluster_uid(&event.resource, body));
+    let name = match event.name.as_str() {
+        "" => body_text(Some(answer), "/metadata/name"),
+        name => name.to_owned(),
+    };
+    Some(TokenWrite {
+        version: version(event)?,
+        pod: event.pod_name.clone().filter(|_| by_operator),
+        object: format!("{}/{}/{name}", event.resource, event.namespace),
+        uid: optional_text(Some(answer), "/metadata/uid")?,
+        cluster_uid,
+        register,
+        token,
     })
 }
 
-pub(super) fn parse_stamp(text: &str) -> Option<Stamp> {
-    let mut parts = text.splitn(3, '/');
-    Some(Stamp {
-        lease: parts.next()?.to_owned(),
-        epoch: parts.next()?.parse().ok()?,
-        holder: parts.next()?.to_owned(),
-    })
+/// The uid of the DatabaseCluster for which a token on this object counts: its own, its controller's, or that on a claim.
+fn cluster_uid(resource: &str, object: &Value) -> Option<String> {
+    let object = Some(object);
+    match resource {
+        "databaseclusters" => optional_text(object, "/metadata/uid"),
+        "persistentvolumeclaims" => optional_text(object, CLUSTER_LABEL),
+        "pods" => None,
+        _ => optional_text(object, "/metadata/ownerReferences/0/uid"),
+    }
+}
+
+/// A deletion answers with a status that names the uid.
+fn table_write(event: &AuditEvent, by_operator: bool) -> TableWrite {
+    let (asked, answer) = (event.request.as_ref(), event.response.as_ref());
+    let deleted = event.verb.starts_with("delete");
+    let accepted = event.is_accepted_write();
+    let after = answer
+        .filter(|_| accepted && !deleted)
+        .and_then(Table::of)
+        .filter(|table| !table.entries.is_empty());
+    let uid = ["/metadata/uid", "/details/uid"]
+        .iter()
+        .find_map(|pointer| optional_text(answer, pointer));
+    TableWrite {
+        received: event.received_micros,
+        completed: event.completed_micros,
+        pod: event.pod_name.clone().filter(|_| by_operator),
+        uid: uid.unwrap_or_default(),
+        set: asked
+            .filter(|_| !deleted)
+            .map(table::entries)
+            .unwrap_or_default(),
+        after,
+        version: version(event).filter(|_| !deleted),
+        deleted,
+    }
 }
 
 /// The cluster that an object belongs to, by its name.

@@ -6,6 +6,7 @@
 
 mod alerts;
 mod bounds;
+mod entries;
 mod history;
 mod objects;
 mod ownership;
@@ -133,7 +134,8 @@ impl Judgement {
 /// Judges one run.
 #[must_use]
 pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
-    let ownership = ownership::Ownership::new(evidence, history);
+    let entries = entries::Entries::new(evidence, history);
+    let ownership = ownership::Ownership::new(evidence, history, &entries);
     let takeovers = ownership.takeovers();
     let slowest = |times: &Vec<f64>| times.iter().copied().reduce(f64::max);
     let mut figures = Figures {
@@ -150,12 +152,16 @@ pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
         ..Figures::default()
     };
     let verdicts = vec![
-        writers::one_writer(history),
+        writers::one_writer(evidence, history, &entries),
         writers::no_older_after_newer(evidence, history),
-        writers::no_stale_writes(history, &mut figures),
+        writers::no_stale_writes(evidence, history, &entries, &mut figures),
         writers::right_had_not_lapsed(evidence, history),
+        entries::token_in_force(evidence, history, &entries),
+        entries::lease_before_entry(evidence, history, &entries),
+        entries::table_moves_forward(&entries),
+        entries::forgeries_ignored(evidence, history, &entries),
         ownership::leases_compared(history),
-        ownership::epochs_rise(history),
+        ownership::epochs_rise(history, &entries),
         ownership.held(),
         objects::converged(evidence, history),
         objects::reacted(evidence, history, &mut figures),
@@ -164,6 +170,7 @@ pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
         objects::quiet(evidence, history),
         bounds::within(evidence, history, &mut figures),
         alerts::alerted(evidence),
+        as_expected(evidence),
     ];
     Judgement {
         scenario: evidence.scenario.name.clone(),
@@ -181,7 +188,23 @@ pub fn judge(evidence: &Evidence, history: &History) -> Judgement {
 /// Who held which shard when, for the timeline of a report.
 #[must_use]
 pub fn timeline(evidence: &Evidence, history: &History) -> Vec<(String, Vec<Span>)> {
-    ownership::Ownership::new(evidence, history).spans()
+    let entries = entries::Entries::new(evidence, history);
+    ownership::Ownership::new(evidence, history, &entries).spans()
+}
+
+/// What a fault could see for itself while it lasted was as it must be.
+fn as_expected(evidence: &Evidence) -> Verdict {
+    let faults = evidence.faults.iter();
+    let violations = faults.flat_map(|fault| {
+        let unexpected = fault.unexpected.iter();
+        unexpected.map(|what| format!("{}: {what}", fault.what))
+    });
+    let count = evidence.faults.len();
+    Verdict::of(
+        "as-expected",
+        violations.collect(),
+        format!("{count} faults"),
+    )
 }
 
 /// Why the run does not count.

@@ -121,7 +121,7 @@ pub(super) fn reacted(evidence: &Evidence, history: &History, figures: &mut Figu
         .iter()
         .filter(|change| change.at >= evidence.begun && change.deed != Deed::Deleted);
     for change in in_time {
-        if overtaken(history, change) {
+        if overtaken(history, change) || is_victim(evidence, &change.cluster) {
             continue;
         }
         let times = writes
@@ -176,6 +176,12 @@ fn overtaken(history: &History, change: &UserChange) -> bool {
         .any(|other| (change.at..change.at + micros(60.0)).contains(&other.at))
 }
 
+/// Whether a fault is meant to harm this cluster: what is promised of it holds in the end only.
+fn is_victim(evidence: &Evidence, cluster: &str) -> bool {
+    let mut faults = evidence.faults.iter();
+    faults.any(|fault| fault.victims.iter().any(|victim| victim == cluster))
+}
+
 /// Whether a change at this time is in the reach of a fault, and when it must be acted on, give or take the time of work.
 fn reach(evidence: &Evidence, promised: &[Option<Micros>], at: Micros) -> (bool, Micros) {
     let takeover = micros(evidence.scenario.takeover_seconds());
@@ -183,6 +189,10 @@ fn reach(evidence: &Evidence, promised: &[Option<Micros>], at: Micros) -> (bool,
     let mut due = at;
     let mut reach = false;
     for (fault, promised) in evidence.faults.iter().zip(promised) {
+        // Forged tokens harm nobody but their victims.
+        if fault.forged_epoch.is_some() {
+            continue;
+        }
         let over = promised.map_or(fault.to, |from| from.max(fault.from) + takeover);
         if (fault.from - work..over + work).contains(&at) {
             reach = true;

@@ -6,12 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::Verdict;
+use super::entries::Entries;
 use super::history::{History, LeaseWrite};
 use super::unsure::Unsure;
 use crate::evidence::{Evidence, Injected, Micros, micros, seconds};
 
 /// Around a planned stop a shard may have no holder for this long.
 const UNOWNED_MICROS_MAX: Micros = 100_000;
+/// A holder's entry in the shard table follows its Lease within this.
+const ENTERED_MICROS_MAX: Micros = 1_000_000;
+/// How far above everything that was there before a replica may begin, as for entries of the shard table.
+const EPOCH_RISE_MAX: i64 = 1 << 20;
 
 /// Who a shard's Lease named for a while.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -22,8 +27,12 @@ pub struct Span {
     pub to: Micros,
     /// The holder; empty: nobody.
     pub holder: String,
-    /// Whether that holder could act: its process ran, was reachable, and had not begun a new incarnation.
+    /// Whether that holder could act: its process ran, was reachable, had not begun a new incarnation, and the shard table
+    /// named it as well.
     pub acts: bool,
+    /// Whether nothing but the entry in the shard table was missing.
+    #[serde(default)]
+    pub awaits_entry: bool,
     /// The epoch.
     pub epoch: i64,
 }
@@ -50,9 +59,9 @@ pub(super) fn leases_compared(history: &History) -> Verdict {
     )
 }
 
-/// Under the operator's own writes the epoch of a shard never falls, and a new holder or incarnation comes with a
-/// higher one.
-pub(super) fn epochs_rise(history: &History) -> Verdict {
+/// Under the operator's own writes the epoch of a shard never falls, a new holder or incarnation comes with a higher one,
+/// and none is far above what Lease and table had before.
+pub(super) fn epochs_rise(history: &History, entries: &Entries) -> Verdict {
     let mut violations = Vec::new();
     let mut moves = 0;
     for (name, leases) in history.shards() {
@@ -62,6 +71,17 @@ pub(super) fn epochs_rise(history: &History) -> Verdict {
             if lease.pod.is_some() && lease.epoch < highest {
                 violations.push(format!(
                     "{name}: the epoch fell from {highest} to {}",
+                    lease.epoch
+                ));
+            }
+            let entered = entries.of(name).iter();
+            let entered = entered
+                .filter(|term| term.received <= lease.received)
+                .map(|term| term.entry.epoch);
+            let reason = entered.fold(highest, i64::max);
+            if lease.pod.is_some() && lease.epoch - reason > EPOCH_RISE_MAX {
+                violations.push(format!(
+                    "{name}: the epoch rose from {reason} to {}",
                     lease.epoch
                 ));
             }
@@ -162,7 +182,7 @@ impl<'a> Incarnations<'a> {
 }
 
 impl<'a> Ownership<'a> {
-    pub(super) fn new(evidence: &'a Evidence, history: &'a History) -> Self {
+    pub(super) fn new(evidence: &'a Evidence, history: &'a History, entries: &Entries) -> Self {
         let incarnations = Incarnations::new(evidence, history);
         let end = evidence
             .quiet
@@ -173,6 +193,7 @@ impl<'a> Ownership<'a> {
             let unsure = Unsure {
                 evidence,
                 history,
+                entries,
                 name,
                 acts: &|pod, incarnation, at| incarnations.acts(pod, incarnation, at),
             };
@@ -182,7 +203,7 @@ impl<'a> Ownership<'a> {
                     .get(index + 1)
                     .map_or(end, |next| next.completed)
                     .min(end);
-                spans.extend(Self::split(&incarnations, lease, lease.completed, to));
+                spans.extend(Self::split(&incarnations, entries, lease, to));
             }
             (name.to_owned(), merge(spans))
         });
@@ -196,25 +217,38 @@ impl<'a> Ownership<'a> {
     /// The time of one Lease, split where its holder stops or begins to act.
     fn split(
         incarnations: &Incarnations<'_>,
+        entries: &Entries,
         lease: &LeaseWrite,
-        from: Micros,
         to: Micros,
     ) -> Vec<Span> {
-        let moments = incarnations.moments(&lease.holder, from, to);
+        let from = lease.completed;
+        let mut moments = incarnations.moments(&lease.holder, from, to);
+        moments.extend(
+            entries
+                .moments(&lease.name)
+                .filter(|at| (from..to).contains(at)),
+        );
+        moments.sort_unstable();
         let pair = |pair: &[Micros]| match pair {
             [from, to] if from < to => Some((*from, *to)),
             _ => None,
         };
         let parts = moments.windows(2).filter_map(pair);
         parts
-            .map(|(from, to)| Span {
-                from,
-                to,
-                holder: lease.holder.clone(),
-                acts: !lease.deleted
+            .map(|(from, to)| {
+                let middle = from + (to - from) / 2;
+                let able = !lease.deleted
                     && !lease.holder.is_empty()
-                    && incarnations.acts(&lease.holder, &lease.incarnation, from + (to - from) / 2),
-                epoch: lease.epoch,
+                    && incarnations.acts(&lease.holder, &lease.incarnation, middle);
+                let entered = entries.names(lease, middle);
+                Span {
+                    from,
+                    to,
+                    holder: lease.holder.clone(),
+                    acts: able && entered,
+                    awaits_entry: able && !entered,
+                    epoch: lease.epoch,
+                }
             })
             .collect()
     }
@@ -223,13 +257,13 @@ impl<'a> Ownership<'a> {
         self.shards
     }
 
-    /// The times after the beginning for which a shard had nobody who acts.
-    fn gaps(&self) -> Vec<(&str, Micros, Micros)> {
+    /// The times after the beginning in which a shard was `so`.
+    fn times(&self, so: impl Fn(&Span) -> bool) -> Vec<(&str, Micros, Micros)> {
         let mut gaps: Vec<(&str, Micros, Micros)> = Vec::new();
         for (name, spans) in &self.shards {
             for span in spans
                 .iter()
-                .filter(|span| !span.acts && span.to > self.evidence.begun)
+                .filter(|span| so(span) && span.to > self.evidence.begun)
             {
                 let from = span.from.max(self.evidence.begun);
                 match gaps.last_mut() {
@@ -241,7 +275,8 @@ impl<'a> Ownership<'a> {
         gaps
     }
 
-    /// No shard is without an acting holder, but from a fault until the Lease's lifetime and 1 s after it.
+    /// No shard is without an acting holder, but from a fault until the Lease's lifetime and 1 s after it; and a holder that
+    /// could act is soon in the shard table.
     pub(super) fn held(&self) -> Verdict {
         let takeover = micros(self.evidence.scenario.takeover_seconds());
         let excused: Vec<(Micros, Micros)> = self
@@ -251,36 +286,44 @@ impl<'a> Ownership<'a> {
             .zip(&self.promised_from)
             .filter_map(|(fault, from)| Some((fault.from, (*from)? + takeover)))
             .collect();
-        let gaps = self.gaps();
+        let gaps = self.times(|span| !span.acts && !span.awaits_entry);
+        let waits = self.times(|span| span.awaits_entry);
         let mut violations = Vec::new();
-        for (name, from, to) in &gaps {
-            let unexcused = subtract((*from, *to), &excused);
-            for (from, to) in unexcused
-                .into_iter()
-                .filter(|(from, to)| to - from > UNOWNED_MICROS_MAX)
-            {
-                violations.push(format!(
-                    "{name} had no acting holder for {:.2} s, from {:.1} s on",
-                    seconds(to - from),
-                    seconds(from - self.evidence.begun)
-                ));
+        for (times, most, what) in [
+            (&gaps, UNOWNED_MICROS_MAX, "had no acting holder"),
+            (
+                &waits,
+                ENTERED_MICROS_MAX,
+                "had a holder that the table did not name",
+            ),
+        ] {
+            for (name, from, to) in times {
+                let unexcused = subtract((*from, *to), &excused).into_iter();
+                for (from, to) in unexcused.filter(|(from, to)| to - from > most) {
+                    violations.push(format!(
+                        "{name} {what} for {:.2} s, from {:.1} s on",
+                        seconds(to - from),
+                        seconds(from - self.evidence.begun)
+                    ));
+                }
             }
         }
         if self.shards.is_empty() {
             violations.push("there is no shard Lease in the audit log".into());
         }
-        let longest = gaps
-            .iter()
-            .map(|(_, from, to)| to - from)
-            .max()
-            .unwrap_or(0);
+        let longest = |times: &[(&str, Micros, Micros)]| {
+            let lengths = times.iter().map(|(_, from, to)| to - from);
+            seconds(lengths.max().unwrap_or(0))
+        };
         Verdict::of(
             "held",
             violations,
             format!(
-                "{} times a shard had no acting holder, at most for {:.2} s",
+                "{} times a shard had no acting holder, at most for {:.2} s; {} times one waited for its entry, at most {:.2} s",
                 gaps.len(),
-                seconds(longest)
+                longest(&gaps),
+                waits.len(),
+                longest(&waits)
             ),
         )
     }
@@ -330,11 +373,9 @@ impl<'a> Ownership<'a> {
                         .get(index - 1)
                         .is_some_and(|last| last.acts && last.holder != span.holder);
                     if within(span.from) && moved {
-                        times.push(if span.acts {
-                            0.0
-                        } else {
-                            seconds(span.to - span.from)
-                        });
+                        let acting = spans.iter().skip(index).find(|span| span.acts);
+                        let again = acting.map_or(span.to, |acting| acting.from);
+                        times.push(seconds(again - span.from));
                     }
                 }
             }
@@ -370,7 +411,7 @@ fn merge(spans: Vec<Span>) -> Vec<Span> {
         match merged.last_mut() {
             Some(last)
                 if last.to == span.from
-                    && last.acts == span.acts
+                    && (last.acts, last.awaits_entry) == (span.acts, span.awaits_entry)
                     && last.holder == span.holder
                     && last.epoch == span.epoch =>
             {

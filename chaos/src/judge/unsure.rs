@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::entries::Entries;
 use super::history::{History, LeaseWrite};
 use crate::evidence::{Evidence, Micros};
 
@@ -12,13 +13,14 @@ pub(super) type Acts<'a> = &'a dyn Fn(&str, &str, Micros) -> bool;
 pub(super) struct Unsure<'a, 'h> {
     pub(super) evidence: &'a Evidence,
     pub(super) history: &'h History,
+    pub(super) entries: &'a Entries,
     pub(super) name: &'a str,
     pub(super) acts: Acts<'a>,
 }
 
 impl<'h> Unsure<'_, 'h> {
     /// Adds to the known writes those that were not answered and yet carried out: somebody builds on a version that no
-    /// known write made, or, when nobody wrote after it, the Lease is in the end as it was to be.
+    /// known write made, or, when nobody wrote after it, the Lease is in the end as it was to be or the table names it.
     pub(super) fn with(&self, known: &[&'h LeaseWrite]) -> Vec<&'h LeaseWrite> {
         let mut gaps: BTreeMap<usize, BTreeMap<Option<u64>, Vec<&'h LeaseWrite>>> = BTreeMap::new();
         let unsure = self.history.unsure_leases.iter();
@@ -50,7 +52,9 @@ impl<'h> Unsure<'_, 'h> {
         for (basis, rivals) in rivals.iter().rev() {
             let happened = match next {
                 Some(next) => next.basis.is_some() && next.basis != *basis,
-                None => rivals.iter().any(|one| self.is_last(one)),
+                None => rivals
+                    .iter()
+                    .any(|one| self.is_last(one) || self.entries.ever_named(one)),
             };
             if !happened {
                 continue;
@@ -65,7 +69,8 @@ impl<'h> Unsure<'_, 'h> {
         found
     }
 
-    /// Higher for what tells more: the next write of the Lease; stamps that the fence let pass; the Lease in the end; and
+    /// Higher for what tells more: the next write of the Lease; an entry in the table, or writes that the fence let pass; the
+    /// Lease in the end; and
     /// that nobody takes a shard from a replica that lives.
     fn likelihood(&self, one: &LeaseWrite, next: Option<&LeaseWrite>) -> u8 {
         let by_next = next.is_some_and(|next| {
@@ -76,7 +81,7 @@ impl<'h> Unsure<'_, 'h> {
         let lives = |at| (self.acts)(&one.holder, &one.incarnation, at);
         if by_next {
             4
-        } else if self.has_stamped(one) {
+        } else if self.entries.ever_named(one) || self.has_written(one) {
             3
         } else if next.is_none() && self.is_last(one) {
             2
@@ -92,13 +97,13 @@ impl<'h> Unsure<'_, 'h> {
         })
     }
 
-    fn has_stamped(&self, one: &LeaseWrite) -> bool {
+    fn has_written(&self, one: &LeaseWrite) -> bool {
         let mut writes = self.history.writes.iter();
         writes.any(|write| {
-            let stamp = write.stamp.as_ref();
+            let token = write.token.as_ref();
             write.accepted()
                 && write.pod == one.holder
-                && stamp.is_some_and(|stamp| stamp.lease == one.name && stamp.epoch == one.epoch)
+                && token.is_some_and(|token| token.epoch == one.epoch && token.lease() == one.name)
         })
     }
 }

@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{History, LeaseWrite, Write, parse_stamp};
+use testbed::fencing::Token;
+
+use super::entries::Entries;
+use super::history::{History, LeaseWrite, Register, Write};
 use super::{Figures, Verdict};
 use crate::evidence::{Evidence, Micros, micros, seconds};
 
@@ -16,34 +19,51 @@ const IN_FLIGHT_MAX: usize = 10;
 const ON_THE_WAY_MICROS_MAX: Micros = 2_000_000;
 const STRAGGLERS_MAX: usize = 2;
 
-/// In each epoch of a shard one replica writes, the one that the stamp and the Lease name. Writes that may have been
-/// carried out without an answer count as well: nobody may even send them.
-pub(super) fn one_writer(history: &History) -> Verdict {
-    let mut writers: BTreeMap<(&str, i64), BTreeSet<&str>> = BTreeMap::new();
+/// In each epoch of a shard under one table, one incarnation of one replica writes: the one that token and entry name.
+/// Writes that may have been carried out without an answer count as well: nobody may even send them.
+pub(super) fn one_writer(evidence: &Evidence, history: &History, entries: &Entries) -> Verdict {
+    let mut writers: BTreeMap<(&str, &str, i64), BTreeSet<&str>> = BTreeMap::new();
     let mut violations = Vec::new();
     let mut looked_at = 0;
+    let delayed = evidence.faults.iter().any(|fault| fault.delays_requests);
+    let lives = Lives::new(history);
     let perhaps = |write: &&Write| write.accepted() || write.unsure();
     for write in history.writes.iter().filter(perhaps) {
-        let Some(stamp) = &write.stamp else {
+        let Some(token) = &write.token else {
             continue;
         };
         looked_at += 1;
         writers
-            .entry((&stamp.lease, stamp.epoch))
+            .entry((&token.table, &token.shard, token.epoch))
             .or_default()
             .insert(&write.pod);
-        if stamp.holder != write.pod {
+        if token.holder != write.pod {
             violations.push(format!(
-                "{} wrote {} with the stamp of {}",
-                write.pod, write.object, stamp.holder
+                "{} wrote {} with the token of {}",
+                write.pod, write.object, token.holder
+            ));
+        }
+        let entered = entries.of(&token.lease()).iter().find(|term| {
+            let entry = &term.entry;
+            (&term.table, entry.epoch, &entry.holder) == (&token.table, token.epoch, &token.holder)
+        });
+        let next = entered.and_then(|term| lives.next(&write.pod, &term.entry.incarnation));
+        if let Some(next) = next.filter(|_| !delayed)
+            && write.received > next + ON_THE_WAY_MICROS_MAX
+        {
+            violations.push(format!(
+                "{} wrote {} in an epoch of its former incarnation, {:.1} s after the present one began",
+                write.pod,
+                write.object,
+                seconds(write.received - next)
             ));
         }
     }
-    for ((lease, epoch), pods) in &writers {
+    for ((_, shard, epoch), pods) in &writers {
         if pods.len() > 1 {
             let pods: Vec<&str> = pods.iter().copied().collect();
             violations.push(format!(
-                "{lease}, epoch {epoch}: written by {}",
+                "shard {shard}, epoch {epoch}: written by {}",
                 pods.join(" and ")
             ));
         }
@@ -52,103 +72,183 @@ pub(super) fn one_writer(history: &History) -> Verdict {
     Verdict::of(
         "one-writer",
         violations,
-        format!("{looked_at} stamped writes in {epochs} epochs of shards"),
+        format!("{looked_at} writes with tokens in {epochs} epochs of shards"),
     )
 }
 
-/// On one object, no accepted write has a lower epoch than an accepted write before it, in the store's own order; and none
-/// has one in the end, whether or not the log says who wrote it.
+/// When each incarnation of each replica began.
+struct Lives<'a> {
+    begun: BTreeMap<&'a str, Vec<(Micros, &'a str)>>,
+}
+
+impl<'a> Lives<'a> {
+    fn new(history: &'a History) -> Self {
+        let renewals = history.renewals().into_iter();
+        let begun = renewals.map(|(pod, times)| {
+            let mut known: Vec<(Micros, &str)> = Vec::new();
+            for (at, incarnation) in times {
+                if !known.iter().any(|(_, of)| *of == incarnation) {
+                    known.push((at, incarnation));
+                }
+            }
+            (pod, known)
+        });
+        Self {
+            begun: begun.collect(),
+        }
+    }
+
+    /// When the incarnation after this one began.
+    fn next(&self, pod: &str, incarnation: &str) -> Option<Micros> {
+        let all = self.begun.get(pod)?;
+        let index = all.iter().position(|(_, known)| *known == incarnation)?;
+        all.get(index + 1).map(|(at, _)| *at)
+    }
+}
+
+/// What a register of an object holds.
+struct Held<'a> {
+    token: Option<&'a Token>,
+    cluster_uid: Option<&'a str>,
+}
+
+impl Held<'_> {
+    /// The token that it holds counts for this object, and `after` does so too: then epochs may not fall. A token counts if
+    /// it names the uid of the object's own DatabaseCluster; those of two tables are not compared.
+    fn is_above(&self, after: &Token) -> Option<i64> {
+        let before = self.token?;
+        let own = |token: &Token| self.cluster_uid.is_none_or(|uid| uid == token.cluster);
+        let both_count = own(before) && own(after) && before.cluster == after.cluster;
+        let comparable = both_count && before.table == after.table;
+        (comparable && after.epoch < before.epoch).then_some(before.epoch)
+    }
+}
+
+/// In one register of one object, no accepted write has a lower epoch than what was there, in the store's own order; and
+/// none is lower in the end, whether or not the log says who wrote it. What users write there is where it begins again.
 pub(super) fn no_older_after_newer(evidence: &Evidence, history: &History) -> Verdict {
-    let mut newest: BTreeMap<(&str, &str), (&str, i64)> = BTreeMap::new();
+    let mut registers: BTreeMap<(&str, &str, Register), Held<'_>> = BTreeMap::new();
     let mut violations = Vec::new();
-    for write in history
-        .writes
-        .iter()
-        .filter(|write| write.accepted() && write.version.is_some())
-    {
-        let (Some(stamp), Some(uid)) = (&write.stamp, &write.uid) else {
-            continue;
-        };
-        let known = newest
-            .entry((&write.object, uid))
-            .or_insert((&stamp.lease, stamp.epoch));
-        if known.0 == stamp.lease && stamp.epoch < known.1 {
-            violations.push(format!(
-                "{}: {} wrote with epoch {} after one with epoch {}",
-                write.object, write.pod, stamp.epoch, known.1
-            ));
-        }
-        *known = (&stamp.lease, stamp.epoch.max(known.1));
-    }
-    for (object, uid, stamp) in in_the_end(evidence) {
-        let (Some(known), Some(stamp)) = (newest.get(&(object.as_str(), uid)), parse_stamp(stamp))
-        else {
-            continue;
-        };
-        if known.0 == stamp.lease && stamp.epoch < known.1 {
-            violations.push(format!(
-                "{object}: it has epoch {} in the end, after one with epoch {}",
-                stamp.epoch, known.1
-            ));
+    for write in &history.tokens {
+        let held = registers
+            .entry((&write.object, &write.uid, write.register))
+            .or_insert(Held {
+                token: None,
+                cluster_uid: None,
+            });
+        held.cluster_uid = write.cluster_uid.as_deref().or(held.cluster_uid);
+        let token = write.token.as_ref();
+        let newer = token.and_then(|token| held.is_above(token));
+        match (&write.pod, token, newer) {
+            (Some(pod), Some(token), Some(newer)) => violations.push(format!(
+                "{}: {pod} wrote with epoch {} after one with epoch {newer}",
+                write.object, token.epoch
+            )),
+            _ => held.token = token,
         }
     }
-    let objects = newest.len();
+    let objects = registers.len();
+    for (object, uid, register, text) in in_the_end(evidence) {
+        let (Some(held), Ok(token)) = (
+            registers.get(&(object.as_str(), uid, register)),
+            text.parse::<Token>(),
+        ) else {
+            continue;
+        };
+        if let Some(newer) = held.is_above(&token) {
+            violations.push(format!(
+                "{object}: it has epoch {} in the end, after one with epoch {newer}",
+                token.epoch
+            ));
+        }
+    }
     Verdict::of(
         "no-older-after-newer",
         violations,
-        format!("{objects} objects, in the order of the store"),
+        format!("{objects} registers of objects, in the order of the store"),
     )
 }
 
-/// Each object, its uid and its stamp in the end.
-fn in_the_end(evidence: &Evidence) -> impl Iterator<Item = (String, &str, &str)> {
+/// Each register of each object, and its token in the end.
+fn in_the_end(evidence: &Evidence) -> impl Iterator<Item = (String, &str, Register, &str)> {
     let last = &evidence.last;
-    let clusters = last.clusters.iter().map(|(name, cluster)| {
-        let object = format!("databaseclusters/{name}");
-        (object, cluster.uid.as_str(), cluster.stamp.as_str())
+    let clusters = last.clusters.iter().flat_map(|(name, cluster)| {
+        let registers = [
+            (Register::Annotation, cluster.token.as_str()),
+            (Register::Status, cluster.status_token.as_str()),
+        ];
+        registers.map(|(register, token)| {
+            let object = format!("databaseclusters/{name}");
+            (object, cluster.uid.as_str(), register, token)
+        })
     });
-    let children = last.children.iter();
-    clusters.chain(
-        children.map(|(name, child)| (name.clone(), child.uid.as_str(), child.stamp.as_str())),
-    )
+    let children = last.children.iter().map(|(name, child)| {
+        let uid = child.uid.as_str();
+        (
+            name.clone(),
+            uid,
+            Register::Annotation,
+            child.token.as_str(),
+        )
+    });
+    clusters.chain(children)
 }
 
-/// No write of a former holder passes once the API server has had time to know of the new one.
-pub(super) fn no_stale_writes(history: &History, figures: &mut Figures) -> Verdict {
+/// No write of a former holder passes once the API server has had time to know of the new one. The fence knows by the
+/// table; where nothing keeps requests or watches back, the former holder itself knows by the Lease.
+pub(super) fn no_stale_writes(
+    evidence: &Evidence,
+    history: &History,
+    entries: &Entries,
+    figures: &mut Figures,
+) -> Verdict {
     let shards = history.shards();
+    let knows = !evidence
+        .faults
+        .iter()
+        .any(|fault| fault.delays_requests || fault.kind == "watch");
     let mut violations = Vec::new();
     let mut longest: Micros = 0;
     for write in history.writes.iter().filter(|write| write.accepted()) {
-        let (Some(stamp), Some(version)) = (&write.stamp, write.version) else {
+        let (Some(token), Some(version)) = (&write.token, write.version) else {
             continue;
         };
-        let Some(leases) = shards.get(stamp.lease.as_str()) else {
-            continue;
-        };
-        let Some(moved) = first_above(leases, stamp.epoch, version) else {
+        let name = token.lease();
+        let entered = entries
+            .of(&name)
+            .iter()
+            .find(|term| term.table == token.table && term.entry.epoch > token.epoch);
+        let by_table =
+            entered.map(|term| ("entry", term.from, &term.entry.holder, term.entry.epoch));
+        let leases = shards.get(name.as_str()).filter(|_| knows);
+        let moved = leases.and_then(|leases| first_above(leases, token.epoch, version));
+        let by_lease = moved.map(|lease| ("Lease", lease.completed, &lease.holder, lease.epoch));
+        let moves = [by_table, by_lease].into_iter().flatten();
+        let first = moves
+            .filter(|(_, at, ..)| *at < write.received)
+            .min_by_key(|(_, at, ..)| *at);
+        let Some((what, at, holder, epoch)) = first else {
             continue;
         };
         figures.stale += 1;
-        let late = write.received - moved.completed;
+        let late = write.received - at;
         longest = longest.max(late);
         if late > STALE_MICROS_MAX {
             violations.push(format!(
-                "{}: {} wrote with epoch {} {:.1} s after the Lease had gone to {} with epoch {}",
+                "{}: {} wrote with epoch {} {:.1} s after the {what} had gone to {holder} with epoch {epoch}",
                 write.object,
                 write.pod,
-                stamp.epoch,
+                token.epoch,
                 seconds(late),
-                moved.holder,
-                moved.epoch
             ));
         }
     }
-    let (stale, longest) = (figures.stale, seconds(longest.max(0)));
+    let (stale, longest) = (figures.stale, seconds(longest));
     Verdict::of(
         "no-stale-writes",
         violations,
         format!(
-            "{stale} writes of former holders passed, the latest {longest:.3} s after its Lease had moved"
+            "{stale} writes of former holders passed, the latest {longest:.3} s after its shard had moved"
         ),
     )
 }
@@ -158,12 +258,12 @@ pub(super) fn no_stale_writes(history: &History, figures: &mut Figures) -> Verdi
 pub(super) fn fenced(history: &History) -> u64 {
     let shards = history.shards();
     let stale = |write: &&Write| {
-        let Some(stamp) = write.stamp.as_ref().filter(|_| write.fenced) else {
+        let Some(token) = write.token.as_ref().filter(|_| write.fenced) else {
             return false;
         };
         let moved =
-            |lease: &&LeaseWrite| lease.epoch > stamp.epoch && lease.completed <= write.received;
-        let leases = shards.get(stamp.lease.as_str());
+            |lease: &&LeaseWrite| lease.epoch > token.epoch && lease.completed <= write.received;
+        let leases = shards.get(token.lease().as_str());
         leases.is_some_and(|leases| leases.iter().any(moved))
     };
     history.writes.iter().filter(stale).count() as u64

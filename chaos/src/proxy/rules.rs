@@ -11,7 +11,7 @@ use crate::scenario::{Answer, By, Direction, Watch};
 pub struct Rules {
     /// The network is cut.
     pub partition: Option<Direction>,
-    /// Cut off from the Leases, and writes of all else arrive when it ends.
+    /// Cut off from Leases and shard table, and writes of all else arrive when it ends.
     pub hold_writes: bool,
     /// How much later requests that are no watches arrive.
     pub late: Duration,
@@ -32,18 +32,22 @@ pub struct Rules {
 /// When a replica is to crash.
 #[derive(Clone, Copy, Debug)]
 pub struct Crash {
-    /// At which write, from 1 on; Leases do not count.
+    /// At which write, from 1 on; Leases and the shard table do not count.
     pub at_write: u64,
     /// Before or after its reply.
     pub by: By,
 }
+
+/// Parts of the paths of Leases and of the shard table.
+const OWNERSHIP: [&str; 2] = ["/leases", "/shardtables"];
 
 /// What a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class {
     pub(super) watch: bool,
     pub(super) write: bool,
-    pub(super) lease: bool,
+    /// It is about a Lease or the shard table.
+    pub(super) ownership: bool,
 }
 
 impl Class {
@@ -53,13 +57,13 @@ impl Class {
         Self {
             watch: method == Method::GET && (has("watch=true") || has("watch=1")),
             write: method != Method::GET && !has("dryRun=All"),
-            lease: uri.path().contains("/leases"),
+            ownership: OWNERSHIP.iter().any(|part| uri.path().contains(part)),
         }
     }
 
-    /// A write of anything but a Lease.
+    /// A write of anything but a Lease and the shard table.
     pub(super) fn counts(self) -> bool {
-        self.write && !self.lease
+        self.write && !self.ownership
     }
 }
 
@@ -85,8 +89,8 @@ pub(super) enum Deed {
 impl Rules {
     /// What is to be done; `draw` is a number below 100, drawn by lot.
     pub(super) fn deed(&self, class: Class, draw: u8) -> Deed {
-        if self.hold_writes && (class.lease || class.write) {
-            return match class.lease {
+        if self.hold_writes && (class.ownership || class.write) {
+            return match class.ownership {
                 true => Deed::Hang,
                 false => Deed::Hold,
             };
@@ -94,7 +98,7 @@ impl Rules {
         match self.partition {
             Some(Direction::Both) => return Deed::Hang,
             Some(Direction::AnswersOnly) => return Deed::Swallow,
-            Some(Direction::LeasesOnly) if class.lease => return Deed::Hang,
+            Some(Direction::LeasesOnly) if class.ownership => return Deed::Hang,
             Some(Direction::LeasesOnly) | None => {}
         }
         if let Some((answer, percent)) = self.error
@@ -122,10 +126,10 @@ impl Rules {
     pub(super) fn holds_bodies(&self, class: Class) -> bool {
         let frozen = matches!(self.watches, Some((Watch::Frozen, _)));
         let cut_off = match self.partition {
-            Some(Direction::LeasesOnly) => class.lease,
+            Some(Direction::LeasesOnly) => class.ownership,
             cut => cut.is_some(),
         };
-        (self.hold_writes && class.lease) || cut_off || (class.watch && frozen)
+        (self.hold_writes && class.ownership) || cut_off || (class.watch && frozen)
     }
 }
 

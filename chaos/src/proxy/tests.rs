@@ -200,6 +200,7 @@ async fn a_write_that_is_held_arrives_though_nobody_waits_for_it() {
     });
     assert!(pair.ask("PATCH", "/a").await.is_err());
     assert!(pair.ask("PUT", "/leases/x").await.is_err());
+    assert!(pair.ask("PATCH", "/shardtables/x").await.is_err());
     assert_eq!(pair.served(), 0);
     pair.proxy.set(Rules::default());
     pair.until_served(1).await;

@@ -94,7 +94,7 @@ pub enum Direction {
     Both,
     /// Requests arrive and are carried out, but no answer comes back.
     AnswersOnly,
-    /// Nothing about Leases arrives or comes back; everything else does.
+    /// Nothing about Leases and the shard table arrives or comes back; everything else does.
     LeasesOnly,
 }
 
@@ -206,6 +206,22 @@ pub enum Kind {
         /// After how long.
         seconds: f64,
     },
+    /// A user forges fencing tokens of high epochs, on objects of a namespace of its own.
+    ForgedTokens {
+        /// For how long.
+        seconds: f64,
+        /// How many a second.
+        per_second: f64,
+    },
+    /// The shard table is deleted while replicas hold shards.
+    Table {},
+    /// A replica starts again in the same Pod, and admission refuses its writes of the shard table.
+    TableRefused {
+        /// Whom.
+        who: Who,
+        /// For how long.
+        seconds: f64,
+    },
     /// The CRD is deleted, which deletes every DatabaseCluster, and made again.
     Crd {
         /// After how long.
@@ -262,7 +278,7 @@ pub enum Kind {
         /// For how long.
         seconds: f64,
     },
-    /// Writes that are no Leases are held back in the network and arrive when the fault ends.
+    /// Writes of neither Leases nor the shard table are held back in the network and arrive when the fault ends.
     HoldWrites {
         /// Whose.
         who: Who,
@@ -344,6 +360,9 @@ impl Fault {
             Kind::Leases { .. } => "leases",
             Kind::Rights { .. } => "rights",
             Kind::Crd { .. } => "crd",
+            Kind::ForgedTokens { .. } => "forged-tokens",
+            Kind::Table {} => "table",
+            Kind::TableRefused { .. } => "table-refused",
             Kind::ConflictingWriter { .. } => "conflicting-writer",
             Kind::Burst { .. } => "burst",
             Kind::Starve { .. } => "starve",
@@ -364,6 +383,7 @@ impl Fault {
             Kind::Kill { who, .. }
             | Kind::Freeze { who, .. }
             | Kind::Flap { who, .. }
+            | Kind::TableRefused { who, .. }
             | Kind::Starve { who, .. }
             | Kind::Partition { who, .. }
             | Kind::Network { who, .. }
@@ -384,6 +404,8 @@ impl Fault {
             | Kind::Stall { seconds, .. }
             | Kind::Rights { seconds }
             | Kind::Crd { seconds }
+            | Kind::ForgedTokens { seconds, .. }
+            | Kind::TableRefused { seconds, .. }
             | Kind::ConflictingWriter { seconds, .. }
             | Kind::Starve { seconds, .. }
             | Kind::Partition { seconds, .. }

@@ -15,6 +15,7 @@ use kube::Client;
 use serde_json::{Value, json};
 use testbed::ControlPlane;
 use testbed::control_plane::Stored;
+use testbed::fencing::{self, Token};
 
 use super::pattern::{Filling, Pattern, Place};
 
@@ -229,7 +230,7 @@ impl Model {
             filling.insert(Place::Fingerprint(number), fingerprint);
         }
         let lease = shard_lease_name(shards.shard_of(record.bucket));
-        filling.insert(Place::Lease, lease);
+        filling.insert(Place::Shard, lease.trim_start_matches(LEASE).to_owned());
         filling.insert(Place::Bucket, record.bucket.to_string());
     }
 
@@ -302,7 +303,7 @@ fn pattern(
     let mut tokens = tokens.to_vec();
     tokens.push((BUCKET_NUMBER.to_owned(), Place::Bucket));
     tokens.push((BUCKET.to_owned(), Place::Bucket));
-    tokens.push((LEASE.to_owned(), Place::Lease));
+    tokens.push((SHARD.to_owned(), Place::Shard));
     tokens.push((FINGERPRINT.to_owned(), Place::Fingerprint(number)));
     let mut pattern = Pattern::of(&object.to_string(), &tokens);
     for (token, inner) in &secrets {
@@ -314,7 +315,10 @@ fn pattern(
 const BUCKET: &str = "@bucket@";
 /// With its quotation marks: it becomes a number.
 const BUCKET_NUMBER: &str = "\"@bucket-number@\"";
-const LEASE: &str = "@lease@";
+const SHARD: &str = "@shard@";
+/// Of whichever shard a copy is: its holder may write it.
+const COPIED_EPOCH: i64 = 1;
+const LEASE: &str = "databasecluster-shard-";
 const FINGERPRINT: &str = "@fingerprint@";
 
 /// Marks what follows from the uid, wherever it stands.
@@ -327,12 +331,19 @@ fn mark(value: &mut Value) {
                     (names::FINGERPRINT_ANNOTATION, Value::String(_)) => {
                         *value = json!(FINGERPRINT);
                     }
-                    (names::STAMP_ANNOTATION, Value::String(stamp)) => {
-                        let rest = stamp.split_once('/').map_or("", |(_, rest)| rest);
-                        *value = json!(format!("{LEASE}/{rest}"));
+                    (fencing::ANNOTATION, Value::String(text)) => {
+                        if let Ok(token) = text.parse::<Token>() {
+                            let copied = Token {
+                                shard: SHARD.to_owned(),
+                                epoch: COPIED_EPOCH,
+                                ..token
+                            };
+                            *value = json!(copied.to_string());
+                        }
                     }
                     ("shard", Value::Object(shard)) if shard.contains_key("lease") => {
-                        value["lease"] = json!(LEASE);
+                        value["lease"] = json!(format!("{LEASE}{SHARD}"));
+                        value["epoch"] = json!(COPIED_EPOCH);
                         value["bucket"] = json!(BUCKET_NUMBER.trim_matches('"'));
                     }
                     _ => mark(value),

@@ -14,8 +14,8 @@ pub(crate) enum Place {
     Namespace,
     /// Its bucket.
     Bucket,
-    /// The Lease of its shard.
-    Lease,
+    /// Its shard, with three digits.
+    Shard,
     /// Uid of the object with this number; the DatabaseCluster is 0.
     Uid(usize),
     /// Fingerprint of the object with this number.

@@ -11,7 +11,8 @@
 //! | [`audit`] | what the API server saw: who did what, when, with which outcome |
 //! | [`metrics`], [`http_get`] | what a replica says about itself |
 //! | [`browser`] | a headless Chromium: what a page looks like, and what it does |
-//! | [`shards`] | who holds which shard, by the Leases |
+//! | [`shards`], [`table`] | who holds which shard, by the Leases and by the shard table |
+//! | [`fencing`] | which term of a shard wrote an object |
 //! | [`process`], [`guardian`] | processes by pid and start time, and the promise that nothing stays behind |
 //! | [`wait`] | waiting for a condition, with a deadline and a description |
 
@@ -19,6 +20,7 @@ pub mod audit;
 pub mod browser;
 pub mod control_plane;
 pub mod error;
+pub mod fencing;
 pub mod fleet;
 pub mod guardian;
 pub mod http_get;
@@ -28,6 +30,7 @@ pub mod ports;
 pub mod process;
 pub mod shards;
 pub mod statistics;
+pub mod table;
 pub mod wait;
 
 pub use control_plane::{AuditLevel, ControlPlane, ControlPlaneOptions};

@@ -7,16 +7,20 @@ use serde_json::json;
 use testbed::audit::AuditEvent;
 use testbed::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
 
+use super::entries::Entries;
 use super::history::History;
-use super::{Judgement, judge, ownership::Ownership};
+use super::ownership::{Ownership, Span};
+use super::{Judgement, judge};
 use crate::evidence::{Asked, Evidence, Injected, LastChild, LastCluster, LastState, Life, Wanted};
 use crate::scenario::Scenario;
 
 mod alerts;
+mod entries;
 mod objects;
 mod unsure;
 
 const SHARD: &str = "databasecluster-shard-000";
+const TABLE: &str = "t1";
 /// The children of the cluster beside its StatefulSet.
 const OTHERS: [(&str, &str); 5] = [
     ("services", "one-db"),
@@ -92,6 +96,7 @@ impl Run {
                     clusters: [("n/one".to_owned(), cluster)].into(),
                     children,
                     shards: Vec::new(),
+                    table: None,
                 },
                 samples: Vec::new(),
                 trouble: None,
@@ -134,8 +139,16 @@ impl Run {
         self.version.to_string()
     }
 
-    /// `by` writes the shard Lease.
+    /// `by` writes the shard Lease, and the holder, if there is one, its entry in the table.
     fn shard(&mut self, at: f64, by: &str, holder: &str, incarnation: &str, epoch: i64) {
+        self.lease(at, by, holder, incarnation, epoch);
+        if !holder.is_empty() {
+            self.entry(at + 0.002, holder, holder, incarnation, epoch);
+        }
+    }
+
+    /// `by` writes the shard Lease.
+    fn lease(&mut self, at: f64, by: &str, holder: &str, incarnation: &str, epoch: i64) {
         let mut event = self.event(at, by, "update", "leases", SHARD);
         event.namespace = OPERATOR_NAMESPACE.into();
         let version = self.version();
@@ -145,6 +158,28 @@ impl Run {
             "spec": {"holderIdentity": holder, "leaseTransitions": epoch},
         }));
         self.events.push(event);
+    }
+
+    /// `by` writes the shard's entry.
+    fn entry(&mut self, at: f64, by: &str, holder: &str, incarnation: &str, epoch: i64) {
+        let mut event = self.event(at, by, "patch", "shardtables", "databasecluster-shards");
+        event.namespace = OPERATOR_NAMESPACE.into();
+        let version = self.version();
+        let entry = json!({"epoch": epoch, "holder": holder, "incarnation": incarnation});
+        event.request = Some(json!({"spec": {"entries": {"000": entry}}}));
+        event.response = Some(json!({
+            "metadata": {"uid": TABLE, "resourceVersion": version},
+            "spec": {"shards": 1, "entries": {"000": entry}},
+        }));
+        self.events.push(event);
+    }
+
+    /// Who held the shard, one after the other.
+    fn spans(&self) -> Vec<Span> {
+        let history = History::read(&self.events);
+        let entries = Entries::new(&self.evidence, &history);
+        let shards = Ownership::new(&self.evidence, &history, &entries).spans();
+        shards.into_iter().next().unwrap().1
     }
 
     fn renew(&mut self, at: f64, pod: &str, incarnation: &str) {
@@ -160,16 +195,20 @@ impl Run {
         self.events.push(event);
     }
 
-    /// A stamped write; the last one can be changed by the caller.
+    /// A write with a token; the last one can be changed by the caller.
     fn write(&mut self, at: f64, pod: &str, resource: &str, name: &str, epoch: i64, code: u16) {
         let mut event = self.event(at, pod, "patch", resource, name);
         let version = self.version();
         event.code = code;
         event.request = Some(json!({"metadata": {
-            "annotations": {"database.io/stamp": format!("{SHARD}/{epoch}/{pod}")},
+            "annotations": {"database.io/fencing-token": token(epoch, pod)},
             "ownerReferences": [{"uid": "u1"}],
         }}));
-        event.response = Some(json!({"metadata": {"uid": "c1", "resourceVersion": version}}));
+        let uid = match resource {
+            "databaseclusters" => "u1",
+            _ => "c1",
+        };
+        event.response = Some(json!({"metadata": {"uid": uid, "resourceVersion": version}}));
         self.events.push(event);
     }
 
@@ -224,6 +263,11 @@ impl Run {
     }
 }
 
+/// The token of `holder` for the cluster `one`.
+fn token(epoch: i64, holder: &str) -> String {
+    format!("{TABLE}/000/{epoch}/{holder}/u1")
+}
+
 #[test]
 fn a_calm_run_breaks_no_rule() {
     let run = Run::calm();
@@ -235,14 +279,14 @@ fn a_calm_run_breaks_no_rule() {
 }
 
 #[test]
-fn two_writers_in_one_epoch_and_a_borrowed_stamp_are_seen() {
+fn two_writers_in_one_epoch_and_a_borrowed_token_are_seen() {
     let mut run = Run::calm();
     run.write(11.0, "b", "statefulsets", "one-db", 1, 200);
-    assert_eq!(run.broken(), ["one-writer"]);
+    assert_eq!(run.broken(), ["one-writer", "token-in-force"]);
     let mut run = Run::calm();
     run.write(11.0, "b", "statefulsets", "one-db", 1, 200);
-    let borrowed = json!(format!("{SHARD}/1/a"));
-    run.last().request.as_mut().unwrap()["metadata"]["annotations"]["database.io/stamp"] = borrowed;
+    let annotations = &mut run.last().request.as_mut().unwrap()["metadata"]["annotations"];
+    annotations["database.io/fencing-token"] = json!(token(1, "a"));
     assert_eq!(run.broken(), ["one-writer"]);
     run.last().code = 403;
     assert_eq!(run.broken(), [""; 0], "a refused write is no write");
@@ -279,28 +323,38 @@ fn an_older_epoch_that_is_there_in_the_end_is_seen_though_no_answer_tells_of_it(
     let mut run = Run::calm();
     run.crash(5.0);
     run.write(26.0, "b", "statefulsets", "one-db", 2, 200);
-    let last = |run: &mut Run, stamp: String| {
+    let last = |run: &mut Run, token: String| {
         let set = run.evidence.last.children.get_mut("statefulsets/n/one-db");
-        set.unwrap().stamp = stamp;
+        set.unwrap().token = token;
     };
-    last(&mut run, format!("{SHARD}/2/b"));
+    last(&mut run, token(2, "b"));
     assert_eq!(run.broken(), [""; 0]);
-    last(&mut run, format!("{SHARD}/1/a"));
+    last(&mut run, token(1, "a"));
     assert_eq!(run.broken(), ["no-older-after-newer"]);
 }
 
 #[test]
-fn a_status_is_judged_by_its_own_stamp() {
-    let mut run = Run::calm();
-    run.crash(5.0);
-    for (pod, epoch) in [("b", 2), ("a", 1)] {
-        run.write(27.0, pod, "databaseclusters", "one", 0, 200);
+fn annotation_and_status_are_two_registers() {
+    let status = |run: &mut Run, at: f64, pod: &str, epoch: i64| {
+        run.write(at, pod, "databaseclusters", "one", 0, 200);
         let event = run.last();
         event.subresource = "status".into();
-        event.request =
-            Some(json!({"status": {"shard": {"lease": SHARD, "epoch": epoch, "holder": pod}}}));
-    }
+        let shard = json!({
+            "table": TABLE, "lease": SHARD, "epoch": epoch, "holder": pod, "uid": "u1",
+        });
+        event.request = Some(json!({"status": {"shard": shard}}));
+    };
+    let mut run = Run::calm();
+    run.crash(5.0);
+    status(&mut run, 27.0, "b", 2);
+    status(&mut run, 27.1, "a", 1);
     assert!(run.broken().contains(&"no-older-after-newer".to_owned()));
+    let mut run = Run::calm();
+    run.crash(5.0);
+    // The status of `a` was on its way, and the annotation alone has been written by `b`.
+    run.write(25.5, "b", "databaseclusters", "one", 2, 200);
+    status(&mut run, 25.6, "a", 1);
+    assert_eq!(run.broken(), [""; 0]);
 }
 
 #[test]
@@ -343,7 +397,7 @@ fn a_few_writes_long_after_the_right_lapsed_are_seen() {
 fn a_lease_write_that_compares_nothing_is_seen() {
     for missing in ["uid", "resourceVersion"] {
         let mut run = Run::calm();
-        run.shard(15.0, "a", "a", "a1", 1);
+        run.lease(15.0, "a", "a", "a1", 1);
         run.last().request.as_mut().unwrap()["metadata"]
             .as_object_mut()
             .unwrap()
@@ -359,15 +413,28 @@ fn a_lease_write_that_compares_nothing_is_seen() {
 fn epochs_that_fall_or_stay_when_the_holder_changes_are_seen() {
     let mut run = Run::calm();
     run.shard(15.0, "b", "b", "b1", 1);
-    assert_eq!(run.broken(), ["epochs-rise"]);
+    assert_eq!(run.broken(), ["table-moves-forward", "epochs-rise"]);
     let mut run = Run::calm();
     run.shard(15.0, "b", "b", "b1", 5);
     run.shard(16.0, "a", "a", "a1", 4);
-    assert_eq!(run.broken(), ["epochs-rise"]);
+    assert_eq!(run.broken(), ["table-moves-forward", "epochs-rise"]);
     let mut run = Run::calm();
     run.shard(15.0, "a", "", "", 1);
     run.shard(15.01, "b", "b", "b1", 2);
     assert_eq!(run.broken(), [""; 0], "given up and taken");
+    let mut run = Run::calm();
+    run.shard(15.0, "b", "b", "b1", 1_500);
+    assert_eq!(
+        run.broken(),
+        ["epochs-rise"],
+        "far above all that was there"
+    );
+    // Above what the table remembers of a Lease that is gone.
+    let mut run = Run::calm();
+    run.entry(14.0, "a", "", "", 1_000_000);
+    run.lease(14.001, "a", "", "", 1);
+    run.shard(14.05, "b", "b", "b1", 1_400_001);
+    assert_eq!(run.broken(), [""; 0]);
 }
 
 #[test]
@@ -410,28 +477,35 @@ fn a_holder_that_is_frozen_or_of_an_old_incarnation_does_not_hold() {
         ["held"],
         "the Lease names the incarnation before"
     );
-    let history = History::read(&run.events);
-    let spans = Ownership::new(&run.evidence, &history).spans();
-    let acts: Vec<bool> = spans[0].1.iter().map(|span| span.acts).collect();
-    assert_eq!(acts, [true, false]);
+    let acts: Vec<bool> = run.spans().iter().map(|span| span.acts).collect();
+    assert_eq!(acts, [false, true, false], "until it was entered, too");
 }
 
 #[test]
-fn a_move_that_was_not_answered_counts_if_the_lease_shows_it() {
-    let mut run = Run::calm();
-    run.shard(30.0, "a", "b", "b1", 2);
-    let event = run.last();
-    event.code = 504;
-    event.request = event.response.take();
-    run.evidence.lives[0].to = Some(micros(31.0));
-    run.forget_renewals("a", 31.0);
+fn a_move_that_was_not_answered_counts_if_the_lease_or_the_table_shows_it() {
+    let moved = || {
+        let mut run = Run::calm();
+        run.lease(30.0, "a", "b", "b1", 2);
+        let event = run.last();
+        event.code = 504;
+        event.request = event.response.take();
+        run.evidence.lives[0].to = Some(micros(31.0));
+        run.forget_renewals("a", 31.0);
+        run
+    };
+    let mut run = moved();
     assert_eq!(run.broken(), ["held"], "it may not have been carried out");
     run.evidence.last.shards = vec![(SHARD.to_owned(), "b".to_owned(), 2)];
-    assert_eq!(run.broken(), [""; 0], "the Lease is so in the end");
+    let holder = |run: &Run| run.spans().last().unwrap().holder.clone();
+    assert_eq!(holder(&run), "b", "the Lease is so in the end");
+    assert_eq!(run.broken(), ["held"], "but the table does not know");
+    let mut run = moved();
+    run.entry(30.1, "b", "b", "b1", 2);
+    assert_eq!(run.broken(), [""; 0], "the table knows");
     // Or somebody builds on it: `b` names a version that no answer told.
-    run.evidence.last.shards.clear();
-    run.shard(40.0, "b", "b", "b1", 2);
-    assert_eq!(run.broken(), [""; 0]);
+    let mut run = moved();
+    run.lease(40.0, "b", "b", "b1", 2);
+    assert_eq!(run.spans()[2].holder, "b");
 }
 
 #[test]
@@ -470,8 +544,9 @@ fn planned_stops_are_measured_unless_something_else_is_broken() {
     run.shard(25.0, "b", "", "", 2);
     run.shard(25.05, "a", "a", "a1", 3);
     let took = run.judged().figures.planned_unowned_seconds;
-    assert!(took.len() == 2 && took[0] == 0.0, "{took:?}");
-    assert!((took[1] - 0.05).abs() < 0.001, "{took:?}");
+    assert!(took.len() == 2, "{took:?}");
+    assert!((took[0] - 0.002).abs() < 0.001, "until the entry: {took:?}");
+    assert!((took[1] - 0.052).abs() < 0.001, "{took:?}");
     run.fault("leases", 29.0, 29.0, Some(29.0));
     let took = run.judged().figures.planned_unowned_seconds;
     assert!(took.is_empty(), "{took:?}");

@@ -26,7 +26,7 @@ impl Run {
         epoch: i64,
         basis: Option<u64>,
     ) {
-        self.shard(at, by, holder, incarnation, epoch);
+        self.lease(at, by, holder, incarnation, epoch);
         let event = self.last();
         event.code = 504;
         event.request = event.response.take();
@@ -36,21 +36,19 @@ impl Run {
 
     /// `by` writes the Lease on top of `basis`.
     fn on_top_of(&mut self, basis: u64, at: f64, by: &str, holder: &str, epoch: i64) {
-        self.shard(at, by, holder, &format!("{holder}1"), epoch);
+        self.lease(at, by, holder, &format!("{holder}1"), epoch);
         let request = self.last().request.as_mut().unwrap();
         request["metadata"]["resourceVersion"] = json!(basis.to_string());
     }
 
-    fn without_stamps(&mut self) {
+    fn without_tokens(&mut self) {
         self.events.retain(|event| event.resource == "leases");
     }
 
     /// Who held the shard, one after the other.
     fn holders(&self) -> Vec<(String, i64)> {
-        let history = History::read(&self.events);
-        let spans = Ownership::new(&self.evidence, &history).spans();
-        let mut holders: Vec<_> = spans[0]
-            .1
+        let spans = self.spans();
+        let mut holders: Vec<_> = spans
             .iter()
             .map(|span| (span.holder.clone(), span.epoch))
             .collect();
@@ -80,17 +78,17 @@ fn who_lost_the_race_for_a_new_lease_may_die_and_leaves_nothing_unheld() {
 fn the_next_write_tells_which_creation_was_carried_out() {
     for winner in ["a", "b"] {
         let mut run = Run::created_at_once();
-        run.without_stamps();
+        run.without_tokens();
         run.on_top_of(9, 30.0, "fleet-leader", winner, 1);
         assert_eq!(run.holders(), terms(&[(winner, 1)]), "it goes on");
 
         let mut run = Run::created_at_once();
-        run.without_stamps();
+        run.without_tokens();
         run.on_top_of(9, 30.0, winner, "c", 2);
         assert_eq!(run.holders(), terms(&[(winner, 1), ("c", 2)]), "given away");
 
         let mut run = Run::created_at_once();
-        run.without_stamps();
+        run.without_tokens();
         run.evidence.lives[usize::from(winner == "b")].to = Some(micros(20.0));
         run.on_top_of(9, 26.0, "c", "c", 2);
         assert_eq!(run.holders(), terms(&[(winner, 1), ("c", 2)]), "it died");
@@ -98,7 +96,7 @@ fn the_next_write_tells_which_creation_was_carried_out() {
 }
 
 #[test]
-fn stamps_and_the_end_tell_as_well() {
+fn tokens_and_the_end_tell_as_well() {
     let mut run = Run::created_at_once();
     run.on_top_of(9, 30.0, "c", "c", 2);
     assert_eq!(
@@ -108,7 +106,7 @@ fn stamps_and_the_end_tell_as_well() {
     );
     for winner in ["a", "b"] {
         let mut run = Run::created_at_once();
-        run.without_stamps();
+        run.without_tokens();
         run.evidence.last.shards = vec![(SHARD.to_owned(), winner.to_owned(), 1)];
         assert_eq!(run.holders(), terms(&[(winner, 1)]));
     }
@@ -122,7 +120,7 @@ fn of_two_updates_of_one_version_at_most_one_was_carried_out() {
         version.as_str().unwrap().parse::<u64>().unwrap()
     };
     let mut run = Run::calm();
-    run.without_stamps();
+    run.without_tokens();
     let basis = known(&run);
     run.unanswered(30.0, "b", "b", "b1", 2, Some(basis));
     run.unanswered(30.1, "c", "c", "c1", 2, Some(basis));
@@ -131,7 +129,7 @@ fn of_two_updates_of_one_version_at_most_one_was_carried_out() {
 
     // A third one builds on the second: both were carried out, and one is not answered either.
     let mut run = Run::calm();
-    run.without_stamps();
+    run.without_tokens();
     run.unanswered(30.0, "b", "b", "b1", 2, Some(basis));
     run.unanswered(31.0, "b", "c", "c1", 3, Some(basis + 1));
     run.on_top_of(basis + 2, 40.0, "c", "c", 3);
@@ -139,7 +137,7 @@ fn of_two_updates_of_one_version_at_most_one_was_carried_out() {
 
     // The next one builds on the known version: none was carried out.
     let mut run = Run::calm();
-    run.without_stamps();
+    run.without_tokens();
     run.unanswered(30.0, "b", "b", "b1", 2, Some(basis));
     run.on_top_of(basis, 40.0, "a", "a", 1);
     assert_eq!(run.holders(), terms(&[("a", 1)]));

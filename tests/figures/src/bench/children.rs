@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 use databasecluster_operator::api::{DatabaseClusterSpec, DatabaseClusterStatus};
-use databasecluster_operator::core::hash::Bucket;
-use databasecluster_operator::core::object::{ObjectKey, Stamp};
+use databasecluster_operator::core::hash::{Bucket, ShardId};
+use databasecluster_operator::core::object::ObjectKey;
 use databasecluster_operator::core::observed::ClusterRecord;
+use databasecluster_operator::core::token::FencingToken;
 use databasecluster_operator::postgres::Source;
 use serde_json::{Value, json};
 
@@ -34,13 +35,14 @@ pub(super) fn templates() -> Result<Value> {
         claim: None,
         initialized: true,
     };
-    let stamp = Stamp {
-        lease: "peer".to_owned(),
+    let token = FencingToken {
+        table: "peer".into(),
+        shard: ShardId(0),
         epoch: 1,
-        holder: "peer".to_owned(),
+        holder: "peer".into(),
     };
     let manifests = source.children().into_iter().map(|child| {
-        let manifest = source.manifest(&child, &stamp);
+        let manifest = source.manifest(&child, &token);
         let mut manifest = manifest.context("the operator renders its own children")?;
         let metadata = manifest["metadata"].as_object_mut();
         let metadata = metadata.context("a child has metadata")?;

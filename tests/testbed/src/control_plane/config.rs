@@ -153,13 +153,28 @@ pub(super) fn audit_policy(level: AuditLevel) -> Value {
             0,
             json!({"level": "RequestResponse", "users": [OPERATOR_USER], "verbs": writes}),
         );
-        let leases = [json!({"group": "coordination.k8s.io", "resources": ["leases"]})];
+        let ownership = [
+            json!({"group": "coordination.k8s.io", "resources": ["leases"]}),
+            json!({"group": "database.io", "resources": ["shardtables"]}),
+        ];
         rules.insert(
             1,
             json!({
                 "level": "RequestResponse", "namespaces": [OPERATOR_NAMESPACE],
-                "resources": leases, "verbs": writes,
+                "resources": ownership, "verbs": writes,
             }),
+        );
+        // Whoever writes them: users may edit the fencing token of an object.
+        let changes = ["create", "update", "patch"];
+        let fenced = [
+            json!({"group": "database.io", "resources": ["databaseclusters", "databaseclusters/status"]}),
+            json!({"group": "", "resources": ["configmaps", "services", "secrets", "persistentvolumeclaims"]}),
+            json!({"group": "apps", "resources": ["statefulsets"]}),
+            json!({"group": "policy", "resources": ["poddisruptionbudgets"]}),
+        ];
+        rules.insert(
+            2,
+            json!({"level": "RequestResponse", "resources": fenced, "verbs": changes}),
         );
     }
     json!({

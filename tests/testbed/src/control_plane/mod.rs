@@ -94,6 +94,16 @@ impl ControlPlane {
         self.client.clone()
     }
 
+    /// A client of somebody who has no rights but those that are bound to this name.
+    ///
+    /// # Errors
+    /// When the administrator's kubeconfig cannot be read.
+    pub async fn client_of_user(&self, name: &str) -> Result<Client> {
+        let mut config = config_from(&admin_kubeconfig(self.folder())).await?;
+        config.auth_info.impersonate = Some(name.to_owned());
+        Client::try_from(config).context(format!("a client of the user {name}"))
+    }
+
     /// What it was started with.
     #[must_use]
     pub fn options(&self) -> &ControlPlaneOptions {
@@ -288,9 +298,12 @@ async fn output(mut command: Command, what: String) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
+fn admin_kubeconfig(folder: &Path) -> PathBuf {
+    folder.join("kubeconfig")
+}
+
 async fn admin_client(folder: &Path) -> Result<Client> {
-    let path = folder.join("kubeconfig");
-    client_from(&path).await
+    client_from(&admin_kubeconfig(folder)).await
 }
 
 /// A client from a kubeconfig file.
@@ -299,13 +312,18 @@ async fn admin_client(folder: &Path) -> Result<Client> {
 /// When the file can not be read or understood.
 pub async fn client_from(kubeconfig: &Path) -> Result<Client> {
     let what = || format!("use {}", kubeconfig.display());
+    let config = config_from(kubeconfig).await?;
+    Client::try_from(config).context(what())
+}
+
+async fn config_from(kubeconfig: &Path) -> Result<kube::Config> {
+    let what = || format!("use {}", kubeconfig.display());
     let text = Kubeconfig::read_from(kubeconfig).context(what())?;
     let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(text, &options)
-        .await
-        .context(what())?;
     install_crypto_provider();
-    Client::try_from(config).context(what())
+    kube::Config::from_custom_kubeconfig(text, &options)
+        .await
+        .context(what())
 }
 
 /// The TLS library wants to be told once which cryptography to use; a second call changes nothing.
