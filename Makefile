@@ -7,6 +7,9 @@ ifndef CARGO_TARGET_DIR
 CARGO_TARGET_DIR := $(shell tests/target-folder.sh)
 endif
 export CARGO_TARGET_DIR
+# What tests/set-up.sh installs comes first, and a Go that is too old fetches the one that go.mod wants.
+export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/databasecluster-operator/go/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+export GOTOOLCHAIN ?= auto
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 
@@ -30,7 +33,7 @@ test: ## every check and every test; ends with how many passed and failed
 
 .PHONY: control-plane
 control-plane: ## builds the local control plane's programs (first time: some minutes)
-	@tests/check-setup.sh run
+	@tests/set-up.sh run
 	@tests/control-plane/build.sh
 
 .PHONY: chaos
@@ -113,7 +116,7 @@ lint: ## format and lints, no tests
 
 .PHONY: image
 image: ## the container image as an archive, and its bill of materials; OUT=folder, TWICE=1 compares two builds
-	@tests/check-setup.sh operator
+	@tests/set-up.sh operator
 	@exec deploy/image/build.sh
 
 .PHONY: e2e
@@ -134,5 +137,5 @@ release:
 # What `run`, `chaos` and `figures` need before anything is built.
 .PHONY: ready
 ready:
-	@tests/check-setup.sh run
+	@tests/set-up.sh run
 	@tests/control-plane/build.sh > /dev/null

@@ -43,7 +43,7 @@ tests() { # name, cargo arguments ...
   fi
 }
 
-check "set-up" sh tests/check-setup.sh
+check "set-up" tests/set-up.sh
 if [ "$failed" -eq 0 ]; then
   check "control plane" tests/control-plane/build.sh
   check "helm" tests/chart-tools/build.sh helm
