@@ -204,6 +204,10 @@ impl Machine {
         self.start("set-up.sh", env).end()
     }
 
+    pub(crate) fn build(&self) -> Ended {
+        self.start("control-plane/build.sh", &[]).end()
+    }
+
     /// A script of this repository, on this machine, without a terminal.
     pub(crate) fn command(&self, script: &str, env: &[(&str, &str)]) -> Command {
         let script = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,6 +1,7 @@
 //! Set-up and first builds, as a stranger meets them: on a bare machine, and when something goes wrong.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod builds;
 mod machine;
 
 use std::fs;
