@@ -34,6 +34,10 @@ run: ready ## a control plane, three replicas and sample DatabaseClusters, live;
 test: ## every check and every test; ends with how many passed and failed
 	@exec tests/run-tests.sh
 
+.PHONY: fresh
+fresh: ready ## run and test on a bare Debian in a folder, as a user without root, with sudo, and as root; needs root. CASES="nobody sudo root"
+	@exec tests/fresh/run.sh
+
 .PHONY: control-plane
 control-plane: ## builds the local control plane's programs (first time: some minutes)
 	@tests/set-up.sh run

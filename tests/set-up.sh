@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what this machine lacks for building and testing, after one line that says what; silent when all is there.
 # Debian and Ubuntu: by apt-get, as root or by sudo. Elsewhere it says in one line each what is missing.
-#   tests/set-up.sh [operator|run|test|nodes]
-# operator: the Rust toolchain; run: also the local control plane; test: also what tests need; nodes: real nodes.
+#   tests/set-up.sh [operator|run|test|nodes|fresh]
+# operator: the Rust toolchain; run: also the local control plane; test: also what tests need; nodes: real nodes;
+# fresh: a bare machine in a folder.
 # SETUP=check installs nothing and says what is missing; SETUP=no does nothing.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -38,6 +39,7 @@ nodes                   | ip                                  | iproute2        
 nodes                   | openssl                             | openssl                  | the nodes' certificates
 nodes                   | jq                                  | jq                       | reads audit logs
 nodes                   | curl                                | curl                     | asks the operator
+fresh                   | debootstrap                         | debootstrap              | puts a bare machine into a folder
 END
 }
 
