@@ -7,6 +7,9 @@ ifndef CARGO_TARGET_DIR
 CARGO_TARGET_DIR := $(shell tests/target-folder.sh)
 endif
 export CARGO_TARGET_DIR
+# What tests/set-up.sh installs comes first, and a Go that is too old fetches the one that go.mod wants.
+export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/databasecluster-operator/go/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+export GOTOOLCHAIN ?= auto
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 
@@ -19,38 +22,45 @@ $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option))
 help: ## this list
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
+# Says how far it is when it takes longer. $(1): what is built, $(2): what comes next.
+build = tests/progress.sh "build: $(1)" "$(2)" cargo build --locked
+
 .PHONY: run
 run: ready ## a control plane, three replicas and sample DatabaseClusters, live; ONCE=1, CLUSTERS=60
-	@cargo build --locked --quiet -p databasecluster-operator -p testbed --bins
+	@$(call build,operator and fleet,the fleet) -p databasecluster-operator -p testbed --bins
 	@exec "$(DEBUG)/run-fleet" --end-with-parent
 
 .PHONY: test
 test: ## every check and every test; ends with how many passed and failed
 	@exec tests/run-tests.sh
 
+.PHONY: fresh
+fresh: ready ## run and test on a bare Debian in a folder, as a user without root, with sudo, and as root; needs root. CASES="nobody sudo root"
+	@exec tests/fresh/run.sh
+
 .PHONY: control-plane
 control-plane: ## builds the local control plane's programs (first time: some minutes)
-	@tests/check-setup.sh run
+	@tests/set-up.sh run
 	@tests/control-plane/build.sh
 
 .PHONY: chaos
 chaos: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 chaos: ready release ## breaks a fleet on purpose and judges by the audit log; QUICK=1 in under 10 minutes, ONLY="scenario ...", SEED=7, REPEAT=30
-	@cargo build --locked --quiet -p chaos --bins
-	@cargo build --locked --quiet --bin databasecluster-operator-planted --features planted-faults
+	@$(call build,chaos,the operator) -p chaos --bins
+	@$(call build,operator with faults,the experiments) --bin databasecluster-operator-planted --features planted-faults
 	@"$(DEBUG)/chaos" run $(ONLY) $(if $(QUICK),--set quick) $(SEED:%=--seed %) $(REPEAT:%=--repeat %)
 	@$(if $(ONLY),,"$(DEBUG)/sigkill")
 
 .PHONY: chaos-control
 chaos-control: ready ## the scenarios with a planted fault, without it: each has to pass
-	@cargo build --locked --quiet -p chaos --bins
-	@cargo build --locked --quiet --bin databasecluster-operator
+	@$(call build,chaos,the operator) -p chaos --bins
+	@$(call build,operator,the experiments) --bin databasecluster-operator
 	@"$(DEBUG)/chaos" run --control
 
 .PHONY: figures
 figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers
-	@cargo build --locked --quiet -p figures
+	@$(call build,figures,the measurement) -p figures
 	@status=0; for figure in handover join scale quiet cluster fence; do \
 	  "$(DEBUG)/figures" $$figure || status=$$?; [ $$status -ne 130 ] || break; \
 	done; exit $$status
@@ -58,7 +68,7 @@ figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, o
 .PHONY: figures-watch
 figures-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 figures-watch: ready release ## what several replicas cost over one, gate on and off; CLUSTERS=20000 FLEETS=1,2,3,5 GATES=on,off
-	@cargo build --locked --quiet -p figures
+	@$(call build,figures,the measurement) -p figures
 	@exec "$(DEBUG)/figures" watch
 
 # One build for each allocator, kept side by side.
@@ -68,28 +78,28 @@ figures-allocator: ready ## memory after everything was listed anew, by allocato
 	@mkdir -p "$(RELEASE)/allocators"
 	@for allocator in $(ALLOCATORS); do \
 	  features=--no-default-features; [ "$$allocator" = system ] || features="$$features --features $$allocator"; \
-	  cargo build --locked --quiet --release -p databasecluster-operator --bin databasecluster-operator $$features; \
+	  $(call build,operator with $$allocator,the next allocator) --release -p databasecluster-operator --bin databasecluster-operator $$features; \
 	  cp "$(RELEASE)/databasecluster-operator" "$(RELEASE)/allocators/$$allocator"; \
 	done
-	@cargo build --locked --quiet -p figures
+	@$(call build,figures,the measurement) -p figures
 	@exec "$(DEBUG)/figures" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
 
 .PHONY: series
 series: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 series: ready release ## how many series each replica exports with 10,000 DatabaseClusters; CLUSTERS=10000
-	@cargo build --locked --quiet -p figures
+	@$(call build,figures,the measurement) -p figures
 	@exec "$(DEBUG)/figures" series
 
 .PHONY: pictures
 pictures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 pictures: ready release ## makes docs/pictures of real fleets: the fleet page in a browser, panels of dashboards from Prometheus's data
-	@cargo build --locked --quiet -p testbed -p observability --bins
+	@$(call build,pictures,the pictures) -p testbed -p observability --bins
 	@"$(DEBUG)/pictures"
 	@"$(DEBUG)/panels"
 
 .PHONY: model
 model: ## a deeper search of the ownership model, and a long simulation; SEEDS=10000, MODEL_DEEPER=1
-	@cargo build --locked --quiet --release -p simulation --bins
+	@$(call build,simulation,the simulation) --release -p simulation --bins
 	@"$(RELEASE)/simulate" $(or $(SEEDS),10000)
 	@MODEL_DEEPER=$(or $(MODEL_DEEPER),1) MODEL_SECONDS=1800 cargo test --locked --quiet -p simulation --test model promises -- --nocapture --test-threads 1
 
@@ -113,7 +123,7 @@ lint: ## format and lints, no tests
 
 .PHONY: image
 image: ## the container image as an archive, and its bill of materials; OUT=folder, TWICE=1 compares two builds
-	@tests/check-setup.sh operator
+	@tests/set-up.sh operator
 	@exec deploy/image/build.sh
 
 .PHONY: e2e
@@ -123,16 +133,16 @@ e2e: ## on real nodes of this machine, from installing to upgrading; needs root.
 .PHONY: bench
 bench: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 bench: ready release ## the operator beside a Go operator for the same job, in one run: a table, and .run/bench.json; CLUSTERS=500, ROUNDS=3
-	@cargo build --locked --quiet -p figures
+	@$(call build,figures,the measurement) -p figures
 	@exec "$(DEBUG)/figures" bench --json .run/bench.json
 
 # Only the operator is built for speed: what observes it need not be.
 .PHONY: release
 release:
-	@cargo build --locked --release -p databasecluster-operator --bin databasecluster-operator
+	@$(call build,operator for speed,what measures it) --release -p databasecluster-operator --bin databasecluster-operator
 
 # What `run`, `chaos` and `figures` need before anything is built.
 .PHONY: ready
 ready:
-	@tests/check-setup.sh run
+	@tests/set-up.sh run
 	@tests/control-plane/build.sh > /dev/null

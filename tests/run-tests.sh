@@ -11,7 +11,17 @@ AUDIT_KEEP=$(mktemp -d)
 export AUDIT_KEEP
 trap 'rm -rf "$log" "$AUDIT_KEEP"' EXIT
 
-heading() { printf '\n==> %s\n' "$*"; }
+# Which part of how many, for how long so far, and what comes next.
+parts=("set-up" "control plane" "helm" "format" "licences and sources of dependencies" "lint" "program"
+  "lint, with faults to plant" "program with faults to plant" "tests")
+# Only all tests together use all rights.
+[ -n "${TEST_ARGS:-}" ] || parts+=("rights as used")
+part=0
+heading() {
+  local next=${parts[part + 1]:-}
+  part=$((part + 1))
+  printf '\n==> [%d/%d] %s (%d min %d s so far%s)\n' "$part" "${#parts[@]}" "$1" $((SECONDS / 60)) $((SECONDS % 60)) "${next:+; next: $next}"
+}
 
 check() { # name, command ...
   local name=$1
@@ -43,7 +53,7 @@ tests() { # name, cargo arguments ...
   fi
 }
 
-check "set-up" sh tests/check-setup.sh
+check "set-up" tests/set-up.sh
 if [ "$failed" -eq 0 ]; then
   check "control plane" tests/control-plane/build.sh
   check "helm" tests/chart-tools/build.sh helm
@@ -55,9 +65,11 @@ if [ "$failed" -eq 0 ]; then
   check "lint, with faults to plant" cargo clippy --bins --features planted-faults --locked -- -D warnings
   check "program with faults to plant" cargo build --bin databasecluster-operator-planted --features planted-faults --locked
   tests "tests" cargo test --workspace --locked --no-fail-fast ${TEST_ARGS:+$TEST_ARGS}
-  # Only all tests together use all rights.
   [ -n "${TEST_ARGS:-}" ] ||
     check "rights as used" cargo run --quiet --locked -p testbed --bin rights -- "$AUDIT_KEEP"
 fi
+# A full disk makes the parts above fail in many words.
+[ "$failed" -eq 0 ] || df -Pm . "${CARGO_TARGET_DIR:-.}" "${TMPDIR:-/tmp}" 2>/dev/null | awk '
+  NR > 1 && $4 < 100 && !seen[$6]++ { printf "\nthe disk of %s is full: free some of it and run this again\n", $6 }'
 printf '\n%s passed, %s failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]

@@ -26,13 +26,12 @@ helm=$cache/$key/helm
 if [ -x "$helm" ]; then echo "$helm"; exit 0; fi
 mkdir -p "$cache/$key"
 exec 9>"$cache/lock"
-flock 9
+flock -n 9 || { say "another build is running, waiting for it"; flock 9; }
 if [ ! -x "$helm" ]; then
-  started=$(date +%s)
-  say "building helm (first time only; a minute or two on a cold cache) ..."
-  CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" -o "$helm.part" helm.sh/helm/v4/cmd/helm >&2
+  say "helm, first time only: a minute or two on a cold cache"
+  CGO_ENABLED=0 ../progress.sh "chart-tools: helm" "" \
+    go build -mod=readonly -trimpath -ldflags "-s -w" -o "$helm.part" helm.sh/helm/v4/cmd/helm
   mv "$helm.part" "$helm"
-  say "helm built in $(($(date +%s) - started)) s"
 fi
 find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$key" -mtime +30 -exec rm -rf {} +
 echo "$helm"

@@ -3,7 +3,8 @@
 # CONTROL_PLANE_BIN=folder uses ready-made binaries instead. Progress goes to stderr, the folder to stdout.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-programs=(etcd kube-apiserver kube-controller-manager kube-scheduler kubectl kwok kwokctl)
+# In the order in which they are built.
+programs=(etcd kwok kwokctl kube-apiserver kube-controller-manager kube-scheduler kubectl)
 min_free_mib=10240
 
 say() { printf '%s\n' "control-plane: $*" >&2; }
@@ -37,31 +38,31 @@ free_mib=$(df -Pm "$bin" | awk 'NR==2 {print $4}')
 [ "$free_mib" -ge "$min_free_mib" ] || fail "not enough disk: $free_mib MiB free under $cache, $min_free_mib MiB needed; free some or set XDG_CACHE_HOME"
 
 exec 9>"$cache/lock"
-flock 9
+flock -n 9 || { say "another build is running, waiting for it"; flock 9; }
 if complete; then echo "$bin"; exit 0; fi
 
-version_of() { (cd "$here/$1" && go list -m -f '{{.Version}}' "$2"); }
-build() { # module folder, package, program name, linker flags
-  local module=$1 package=$2 program=$3 flags=${4:-} started
-  if [ -x "$bin/$program" ]; then return 0; fi
-  started=$(date +%s)
-  done_count=$((done_count + 1))
-  say "[$done_count/${#programs[@]}] building $program (first time only; minutes on a cold cache) ..."
-  (cd "$here/$module" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w $flags" -o "$bin/.$program.part" "$package") >&2
-  mv "$bin/.$program.part" "$bin/$program"
-  say "[$done_count/${#programs[@]}] $program built in $(($(date +%s) - started)) s"
-}
-
-done_count=0
-kubernetes_version=$(version_of kubernetes k8s.io/kubernetes)
+PROGRESS_BEGAN=$(date +%s)
+export PROGRESS_BEGAN
+kubernetes_version=$(awk '$1 == "k8s.io/kubernetes" {print $2}' "$here/kubernetes/go.mod")
 minor=$(cut -d. -f2 <<<"$kubernetes_version")
 stamp="-X k8s.io/component-base/version.gitVersion=$kubernetes_version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor"
-build etcd go.etcd.io/etcd/server/v3 etcd
-build kwok sigs.k8s.io/kwok/cmd/kwok kwok
-build kwok sigs.k8s.io/kwok/cmd/kwokctl kwokctl
-for program in kube-apiserver kube-controller-manager kube-scheduler kubectl; do
-  build kubernetes "k8s.io/kubernetes/cmd/$program" "$program" "$stamp"
-done
+
+build() { # program
+  local module=kubernetes package=k8s.io/kubernetes/cmd/$1 flags=$stamp part=0 next
+  case $1 in
+    etcd) module=etcd package=go.etcd.io/etcd/server/v3 flags= ;;
+    kwok*) module=kwok package=sigs.k8s.io/kwok/cmd/$1 flags= ;;
+  esac
+  until [ "${programs[part]}" = "$1" ]; do part=$((part + 1)); done
+  next=${programs[part + 1]:-}
+  part="[$((part + 1))/${#programs[@]}] $1"
+  if [ -x "$bin/$1" ]; then say "$part is built already"; return 0; fi
+  say "$part, first time only: minutes on a cold cache"
+  (cd "$here/$module" && CGO_ENABLED=0 "$here/../progress.sh" "control-plane: $part" "$next" \
+    go build -mod=readonly -trimpath -ldflags "-s -w $flags" -o "$bin/.$1.part" "$package")
+  mv "$bin/.$1.part" "$bin/$1"
+}
+for program in "${programs[@]}"; do build "$program"; done
 # Older versions are of no use once a newer one is complete.
 find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$key" -mtime +30 -exec rm -rf {} +
 echo "$bin"

@@ -18,20 +18,24 @@ complete() { for program in "${programs[@]}"; do [ -x "$bin/$program" ] || retur
 if complete; then echo "$bin"; exit 0; fi
 mkdir -p "$bin"
 exec 9>"$cache/lock"
-flock 9
+flock -n 9 || { say "another build is running, waiting for it"; flock 9; }
 if complete; then echo "$bin"; exit 0; fi
 
+PROGRESS_BEGAN=$(date +%s)
+export PROGRESS_BEGAN
+part=0
 build() { # module folder, package, program, linker flags
-  local started
-  if [ -x "$bin/$3" ]; then return 0; fi
-  started=$(date +%s)
-  say "building $3 (first time only; minutes on a cold cache) ..."
-  (cd "$1" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w ${4:-}" -o "$bin/.$3.part" "$2") >&2
+  local title
+  part=$((part + 1))
+  title="[$part/${#programs[@]}] $3"
+  if [ -x "$bin/$3" ]; then say "$title is built already"; return 0; fi
+  say "$title, first time only: minutes on a cold cache"
+  (cd "$1" && CGO_ENABLED=0 "$here/../progress.sh" "nodes: $title" "${programs[part]:-}" \
+    go build -mod=readonly -trimpath -ldflags "-s -w ${4:-}" -o "$bin/.$3.part" "$2")
   mv "$bin/.$3.part" "$bin/$3"
-  say "$3 built in $(($(date +%s) - started)) s"
 }
 
-version=$(cd "$kubernetes" && go list -m -f '{{.Version}}' k8s.io/kubernetes)
+version=$(awk '$1 == "k8s.io/kubernetes" {print $2}' "$kubernetes/go.mod")
 minor=$(cut -d. -f2 <<<"$version")
 stamp="-X k8s.io/component-base/version.gitVersion=$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor"
 for program in kubelet kube-proxy; do build "$kubernetes" "k8s.io/kubernetes/cmd/$program" "$program" "$stamp"; done

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 [ "$(id -u)" -eq 0 ] || { echo "e2e: real nodes need root: run 'sudo -E make e2e'" >&2; exit 1; }
-tests/check-setup.sh nodes
+tests/set-up.sh nodes
 BIN=$(tests/control-plane/build.sh)
 NODE_BIN=$(tests/e2e/build.sh)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/databasecluster-operator/e2e

@@ -11,13 +11,11 @@ peer=$cache/$key/peer
 if [ -x "$peer" ]; then echo "$peer"; exit 0; fi
 mkdir -p "$cache/$key"
 exec 9>"$cache/lock"
-flock 9
+flock -n 9 || { echo "peer: another build is running, waiting for it" >&2; flock 9; }
 if [ ! -x "$peer" ]; then
-  started=$(date +%s)
-  echo "peer: building it (first time only; a minute or two on a cold cache) ..." >&2
-  CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" -o "$peer.part" . >&2
+  echo "peer: first time only, a minute or two on a cold cache" >&2
+  CGO_ENABLED=0 ../../progress.sh "peer" "" go build -mod=readonly -trimpath -ldflags "-s -w" -o "$peer.part" .
   mv "$peer.part" "$peer"
-  echo "peer: built in $(($(date +%s) - started)) s" >&2
 fi
 find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$key" -mtime +30 -exec rm -rf {} +
 echo "$peer"

@@ -62,7 +62,7 @@ impl Prometheus {
             .stderr(log)
             .process_group(0)
             .spawn()
-            .context("start prometheus (see tests/check-setup.sh)")?;
+            .context("start prometheus (see tests/set-up.sh)")?;
         guardian.register(ProcessId::of(child.id())?)?;
         let started = Self {
             url: format!("http://127.0.0.1:{port}"),

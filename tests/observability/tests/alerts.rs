@@ -14,7 +14,7 @@ const HEADINGS: [&str; 4] = ["Meaning", "Impact", "Diagnosis", "Mitigation"];
 
 fn promtool(arguments: &[&str], of: &[std::path::PathBuf]) {
     let output = Command::new("promtool").args(arguments).args(of).output();
-    let output = output.expect("promtool is missing: see tests/check-setup.sh");
+    let output = output.expect("promtool is missing: see tests/set-up.sh");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     assert!(
         output.status.success(),
