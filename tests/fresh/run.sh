@@ -41,7 +41,8 @@ for case in ${CASES:-nobody sudo root}; do
   rm -rf --one-file-system "$MACHINE"
   cp -a "$base" "$MACHINE"
   git clone -q --no-hardlinks "$repository" "$MACHINE/operator"
-  if unshare --mount --pid --fork --kill-child "$here/case.sh" "$case" </dev/null; then
+  # Ends with this script, also when that is killed.
+  if setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child "$here/case.sh" "$case" </dev/null; then
     passed=$((passed + 1))
   else
     failed=$((failed + 1))
