@@ -163,7 +163,9 @@ impl Shared {
             return None;
         }
         let (now, now_ms) = (jiff::Timestamp::now(), boottime_ms());
-        let view = FleetView::from_leases(leases.iter().map(AsRef::as_ref), Some(now));
+        let table = self.fleet.table();
+        let view = FleetView::from_leases(leases.iter().map(AsRef::as_ref), Some(now))
+            .with_table(table.as_deref());
         let (view, since_ms) = self
             .fleet
             .recall(|history| (view.with_history(history, now_ms), history.since_ms()));

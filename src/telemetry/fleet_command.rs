@@ -1,4 +1,4 @@
-//! The `fleet` command: who holds what, read from the Leases by whoever may read them.
+//! The `fleet` command: which replica holds what, read from the Leases and the shard table.
 
 use std::io::{ErrorKind, Write};
 use std::time::Duration;
@@ -12,9 +12,12 @@ use kube::{Api, Client};
 
 use super::fleet_table;
 use super::fleet_view::{APP_LABEL, FleetView, LEADER_LEASE};
+use super::text::safe;
+use crate::api::{ShardTable, names};
 
 const PAGE: u32 = 500;
 const PAGES_MAX: usize = 8;
+const WHY_CHARS_MAX: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How the command prints the fleet.
@@ -33,7 +36,11 @@ pub enum Output {
 /// # Errors
 /// When the Leases can not be read or standard output can not be written.
 pub async fn fleet_command(client: Client, namespace: &str, output: Output) -> anyhow::Result<()> {
-    let leases = tokio::time::timeout(PATIENCE, read_leases(client, namespace))
+    let reading = async {
+        let leases = read_leases(client.clone(), namespace).await?;
+        anyhow::Ok((leases, read_table(client, namespace).await))
+    };
+    let (leases, table) = tokio::time::timeout(PATIENCE, reading)
         .await
         .with_context(|| {
             format!(
@@ -41,7 +48,7 @@ pub async fn fleet_command(client: Client, namespace: &str, output: Output) -> a
                 PATIENCE.as_secs()
             )
         })??;
-    let text = render(&leases, Timestamp::now(), output)?;
+    let text = render(&leases, &table, Timestamp::now(), output)?;
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         // A pager that was quit early has seen what it wanted.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -49,8 +56,17 @@ pub async fn fleet_command(client: Client, namespace: &str, output: Output) -> a
     }
 }
 
-fn render(leases: &[Lease], now: Timestamp, output: Output) -> anyhow::Result<String> {
-    let view = FleetView::from_leases(leases, Some(now));
+fn render(
+    leases: &[Lease],
+    table: &Result<Option<ShardTable>, String>,
+    now: Timestamp,
+    output: Output,
+) -> anyhow::Result<String> {
+    let mut view = FleetView::from_leases(leases, Some(now));
+    match table {
+        Ok(table) => view = view.with_table(table.as_ref()),
+        Err(why) => view.notes.push(why.clone()),
+    }
     match output {
         Output::Table => Ok(fleet_table::render(&view)),
         Output::Json => Ok(serde_json::to_string_pretty(&view)? + "\n"),
@@ -79,6 +95,16 @@ async fn read_leases(client: Client, namespace: &str) -> anyhow::Result<Vec<Leas
     }
     leases.extend(api.get_opt(LEADER_LEASE).await.with_context(what)?);
     Ok(leases)
+}
+
+/// The shard table. The Leases alone tell which replica holds what, so that its absence is no failure.
+async fn read_table(client: Client, namespace: &str) -> Result<Option<ShardTable>, String> {
+    let api: Api<ShardTable> = Api::namespaced(client, namespace);
+    let table = api.get_opt(names::SHARD_TABLE).await;
+    table.map_err(|error| {
+        let why = safe(&error.to_string(), WHY_CHARS_MAX);
+        format!("the shard table cannot be read ({why}); may you get shardtables.database.io?")
+    })
 }
 
 #[cfg(test)]
@@ -126,15 +152,16 @@ mod tests {
         let leases = read_leases(client(), "system").await.unwrap();
         assert_eq!(leases.len(), whole_fleet().len());
         let now = Timestamp::UNIX_EPOCH;
-        let table = render(&leases, now, Output::Table).unwrap();
+        let table = render(&leases, &Ok(None), now, Output::Table).unwrap();
         assert!(
             table.starts_with("fleet leader: op-1 (renewed 1.2s ago)"),
             "{table}"
         );
         let json: Value =
-            serde_json::from_str(&render(&leases, now, Output::Json).unwrap()).unwrap();
+            serde_json::from_str(&render(&leases, &Ok(None), now, Output::Json).unwrap()).unwrap();
         assert_eq!(json["shards"][1]["holder"], "op-1");
         assert_eq!(json["members"][1]["held"], 1);
+        assert!(table.contains("note: there is no shard table"), "{table}");
     }
 
     #[tokio::test]

@@ -17,7 +17,15 @@ pub fn render(view: &FleetView) -> String {
         None => "none elected yet".to_owned(),
     };
     // Writing into a String can not fail, here and below.
-    let _ = writeln!(text, "fleet leader: {leader}\n");
+    let _ = writeln!(text, "fleet leader: {leader}");
+    if let Some(table) = &view.table {
+        let _ = writeln!(
+            text,
+            "shard table:  {} ({} shards)",
+            table.uid, table.shards
+        );
+    }
+    text.push('\n');
     let members = view.members.iter().map(member_row).collect();
     columns(
         &mut text,
@@ -50,6 +58,9 @@ fn member_row(member: &MemberView) -> [String; 6] {
     if member.draining {
         state.push("draining".to_owned());
     }
+    if member.barred {
+        state.push("may not write the shard table".to_owned());
+    }
     state.extend(member.damage.iter().map(|what| format!("damaged: {what}")));
     let figures: Vec<String> = member
         .stats
@@ -73,6 +84,13 @@ fn shard_row(shard: &ShardView) -> [String; 6] {
     }
     if shard.orphaned {
         state.push("its holder's incarnation is gone".to_owned());
+    }
+    if shard.granted == Some(false) {
+        let epoch = shard.table_epoch.unwrap_or(0);
+        let holder = shard.table_holder.as_deref().unwrap_or("nobody");
+        state.push(format!(
+            "the shard table grants it to {holder} under epoch {epoch}"
+        ));
     }
     state.extend(shard.damage.iter().map(|what| format!("damaged: {what}")));
     let number = shard.shard.map(|number| number.to_string());
@@ -118,8 +136,10 @@ fn columns<const N: usize>(text: &mut String, head: [&str; N], rows: Vec<[String
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::super::fleet_view::tests::{lease, whole_fleet};
     use super::*;
+    use crate::api::ShardTable;
     use k8s_openapi::jiff::Timestamp;
 
     #[test]
@@ -137,6 +157,30 @@ SHARD   BUCKETS   HOLDER   EPOCH   SUCCESSOR   STATE
 1       128-255   op-1     3       op-0/bb     -
 ";
         assert_eq!(render(&view), expected);
+    }
+
+    #[test]
+    fn a_shard_that_the_table_does_not_grant_to_its_holder_says_so() {
+        let table = |epoch: u32| -> ShardTable {
+            let entry = serde_json::json!({"epoch": epoch, "holder": "op-1", "incarnation": "aa"});
+            let vacant = serde_json::json!({"epoch": 1, "holder": "", "incarnation": ""});
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "database.io/v1", "kind": "ShardTable",
+                "metadata": {"name": "databasecluster-shards", "uid": "t-1"},
+                "spec": {"shards": 2, "entries": {"000": vacant, "001": entry}},
+            }))
+            .unwrap()
+        };
+        let render = |epoch| {
+            let view = FleetView::from_leases(&whole_fleet(), Some(Timestamp::UNIX_EPOCH));
+            render(&view.with_table(Some(&table(epoch))))
+        };
+        let text = render(2);
+        assert!(text.contains("shard table:  t-1 (2 shards)"), "{text}");
+        let expected = "the shard table grants it to op-1 under epoch 2";
+        assert!(text.contains(expected), "{text}");
+        let text = render(3);
+        assert!(!text.contains("the shard table grants"), "{text}");
     }
 
     #[test]

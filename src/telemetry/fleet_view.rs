@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::fleet_history::{Age, History};
 use super::fleet_trouble::Problem;
 use super::text::safe;
-use crate::api::Phase;
+use crate::api::{Phase, ShardTable};
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::member_lease_name;
 
@@ -38,6 +38,8 @@ pub struct FleetView {
     pub members: Vec<MemberView>,
     /// One for each shard Lease, by number; those of no number come last.
     pub shards: Vec<ShardView>,
+    /// The shard table, if the reader has read it and there is one.
+    pub table: Option<ShardTableView>,
     /// What is wrong with the whole, such as shards without a Lease.
     pub notes: Vec<String>,
     /// How many shards there are to be, if the Leases tell.
@@ -123,6 +125,8 @@ pub struct MemberView {
     pub vacated: bool,
     /// It is about to stop, and hands its shards over.
     pub draining: bool,
+    /// The API server refuses its writes of the shard table: it is given no shards.
+    pub barred: bool,
     /// Its present life.
     pub incarnation: Option<String>,
     /// Which rollout it belongs to.
@@ -166,8 +170,26 @@ pub struct ShardView {
     pub held_seconds: Option<f64>,
     /// The holder's member Lease tells of another life, or there is none.
     pub orphaned: bool,
+    /// The epoch of its entry in the shard table.
+    pub table_epoch: Option<u32>,
+    /// The holder of its entry in the shard table; none: nobody may write.
+    pub table_holder: Option<String>,
+    /// Whether the shard table grants the shard to its holder under its epoch, if there is a table.
+    pub granted: Option<bool>,
     /// What is wrong with the Lease.
     pub damage: Option<String>,
+}
+
+/// The shard table, by which the API server's fence decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ShardTableView {
+    /// Its uid, the first part of every fencing token.
+    pub uid: String,
+    /// Number of shards.
+    pub shards: i32,
+    /// Shards that it does not grant to the holders of their Leases: for some milliseconds after each
+    /// move, and longer only when something is wrong.
+    pub not_granted: Vec<u16>,
 }
 
 impl FleetView {
@@ -220,6 +242,40 @@ impl FleetView {
         view.note_missing_shards(&shards);
         view.count_clusters();
         view
+    }
+
+    /// Fills in what the shard table grants; `None`: there is no table.
+    #[must_use]
+    pub fn with_table(mut self, table: Option<&ShardTable>) -> Self {
+        let Some(table) = table else {
+            let note = "there is no shard table: until a replica creates it, nobody works";
+            self.notes.push(note.to_owned());
+            return self;
+        };
+        let mut not_granted = Vec::new();
+        for row in &mut self.shards {
+            let Some(shard) = row.shard else { continue };
+            let entry = table.spec.entries.get(&format!("{shard:03}"));
+            row.table_epoch = entry.and_then(|entry| u32::try_from(entry.epoch).ok());
+            row.table_holder = entry
+                .filter(|entry| !entry.holder.is_empty())
+                .map(|entry| safe(&entry.holder, NAME_CHARS_MAX));
+            if row.holder.is_some() {
+                let is_granted = row.table_epoch == row.epoch
+                    && row.table_holder == row.holder
+                    && entry.map(|entry| entry.incarnation.as_str()) == row.incarnation.as_deref();
+                row.granted = Some(is_granted);
+                if !is_granted {
+                    not_granted.push(shard);
+                }
+            }
+        }
+        self.table = Some(ShardTableView {
+            uid: table.metadata.uid.clone().unwrap_or_default(),
+            shards: table.spec.shards,
+            not_granted,
+        });
+        self
     }
 
     /// Fills in what the reader has observed itself.
@@ -388,6 +444,7 @@ fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
         live: None,
         vacated: vacated(lease),
         draining: annotation(lease, "draining") == Some("true"),
+        barred: annotation(lease, "barred") == Some("true"),
         incarnation: shown(lease, "incarnation"),
         revision: shown(lease, "revision"),
         shards,
@@ -451,6 +508,9 @@ fn shard(lease: &Lease, now: Option<Timestamp>) -> ShardView {
         successor: shown(lease, "successor"),
         held_seconds: age_seconds(spec.and_then(|spec| spec.acquire_time.as_ref()), now),
         orphaned: false,
+        table_epoch: None,
+        table_holder: None,
+        granted: None,
         damage: joined(&damage),
     }
 }
