@@ -65,7 +65,7 @@ impl Reconcile for Work {
             histogram.observe(took.as_secs_f64());
         }
         let ended = self.reconciler.reconcile(key, tenure, backlog).await;
-        if matches!(ended, Err(Failure::LookAgain { fenced: true, .. }))
+        if matches!(&ended, Err(failure) if failure.is_by_fence())
             && let Some(refresher) = self.refresher.get()
         {
             refresher.refresh(tenure.shard()).await;

@@ -23,7 +23,8 @@ pub const SHARD_TABLE: &str = "databasecluster-shards";
 pub const FINGERPRINT_ANNOTATION: &str = "database.io/fingerprint";
 /// Annotation of children: generation of the `DatabaseCluster` that the child was made from.
 pub const GENERATION_ANNOTATION: &str = "database.io/generation";
-/// Annotation of the StatefulSet: size and number of the claims that were last grown.
+/// Annotation of the StatefulSet: what was done for its claims, `<size>/<number>` when they were last
+/// grown, and `/<cluster uid>` when each was labelled.
 pub const CLAIMS_ANNOTATION: &str = "database.io/claims";
 /// Field manager of every write.
 pub const FIELD_MANAGER: &str = "databasecluster-operator";

@@ -10,7 +10,7 @@ pub const WAITING_MS: u64 = 60_000;
 pub const AFTER_MS: (u64, u64) = (1_000, 60_000);
 /// Pause after the right to act was lost: the heartbeat may bring it back.
 pub const LOST_MS: u64 = 1_000;
-/// Pauses of the look-agains in a row after a conflict or a refused stamp; one more is a failure.
+/// Pauses of the look-agains in a row after a conflict or a write that the fence refused; one more is a failure.
 pub const LOOK_AGAIN_MS: [u64; 5] = [50, 100, 250, 500, 1_000];
 /// Longest pause that a 429 is granted for its object.
 pub const THROTTLE_MAX_MS: u64 = 600_000;
@@ -29,6 +29,12 @@ pub struct Attempts {
 }
 
 impl Attempts {
+    /// Whether one more look-again is a failure.
+    #[must_use]
+    pub const fn are_looks_spent(self) -> bool {
+        self.looks as usize >= LOOK_AGAIN_MS.len()
+    }
+
     /// The counts after a run with this verdict.
     #[must_use]
     pub const fn after(self, verdict: Verdict) -> Self {
@@ -108,7 +114,7 @@ pub const fn tier_ms(failures: u32) -> u64 {
 #[must_use]
 pub fn bounded(failure: Failure, attempts: Attempts) -> Failure {
     match failure {
-        Failure::LookAgain { message, .. } if attempts.looks as usize >= LOOK_AGAIN_MS.len() => {
+        Failure::LookAgain { message, .. } if attempts.are_looks_spent() => {
             let tries = attempts.looks + 1;
             let message = format!(
                 "refused {tries} times in a row, something else keeps writing this object: {message}"

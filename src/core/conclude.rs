@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::lease::shard_lease_name;
-use super::lifecycle::{Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions};
+use super::lifecycle::{Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions, reason};
 use super::observed::{ClusterRecord, StatefulSetRecord};
 use super::outcome::Next;
 use super::token::FencingToken;
@@ -37,6 +37,14 @@ pub enum Notice {
     Ready(String),
     /// Warning: something is wrong.
     Error(String),
+}
+
+impl Notice {
+    /// Of what is wrong.
+    #[must_use]
+    pub fn of(why: &Why) -> Self {
+        Self::Error(format!("{}: {}", why.reason, why.message))
+    }
 }
 
 /// What is reported, and when to look again.
@@ -126,14 +134,13 @@ fn notice(was: &Stage, is: &Stage, wanted: i32) -> Option<Notice> {
     match (was, is) {
         (Stage::Ready(_), Stage::Ready(_)) => None,
         (_, Stage::Ready(_)) => Some(Notice::Ready(format!("ready with {wanted} replicas"))),
-        (Stage::Degraded(old), Stage::Degraded(new)) if old.why().reason == new.why().reason => {
+        (_, Stage::Terminating(new)) if new.why().reason == reason::TERMINATING => None,
+        (Stage::Degraded(old), Stage::Degraded(_) | Stage::Terminating(_))
+            if old.why().reason == is.why().reason =>
+        {
             None
         }
-        (_, Stage::Degraded(new)) => Some(Notice::Error(format!(
-            "{}: {}",
-            new.why().reason,
-            new.why().message
-        ))),
-        _ => None,
+        (_, Stage::Degraded(_) | Stage::Terminating(_)) => Some(Notice::of(is.why())),
+        (_, Stage::Creating(_) | Stage::Scaling(_)) => None,
     }
 }

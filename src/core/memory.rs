@@ -40,6 +40,11 @@ pub struct Memory {
     secret: Secret,
     awaited_since_ms: Option<u64>,
     desired: Option<(Basis, Arc<[DesiredChild]>)>,
+    /// Our generation of the cluster, and since when a child claims a newer one.
+    newer_since: Option<(i64, u64)>,
+    /// Objects of which the fence keeps refusing our writes, as last reported. Bounded by the number
+    /// of objects that belong to the cluster.
+    refused: Vec<Box<str>>,
 }
 
 /// What is known of the Secret of one cluster, which can not be read.
@@ -89,6 +94,8 @@ impl Memory {
             secret: Secret::Unknown,
             awaited_since_ms: None,
             desired: None,
+            newer_since: None,
+            refused: Vec::new(),
         }
     }
 
@@ -248,6 +255,45 @@ impl Memory {
         self.awaited_since_ms = None;
     }
 
+    /// A child says that it was rendered from a newer generation than this one, which is the newest
+    /// that the watch has shown: for how long to wait for that, in milliseconds; none once the watch
+    /// had its time, because then the child is wrong.
+    pub fn awaits_newer(&mut self, generation: i64, now_ms: u64) -> Option<u64> {
+        let since_ms = match self.newer_since {
+            Some((known, since_ms)) if known == generation => since_ms,
+            _ => now_ms,
+        };
+        self.newer_since = Some((generation, since_ms));
+        let rest_ms = WATCH_LAG_MS_MAX.saturating_sub(now_ms.saturating_sub(since_ms));
+        (rest_ms > 0).then_some(rest_ms)
+    }
+
+    /// No child says that it was rendered from a newer generation.
+    pub const fn awaits_no_newer(&mut self) {
+        self.newer_since = None;
+    }
+
+    /// The fence keeps refusing our writes of an object; whether that is new.
+    pub fn refused(&mut self, object: &str) -> bool {
+        let is_new = !self.is_refused(object);
+        if is_new {
+            self.refused.push(object.into());
+        }
+        is_new
+    }
+
+    /// Whether the fence kept refusing our writes of an object when they were last tried.
+    #[must_use]
+    pub fn is_refused(&self, object: &str) -> bool {
+        self.refused.iter().any(|known| **known == *object)
+    }
+
+    /// Of these objects alone our writes are still refused.
+    pub fn refused_only(&mut self, objects: &[String]) {
+        self.refused
+            .retain(|known| objects.iter().any(|object| **object == **known));
+    }
+
     /// Whether everything was last applied so long ago that it is time to do it once more.
     #[must_use]
     pub fn sweep_is_due(&self, interval_ms: u64, now_ms: u64) -> bool {
@@ -276,153 +322,4 @@ impl Memory {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::child::ChildKind;
-    use crate::core::object::ObjectKey;
-
-    fn child(resource_version: &str) -> ChildRecord {
-        ChildRecord {
-            kind: ChildKind::Service,
-            key: ObjectKey::new("shop", "a-db"),
-            uid: "s".to_owned(),
-            resource_version: resource_version.to_owned(),
-            deleting: false,
-            owner: None,
-            bucket: None,
-            token: None,
-            fingerprint: None,
-            made_from_generation: None,
-            contents: None,
-        }
-    }
-
-    #[test]
-    fn a_watch_that_stays_behind_is_believed_again_in_the_end() {
-        let mut memory = Memory::new("u".into(), 0);
-        memory.wrote_cluster("10".to_owned(), 1_000);
-        assert!(memory.cluster_lags("9", 1_001));
-        assert!(memory.cluster_lags("9", 1_000 + WATCH_LAG_MS_MAX - 1));
-        assert!(!memory.cluster_lags("9", 1_000 + WATCH_LAG_MS_MAX));
-        memory.wrote_cluster("12".to_owned(), 20_000);
-        assert!(!memory.cluster_lags("12", 20_001));
-        assert!(!memory.cluster_lags("13", 20_001));
-    }
-
-    #[test]
-    fn a_child_is_untouched_as_our_write_left_it_and_touched_after_that() {
-        let mut memory = Memory::new("u".into(), 0);
-        assert_eq!(
-            memory.standing(&child("5"), 0),
-            Standing::Untouched,
-            "first sight"
-        );
-        assert_eq!(memory.standing(&child("6"), 0), Standing::Touched);
-        memory.wrote_child(&child("").id(), "10".to_owned(), None, 1_000);
-        assert_eq!(memory.standing(&child("6"), 1_001), Standing::Lagging);
-        assert_eq!(memory.standing(&child("10"), 1_002), Standing::Untouched);
-        assert_eq!(memory.standing(&child("11"), 1_003), Standing::Touched);
-    }
-
-    #[test]
-    fn a_child_whose_status_alone_was_written_is_untouched() {
-        let mut memory = Memory::new("u".into(), 0);
-        let with = |version: &str, contents| ChildRecord {
-            contents: Some(contents),
-            ..child(version)
-        };
-        memory.wrote_child(&child("").id(), "10".to_owned(), Some(1), 1_000);
-        assert_eq!(memory.standing(&with("11", 1), 1_001), Standing::Untouched);
-        assert_eq!(memory.standing(&with("12", 2), 1_002), Standing::Touched);
-        memory.wrote_child(&child("").id(), "13".to_owned(), None, 1_003);
-        assert_eq!(memory.standing(&child("14"), 1_004), Standing::Touched);
-    }
-
-    #[test]
-    fn a_child_that_was_written_a_moment_ago_is_expected_until_it_was_seen() {
-        let mut memory = Memory::new("u".into(), 0);
-        let id = child("").id();
-        assert!(!memory.expects(&id, 0));
-        memory.wrote_child(&id, "10".to_owned(), None, 1_000);
-        assert!(memory.expects(&id, 1_001));
-        assert!(!memory.expects(&id, 1_000 + WATCH_LAG_MS_MAX));
-        memory.standing(&child("10"), 1_002);
-        assert!(
-            !memory.expects(&id, 1_003),
-            "it was seen: if it is missing now, it is gone"
-        );
-    }
-
-    #[test]
-    fn a_wait_is_counted_from_its_beginning_until_it_ends() {
-        let mut memory = Memory::new("u".into(), 0);
-        assert_eq!(memory.awaits(1_000), 0);
-        assert_eq!(memory.awaits(4_000), 3_000);
-        memory.awaits_nothing();
-        assert_eq!(memory.awaits(9_000), 0);
-    }
-
-    #[test]
-    fn a_sweep_is_due_an_interval_after_the_last_one_also_if_that_lies_ahead() {
-        let mut memory = Memory::new("u".into(), 500);
-        assert!(!memory.sweep_is_due(1_000, 0));
-        assert!(!memory.sweep_is_due(1_000, 1_499));
-        assert!(memory.sweep_is_due(1_000, 1_500));
-        memory.swept(1_500);
-        assert!(!memory.sweep_is_due(1_000, 2_499));
-    }
-
-    #[test]
-    fn children_are_worked_out_once_for_what_they_are_made_from() {
-        let mut memory = Memory::new("u".into(), 0);
-        let first = Basis {
-            generation: 1,
-            claim: None,
-            initialized: false,
-        };
-        let made = std::cell::Cell::new(0);
-        let make = || {
-            made.set(made.get() + 1);
-            Vec::new()
-        };
-        memory.desired(&first, make);
-        memory.desired(&first, make);
-        assert_eq!(made.get(), 1);
-        for other in [
-            Basis {
-                generation: 2,
-                ..first.clone()
-            },
-            Basis {
-                initialized: true,
-                ..first.clone()
-            },
-            Basis {
-                claim: Some(ClaimTemplate {
-                    size: "1Gi".to_owned(),
-                    class_name: None,
-                }),
-                ..first.clone()
-            },
-        ] {
-            let before = made.get();
-            memory.desired(&other, make);
-            assert_eq!(made.get(), before + 1, "{other:?}");
-        }
-        memory.swept(0);
-        let before = made.get();
-        memory.desired(&first, make);
-        assert_eq!(made.get(), before + 1, "after a sweep");
-    }
-
-    #[test]
-    fn a_change_is_timed_once_from_when_its_generation_was_first_seen() {
-        let mut memory = Memory::new("u".into(), 0);
-        memory.change_seen(2, 100);
-        memory.change_seen(2, 200);
-        assert_eq!(memory.change_done(2, 350), Some(250));
-        assert_eq!(memory.change_done(2, 400), None);
-        memory.change_seen(3, 500);
-        assert_eq!(memory.change_done(2, 600), None);
-    }
-}
+mod tests;

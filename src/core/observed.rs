@@ -163,6 +163,8 @@ pub struct ClaimTemplate {
     pub size: String,
     /// StorageClass, if one was asked for.
     pub class_name: Option<String>,
+    /// Uid of the cluster that claims created from it are labelled with, if they are.
+    pub cluster_uid: Option<Box<str>>,
 }
 
 /// What is kept of a StatefulSet.
@@ -178,8 +180,8 @@ pub struct StatefulSetRecord {
     pub labels_digest: u64,
     /// Image of its instances.
     pub image: String,
-    /// Size and number of the claims that were last grown, as `claims::grown` writes it.
-    pub grown: Option<String>,
+    /// What was done for its claims, as `claims::Upkeep::done` has it.
+    pub claims_done: Option<String>,
     /// Its volume claim template, as it was when it was created.
     pub claim: Option<ClaimTemplate>,
     /// Replicas that its spec asks for.

@@ -32,12 +32,16 @@ pub struct Outcome {
 pub enum Cause {
     /// The API server could not be reached or answered 5xx.
     Unavailable,
-    /// RBAC or an admission policy refuses the write.
+    /// RBAC or somebody else's admission policy refuses the write.
     Forbidden,
     /// The API server calls what we sent invalid.
     Invalid,
     /// An object of a child's name belongs to someone else.
     ForeignChild,
+    /// An object carries a fencing token ahead of the holder's: somebody edited or restored it.
+    TokenAhead,
+    /// The fence keeps refusing a write for another reason.
+    Fenced,
     /// The reconcile ran into its deadline.
     Timeout,
     /// The reconcile panicked.
@@ -48,11 +52,13 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause, for metrics that start at zero.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Unavailable,
         Self::Forbidden,
         Self::Invalid,
         Self::ForeignChild,
+        Self::TokenAhead,
+        Self::Fenced,
         Self::Timeout,
         Self::Panic,
         Self::Other,
@@ -66,6 +72,8 @@ impl Cause {
             Self::Forbidden => "forbidden",
             Self::Invalid => "invalid",
             Self::ForeignChild => "foreign_child",
+            Self::TokenAhead => "token_ahead",
+            Self::Fenced => "fenced",
             Self::Timeout => "timeout",
             Self::Panic => "panic",
             Self::Other => "other",
@@ -78,7 +86,7 @@ impl Cause {
 pub enum Failure {
     /// The right to act was lost on the way: the object is another replica's. Not a failure of the object.
     Lost,
-    /// 409, or a refused stamp: look afresh and run again, a bounded number of times.
+    /// 409, or a refusal by the fence: look afresh and run again, a bounded number of times.
     LookAgain {
         /// Whether it was the fence that refused.
         fenced: bool,
@@ -97,4 +105,19 @@ pub enum Failure {
         /// What happened and what to do.
         message: String,
     },
+}
+
+impl Failure {
+    /// Whether the fence refused a write: the shard may be another replica's by now.
+    #[must_use]
+    pub const fn is_by_fence(&self) -> bool {
+        matches!(
+            self,
+            Self::LookAgain { fenced: true, .. }
+                | Self::Failed {
+                    cause: Cause::TokenAhead | Cause::Fenced,
+                    ..
+                }
+        )
+    }
 }

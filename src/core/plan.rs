@@ -81,7 +81,12 @@ pub enum SecretStep {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// Nothing, and nothing can be said either: what was seen is older than what we know.
-    Wait(String),
+    Wait {
+        /// What is waited for.
+        why: String,
+        /// After how many milliseconds to stop waiting, unless a watch ends the wait.
+        at_most_ms: Option<u64>,
+    },
     /// Nothing, ever again.
     Forget,
     /// The cluster is alive.
@@ -118,10 +123,22 @@ enum Difference {
 pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
     let cluster = seen.cluster;
     if memory.cluster_lags(&cluster.resource_version, seen.now_ms) {
-        return Plan::Wait("the watch has not shown our last write to it yet".to_owned());
+        return wait("the watch has not shown our last write to it yet".to_owned());
     }
     if cluster.deleting {
         return plan_deletion(seen);
+    }
+    match rendered_from_newer(seen) {
+        None => memory.awaits_no_newer(),
+        Some(id) => {
+            let rest_ms = memory.awaits_newer(cluster.generation, seen.now_ms);
+            if let Some(rest_ms) = rest_ms {
+                return Plan::Wait {
+                    why: format!("{id} says that it was rendered from a newer generation"),
+                    at_most_ms: Some(rest_ms),
+                };
+            }
+        }
     }
     let mut apply = Vec::new();
     let mut trouble = None;
@@ -129,7 +146,7 @@ pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
         match difference(seen, desired, memory) {
             Difference::Same => {}
             Difference::Lagging => {
-                return Plan::Wait(format!("the watch has not shown {} as it is", desired.id));
+                return wait(format!("the watch has not shown {} as it is", desired.id));
             }
             Difference::Apply(precondition) => apply.push(Apply {
                 index,
@@ -155,6 +172,24 @@ pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
         delete: unwanted(seen),
         trouble,
     }
+}
+
+fn wait(why: String) -> Plan {
+    Plan::Wait {
+        why,
+        at_most_ms: None,
+    }
+}
+
+/// A child that says that it was rendered from a later generation of the cluster than the one we see:
+/// our view of the cluster is old, or somebody edited the child.
+fn rendered_from_newer(seen: &Seen<'_>) -> Option<ChildId> {
+    let others = seen.children.iter().map(|child| &**child);
+    let set = seen.statefulset.map(|set| &set.child);
+    others
+        .chain(set)
+        .find(|child| is_made_from_newer(child, seen.cluster))
+        .map(ChildRecord::id)
 }
 
 fn is_wait_for_former(trouble: &Trouble) -> bool {
@@ -196,7 +231,7 @@ fn unwanted(seen: &Seen<'_>) -> Vec<Delete> {
     seen.children
         .iter()
         .filter(|child| is_owned_by(child, seen.cluster) && !child.deleting)
-        .filter(|child| !is_made_from_newer(child, seen.cluster) && !is_desired(child))
+        .filter(|child| !is_desired(child))
         .map(|child| Delete::of(child))
         .collect()
 }
@@ -256,9 +291,6 @@ fn difference(seen: &Seen<'_>, desired: &DesiredChild, memory: &mut Memory) -> D
             format!("{} is being deleted; it will be made again", desired.id),
         )));
     }
-    if is_made_from_newer(child, seen.cluster) {
-        return Difference::Lagging;
-    }
     let standing = memory.standing(child, seen.now_ms);
     let same_inside = match statefulset {
         Some(set) => {
@@ -269,7 +301,9 @@ fn difference(seen: &Seen<'_>, desired: &DesiredChild, memory: &mut Memory) -> D
     if standing == Standing::Lagging {
         return Difference::Lagging;
     }
-    let same = same_inside && child.fingerprint == Some(desired.fingerprint);
+    // Under another bucket, the watch of its shard would not show it.
+    let same_bucket = child.bucket == Some(seen.cluster.bucket);
+    let same = same_inside && same_bucket && child.fingerprint == Some(desired.fingerprint);
     if same && !seen.sweep {
         return Difference::Same;
     }

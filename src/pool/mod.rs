@@ -45,10 +45,14 @@ pub trait Reconcile: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
 }
 
-/// What a run may know of the others.
+/// What a run may know of the queue.
 pub trait Backlog: Send + Sync {
     /// Whether objects are due that no worker has come to yet.
     fn others_wait(&self) -> bool;
+
+    /// Whether [`Failure::LookAgain`] of this run counts as a failure: what is still refused now has
+    /// been refused each time before.
+    fn is_last_look(&self) -> bool;
 }
 
 /// Limits of a pool.
@@ -126,13 +130,6 @@ impl<R> Shared<R> {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-impl<R: Reconcile> Backlog for Shared<R> {
-    fn others_wait(&self) -> bool {
-        let now_ms = self.now_ms();
-        self.state().queue.depth(now_ms) > 0
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::state::Slot;
-use super::{Reconcile, Shared};
+use super::{Backlog, Reconcile, Shared};
 use crate::core::backoff::{THROTTLE_POOL_MAX_MS, Verdict, bounded, verdict};
 use crate::core::outcome::{Cause, Failure, Outcome};
 use crate::core::queue::Run;
@@ -44,12 +44,30 @@ pub(super) async fn run_one<R: Reconcile>(
     in_flight.ended = ended;
 }
 
+/// The queue as one run sees it.
+struct Turn<'a, R> {
+    shared: &'a Shared<R>,
+    run: &'a Run,
+}
+
+impl<R: Reconcile> Backlog for Turn<'_, R> {
+    fn others_wait(&self) -> bool {
+        let now_ms = self.shared.now_ms();
+        self.shared.state().queue.depth(now_ms) > 0
+    }
+
+    fn is_last_look(&self) -> bool {
+        self.run.attempts.are_looks_spent()
+    }
+}
+
 /// Turns a panic and a missed deadline into failures of the object.
 async fn contain<R: Reconcile>(shared: &Shared<R>, run: &Run, slot: &Slot) -> Ended {
     // A panic may strike before there is a future, so the call itself is contained too.
     let work = async {
         let reconcile = &shared.reconcile;
-        reconcile.reconcile(&run.key, &slot.tenure, shared).await
+        let backlog = Turn { shared, run };
+        reconcile.reconcile(&run.key, &slot.tenure, &backlog).await
     };
     let limit = shared.config.reconcile_timeout;
     match timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {

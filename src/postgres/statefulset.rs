@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{CONTAINER, PORT, config, labels, metadata, secret_name, statefulset_name};
+use crate::api::names;
 use crate::core::claims::DATA_VOLUME;
 use crate::core::observed::{ClaimTemplate, ClusterRecord};
 
@@ -169,10 +170,14 @@ fn probe(command: &Value, period_seconds: u32, failures_max: u32) -> Value {
 
 fn claim_template(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
     let storage = &cluster.spec.storage;
-    let (size, class_name) = match claim {
-        Some(claim) => (&claim.size, &claim.class_name),
-        None => (&storage.size, &storage.class_name),
+    let (size, class_name, uid) = match claim {
+        Some(claim) => (&claim.size, &claim.class_name, claim.cluster_uid.as_deref()),
+        None => (&storage.size, &storage.class_name, Some(&*cluster.uid)),
     };
+    let mut metadata = json!({"name": DATA_VOLUME});
+    if let Some(uid) = uid {
+        metadata["labels"] = json!({names::CLUSTER_UID_LABEL: uid});
+    }
     let mut spec = json!({
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": size}},
@@ -183,7 +188,7 @@ fn claim_template(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Val
     json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": DATA_VOLUME},
+        "metadata": metadata,
         "spec": spec,
     })
 }

@@ -277,6 +277,7 @@ fn claims_stay_as_they_were_created_whatever_the_spec_asks_for_now() {
     let claim = ClaimTemplate {
         size: "1Gi".to_owned(),
         class_name: None,
+        cluster_uid: None,
     };
     let after = statefulset(&cluster, Some(&claim));
     let manifest = statefulset_manifest(&cluster, Some(&claim));
@@ -284,6 +285,32 @@ fn claims_stay_as_they_were_created_whatever_the_spec_asks_for_now() {
     assert_eq!(template["resources"]["requests"]["storage"], "1Gi");
     assert!(template.get("storageClassName").is_none());
     assert_eq!(after.fingerprint, before.fingerprint);
+}
+
+#[test]
+fn the_label_of_claims_is_rendered_as_the_template_has_it_and_is_no_drift() {
+    let cluster = cluster();
+    let created = statefulset_manifest(&cluster, None);
+    let template = |manifest: &Value| manifest["spec"]["volumeClaimTemplates"][0].clone();
+    let labels = template(&created)["metadata"]["labels"].clone();
+    assert_eq!(labels, json!({names::CLUSTER_UID_LABEL: *cluster.uid}));
+    for former in [None, Some("former")] {
+        let mut live = created.clone();
+        live["spec"]["volumeClaimTemplates"][0]["metadata"] = json!({"name": "data", "labels": former.map(|uid| json!({names::CLUSTER_UID_LABEL: uid}))});
+        live["metadata"]["uid"] = json!("u");
+        live["metadata"]["resourceVersion"] = json!("2");
+        let object: StatefulSet = serde_json::from_value(live.clone()).unwrap();
+        let record = crate::watch::observe::statefulset(&object, None).unwrap();
+        let claim = record.claim.as_ref();
+        assert_eq!(claim.unwrap().cluster_uid.as_deref(), former);
+        let desired = statefulset(&cluster, claim);
+        assert_eq!(record.spec_digest, desired.spec_digest, "{former:?}");
+        assert_eq!(record.child.fingerprint, Some(desired.fingerprint));
+        let applied = statefulset_manifest(&cluster, claim);
+        let label = &template(&applied)["metadata"]["labels"][names::CLUSTER_UID_LABEL];
+        assert_eq!(label.as_str(), former, "the template cannot be changed");
+        assert_eq!(applied["spec"]["template"], created["spec"]["template"]);
+    }
 }
 
 #[test]

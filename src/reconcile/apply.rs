@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::failure::Refusal;
+use super::refused::Target;
 use super::run::Run;
-use crate::core::child::{ChildId, ChildKind, DesiredChild};
+use crate::core::child::{ChildKind, DesiredChild};
 use crate::core::lifecycle::{Trouble, Why, reason};
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure};
@@ -43,7 +44,9 @@ impl Applied {
     pub(super) fn note(&mut self, refused: Refused) {
         let (trouble, failure) = match refused {
             Refused::Trouble(trouble) => (Some(trouble), None),
-            Refused::Told(trouble, failure) => (Some(trouble), Some(failure)),
+            Refused::Told(trouble, failure) | Refused::Fenced(trouble, failure) => {
+                (Some(trouble), Some(failure))
+            }
             Refused::Failure(failure) => (None, Some(failure)),
             Refused::OutOfSight => {
                 self.out_of_sight = true;
@@ -53,7 +56,22 @@ impl Applied {
         if let Some(trouble) = trouble {
             self.trouble = worse(self.trouble.take(), trouble);
         }
-        self.failure = failure;
+        // Of several, the first: the one that is reported.
+        self.failure = self.failure.take().or(failure);
+    }
+
+    /// Notes what the fence keeps refusing, and goes on: one object must not stop the work on others.
+    pub(super) fn pass_over<T: Default>(
+        &mut self,
+        result: Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        match result {
+            Err(refused @ Refused::Fenced(..)) => {
+                self.note(refused);
+                Ok(T::default())
+            }
+            result => result,
+        }
     }
 }
 
@@ -63,6 +81,8 @@ pub(super) enum Refused {
     Trouble(Trouble),
     /// Something that is reported on the cluster, and the failure that it is.
     Told(Trouble, Failure),
+    /// The same, and the fence is what keeps refusing it.
+    Fenced(Trouble, Failure),
     /// It is there and ours, and the watch has not shown it.
     OutOfSight,
     /// Something that says nothing about the cluster.
@@ -70,8 +90,7 @@ pub(super) enum Refused {
 }
 
 impl Refused {
-    pub(super) fn by(refusal: Refusal, child: &ChildId) -> Self {
-        let what = format!("applying {child}");
+    pub(super) fn by(refusal: Refusal, what: &str) -> Self {
         match refusal {
             Refusal::Refused(cause, message) => {
                 let reason = match cause {
@@ -88,7 +107,7 @@ impl Refused {
             Refusal::NamespaceTerminating(message) => {
                 Self::Trouble(Trouble::Wait(Why::new(reason::SCALING, message)))
             }
-            other => Self::Failure(other.into_failure(&what)),
+            other => Self::Failure(other.into_failure(what)),
         }
     }
 }
@@ -102,6 +121,7 @@ impl Run<'_> {
         owned: Option<&StatefulSetRecord>,
         applied: &mut Applied,
     ) -> Result<(), Refused> {
+        let is_blocked = applied.trouble.is_some();
         let mut secret = Some(steps.secret);
         for step in steps.apply {
             let Some(child) = steps.desired.get(step.index) else {
@@ -113,7 +133,12 @@ impl Run<'_> {
             {
                 self.settle_secret(step).await?;
             }
-            applied.changed |= self.apply_one(child, &step.precondition, owned).await?;
+            if child.id.kind == ChildKind::StatefulSet && step.precondition == Precondition::Absent
+            {
+                self.take_over_claims().await?;
+            }
+            let done = self.apply_one(child, &step.precondition, owned).await;
+            applied.changed |= applied.pass_over(done)?;
         }
         if let Some(step) = secret {
             self.settle_secret(step).await?;
@@ -125,13 +150,17 @@ impl Run<'_> {
                     Ok(()) => self.wrote = true,
                     // Someone was faster.
                     Err(Refusal::Gone) => {}
-                    Err(refusal) => return Err(Refused::by(refusal, &delete.id)),
+                    Err(refusal) => {
+                        let target = Target::Child(&self.cluster.key, &delete.id);
+                        let refused = self.refused(&target, refusal);
+                        applied.pass_over::<()>(Err(refused))?;
+                    }
                 }
             }
         }
         match owned {
-            Some(set) if !applied.changed && applied.trouble.is_none() => {
-                self.grow_claims(set, steps.sweep).await
+            Some(set) if !applied.changed && !is_blocked => {
+                self.keep_claims(set, steps.sweep, applied).await
             }
             _ => Ok(()),
         }
@@ -162,7 +191,8 @@ impl Run<'_> {
         if matches!(answer, Err(Refusal::Conflict(_))) && *precondition == Precondition::Absent {
             return self.bring_into_sight(child).await;
         }
-        let meta = answer.map_err(|refusal| Refused::by(refusal, &child.id))?;
+        let target = Target::Child(&self.cluster.key, &child.id);
+        let meta = answer.map_err(|refusal| self.refused(&target, refusal))?;
         let contents = observe::contents(&meta);
         self.wrote = true;
         let version = meta.resource_version.unwrap_or_default();
@@ -182,7 +212,7 @@ impl Run<'_> {
         let found = writer
             .child_metadata(namespace, &child.id)
             .await
-            .map_err(|refusal| Refused::by(refusal, &child.id))?;
+            .map_err(|refusal| Refused::by(refusal, &format!("reading {}", child.id)))?;
         let record = found.and_then(|meta| observe::child(child.id.kind, &meta));
         let trouble = record
             .as_ref()
@@ -200,10 +230,11 @@ impl Run<'_> {
         if let Some(trouble) = trouble {
             return Err(Refused::Trouble(trouble));
         }
-        let version = writer
+        let relabelled = writer
             .relabel_child(self.tenure, self.cluster, &record)
-            .await
-            .map_err(|refusal| Refused::by(refusal, &child.id))?;
+            .await;
+        let target = Target::Child(&self.cluster.key, &child.id);
+        let version = relabelled.map_err(|refusal| self.refused(&target, refusal))?;
         self.wrote = true;
         self.reconciler.with_memory(self.cluster, |memory| {
             memory.wrote_child(&child.id, version, None, boottime_ms());

@@ -44,6 +44,14 @@ impl Found {
     }
 }
 
+/// The uid of the cluster that a claim is labelled with.
+pub(super) fn cluster_uid(
+    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+) -> Option<&str> {
+    let label = meta.labels.as_ref()?.get(names::CLUSTER_UID_LABEL);
+    label.map(String::as_str)
+}
+
 impl Belonging {
     const fn label(self) -> &'static str {
         match self {
@@ -79,27 +87,47 @@ impl Writer {
         }
     }
 
-    /// Asks for a claim of at least this size.
-    pub(super) async fn grow_claim(
+    /// A claim by its name, whatever its labels: metadata only.
+    pub(super) async fn claim(
+        &self,
+        cluster: &ClusterRecord,
+        name: &str,
+    ) -> Result<Option<PartialObjectMeta<DynamicObject>>, Refusal> {
+        let api = self.belongings(&cluster.key.namespace, Belonging::Claim);
+        // A list, as the operator has no right to get claims.
+        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        match api.list_metadata(&params).await {
+            Ok(list) => Ok(list.items.into_iter().next()),
+            Err(error) => Err(judge(&error)),
+        }
+    }
+
+    /// Labels a claim as this cluster's, and asks for at least this size, if one is given.
+    pub(super) async fn update_claim(
         &self,
         tenure: &Tenure,
         cluster: &ClusterRecord,
-        name: &str,
+        claim: &Found,
+        size: Option<&str>,
     ) -> Result<(), Refusal> {
-        let patch = json!({
-            "metadata": marks(tenure, cluster),
-            "spec": {"resources": {"requests": {"storage": cluster.spec.storage.size}}},
-        });
+        let mut metadata = marks(tenure, cluster);
+        metadata["uid"] = json!(claim.uid);
+        metadata["resourceVersion"] = json!(claim.resource_version);
+        metadata["labels"][names::CLUSTER_UID_LABEL] = json!(*cluster.uid);
+        let mut patch = json!({ "metadata": metadata });
+        if let Some(size) = size {
+            patch["spec"] = json!({"resources": {"requests": {"storage": size}}});
+        }
         let api = self.belongings(&cluster.key.namespace, Belonging::Claim);
         let params = merge_params();
         let patch = Patch::Merge(&patch);
-        let request = api.patch_metadata(name, &params, &patch);
+        let request = api.patch_metadata(&claim.name, &params, &patch);
         self.guarded(tenure, Belonging::Claim.label(), request)
             .await?;
         Ok(())
     }
 
-    /// Stamps one of them and deletes it, with the grace that it has; that it is gone already is no
+    /// Sets our fencing token on one of them and deletes it, with the grace that it has; that it is gone already is no
     /// failure. A conflict is one: it is still there, and somebody else changed it meanwhile.
     pub(super) async fn delete_belonging(
         &self,
@@ -108,14 +136,14 @@ impl Writer {
         kind: Belonging,
         found: &Found,
     ) -> Result<(), Refusal> {
-        let answer = self.stamp_and_delete(tenure, cluster, kind, found).await;
+        let answer = self.mark_and_delete(tenure, cluster, kind, found).await;
         match answer {
             Err(Refusal::Gone) => Ok(()),
             answer => answer,
         }
     }
 
-    async fn stamp_and_delete(
+    async fn mark_and_delete(
         &self,
         tenure: &Tenure,
         cluster: &ClusterRecord,
@@ -128,11 +156,11 @@ impl Writer {
         let (params, patch) = (merge_params(), json!({ "metadata": metadata }));
         let patch = Patch::Merge(&patch);
         let request = api.patch_metadata(&found.name, &params, &patch);
-        let stamped = self.guarded(tenure, kind.label(), request).await?;
+        let marked = self.guarded(tenure, kind.label(), request).await?;
         let params = DeleteParams {
             preconditions: Some(Preconditions {
                 uid: Some(found.uid.clone()),
-                resource_version: stamped.metadata.resource_version,
+                resource_version: marked.metadata.resource_version,
             }),
             ..DeleteParams::default()
         };

@@ -1,7 +1,5 @@
 //! Events about clusters. They are best effort: one that can not be published fails nothing.
 
-use std::sync::Arc;
-
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -11,7 +9,6 @@ use crate::api::names;
 use crate::core::conclude::Notice;
 use crate::core::observed::ClusterRecord;
 use crate::fleet::tenure::Tenure;
-use crate::telemetry::metrics::Metrics;
 
 /// Longest note that the API server accepts, in bytes.
 const NOTE_LENGTH_MAX: usize = 1000;
@@ -24,14 +21,14 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(client: Client, metrics: Arc<Metrics>, identity: &str) -> Self {
+    pub(super) fn new(client: Client, writer: Writer, identity: &str) -> Self {
         let reporter = Reporter {
             controller: names::REPORTER.to_owned(),
             instance: Some(identity.to_owned()),
         };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
-            writer: Writer::new(client, metrics),
+            recorder: Recorder::new(client, reporter),
+            writer,
         }
     }
 
@@ -63,7 +60,7 @@ impl Events {
             ..ObjectReference::default()
         };
         let request = self.recorder.publish(&event, &regarding);
-        match self.writer.guarded(tenure, "Event", request).await {
+        match self.writer.send(tenure, request).await {
             Ok(()) => true,
             Err(refusal) => {
                 tracing::debug!(object = %cluster.key, ?refusal, "an event was not published");

@@ -13,6 +13,13 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// Longest message that is kept, in bytes.
 const MESSAGE_LENGTH_MAX: usize = 512;
+/// Part of the fence's message when the epoch on the object is above the writer's.
+const TOKEN_AHEAD: &str = " is older than the one on the object, ";
+/// The policies that compare a token with the shard table.
+const HOLDER_POLICIES: [&str; 2] = [
+    "databasecluster-fence-holder",
+    "databasecluster-fence-clusters",
+];
 
 /// What an answer means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +32,41 @@ pub(super) enum Refusal {
     NamespaceTerminating(String),
     /// What we sent is not acceptable, now and if sent again.
     Refused(Cause, String),
+    /// The fence does not let us write this.
+    Fenced {
+        /// What of it refused.
+        rule: Rule,
+        /// What the API server said.
+        message: String,
+    },
     /// Anything else.
     Failure(Failure),
+}
+
+/// What of the fence refused a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// The object carries a token ahead of ours.
+    TokenAhead,
+    /// Whether we are the holder, as the shard table has it: users have no part in that.
+    Holder,
+    /// Anything else about the object or the write.
+    Object,
+}
+
+impl Rule {
+    fn of(message: &str) -> Self {
+        if message.contains(TOKEN_AHEAD) {
+            Self::TokenAhead
+        } else if HOLDER_POLICIES
+            .iter()
+            .any(|policy| message.contains(policy))
+        {
+            Self::Holder
+        } else {
+            Self::Object
+        }
+    }
 }
 
 impl Refusal {
@@ -39,6 +79,10 @@ impl Refusal {
             },
             Self::Conflict(message) => Failure::LookAgain {
                 fenced: false,
+                message: format!("{what}: {message}"),
+            },
+            Self::Fenced { message, .. } => Failure::LookAgain {
+                fenced: true,
                 message: format!("{what}: {message}"),
             },
             Self::NamespaceTerminating(message) => Failure::Failed {
@@ -78,11 +122,11 @@ pub(super) fn judge(error: &kube::Error) -> Refusal {
 
 fn judge_status(status: &Status) -> Refusal {
     let message = shorten(&status.message);
-    if is_refusal(&message) {
-        return Refusal::Failure(Failure::LookAgain {
-            fenced: true,
+    if is_refusal(&status.message) {
+        return Refusal::Fenced {
+            rule: Rule::of(&status.message),
             message,
-        });
+        };
     }
     match status.code {
         404 => Refusal::Gone,
@@ -177,9 +221,42 @@ mod tests {
         let message = "ValidatingAdmissionPolicy 'databasecluster-fence-children' denied request";
         for code in [403, 422] {
             let refusal = judge_status(&status(code, message, "{}"));
-            let Refusal::Failure(Failure::LookAgain { fenced: true, .. }) = refusal else {
-                panic!("{code}: {refusal:?}");
-            };
+            assert!(
+                matches!(
+                    refusal,
+                    Refusal::Fenced {
+                        rule: Rule::Object,
+                        ..
+                    }
+                ),
+                "{code}: {refusal:?}"
+            );
+            let failure = refusal.into_failure("applying it");
+            assert!(failure.is_by_fence(), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_ahead_of_ours_is_told_from_other_refusals_however_long_the_message() {
+        for policy in [
+            "databasecluster-fence-order".to_owned(),
+            format!("databasecluster-fence-order-{}", "x".repeat(600)),
+        ] {
+            let message = format!(
+                "ValidatingAdmissionPolicy '{policy}' denied request: \
+                 epoch 3 is older than the one on the object, 999"
+            );
+            let refusal = judge_status(&status(403, &message, "{}"));
+            assert!(
+                matches!(
+                    refusal,
+                    Refusal::Fenced {
+                        rule: Rule::TokenAhead,
+                        ..
+                    }
+                ),
+                "{refusal:?}"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
 //! A small API server in memory, for tests: server-side apply, merge patches, preconditions,
-//! deletion with finalizers, and a log of every request.
+//! deletion with finalizers, the fence's rules of order and of claims, and a log of every request.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -9,6 +9,8 @@ use http::{Method, Request, Response};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
+
+use crate::core::token::ObservedToken;
 
 /// What the operator lists.
 const LISTED: [&str; 3] = ["/pods", "/persistentvolumeclaims", "/events"];
@@ -22,6 +24,8 @@ pub(super) struct State {
     pub(super) log: Vec<String>,
     /// Answers to give instead of carrying a request out: the next one whose text begins with this.
     pub(super) refusals: Vec<(String, Value)>,
+    /// Objects that lack the labels that lists ask for.
+    pub(super) unlisted: Vec<String>,
     version: u64,
     uids: u64,
 }
@@ -31,7 +35,11 @@ pub(super) struct State {
 pub(super) struct Fake(pub(super) Arc<Mutex<State>>);
 
 fn status(code: u16, message: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message})
+    let reason = if code == 404 { "NotFound" } else { "" };
+    json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason,
+        "message": message,
+    })
 }
 
 fn merge(target: &mut Value, patch: &Value) {
@@ -46,6 +54,60 @@ fn merge(target: &mut Value, patch: &Value) {
             }
         }
         (target, patch) => *target = patch.clone(),
+    }
+}
+
+/// The uid of the cluster for which a token counts on an object.
+fn cluster_of<'a>(path: &str, object: &'a Value) -> &'a str {
+    let meta = &object["metadata"];
+    let uid = if path.contains("/databaseclusters/") {
+        &meta["uid"]
+    } else if path.contains("/persistentvolumeclaims/") {
+        &meta["labels"]["database.io/cluster-uid"]
+    } else {
+        &meta["ownerReferences"][0]["uid"]
+    };
+    uid.as_str().unwrap_or_default()
+}
+
+/// The token on an object: its table, its epoch, and the uid that it is for.
+fn token<'a>(path: &str, object: &'a Value, is_status: bool) -> Option<(&'a str, u64, &'a str)> {
+    if is_status {
+        let shard = &object["status"]["shard"];
+        let (table, uid) = (shard["table"].as_str()?, shard["uid"].as_str()?);
+        return Some((table, shard["epoch"].as_u64()?, uid));
+    }
+    let text = object["metadata"]["annotations"]["database.io/fencing-token"].as_str()?;
+    let token = ObservedToken::parse(text)?;
+    let counts = token.cluster == cluster_of(path, object);
+    counts.then_some((token.table, u64::from(token.epoch), token.cluster))
+}
+
+/// What the fence says of a write of the operator; none when it lets it pass.
+fn fence(path: &str, old: &Value, new: &Value, is_status: bool) -> Option<String> {
+    let denied = |why: String| {
+        Some(format!(
+            "ValidatingAdmissionPolicy 'databasecluster-fence-order' denied request: {why}"
+        ))
+    };
+    if path.contains("/pods/") {
+        return None;
+    }
+    let Some((table, epoch, uid)) = token(path, new, is_status) else {
+        return denied("no fencing token that counts".to_owned());
+    };
+    if path.contains("/persistentvolumeclaims/") && uid != cluster_of(path, new) {
+        return denied("the claim is another cluster's".to_owned());
+    }
+    match token(path, old, is_status) {
+        Some((old_table, old_epoch, old_uid))
+            if (old_table, old_uid) == (table, uid) && old_epoch > epoch =>
+        {
+            denied(format!(
+                "epoch {epoch} is older than the one on the object, {old_epoch}"
+            ))
+        }
+        _ => None,
     }
 }
 
@@ -126,11 +188,14 @@ impl State {
                 json!({"causes": [{"field": "metadata.uid", "reason": "FieldValueInvalid"}]});
             return (422, answer);
         }
-        let mut new = old;
+        let mut new = old.clone();
         if subresource {
             merge(&mut new["status"], &body["status"]);
         } else {
             merge(&mut new, body);
+        }
+        if let Some(refusal) = fence(target, &old, &new, subresource) {
+            return (403, status(403, &refusal));
         }
         (200, self.put(target, new))
     }
@@ -145,6 +210,9 @@ impl State {
             if *wanted != object["metadata"][field] {
                 return (409, status(409, "precondition failed"));
             }
+        }
+        if let Some(refusal) = fence(path, &object, &object, false) {
+            return (403, status(403, &refusal));
         }
         object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         if body["propagationPolicy"] == "Foreground" {
@@ -185,10 +253,17 @@ impl State {
                 }
             }
             Method::GET if LISTED.iter().any(|kind| path.ends_with(kind)) => {
+                let name = query
+                    .split('&')
+                    .find_map(|part| part.strip_prefix("fieldSelector=metadata.name%3D"));
                 let found: Vec<_> = self
                     .objects
                     .iter()
                     .filter(|(known, _)| known.starts_with(&format!("{path}/")))
+                    .filter(|(known, _)| {
+                        name.is_none_or(|name| known.ends_with(&format!("/{name}")))
+                    })
+                    .filter(|(known, _)| name.is_some() || !self.unlisted.contains(known))
                     .map(|(_, object)| object.clone())
                     .collect();
                 (

@@ -1,43 +1,78 @@
 //! The end of a cluster: its StatefulSet goes, then its claims if that was asked for, then it.
 
-use super::apply::Applied;
-use super::belongings::{Belonging, Found};
+use super::apply::{Applied, Refused};
+use super::belongings::{Belonging, Found, cluster_uid};
 use super::failure::Refusal;
+use super::refused::Target;
 use super::run::Run;
-use crate::api::{ConditionType, Retain, names};
+use crate::api::{ConditionStatus, ConditionType, Retain, names};
+use crate::core::child::{ChildId, ChildKind};
 use crate::core::claims;
+use crate::core::conclude::Notice;
 use crate::core::hash::fnv1a64;
 use crate::core::lifecycle::reason;
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::outcome::{Failure, Next, Outcome};
-use crate::core::plan::Delete;
+use crate::core::plan::{Delete, is_owned_by};
 use crate::postgres;
+use crate::watch::observe;
 
 impl Run<'_> {
     /// Says that the cluster is terminating, then deletes its StatefulSet, then waits for that.
     pub(super) async fn tear_down(
-        mut self,
+        &mut self,
         owned: Option<&StatefulSetRecord>,
         delete: Option<Delete>,
     ) -> Result<Outcome, Failure> {
-        let conclusion = self.conclude(owned, &Applied::default(), None);
+        let mut applied = Applied::default();
+        let was_refused = self.reports_refusal();
         // Once it is reported, counts of Pods that end are not worth a write each.
         let reported = self.cluster.status.condition(ConditionType::Progressing);
-        if reported.is_none_or(|condition| condition.reason != reason::TERMINATING) {
-            self.write_conclusion(&conclusion).await?;
+        let is_reported = reported.is_some_and(|c| c.reason == reason::TERMINATING);
+        // A status that cannot be written keeps nobody from deleting.
+        let mut status = Ok(());
+        if !is_reported && !was_refused {
+            status = self.report_end(owned, &applied).await;
         }
         if let (Some(delete), Some(set)) = (delete, owned) {
             match self.delete_child(&delete, &set.child).await {
                 Ok(()) => self.wrote = true,
                 // Someone was faster.
                 Err(Refusal::Gone) => {}
-                Err(refusal) => return Err(refusal.into_failure("deleting the StatefulSet")),
+                Err(refusal) => {
+                    let target = Target::Child(&self.cluster.key, &delete.id);
+                    applied.note(self.refused(&target, refusal));
+                }
             }
         }
-        Ok(self.outcome(Next::Waiting))
+        if applied.trouble.is_some() || (was_refused && applied.failure.is_none()) {
+            status = self.report_end(owned, &applied).await;
+        }
+        match (applied.failure, status) {
+            (Some(failure), _) | (None, Err(failure)) => Err(failure),
+            (None, Ok(())) => Ok(self.outcome(Next::Waiting)),
+        }
     }
 
-    /// Sets our fencing token on a child, if it has another, and deletes it.
+    /// Whether the status says that the fence keeps refusing what the deletion calls for.
+    fn reports_refusal(&self) -> bool {
+        let degraded = self.cluster.status.condition(ConditionType::Degraded);
+        degraded.is_some_and(|c| {
+            c.status == ConditionStatus::True
+                && [reason::TOKEN_AHEAD, reason::WRITE_REFUSED].contains(&c.reason.as_str())
+        })
+    }
+
+    async fn report_end(
+        &mut self,
+        owned: Option<&StatefulSetRecord>,
+        applied: &Applied,
+    ) -> Result<(), Failure> {
+        let conclusion = self.conclude(owned, applied, None);
+        self.write_conclusion(&conclusion).await
+    }
+
+    /// Sets our fencing token and bucket on a child, if it has others, and deletes it.
     pub(super) async fn delete_child(
         &self,
         delete: &Delete,
@@ -46,7 +81,9 @@ impl Run<'_> {
         let writer = &self.reconciler.writer;
         let mut version = delete.resource_version.clone();
         let token = self.tenure.token().for_cluster(&self.cluster.uid);
-        if child.token != Some(fnv1a64(token.as_bytes())) {
+        let is_marked = child.token == Some(fnv1a64(token.as_bytes()))
+            && child.bucket == Some(self.cluster.bucket);
+        if !is_marked {
             let marked = writer
                 .set_child_token(self.tenure, self.cluster, &delete.id, &version)
                 .await?;
@@ -58,43 +95,112 @@ impl Run<'_> {
             .await
     }
 
-    pub(super) async fn remove_finalizer(mut self) -> Result<Outcome, Failure> {
+    pub(super) async fn remove_finalizer(&mut self) -> Result<Outcome, Failure> {
         let cluster = self.cluster;
-        if cluster.spec.storage.retain == Retain::Delete && !cluster.orphans_children() {
-            self.delete_claims()
-                .await
-                .map_err(|refusal| refusal.into_failure("deleting the claims"))?;
+        let mut applied = Applied::default();
+        if !cluster.orphans_children() {
+            match self.bring_statefulset_into_sight().await {
+                Ok(()) => {}
+                Err(Refused::OutOfSight) => return Ok(self.outcome(Next::Waiting)),
+                Err(refused) => applied.note(refused),
+            }
         }
-        let others: Vec<&str> = cluster
-            .finalizers
-            .iter()
-            .map(String::as_str)
-            .filter(|finalizer| *finalizer != names::FINALIZER)
-            .collect();
-        match self.set_finalizers(&others).await {
-            Ok(()) | Err(Refusal::Gone) => Ok(self.outcome(Next::Forget)),
-            Err(refusal) => Err(refusal.into_failure("removing the finalizer")),
+        let may_act = applied.failure.is_none();
+        if may_act && cluster.spec.storage.retain == Retain::Delete && !cluster.orphans_children() {
+            let deleted = self.delete_claims(&mut applied).await;
+            deleted.map_err(|refusal| refusal.into_failure("deleting the claims"))?;
+        }
+        if applied.failure.is_none() {
+            let others: Vec<&str> = cluster
+                .finalizers
+                .iter()
+                .map(String::as_str)
+                .filter(|finalizer| *finalizer != names::FINALIZER)
+                .collect();
+            match self.set_finalizers(&others).await {
+                Ok(()) | Err(Refusal::Gone) => return Ok(self.outcome(Next::Forget)),
+                Err(refusal) => applied.note(self.refused(&Target::Cluster(&cluster.key), refusal)),
+            }
+        }
+        if applied.trouble.is_some() {
+            self.report_end(None, &applied).await?;
+        }
+        match applied.failure {
+            Some(failure) => Err(failure),
+            None => Ok(self.outcome(Next::Waiting)),
         }
     }
 
-    /// Deletes every claim that an instance of this cluster ever had. No Pod uses them any more.
-    async fn delete_claims(&mut self) -> Result<(), Refusal> {
+    /// The StatefulSet is gone, or somebody took its bucket label away, so that the watch does not show
+    /// it: then it gets that back, and is deleted when the watch shows it.
+    async fn bring_statefulset_into_sight(&mut self) -> Result<(), Refused> {
+        let (cluster, reconciler) = (self.cluster, self.reconciler);
+        let id = ChildId {
+            kind: ChildKind::StatefulSet,
+            name: postgres::statefulset_name(&cluster.key.name).into(),
+        };
+        let writer = &reconciler.writer;
+        let found = writer.child_metadata(&cluster.key.namespace, &id).await;
+        let found = found.map_err(|refusal| Refused::by(refusal, &format!("reading {id}")))?;
+        let record = found.and_then(|meta| observe::child(id.kind, &meta));
+        let Some(record) = record.filter(|record| is_owned_by(record, cluster)) else {
+            return Ok(());
+        };
+        let relabelled = writer.relabel_child(self.tenure, cluster, &record).await;
+        match relabelled {
+            Ok(_) => self.wrote = true,
+            Err(refusal) => return Err(self.refused(&Target::Child(&cluster.key, &id), refusal)),
+        }
+        Err(Refused::OutOfSight)
+    }
+
+    /// Deletes every claim that is labelled as this cluster's. No Pod uses them any more. One of its
+    /// name with another label stays: it is not known to be this cluster's, and may be a former one's
+    /// that nobody asked to delete.
+    async fn delete_claims(&mut self, applied: &mut Applied) -> Result<(), Refusal> {
         let cluster = self.cluster;
         let set = postgres::statefulset_name(&cluster.key.name);
-        let writer = &self.reconciler.writer;
-        for claim in writer.claims(cluster).await? {
+        let mut left = Vec::new();
+        for claim in self.reconciler.writer.claims(cluster).await? {
             let meta = &claim.metadata;
             let is_going = meta.deletion_timestamp.is_some();
             let Some(found) = Found::of(meta).filter(|found| claims::belongs_to(&found.name, &set))
             else {
                 continue;
             };
-            if !is_going {
-                writer
-                    .delete_belonging(self.tenure, cluster, Belonging::Claim, &found)
-                    .await?;
-                self.wrote = true;
+            if is_going {
+                continue;
             }
+            if cluster_uid(meta) != Some(&*cluster.uid) {
+                left.push(found.name);
+                continue;
+            }
+            let writer = &self.reconciler.writer;
+            let deleted = writer
+                .delete_belonging(self.tenure, cluster, Belonging::Claim, &found)
+                .await;
+            match deleted {
+                Ok(()) => self.wrote = true,
+                Err(refusal @ Refusal::Fenced { .. }) => {
+                    let target = Target::Claim(&cluster.key, &found.name);
+                    let refused = self.refused(&target, refusal);
+                    let is_final = matches!(refused, Refused::Fenced(..));
+                    applied.note(refused);
+                    if !is_final {
+                        return Ok(());
+                    }
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        if !left.is_empty() && applied.failure.is_none() {
+            let notice = Notice::Error(format!(
+                "claims {} stay: their label {} is not this DatabaseCluster's uid",
+                left.join(", "),
+                names::CLUSTER_UID_LABEL
+            ));
+            let events = &self.reconciler.events;
+            self.wrote |= events.publish(self.tenure, cluster, &notice).await;
         }
         Ok(())
     }

@@ -10,10 +10,12 @@ mod events;
 mod failure;
 mod finalize;
 mod lookup;
+mod refused;
 mod run;
 mod secret;
 mod upkeep;
 mod writer;
+mod writes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,9 +75,10 @@ impl Reconciler {
         metrics: Arc<Metrics>,
         config: &ReconcilerConfig,
     ) -> Self {
+        let writer = Writer::new(client.clone(), Arc::clone(&metrics));
         Self {
-            writer: Writer::new(client.clone(), Arc::clone(&metrics)),
-            events: Events::new(client.clone(), Arc::clone(&metrics), &config.identity),
+            events: Events::new(client.clone(), writer.clone(), &config.identity),
+            writer,
             lookups: Lookups::new(
                 client,
                 Arc::clone(&metrics),
@@ -130,15 +133,36 @@ impl Reconciler {
         let shards = self.store.shards();
         self.memories
             .retain(|_, memory| shards.shard_of(Bucket::of(memory.uid())) != shard);
+        self.writer.writes().forget(shard);
         self.lookups.invalidate_shard(shards, shard).await;
     }
 
-    /// Brings the figures of the look-up cache up to date.
+    /// Why no write is accepted in a shard, if that is so: the first such shard, and how many there
+    /// are.
+    #[must_use]
+    pub fn refused_shards(&self) -> Option<String> {
+        let refused = self.writer.writes().all_refused(boottime_ms());
+        let (shard, message) = refused.first()?;
+        let others = match refused.len() - 1 {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        Some(format!(
+            "the API server refuses all writes in shard {shard}{others}: {message}"
+        ))
+    }
+
+    /// Brings the figures of the look-up cache and of refused writes up to date.
     pub async fn refresh_metrics(&self) {
         let entries = self.lookups.entries().await;
         self.metrics
             .cache_entries
             .set(i64::try_from(entries).unwrap_or(i64::MAX));
+        let refused = &self.metrics.shard_writes_refused;
+        refused.reset();
+        for (shard, _) in self.writer.writes().all_refused(boottime_ms()) {
+            refused.with_label_values(&[&shard.0.to_string()]).set(1);
+        }
     }
 
     /// Does something with what is remembered of a cluster. No await may be inside.

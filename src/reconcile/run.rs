@@ -5,9 +5,10 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Reconciler;
-use super::apply::{Applied, Steps};
+use super::apply::{Applied, Refused, Steps};
 use super::failure::Refusal;
 use super::lookup::Looked;
+use super::refused::Target;
 use crate::api::names;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::conclude::{Conclusion, Done, conclude, is_initialized, workload};
@@ -36,10 +37,14 @@ pub(super) struct Run<'a> {
     pub(super) reconciler: &'a Reconciler,
     pub(super) cluster: &'a ClusterRecord,
     pub(super) tenure: &'a Tenure,
-    backlog: &'a dyn Backlog,
+    pub(super) backlog: &'a dyn Backlog,
     /// The cluster's version after our last write.
     version: String,
     pub(super) wrote: bool,
+    /// What the fence keeps refusing, as far as this run has tried.
+    pub(super) still_refused: Vec<String>,
+    /// Whether this run got as far as writing.
+    tried: bool,
 }
 
 impl<'a> Run<'a> {
@@ -56,10 +61,23 @@ impl<'a> Run<'a> {
             backlog,
             version: cluster.resource_version.clone(),
             wrote: false,
+            still_refused: Vec::new(),
+            tried: false,
         }
     }
 
     pub(super) async fn carry_out(mut self) -> Result<Outcome, Failure> {
+        let ended = self.gather_and_act().await;
+        // A run that came to its end has tried everything that there is to write.
+        if self.tried && matches!(ended, Ok(_) | Err(Failure::Failed { .. })) {
+            self.reconciler.with_memory(self.cluster, |memory| {
+                memory.refused_only(&self.still_refused);
+            });
+        }
+        ended
+    }
+
+    async fn gather_and_act(&mut self) -> Result<Outcome, Failure> {
         let cluster = self.cluster;
         let statefulset = self.statefulset();
         let owned = statefulset
@@ -85,10 +103,12 @@ impl<'a> Run<'a> {
             };
             (plan::plan(&seen, memory), sweep)
         });
+        self.tried = !matches!(plan, Plan::Wait { .. });
         match plan {
-            Plan::Wait(why) => {
+            Plan::Wait { why, at_most_ms } => {
                 tracing::debug!(object = %cluster.key, why, "waiting for the watch");
-                Ok(self.outcome(Next::Waiting))
+                let at_most = at_most_ms.map(|ms| Next::After { ms });
+                Ok(self.outcome(at_most.unwrap_or(Next::Waiting)))
             }
             Plan::Forget => Ok(self.outcome(Next::Forget)),
             Plan::Keep {
@@ -98,35 +118,48 @@ impl<'a> Run<'a> {
                 delete,
                 trouble,
             } => {
-                if add_finalizer {
-                    self.add_finalizer().await?;
-                }
-                let mut applied = Applied {
+                let steps = Steps {
+                    secret,
+                    desired: &desired,
+                    apply: &apply,
+                    delete: &delete,
+                    children: &children,
+                    sweep,
+                };
+                let applied = Applied {
                     trouble,
                     ..Applied::default()
                 };
-                if !matches!(applied.trouble, Some(Trouble::Wrong(_))) {
-                    let steps = Steps {
-                        secret,
-                        desired: &desired,
-                        apply: &apply,
-                        delete: &delete,
-                        children: &children,
-                        sweep,
-                    };
-                    if let Err(refused) = self.carry_out_steps(&steps, owned, &mut applied).await {
-                        applied.note(refused);
-                    }
-                }
-                if sweep && applied.failure.is_none() {
-                    let reconciler = self.reconciler;
-                    reconciler.with_memory(cluster, |memory| memory.swept(now_ms));
-                }
-                self.report(owned, applied).await
+                self.keep(owned, add_finalizer, &steps, applied).await
             }
             Plan::TearDown { delete } => self.tear_down(owned, delete).await,
             Plan::RemoveFinalizer => self.remove_finalizer().await,
         }
+    }
+
+    /// Carries out what was planned for a cluster that lives, and reports it.
+    async fn keep(
+        &mut self,
+        owned: Option<&StatefulSetRecord>,
+        add_finalizer: bool,
+        steps: &Steps<'_>,
+        mut applied: Applied,
+    ) -> Result<Outcome, Failure> {
+        if add_finalizer && let Err(refused) = self.add_finalizer().await {
+            applied.note(refused);
+        }
+        let is_wrong = matches!(applied.trouble, Some(Trouble::Wrong(_)));
+        if applied.failure.is_none()
+            && !is_wrong
+            && let Err(refused) = self.carry_out_steps(steps, owned, &mut applied).await
+        {
+            applied.note(refused);
+        }
+        if steps.sweep && applied.failure.is_none() {
+            let reconciler = self.reconciler;
+            reconciler.with_memory(self.cluster, |memory| memory.swept(boottime_ms()));
+        }
+        self.report(owned, applied).await
     }
 
     fn statefulset(&self) -> Option<Arc<StatefulSetRecord>> {
@@ -179,12 +212,16 @@ impl<'a> Run<'a> {
             .collect()
     }
 
-    async fn add_finalizer(&mut self) -> Result<(), Failure> {
+    async fn add_finalizer(&mut self) -> Result<(), Refused> {
         let known = self.cluster.finalizers.iter().map(String::as_str);
         let finalizers: Vec<&str> = known.chain([names::FINALIZER]).collect();
+        let cluster = self.cluster;
         self.set_finalizers(&finalizers)
             .await
-            .map_err(|refusal| refusal.into_failure("adding the finalizer"))
+            .map_err(|refusal| match refusal {
+                Refusal::Fenced { .. } => self.refused(&Target::Cluster(&cluster.key), refusal),
+                other => Refused::Failure(other.into_failure("adding the finalizer")),
+            })
     }
 
     pub(super) async fn set_finalizers(&mut self, finalizers: &[&str]) -> Result<(), Refusal> {
@@ -206,7 +243,7 @@ impl<'a> Run<'a> {
 
     /// Writes the status if it says something new, tells of it, and ends the reconcile.
     async fn report(
-        mut self,
+        &mut self,
         owned: Option<&StatefulSetRecord>,
         mut applied: Applied,
     ) -> Result<Outcome, Failure> {
@@ -220,6 +257,9 @@ impl<'a> Run<'a> {
         {
             applied.note(refused);
         }
+        if let Some(looked) = &looked {
+            self.replace_stuck(&looked.stuck, &mut applied).await?;
+        }
         let (applied, failure) = (&applied, applied.failure.clone());
         // A failure that says nothing about the object is not reported on it.
         if let (Some(failure), None) = (&failure, &applied.trouble) {
@@ -231,9 +271,6 @@ impl<'a> Run<'a> {
         let why = looked.as_ref().and_then(|looked| looked.why.as_ref());
         let conclusion = self.conclude(owned, applied, why);
         self.write_conclusion(&conclusion).await?;
-        if let Some(looked) = &looked {
-            self.replace_stuck(&looked.stuck).await?;
-        }
         if conclusion.next == Next::Ready {
             let generation = self.cluster.generation;
             let reconciler = self.reconciler;
@@ -333,11 +370,18 @@ impl<'a> Run<'a> {
     ) -> Result<(), Failure> {
         if let Some(status) = &conclusion.status {
             let writer = &self.reconciler.writer;
-            let version = writer
+            let written = writer
                 .set_status(self.tenure, &self.cluster.key, &self.version, status)
-                .await
-                .map_err(|refusal| refusal.into_failure("writing the status"))?;
-            self.wrote_cluster(version);
+                .await;
+            match written {
+                Ok(version) => self.wrote_cluster(version),
+                Err(refusal @ Refusal::Fenced { .. }) => {
+                    return Err(self
+                        .status_refused(refusal, conclusion.notice.as_ref())
+                        .await);
+                }
+                Err(refusal) => return Err(refusal.into_failure("writing the status")),
+            }
         }
         if let Some(notice) = &conclusion.notice {
             let events = &self.reconciler.events;

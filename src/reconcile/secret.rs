@@ -2,6 +2,7 @@
 
 use super::apply::Refused;
 use super::failure::Refusal;
+use super::refused::Target;
 use super::run::Run;
 use crate::core::lifecycle::{Trouble, Why, reason};
 use crate::core::memory::Memory;
@@ -39,7 +40,7 @@ impl Run<'_> {
 
     /// Whether the Secret was created, or would be, if this is only a trial: without the right to
     /// read Secrets, that is how one learns whether it is there.
-    async fn create_secret(&self, trial: bool) -> Result<bool, Refused> {
+    async fn create_secret(&mut self, trial: bool) -> Result<bool, Refused> {
         let id = postgres::secret_id(&self.cluster.key.name);
         let (password, replication) = (new_password()?, new_password()?);
         let token = self.tenure.token();
@@ -52,7 +53,7 @@ impl Run<'_> {
         {
             Ok(()) => Ok(true),
             Err(Refusal::Conflict(_)) => Ok(false),
-            Err(refusal) => Err(Refused::by(refusal, &id)),
+            Err(refusal) => Err(self.refused(&Target::Child(&self.cluster.key, &id), refusal)),
         }
     }
 

@@ -20,13 +20,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::failure::{Refusal, judge};
+use super::writes::RefusedWrites;
 use crate::api::{DatabaseCluster, DatabaseClusterStatus, names};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord};
 use crate::core::outcome::Failure;
 use crate::core::plan::Precondition;
-use crate::fleet::tenure::Tenure;
+use crate::fleet::tenure::{Tenure, boottime_ms};
 use crate::telemetry::metrics::Metrics;
 use crate::watch::wire::ArrivedMeta;
 
@@ -46,19 +47,49 @@ struct Answer {
 pub(super) struct Writer {
     client: Client,
     metrics: Arc<Metrics>,
+    writes: Arc<RefusedWrites>,
 }
 
 impl Writer {
-    pub(super) const fn new(client: Client, metrics: Arc<Metrics>) -> Self {
-        Self { client, metrics }
+    pub(super) fn new(client: Client, metrics: Arc<Metrics>) -> Self {
+        Self {
+            client,
+            metrics,
+            writes: Arc::default(),
+        }
     }
 
-    /// Sends a write unless the right to act has ended, and stops waiting for its answer when that
-    /// ends.
+    /// What is refused in whole shards.
+    pub(super) fn writes(&self) -> &RefusedWrites {
+        &self.writes
+    }
+
+    /// Sends a write of a fenced kind, and books whether it was accepted; see [`Self::send`].
     pub(super) async fn guarded<T>(
         &self,
         tenure: &Tenure,
         kind: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Refusal> {
+        let answer = self.send(tenure, request).await;
+        match &answer {
+            Ok(_) => self.writes.accepted(tenure.shard()),
+            Err(refusal) => {
+                self.writes.refused(tenure.shard(), refusal, boottime_ms());
+                if matches!(refusal, Refusal::Fenced { .. }) {
+                    let counter = &self.metrics.fenced_writes_total;
+                    counter.with_label_values(&[kind]).inc();
+                }
+            }
+        }
+        answer
+    }
+
+    /// Sends a write unless the right to act has ended, and stops waiting for its answer when that
+    /// ends.
+    pub(super) async fn send<T>(
+        &self,
+        tenure: &Tenure,
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Refusal> {
         if tenure.check().is_err() {
@@ -70,19 +101,7 @@ impl Writer {
             () = tenure.ended() => return Err(Refusal::Failure(Failure::Lost)),
             answer = request => answer,
         };
-        answer.map_err(|error| {
-            let refusal = judge(&error);
-            if matches!(
-                refusal,
-                Refusal::Failure(Failure::LookAgain { fenced: true, .. })
-            ) {
-                self.metrics
-                    .fenced_writes_total
-                    .with_label_values(&[kind])
-                    .inc();
-            }
-            refusal
-        })
+        answer.map_err(|error| judge(&error))
     }
 
     /// Applies a child; returns its metadata.
@@ -138,6 +157,7 @@ impl Writer {
     ) -> Result<String, Refusal> {
         let patch = json!({"metadata": {
             "uid": child.uid,
+            "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
             "annotations": {
                 annotation: value,
                 names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid),
@@ -177,6 +197,7 @@ impl Writer {
     ) -> Result<Option<String>, Refusal> {
         let patch = json!({"metadata": {
             "resourceVersion": resource_version,
+            "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
             "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
         }});
         let request = self.patch_child(

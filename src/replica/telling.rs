@@ -87,6 +87,10 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
             None => shared.health.ok(TABLE_CHECK),
             Some(problem) => shared.health.set(TABLE_CHECK, Err(problem)),
         }
+        match shared.reconciler.refused_shards() {
+            None => shared.health.ok("writes"),
+            Some(problem) => shared.health.set("writes", Err(problem)),
+        }
         match shared.troubles.summary() {
             Some(line) => shared.health.set("api-server", Err(line)),
             None => shared.health.ok("api-server"),

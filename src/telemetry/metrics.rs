@@ -150,6 +150,7 @@ metrics! {
     reconcile_failures_total: IntCounterVec = "databasecluster_reconcile_failures_total", "Failed reconciles, by cause.", ["cause"], &[];
     reconcile_cancelled_total: IntCounter = "databasecluster_reconcile_cancelled_total", "Reconciles cut short because their shard was stopped.", [], &[];
     fenced_writes_total: IntCounterVec = "databasecluster_fenced_writes_total", "Writes that the fence refused, by kind.", ["kind"], &[];
+    shard_writes_refused: IntGaugeVec = "databasecluster_shard_writes_refused", "1 for each shard of this replica in which the API server has refused every write for 10 s or longer; absent for the others.", ["shard"], &[];
     fence_in_force: IntGauge = "databasecluster_fence_in_force", "1 once the API server was seen to refuse what a stale replica would write.", [], &[];
     tenure_lost_total: IntCounter = "databasecluster_tenure_lost_total", "Writes not sent because the right to act had ended.", [], &[];
     convergence_seconds: Histogram = "databasecluster_convergence_seconds", "From a change of the spec seen to Ready.", [], CONVERGENCE_BUCKETS_SECONDS;

@@ -25,8 +25,8 @@ const fn label(name: &'static str, values: &'static str, most: usize) -> Label {
 pub const LABELS: &[Label] = &[
     label(
         "cause",
-        "what a reconcile failed of: `unavailable`, `forbidden`, `invalid`, `foreign_child`, `timeout`, `panic`, `other`",
-        7,
+        "what a reconcile failed of: `unavailable`, `forbidden`, `invalid`, `foreign_child`, `token_ahead`, `fenced`, `timeout`, `panic`, `other`",
+        9,
     ),
     label(
         "code",
@@ -121,6 +121,6 @@ mod tests {
     fn the_number_of_series_is_bounded_by_the_labels_alone() {
         let most = series_most(DEFAULT_SHARDS);
         assert!(most <= 1_200, "{most} series of one replica are too many");
-        assert_eq!(series_most(256) - most, 3 * (256 - DEFAULT_SHARDS));
+        assert_eq!(series_most(256) - most, 4 * (256 - DEFAULT_SHARDS));
     }
 }

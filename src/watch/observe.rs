@@ -90,9 +90,9 @@ pub fn statefulset(
         labels_digest: postgres::labels_digest(labels),
         image: match unchanged {
             Some(known) => known.image.clone(),
-            None => image(object).unwrap_or_default().to_owned(),
+            None => bounded(image(object).unwrap_or_default()),
         },
-        grown: annotation(&object.metadata, names::CLAIMS_ANNOTATION).map(str::to_owned),
+        claims_done: annotation(&object.metadata, names::CLAIMS_ANNOTATION).map(bounded),
         claim: match unchanged {
             Some(known) => known.claim.clone(),
             None => claim(object),
@@ -135,6 +135,8 @@ fn claim(object: &StatefulSet) -> Option<ClaimTemplate> {
     Some(ClaimTemplate {
         size: requests.get("storage")?.0.clone(),
         class_name: spec.storage_class_name.clone(),
+        cluster_uid: text(template.metadata.labels.as_ref(), names::CLUSTER_UID_LABEL)
+            .map(Into::into),
     })
 }
 
@@ -167,9 +169,22 @@ fn owner(meta: &ObjectMeta) -> Option<Owner> {
         .iter()
         .find(|reference| reference.controller == Some(true))?;
     Some(Owner::new(
-        &reference.api_version,
-        &reference.kind,
-        &reference.name,
-        &reference.uid,
+        cut(&reference.api_version),
+        cut(&reference.kind),
+        cut(&reference.name),
+        cut(&reference.uid),
     ))
+}
+
+/// What users can write at any length is kept up to this one, in bytes: longer than any text that is
+/// compared with it, so that one that was cut equals none of them.
+const TEXT_LENGTH_MAX: usize = 600;
+
+fn cut(text: &str) -> &str {
+    let end = text.floor_char_boundary(TEXT_LENGTH_MAX);
+    text.get(..end).unwrap_or_default()
+}
+
+fn bounded(text: &str) -> String {
+    cut(text).to_owned()
 }

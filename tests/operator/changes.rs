@@ -231,10 +231,7 @@ async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
     assert_eq!(Some(&token.cluster), object.metadata.uid.as_ref());
     let table = testbed::table::get(&client).await.unwrap().unwrap();
     let entry = &table.entries[&token.shard];
-    assert_eq!(
-        (&token.table, token.lease()),
-        (&table.uid, lease.to_owned())
-    );
+    assert_eq!((token.lease(), token.table), (lease.to_owned(), table.uid));
     assert_eq!((token.epoch, &*token.holder), (entry.epoch, holder));
     assert_eq!(entry.holder, holder);
 

@@ -310,7 +310,7 @@ async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right()
     change(&client, "bad", "fixed", json!({"storage": {"size": "2Gi"}})).await;
     let text = until_degraded(&client, ("bad", "fixed"), "StorageNotGrown").await;
     assert!(
-        text.contains("claim data-fixed-db-0 can not grow to 2Gi"),
+        text.contains("claim data-fixed-db-0 cannot grow to 2Gi"),
         "{text}"
     );
 

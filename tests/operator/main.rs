@@ -6,6 +6,7 @@ mod bad_days;
 mod bad_input;
 mod changes;
 mod data;
+mod edits;
 mod exported;
 mod figures;
 mod fleet;

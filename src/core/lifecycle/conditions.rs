@@ -22,7 +22,9 @@ pub fn conditions(
         Stage::Creating(_) | Stage::Scaling(_) => (False, True, False),
         Stage::Ready(_) => (True, False, False),
         Stage::Degraded(_) => (False, False, True),
-        Stage::Terminating(_) => (False, True, False),
+        Stage::Terminating(_) if why.reason == reason::TERMINATING => (False, True, False),
+        // Something keeps the deletion from being carried out.
+        Stage::Terminating(_) => (False, False, True),
     };
     let calm = ("AsExpected", String::new());
     let told = (why.reason.as_str(), why.message.clone());

@@ -42,6 +42,10 @@ pub mod reason {
     pub const STORAGE: &str = "StorageNotGrown";
     /// The primary has accepted connections at least once.
     pub const INITIALIZED: &str = "Initialized";
+    /// An object carries a fencing token ahead of the holder's.
+    pub const TOKEN_AHEAD: &str = "FencingTokenAhead";
+    /// The fence keeps refusing a write.
+    pub const WRITE_REFUSED: &str = "WriteRefused";
     /// It is being deleted.
     pub const TERMINATING: &str = "Terminating";
 }
@@ -163,7 +167,10 @@ impl Stage {
     #[must_use]
     pub fn next(self, seen: &Seen<'_>, before: &DatabaseClusterStatus) -> Self {
         if seen.deleting {
-            return self.terminate();
+            return self.terminate(match seen.trouble {
+                Some(Trouble::Wrong(why)) => why.clone(),
+                Some(Trouble::Wait(_)) | None => terminating(),
+            });
         }
         match seen.trouble {
             Some(Trouble::Wrong(why)) => return self.degrade(why.clone()),
@@ -276,11 +283,7 @@ impl Stage {
         }
     }
 
-    fn terminate(self) -> Self {
-        let why = Why::new(
-            reason::TERMINATING,
-            "being deleted: waiting until the StatefulSet and its Pods are gone",
-        );
+    fn terminate(self, why: Why) -> Self {
         Self::Terminating(match self {
             Self::Creating(s) => s.terminate(why),
             Self::Scaling(s) => s.terminate(why),
@@ -289,6 +292,13 @@ impl Stage {
             Self::Terminating(s) => s.stay(why),
         })
     }
+}
+
+fn terminating() -> Why {
+    Why::new(
+        reason::TERMINATING,
+        "being deleted: waiting until the StatefulSet and its Pods are gone",
+    )
 }
 
 fn creating() -> Why {

@@ -162,6 +162,28 @@ fn the_time_of_a_condition_changes_only_with_its_status() {
 }
 
 #[test]
+fn a_deletion_that_cannot_be_carried_out_is_degraded_until_it_can() {
+    let trouble = Trouble::Wrong(Why::new(reason::TOKEN_AHEAD, "remove it"));
+    let mut stuck = seen(unsettled(3), 0);
+    stuck.deleting = true;
+    let free = stuck.clone();
+    stuck.trouble = Some(&trouble);
+    let status = report(&DatabaseClusterStatus::default(), &stuck);
+    assert_eq!(status.phase, Some(Phase::Terminating));
+    let degraded = status.condition(ConditionType::Degraded).unwrap();
+    assert_eq!(degraded.status, ConditionStatus::True);
+    assert_eq!(degraded.reason, reason::TOKEN_AHEAD);
+    let status = report(&status, &free);
+    assert_eq!(status.phase, Some(Phase::Terminating));
+    assert_eq!(
+        reason(&status, ConditionType::Progressing),
+        reason::TERMINATING
+    );
+    let degraded = status.condition(ConditionType::Degraded).unwrap();
+    assert_eq!(degraded.status, ConditionStatus::False);
+}
+
+#[test]
 fn conditions_of_other_types_are_kept() {
     let theirs = Condition {
         type_: ConditionType::Other("Backed".to_owned()),

@@ -55,7 +55,7 @@ fn service_of(uid: &str) -> Arc<ChildRecord> {
         resource_version: "4".to_owned(),
         deleting: false,
         owner: Some(Owner::new(names::API_VERSION, names::KIND, "orders", uid)),
-        bucket: None,
+        bucket: Some(Bucket::of("new")),
         token: None,
         fingerprint: Some(Fingerprint(1)),
         made_from_generation: Some(1),

@@ -24,7 +24,8 @@ async fn deletion_goes_through_terminating_and_ends_with_the_finalizer() {
     assert_eq!(world.requests(), [""; 0], "waits for the StatefulSet");
     world.fake.with(|state| state.objects.remove(STATEFULSET));
     assert_eq!(world.reconcile().await.unwrap().next, Next::Forget);
-    assert_eq!(world.requests(), [format!("PATCH {CLUSTER}")]);
+    let requests = [format!("GET {STATEFULSET}"), format!("PATCH {CLUSTER}")];
+    assert_eq!(world.requests(), requests);
     assert_eq!(world.object(CLUSTER), None);
 }
 
@@ -78,9 +79,11 @@ async fn a_claim_that_changes_meanwhile_is_not_left_behind() {
         c["spec"]["storage"]["retain"] = json!("Delete");
     });
     let claim = format!("{CLAIMS}/data-orders-db-0");
+    let uid = world.cluster().uid.to_string();
     world.fake.with(|state| {
         state.objects.remove(STATEFULSET);
-        state.put(&claim, json!({"metadata": {"name": "data-orders-db-0"}}));
+        let labels = json!({"database.io/cluster-uid": uid});
+        state.put(&claim, json!({"metadata": {"name": "data-orders-db-0", "labels": labels}}));
         let answer = json!({"kind": "Status", "status": "Failure", "code": 409, "message": "the object has been modified"});
         state.refusals.push((format!("PATCH {claim}"), answer));
     });

@@ -4,17 +4,11 @@
 use super::*;
 
 #[tokio::test]
-async fn a_cluster_becomes_ready_with_eleven_requests_and_no_reads() {
+async fn a_cluster_becomes_ready_with_eleven_writes_and_one_list_of_claims() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
     let outcome = world.reconcile().await.unwrap();
-    assert_eq!(
-        outcome,
-        Outcome {
-            wrote: true,
-            next: Next::Waiting
-        }
-    );
+    assert_eq!((outcome.wrote, outcome.next), (true, Next::Waiting));
     assert_eq!(world.phase(), Phase::Creating);
     // Its own writes wake it up: that costs nothing.
     assert_eq!(
@@ -43,6 +37,7 @@ async fn a_cluster_becomes_ready_with_eleven_requests_and_no_reads() {
             format!("PATCH {READ_WRITE}"),
             format!("PATCH {READ}"),
             format!("POST {SECRETS}"),
+            format!("GET {CLAIMS}"),
             format!("PATCH {STATEFULSET}"),
             format!("PATCH {CLUSTER}/status"),
             format!("PATCH {CONFIG}"),

@@ -47,6 +47,23 @@ impl Backlog for Idle {
     fn others_wait(&self) -> bool {
         false
     }
+
+    fn is_last_look(&self) -> bool {
+        false
+    }
+}
+
+/// Nobody waits, and there is no look-again left.
+struct LastLook;
+
+impl Backlog for LastLook {
+    fn others_wait(&self) -> bool {
+        false
+    }
+
+    fn is_last_look(&self) -> bool {
+        true
+    }
 }
 
 /// There is always somebody who waits.
@@ -55,6 +72,10 @@ struct Crowded;
 impl Backlog for Crowded {
     fn others_wait(&self) -> bool {
         true
+    }
+
+    fn is_last_look(&self) -> bool {
+        false
     }
 }
 
@@ -257,7 +278,9 @@ impl World {
 }
 
 mod children;
+mod claims;
 mod deletion;
 mod life;
 mod ownership;
+mod refused;
 mod trouble;

@@ -57,13 +57,8 @@ async fn an_older_spec_is_never_applied_over_a_child_of_a_newer_one() {
         .reconciler
         .reconcile(&key(), &successor.tenure, &Idle)
         .await;
-    assert_eq!(
-        outcome.unwrap(),
-        Outcome {
-            wrote: false,
-            next: Next::Waiting
-        }
-    );
+    let outcome = outcome.unwrap();
+    assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
     assert_eq!(successor.requests(), [""; 0]);
 }
 

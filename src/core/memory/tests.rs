@@ -1,0 +1,179 @@
+//! Tests of what is remembered.
+use super::*;
+use crate::core::child::ChildKind;
+use crate::core::object::ObjectKey;
+
+fn child(resource_version: &str) -> ChildRecord {
+    ChildRecord {
+        kind: ChildKind::Service,
+        key: ObjectKey::new("shop", "a-db"),
+        uid: "s".to_owned(),
+        resource_version: resource_version.to_owned(),
+        deleting: false,
+        owner: None,
+        bucket: None,
+        token: None,
+        fingerprint: None,
+        made_from_generation: None,
+        contents: None,
+    }
+}
+
+#[test]
+fn a_watch_that_stays_behind_is_believed_again_in_the_end() {
+    let mut memory = Memory::new("u".into(), 0);
+    memory.wrote_cluster("10".to_owned(), 1_000);
+    assert!(memory.cluster_lags("9", 1_001));
+    assert!(memory.cluster_lags("9", 1_000 + WATCH_LAG_MS_MAX - 1));
+    assert!(!memory.cluster_lags("9", 1_000 + WATCH_LAG_MS_MAX));
+    memory.wrote_cluster("12".to_owned(), 20_000);
+    assert!(!memory.cluster_lags("12", 20_001));
+    assert!(!memory.cluster_lags("13", 20_001));
+}
+
+#[test]
+fn a_child_is_untouched_as_our_write_left_it_and_touched_after_that() {
+    let mut memory = Memory::new("u".into(), 0);
+    assert_eq!(
+        memory.standing(&child("5"), 0),
+        Standing::Untouched,
+        "first sight"
+    );
+    assert_eq!(memory.standing(&child("6"), 0), Standing::Touched);
+    memory.wrote_child(&child("").id(), "10".to_owned(), None, 1_000);
+    assert_eq!(memory.standing(&child("6"), 1_001), Standing::Lagging);
+    assert_eq!(memory.standing(&child("10"), 1_002), Standing::Untouched);
+    assert_eq!(memory.standing(&child("11"), 1_003), Standing::Touched);
+}
+
+#[test]
+fn a_child_whose_status_alone_was_written_is_untouched() {
+    let mut memory = Memory::new("u".into(), 0);
+    let with = |version: &str, contents| ChildRecord {
+        contents: Some(contents),
+        ..child(version)
+    };
+    memory.wrote_child(&child("").id(), "10".to_owned(), Some(1), 1_000);
+    assert_eq!(memory.standing(&with("11", 1), 1_001), Standing::Untouched);
+    assert_eq!(memory.standing(&with("12", 2), 1_002), Standing::Touched);
+    memory.wrote_child(&child("").id(), "13".to_owned(), None, 1_003);
+    assert_eq!(memory.standing(&child("14"), 1_004), Standing::Touched);
+}
+
+#[test]
+fn a_child_that_was_written_a_moment_ago_is_expected_until_it_was_seen() {
+    let mut memory = Memory::new("u".into(), 0);
+    let id = child("").id();
+    assert!(!memory.expects(&id, 0));
+    memory.wrote_child(&id, "10".to_owned(), None, 1_000);
+    assert!(memory.expects(&id, 1_001));
+    assert!(!memory.expects(&id, 1_000 + WATCH_LAG_MS_MAX));
+    memory.standing(&child("10"), 1_002);
+    assert!(
+        !memory.expects(&id, 1_003),
+        "it was seen: if it is missing now, it is gone"
+    );
+}
+
+#[test]
+fn a_wait_is_counted_from_its_beginning_until_it_ends() {
+    let mut memory = Memory::new("u".into(), 0);
+    assert_eq!(memory.awaits(1_000), 0);
+    assert_eq!(memory.awaits(4_000), 3_000);
+    memory.awaits_nothing();
+    assert_eq!(memory.awaits(9_000), 0);
+}
+
+#[test]
+fn a_newer_generation_is_waited_for_as_long_as_a_watch_may_lag() {
+    let mut memory = Memory::new("u".into(), 0);
+    assert_eq!(memory.awaits_newer(1, 1_000), Some(WATCH_LAG_MS_MAX));
+    assert_eq!(
+        memory.awaits_newer(1, 4_000),
+        Some(WATCH_LAG_MS_MAX - 3_000)
+    );
+    assert_eq!(memory.awaits_newer(1, 1_000 + WATCH_LAG_MS_MAX), None);
+    let again = memory.awaits_newer(2, 1_000 + WATCH_LAG_MS_MAX);
+    assert_eq!(
+        again,
+        Some(WATCH_LAG_MS_MAX),
+        "another generation was shown"
+    );
+    memory.awaits_no_newer();
+    assert_eq!(memory.awaits_newer(2, 90_000), Some(WATCH_LAG_MS_MAX));
+}
+
+#[test]
+fn refused_objects_are_known_until_their_writes_are_accepted() {
+    let mut memory = Memory::new("u".into(), 0);
+    assert!(memory.refused("Service a"));
+    assert!(!memory.refused("Service a"));
+    assert!(memory.refused("Service b"));
+    memory.refused_only(&["Service b".to_owned()]);
+    assert!(!memory.is_refused("Service a") && memory.is_refused("Service b"));
+}
+
+#[test]
+fn a_sweep_is_due_an_interval_after_the_last_one_also_if_that_lies_ahead() {
+    let mut memory = Memory::new("u".into(), 500);
+    assert!(!memory.sweep_is_due(1_000, 0));
+    assert!(!memory.sweep_is_due(1_000, 1_499));
+    assert!(memory.sweep_is_due(1_000, 1_500));
+    memory.swept(1_500);
+    assert!(!memory.sweep_is_due(1_000, 2_499));
+}
+
+#[test]
+fn children_are_worked_out_once_for_what_they_are_made_from() {
+    let mut memory = Memory::new("u".into(), 0);
+    let first = Basis {
+        generation: 1,
+        claim: None,
+        initialized: false,
+    };
+    let made = std::cell::Cell::new(0);
+    let make = || {
+        made.set(made.get() + 1);
+        Vec::new()
+    };
+    memory.desired(&first, make);
+    memory.desired(&first, make);
+    assert_eq!(made.get(), 1);
+    for other in [
+        Basis {
+            generation: 2,
+            ..first.clone()
+        },
+        Basis {
+            initialized: true,
+            ..first.clone()
+        },
+        Basis {
+            claim: Some(ClaimTemplate {
+                size: "1Gi".to_owned(),
+                class_name: None,
+                cluster_uid: None,
+            }),
+            ..first.clone()
+        },
+    ] {
+        let before = made.get();
+        memory.desired(&other, make);
+        assert_eq!(made.get(), before + 1, "{other:?}");
+    }
+    memory.swept(0);
+    let before = made.get();
+    memory.desired(&first, make);
+    assert_eq!(made.get(), before + 1, "after a sweep");
+}
+
+#[test]
+fn a_change_is_timed_once_from_when_its_generation_was_first_seen() {
+    let mut memory = Memory::new("u".into(), 0);
+    memory.change_seen(2, 100);
+    memory.change_seen(2, 200);
+    assert_eq!(memory.change_done(2, 350), Some(250));
+    assert_eq!(memory.change_done(2, 400), None);
+    memory.change_seen(3, 500);
+    assert_eq!(memory.change_done(2, 600), None);
+}
