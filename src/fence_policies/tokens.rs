@@ -51,7 +51,8 @@ pub(super) fn holder(fence: &Fence) -> Policy {
             || string(variables.entry.value().epoch) != variables.token[2]
             ? 'the fencing token ' + variables.token.join('/') + ' is not that of the present holder, '
             + params.metadata.uid + '/' + variables.token[1] + '/'
-            + string(variables.entry.?epoch.orValue(0)) + '/' + string(variables.entry.?holder.orValue(''))
+            + (variables.entry.hasValue()
+            ? string(variables.entry.value().epoch) + '/' + variables.entry.value().holder : '0/')
             : !variables.bucket.matches('^(0|[1-9][0-9]{0,2})$') || int(variables.bucket) > 255
             || string(1000 + int(variables.bucket) * params.spec.shards / 256).substring(1) != variables.token[1]
             ? 'of ' + string(params.spec.shards) + ' shards, ' + variables.token[1] + ' is not the one of bucket '
@@ -101,7 +102,8 @@ pub(super) fn owners(fence: &Fence) -> Policy {
             || string(variables.entry.value().epoch) != variables.token[2]
             ? 'the fencing token ' + variables.token.join('/') + ' is not that of the present holder, '
             + params.metadata.uid + '/' + variables.token[1] + '/'
-            + string(variables.entry.?epoch.orValue(0)) + '/' + string(variables.entry.?holder.orValue(''))
+            + (variables.entry.hasValue()
+            ? string(variables.entry.value().epoch) + '/' + variables.entry.value().holder : '0/')
             : variables.isStatus && (variables.bucket < 0 || variables.bucket > 255
             || string(1000 + variables.bucket * params.spec.shards / 256).substring(1) != variables.token[1])
             ? 'of ' + string(params.spec.shards) + ' shards, ' + variables.token[1] + ' is not the one of bucket '

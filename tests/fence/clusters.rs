@@ -1,4 +1,4 @@
-//! DatabaseClusters: status, finalizers, and the one that was deleted and made again.
+//! DatabaseClusters: status, finalizers, and the one that was deleted and re-created.
 
 use kube::ResourceExt;
 use kube::api::DeleteParams;
@@ -8,11 +8,12 @@ use testbed::{Progress, load, wait_for};
 use crate::support::*;
 
 const ALPHAS_SHARD: &str = "databasecluster-shard-000";
+const KIND: &str = "DatabaseCluster";
 
 /// A status as alpha would write it.
-fn status(uid: &str, bucket: i32, epoch: i64) -> Value {
+fn status(table: &str, uid: &str, bucket: i32, epoch: i64) -> Value {
     json!({"replicas": 1, "shard": {
-        "lease": ALPHAS_SHARD, "holder": "alpha", "epoch": epoch, "bucket": bucket, "uid": uid,
+        "table": table, "lease": ALPHAS_SHARD, "holder": "alpha", "epoch": epoch, "bucket": bucket, "uid": uid,
     }})
 }
 
@@ -26,124 +27,206 @@ async fn the_fence_holds_for_databaseclusters() {
     let world = World::new(&control_plane).await;
     the_status_is_the_holders(&world).await;
     finalizers_are_the_holders(&world).await;
-    a_restored_status_is_no_dead_end(&world).await;
-    a_cluster_made_again_is_safe(&world).await;
-    let refused = refusals(&world, "databasecluster-fence-order").await;
-    assert!(refused >= 8.0, "{refused} refusals");
+    status_and_annotation_are_two_registers(&world).await;
+    a_restored_status_counts_as_none(&world).await;
+    a_re_created_cluster_is_safe(&world).await;
+    for policy in [
+        "databasecluster-fence-order",
+        "databasecluster-fence-clusters",
+    ] {
+        let refused = refusals(&world, policy).await;
+        assert!(refused >= 6.0, "{refused} refusals by {policy}");
+    }
 }
 
 async fn the_status_is_the_holders(world: &World<'_>) {
-    let uid = world.uid("orders").await;
+    let (table, uid) = (world.table.as_str(), world.orders.as_str());
     let by_alpha = async |status: &Value| {
         merge_status(&world.alpha, "orders", json!({ "status": status })).await
     };
+    let with = |field: &str, value: Value| {
+        let mut status = status(table, uid, 3, 5);
+        status["shard"][field] = value;
+        status
+    };
+    let present = "is not that of the present holder";
+    for (what, status, why) in [
+        ("no token", json!({"replicas": 1}), ""),
+        ("an old epoch", status(table, uid, 3, 4), present),
+        ("a later epoch", status(table, uid, 3, 6), present),
+        ("no epoch", status(table, uid, 3, 0), ""),
+        ("an absurd epoch", status(table, uid, 3, EPOCH_MAX + 1), ""),
+        (
+            "another's bucket",
+            status(table, uid, 9, 5),
+            "is not the one of bucket 9",
+        ),
+        ("no bucket", status(table, uid, -1, 5), "bucket"),
+        ("bucket 256", status(table, uid, 256, 5), "bucket"),
+        ("no uid", status(table, "", 3, 5), ""),
+        (
+            "another uid",
+            status(table, NOBODY, 3, 5),
+            "another DatabaseCluster of this name",
+        ),
+        (
+            "another table",
+            status(NOBODY, uid, 3, 5),
+            "not one of the present shard table",
+        ),
+        ("no table", status("", uid, 3, 5), ""),
+        ("another holder", with("holder", json!("beta")), present),
+        ("no holder", with("holder", json!("")), ""),
+        (
+            "another shard",
+            with("lease", json!("databasecluster-shard-001")),
+            present,
+        ),
+        (
+            "another Lease",
+            with("lease", json!("databasecluster-leader")),
+            "",
+        ),
+        ("a slash in the holder", with("holder", json!("al/pha")), ""),
+    ] {
+        refused(what, by_alpha(&status).await, why);
+    }
+    let by_beta = json!({"status": status(table, uid, 3, 5)});
+    let answer = merge_status(&world.beta, "orders", by_beta).await;
     refused(
-        "a status without a stamp",
-        by_alpha(&json!({"replicas": 1})).await,
-        "",
+        "the name of another replica",
+        answer,
+        "bound to the Pod beta",
+    );
+    let_through(
+        "the holder's status",
+        by_alpha(&status(table, uid, 3, 5)).await,
+    );
+    let_through(
+        "another bucket of the shard",
+        by_alpha(&status(table, uid, 4, 5)).await,
     );
     refused(
-        "an old epoch",
-        by_alpha(&status(&uid, 3, 4)).await,
-        "present holder",
-    );
-    refused("another's bucket", by_alpha(&status(&uid, 9, 5)).await, "");
-    refused(
-        "no bucket",
-        by_alpha(&status(&uid, -1, 5)).await,
-        "bucket must be given",
-    );
-    refused(
-        "no uid",
-        by_alpha(&status("", 3, 5)).await,
-        "another DatabaseCluster",
-    );
-    let answer = merge_status(&world.beta, "orders", json!({"status": status(&uid, 3, 5)})).await;
-    refused("somebody else's name", answer, "bound to the Pod beta");
-    let_through("the holder's status", by_alpha(&status(&uid, 3, 5)).await);
-    refused(
-        "another bucket",
-        by_alpha(&status(&uid, 4, 5)).await,
-        "bucket never changes",
-    );
-    refused(
-        "no stamp any more",
+        "no token any more",
         by_alpha(&json!({"shard": null})).await,
         "",
     );
+}
 
-    let newer = json!({"metadata": {"annotations": {
-        "database.io/stamp": "databasecluster-shard-000/6/omega",
-    }}});
-    merge(&world.admin, "DatabaseCluster", "orders", newer)
-        .await
-        .unwrap();
-    let answer = by_alpha(&status(&uid, 3, 5)).await;
-    refused(
-        "a status older than the annotation",
-        answer,
-        "older than the one on the object, 6",
-    );
+fn finalizers(token: Option<&str>) -> Value {
+    json!({"metadata": {
+        "finalizers": ["database.io/operator"], "annotations": {"database.io/fencing-token": token},
+    }})
 }
 
 async fn finalizers_are_the_holders(world: &World<'_>) {
-    let finalizers = |stamp: Option<&str>| {
-        json!({"metadata": {
-            "finalizers": ["database.io/operator"], "annotations": {"database.io/stamp": stamp},
-        }})
-    };
-    let by_alpha = async |change| merge(&world.alpha, "DatabaseCluster", "orders", change).await;
+    let by_alpha = async |change| merge(&world.alpha, KIND, "orders", change).await;
+    refused("no token", by_alpha(finalizers(None)).await, "");
+    let stale = world.token("000", 4, "alpha", &world.orders);
+    let answer = by_alpha(finalizers(Some(&stale))).await;
     refused(
-        "a finalizer without a stamp",
-        by_alpha(finalizers(None)).await,
-        "no stamp",
-    );
-    let answer = by_alpha(finalizers(Some(ALPHAS))).await;
-    refused(
-        "an epoch below the one on it",
+        "an epoch that is over",
         answer,
-        "older than the one on the object, 6",
+        "is not that of the present holder",
     );
-    let reset = json!({"metadata": {"annotations": {"database.io/stamp": null}}});
-    merge(&world.admin, "DatabaseCluster", "orders", reset)
-        .await
-        .unwrap();
-    let answer = by_alpha(finalizers(Some("databasecluster-shard-000/4/alpha"))).await;
-    refused("an epoch that is over", answer, "");
+    let of_another = world.token("000", 5, "alpha", NOBODY);
+    let answer = by_alpha(finalizers(Some(&of_another))).await;
+    refused(
+        "for another cluster",
+        answer,
+        "another DatabaseCluster of this name",
+    );
+    let answer = merge(
+        &world.beta,
+        KIND,
+        "orders",
+        finalizers(Some(&world.alphas())),
+    )
+    .await;
+    refused("another replica's token", answer, "bound to the Pod beta");
     let_through(
         "the holder's finalizer",
-        by_alpha(finalizers(Some(ALPHAS))).await,
+        by_alpha(finalizers(Some(&world.alphas()))).await,
     );
-    let high = json!({"status": status(&world.uid("orders").await, 3, 8)});
-    merge_status(&world.admin, "orders", high).await.unwrap();
-    let answer = by_alpha(finalizers(Some(ALPHAS))).await;
-    refused(
-        "an epoch below the status",
-        answer,
-        "older than the one on the object, 8",
-    );
-    let answer = delete(&world.alpha, "DatabaseCluster", "orders", (None, None)).await;
+    let answer = delete(&world.alpha, KIND, "orders", (None, None)).await;
     refused("deletion without preconditions", answer, "");
+    let patch = kube::api::Patch::Merge(json!({"spec": {"replicas": 3}}));
+    let clusters = api(&world.alpha, KIND);
+    let answer = clusters
+        .patch_scale("orders", &Default::default(), &patch)
+        .await;
+    let answer = answer.map(drop).map_err(|error| error.to_string());
+    refused("a write of /scale", answer, "no other subresource");
 }
 
-/// The status of another life has another bucket in it, and would bar the right one for ever.
-async fn a_restored_status_is_no_dead_end(world: &World<'_>) {
+async fn status_and_annotation_are_two_registers(world: &World<'_>) {
+    let (table, uid) = (world.table.as_str(), world.orders.as_str());
+    let token = world.token("000", 9, "omega", uid);
+    let higher = json!({"metadata": {"annotations": {"database.io/fencing-token": token}}});
+    merge(&world.admin, KIND, "orders", higher).await.unwrap();
+    let own = json!({"status": status(table, uid, 3, 5)});
+    let_through(
+        "a status under a higher annotation",
+        merge_status(&world.alpha, "orders", own.clone()).await,
+    );
+    let answer = merge(
+        &world.alpha,
+        KIND,
+        "orders",
+        finalizers(Some(&world.alphas())),
+    )
+    .await;
+    refused(
+        "an annotation",
+        answer,
+        "epoch 5 is older than the one on the object, 9",
+    );
+
+    let high = json!({"status": status(table, uid, 3, 8)});
+    merge_status(&world.admin, "orders", high).await.unwrap();
+    let answer = merge_status(&world.alpha, "orders", own).await;
+    refused(
+        "a status",
+        answer,
+        "epoch 5 is older than the one on the object, 8",
+    );
+    let reset = json!({"metadata": {"annotations": {"database.io/fencing-token": null}}});
+    merge(&world.admin, KIND, "orders", reset).await.unwrap();
+    let answer = merge(
+        &world.alpha,
+        KIND,
+        "orders",
+        finalizers(Some(&world.alphas())),
+    )
+    .await;
+    let_through("an annotation under a higher status", answer);
+}
+
+async fn a_restored_status_counts_as_none(world: &World<'_>) {
     load::create(world.control_plane, vec![cluster("restored")])
         .await
         .unwrap();
     let uid = world.uid("restored").await;
-    let former = json!({"status": status("00000000-0000-4000-8000-000000000000", 200, 2)});
-    merge_status(&world.admin, "restored", former)
-        .await
-        .unwrap();
-    let own = json!({"status": status(&uid, 3, 5)});
-    let_through(
-        "the status of this life",
-        merge_status(&world.alpha, "restored", own).await,
-    );
+    let own = json!({"status": status(&world.table, &uid, 3, 5)});
+    for former in [
+        status(&world.table, NOBODY, 200, 9),
+        status(NOBODY, &uid, 200, 9),
+        status(&world.table, &uid, 200, EPOCH_MAX + 1),
+        json!({"shard": {"lease": ALPHAS_SHARD, "holder": "alpha", "epoch": 9, "bucket": 3, "uid": uid}}),
+    ] {
+        let cleared = json!({"status": {"shard": null}});
+        merge_status(&world.admin, "restored", cleared)
+            .await
+            .unwrap();
+        merge_status(&world.admin, "restored", json!({"status": former}))
+            .await
+            .unwrap();
+        let answer = merge_status(&world.alpha, "restored", own.clone()).await;
+        let_through(&format!("a status over {former}"), answer);
+    }
 }
 
-async fn a_cluster_made_again_is_safe(world: &World<'_>) {
+async fn a_re_created_cluster_is_safe(world: &World<'_>) {
     load::create(world.control_plane, vec![cluster("twice")])
         .await
         .unwrap();
@@ -168,7 +251,7 @@ async fn a_cluster_made_again_is_safe(world: &World<'_>) {
     let second = world.uid("twice").await;
     assert_ne!(uid, second);
 
-    let of_first = status(&uid, 3, 5);
+    let of_first = status(&world.table, &uid, 3, 5);
     let late = merge_status(&world.alpha, "twice", at_version(&version, &of_first)).await;
     let error = late.expect_err("a status of the first one reached the second");
     assert!(
@@ -182,17 +265,24 @@ async fn a_cluster_made_again_is_safe(world: &World<'_>) {
         late,
         "another DatabaseCluster of this name",
     );
+    let late = finalizers(Some(&world.token("000", 5, "alpha", &uid)));
+    let late = merge(&world.alpha, KIND, "twice", late).await;
+    refused(
+        "a finalizer of the first one",
+        late,
+        "another DatabaseCluster of this name",
+    );
 
     // A child of the second one, and a late apply for the first.
-    let mut child = world.child("ConfigMap", "twice-db", ALPHAS, "3").await;
-    child["metadata"]["ownerReferences"][0]["name"] = json!("twice");
-    child["metadata"]["ownerReferences"][0]["uid"] = json!(second);
+    let child = |uid: &str| {
+        let token = world.token("000", 5, "alpha", uid);
+        world.child_of(("twice", uid), "ConfigMap", "twice-db", &token, "3")
+    };
     let_through(
         "a child of the second one",
-        apply(&world.alpha, child.clone()).await,
+        apply(&world.alpha, child(&second)).await,
     );
-    child["metadata"]["ownerReferences"][0]["uid"] = json!(uid);
-    let late = apply(&world.alpha, child).await;
+    let late = apply(&world.alpha, child(&uid)).await;
     refused("a child for the first one", late, "controller");
     let kept = api(&world.admin, "ConfigMap")
         .get_metadata("twice-db")

@@ -1,4 +1,4 @@
-//! A fleet behind the fence: it proves it, works without a refusal, and gets over stamps that are too high.
+//! A fleet behind the fence: it checks the fence, works without a refusal, and reports tokens that are too high.
 
 use kube::ResourceExt;
 use serde_json::json;
@@ -152,65 +152,95 @@ async fn a_fence_that_is_missing_is_told_and_waited_for_when_required() {
     }
 }
 
-/// As after the restoration of a backup of another time: what is stamped is above every Lease.
+/// A forged token harms the one object that carries it, and its cluster shows what to do.
 #[tokio::test]
-async fn stamps_that_are_too_high_are_risen_above() {
+async fn a_token_that_is_too_high_is_reported_on_its_cluster_and_moves_nothing_else() {
     let control_plane = audited().await;
     let fleet = Fleet::start(&control_plane, 2, FleetOptions::default())
         .await
         .unwrap();
     shards::wait_balanced(&fleet, PATIENCE).await.unwrap();
     let client = control_plane.client();
-    let names = ["by-status", "by-annotation", "by-child", "absurd"];
+    let names = ["forged-child", "forged-annotation", "restored", "untouched"];
     load::create(&control_plane, names.map(cluster).to_vec())
         .await
         .unwrap();
     load::wait_all_ready(&client, names.len(), PATIENCE)
         .await
         .unwrap();
+    let leases = async || shards::list(&client).await.unwrap();
+    let before = leases().await;
 
-    let stamp = |epoch: i64| {
-        let text = format!("databasecluster-shard-000/{epoch}/restored");
-        json!({"metadata": {"annotations": {"database.io/stamp": text}}})
+    let set = api(&client, "StatefulSet")
+        .get("forged-child-db")
+        .await
+        .unwrap();
+    let token = set.annotations()["database.io/fencing-token"].clone();
+    let parts: Vec<&str> = token.split('/').collect();
+    let forged = |cluster: &str, epoch: i64| {
+        let token = format!("{}/{}/{epoch}/omega/{cluster}", parts[0], parts[1]);
+        json!({"metadata": {"annotations": {"database.io/fencing-token": token}}})
     };
-    let status = json!({"status": {"shard": {"epoch": 700}}});
-    merge_status(&client, "by-status", status).await.unwrap();
-    merge(&client, "DatabaseCluster", "by-annotation", stamp(800))
-        .await
-        .unwrap();
-    merge(&client, "StatefulSet", "by-child-db", stamp(900))
-        .await
-        .unwrap();
-    merge(&client, "StatefulSet", "absurd-db", stamp(2_147_483_000))
-        .await
-        .unwrap();
+    let clusters = load::clusters_in(client.clone(), NAMESPACE);
+    merge(
+        &client,
+        "StatefulSet",
+        "forged-child-db",
+        forged(parts[4], EPOCH_MAX),
+    )
+    .await
+    .unwrap();
+    // A copy of another cluster's token counts as none.
+    merge(
+        &client,
+        "StatefulSet",
+        "restored-db",
+        forged(parts[4], EPOCH_MAX),
+    )
+    .await
+    .unwrap();
     let keys = names.map(|name| (NAMESPACE.to_owned(), name.to_owned()));
     let change = json!({"spec": {"image": "postgres:17.2"}});
     load::patch(&client, keys.to_vec(), change).await.unwrap();
+    let degraded = async |name: &str| {
+        let object = clusters.get(name).await.unwrap();
+        let conditions = object.data["status"]["conditions"].as_array().cloned();
+        let mut conditions = conditions.unwrap_or_default().into_iter();
+        conditions
+            .find(|condition| condition["type"] == "Degraded" && condition["status"] == "True")
+    };
+    wait_for("the forged token to be reported", PATIENCE, || async {
+        let condition = degraded("forged-child").await;
+        let reported = condition.as_ref().is_some_and(|condition| {
+            let message = condition["message"].as_str().unwrap_or_default();
+            condition["reason"] == "FencingTokenAhead" && message.contains("kubectl")
+        });
+        Ok(Progress::when(reported, (), || format!("{condition:?}")))
+    })
+    .await
+    .unwrap();
+    for name in ["restored", "untouched", "forged-annotation"] {
+        assert_eq!(degraded(name).await, None, "{name}");
+    }
+    assert_eq!(
+        shards::by_holder(&before),
+        shards::by_holder(&leases().await),
+        "the forged token changed who holds what"
+    );
+
+    let cured = json!({"metadata": {"annotations": {"database.io/fencing-token": null}}});
+    merge(&client, "StatefulSet", "forged-child-db", cured)
+        .await
+        .unwrap();
     load::wait_all_ready(&client, names.len(), PATIENCE)
         .await
         .unwrap();
-
-    for (name, least) in [
-        ("by-status", 701),
-        ("by-annotation", 801),
-        ("by-child", 901),
-    ] {
-        let object = load::clusters_in(client.clone(), NAMESPACE)
-            .get(name)
-            .await
-            .unwrap();
-        let epoch = object.data["status"]["shard"]["epoch"].as_i64().unwrap();
-        assert!(
-            epoch >= least,
-            "{name}: status of epoch {epoch}, expected at least {least}"
-        );
-        let set = api(&client, "StatefulSet")
-            .get(&format!("{name}-db"))
-            .await
-            .unwrap();
-        let stamp = set.annotations()["database.io/stamp"].clone();
-        let epoch: i64 = stamp.split('/').nth(1).unwrap().parse().unwrap();
-        assert!(epoch >= least, "{name}: child stamped {stamp}");
-    }
+    wait_for("the report to end", PATIENCE, || async {
+        let condition = degraded("forged-child").await;
+        Ok(Progress::when(condition.is_none(), (), || {
+            format!("{condition:?}")
+        }))
+    })
+    .await
+    .unwrap();
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use crate::support::*;
@@ -11,7 +10,7 @@ const ROUNDS: i32 = 3;
 const LAG: Duration = Duration::from_secs(1);
 
 /// The promise holds there too: what a newer epoch has written, an older one does not touch, however old the
-/// server's view of the shard Leases is.
+/// server's view of the shard table is.
 #[tokio::test]
 async fn a_lagging_api_server_lets_no_older_epoch_over_a_newer_one() {
     let control_plane = control_plane().await;
@@ -19,12 +18,12 @@ async fn a_lagging_api_server_lets_no_older_epoch_over_a_newer_one() {
     let second = control_plane.second_api_server().await.unwrap();
     let kubeconfig = control_plane.folder().join("alpha.kubeconfig");
     let alpha_there = second.client(&kubeconfig).await.unwrap();
-    let stamp = |epoch: i32, holder: &str| format!("databasecluster-shard-000/{epoch}/{holder}");
+    let token = |epoch: i64, holder: &str| world.token("000", epoch, holder, &world.orders);
     testbed::wait_for(
         "the second API server to take alpha's writes",
         PATIENCE,
         || async {
-            let object = world.child("ConfigMap", "there", ALPHAS, "3").await;
+            let object = world.child("ConfigMap", "there", &world.alphas(), "3");
             let answer = apply(&alpha_there, object).await;
             Ok(testbed::Progress::when(answer.is_ok(), (), || {
                 format!("{answer:?}")
@@ -40,32 +39,34 @@ async fn a_lagging_api_server_lets_no_older_epoch_over_a_newer_one() {
     let mut behind = 0;
     for round in 0..ROUNDS {
         let (written, unwritten) = (format!("written-{round}"), format!("unwritten-{round}"));
-        let alphas = stamp(epoch, "alpha");
+        let alphas = token(epoch, "alpha");
         for name in [&written, &unwritten] {
-            let object = world.child("ConfigMap", name, &alphas, "3").await;
+            let object = world.child("ConfigMap", name, &alphas, "3");
             until_applied(&world.alpha, object).await;
         }
         // The lagging server has to know alpha as the holder first.
-        let known = world.child("ConfigMap", "there", &alphas, "3").await;
+        let known = world.child("ConfigMap", "there", &alphas, "3");
         until_applied(&alpha_there, known).await;
         // Beta takes the shard over and writes one of the two objects, by the server that does not lag.
-        hand_to(&world, "beta", epoch + 1).await;
-        let mut newer = world
-            .child("ConfigMap", &written, &stamp(epoch + 1, "beta"), "3")
-            .await;
+        write_entry(&world.beta, 32, "000", epoch + 1, "beta")
+            .await
+            .unwrap();
+        let mut newer = world.child("ConfigMap", &written, &token(epoch + 1, "beta"), "3");
         newer["data"] = json!({"by": "beta"});
         until_applied(&world.beta, newer).await;
         // Alpha knows nothing of it, and the server that it asks neither.
-        let late = world.child("ConfigMap", &unwritten, &alphas, "3").await;
+        let late = world.child("ConfigMap", &unwritten, &alphas, "3");
         unwritten_passed += i32::from(apply(&alpha_there, late).await.is_ok());
-        let late = world.child("ConfigMap", &written, &alphas, "3").await;
+        let late = world.child("ConfigMap", &written, &alphas, "3");
         let answer = apply(&alpha_there, late).await;
         let says = |error: &String| error.contains("older than the one on the object");
         behind += i32::from(answer.as_ref().is_err_and(says));
         refused("a write over a newer one", answer, "");
         let kept = api(&world.admin, "ConfigMap").get(&written).await.unwrap();
         assert_eq!(kept.data["data"]["by"], "beta", "round {round}");
-        hand_to(&world, "alpha", epoch + 2).await;
+        write_entry(&world.alpha, 32, "000", epoch + 2, "alpha")
+            .await
+            .unwrap();
         epoch += 2;
     }
     assert!(
@@ -77,25 +78,6 @@ async fn a_lagging_api_server_lets_no_older_epoch_over_a_newer_one() {
          passed by a server {} ms behind",
         LAG.as_millis()
     );
-}
-
-async fn hand_to(world: &World<'_>, holder: &str, epoch: i32) {
-    let change = json!({
-        "metadata": {"annotations": {"database.io/incarnation": format!("{holder}-1")}},
-        "spec": {"holderIdentity": holder, "leaseTransitions": epoch},
-    });
-    let client = if holder == "beta" {
-        &world.beta
-    } else {
-        &world.alpha
-    };
-    let leases = world.leases(client);
-    let params = PatchParams::default();
-    let name = "databasecluster-shard-000";
-    leases
-        .patch(name, &params, &Patch::Merge(change))
-        .await
-        .unwrap();
 }
 
 /// The rightful holder may be refused for some milliseconds after a takeover.

@@ -11,19 +11,19 @@ const SHARD: &str = "databasecluster-shard-000";
 
 type Answered = Result<(), String>;
 
-fn told<T>(answer: kube::Result<T>) -> Answered {
+fn described<T>(answer: kube::Result<T>) -> Answered {
     answer.map(drop).map_err(|error| error.to_string())
 }
 
 async fn change(world: &World<'_>, client: &Client, change: Value) -> Answered {
     let patch = Patch::Merge(change);
     let params = PatchParams::default();
-    told(world.leases(client).patch(SHARD, &params, &patch).await)
+    described(world.leases(client).patch(SHARD, &params, &patch).await)
 }
 
 async fn create_lease(world: &World<'_>, client: &Client, lease: &Lease) -> Answered {
     let params = PostParams::default();
-    told(world.leases(client).create(&params, lease).await)
+    described(world.leases(client).create(&params, lease).await)
 }
 
 fn hand_to(holder: &str, epoch: i32) -> Value {
@@ -37,9 +37,11 @@ fn hand_to(holder: &str, epoch: i32) -> Value {
 async fn the_fence_holds_for_shard_leases() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
+    let held = lease(0, "0-7", "alpha", 5);
+    create_lease(&world, &world.alpha, &held).await.unwrap();
     epochs_only_rise(&world).await;
     label_and_fields_stay(&world).await;
-    nobody_gives_away_what_is_anothers(&world).await;
+    nobody_hands_over_what_another_holds(&world).await;
     a_lease_is_made_as_its_name_says(&world).await;
     a_lease_is_deleted_only_when_vacant(&world).await;
     a_takeover_shuts_the_former_holder_out(&world).await;
@@ -117,18 +119,18 @@ async fn label_and_fields_stay(world: &World<'_>) {
     );
 }
 
-async fn nobody_gives_away_what_is_anothers(world: &World<'_>) {
+async fn nobody_hands_over_what_another_holds(world: &World<'_>) {
     let answer = change(world, &world.beta, hand_to("gamma", 11)).await;
     refused(
-        "giving away another's shard",
+        "handing over another's shard",
         answer,
-        "neither takes nor gives",
+        "neither takes nor hands over",
     );
     let answer = change(world, &world.beta, hand_to("", 11)).await;
     refused(
         "vacating another's shard",
         answer,
-        "neither takes nor gives",
+        "neither takes nor hands over",
     );
 }
 
@@ -137,6 +139,10 @@ async fn a_lease_is_made_as_its_name_says(world: &World<'_>) {
         ("a shard too many", lease(32, "256-263", "alpha", 1)),
         ("a range that is another's", lease(2, "8-15", "alpha", 1)),
         ("epoch 0", lease(2, "16-23", "alpha", 0)),
+        (
+            "an epoch too high",
+            lease(2, "16-23", "alpha", 2_146_435_072),
+        ),
         ("a shard for somebody else", lease(2, "16-23", "gamma", 1)),
     ] {
         refused(what, create_lease(world, &world.alpha, &lease).await, "");
@@ -155,7 +161,7 @@ async fn a_lease_is_deleted_only_when_vacant(world: &World<'_>) {
             preconditions,
             ..DeleteParams::default()
         };
-        told(leases.delete(SHARD, &params).await)
+        described(leases.delete(SHARD, &params).await)
     };
     let now = async || {
         let meta = world
@@ -181,7 +187,7 @@ async fn a_lease_is_deleted_only_when_vacant(world: &World<'_>) {
     );
     let list = ListParams::default().labels("database.io/role=shard");
     let params = DeleteParams::default();
-    let answer = told(leases.delete_collection(&params, &list).await);
+    let answer = described(leases.delete_collection(&params, &list).await);
     refused("deletion of all", answer, "only when vacant");
     change(world, &world.alpha, hand_to("", 11)).await.unwrap();
     refused(
@@ -198,14 +204,13 @@ async fn a_lease_is_deleted_only_when_vacant(world: &World<'_>) {
 }
 
 async fn a_takeover_shuts_the_former_holder_out(world: &World<'_>) {
-    let stamp = |text: &str| format!("{SHARD}/{text}");
-    let written = async |client: &Client, name: &str, text: &str| {
-        let child = world.child("ConfigMap", name, &stamp(text), "3").await;
-        create(client, child).await
+    let written = async |client: &Client, name: &str, epoch: i64, holder: &str| {
+        let token = world.token("000", epoch, holder, &world.orders);
+        create(client, world.child("ConfigMap", name, &token, "3")).await
     };
-    let until_written = async |client: &Client, name: &str, text: &str| {
-        testbed::wait_for(format!("a write stamped {text}"), PATIENCE, || async {
-            let answer = written(client, name, text).await;
+    let until_written = async |client: &Client, name: &str, epoch: i64, holder: &str| {
+        testbed::wait_for(format!("a write under epoch {epoch}"), PATIENCE, || async {
+            let answer = written(client, name, epoch, holder).await;
             Ok(testbed::Progress::when(answer.is_ok(), (), || {
                 format!("{answer:?}")
             }))
@@ -213,35 +218,26 @@ async fn a_takeover_shuts_the_former_holder_out(world: &World<'_>) {
         .await
         .unwrap();
     };
-    until_written(&world.alpha, "by-alpha", "12/alpha").await;
-    change(world, &world.beta, hand_to("beta", 13))
+    until_written(&world.alpha, "by-alpha", 5, "alpha").await;
+    write_entry(&world.beta, 32, "000", 6, "beta")
         .await
         .unwrap();
-    until_written(&world.beta, "by-beta", "13/beta").await;
-    let answer = written(&world.alpha, "late", "12/alpha").await;
-    refused("the former holder", answer, "13/beta");
-    change(world, &world.beta, hand_to("", 14)).await.unwrap();
+    until_written(&world.beta, "by-beta", 6, "beta").await;
+    let answer = written(&world.alpha, "late", 5, "alpha").await;
+    refused("the former holder", answer, "/000/6/beta");
+    write_entry(&world.admin, 32, "000", 7, "").await.unwrap();
     testbed::wait_for("the vacancy to be known", PATIENCE, || async {
-        let answer = written(&world.beta, "vacated", "13/beta").await;
-        let removed = api(&world.admin, "ConfigMap");
-        if answer.is_ok() {
-            removed
-                .delete("vacated", &DeleteParams::default())
-                .await
-                .unwrap();
-        }
+        let token = world.token("000", 6, "beta", &world.orders);
+        let answer = dry(&world.beta, world.child("ConfigMap", "x", &token, "3")).await;
         Ok(testbed::Progress::when(answer.is_err(), (), || {
             "it is let through".into()
         }))
     })
     .await
     .unwrap();
-    for stale in ["14/", "14/beta", "14/alpha", "13/beta"] {
-        refused(
-            "a vacant shard",
-            written(&world.beta, "vacant", stale).await,
-            "",
-        );
+    for (epoch, holder) in [(7, ""), (7, "beta"), (7, "alpha"), (6, "beta")] {
+        let answer = written(&world.beta, "vacant", epoch, holder).await;
+        refused("a vacant shard", answer, "");
     }
 }
 

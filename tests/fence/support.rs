@@ -1,4 +1,4 @@
-//! Two replicas of which only the tokens exist, two shards, and what each of them may not do.
+//! Two replicas of which only the credentials exist, two shards, and what each of them must not do.
 
 use std::time::Duration;
 
@@ -15,16 +15,22 @@ use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, 
 /// Long enough for a busy machine; a test that needs it has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 pub(crate) const NAMESPACE: &str = "shop";
-/// Shard 0 holds the buckets 0 to 7 and is alpha's, shard 1 those from 8 to 15 and is beta's.
-pub(crate) const ALPHAS: &str = "databasecluster-shard-000/5/alpha";
-pub(crate) const BETAS: &str = "databasecluster-shard-001/3/beta";
+pub(crate) const TABLE: &str = "databasecluster-shards";
+pub(crate) const EPOCH_MAX: i64 = 2_146_435_071;
+/// No uid of anything.
+pub(crate) const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
 
-/// An API server with the fence, and clients of several people.
+/// An API server with the fence, and clients of several users. Of 32 shards, shard 0 has the buckets 0 to 7 and is
+/// alpha's under epoch 5, shard 1 has those from 8 to 15 and is beta's under epoch 3.
 pub(crate) struct World<'a> {
     pub(crate) control_plane: &'a ControlPlane,
     pub(crate) admin: Client,
     pub(crate) alpha: Client,
     pub(crate) beta: Client,
+    /// Uid of the shard table.
+    pub(crate) table: String,
+    /// Uid of the DatabaseCluster `orders`.
+    pub(crate) orders: String,
     /// Keeps what was installed.
     _fleet: Fleet<'a>,
 }
@@ -44,20 +50,44 @@ impl<'a> World<'a> {
         load::create(control_plane, vec![cluster("orders")])
             .await
             .unwrap();
+        let admin = control_plane.client();
+        let (alpha, beta) = (
+            fleet.client_of_pod("alpha").await.unwrap(),
+            fleet.client_of_pod("beta").await.unwrap(),
+        );
+        let created = create(&alpha, table(32, 0)).await.unwrap();
+        for (client, shard, epoch, holder) in
+            [(&alpha, "000", 5, "alpha"), (&beta, "001", 3, "beta")]
+        {
+            write_entry(client, 32, shard, epoch, holder).await.unwrap();
+        }
+        let clusters = load::clusters_in(admin.clone(), NAMESPACE);
         let world = Self {
             control_plane,
-            admin: control_plane.client(),
-            alpha: fleet.client_of_pod("alpha").await.unwrap(),
-            beta: fleet.client_of_pod("beta").await.unwrap(),
+            orders: clusters.get("orders").await.unwrap().uid().unwrap(),
+            table: created.uid.unwrap(),
+            admin,
+            alpha,
+            beta,
             _fleet: fleet,
         };
-        let leases = world.leases(&world.admin);
-        for (shard, buckets, holder, epoch) in [(0, "0-7", "alpha", 5), (1, "8-15", "beta", 3)] {
-            let lease = lease(shard, buckets, holder, epoch);
-            leases.create(&PostParams::default(), &lease).await.unwrap();
-        }
         world.until_the_holder_may_write().await;
         world
+    }
+
+    /// A fencing token for the cluster with this uid.
+    pub(crate) fn token(&self, shard: &str, epoch: i64, holder: &str, cluster: &str) -> String {
+        format!("{}/{shard}/{epoch}/{holder}/{cluster}", self.table)
+    }
+
+    /// Alpha's token for `orders`.
+    pub(crate) fn alphas(&self) -> String {
+        self.token("000", 5, "alpha", &self.orders)
+    }
+
+    /// Beta's token for `orders`.
+    pub(crate) fn betas(&self) -> String {
+        self.token("001", 3, "beta", &self.orders)
     }
 
     pub(crate) fn leases(&self, client: &Client) -> Api<Lease> {
@@ -71,19 +101,23 @@ impl<'a> World<'a> {
 
     /// The parameters of a policy come from a cache inside the API server.
     pub(crate) async fn until_the_holder_may_write(&self) {
-        for (client, stamp, bucket, wrong) in [
+        for (client, token, bucket, wrong) in [
             (
                 &self.alpha,
-                ALPHAS,
+                self.alphas(),
                 "1",
-                "databasecluster-shard-000/4/alpha",
+                self.token("000", 4, "alpha", &self.orders),
             ),
-            (&self.beta, BETAS, "9", "databasecluster-shard-001/4/beta"),
+            (
+                &self.beta,
+                self.betas(),
+                "9",
+                self.token("001", 4, "beta", &self.orders),
+            ),
         ] {
-            wait_for("the fence to know the shard Leases", PATIENCE, || async {
-                let right = self.child("ConfigMap", "probe", stamp, bucket).await;
-                let stale = self.child("ConfigMap", "probe", wrong, bucket).await;
-                let (right, stale) = (dry(client, right).await, dry(client, stale).await);
+            wait_for("the fence to know the shard table", PATIENCE, || async {
+                let right = dry(client, self.child("ConfigMap", "probe", &token, bucket)).await;
+                let stale = dry(client, self.child("ConfigMap", "probe", &wrong, bucket)).await;
                 Ok(Progress::when(right.is_ok() && stale.is_err(), (), || {
                     format!("{right:?}, {stale:?}")
                 }))
@@ -93,27 +127,80 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A child of the cluster `orders`.
-    pub(crate) async fn child(&self, kind: &str, name: &str, stamp: &str, bucket: &str) -> Value {
-        let uid = self.uid("orders").await;
+    /// A child, claim or Pod of the cluster `orders`.
+    pub(crate) fn child(&self, kind: &str, name: &str, token: &str, bucket: &str) -> Value {
+        self.child_of(("orders", &self.orders), kind, name, token, bucket)
+    }
+
+    /// The same of a cluster with this name and uid.
+    pub(crate) fn child_of(
+        &self,
+        (cluster, uid): (&str, &str),
+        kind: &str,
+        name: &str,
+        token: &str,
+        bucket: &str,
+    ) -> Value {
         let mut object = json!({
             "apiVersion": api_version(kind), "kind": kind,
             "metadata": {
                 "name": name, "namespace": NAMESPACE,
-                "labels": {"database.io/bucket": bucket},
-                "annotations": {"database.io/stamp": stamp, "database.io/generation": "7"},
-                "ownerReferences": [{
-                    "apiVersion": "database.io/v1", "kind": "DatabaseCluster", "name": "orders",
-                    "uid": uid, "controller": true,
-                }],
+                "labels": {"database.io/bucket": bucket, "database.io/cluster-uid": uid},
+                "annotations": {"database.io/fencing-token": token, "database.io/generation": "7"},
             },
         });
+        if !matches!(kind, "PersistentVolumeClaim" | "Pod") {
+            object["metadata"]["ownerReferences"] = json!([{
+                "apiVersion": "database.io/v1", "kind": "DatabaseCluster", "name": cluster,
+                "uid": uid, "controller": true,
+            }]);
+        }
         match body(kind) {
             Value::Null => {}
             spec => object["spec"] = spec,
         }
         object
     }
+
+    /// Creates what replicas must not create: a Pod of `orders`, as its StatefulSet's controller would.
+    pub(crate) async fn pod(&self, name: &str) {
+        let mut pod = self.child("Pod", name, "", "3");
+        pod["metadata"]["annotations"] = json!({});
+        create(&self.admin, pod).await.unwrap();
+    }
+}
+
+/// A vacant table.
+pub(crate) fn table(shards: u16, epoch: i64) -> Value {
+    let entries: serde_json::Map<String, Value> = (0..shards)
+        .map(|shard| (format!("{shard:03}"), entry(epoch, "")))
+        .collect();
+    json!({
+        "apiVersion": "database.io/v1", "kind": "ShardTable",
+        "metadata": {"name": TABLE, "namespace": OPERATOR_NAMESPACE},
+        "spec": {"shards": shards, "entries": entries},
+    })
+}
+
+pub(crate) fn entry(epoch: i64, holder: &str) -> Value {
+    let incarnation = if holder.is_empty() {
+        String::new()
+    } else {
+        format!("{holder}-1")
+    };
+    json!({"epoch": epoch, "holder": holder, "incarnation": incarnation})
+}
+
+/// The merge patch of one entry, as a replica sends it.
+pub(crate) async fn write_entry(
+    client: &Client,
+    shards: u16,
+    shard: &str,
+    epoch: i64,
+    holder: &str,
+) -> Answer {
+    let change = json!({"spec": {"shards": shards, "entries": {shard: entry(epoch, holder)}}});
+    merge(client, "ShardTable", TABLE, change).await
 }
 
 /// The rights that the operator has, and all that it might be given by mistake.
@@ -176,7 +263,7 @@ fn api_version(kind: &str) -> &'static str {
     match kind {
         "StatefulSet" => "apps/v1",
         "PodDisruptionBudget" => "policy/v1",
-        "DatabaseCluster" => "database.io/v1",
+        "DatabaseCluster" | "ShardTable" => "database.io/v1",
         _ => "v1",
     }
 }
@@ -184,7 +271,12 @@ fn api_version(kind: &str) -> &'static str {
 fn body(kind: &str) -> Value {
     let template = json!({
         "metadata": {"labels": {"a": "b"}},
-        "spec": {"containers": [{"name": "c", "image": "fake"}]},
+        "spec": {
+            "automountServiceAccountToken": false,
+            "containers": [{
+                "name": "c", "image": "fake", "securityContext": {"allowPrivilegeEscalation": false},
+            }],
+        },
     });
     match kind {
         "StatefulSet" => json!({
@@ -205,7 +297,12 @@ pub(crate) fn api(client: &Client, kind: &str) -> Api<DynamicObject> {
     let version = api_version(kind);
     let (group, version) = version.split_once('/').unwrap_or(("", version));
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-    Api::namespaced_with(client.clone(), NAMESPACE, &resource)
+    let namespace = if kind == "ShardTable" {
+        OPERATOR_NAMESPACE
+    } else {
+        NAMESPACE
+    };
+    Api::namespaced_with(client.clone(), namespace, &resource)
 }
 
 /// What a write came to: the object's metadata, or what the API server said.
@@ -283,7 +380,7 @@ pub(crate) async fn delete(
     done.map(drop).map_err(|error| error.to_string())
 }
 
-/// Asserts that the fence refused, and why.
+/// Asserts that a policy refused, and why.
 pub(crate) fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, String>, why: &str) {
     let error = answer.expect_err(&format!("{what} was let through"));
     let error = error
@@ -291,8 +388,17 @@ pub(crate) fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, String>,
         .next()
         .unwrap_or_default();
     assert!(
-        error.contains("databasecluster-fence-") && error.contains(why),
+        error.contains("ValidatingAdmissionPolicy 'databasecluster-") && error.contains(why),
         "{what}: expected a refusal because {why:?}: {error}"
+    );
+}
+
+/// Asserts that a rule of the schema refused, whoever wrote, and why.
+pub(crate) fn invalid<T: std::fmt::Debug>(what: &str, answer: Result<T, String>, why: &str) {
+    let error = answer.expect_err(&format!("{what} was let through"));
+    assert!(
+        error.contains("is invalid") && error.contains(why),
+        "{what}: expected it to be invalid because {why:?}: {error}"
     );
 }
 

@@ -1,9 +1,9 @@
-//! A second API server on the same etcd, whose view of the Leases in it can be made to lag.
+//! A second API server on the same etcd, whose view of the Leases and the shard table can be made to lag.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kube::Client;
@@ -23,6 +23,9 @@ use crate::wait::{Progress, wait_for};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 64 << 10;
+/// Keys of what comes late. Nothing else does: a request that has to wait for etcd itself would find the cache caught
+/// up. The API server has a connection for each kind.
+const LATE: [&[u8]; 2] = [b"/registry/leases/", b"/registry/database.io/shardtables/"];
 /// Chunks on their way; more make etcd wait.
 const CHUNKS_MAX: usize = 1024;
 
@@ -72,12 +75,11 @@ impl ControlPlane {
                 set(flag).map_or_else(String::new, |(flag, value)| format!("{flag}={value}"))
             }
             Some(("--secure-port", _)) => format!("--secure-port={port}"),
+            Some(("--etcd-servers", _)) => format!("--etcd-servers=http://127.0.0.1:{proxied}"),
             // One writer for each log.
             Some(("--audit-log-path", _)) => "--audit-log-path=/dev/null".to_owned(),
             _ => word.to_owned(),
         });
-        // Only Leases come late: a request that has to wait for etcd itself would find the cache caught up.
-        let leases = format!("coordination.k8s.io/leases#http://127.0.0.1:{proxied}");
         let lag_ms = Arc::new(AtomicU64::new(0));
         let proxy = tokio::spawn(proxy(listener, self.ports.etcd, Arc::clone(&lag_ms)));
         let log =
@@ -85,7 +87,6 @@ impl ControlPlane {
         let mut command = Command::new(program);
         command
             .args(arguments)
-            .arg(format!("--etcd-servers-overrides={leases}"))
             .env(self.guardian.mark().0, self.guardian.mark().1)
             .current_dir(self.folder())
             .stdin(Stdio::null())
@@ -115,7 +116,7 @@ impl SecondApiServer {
         self.port
     }
 
-    /// From now on, what etcd tells it of Leases comes this much later.
+    /// From now on, what etcd sends it of Leases and shard tables comes this much later.
     pub fn set_lag(&self, lag: Duration) {
         let lag_ms = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
         self.lag_ms.store(lag_ms, Ordering::Relaxed);
@@ -178,23 +179,46 @@ async fn proxy(listener: TcpListener, etcd: u16, lag_ms: Arc<AtomicU64>) {
             let Ok(etcd) = TcpStream::connect(("127.0.0.1", etcd)).await else {
                 return;
             };
-            let (mut from_server, to_server) = server.into_split();
-            let (from_etcd, mut to_etcd) = etcd.into_split();
-            let asked = async {
-                let _until_closed = tokio::io::copy(&mut from_server, &mut to_etcd).await;
-            };
-            tokio::join!(asked, delayed(from_etcd, to_server, lag_ms));
+            let (from_server, to_server) = server.into_split();
+            let (from_etcd, to_etcd) = etcd.into_split();
+            let is_late = Arc::new(AtomicBool::new(false));
+            let asked = requests(from_server, to_etcd, Arc::clone(&is_late));
+            tokio::join!(asked, delayed(from_etcd, to_server, lag_ms, is_late));
         });
     }
 }
 
+/// Passes on what the API server asks, and notes whether it is about something that comes late.
+async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_late: Arc<AtomicBool>) {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        let piece = chunk.get(..length).unwrap_or_default();
+        let names = |key: &[u8]| piece.windows(key.len()).any(|window| window == key);
+        if LATE.into_iter().any(names) {
+            is_late.store(true, Ordering::Relaxed);
+        }
+        if to.write_all(piece).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Passes on what comes, each piece as late as was asked for when it came.
-async fn delayed(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, lag_ms: Arc<AtomicU64>) {
+async fn delayed(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    lag_ms: Arc<AtomicU64>,
+    is_late: Arc<AtomicBool>,
+) {
     let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_MAX);
     let read = async move {
         let mut chunk = vec![0; CHUNK_BYTES];
         while let Ok(length @ 1..) = from.read(&mut chunk).await {
-            let due = Instant::now() + Duration::from_millis(lag_ms.load(Ordering::Relaxed));
+            let lag_ms = match is_late.load(Ordering::Relaxed) {
+                true => lag_ms.load(Ordering::Relaxed),
+                false => 0,
+            };
+            let due = Instant::now() + Duration::from_millis(lag_ms);
             let piece = chunk.get(..length).unwrap_or_default().to_vec();
             if sender.send((due, piece)).await.is_err() {
                 return;
