@@ -125,16 +125,6 @@ impl Users {
         Ok(())
     }
 
-    /// Gives a cluster with one instance another CPU request.
-    pub async fn change(&self, key: &Key, cpu: &str) {
-        let wanted = Wanted {
-            cpu: cpu.to_owned(),
-            replicas: 1,
-        };
-        let wish = Wish::Change(key.clone(), wanted);
-        self.ask_until_heard(wish, &CancellationToken::new()).await;
-    }
-
     async fn mark_one(&self, (namespace, name): &Key) -> Result<()> {
         let objects = [
             ("database.io/v1", "DatabaseCluster", name.clone()),

@@ -82,14 +82,13 @@ pub(super) async fn begin(
 }
 
 async fn create_victims(arena: &Arena<'_>) -> Result<Vec<Victim>> {
+    // Users learn of them when they are cured: until then they would ask for what cannot be done.
     let new = (0..VICTIMS).map(|number| NewCluster {
         namespace: NAMESPACE.to_owned(),
         name: format!("victim-{number}"),
         spec: load::spec(1),
     });
-    let new: Vec<NewCluster> = new.collect();
-    arena.users.own(&new);
-    load::create(arena.control_plane, new).await?;
+    load::create(arena.control_plane, new.collect()).await?;
     let clusters = load::clusters_in(arena.control_plane.client(), NAMESPACE);
     let found = wait_for("the victims to be Ready", READY_TIMEOUT, || async {
         let all = clusters.list(&ListParams::default()).await;
@@ -248,10 +247,13 @@ impl Forger {
         injected.bites = self.task.await?;
         let client = arena.control_plane.client();
         // A change of its spec makes each victim's StatefulSet worth a write, which the forged token forbids.
-        for victim in &self.victims {
-            let key = (NAMESPACE.to_owned(), victim.name.clone());
-            arena.users.change(&key, NEEDED_CPU).await;
-        }
+        let keys = self
+            .victims
+            .iter()
+            .map(|victim| (NAMESPACE.to_owned(), victim.name.clone()));
+        let mut spec = load::spec(1);
+        spec["resources"]["cpu"] = json!(NEEDED_CPU);
+        load::patch(&client, keys.collect(), json!({"spec": spec})).await?;
         let what = format!("a victim to be reported with the reason {REASON}");
         let reported = wait_for(what, REPORT_TIMEOUT, || async {
             let all = load::clusters_in(client.clone(), NAMESPACE)
@@ -270,7 +272,14 @@ impl Forger {
         if let Err(error) = reported.await {
             injected.unexpected.push(error.to_string());
         }
-        cure(&client, &self.victims).await
+        cure(&client, &self.victims).await?;
+        let cured = self.victims.iter().map(|victim| NewCluster {
+            namespace: NAMESPACE.to_owned(),
+            name: victim.name.clone(),
+            spec: spec.clone(),
+        });
+        arena.users.own(&cured.collect::<Vec<NewCluster>>());
+        Ok(())
     }
 }
 
