@@ -119,9 +119,12 @@ impl World {
                 self.after(delay_ms, Happening::Warmed(who, shard));
             }
             Action::Unwatch(shard) => {
+                let goes_on = self.plan.sabotage.no_stop_on_new_table;
                 if let Some(process) = self.process(who) {
                     process.watching[usize::from(shard.0)] = false;
-                    process.tenures[usize::from(shard.0)] = None;
+                    if !goes_on {
+                        process.tenures[usize::from(shard.0)] = None;
+                    }
                 }
             }
             Action::Admit {

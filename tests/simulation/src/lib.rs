@@ -10,6 +10,7 @@ mod delivery;
 mod faults;
 pub mod fence;
 pub mod model;
+pub mod objects;
 mod process;
 mod random;
 mod server;

@@ -304,7 +304,7 @@ impl World {
             self.random.index(self.objects.len()),
         );
         let register = self.random.index(2);
-        let kind = self.random.index(6);
+        let kind = self.random.index(7);
         let forged_epoch = match self.random.index(3) {
             0 => EPOCH_MAX,
             1 => EPOCH_MAX + 1,
@@ -334,7 +334,9 @@ impl World {
                 let epoch = (token.epoch / 2).max(1);
                 format!("{table}/{:03}/{epoch}/{holder}/{cluster}", object.shard.0)
             }),
-            4 => Some("x".repeat(500)),
+            // A copy of a whole object, out of a backup or from another namespace.
+            4 => uid.map(|uid| format!("{uid}/000/{forged_epoch}/somebody/cluster-{from}")),
+            5 => Some("x".repeat(500)),
             _ => {
                 object.label = ShardId((object.shard.0 + 1) % count);
                 return;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use simulation::Sabotage;
 use simulation::core::hash::ShardCount;
 use simulation::model::{Opening, OwnershipModel};
+use simulation::objects::ObjectsModel;
 use stateright::{Checker, Model};
 
 /// A machine that is very busy gets no further than this.
@@ -51,13 +52,21 @@ fn search(model: OwnershipModel, depth: usize) -> (Option<String>, usize, usize)
 fn keeps_its_promises(model: OwnershipModel, depth: usize) {
     let depth = depth + number("MODEL_DEEPER", 0);
     let began = Instant::now();
+    let counts: Vec<u16> = model.counts.iter().map(|count| count.get()).collect();
     let what = format!(
-        "{:?}, revisions {:?}, up to {} faults, Leases deleted by hand: {}",
-        model.opening, model.revisions, model.faults_max, model.tampers
+        "{} replicas, {} shards, {:?}, revisions {:?}, shards {counts:?}, up to {} faults, Leases deleted by hand: {}, \
+         faults of the table: {}",
+        model.replicas,
+        model.shards.get(),
+        model.opening,
+        model.revisions,
+        model.faults_max,
+        model.tampers,
+        model.table_faults
     );
     let (found, depth, states) = search(model, depth);
     println!(
-        "3 replicas, 2 shards, {what}: depth {depth}, {states} unique states, {:.1} s",
+        "{what}: depth {depth}, {states} unique states, {:.1} s",
         began.elapsed().as_secs_f64()
     );
     assert_eq!(found, None);
@@ -115,6 +124,68 @@ fn promises_are_kept_while_replicas_of_two_revisions_are_alive() {
     keeps_its_promises(mixed, 5);
 }
 
+/// With everything that can go wrong with the table, beside what can go wrong with Leases.
+fn with_table(faults_max: u8, tampers: bool, sabotage: Sabotage) -> OwnershipModel {
+    OwnershipModel {
+        table_faults: true,
+        ..model(sabotage, faults_max, tampers)
+    }
+}
+
+#[test]
+fn promises_are_kept_whatever_happens_to_the_table() {
+    keeps_its_promises(with_table(2, false, Sabotage::default()), 5);
+}
+
+#[test]
+fn promises_are_kept_when_table_and_leases_are_deleted_by_hand() {
+    keeps_its_promises(with_table(2, true, Sabotage::default()), 4);
+}
+
+fn conversion(opening: Opening, [old, new]: [u64; 2], faults_max: u8) -> OwnershipModel {
+    OwnershipModel {
+        opening,
+        counts: [old, new, new]
+            .map(|count| ShardCount::new(count).unwrap())
+            .to_vec(),
+        ..with_table(faults_max, false, Sabotage::default())
+    }
+}
+
+#[test]
+fn promises_are_kept_while_the_number_of_shards_grows() {
+    keeps_its_promises(conversion(Opening::Conversion, [2, 4], 2), 4);
+}
+
+#[test]
+fn promises_are_kept_while_the_number_of_shards_falls() {
+    keeps_its_promises(conversion(Opening::Conversion, [4, 2], 2), 4);
+}
+
+#[test]
+fn promises_are_kept_though_a_conversion_is_aborted() {
+    keeps_its_promises(conversion(Opening::ConversionAfterCrash, [2, 4], 1), 6);
+}
+
+#[test]
+fn promises_are_kept_though_a_conversion_to_fewer_shards_is_aborted() {
+    keeps_its_promises(conversion(Opening::ConversionAfterCrash, [4, 2], 1), 6);
+}
+
+fn batch_refused(sabotage: Sabotage) -> OwnershipModel {
+    OwnershipModel {
+        replicas: 2,
+        shards: ShardCount::new(8).unwrap(),
+        opening: Opening::BatchRefused,
+        ..with_table(1, false, sabotage)
+    }
+}
+
+#[test]
+fn promises_are_kept_though_one_of_several_entries_is_refused() {
+    keeps_its_promises(batch_refused(Sabotage::default()), 5);
+}
+
 /// The first thing found wrong in a fleet without some part of its protection.
 fn noticed(sabotage: Sabotage, faults_max: u8, tampers: bool, depth: usize) {
     noticed_in(model(sabotage, faults_max, tampers), depth);
@@ -122,7 +193,13 @@ fn noticed(sabotage: Sabotage, faults_max: u8, tampers: bool, depth: usize) {
 
 fn noticed_in(model: OwnershipModel, depth: usize) {
     let began = Instant::now();
-    let what = format!("{:?}, {:?}", model.opening, model.sabotage);
+    let off = format!("{:?}", model.sabotage);
+    let off: Vec<&str> = off.split([' ', ',']).collect();
+    let off = off
+        .windows(2)
+        .filter(|pair| pair[1] == "true")
+        .map(|pair| pair[0]);
+    let what = format!("{:?}, {:?}", model.opening, off.collect::<Vec<_>>());
     let (found, depth, states) = search(model, depth);
     let seconds = began.elapsed().as_secs_f64();
     let found = found.unwrap_or_else(|| panic!("not noticed in {states} states: {what}"));
@@ -226,4 +303,112 @@ fn a_handover_to_who_has_listed_nothing_is_noticed() {
         ..Sabotage::default()
     };
     noticed(sabotage, 2, false, 5);
+}
+
+#[test]
+fn an_entry_before_the_compare_and_swap_of_its_lease_is_noticed() {
+    let sabotage = Sabotage {
+        entry_before_lease: true,
+        ..Sabotage::default()
+    };
+    noticed_in(with_table(1, false, sabotage), 4);
+}
+
+#[test]
+fn entries_without_an_incarnation_are_noticed() {
+    let sabotage = Sabotage {
+        no_entry_incarnation: true,
+        ..Sabotage::default()
+    };
+    noticed_in(with_table(1, false, sabotage), 4);
+}
+
+#[test]
+fn a_table_in_the_order_rule_is_noticed_by_a_late_write_of_a_former_life() {
+    let sabotage = Sabotage {
+        order_needs_table: true,
+        ..Sabotage::default()
+    };
+    noticed_in(scene(Opening::LateAfterResume, 1, sabotage), 5);
+}
+
+#[test]
+fn work_under_a_table_that_is_gone_is_noticed() {
+    let sabotage = Sabotage {
+        no_stop_on_new_table: true,
+        ..Sabotage::default()
+    };
+    noticed_in(with_table(1, false, sabotage), 4);
+}
+
+#[test]
+fn a_batch_that_is_sent_again_as_it_was_is_noticed() {
+    let sabotage = Sabotage {
+        batch_resent_unchanged: true,
+        ..Sabotage::default()
+    };
+    noticed_in(batch_refused(sabotage), 5);
+}
+
+#[test]
+fn work_before_the_entry_is_written_is_noticed() {
+    let sabotage = Sabotage {
+        work_before_entry: true,
+        ..Sabotage::default()
+    };
+    noticed_in(with_table(1, false, sabotage), 4);
+}
+
+/// Searches the model of objects.
+fn search_objects(edits_max: u8, sabotage: Sabotage, depth: usize) -> (Option<String>, usize) {
+    let began = Instant::now();
+    let model = ObjectsModel {
+        edits_max,
+        sabotage,
+    };
+    let depth = depth + number("MODEL_DEEPER", 0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let checker = model
+        .checker()
+        .threads(threads)
+        .target_max_depth(depth)
+        .spawn_bfs()
+        .join();
+    let found = checker.discovery("the promises are kept").map(|path| {
+        let last = path.last_state().violation.clone();
+        format!("{} after {:?}", last.unwrap(), path.into_actions())
+    });
+    let (states, depth) = (checker.unique_state_count(), checker.max_depth());
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "objects, up to {edits_max} edits: depth {depth}, {states} unique states, {seconds:.1} s: {found:?}"
+    );
+    (found, states)
+}
+
+#[test]
+fn promises_are_kept_on_objects_whatever_caches_show_and_users_edit() {
+    let (found, states) = search_objects(2, Sabotage::default(), 8);
+    assert_eq!(found, None);
+    assert!(states > 1000, "only {states} states were searched");
+}
+
+#[test]
+fn tokens_without_the_uid_of_their_cluster_are_noticed_on_objects() {
+    let sabotage = Sabotage {
+        no_cluster_uid: true,
+        ..Sabotage::default()
+    };
+    let (found, _) = search_objects(1, sabotage, 7);
+    assert!(found.is_some());
+}
+
+#[test]
+fn a_table_in_the_order_rule_is_noticed_on_objects() {
+    let sabotage = Sabotage {
+        order_needs_table: true,
+        ..Sabotage::default()
+    };
+    let (found, _) = search_objects(0, sabotage, 7);
+    assert!(found.is_some());
 }

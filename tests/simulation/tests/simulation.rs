@@ -9,6 +9,7 @@ use simulation::{Ending, Plan, Sabotage, Summary, simulate};
 /// Seeds that every run of the tests takes; `make model` takes many more.
 const SEEDS: u64 = 400;
 const SEEDS_OF_HALF_AN_UPDATE: u64 = 20;
+const FEW_OBJECTS: usize = 64;
 /// Seeds within which a planted fault must be noticed.
 const SEEDS_TO_NOTICE: u64 = 200;
 
@@ -62,6 +63,10 @@ fn five_replicas_keep_their_promises_whatever_happens() {
         failures.join("\n")
     );
     assert!(
+        sum.edits >= count && (sum.reports > 0 || count < 100),
+        "hardly any token was forged: {sum:?}"
+    );
+    assert!(
         sum.faults >= count && sum.accepted >= count && (sum.updates * 4 >= count || count < 100),
         "hardly anything happened: {sum:?}"
     );
@@ -89,14 +94,20 @@ fn a_newcomer_waits_for_the_rest_of_an_update_and_for_two_minutes_at_most() {
 
 /// The first failure of a fleet without some part of its protection.
 fn noticed(sabotage: Sabotage) -> String {
+    noticed_with(Plan::default().objects, sabotage)
+}
+
+/// The same with fewer objects, each of which is written more often.
+fn noticed_with(objects: usize, sabotage: Sabotage) -> String {
     let plan = Plan {
+        objects,
         sabotage,
         ..Plan::default()
     };
     let found = (1..=SEEDS_TO_NOTICE).find_map(|seed| simulate(plan, seed).err());
     let found =
         found.unwrap_or_else(|| panic!("not noticed in {SEEDS_TO_NOTICE} seeds: {sabotage:?}"));
-    println!("{sabotage:?}: {found}");
+    println!("{found}");
     found
 }
 
@@ -167,9 +178,74 @@ fn a_revision_that_nobody_tells_is_noticed() {
 
 #[test]
 fn a_fence_that_compares_nothing_is_noticed() {
-    let found = noticed(Sabotage {
-        no_fence: true,
+    let found = noticed_with(
+        FEW_OBJECTS,
+        Sabotage {
+            no_fence: true,
+            ..Sabotage::default()
+        },
+    );
+    assert!(found.contains("an object was written under"), "{found}");
+}
+
+#[test]
+fn an_entry_before_the_compare_and_swap_of_its_lease_is_noticed() {
+    noticed(Sabotage {
+        entry_before_lease: true,
         ..Sabotage::default()
     });
-    assert!(found.contains("was written in epoch"), "{found}");
+}
+
+#[test]
+fn entries_without_an_incarnation_are_noticed() {
+    noticed(Sabotage {
+        no_entry_incarnation: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn a_table_in_the_order_rule_is_noticed() {
+    noticed_with(
+        FEW_OBJECTS,
+        Sabotage {
+            order_needs_table: true,
+            ..Sabotage::default()
+        },
+    );
+}
+
+#[test]
+fn tokens_without_the_uid_of_their_cluster_are_noticed() {
+    noticed_with(
+        FEW_OBJECTS,
+        Sabotage {
+            no_cluster_uid: true,
+            ..Sabotage::default()
+        },
+    );
+}
+
+#[test]
+fn work_under_a_table_that_is_gone_is_noticed() {
+    noticed(Sabotage {
+        no_stop_on_new_table: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn a_batch_that_is_sent_again_as_it_was_is_noticed() {
+    noticed(Sabotage {
+        batch_resent_unchanged: true,
+        ..Sabotage::default()
+    });
+}
+
+#[test]
+fn work_before_the_entry_is_written_is_noticed() {
+    noticed(Sabotage {
+        work_before_entry: true,
+        ..Sabotage::default()
+    });
 }

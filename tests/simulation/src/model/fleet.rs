@@ -77,6 +77,10 @@ impl Fleet {
                 format!("{name}-1")
             };
             let mut replica = Replica::new(&name, incarnation, model.count(n), fleet.now_ms);
+            if replica.meta.shards != model.count(0).get() {
+                // It comes later, while the others are at work.
+                replica.up = Up::Crashed;
+            }
             let revision = model.revisions.get(n).copied().unwrap_or_default();
             replica.meta.revision = revision.to_owned();
             fleet.replicas.push(replica);
@@ -94,6 +98,13 @@ impl Fleet {
         let lease = self.server.shards.get(&shard);
         let named = |replica: &Replica| lease.is_some_and(|lease| lease.holder == replica.identity);
         self.replicas.iter().position(named).unwrap_or_default()
+    }
+
+    /// The shards of a replica.
+    pub(super) fn held_by(&self, n: usize) -> Vec<ShardId> {
+        let leases = self.server.shards.values();
+        let held = leases.filter(|lease| lease.holder == self.replicas[n].identity);
+        held.map(|lease| lease.shard).collect()
     }
 
     /// Whether somebody worked under this Lease.
@@ -376,12 +387,13 @@ impl Fleet {
                 Up::Running => {
                     replica.note_won(&event);
                     let event =
-                        model
+                        self.server
                             .sabotage
                             .shown(event, &replica.identity, &replica.incarnation);
                     for action in replica.machine.handle(self.now_ms, event) {
                         self.act(n, action, model);
                     }
+                    self.check_stopped(n);
                 }
                 Up::Paused => replica.inbox.push(event),
                 Up::Crashed | Up::Left => {}
@@ -394,7 +406,7 @@ impl Fleet {
         match action {
             Action::WriteMember(id, write) => self.send_member(n, id, write),
             Action::WriteShard(id, write) => {
-                self.hurry_entry(n, &write, model);
+                self.hurry_entry(n, &write);
                 self.send_shard(n, id, write, model);
             }
             Action::ReadMember(identity) => {
@@ -407,7 +419,7 @@ impl Fleet {
                 self.queue
                     .push_back((n, Event::ShardRead(shard, read.ok_or(ReadFailed))));
             }
-            Action::WriteTable(id, write) => self.send_table(n, id, write, model),
+            Action::WriteTable(id, write) => self.send_table(n, id, write),
             Action::ReadTable => {
                 let read = self.request_of_table(n, |fleet| fleet.server.table.clone());
                 let read = read.ok_or(ReadFailed);
@@ -426,7 +438,9 @@ impl Fleet {
             }
             Action::Unwatch(shard) => {
                 self.replicas[n].watching.remove(&shard);
-                self.replicas[n].tenures.remove(&shard);
+                if !self.server.sabotage.no_stop_on_new_table {
+                    self.replicas[n].tenures.remove(&shard);
+                }
             }
             Action::Admit {
                 shard,
@@ -457,7 +471,7 @@ impl Fleet {
                     self.queue.push_back((n, Event::Drained(shard)));
                 }
             }
-            Action::Halt(_, Reason::TableLost) if model.sabotage.no_stop_on_new_table => {}
+            Action::Halt(_, Reason::TableLost) if self.server.sabotage.no_stop_on_new_table => {}
             Action::Halt(shard, _) => {
                 self.replicas[n].tenures.remove(&shard);
             }

@@ -84,7 +84,11 @@ impl Fleet {
         let sees_all = |n: usize| !self.replicas[n].cut && self.replicas[n].held_back.is_none();
         let is_left = |(k, replica): (usize, &Replica)| {
             let valid = self.now_ms < replica.valid_until_ms;
-            k != n && replica.up == Up::Running && !replica.leaving && sees_all(k) && valid
+            let same_count = replica.meta.shards == giver.meta.shards;
+            let says = self.server.members.get(&replica.identity);
+            let may_begin = says.is_some_and(|lease| !lease.barred);
+            let can_work = same_count && may_begin && !replica.leaving && valid;
+            k != n && replica.up == Up::Running && sees_all(k) && can_work
         };
         let is_heir = |replica: &&Replica| replica.incarnation == after.incarnation;
         let heir = self.replicas.iter().find(is_heir);

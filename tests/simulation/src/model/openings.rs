@@ -21,6 +21,25 @@ pub enum Opening {
     /// A shard was handed over and is worked on, while a write of its former holder is on its way:
     /// the next handover is the second in a row.
     TwoHandovers,
+    /// The only holder resumed, while a write of the table of its former life is on its way; the others have another
+    /// number of shards, and stand by.
+    Conversion,
+    /// The same, and it has just crashed again: soon the others will convert the table, and it may come back.
+    ConversionAfterCrash,
+    /// One of two replicas crashed, and one of its entries was raised by hand, which the other does not see: soon it
+    /// takes all of them, and what it writes of several entries at once is refused, as long as the API server refuses
+    /// its writes of the table.
+    BatchRefused,
+}
+
+fn conversion(fleet: &Fleet) -> Vec<Step> {
+    let late = [
+        Step::SpoilTable(0, NextRequest::IsLate),
+        Step::Crash(0),
+        Step::Restart(0),
+    ];
+    let others = (1..fleet.replicas.len()).map(Step::Restart);
+    late.into_iter().chain(others).chain([Step::Tick]).collect()
 }
 
 impl Opening {
@@ -50,6 +69,23 @@ impl Opening {
                     Step::Begin(next, SHARD),
                 ];
                 late_write.into_iter().chain(handed_over).collect()
+            }
+            Self::Conversion => conversion(fleet),
+            Self::ConversionAfterCrash => {
+                let crash = [Step::Crash(0), Step::Tick, Step::Tick];
+                conversion(fleet).into_iter().chain(crash).collect()
+            }
+            Self::BatchRefused => {
+                let held = fleet.held_by(1);
+                let raised = held.last().copied().unwrap_or(SHARD);
+                vec![
+                    Step::LagTable(0),
+                    Step::Crash(1),
+                    Step::RaiseEntry(raised),
+                    Step::Tick,
+                    Step::Tick,
+                    Step::RefuseTable(0),
+                ]
             }
         }
     }

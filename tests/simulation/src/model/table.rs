@@ -76,24 +76,19 @@ impl Fleet {
     }
 
     /// A replica without part of its protection writes its entry before its Lease.
-    pub(super) fn hurry_entry(&mut self, n: usize, write: &ShardWrite, model: &OwnershipModel) {
+    pub(super) fn hurry_entry(&mut self, n: usize, write: &ShardWrite) {
         let replica = &self.replicas[n];
         let (identity, table) = (&replica.identity, replica.machine.table_uid());
         let shards = replica.meta.shards;
-        let hasty = model.sabotage.hasty_entry(write, identity, table, shards);
+        let sabotage = &self.server.sabotage;
+        let hasty = sabotage.hasty_entry(write, identity, table, shards);
         if let Some(hasty) = hasty {
             self.check_sent(n, &hasty);
             self.request_of_table(n, |fleet| fleet.serve_table(n, &hasty));
         }
     }
 
-    pub(super) fn send_table(
-        &mut self,
-        n: usize,
-        id: WriteId,
-        mut write: TableWrite,
-        model: &OwnershipModel,
-    ) {
+    pub(super) fn send_table(&mut self, n: usize, id: WriteId, mut write: TableWrite) {
         let changes_entries = matches!(write.change, TableChange::Entries { .. });
         if let Some(batch) = self.replicas[n].refused_batch.clone()
             && changes_entries
@@ -103,7 +98,7 @@ impl Fleet {
         self.check_sent(n, &write);
         let replica = &self.replicas[n];
         let late = replica.next_of_table == NextRequest::IsLate && !replica.cut;
-        let imagined = self.imagined(&write, model);
+        let imagined = self.imagined(&write);
         let answer = match imagined {
             Some(table) => Some(WriteResult::Done(table)),
             None => self.request_of_table(n, |fleet| fleet.serve_table(n, &write)),
@@ -113,16 +108,16 @@ impl Fleet {
         }
         let result = answer.unwrap_or(WriteResult::Unknown);
         if result == WriteResult::Rejected {
-            self.note_refusal(n, write, model);
+            self.note_refusal(n, write);
         }
         self.queue.push_back((n, Event::TableWritten(id, result)));
     }
 
     /// What a replica without part of its protection takes to be stored.
-    fn imagined(&self, write: &TableWrite, model: &OwnershipModel) -> Option<ShardTable> {
+    fn imagined(&self, write: &TableWrite) -> Option<ShardTable> {
         match (&write.change, self.server.table.clone()) {
             (TableChange::Entries { entries, .. }, Some(mut table))
-                if model.sabotage.work_before_entry =>
+                if self.server.sabotage.work_before_entry =>
             {
                 table.entries.extend(entries.clone());
                 Some(table)
@@ -131,12 +126,12 @@ impl Fleet {
         }
     }
 
-    fn note_refusal(&mut self, n: usize, write: TableWrite, model: &OwnershipModel) {
+    fn note_refusal(&mut self, n: usize, write: TableWrite) {
         let replica = &mut self.replicas[n];
         replica.was_refused |= !self.server.may_write_table(&replica.identity);
         let is_batch =
             matches!(&write.change, TableChange::Entries { entries, .. } if entries.len() > 1);
-        if is_batch && model.sabotage.batch_resent_unchanged {
+        if is_batch && self.server.sabotage.batch_resent_unchanged {
             replica.refused_batch = Some(write);
         }
     }
@@ -191,7 +186,7 @@ impl Fleet {
     pub(super) fn check_barred(&mut self, n: usize, write: &MemberWrite) {
         let says_so = matches!(write.change, MemberChange::Renew { barred: true, .. });
         let replica = &self.replicas[n];
-        if says_so && !replica.was_refused && !self.tampered {
+        if says_so && !replica.was_refused {
             self.violation = Some(format!("r{n} bars itself though nothing was refused to it"));
         }
     }
@@ -219,6 +214,7 @@ impl Fleet {
             let replica = &self.replicas[n];
             let hears = replica.up == Up::Running
                 && !replica.cut
+                && replica.inbox.is_empty()
                 && replica.held_back.is_none()
                 && replica.table_held_back.is_none();
             let shards = replica.tenures.keys();
@@ -227,6 +223,18 @@ impl Fleet {
             for token in tokens {
                 self.check_right(n, &token, hears);
             }
+        }
+    }
+
+    /// A replica that has observed another table, or the end of its own, has stopped what it did under that.
+    pub(super) fn check_stopped(&mut self, n: usize) {
+        let replica = &self.replicas[n];
+        let known = replica.machine.table_uid();
+        let mut tokens = replica.tenures.values().map(|tenure| &tenure.token);
+        if let Some(token) = tokens.find(|token| known != Some(&*token.table)) {
+            self.violation = Some(format!(
+                "r{n} works under {token} and knows table {known:?}"
+            ));
         }
     }
 
