@@ -192,12 +192,14 @@ impl Pair {
                     incarnation: incarnation.clone(),
                     renewal,
                     draining: false,
+                    barred: false,
                     warm: BTreeSet::new(),
                 };
                 let model = assumed::lease::MemberChange::Renew {
                     incarnation,
                     renewal,
                     draining: false,
+                    barred: false,
                     warm: BTreeSet::new(),
                 };
                 (real, model)

@@ -1,10 +1,9 @@
-//! Style as a test: sizes of files and functions, first lines, what `core/` may know, links.
+//! Style as a test: sizes of functions, first lines, what `core/` may know, links.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 70;
 const FOLDERS: [&str; 7] = [
     "src",
@@ -88,15 +87,6 @@ fn rust_files() -> Vec<File> {
 
 fn none(found: Vec<String>) {
     assert!(found.is_empty(), "\n{}\n", found.join("\n"));
-}
-
-#[test]
-fn files_are_short() {
-    let long = rust_files().into_iter().filter_map(|file| {
-        let lines = file.text.lines().count();
-        (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines", file.name))
-    });
-    none(long.collect());
 }
 
 #[test]

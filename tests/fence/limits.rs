@@ -238,10 +238,7 @@ async fn pods_keep_their_spec(world: &World<'_>) {
     tolerations.push(json!({"operator": "Exists"}));
     let token = json!({"database.io/fencing-token": world.alphas()});
     for (what, change) in [
-        (
-            "an image",
-            json!({"spec": {"containers": containers}}),
-        ),
+        ("an image", json!({"spec": {"containers": containers}})),
         (
             "a toleration",
             json!({"spec": {"tolerations": tolerations}}),
