@@ -78,7 +78,6 @@ impl Replica {
             metrics: Arc::clone(&metrics),
             on_change: Box::new(|_, _| {}),
             agent: handle,
-            epochs: dashmap::DashMap::new(),
             lists: Lists::default(),
             doubts: Doubts::default(),
             firsts: Arc::default(),
