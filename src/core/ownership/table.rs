@@ -19,6 +19,9 @@ use crate::core::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 /// may not write the table.
 const REFUSALS_MAX: u32 = 2;
 
+/// Failures in a row after which pauses between attempts grow no longer: 5 s by default.
+const FAILURES_MAX: u32 = 25;
+
 /// How long until we try again whether we may write the table.
 const PROBE_MS: u64 = 2000;
 
@@ -104,8 +107,8 @@ impl TableView {
     }
 
     fn read_again(&mut self, now_ms: u64, retry_ms: u64) {
-        // At once after a first failure; then no faster than any other retry.
-        let pause_ms = if self.failures == 0 { 0 } else { retry_ms };
+        // At once after a first failure, then after longer and longer pauses.
+        let pause_ms = retry_ms * u64::from(self.failures.min(FAILURES_MAX));
         self.failures = self.failures.saturating_add(1);
         self.must_read = Some(now_ms + pause_ms);
     }
