@@ -291,8 +291,7 @@ async fn cure(client: &Client, victims: &[Victim]) -> Result<()> {
     let cure = json!({"metadata": {"annotations": {fencing::ANNOTATION: null}}});
     for victim in victims {
         for (version, kind, end) in [
-            ("v1", "ConfigMap", "-db"),
-            ("v1", "Service", "-rw"),
+            ("apps/v1", "StatefulSet", "-db"),
             ("database.io/v1", "DatabaseCluster", ""),
         ] {
             let name = format!("{}{end}", victim.name);

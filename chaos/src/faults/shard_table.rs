@@ -99,11 +99,11 @@ pub(super) async fn refuse(arena: &mut Arena<'_>, active: &mut Active, who: Who)
     Ok(())
 }
 
-/// A policy takes a second or two to be in force. Asked with the token of the replica itself.
+/// A policy takes a second or two to be in force. Asked with the token of the replica itself, by a patch that changes nothing.
 async fn until_refused(arena: &Arena<'_>, index: usize) -> Result<()> {
     let replica = arena.fleet.replica(index)?;
     let client = control_plane::client_from(replica.kubeconfig()).await?;
-    let change = json!({"metadata": {"annotations": {"example.com/asked": "yes"}}});
+    let change = json!({"spec": {}});
     let params = PatchParams {
         dry_run: true,
         ..PatchParams::default()
