@@ -19,7 +19,7 @@ pub const FENCING_TOKEN_ANNOTATION: &str = "database.io/fencing-token";
 pub const CLUSTER_UID_LABEL: &str = "database.io/cluster-uid";
 /// Name of the shard table, in the operator's namespace.
 pub const SHARD_TABLE: &str = "databasecluster-shards";
-/// Annotation of children: hash of what was applied, without the stamp.
+/// Annotation of children: hash of what was applied, without the fencing token.
 pub const FINGERPRINT_ANNOTATION: &str = "database.io/fingerprint";
 /// Annotation of children: generation of the `DatabaseCluster` that the child was made from.
 pub const GENERATION_ANNOTATION: &str = "database.io/generation";

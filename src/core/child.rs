@@ -68,7 +68,7 @@ impl fmt::Display for ChildId {
 pub struct DesiredChild {
     /// Kind and name.
     pub id: ChildId,
-    /// Hash of the manifest without stamp and generation: a takeover does not change it.
+    /// Hash of the manifest without fencing token and generation: a takeover does not change it.
     pub fingerprint: Fingerprint,
     /// Digest of the spec's fields that we own, as `StatefulSetRecord::spec_digest` has it.
     pub spec_digest: u64,

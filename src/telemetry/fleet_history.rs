@@ -72,7 +72,7 @@ pub enum Why {
     Planned,
     /// The same replica took it again in its next life.
     Restarted,
-    /// The same life raised the epoch, above a stamp that it met.
+    /// The same life raised the epoch above its entry in the shard table.
     Raised,
     /// A live holder lost it, and nothing that we saw says why.
     Unknown,

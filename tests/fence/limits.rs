@@ -164,7 +164,7 @@ async fn statefulsets_run_without_privileges(world: &World<'_>) {
     );
 }
 
-/// A template with privileges that somebody else wrote does not keep the operator from stamping or scaling it.
+/// A template with privileges that somebody else wrote does not keep the operator from setting its token or scaling it.
 async fn what_users_changed_stays_writable(world: &World<'_>) {
     let sidecar = json!({"spec": {"template": {"spec": {"hostPID": true}}}});
     merge(&world.admin, "StatefulSet", "orders-db", sidecar)

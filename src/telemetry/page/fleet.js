@@ -24,7 +24,7 @@ const WHY = {
   leaving: "handover: its holder leaves",
   planned: "handover: planned by the fleet leader",
   restarted: "restart: same replica, next life",
-  raised: "epoch raised above a stamp that was met",
+  raised: "epoch raised above the shard table",
   unknown: "changed hands, for no reason that was seen",
 };
 const MARKS = {

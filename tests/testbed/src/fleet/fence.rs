@@ -18,7 +18,7 @@ const IN_FORCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// When it is not in time.
 pub async fn wait_in_force(control_plane: &ControlPlane) -> Result<()> {
     let service = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "unstamped"},
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "without-a-token"},
         "spec": {"clusterIP": "None", "ports": [{"port": 1}]},
     });
     let lease = json!({
