@@ -7,6 +7,9 @@ use super::hash::Bucket;
 use super::object::ObjectKey;
 use crate::api::{DatabaseClusterSpec, DatabaseClusterStatus, names};
 
+/// Most finalizers of one cluster that are kept: users add them, and memory is bounded.
+pub const FINALIZERS_MAX: usize = 64;
+
 /// What is kept of a `DatabaseCluster`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterRecord {
@@ -24,6 +27,8 @@ pub struct ClusterRecord {
     pub deleting: bool,
     /// Its finalizers, all of them: the list can only be written whole.
     pub finalizers: Vec<String>,
+    /// Whether it has more finalizers than are kept: then the operator cannot write the list.
+    pub has_excess_finalizers: bool,
     /// What is asked for.
     pub spec: DatabaseClusterSpec,
     /// What was last reported.

@@ -6,7 +6,9 @@ use super::child::{ChildId, ChildKind, DesiredChild};
 use super::image;
 use super::lifecycle::{Trouble, Why, reason};
 use super::memory::{Memory, Standing};
-use super::observed::{ChildRecord, ClusterRecord, Owner, StatefulSetRecord, is_our_group};
+use super::observed::{
+    ChildRecord, ClusterRecord, FINALIZERS_MAX, Owner, StatefulSetRecord, is_our_group,
+};
 use crate::api::names;
 
 /// How long a Secret that is there already holds a new cluster back: long enough for the collection
@@ -155,6 +157,9 @@ pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
             Difference::Trouble(found) => trouble = worse(trouble, found),
         }
     }
+    if cluster.has_excess_finalizers {
+        trouble = worse(trouble, Trouble::Wrong(excess_finalizers()));
+    }
     if let Some(why) = refused_image(seen) {
         trouble = worse(trouble, Trouble::Wrong(why));
     }
@@ -166,7 +171,7 @@ pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
         apply.clear();
     }
     Plan::Keep {
-        add_finalizer: !cluster.has_finalizer(),
+        add_finalizer: !cluster.has_finalizer() && !cluster.has_excess_finalizers,
         secret: secret_step(seen, &apply, has_set, memory),
         apply,
         delete: unwanted(seen),
@@ -217,6 +222,13 @@ fn secret_step(seen: &Seen<'_>, apply: &[Apply], has_set: bool, memory: &Memory)
     }
 }
 
+fn excess_finalizers() -> Why {
+    let message = format!(
+        "it has more than {FINALIZERS_MAX} finalizers, and the operator cannot add its own: remove some"
+    );
+    Why::new(reason::FINALIZERS, message)
+}
+
 fn refused_image(seen: &Seen<'_>) -> Option<Why> {
     let set = seen.statefulset?;
     if !seen.initialized || !is_owned_by(&set.child, seen.cluster) {
@@ -248,6 +260,9 @@ impl Delete {
 
 fn plan_deletion(seen: &Seen<'_>) -> Plan {
     let cluster = seen.cluster;
+    if cluster.has_excess_finalizers {
+        return wait(format!("it has more than {FINALIZERS_MAX} finalizers"));
+    }
     if !cluster.has_finalizer() {
         return Plan::Forget;
     }

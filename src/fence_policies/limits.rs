@@ -3,23 +3,7 @@
 use super::Fence;
 use super::policy::{Policy, ResourceRule, Scope};
 
-/// StatefulSets, Services, Pods and DatabaseClusters.
-pub(super) fn limits(fence: &Fence) -> Policy {
-    Policy {
-        name: "limits",
-        comment: "What the operator's credentials are good for at most, also in the hands of a thief: no Pod with privileges, \
-            with access\nto its node, with a ServiceAccount or with another Secret than its cluster's; no change of a Pod or \
-            of a $OWNER_KIND\nbut to the metadata that the operator keeps there; no Service that draws traffic of others.\n\
-            What is there already and does not change is not the operator's.",
-        reads_table: false,
-        scope: Scope::All,
-        rules: vec![
-            ResourceRule::new("apps", &["statefulsets"]),
-            ResourceRule::new("", &["services", "pods", "pods/*"]),
-            ResourceRule::new(&fence.owner.group, &["$OWNERS"]),
-        ],
-        conditions: &[("not-a-deletion", "request.operation != 'DELETE' || request.resource.resource == '$OWNERS'")],
-        variables: &[
+const LIMITS_VARIABLES: &[(&str, &str)] = &[
             ("resource", "request.resource.resource"),
             ("isUpdate", "request.operation == 'UPDATE'"),
             ("pod", "object.spec.template.spec"),
@@ -100,15 +84,40 @@ pub(super) fn limits(fence: &Fence) -> Policy {
                 ? 'the operator changes nothing of a $OWNER_KIND but its own finalizer, its fencing token and the status'
                 : ''",
             ),
-        ],
-        problem: "variables.resource == 'statefulsets'
+        ];
+
+const LIMITS_PROBLEM: &str = "variables.resource == 'statefulsets'
             ? (!variables.isController ? 'a StatefulSet must be controlled by a $OWNER_KIND'
             : variables.templateProblem == ''
             || (variables.isUpdate && object.spec.template == oldObject.spec.template)
             ? '' : variables.templateProblem)
+            : variables.resource == 'secrets'
+            ? (object.?type.orValue('Opaque') == 'Opaque' ? '' : 'the operator creates no Secret of a type but Opaque')
             : variables.resource == 'services' ? variables.serviceProblem
             : variables.resource == 'pods' ? variables.podProblem
-            : variables.clusterProblem",
+            : variables.clusterProblem";
+
+/// StatefulSets, Services, Secrets, Pods and DatabaseClusters.
+pub(super) fn limits(fence: &Fence) -> Policy {
+    Policy {
+        name: "limits",
+        comment: "What the operator's credentials are good for at most, also in the hands of a thief: no Pod with privileges, \
+            with access\nto its node, with a ServiceAccount or with another Secret than its cluster's; no change of a Pod or \
+            of a $OWNER_KIND\nbut to the metadata that the operator keeps there; no Service that draws traffic of others; no Secret\nto which Kubernetes adds credentials.\n\
+            What is there already and does not change is not the operator's.",
+        reads_table: false,
+        scope: Scope::All,
+        rules: vec![
+            ResourceRule::new("apps", &["statefulsets"]),
+            ResourceRule::new("", &["services", "secrets", "pods", "pods/*"]),
+            ResourceRule::new(&fence.owner.group, &["$OWNERS"]),
+        ],
+        conditions: &[(
+            "not-a-deletion",
+            "request.operation != 'DELETE' || request.resource.resource == '$OWNERS'",
+        )],
+        variables: LIMITS_VARIABLES,
+        problem: LIMITS_PROBLEM,
         message: "the operator does not write such an object",
     }
 }

@@ -62,6 +62,8 @@ pub(super) fn leases(_: &Fence) -> Policy {
             ? 'a shard Lease has a holder (or an empty one), an epoch from 1 to $EPOCH_MAX and no duration'
             : variables.epoch < variables.oldEpoch
             ? 'the epoch of a shard never falls: ' + string(variables.oldEpoch) + ' to ' + string(variables.epoch)
+            : variables.isUpdate && variables.epoch - variables.oldEpoch > $EPOCH_STEP_MAX
+            ? 'one write must not raise the epoch of a shard by more than $EPOCH_STEP_MAX'
             : variables.changesHands && variables.epoch <= variables.oldEpoch
             ? 'a change of holder, incarnation or number of shards raises the epoch above '
             + string(variables.oldEpoch)

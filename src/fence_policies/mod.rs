@@ -17,6 +17,8 @@ use policy::ResourceRule;
 
 /// Highest epoch: 2^20 below the limit of 32 bits.
 const EPOCH_MAX: u32 = i32::MAX as u32 - (1 << 20);
+/// Most by which one write raises the epoch of a shard Lease.
+const EPOCH_STEP_MAX: u32 = 1 << 20;
 /// Longest fencing token, in bytes.
 const TOKEN_BYTES_MAX: usize = 400;
 
@@ -169,6 +171,7 @@ impl Fence {
             ("$BY_TOKEN", &self.resources(Belongs::ByToken)),
             ("$CREATE_ONLY", &self.create_only()),
             ("$EPOCH_MAX", &EPOCH_MAX.to_string()),
+            ("$EPOCH_STEP_MAX", &EPOCH_STEP_MAX.to_string()),
             ("$TOKEN_BYTES_MAX", &TOKEN_BYTES_MAX.to_string()),
         ]
         .into_iter()

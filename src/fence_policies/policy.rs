@@ -72,30 +72,7 @@ impl Policy {
                 "  paramKind:\n    apiVersion: $DOMAIN/v1\n    kind: ShardTable"
             )?;
         }
-        writeln!(out, "  matchConstraints:")?;
-        match self.scope {
-            Scope::All => {}
-            Scope::Labelled => write!(
-                out,
-                "    objectSelector:\n      matchExpressions:\n      - key: $DOMAIN/bucket\n        operator: Exists\n"
-            )?,
-            Scope::Namespaces(names) => write!(
-                out,
-                "    namespaceSelector:\n      matchExpressions:\n      - key: kubernetes.io/metadata.name\n        \
-                 operator: In\n        values: [{}]\n",
-                quoted(names)
-            )?,
-        }
-        writeln!(out, "    resourceRules:")?;
-        for rule in &self.rules {
-            writeln!(out, "    - apiGroups: [\"{}\"]", rule.group)?;
-            writeln!(out, "      apiVersions: [\"*\"]")?;
-            writeln!(out, "      resources: [{}]", quoted(&rule.resources))?;
-            writeln!(
-                out,
-                "      operations: [\"CREATE\", \"UPDATE\", \"DELETE\"]"
-            )?;
-        }
+        self.write_constraints(out)?;
         writeln!(out, "  matchConditions:")?;
         write_named(
             out,
@@ -130,6 +107,34 @@ impl Policy {
                 out,
                 "  paramRef:\n    name: $TABLE\n    namespace: $NAMESPACE\n    # Deny would refuse every user whose \
                  write matches, before the match conditions are evaluated.\n    parameterNotFoundAction: Allow\n"
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_constraints(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "  matchConstraints:")?;
+        match self.scope {
+            Scope::All => {}
+            Scope::Labelled => write!(
+                out,
+                "    objectSelector:\n      matchExpressions:\n      - key: $DOMAIN/bucket\n        operator: Exists\n"
+            )?,
+            Scope::Namespaces(names) => write!(
+                out,
+                "    namespaceSelector:\n      matchExpressions:\n      - key: kubernetes.io/metadata.name\n        \
+                 operator: In\n        values: [{}]\n",
+                quoted(names)
+            )?,
+        }
+        writeln!(out, "    resourceRules:")?;
+        for rule in &self.rules {
+            writeln!(out, "    - apiGroups: [\"{}\"]", rule.group)?;
+            writeln!(out, "      apiVersions: [\"*\"]")?;
+            writeln!(out, "      resources: [{}]", quoted(&rule.resources))?;
+            writeln!(
+                out,
+                "      operations: [\"CREATE\", \"UPDATE\", \"DELETE\"]"
             )?;
         }
         Ok(())

@@ -116,27 +116,7 @@ pub(super) fn owners(fence: &Fence) -> Policy {
     }
 }
 
-/// What object and request show by themselves.
-pub(super) fn order(fence: &Fence) -> Policy {
-    let resource = fence.owner.resource.as_str();
-    let subresources = format!("{resource}/*");
-    let mut rules = vec![ResourceRule::new(
-        &fence.owner.group,
-        &[resource, &subresources],
-    )];
-    rules.extend(fence.rules(true));
-    Policy {
-        name: "fence-order",
-        comment: "Never backwards, for the right object, deletions with preconditions: what object and request show by \
-            themselves.\nIt has no parameter, so it holds whatever the API server's caches lag and while there is no \
-            shard table.\n\nA token counts only for its own object: its last part is the uid of the $OWNER_KIND itself, of \
-            a child's controller,\nor on a claim's label. Any other token is as none. Annotation and status.shard are two \
-            registers.",
-        reads_table: false,
-        scope: Scope::All,
-        rules,
-        conditions: &[],
-        variables: &[
+const ORDER_VARIABLES: &[(&str, &str)] = &[
             ("subresource", "has(request.subResource) ? request.subResource : ''"),
             ("resource", "request.resource.resource"),
             (
@@ -209,8 +189,9 @@ pub(super) fn order(fence: &Fence) -> Policy {
                 : variables.isChild ? (variables.oldControllers.size() == 1 ? variables.oldControllers[0].uid : '')
                 : variables.oldToken[4]",
             ),
-        ],
-        problem: "variables.subresource != '' && !variables.isStatus
+        ];
+
+const ORDER_PROBLEM: &str = "variables.subresource != '' && !variables.isStatus
             ? 'the operator writes no other subresource than the status of a $OWNER_KIND'
             : variables.resource in $CREATE_ONLY && request.operation != 'CREATE'
             ? 'the operator creates ' + variables.resource + ' and never changes or deletes them'
@@ -244,6 +225,9 @@ pub(super) fn order(fence: &Fence) -> Policy {
             && variables.oldControllers[0].uid != variables.controllers[0].uid
             ? 'the controller of an object never changes: from ' + variables.oldControllers[0].kind + ' '
             + variables.oldControllers[0].uid + ' to ' + variables.controllers[0].uid
+            : variables.isChild && request.operation == 'UPDATE' && variables.oldControllers.size() == 0
+            && !('$DOMAIN/bucket' in oldObject.metadata.?labels.orValue({}))
+            ? 'the object was not created by the operator, which takes over none but its own'
             : variables.token[4] != variables.cluster
             ? 'the fencing token is for the $OWNER_KIND with the uid ' + variables.token[4]
             + ', but the object belongs to ' + (variables.cluster == '' ? 'none' : variables.cluster)
@@ -251,7 +235,30 @@ pub(super) fn order(fence: &Fence) -> Policy {
             && variables.oldToken[4] == variables.oldCluster && variables.oldToken[0] == variables.token[0]
             && int(variables.oldToken[2]) > int(variables.token[2])
             ? 'epoch ' + variables.token[2] + ' is older than the one on the object, ' + variables.oldToken[2]
-            : ''",
+            : ''";
+
+/// What object and request show by themselves.
+pub(super) fn order(fence: &Fence) -> Policy {
+    let resource = fence.owner.resource.as_str();
+    let subresources = format!("{resource}/*");
+    let mut rules = vec![ResourceRule::new(
+        &fence.owner.group,
+        &[resource, &subresources],
+    )];
+    rules.extend(fence.rules(true));
+    Policy {
+        name: "fence-order",
+        comment: "Never backwards, for the right object, deletions with preconditions: what object and request show by \
+            themselves.\nIt has no parameter, so it holds whatever the API server's caches lag and while there is no \
+            shard table.\n\nA token counts only for its own object: its last part is the uid of the $OWNER_KIND itself, of \
+            a child's controller,\nor on a claim's label. Any other token is as none. Annotation and status.shard are two \
+            registers.",
+        reads_table: false,
+        scope: Scope::All,
+        rules,
+        conditions: &[],
+        variables: ORDER_VARIABLES,
+        problem: ORDER_PROBLEM,
         message: "the write does not carry a fencing token for its object",
     }
 }

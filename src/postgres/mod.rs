@@ -220,6 +220,7 @@ fn sample() -> ClusterRecord {
         resource_version: String::new(),
         deleting: false,
         finalizers: Vec::new(),
+        has_excess_finalizers: false,
         spec: crate::api::DatabaseClusterSpec {
             replicas: 1,
             image: "image".to_owned(),

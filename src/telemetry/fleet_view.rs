@@ -13,6 +13,7 @@ use super::text::safe;
 use crate::api::{Phase, ShardTable};
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::member_lease_name;
+use crate::core::token::EPOCH_MAX;
 
 /// Label that tells the operator's own Leases from others.
 pub const APP_LABEL: (&str, &str) = ("app.kubernetes.io/name", "databasecluster-operator");
@@ -482,6 +483,9 @@ fn shard(lease: &Lease, now: Option<Timestamp>) -> ShardView {
     let epoch = epoch.and_then(|epoch| u32::try_from(epoch).ok());
     if epoch.is_none() {
         damage.push("leaseTransitions, the epoch, is missing or negative");
+    }
+    if epoch.is_some_and(|epoch| epoch >= EPOCH_MAX) {
+        damage.push("no epoch is left above leaseTransitions: delete this Lease");
     }
     if holder(lease).is_some() && annotation(lease, "incarnation").is_none() {
         damage.push("annotation database.io/incarnation is missing");

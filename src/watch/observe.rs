@@ -11,7 +11,9 @@ use crate::core::child::{ChildKind, Fingerprint};
 use crate::core::digest;
 use crate::core::hash::{Bucket, fnv1a64};
 use crate::core::object::ObjectKey;
-use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, Owner, StatefulSetRecord};
+use crate::core::observed::{
+    ChildRecord, ClaimTemplate, ClusterRecord, FINALIZERS_MAX, Owner, StatefulSetRecord,
+};
 use crate::postgres;
 
 /// The record of a `DatabaseCluster`; none when it lacks what every stored object has.
@@ -19,6 +21,7 @@ use crate::postgres;
 pub fn cluster(object: &DatabaseCluster) -> Option<ClusterRecord> {
     let meta = &object.metadata;
     let uid = meta.uid.as_deref()?;
+    let finalizers = meta.finalizers.as_deref().unwrap_or_default();
     Some(ClusterRecord {
         key: key(meta)?,
         uid: uid.into(),
@@ -26,7 +29,8 @@ pub fn cluster(object: &DatabaseCluster) -> Option<ClusterRecord> {
         generation: meta.generation.unwrap_or_default(),
         resource_version: meta.resource_version.clone()?,
         deleting: meta.deletion_timestamp.is_some(),
-        finalizers: meta.finalizers.clone().unwrap_or_default(),
+        finalizers: finalizers.iter().take(FINALIZERS_MAX).cloned().collect(),
+        has_excess_finalizers: finalizers.len() > FINALIZERS_MAX,
         spec: object.spec.clone(),
         status: object.status.clone().unwrap_or_default(),
     })

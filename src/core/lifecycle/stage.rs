@@ -28,6 +28,8 @@ pub mod reason {
     pub const NOT_READY: &str = "InstancesNotReady";
     /// The change takes too long.
     pub const DEADLINE: &str = "ProgressDeadlineExceeded";
+    /// The cluster has so many finalizers that the operator does not keep them.
+    pub const FINALIZERS: &str = "TooManyFinalizers";
     /// An object of a child's name belongs to someone else.
     pub const FOREIGN_CHILD: &str = "ForeignChild";
     /// The API server calls a child invalid.

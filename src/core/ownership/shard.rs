@@ -5,7 +5,7 @@ use super::{Action, ReadFailed, Reason, WriteId, WriteResult};
 use crate::core::hash::ShardId;
 use crate::core::lease::{ShardLease, Successor, Version};
 use crate::core::table::Entry;
-use crate::core::token::EPOCH_MAX;
+use crate::core::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 
 /// One shard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +97,10 @@ impl Shard {
         let of_lease = self.lease.as_ref().map_or(0, |lease| lease.epoch);
         let of_memory = self.memory.as_ref().map_or(0, |memory| memory.epoch);
         let of_table = self.entry.as_ref().map_or(0, |entry| entry.epoch);
+        // Nobody worked under an epoch so far ahead of the table: a Lease that somebody else edited is
+        // not remembered once it was deleted.
+        let is_believed = of_memory <= of_table.saturating_add(EPOCH_STEP_MAX);
+        let of_memory = if is_believed { of_memory } else { 0 };
         of_lease.max(of_memory).max(of_table)
     }
 
@@ -106,9 +110,9 @@ impl Shard {
         Some(self.epoch_known() + 1).filter(|epoch| *epoch <= EPOCH_MAX)
     }
 
-    /// Whether its Lease has an epoch that no replica writes: somebody else did.
+    /// Whether its Lease has an epoch above which none is left: somebody else wrote it.
     pub(super) fn is_damaged(&self) -> bool {
-        self.lease.as_ref().is_some_and(|l| l.epoch > EPOCH_MAX)
+        self.lease.as_ref().is_some_and(|l| l.epoch >= EPOCH_MAX)
     }
 
     /// The epoch of the Lease under which it is ours.

@@ -16,6 +16,7 @@ fn cluster() -> ClusterRecord {
         resource_version: "5".to_owned(),
         deleting: false,
         finalizers: vec![names::FINALIZER.to_owned()],
+        has_excess_finalizers: false,
         spec: DatabaseClusterSpec {
             replicas: 1,
             image: "postgres:18".to_owned(),
