@@ -1,23 +1,30 @@
-//! The Leases that the simulation and the model assume behave as the real API server's: the same random
-//! operations on both end the same way.
+//! The Leases and the shard table that the simulation and the model assume behave as the real API server's: the same
+//! random operations on both end the same way.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use databasecluster_operator::api::{ShardTable, names, shard_table_crd};
 use databasecluster_operator::core::hash::{ShardCount, ShardId};
 use databasecluster_operator::core::lease::{
     MemberChange, MemberWrite, ShardWrite, Version, member_lease_name,
 };
 use databasecluster_operator::core::ownership::WriteResult;
+use databasecluster_operator::core::table::{Entry, TableChange, TableWrite};
+use databasecluster_operator::core::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 use databasecluster_operator::fleet::leases::{LeaseStore, SelfDescription};
+use databasecluster_operator::fleet::table::TableStore;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::PostParams;
 use simulation::core as assumed;
 use simulation::{MemberMeta, Random, Sabotage, Server};
-use testbed::{ControlPlane, ControlPlaneOptions};
+use testbed::{ControlPlane, ControlPlaneOptions, Progress, wait_for};
 
 const OPERATIONS: usize = 400;
+const TABLE_ROUNDS: usize = 4;
+const OPERATIONS_OF_A_TABLE: usize = 150;
 const SEED: u64 = 20_261_123;
 
 /// How a write ended, without what it left.
@@ -262,5 +269,217 @@ async fn traps(api: &Api<Lease>) {
     assert_ne!(
         back.metadata.uid, created.metadata.uid,
         "resourceVersion alone re-creates it"
+    );
+}
+
+/// The shard table, on both sides.
+struct Tables {
+    store: TableStore,
+    model: Server,
+    random: Random,
+    /// What both sides have stored, by their own versions.
+    versions: Vec<Both>,
+    ends: BTreeMap<&'static str, usize>,
+}
+
+impl Tables {
+    /// An epoch near one that is known, or near a limit.
+    fn epoch(&mut self, known: u32) -> u32 {
+        match self.random.index(8) {
+            0 => known,
+            1 => known.saturating_sub(1),
+            2 => known.saturating_add(EPOCH_STEP_MAX),
+            3 => known.saturating_add(EPOCH_STEP_MAX + 1),
+            4 => EPOCH_MAX + self.random.index(2) as u32,
+            _ => known + 1 + self.random.index(3) as u32,
+        }
+    }
+
+    fn entry(&mut self, known: &assumed::table::Entry) -> Entry {
+        let holder = ["", "a", "b"][self.random.index(3)];
+        if self.random.per_mille(100) {
+            return Entry {
+                epoch: known.epoch,
+                holder: known.holder.clone(),
+                incarnation: known.incarnation.clone(),
+            };
+        }
+        Entry {
+            epoch: self.epoch(known.epoch),
+            holder: holder.to_owned(),
+            incarnation: ["", "n", "m"][self.random.index(3)].to_owned(),
+        }
+    }
+
+    /// A write, with the version that it names as the model knows it.
+    fn write(&mut self) -> (TableWrite, Option<assumed::lease::Version>) {
+        let stored = self.model.table.clone();
+        let shards = stored.as_ref().map_or(4, |table| table.shards);
+        let other_count = [2, 4, 8][self.random.index(3)];
+        let version = match self.random.index(5) {
+            0 => self.versions.first().cloned(),
+            _ => self.versions.last().cloned(),
+        };
+        let (Some((real, model)), false) = (version, self.random.per_mille(50)) else {
+            let change = TableChange::Create;
+            let shards = other_count;
+            return (TableWrite { shards, change }, None);
+        };
+        if self.random.per_mille(150) {
+            let highest = stored.as_ref().map_or(0, |table| table.highest_epoch());
+            let epoch = self.epoch(highest);
+            let change = TableChange::Convert { base: real, epoch };
+            let shards = other_count;
+            return (TableWrite { shards, change }, Some(model));
+        }
+        let mut entries = BTreeMap::new();
+        for _ in 0..=self.random.index(3) {
+            // Now and then one that there is not.
+            let shard = ShardId(self.random.index(usize::from(shards) + 1) as u16);
+            let known = stored.as_ref().and_then(|table| {
+                let shard = assumed::hash::ShardId(shard.0);
+                table.entries.get(&shard).cloned()
+            });
+            let entry = self.entry(&known.unwrap_or_default());
+            entries.insert(shard, entry);
+        }
+        let table = real.uid;
+        let late = self.random.per_mille(100);
+        let shards = if late { other_count } else { shards };
+        let change = TableChange::Entries { table, entries };
+        (TableWrite { shards, change }, Some(model))
+    }
+
+    async fn step(&mut self) {
+        let (write, version) = self.write();
+        let assumed_write = as_assumed(&write, version);
+        let real = self.store.write(&write).await;
+        let model = self.model.write_table("r", &assumed_write);
+        let (real_kind, model_kind) = (kind(&real), assumed_kind(&model));
+        assert_eq!(
+            real_kind, model_kind,
+            "{write:?} on {:?}: the real API server and the model differ",
+            self.model.table
+        );
+        *self.ends.entry(real_kind).or_default() += 1;
+        if let (WriteResult::Done(real), assumed::ownership::WriteResult::Done(model)) =
+            (real, model)
+        {
+            if let Some(last) = self.versions.last() {
+                let same = (last.0 == real.version, last.1 == model.version);
+                assert_eq!(same.0, same.1, "{write:?}: only one of them stored it");
+                assert_eq!(
+                    last.0.uid == real.version.uid,
+                    last.1.uid == model.version.uid
+                );
+            }
+            self.versions.push((real.version, model.version));
+        }
+        self.compare(&write).await;
+    }
+
+    /// Both have the same stored.
+    async fn compare(&self, after: &TableWrite) {
+        let real = self.store.read().await.unwrap();
+        let text =
+            |epoch: u32, holder: &str, incarnation: &str| format!("{epoch}/{holder}/{incarnation}");
+        let real = real.map(|table| {
+            let entries = table.entries.into_iter();
+            let texts =
+                entries.map(|(shard, e)| (shard.0, text(e.epoch, &e.holder, &e.incarnation)));
+            (table.shards, texts.collect::<BTreeMap<_, _>>())
+        });
+        let model = self.model.table.clone().map(|table| {
+            let entries = table.entries.into_iter();
+            let texts =
+                entries.map(|(shard, e)| (shard.0, text(e.epoch, &e.holder, &e.incarnation)));
+            (table.shards, texts.collect::<BTreeMap<_, _>>())
+        });
+        assert_eq!(real, model, "after {after:?}");
+    }
+}
+
+/// The same write for the model, which names another version.
+fn as_assumed(
+    write: &TableWrite,
+    version: Option<assumed::lease::Version>,
+) -> assumed::table::TableWrite {
+    let version = version.unwrap_or(assumed::lease::Version {
+        uid: String::new(),
+        resource_version: String::new(),
+    });
+    let change = match &write.change {
+        TableChange::Create => assumed::table::TableChange::Create,
+        TableChange::Entries { entries, .. } => assumed::table::TableChange::Entries {
+            table: version.uid,
+            entries: entries
+                .iter()
+                .map(|(shard, entry)| {
+                    let entry = assumed::table::Entry {
+                        epoch: entry.epoch,
+                        holder: entry.holder.clone(),
+                        incarnation: entry.incarnation.clone(),
+                    };
+                    (assumed::hash::ShardId(shard.0), entry)
+                })
+                .collect(),
+        },
+        TableChange::Convert { epoch, .. } => assumed::table::TableChange::Convert {
+            base: version,
+            epoch: *epoch,
+        },
+    };
+    assumed::table::TableWrite {
+        shards: write.shards,
+        change,
+    }
+}
+
+#[tokio::test]
+async fn random_writes_of_the_table_end_alike_on_the_model_and_on_the_real_api_server() {
+    let control_plane = ControlPlane::start(ControlPlaneOptions::default())
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+    let client = control_plane.client();
+    let crd = shard_table_crd();
+    Api::all(client.clone())
+        .create(&PostParams::default(), &crd)
+        .await
+        .unwrap();
+    let store = TableStore::new(client.clone(), "default");
+    wait_for("the kind ShardTable", Duration::from_secs(30), || async {
+        let answer = store.read().await;
+        Ok(Progress::when(answer.is_ok(), (), || {
+            "no answer".to_owned()
+        }))
+    })
+    .await
+    .unwrap();
+    let mut tables = Tables {
+        store,
+        model: Server::new(Sabotage::default()),
+        random: Random::new(SEED),
+        versions: Vec::new(),
+        ends: BTreeMap::new(),
+    };
+    for round in 0..TABLE_ROUNDS {
+        for _ in 0..OPERATIONS_OF_A_TABLE {
+            tables.step().await;
+        }
+        if round + 1 < TABLE_ROUNDS {
+            // Late writes of this table reach the next one.
+            let api: Api<ShardTable> = Api::namespaced(client.clone(), "default");
+            api.delete(names::SHARD_TABLE, &Default::default())
+                .await
+                .unwrap();
+            tables.model.delete_table();
+        }
+    }
+    println!("writes of the table: {:?}", tables.ends);
+    let often = |end: &str| tables.ends.get(end).copied().unwrap_or(0) >= 30;
+    assert!(
+        often("done") && often("rejected") && often("conflict"),
+        "{:?}",
+        tables.ends
     );
 }

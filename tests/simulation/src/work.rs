@@ -8,9 +8,14 @@ use crate::core::hash::{Bucket, ShardCount, ShardId};
 use crate::core::ownership::Event;
 use crate::core::table::ShardTable;
 use crate::core::token::{EPOCH_MAX, FencingToken, ObservedToken};
+use crate::delivery::LATE_MS_MAX;
 use crate::fence::{self, FenceRule};
 use crate::world::{Happening, Who, World};
 
+/// A write that takes this long to arrive is late.
+const LATE_MS: u64 = 200;
+/// How many writes of objects in a thousand are late, beside those of a poor network.
+const LATE_PER_MILLE: u64 = 30;
 /// Versions of the table that a cache may still hold.
 const REMEMBERED_MAX: usize = 64;
 
@@ -172,8 +177,13 @@ impl World {
             return self.worked(who, shard, id);
         };
         let lost = cut || self.is_lost(poor);
-        let there_ms = self.travel_ms(poor);
-        let cache = self.cache(lag_ms);
+        let late = self.has_faults() && self.random.per_mille(LATE_PER_MILLE);
+        let there_ms = if late {
+            self.random.between(LATE_MS, LATE_MS_MAX)
+        } else {
+            self.travel_ms(poor)
+        };
+        let cache = self.cache(lag_ms, there_ms);
         let answered = !lost && there_ms < 1000;
         if !lost {
             let write = FencedWrite {
@@ -193,12 +203,13 @@ impl World {
         }
     }
 
-    /// What the API server behind this replica's connection has in its cache.
-    fn cache(&mut self, lag_ms: u64) -> Cache {
-        let strange = self.has_faults();
-        if strange && self.random.per_mille(50) {
+    /// What the API server behind this replica's connection has in its cache: where writes come late, or now and then,
+    /// any version that there was, or nothing.
+    fn cache(&mut self, lag_ms: u64, there_ms: u64) -> Cache {
+        let chance = if there_ms >= LATE_MS { 400 } else { 50 };
+        if self.has_faults() && self.random.per_mille(chance) {
             Cache::Old(self.random.index(REMEMBERED_MAX))
-        } else if strange && self.random.per_mille(50) {
+        } else if self.has_faults() && self.random.per_mille(chance) {
             Cache::Absent
         } else {
             Cache::Behind(lag_ms + self.random.between(1, 8))

@@ -9,7 +9,6 @@ use simulation::{Ending, Plan, Sabotage, Summary, simulate};
 /// Seeds that every run of the tests takes; `make model` takes many more.
 const SEEDS: u64 = 400;
 const SEEDS_OF_HALF_AN_UPDATE: u64 = 20;
-const FEW_OBJECTS: usize = 64;
 /// Seeds within which a planted fault must be noticed.
 const SEEDS_TO_NOTICE: u64 = 200;
 
@@ -94,19 +93,30 @@ fn a_newcomer_waits_for_the_rest_of_an_update_and_for_two_minutes_at_most() {
 
 /// The first failure of a fleet without some part of its protection.
 fn noticed(sabotage: Sabotage) -> String {
-    noticed_with(Plan::default().objects, sabotage)
-}
-
-/// The same with fewer objects, each of which is written more often.
-fn noticed_with(objects: usize, sabotage: Sabotage) -> String {
-    let plan = Plan {
-        objects,
+    noticed_in(Plan {
         sabotage,
         ..Plan::default()
-    };
+    })
+}
+
+/// The same with few objects, each of which is written often, and for longer.
+fn noticed_on_few_objects(sabotage: Sabotage) -> String {
+    noticed_in(Plan {
+        objects: 32,
+        fault_ms: 40_000,
+        sabotage,
+        ..Plan::default()
+    })
+}
+
+fn noticed_in(plan: Plan) -> String {
     let found = (1..=SEEDS_TO_NOTICE).find_map(|seed| simulate(plan, seed).err());
-    let found =
-        found.unwrap_or_else(|| panic!("not noticed in {SEEDS_TO_NOTICE} seeds: {sabotage:?}"));
+    let found = found.unwrap_or_else(|| {
+        panic!(
+            "not noticed in {SEEDS_TO_NOTICE} seeds: {:?}",
+            plan.sabotage
+        )
+    });
     println!("{found}");
     found
 }
@@ -178,13 +188,10 @@ fn a_revision_that_nobody_tells_is_noticed() {
 
 #[test]
 fn a_fence_that_compares_nothing_is_noticed() {
-    let found = noticed_with(
-        FEW_OBJECTS,
-        Sabotage {
-            no_fence: true,
-            ..Sabotage::default()
-        },
-    );
+    let found = noticed_on_few_objects(Sabotage {
+        no_fence: true,
+        ..Sabotage::default()
+    });
     assert!(found.contains("an object was written under"), "{found}");
 }
 
@@ -206,24 +213,18 @@ fn entries_without_an_incarnation_are_noticed() {
 
 #[test]
 fn a_table_in_the_order_rule_is_noticed() {
-    noticed_with(
-        FEW_OBJECTS,
-        Sabotage {
-            order_needs_table: true,
-            ..Sabotage::default()
-        },
-    );
+    noticed_on_few_objects(Sabotage {
+        order_needs_table: true,
+        ..Sabotage::default()
+    });
 }
 
 #[test]
 fn tokens_without_the_uid_of_their_cluster_are_noticed() {
-    noticed_with(
-        FEW_OBJECTS,
-        Sabotage {
-            no_cluster_uid: true,
-            ..Sabotage::default()
-        },
-    );
+    noticed_on_few_objects(Sabotage {
+        no_cluster_uid: true,
+        ..Sabotage::default()
+    });
 }
 
 #[test]

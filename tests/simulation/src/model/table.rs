@@ -202,7 +202,8 @@ impl Fleet {
             && entry.is_some_and(|entry| entry.incarnation == *incarnation);
         let has_moved_on = entry.is_some_and(|entry| entry.epoch > token.epoch);
         let another = *table.version.uid != *token.table;
-        if !is_granted && !another && !(self.tampered && has_moved_on) {
+        let is_excused = another || (self.tampered && has_moved_on);
+        if !is_granted && !is_excused {
             self.violation = Some(format!("r{n} began under {token}, but {entry:?}"));
         }
     }
@@ -249,7 +250,8 @@ impl Fleet {
         let table = self.server.table.as_ref();
         let same = table.filter(|table| *table.version.uid == *token.table);
         let is_granted = same.is_none_or(|table| fence::names(table, token));
-        if !self.tampered && !(is_held && is_granted) {
+        let has_both = is_held && is_granted;
+        if !self.tampered && !has_both {
             self.violation = Some(format!("r{n} works under {token} without Lease or entry"));
         } else if hears && same.is_none() {
             self.violation = Some(format!("r{n} works under {token}, whose table is gone"));
