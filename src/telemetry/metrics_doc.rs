@@ -17,10 +17,16 @@ What draws them and what warns by them: [dashboards](../dashboards/README.md).
 
 /// Metrics without a series before something has happened, with what that is. All others are there
 /// from the start, or as soon as the replica takes part in a fleet with DatabaseClusters.
-pub const ON_OCCASION: &[(&str, &str)] = &[(
-    "rest_client_request_retries_total",
-    "a list or watch had to be begun anew",
-)];
+pub const ON_OCCASION: &[(&str, &str)] = &[
+    (
+        "databasecluster_shard_writes_refused",
+        "the API server has refused every write of a shard for 10 s",
+    ),
+    (
+        "rest_client_request_retries_total",
+        "a list or watch had to be sent again",
+    ),
+];
 
 /// The page in Markdown.
 #[must_use]
