@@ -79,7 +79,8 @@ pub struct ShardTableSpec {
 
     /// One entry for each shard, by its number in three digits: "000", "001" and so on. Entries stay, and their
     /// epochs only rise.
-    #[schemars(extend("maxProperties" = 256))]
+    // Atomic: else the API server keeps a list of the fields of each entry, which costs more than the entries.
+    #[schemars(extend("maxProperties" = 256, "x-kubernetes-map-type" = "atomic"))]
     pub entries: BTreeMap<String, ShardTableEntry>,
 }
 

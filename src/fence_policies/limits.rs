@@ -1,11 +1,20 @@
 //! What the operator's credentials are good for at most, whoever uses them.
 
 use super::Fence;
-use super::policy::{Policy, ResourceRule, Scope};
+use super::policy::{PROBLEM, Policy, ResourceRule, Scope, Validation};
 
-const LIMITS_VARIABLES: &[(&str, &str)] = &[
-            ("resource", "request.resource.resource"),
-            ("isUpdate", "request.operation == 'UPDATE'"),
+/// StatefulSets run Pods without privileges.
+pub(super) fn stateful_sets(_: &Fence) -> Policy {
+    Policy {
+        name: "limits-statefulsets",
+        comment: "What the operator's credentials are good for at most, also in the hands of a thief: no Pods with privileges, \
+            with access\nto their nodes, with a ServiceAccount, or with another Secret than their cluster's. A template that \
+            is there already and\ndoes not change is not the operator's.",
+        reads_table: false,
+        scope: Scope::All,
+        rules: vec![ResourceRule::of("apps", &["statefulsets"], &["CREATE", "UPDATE"])],
+        only_operator: true,
+        variables: &[
             ("pod", "object.spec.template.spec"),
             (
                 "secret",
@@ -15,7 +24,7 @@ const LIMITS_VARIABLES: &[(&str, &str)] = &[
             ),
             ("containers", "variables.pod.containers + variables.pod.?initContainers.orValue([])"),
             (
-                "isController",
+                "isControlled",
                 "object.metadata.?ownerReferences.orValue([]).exists(r, r.?controller.orValue(false)
                 && r.kind == '$OWNER_KIND' && r.apiVersion.startsWith('$OWNER_GROUP/'))",
             ),
@@ -49,30 +58,92 @@ const LIMITS_VARIABLES: &[(&str, &str)] = &[
                 : ''",
             ),
             (
-                "serviceProblem",
-                "object.spec.?type.orValue('ClusterIP') != 'ClusterIP'
-                && !(variables.isUpdate && oldObject.spec.?type.orValue('ClusterIP') == object.spec.type)
-                ? 'the operator gives a Service no type but ClusterIP'
-                : object.spec.?externalIPs.orValue([]).size() > 0
-                && !(variables.isUpdate && oldObject.spec.?externalIPs.orValue([]) == object.spec.externalIPs)
-                ? 'the operator gives a Service no externalIPs'
-                : ''",
+                "problem",
+                "!variables.isControlled ? 'a StatefulSet must be controlled by a $OWNER_KIND'
+                : request.operation == 'UPDATE' && object.spec.template == oldObject.spec.template ? ''
+                : variables.templateProblem",
             ),
-            (
-                "podProblem",
-                "!variables.isUpdate || (has(request.subResource) && request.subResource != '')
+        ],
+        validations: vec![PROBLEM],
+    }
+}
+
+/// Services draw no traffic that is not for their Pods.
+pub(super) fn services(_: &Fence) -> Policy {
+    Policy {
+        name: "limits-services",
+        comment: "No Service that draws traffic from outside of the cluster, or traffic of others.",
+        reads_table: false,
+        scope: Scope::All,
+        rules: vec![ResourceRule::of("", &["services"], &["CREATE", "UPDATE"])],
+        only_operator: false,
+        variables: &[],
+        validations: vec![Validation::new(
+            "the operator gives a Service no type but ClusterIP, and no externalIPs",
+            "request.userInfo.username != '$USER' || request.operation == 'DELETE'
+                || ((object.spec.?type.orValue('ClusterIP') == 'ClusterIP'
+                || (request.operation == 'UPDATE' && oldObject.spec.?type.orValue('ClusterIP') == object.spec.type))
+                && (object.spec.?externalIPs.orValue([]).size() == 0
+                || (request.operation == 'UPDATE'
+                && oldObject.spec.?externalIPs.orValue([]) == object.spec.externalIPs)))",
+        )],
+    }
+}
+
+/// Secrets get nothing but what the operator writes into them.
+pub(super) fn secrets(_: &Fence) -> Policy {
+    Policy {
+        name: "limits-secrets",
+        comment: "No Secret to which Kubernetes adds credentials.",
+        reads_table: false,
+        scope: Scope::All,
+        rules: vec![ResourceRule::of("", &["secrets"], &["CREATE"])],
+        only_operator: false,
+        variables: &[],
+        validations: vec![Validation::new(
+            "the operator creates no Secret of a type but Opaque",
+            "request.userInfo.username != '$USER' || object.?type.orValue('Opaque') == 'Opaque'",
+        )],
+    }
+}
+
+/// Pods: metadata and deletion only.
+pub(super) fn pods(_: &Fence) -> Policy {
+    Policy {
+        name: "limits-pods",
+        comment: "The operator never creates Pods and never changes what they run.",
+        reads_table: false,
+        scope: Scope::All,
+        rules: vec![ResourceRule::of("", &["pods", "pods/*"], &["CREATE", "UPDATE"])],
+        only_operator: true,
+        variables: &[],
+        validations: vec![Validation::new(
+            "the operator deletes Pods, and changes nothing of them but its annotations and the bucket",
+            "!(request.operation != 'UPDATE' || (has(request.subResource) && request.subResource != '')
                 || object.spec != oldObject.spec
                 || object.metadata.?finalizers.orValue([]) != oldObject.metadata.?finalizers.orValue([])
                 || object.metadata.?ownerReferences.orValue([]) != oldObject.metadata.?ownerReferences.orValue([])
                 || !object.metadata.?labels.orValue({}).all(k, k == '$DOMAIN/bucket'
                 || oldObject.metadata.?labels[?k].orValue('') == object.metadata.labels[k])
                 || !oldObject.metadata.?labels.orValue({}).all(k, k == '$DOMAIN/bucket'
-                || k in object.metadata.?labels.orValue({}))
-                ? 'the operator deletes Pods, and changes nothing of them but its annotations and the bucket' : ''",
-            ),
-            (
-                "clusterProblem",
-                "!variables.isUpdate || object.?spec != oldObject.?spec
+                || k in object.metadata.?labels.orValue({})))",
+        )],
+    }
+}
+
+/// The owner kind: metadata of the operator's own, never the spec.
+pub(super) fn owners(fence: &Fence) -> Policy {
+    Policy {
+        name: "limits-clusters",
+        comment: "What a user asks for is the user's.",
+        reads_table: false,
+        scope: Scope::All,
+        rules: vec![ResourceRule::new(&fence.owner.group, &["$OWNERS"])],
+        only_operator: true,
+        variables: &[],
+        validations: vec![Validation::new(
+            "the operator changes nothing of a $OWNER_KIND but its own finalizer, its fencing token and the status",
+            "!(request.operation != 'UPDATE' || object.?spec != oldObject.?spec
                 || object.metadata.?labels.orValue({}) != oldObject.metadata.?labels.orValue({})
                 || object.metadata.?ownerReferences.orValue([]) != oldObject.metadata.?ownerReferences.orValue([])
                 || object.metadata.?finalizers.orValue([]).filter(f, f != '$DOMAIN/operator')
@@ -80,45 +151,8 @@ const LIMITS_VARIABLES: &[(&str, &str)] = &[
                 || !object.metadata.?annotations.orValue({}).all(k, k == '$DOMAIN/fencing-token'
                 || oldObject.metadata.?annotations[?k].optMap(v, v == object.metadata.annotations[k]).orValue(false))
                 || !oldObject.metadata.?annotations.orValue({}).all(k, k == '$DOMAIN/fencing-token'
-                || k in object.metadata.?annotations.orValue({}))
-                ? 'the operator changes nothing of a $OWNER_KIND but its own finalizer, its fencing token and the status'
-                : ''",
-            ),
-        ];
-
-const LIMITS_PROBLEM: &str = "variables.resource == 'statefulsets'
-            ? (!variables.isController ? 'a StatefulSet must be controlled by a $OWNER_KIND'
-            : variables.templateProblem == ''
-            || (variables.isUpdate && object.spec.template == oldObject.spec.template)
-            ? '' : variables.templateProblem)
-            : variables.resource == 'secrets'
-            ? (object.?type.orValue('Opaque') == 'Opaque' ? '' : 'the operator creates no Secret of a type but Opaque')
-            : variables.resource == 'services' ? variables.serviceProblem
-            : variables.resource == 'pods' ? variables.podProblem
-            : variables.clusterProblem";
-
-/// StatefulSets, Services, Secrets, Pods and DatabaseClusters.
-pub(super) fn limits(fence: &Fence) -> Policy {
-    Policy {
-        name: "limits",
-        comment: "What the operator's credentials are good for at most, also in the hands of a thief: no Pod with privileges, \
-            with access\nto its node, with a ServiceAccount or with another Secret than its cluster's; no change of a Pod or \
-            of a $OWNER_KIND\nbut to the metadata that the operator keeps there; no Service that draws traffic of others; no Secret\nto which Kubernetes adds credentials.\n\
-            What is there already and does not change is not the operator's.",
-        reads_table: false,
-        scope: Scope::All,
-        rules: vec![
-            ResourceRule::new("apps", &["statefulsets"]),
-            ResourceRule::new("", &["services", "secrets", "pods", "pods/*"]),
-            ResourceRule::new(&fence.owner.group, &["$OWNERS"]),
-        ],
-        conditions: &[(
-            "not-a-deletion",
-            "request.operation != 'DELETE' || request.resource.resource == '$OWNERS'",
+                || k in object.metadata.?annotations.orValue({})))",
         )],
-        variables: LIMITS_VARIABLES,
-        problem: LIMITS_PROBLEM,
-        message: "the operator does not write such an object",
     }
 }
 
@@ -137,18 +171,19 @@ pub(super) fn namespaces(fence: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::Namespaces(&["kube-system", "kube-public", "kube-node-lease", "$NAMESPACE"]),
         rules,
-        conditions: &[
-            // By dry runs each replica checks that the other policies refuse it.
-            ("it-is-carried-out", "!request.?dryRun.orValue(false)"),
-        ],
-        variables: &[],
-        problem: "request.resource.resource == 'events'
+        only_operator: true,
+        variables: &[(
+            "problem",
+            "# By dry runs each replica checks that the other policies refuse it.
+            request.?dryRun.orValue(false) ? ''
+            : request.resource.resource == 'events'
             ? (request.namespace == '$NAMESPACE' || object.?regarding.?kind.orValue('') == '$OWNER_KIND' ? ''
             : 'the operator reports on no object but a $OWNER_KIND')
             : request.resource.resource == '$OWNERS' && has(request.subResource) && request.subResource == 'status'
             ? ''
             : 'the operator keeps no objects in the namespace ' + request.namespace
             + ': create a $OWNER_KIND in a namespace of your own'",
-        message: "the operator keeps no objects in this namespace",
+        )],
+        validations: vec![PROBLEM],
     }
 }

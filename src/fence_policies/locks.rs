@@ -1,7 +1,7 @@
 //! The policies for what ownership rests on: the shard Leases, and the shard table.
 
 use super::Fence;
-use super::policy::{Policy, ResourceRule, Scope};
+use super::policy::{PROBLEM, Policy, ResourceRule, Scope};
 use super::tokens::PODS;
 
 /// The shard Leases.
@@ -13,7 +13,7 @@ pub(super) fn leases(_: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::Namespaces(&["$NAMESPACE"]),
         rules: vec![ResourceRule::new("coordination.k8s.io", &["leases"])],
-        conditions: &[],
+        only_operator: true,
         variables: &[
             ("isDelete", "request.operation == 'DELETE'"),
             ("isUpdate", "request.operation == 'UPDATE'"),
@@ -41,8 +41,7 @@ pub(super) fn leases(_: &Fence) -> Policy {
                 != oldObject.metadata.?annotations[?'$DOMAIN/shards'].orValue(''))",
             ),
             PODS,
-        ],
-        problem: "!variables.name.startsWith('$LEASE')
+            ("problem", "!variables.name.startsWith('$LEASE')
             ? (variables.name.startsWith('$PREFIX-') ? ''
             : 'the operator writes no Lease but its own, whose names start with $PREFIX-')
             : variables.isDelete
@@ -71,8 +70,9 @@ pub(super) fn leases(_: &Fence) -> Policy {
             && !(variables.holder in variables.pods) && !(variables.oldHolder in variables.pods)
             ? 'the credentials are bound to the Pod ' + variables.pods.map(p, string(p)).join(',')
             + ', which neither takes nor hands over this shard'
-            : ''",
-        message: "the Lease is not written as a shard Lease must be",
+            : ''"),
+        ],
+        validations: vec![PROBLEM],
     }
 }
 
@@ -86,9 +86,10 @@ pub(super) fn table(_: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::new("$DOMAIN", &["shardtables", "shardtables/*"])],
-        conditions: &[],
-        variables: &[PODS],
-        problem: "request.operation == 'DELETE'
+        only_operator: true,
+        variables: &[
+            PODS,
+            ("problem", "request.operation == 'DELETE'
             ? 'the operator never deletes the shard table'
             : request.namespace != '$NAMESPACE' || object.metadata.?name.orValue('') != '$TABLE'
             || (has(request.subResource) && request.subResource != '')
@@ -108,7 +109,8 @@ pub(super) fn table(_: &Fence) -> Policy {
             || (k in oldObject.spec.entries && object.spec.entries[k] == oldObject.spec.entries[k]))
             ? 'the credentials are bound to the Pod ' + variables.pods.map(p, string(p)).join(',')
             + ', which writes only entries that name it as the holder'
-            : ''",
-        message: "the operator does not write the shard table like this",
+            : ''"),
+        ],
+        validations: vec![PROBLEM],
     }
 }

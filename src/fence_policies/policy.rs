@@ -15,14 +15,37 @@ pub(super) struct Policy {
     pub(super) reads_table: bool,
     pub(super) scope: Scope,
     pub(super) rules: Vec<ResourceRule>,
-    /// Name and expression, after the condition that the operator writes.
-    pub(super) conditions: &'static [(&'static str, &'static str)],
+    /// Whether a match condition passes over everybody but the operator. A policy of one validation is cheaper without
+    /// it, when the validation asks for the user itself.
+    pub(super) only_operator: bool,
     /// Name and expression.
     pub(super) variables: &'static [(&'static str, &'static str)],
-    /// Expression whose value is the message of a refusal, or empty.
-    pub(super) problem: &'static str,
-    /// Message of a refusal whose `problem` is too long for the API server.
+    pub(super) validations: Vec<Validation>,
+}
+
+/// What a write must satisfy.
+pub(super) struct Validation {
+    pub(super) expression: &'static str,
     pub(super) message: &'static str,
+    /// An expression in place of the message. It is evaluated for each write, whether it is refused or not.
+    pub(super) message_expression: &'static str,
+}
+
+/// The variable `problem` is the message of a refusal, or empty. It is evaluated twice: for writes that are rare.
+pub(super) const PROBLEM: Validation = Validation {
+    expression: "variables.problem == ''",
+    message: "the operator does not write such an object",
+    message_expression: "variables.problem",
+};
+
+impl Validation {
+    pub(super) const fn new(message: &'static str, expression: &'static str) -> Self {
+        Self {
+            expression,
+            message,
+            message_expression: "",
+        }
+    }
 }
 
 /// Which objects meet a policy, apart from their kind.
@@ -39,13 +62,19 @@ pub(super) enum Scope {
 pub(super) struct ResourceRule {
     pub(super) group: String,
     pub(super) resources: Vec<String>,
+    pub(super) operations: &'static [&'static str],
 }
 
 impl ResourceRule {
     pub(super) fn new(group: &str, resources: &[&str]) -> Self {
+        Self::of(group, resources, &["CREATE", "UPDATE", "DELETE"])
+    }
+
+    pub(super) fn of(group: &str, resources: &[&str], operations: &'static [&'static str]) -> Self {
         Self {
             group: group.to_owned(),
             resources: resources.iter().map(|name| (*name).to_owned()).collect(),
+            operations,
         }
     }
 }
@@ -62,7 +91,7 @@ impl Policy {
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let name = self.name;
         for line in self.comment.lines() {
-            writeln!(out, "# {}", line.trim())?;
+            writeln!(out, "{}", format!("# {}", line.trim()).trim_end())?;
         }
         write_head(out, "ValidatingAdmissionPolicy", name)?;
         writeln!(out, "spec:\n  failurePolicy: Fail")?;
@@ -73,30 +102,34 @@ impl Policy {
             )?;
         }
         self.write_constraints(out)?;
-        writeln!(out, "  matchConditions:")?;
-        write_named(
-            out,
-            "the-operator-writes",
-            "request.userInfo.username == '$USER'",
-        )?;
-        for (name, expression) in self.conditions {
-            write_named(out, name, expression)?;
+        if self.only_operator {
+            writeln!(out, "  matchConditions:")?;
+            write_named(
+                out,
+                "the-operator-writes",
+                "request.userInfo.username == '$USER'",
+            )?;
         }
-        writeln!(out, "  variables:")?;
+        if !self.variables.is_empty() {
+            writeln!(out, "  variables:")?;
+        }
         for (name, expression) in self.variables {
             write_named(out, name, expression)?;
         }
-        writeln!(out, "  # The message of a refusal, or empty.")?;
-        write_named(out, "problem", self.problem)?;
-        writeln!(
-            out,
-            "  validations:\n  - expression: variables.problem == ''"
-        )?;
-        writeln!(
-            out,
-            "    reason: Forbidden\n    messageExpression: variables.problem"
-        )?;
-        writeln!(out, "    message: {}\n---", self.message)?;
+        writeln!(out, "  validations:")?;
+        for validation in &self.validations {
+            write_comments(out, validation.expression)?;
+            writeln!(out, "  - expression: >-")?;
+            write_lines(out, validation.expression)?;
+            writeln!(out, "    reason: Forbidden")?;
+            if !validation.message_expression.is_empty() {
+                writeln!(out, "    messageExpression: >-")?;
+                write_lines(out, validation.message_expression)?;
+            }
+            writeln!(out, "    message: >-")?;
+            write_lines(out, validation.message)?;
+        }
+        writeln!(out, "---")?;
         write_head(out, "ValidatingAdmissionPolicyBinding", name)?;
         writeln!(
             out,
@@ -132,10 +165,7 @@ impl Policy {
             writeln!(out, "    - apiGroups: [\"{}\"]", rule.group)?;
             writeln!(out, "      apiVersions: [\"*\"]")?;
             writeln!(out, "      resources: [{}]", quoted(&rule.resources))?;
-            writeln!(
-                out,
-                "      operations: [\"CREATE\", \"UPDATE\", \"DELETE\"]"
-            )?;
+            writeln!(out, "      operations: [{}]", quoted(rule.operations))?;
         }
         Ok(())
     }
@@ -149,20 +179,27 @@ fn write_head(out: &mut String, kind: &str, name: &str) -> std::fmt::Result {
     )
 }
 
-/// Lines of an expression that start with `#` are comments of it.
 fn write_named(out: &mut String, name: &str, expression: &str) -> std::fmt::Result {
-    let lines = || {
-        expression
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-    };
-    for comment in lines().filter(|line| line.starts_with('#')) {
-        writeln!(out, "  {comment}")?;
-    }
+    write_comments(out, expression)?;
     writeln!(out, "  - name: {name}\n    expression: >-")?;
-    for line in lines().filter(|line| !line.starts_with('#')) {
-        writeln!(out, "      {line}")?;
+    write_lines(out, expression)
+}
+
+/// Lines of an expression that start with `#` are comments of it.
+fn write_comments(out: &mut String, text: &str) -> std::fmt::Result {
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('#') {
+            writeln!(out, "  {line}")?;
+        }
+    }
+    Ok(())
+}
+
+fn write_lines(out: &mut String, text: &str) -> std::fmt::Result {
+    for line in text.lines().map(str::trim) {
+        if !line.is_empty() && !line.starts_with('#') {
+            writeln!(out, "      {line}")?;
+        }
     }
     Ok(())
 }

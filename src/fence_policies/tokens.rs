@@ -1,23 +1,45 @@
 //! The policies that check fencing tokens: against the shard table, and against the token on the object.
 
 use super::Fence;
-use super::policy::{Policy, ResourceRule, Scope};
+use super::policy::{Policy, ResourceRule, Scope, Validation};
 
-/// The names of the Pods to which the caller's token is bound: one or none.
+/// The names of the Pods to which the caller's credentials are bound: one or none.
 pub(super) const PODS: (&str, &str) = (
     "pods",
     "request.userInfo.?extra[?'authentication.kubernetes.io/pod-name'].orValue([])",
 );
 
-const ENTRY: (&str, &str) = (
-    "entry",
-    "variables.token.size() == 5 ? params.?spec.?entries[?variables.token[1]] : optional.none()",
-);
+/// The token in the fields of a status, as text.
+macro_rules! status_token {
+    ($object:literal) => {
+        concat!(
+            "string(",
+            $object,
+            ".?status.?shard.?table.orValue('')) + '/'\n",
+            "+ (",
+            $object,
+            ".?status.?shard.?lease.orValue('').matches('^$LEASE[0-9]{3}$')\n",
+            "? ",
+            $object,
+            ".status.shard.lease.substring($LEASE_DIGITS_AT) : '')\n",
+            "+ '/' + string(",
+            $object,
+            ".?status.?shard.?epoch.orValue(0))\n",
+            "+ '/' + string(",
+            $object,
+            ".?status.?shard.?holder.orValue(''))\n",
+            "+ '/' + string(",
+            $object,
+            ".?status.?shard.?uid.orValue(''))\n",
+        )
+    };
+}
 
-const IS_STATUS: (&str, &str) = (
-    "isStatus",
-    "request.resource.resource == '$OWNERS' && has(request.subResource) && request.subResource == 'status'",
-);
+const IS_STATUS: &str = "request.resource.resource == '$OWNERS' && has(request.subResource) && request.subResource == 'status'";
+
+const NOT_THE_HOLDER: &str = "the fencing token is not that of the present holder, in the present shard table, of the shard of the object's bucket";
+const OTHER_POD: &str =
+    "the fencing token names another replica than the Pod to which the credentials are bound";
 
 /// Children: the token is the table's, of the shard of the object's bucket.
 pub(super) fn holder(fence: &Fence) -> Policy {
@@ -25,43 +47,41 @@ pub(super) fn holder(fence: &Fence) -> Policy {
         name: "fence-holder",
         comment: "Present holder: the token is that of the shard table's entry for the shard of the object's bucket. Only \
             objects\nwith the bucket's label meet this policy: while the API server does not know the kind ShardTable, it \
-            refuses\neverything that matches, whoever writes.",
+            refuses\neverything that matches, whoever writes.\n\nFor each evaluation with a parameter the API server turns \
+            the whole parameter into JSON and back. So there are\nneither match conditions nor message expressions, which \
+            are evaluations of their own.",
         reads_table: true,
         scope: Scope::Labelled,
         rules: fence.rules(false),
-        conditions: &[],
+        only_operator: false,
         variables: &[
+            ("target", "request.operation == 'DELETE' ? oldObject : object"),
             (
-                "token",
-                "(request.operation == 'DELETE' ? oldObject : object)
-                .metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('').split('/')",
-            ),
-            ENTRY,
-            (
-                "bucket",
-                "(request.operation == 'DELETE' ? oldObject : object).metadata.?labels[?'$DOMAIN/bucket'].orValue('')",
+                "shard",
+                "variables.target.metadata.?labels[?'$DOMAIN/bucket'].orValue('')
+                .matches('^([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])$')
+                ? string(1000 + int(variables.target.metadata.labels['$DOMAIN/bucket']) * params.spec.shards / 256)
+                .substring(1) : ''",
             ),
             PODS,
         ],
-        problem: "variables.token.size() != 5 || variables.token[0] != params.metadata.uid
-            ? 'the fencing token ' + variables.token.join('/') + ' is not one of the present shard table, '
-            + params.metadata.uid
-            : !variables.entry.hasValue() || variables.token[3] == ''
-            || variables.entry.value().holder != variables.token[3]
-            || string(variables.entry.value().epoch) != variables.token[2]
-            ? 'the fencing token ' + variables.token.join('/') + ' is not that of the present holder, '
-            + params.metadata.uid + '/' + variables.token[1] + '/'
-            + (variables.entry.hasValue()
-            ? string(variables.entry.value().epoch) + '/' + variables.entry.value().holder : '0/')
-            : !variables.bucket.matches('^(0|[1-9][0-9]{0,2})$') || int(variables.bucket) > 255
-            || string(1000 + int(variables.bucket) * params.spec.shards / 256).substring(1) != variables.token[1]
-            ? 'of ' + string(params.spec.shards) + ' shards, ' + variables.token[1] + ' is not the one of bucket '
-            + variables.bucket
-            : variables.pods.size() > 0 && !(variables.token[3] in variables.pods)
-            ? 'the fencing token names ' + variables.token[3] + ', but the credentials are bound to the Pod '
-            + variables.pods.map(p, string(p)).join(',')
-            : ''",
-        message: "the fencing token is not that of the present holder",
+        validations: vec![
+            Validation::new(
+                NOT_THE_HOLDER,
+                "request.userInfo.username != '$USER'
+                || (variables.shard in params.spec.entries && params.spec.entries[variables.shard].holder != ''
+                && variables.target.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('').startsWith(
+                params.metadata.uid + '/' + variables.shard + '/'
+                + string(params.spec.entries[variables.shard].epoch) + '/'
+                + params.spec.entries[variables.shard].holder + '/'))",
+            ),
+            Validation::new(
+                OTHER_POD,
+                "request.userInfo.username != '$USER' || variables.pods.size() == 0
+                || !(variables.shard in params.spec.entries)
+                || params.spec.entries[variables.shard].holder in variables.pods",
+            ),
+        ],
     }
 }
 
@@ -76,189 +96,216 @@ pub(super) fn owners(fence: &Fence) -> Policy {
         reads_table: true,
         scope: Scope::All,
         rules: vec![ResourceRule::new(&fence.owner.group, &[resource, &status])],
-        conditions: &[],
+        only_operator: false,
         variables: &[
-            IS_STATUS,
+            ("isStatus", IS_STATUS),
             (
                 "token",
-                "variables.isStatus
-                ? [string(object.?status.?shard.?table.orValue('')),
-                object.?status.?shard.?lease.orValue('').matches('^$LEASE[0-9]{3}$')
-                ? object.status.shard.lease.substring($LEASE_DIGITS_AT) : '',
-                string(object.?status.?shard.?epoch.orValue(0)), string(object.?status.?shard.?holder.orValue('')),
-                string(object.?status.?shard.?uid.orValue(''))]
-                : (request.operation == 'DELETE' ? oldObject : object)
-                .metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('').split('/')",
+                concat!(
+                    "variables.isStatus\n? ",
+                    status_token!("object"),
+                    ": (request.operation == 'DELETE' ? oldObject : object)
+                    .metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
+                ),
             ),
-            ENTRY,
-            ("bucket", "int(object.?status.?shard.?bucket.orValue(-1))"),
+            (
+                "shard",
+                "# By the bucket in a status; an annotation stands by itself.
+                !variables.isStatus ? (variables.token + '//').split('/')[1]
+                : int(object.?status.?shard.?bucket.orValue(-1)) >= 0
+                && int(object.?status.?shard.?bucket.orValue(-1)) <= 255
+                ? string(1000 + int(object.status.shard.bucket) * params.spec.shards / 256).substring(1) : ''",
+            ),
             PODS,
         ],
-        problem: "variables.token.size() != 5 || variables.token[0] != params.metadata.uid
-            ? 'the fencing token ' + variables.token.join('/') + ' is not one of the present shard table, '
-            + params.metadata.uid
-            : !variables.entry.hasValue() || variables.token[3] == ''
-            || variables.entry.value().holder != variables.token[3]
-            || string(variables.entry.value().epoch) != variables.token[2]
-            ? 'the fencing token ' + variables.token.join('/') + ' is not that of the present holder, '
-            + params.metadata.uid + '/' + variables.token[1] + '/'
-            + (variables.entry.hasValue()
-            ? string(variables.entry.value().epoch) + '/' + variables.entry.value().holder : '0/')
-            : variables.isStatus && (variables.bucket < 0 || variables.bucket > 255
-            || string(1000 + variables.bucket * params.spec.shards / 256).substring(1) != variables.token[1])
-            ? 'of ' + string(params.spec.shards) + ' shards, ' + variables.token[1] + ' is not the one of bucket '
-            + string(variables.bucket)
-            : variables.pods.size() > 0 && !(variables.token[3] in variables.pods)
-            ? 'the fencing token names ' + variables.token[3] + ', but the credentials are bound to the Pod '
-            + variables.pods.map(p, string(p)).join(',')
-            : ''",
-        message: "the fencing token is not that of the present holder",
+        validations: vec![
+            Validation::new(
+                NOT_THE_HOLDER,
+                "request.userInfo.username != '$USER'
+                || (variables.shard in params.spec.entries && params.spec.entries[variables.shard].holder != ''
+                && variables.token.startsWith(
+                params.metadata.uid + '/' + variables.shard + '/'
+                + string(params.spec.entries[variables.shard].epoch) + '/'
+                + params.spec.entries[variables.shard].holder + '/'))",
+            ),
+            Validation::new(
+                OTHER_POD,
+                "request.userInfo.username != '$USER' || variables.pods.size() == 0
+                || !(variables.shard in params.spec.entries)
+                || params.spec.entries[variables.shard].holder in variables.pods",
+            ),
+        ],
     }
 }
 
-const ORDER_VARIABLES: &[(&str, &str)] = &[
-            ("subresource", "has(request.subResource) ? request.subResource : ''"),
-            ("resource", "request.resource.resource"),
-            (
-                "isStatus",
-                "variables.resource == '$OWNERS' && variables.subresource == 'status'",
-            ),
-            ("isChild", "!(variables.resource in ['$OWNERS'] + $BY_LABEL + $BY_TOKEN)"),
-            ("target", "request.operation == 'DELETE' ? oldObject : object"),
-            (
-                "text",
-                "variables.isStatus
-                ? string(object.?status.?shard.?table.orValue('')) + '/'
-                + (object.?status.?shard.?lease.orValue('').matches('^$LEASE[0-9]{3}$')
-                ? object.status.shard.lease.substring($LEASE_DIGITS_AT) : '')
-                + '/' + string(object.?status.?shard.?epoch.orValue(0))
-                + '/' + string(object.?status.?shard.?holder.orValue(''))
-                + '/' + string(object.?status.?shard.?uid.orValue(''))
-                : variables.target.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
-            ),
-            (
-                "oldText",
-                "request.operation != 'UPDATE' ? ''
-                : variables.isStatus
-                ? string(oldObject.?status.?shard.?table.orValue('')) + '/'
-                + (oldObject.?status.?shard.?lease.orValue('').matches('^$LEASE[0-9]{3}$')
-                ? oldObject.status.shard.lease.substring($LEASE_DIGITS_AT) : '')
-                + '/' + string(oldObject.?status.?shard.?epoch.orValue(0))
-                + '/' + string(oldObject.?status.?shard.?holder.orValue(''))
-                + '/' + string(oldObject.?status.?shard.?uid.orValue(''))
-                : oldObject.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
-            ),
-            (
-                "token",
-                "# Table, shard, epoch, holder and uid, or an empty list: not a token.
-                bytes(variables.text).size() <= $TOKEN_BYTES_MAX
-                && variables.text.matches('^[^/]+/([01][0-9]{2}|2[0-4][0-9]|25[0-5])/[1-9][0-9]{0,9}/[^/]+/[^/]+$')
-                && int(variables.text.split('/')[2]) <= $EPOCH_MAX
-                ? variables.text.split('/') : []",
-            ),
-            (
-                "oldToken",
-                "bytes(variables.oldText).size() <= $TOKEN_BYTES_MAX
-                && variables.oldText.matches('^[^/]+/([01][0-9]{2}|2[0-4][0-9]|25[0-5])/[1-9][0-9]{0,9}/[^/]+/[^/]+$')
-                && int(variables.oldText.split('/')[2]) <= $EPOCH_MAX
-                ? variables.oldText.split('/') : []",
-            ),
-            (
-                "controllers",
-                "variables.target.metadata.?ownerReferences.orValue([]).filter(r, r.?controller.orValue(false))",
-            ),
-            (
-                "oldControllers",
-                "request.operation != 'UPDATE' ? []
-                : oldObject.metadata.?ownerReferences.orValue([]).filter(r, r.?controller.orValue(false))",
-            ),
-            (
-                "cluster",
-                "# The uid for which a token counts.
-                variables.resource == '$OWNERS' ? variables.target.metadata.?uid.orValue('')
-                : variables.resource in $BY_LABEL
-                ? variables.target.metadata.?labels[?'$DOMAIN/cluster-uid'].orValue('')
-                : variables.isChild ? (variables.controllers.size() == 1 ? variables.controllers[0].uid : '')
-                : variables.token[4]",
-            ),
-            (
-                "oldCluster",
-                "variables.resource == '$OWNERS' ? oldObject.metadata.?uid.orValue('')
-                : variables.resource in $BY_LABEL
-                ? oldObject.metadata.?labels[?'$DOMAIN/cluster-uid'].orValue('')
-                : variables.isChild ? (variables.oldControllers.size() == 1 ? variables.oldControllers[0].uid : '')
-                : variables.oldToken[4]",
-            ),
-        ];
+const ORDER: &str = "a write of the operator must carry a token <table uid>/<shard>/<epoch>/<holder>/<cluster uid> for the $OWNER_KIND to which the object belongs, and the number of its bucket; a child has one controller, which never changes, and none but an orphan of the operator's is taken over; a deletion names one object, its uid and its resourceVersion; some kinds are only created; and no subresource is written but the status of a $OWNER_KIND";
 
-const ORDER_PROBLEM: &str = "variables.subresource != '' && !variables.isStatus
-            ? 'the operator writes no other subresource than the status of a $OWNER_KIND'
-            : variables.resource in $CREATE_ONLY && request.operation != 'CREATE'
-            ? 'the operator creates ' + variables.resource + ' and never changes or deletes them'
-            : request.operation == 'DELETE' && !(has(request.name) && request.name != '')
-            ? 'the operator never deletes collections'
-            : request.operation == 'DELETE' && (request.?options.?preconditions.?uid.orValue('') == ''
-            || request.?options.?preconditions.?resourceVersion.orValue('') == '')
-            ? 'a deletion must name uid and resourceVersion'
-            : variables.token.size() == 0
-            ? 'no fencing token <table uid>/<shard>/<epoch>/<holder>/<cluster uid>, or a malformed one: '
-            + variables.text
-            : variables.resource == '$OWNERS'
-            ? (variables.isStatus && (int(object.?status.?shard.?bucket.orValue(-1)) < 0
-            || int(object.?status.?shard.?bucket.orValue(-1)) > 255)
-            ? 'status.shard.bucket must be a number from 0 to 255'
-            : variables.token[4] != variables.cluster
-            ? 'the write is for another $OWNER_KIND of this name, with the uid ' + variables.token[4]
-            : variables.oldToken.size() == 5 && variables.oldToken[4] == variables.cluster
-            && variables.oldToken[0] == variables.token[0]
-            && int(variables.oldToken[2]) > int(variables.token[2])
-            ? 'epoch ' + variables.token[2] + ' is older than the one on the object, ' + variables.oldToken[2]
-            : '')
-            : !variables.target.metadata.?labels[?'$DOMAIN/bucket'].orValue('').matches('^(0|[1-9][0-9]{0,2})$')
-            || int(variables.target.metadata.labels['$DOMAIN/bucket']) > 255
-            ? 'the label $DOMAIN/bucket must be a number from 0 to 255'
-            : variables.isChild && !(variables.controllers.size() == 1
-            && variables.controllers[0].kind == '$OWNER_KIND'
-            && variables.controllers[0].apiVersion.startsWith('$OWNER_GROUP/'))
-            ? 'a child must be controlled by one $OWNER_KIND'
-            : variables.isChild && variables.oldControllers.size() > 0
-            && variables.oldControllers[0].uid != variables.controllers[0].uid
-            ? 'the controller of an object never changes: from ' + variables.oldControllers[0].kind + ' '
-            + variables.oldControllers[0].uid + ' to ' + variables.controllers[0].uid
-            : variables.isChild && request.operation == 'UPDATE' && variables.oldControllers.size() == 0
-            && !('$DOMAIN/bucket' in oldObject.metadata.?labels.orValue({}))
-            ? 'the object was not created by the operator, which takes over none but its own'
-            : variables.token[4] != variables.cluster
-            ? 'the fencing token is for the $OWNER_KIND with the uid ' + variables.token[4]
-            + ', but the object belongs to ' + (variables.cluster == '' ? 'none' : variables.cluster)
-            : variables.oldToken.size() == 5 && variables.oldToken[4] == variables.token[4]
-            && variables.oldToken[4] == variables.oldCluster && variables.oldToken[0] == variables.token[0]
-            && int(variables.oldToken[2]) > int(variables.token[2])
-            ? 'epoch ' + variables.token[2] + ' is older than the one on the object, ' + variables.oldToken[2]
-            : ''";
+/// A deletion of a collection comes object by object, and without a name.
+macro_rules! request_rules {
+    () => {
+        "(request.operation != 'DELETE' || (has(request.name) && request.name != ''
+        && request.?options.?preconditions.?uid.orValue('') != ''
+        && request.?options.?preconditions.?resourceVersion.orValue('') != ''))"
+    };
+}
 
-/// What object and request show by themselves.
+macro_rules! is_token {
+    ($text:literal) => {
+        concat!(
+            $text,
+            ".matches('^[^/]+/([01][0-9]{2}|2[0-4][0-9]|25[0-5])/[1-9][0-9]{0,9}/[^/]+/[^/]+$')\n",
+            "&& bytes(",
+            $text,
+            ").size() <= $TOKEN_BYTES_MAX && int(",
+            $text,
+            ".split('/')[2]) <= $EPOCH_MAX",
+        )
+    };
+}
+
+/// The old text is no token, or of another table, or for another cluster, or not newer.
+macro_rules! not_backwards {
+    () => {
+        concat!(
+            "variables.oldText == variables.text\n|| !(",
+            is_token!("variables.oldText"),
+            ")\n|| variables.oldToken[4] != variables.token[4] || variables.oldToken[0] != variables.token[0]
+            || int(variables.oldToken[2]) <= int(variables.token[2])",
+        )
+    };
+}
+
+/// What a program of ours reads: only where it is so. Evaluated for each write, so what is common comes first.
+const BACKWARDS: &str = "request.userInfo.username != '$USER' || request.operation != 'UPDATE'
+    || variables.oldText == variables.text || variables.token.size() != 5 || variables.oldToken.size() != 5
+    || variables.token[0] != variables.oldToken[0] || variables.token[4] != variables.oldToken[4]
+    || !variables.token[2].matches('^[0-9]{1,10}$') || !variables.oldToken[2].matches('^[0-9]{1,10}$')
+    || int(variables.token[2]) >= int(variables.oldToken[2]) ? ''
+    : 'epoch ' + variables.token[2] + ' is older than the one on the object, ' + variables.oldToken[2]";
+
+/// Children, claims and Pods: what object and request show by themselves.
 pub(super) fn order(fence: &Fence) -> Policy {
-    let resource = fence.owner.resource.as_str();
-    let subresources = format!("{resource}/*");
-    let mut rules = vec![ResourceRule::new(
-        &fence.owner.group,
-        &[resource, &subresources],
-    )];
-    rules.extend(fence.rules(true));
     Policy {
         name: "fence-order",
         comment: "Never backwards, for the right object, deletions with preconditions: what object and request show by \
             themselves.\nIt has no parameter, so it holds whatever the API server's caches lag and while there is no \
-            shard table.\n\nA token counts only for its own object: its last part is the uid of the $OWNER_KIND itself, of \
-            a child's controller,\nor on a claim's label. Any other token is as none. Annotation and status.shard are two \
-            registers.",
+            shard table.\n\nA token counts only for its own object: its last part is the uid of a child's controller, or on a \
+            claim's label. Any other\ntoken is as none. There is one validation, because each costs more than its expression.",
         reads_table: false,
         scope: Scope::All,
-        rules,
-        conditions: &[],
-        variables: ORDER_VARIABLES,
-        problem: ORDER_PROBLEM,
-        message: "the write does not carry a fencing token for its object",
+        rules: fence.rules(true),
+        only_operator: false,
+        variables: &[
+            (
+                "text",
+                "(request.operation == 'DELETE' ? oldObject : object)
+                .metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
+            ),
+            (
+                "oldText",
+                "oldObject.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
+            ),
+            ("token", "variables.text.split('/')"),
+            ("oldToken", "variables.oldText.split('/')"),
+            (
+                "cluster",
+                "# The uid for which a token counts; of a child, that of its only controller.
+                request.resource.resource in $BY_LABEL
+                ? (request.operation == 'DELETE' ? oldObject : object)
+                .metadata.?labels[?'$DOMAIN/cluster-uid'].orValue('')
+                : request.resource.resource in $BY_TOKEN ? variables.token[4]
+                : (request.operation == 'DELETE' ? oldObject : object).metadata.?ownerReferences.orValue([])
+                .filter(r, r.?controller.orValue(false) && r.kind == '$OWNER_KIND'
+                && r.apiVersion.startsWith('$OWNER_GROUP/')).map(r, r.uid).join(' ')",
+            ),
+        ],
+        validations: vec![Validation {
+            expression: concat!(
+                "request.userInfo.username != '$USER' || ((!has(request.subResource) || request.subResource == '')
+                && (request.operation == 'CREATE' || !(request.resource.resource in $CREATE_ONLY))\n&& ",
+                request_rules!(),
+                "\n&& ",
+                is_token!("variables.text"),
+                "\n&& (request.operation == 'DELETE' ? oldObject : object)
+                .metadata.?labels[?'$DOMAIN/bucket'].orValue('')
+                .matches('^([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])$')
+                && variables.token[4] == variables.cluster
+                # The controller of a child never changes to another one.
+                && (request.operation != 'UPDATE'
+                || ((request.resource.resource in $BY_LABEL + $BY_TOKEN
+                || (oldObject.metadata.?ownerReferences.orValue([])
+                .all(r, !r.?controller.orValue(false) || r.uid == variables.cluster)
+                # What has no controller must be an orphan of the operator's.
+                && ('$DOMAIN/bucket' in oldObject.metadata.?labels.orValue({})
+                || oldObject.metadata.?ownerReferences.orValue([]).exists(r, r.?controller.orValue(false)))))
+                # Never backwards, if the old token counts: also for the old object.
+                && (",
+                not_backwards!(),
+                "\n|| (request.resource.resource in $BY_LABEL
+                && oldObject.metadata.?labels[?'$DOMAIN/cluster-uid'].orValue('') != variables.cluster)
+                || (!(request.resource.resource in $BY_LABEL + $BY_TOKEN)
+                && !oldObject.metadata.?ownerReferences.orValue([])
+                .exists(r, r.?controller.orValue(false) && r.uid == variables.cluster))))))",
+            ),
+            message: ORDER,
+            message_expression: BACKWARDS,
+        }],
+    }
+}
+
+/// The owner kind: annotation and `status.shard` are two registers.
+pub(super) fn owners_order(fence: &Fence) -> Policy {
+    let resource = fence.owner.resource.as_str();
+    let subresources = format!("{resource}/*");
+    Policy {
+        name: "fence-order-clusters",
+        comment: "The same for $OWNER_KIND objects, for which a token of their own uid counts. Annotation and status.shard are \
+            two registers:\na status is compared with the status only.",
+        reads_table: false,
+        scope: Scope::All,
+        rules: vec![ResourceRule::new(
+            &fence.owner.group,
+            &[resource, &subresources],
+        )],
+        only_operator: false,
+        variables: &[
+            ("isStatus", IS_STATUS),
+            (
+                "text",
+                concat!(
+                    "variables.isStatus\n? ",
+                    status_token!("object"),
+                    ": (request.operation == 'DELETE' ? oldObject : object)
+                    .metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
+                ),
+            ),
+            (
+                "oldText",
+                concat!(
+                    "variables.isStatus\n? ",
+                    status_token!("oldObject"),
+                    ": oldObject.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
+                ),
+            ),
+            ("token", "variables.text.split('/')"),
+            ("oldToken", "variables.oldText.split('/')"),
+        ],
+        validations: vec![Validation {
+            expression: concat!(
+                "request.userInfo.username != '$USER'
+                || ((!has(request.subResource) || request.subResource == '' || variables.isStatus)\n&& ",
+                request_rules!(),
+                "\n&& ",
+                is_token!("variables.text"),
+                "\n&& (!variables.isStatus || (int(object.?status.?shard.?bucket.orValue(-1)) >= 0
+                && int(object.?status.?shard.?bucket.orValue(-1)) <= 255))
+                && variables.token[4] == (request.operation == 'DELETE' ? oldObject : object).metadata.?uid.orValue('')
+                && (request.operation != 'UPDATE' || ",
+                not_backwards!(),
+                "))",
+            ),
+            message: ORDER,
+            message_expression: BACKWARDS,
+        }],
     }
 }

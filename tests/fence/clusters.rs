@@ -31,7 +31,7 @@ async fn the_fence_holds_for_databaseclusters() {
     a_restored_status_counts_as_none(&world).await;
     a_re_created_cluster_is_safe(&world).await;
     for policy in [
-        "databasecluster-fence-order",
+        "databasecluster-fence-order-clusters",
         "databasecluster-fence-clusters",
     ] {
         let refused = refusals(&world, policy).await;
@@ -49,31 +49,19 @@ async fn the_status_is_the_holders(world: &World<'_>) {
         status["shard"][field] = value;
         status
     };
-    let present = "is not that of the present holder";
+    let present = NOT_THE_HOLDER;
     for (what, status, why) in [
         ("no token", json!({"replicas": 1}), ""),
         ("an old epoch", status(table, uid, 3, 4), present),
         ("a later epoch", status(table, uid, 3, 6), present),
         ("no epoch", status(table, uid, 3, 0), ""),
         ("an absurd epoch", status(table, uid, 3, EPOCH_MAX + 1), ""),
-        (
-            "another's bucket",
-            status(table, uid, 9, 5),
-            "is not the one of bucket 9",
-        ),
-        ("no bucket", status(table, uid, -1, 5), "bucket"),
-        ("bucket 256", status(table, uid, 256, 5), "bucket"),
+        ("another's bucket", status(table, uid, 9, 5), NOT_THE_HOLDER),
+        ("no bucket", status(table, uid, -1, 5), ""),
+        ("bucket 256", status(table, uid, 256, 5), ""),
         ("no uid", status(table, "", 3, 5), ""),
-        (
-            "another uid",
-            status(table, NOBODY, 3, 5),
-            "another DatabaseCluster of this name",
-        ),
-        (
-            "another table",
-            status(NOBODY, uid, 3, 5),
-            "not one of the present shard table",
-        ),
+        ("another uid", status(table, NOBODY, 3, 5), ORDER),
+        ("another table", status(NOBODY, uid, 3, 5), NOT_THE_HOLDER),
         ("no table", status("", uid, 3, 5), ""),
         ("another holder", with("holder", json!("beta")), present),
         ("no holder", with("holder", json!("")), ""),
@@ -93,11 +81,7 @@ async fn the_status_is_the_holders(world: &World<'_>) {
     }
     let by_beta = json!({"status": status(table, uid, 3, 5)});
     let answer = merge_status(&world.beta, "orders", by_beta).await;
-    refused(
-        "the name of another replica",
-        answer,
-        "bound to the Pod beta",
-    );
+    refused("the name of another replica", answer, OTHER_POD);
     let_through(
         "the holder's status",
         by_alpha(&status(table, uid, 3, 5)).await,
@@ -124,18 +108,10 @@ async fn finalizers_are_the_holders(world: &World<'_>) {
     refused("no token", by_alpha(finalizers(None)).await, "");
     let stale = world.token("000", 4, "alpha", &world.orders);
     let answer = by_alpha(finalizers(Some(&stale))).await;
-    refused(
-        "an epoch that is over",
-        answer,
-        "is not that of the present holder",
-    );
+    refused("an epoch that is over", answer, NOT_THE_HOLDER);
     let of_another = world.token("000", 5, "alpha", NOBODY);
     let answer = by_alpha(finalizers(Some(&of_another))).await;
-    refused(
-        "for another cluster",
-        answer,
-        "another DatabaseCluster of this name",
-    );
+    refused("for another cluster", answer, ORDER);
     let answer = merge(
         &world.beta,
         KIND,
@@ -143,7 +119,7 @@ async fn finalizers_are_the_holders(world: &World<'_>) {
         finalizers(Some(&world.alphas())),
     )
     .await;
-    refused("another replica's token", answer, "bound to the Pod beta");
+    refused("another replica's token", answer, OTHER_POD);
     let_through(
         "the holder's finalizer",
         by_alpha(finalizers(Some(&world.alphas()))).await,
@@ -156,7 +132,7 @@ async fn finalizers_are_the_holders(world: &World<'_>) {
         .patch_scale("orders", &Default::default(), &patch)
         .await;
     let answer = answer.map(drop).map_err(|error| error.to_string());
-    refused("a write of /scale", answer, "no other subresource");
+    refused("a write of /scale", answer, ORDER);
 }
 
 async fn status_and_annotation_are_two_registers(world: &World<'_>) {
@@ -212,7 +188,7 @@ async fn a_restored_status_counts_as_none(world: &World<'_>) {
         status(&world.table, NOBODY, 200, 9),
         status(NOBODY, &uid, 200, 9),
         status(&world.table, &uid, 200, EPOCH_MAX + 1),
-        json!({"shard": {"lease": ALPHAS_SHARD, "holder": "alpha", "epoch": 9, "bucket": 3, "uid": uid}}),
+        json!({"shard": {"lease": ALPHAS_SHARD, "holder": "alpha", "epoch": 9, "": 3, "uid": uid}}),
     ] {
         let cleared = json!({"status": {"shard": null}});
         merge_status(&world.admin, "restored", cleared)
@@ -260,18 +236,10 @@ async fn a_re_created_cluster_is_safe(world: &World<'_>) {
     );
     // Without the version only the fence can tell them apart.
     let late = merge_status(&world.alpha, "twice", json!({ "status": of_first })).await;
-    refused(
-        "a status of the first one",
-        late,
-        "another DatabaseCluster of this name",
-    );
+    refused("a status of the first one", late, ORDER);
     let late = finalizers(Some(&world.token("000", 5, "alpha", &uid)));
     let late = merge(&world.alpha, KIND, "twice", late).await;
-    refused(
-        "a finalizer of the first one",
-        late,
-        "another DatabaseCluster of this name",
-    );
+    refused("a finalizer of the first one", late, ORDER);
 
     // A child of the second one, and a late apply for the first.
     let child = |uid: &str| {
@@ -283,7 +251,7 @@ async fn a_re_created_cluster_is_safe(world: &World<'_>) {
         apply(&world.alpha, child(&second)).await,
     );
     let late = apply(&world.alpha, child(&uid)).await;
-    refused("a child for the first one", late, "controller");
+    refused("a child for the first one", late, ORDER);
     let kept = api(&world.admin, "ConfigMap")
         .get_metadata("twice-db")
         .await

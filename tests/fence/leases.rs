@@ -224,7 +224,7 @@ async fn a_takeover_shuts_the_former_holder_out(world: &World<'_>) {
         .unwrap();
     until_written(&world.beta, "by-beta", 6, "beta").await;
     let answer = written(&world.alpha, "late", 5, "alpha").await;
-    refused("the former holder", answer, "/000/6/beta");
+    refused("the former holder", answer, NOT_THE_HOLDER);
     write_entry(&world.admin, 32, "000", 7, "").await.unwrap();
     testbed::wait_for("the vacancy to be known", PATIENCE, || async {
         let token = world.token("000", 6, "beta", &world.orders);

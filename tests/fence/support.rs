@@ -16,6 +16,10 @@ use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 pub(crate) const NAMESPACE: &str = "shop";
 pub(crate) const TABLE: &str = "databasecluster-shards";
+/// What the policies say of a write without a right token, under another's token, and by another Pod.
+pub(crate) const ORDER: &str = "a write of the operator must carry a token";
+pub(crate) const NOT_THE_HOLDER: &str = "is not that of the present holder";
+pub(crate) const OTHER_POD: &str = "names another replica than the Pod";
 pub(crate) const EPOCH_MAX: i64 = 2_146_435_071;
 /// No uid of anything.
 pub(crate) const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
