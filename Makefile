@@ -34,6 +34,10 @@ run: ready ## a control plane, three replicas and sample DatabaseClusters, live;
 test: ## every check and every test; ends with how many passed and failed
 	@exec tests/run-tests.sh
 
+.PHONY: upgrade
+upgrade: ready ## from version cc6f500, which it builds first, to this one, on a real API server
+	@EARLIER_OPERATOR=$$(tests/upgrade/earlier.sh) cargo test --locked --test upgrade -- --nocapture
+
 .PHONY: fresh
 fresh: ready ## run and test on a bare Debian in a folder, as a user without root, with sudo, and as root; needs root. CASES="nobody sudo root"
 	@exec tests/fresh/run.sh

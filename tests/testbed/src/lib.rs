@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`control_plane`] | etcd, API server, controller manager, scheduler and fake nodes, on loopback |
 //! | [`fleet`] | operator processes, each with a token bound to a fake Pod of its own |
+//! | [`accounts`] | credentials of other users |
 //! | [`load`] | DatabaseClusters by the hundred, and waiting until they are Ready |
 //! | [`audit`] | what the API server saw: who did what, when, with which outcome |
 //! | [`metrics`], [`http_get`] | what a replica says about itself |
@@ -16,6 +17,7 @@
 //! | [`process`], [`guardian`] | processes by pid and start time, and the promise that nothing stays behind |
 //! | [`wait`] | waiting for a condition, with a deadline and a description |
 
+pub mod accounts;
 pub mod audit;
 pub mod browser;
 pub mod control_plane;

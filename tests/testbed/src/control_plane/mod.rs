@@ -151,11 +151,16 @@ impl ControlPlane {
     /// # Errors
     /// When it fails, with what it said.
     pub async fn run_kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.run_kubectl_as(&self.kubeconfig(), arguments).await
+    }
+
+    /// As [`ControlPlane::run_kubectl`], with the credentials in this kubeconfig.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub async fn run_kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(self.kubectl());
-        command
-            .arg("--kubeconfig")
-            .arg(self.kubeconfig())
-            .args(arguments);
+        command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
         command.env("KUBECACHEDIR", self.folder().join("kubectl-cache"));
         output(command, format!("kubectl {}", arguments.join(" "))).await
     }

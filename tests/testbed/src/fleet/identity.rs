@@ -1,24 +1,20 @@
 //! Who a replica is: a fake Pod of its name, a token bound to that Pod, and a kubeconfig with that token.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
 use super::{OPERATOR_ACCOUNT, OPERATOR_NAMESPACE};
+use crate::accounts::{self, Endpoint};
 use crate::control_plane::{ControlPlane, prepare_typed as typed};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::wait::{Progress, wait_for};
 
 const RUNNING_TIMEOUT: Duration = Duration::from_secs(30);
-const TOKEN_SECONDS: i64 = 24 * 3600;
 
 /// Who a replica is.
 #[derive(Clone, Debug)]
@@ -40,31 +36,8 @@ pub(super) async fn create(
     });
     let pod_uid = create_pod(control_plane, name).await?;
     let token = create_token(control_plane, name, &pod_uid).await?;
-    let kubeconfig = control_plane.folder().join(format!("{name}.kubeconfig"));
-    let text = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "testbed",
-        "clusters": [{"name": "testbed", "cluster": {
-            "server": server,
-            "certificate-authority": authority,
-        }}],
-        "users": [{"name": name, "user": {"token": token}}],
-        "contexts": [{"name": "testbed", "context": {
-            "cluster": "testbed", "user": name, "namespace": OPERATOR_NAMESPACE,
-        }}],
-    });
-    let what = || format!("write {}", kubeconfig.display());
-    let mut file = OpenOptions::new();
-    let mut file = file
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&kubeconfig)
-        .context(what())?;
-    file.write_all(text.to_string().as_bytes())
-        .context(what())?;
+    let reach = Endpoint { server, authority };
+    let kubeconfig = accounts::write_kubeconfig(control_plane, name, &reach, &token)?;
     Ok(Identity {
         name: name.to_owned(),
         pod_uid,
@@ -129,21 +102,8 @@ async fn create_pod(control_plane: &ControlPlane, name: &str) -> Result<String> 
 }
 
 async fn create_token(control_plane: &ControlPlane, pod: &str, uid: &str) -> Result<String> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(control_plane.client(), OPERATOR_NAMESPACE);
-    let what = || format!("create a token bound to Pod {pod}");
-    let request = json!({
-        "apiVersion": "authentication.k8s.io/v1",
-        "kind": "TokenRequest",
-        "spec": {
-            "audiences": [],
-            "expirationSeconds": TOKEN_SECONDS,
-            "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid},
-        },
-    });
-    let answer: TokenRequest = accounts
-        .create_subresource("token", OPERATOR_ACCOUNT, &PostParams::default(), &request)
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid});
+    accounts::token(control_plane, (OPERATOR_NAMESPACE, OPERATOR_ACCOUNT), bound)
         .await
-        .context(what())?;
-    let token = answer.status.and_then(|status| status.token);
-    token.ok_or_else(|| Error::Failed(format!("{}: the answer holds no token", what())))
+        .context(format!("for Pod {pod}"))
 }

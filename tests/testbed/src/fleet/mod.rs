@@ -70,11 +70,19 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When a file is missing or the API server refuses it.
     pub async fn install(control_plane: &'a ControlPlane, options: FleetOptions) -> Result<Self> {
+        install::install(control_plane, options.without_fence).await?;
+        Self::installed(control_plane, options)
+    }
+
+    /// Starts no replica yet, and installs nothing: what they need is there.
+    ///
+    /// # Errors
+    /// When the operator's program is nowhere.
+    pub fn installed(control_plane: &'a ControlPlane, options: FleetOptions) -> Result<Self> {
         let binary = match &options.binary {
             Some(binary) => binary.clone(),
             None => operator_binary()?,
         };
-        install::install(control_plane, options.without_fence).await?;
         Ok(Self {
             control_plane,
             options,
