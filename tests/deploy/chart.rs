@@ -96,7 +96,7 @@ fn another_namespace_reaches_every_place_that_names_it() {
     let fence = object(
         &made,
         "ValidatingAdmissionPolicy",
-        "databasecluster-fence-order",
+        "databasecluster-fence-leases",
     );
     let who = &fence["spec"]["matchConditions"][0]["expression"];
     let expected = format!("request.userInfo.username == 'system:serviceaccount:{ANOTHER}:{NAME}'");

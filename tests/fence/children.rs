@@ -361,6 +361,13 @@ async fn after_an_orphaning_deletion_the_next_cluster_takes_over(world: &World<'
         let orphan = json!({"metadata": {"ownerReferences": []}});
         merge(&world.admin, kind, name, orphan).await.unwrap();
         let_through(kind, apply(&world.beta, taken).await);
+        // What a user created under that name is the user's.
+        let mut users = world.child(kind, "users-own", "", "9");
+        users["metadata"]["ownerReferences"] = json!([]);
+        users["metadata"]["labels"] = json!({});
+        create(&world.admin, users).await.unwrap();
+        let taken = world.child_of(("next", &next), kind, "users-own", &token, "9");
+        refused(kind, apply(&world.beta, taken).await, ORDER);
     }
 }
 

@@ -54,6 +54,8 @@ async fn epochs_only_rise(world: &World<'_>) {
     let alphas = async |what: Value| change(world, &world.alpha, what).await;
     let lower = json!({"spec": {"leaseTransitions": 4}});
     refused("a lower epoch", alphas(lower).await, "never falls: 5 to 4");
+    let wild = json!({"spec": {"leaseTransitions": 5 + (1 << 20) + 1}});
+    refused("a wild epoch", alphas(wild).await, "by more than 1048576");
     let none = json!({"spec": {"leaseTransitions": null}});
     refused("no epoch", alphas(none).await, "");
     refused(

@@ -14,6 +14,7 @@ async fn a_stolen_token_gets_no_privileges() {
     statefulsets_run_without_privileges(&world).await;
     what_users_changed_stays_writable(&world).await;
     services_draw_no_traffic(&world).await;
+    secrets_get_no_credentials(&world).await;
     pods_keep_their_spec(&world).await;
     clusters_keep_their_spec(&world).await;
     system_namespaces_are_out_of_reach(&world).await;
@@ -149,11 +150,7 @@ async fn statefulsets_run_without_privileges(world: &World<'_>) {
     }
     let mut object = set(world, "new-db");
     object["metadata"]["ownerReferences"] = json!([]);
-    refused(
-        "no controller",
-        create(&world.alpha, object).await,
-        "",
-    );
+    refused("no controller", create(&world.alpha, object).await, "");
     let mut object = set(world, "orders-db");
     let volumes = json!([
         {"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "any"}},
@@ -229,6 +226,21 @@ async fn services_draw_no_traffic(world: &World<'_>) {
         service["spec"] = spec.clone();
         refused(&spec.to_string(), create(&world.alpha, service).await, why);
     }
+}
+
+/// Kubernetes would write a token of the account into it.
+async fn secrets_get_no_credentials(world: &World<'_>) {
+    let mut secret = world.child("Secret", "credentials", &world.alphas(), "3");
+    secret["type"] = json!("kubernetes.io/service-account-token");
+    secret["metadata"]["annotations"]["kubernetes.io/service-account.name"] = json!("default");
+    let answer = create(&world.alpha, secret.clone()).await;
+    refused(
+        "a token of an account",
+        answer,
+        "no Secret of a type but Opaque",
+    );
+    secret["type"] = json!("Opaque");
+    let_through("a Secret", create(&world.alpha, secret).await);
 }
 
 async fn pods_keep_their_spec(world: &World<'_>) {
