@@ -270,12 +270,15 @@ async fn changes_and_deletions_work(
     let storage =
         json!({"storage": {"size": "3Gi", "retain": "Delete"}, "resources": {"cpu": "300m"}});
     change(&client, CLUSTERS[1], storage).await;
-    let claim = claims(&client)
-        .get(&format!("data-{}-db-0", CLUSTERS[1]))
-        .await
-        .unwrap();
-    let size = serde_json::to_value(claim.spec).unwrap();
-    assert_eq!(size["resources"]["requests"]["storage"], "3Gi");
+    let claim = format!("data-{}-db-0", CLUSTERS[1]);
+    wait_for("the claim to be asked to grow", PATIENCE, || async {
+        let found = claims(&client).get(&claim).await.unwrap();
+        let spec = serde_json::to_value(&found.spec).unwrap();
+        let grown = spec["resources"]["requests"]["storage"] == "3Gi";
+        Ok(Progress::when(grown, (), || format!("{found:?}")))
+    })
+    .await
+    .unwrap();
     for name in CLUSTERS {
         let clusters = load::clusters_in(client.clone(), NAMESPACE);
         clusters
