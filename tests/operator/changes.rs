@@ -2,8 +2,8 @@
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Event, Service};
-use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use testbed::fencing::{self, Token};
 use testbed::{Progress, load, wait_for};
@@ -204,6 +204,23 @@ async fn gone(client: &kube::Client, namespace: &str, name: &str) {
     .unwrap();
 }
 
+/// The fencing token of a finished cluster is the same in its status and on its StatefulSet, and is the table's.
+async fn status_child_and_table_name_one_token(client: &Client, cluster: &DynamicObject) {
+    let token = Token::of_status(&cluster.data).unwrap();
+    let set = format!("{}-db", cluster.name_any());
+    let set = statefulset(client, "told", &set).await;
+    let annotations = set.metadata.annotations.unwrap();
+    assert_eq!(annotations[fencing::ANNOTATION], token.to_string());
+    assert_eq!(Some(&token.cluster), cluster.metadata.uid.as_ref());
+    let table = testbed::table::get(client).await.unwrap().unwrap();
+    let entry = &table.entries[&token.shard];
+    assert_eq!(token.table, table.uid);
+    assert_eq!(
+        (token.epoch, token.holder),
+        (entry.epoch, entry.holder.clone())
+    );
+}
+
 #[tokio::test]
 async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
     let control_plane = control_plane(options()).await;
@@ -224,16 +241,7 @@ async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
     let shard = shards.iter().find(|shard| shard.lease == lease).unwrap();
     assert!(shard.covers(object.metadata.uid.as_ref().unwrap()));
     assert_eq!(shard.holder, holder);
-    let set = statefulset(&client, "told", "db-000-db").await;
-    let annotations = set.metadata.annotations.unwrap();
-    let token = Token::of_status(&object.data).unwrap();
-    assert_eq!(annotations[fencing::ANNOTATION], token.to_string());
-    assert_eq!(Some(&token.cluster), object.metadata.uid.as_ref());
-    let table = testbed::table::get(&client).await.unwrap().unwrap();
-    let entry = &table.entries[&token.shard];
-    assert_eq!((token.lease(), token.table), (lease.to_owned(), table.uid));
-    assert_eq!((token.epoch, &*token.holder), (entry.epoch, holder));
-    assert_eq!(entry.holder, holder);
+    status_child_and_table_name_one_token(&client, &object).await;
 
     let events: Api<Event> = Api::namespaced(client.clone(), "told");
     wait_for("the event DatabaseReady", PATIENCE, || async {

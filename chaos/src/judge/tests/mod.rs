@@ -95,8 +95,7 @@ impl Run {
                 last: LastState {
                     clusters: [("n/one".to_owned(), cluster)].into(),
                     children,
-                    shards: Vec::new(),
-                    table: None,
+                    ..LastState::default()
                 },
                 samples: Vec::new(),
                 trouble: None,
