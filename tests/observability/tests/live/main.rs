@@ -22,10 +22,14 @@ const CLUSTERS: usize = 30;
 const RANGE: &str = "10m";
 
 /// Queries, or parts of them, that may return nothing here, with the reason.
-const EMPTY_IN_HEALTH: [(&str, &str); 6] = [
+const EMPTY_IN_HEALTH: [(&str, &str); 7] = [
     ("cgroup_memory_limit_bytes", "this machine may set no limit"),
     ("cgroup_cpu_limit_cores", "this machine may set no limit"),
     ("absent(databasecluster_shards)", "there are replicas"),
+    (
+        "max by (cluster, job, shard) (databasecluster_shard_writes_refused)",
+        "no shard has all of its writes refused",
+    ),
     ("turn=\"again\"", "no watch breaks"),
     ("code=\"429\"", "nothing is throttled"),
     ("code!~\"[123]..\"", "no request need fail"),
