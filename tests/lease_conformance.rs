@@ -448,10 +448,8 @@ async fn random_writes_of_the_table_end_alike_on_the_model_and_on_the_real_api_s
         .unwrap();
     let store = TableStore::new(client.clone(), "default");
     wait_for("the kind ShardTable", Duration::from_secs(30), || async {
-        let answer = store.read().await;
-        Ok(Progress::when(answer.is_ok(), (), || {
-            "no answer".to_owned()
-        }))
+        let answer = store.probe().await;
+        Ok(Progress::when(answer.is_ok(), (), || format!("{answer:?}")))
     })
     .await
     .unwrap();

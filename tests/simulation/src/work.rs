@@ -15,7 +15,7 @@ use crate::world::{Happening, Who, World};
 /// A write that takes this long to arrive is late.
 const LATE_MS: u64 = 200;
 /// How many writes of objects in a thousand are late, beside those of a poor network.
-const LATE_PER_MILLE: u64 = 30;
+const LATE_PER_MILLE: u64 = 100;
 /// Versions of the table that a cache may still hold.
 const REMEMBERED_MAX: usize = 64;
 
