@@ -1,6 +1,6 @@
 //! Children: present holder, never backwards, deletions.
 
-use kube::api::{DeleteParams, ListParams, Patch};
+use kube::api::{DeleteParams, ListParams, Patch, Preconditions};
 use serde_json::{Value, json};
 use testbed::load;
 
@@ -179,6 +179,7 @@ async fn nothing_goes_backwards(world: &World<'_>) {
             forged(NOBODY, 9, &world.orders),
             forged(&world.table, 9, NOBODY),
             forged(&world.table, EPOCH_MAX + 1, &world.orders),
+            format!("{}/007/9/{}/{}", world.table, "h".repeat(400), world.orders),
             "databasecluster-shard-000/2146435071/h".to_owned(),
             "x".repeat(100_000),
         ] {
@@ -302,11 +303,22 @@ async fn deletions_are_conditional(world: &World<'_>) {
         merge(&world.admin, kind, "one", annotate(world.alphas()))
             .await
             .unwrap();
-        let list = ListParams::default();
-        let (all, params) = (api(&world.alpha, kind), DeleteParams::default());
-        let answer = all.delete_collection(&params, &list).await;
-        let answer = answer.map(drop).map_err(|error| error.to_string());
-        refused(kind, answer, ORDER);
+        let (uid, resource_version) = versions(kind, "one").await;
+        let preconditions = Some(Preconditions {
+            uid,
+            resource_version,
+        });
+        let all = api(&world.alpha, kind);
+        for preconditions in [None, preconditions] {
+            let params = DeleteParams {
+                preconditions,
+                ..DeleteParams::default()
+            };
+            let labelled = ListParams::default().labels("database.io/bucket=3");
+            let answer = all.delete_collection(&params, &labelled).await;
+            let answer = answer.map(drop).map_err(|error| error.to_string());
+            refused(kind, answer, "");
+        }
         // Without the label it would not be compared with the table.
         let unlabelled = json!({"metadata": {"labels": {"database.io/bucket": null}}});
         merge(&world.admin, kind, "one", unlabelled).await.unwrap();
