@@ -213,8 +213,11 @@ impl Machine {
         let script = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests")
             .join(script);
-        let mut command = Command::new(real("bash"));
+        // Whoever runs the tests in the background may ignore Ctrl-C, and no shell could undo that.
+        let mut command = Command::new(real("env"));
         command
+            .args(["--default-signal=INT,TERM"])
+            .arg(real("bash"))
             .arg(script)
             .env_clear()
             .env("PATH", self.path("bin"))
