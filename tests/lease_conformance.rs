@@ -453,6 +453,22 @@ async fn random_writes_of_the_table_end_alike_on_the_model_and_on_the_real_api_s
     })
     .await
     .unwrap();
+    // The first write of a kind makes the API server compile its rules, for longer than a write may take.
+    let api: Api<ShardTable> = Api::namespaced(client.clone(), "default");
+    let create = TableWrite {
+        shards: 2,
+        change: TableChange::Create,
+    };
+    wait_for("the first table", Duration::from_secs(30), || async {
+        let written = store.write(&create).await;
+        let is_settled = !matches!(written, WriteResult::Unknown);
+        Ok(Progress::when(is_settled, (), || format!("{written:?}")))
+    })
+    .await
+    .unwrap();
+    api.delete(names::SHARD_TABLE, &Default::default())
+        .await
+        .unwrap();
     let mut tables = Tables {
         store,
         model: Server::new(Sabotage::default()),
