@@ -53,7 +53,7 @@ pub const LABELS: &[Label] = &[
         5,
     ),
     label("priority", "empty: there is one", 1),
-    label("reason", "why a shard came or went, as in the log", 12),
+    label("reason", "why a shard came or went, as in the log", 13),
     label(
         "result",
         "`success`, `error`, `requeue`, `requeue_after`",
