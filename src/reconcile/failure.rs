@@ -122,6 +122,10 @@ pub(super) fn judge(error: &kube::Error) -> Refusal {
 
 fn judge_status(status: &Status) -> Refusal {
     let message = shorten(&status.message);
+    // Not a judgement of the write: an API server that just started may not know the kind of the parameter.
+    if status.message.contains("failed to configure policy") {
+        return failed(Cause::Unavailable, message);
+    }
     if is_refusal(&status.message) {
         return Refusal::Fenced {
             rule: Rule::of(&status.message),
@@ -234,6 +238,20 @@ mod tests {
             let failure = refusal.into_failure("applying it");
             assert!(failure.is_by_fence(), "{failure:?}");
         }
+    }
+
+    #[test]
+    fn a_policy_that_the_api_server_cannot_use_yet_is_no_judgement_of_the_write() {
+        let message = "databaseclusters.database.io 'orders' is forbidden: ValidatingAdmissionPolicy \
+                       'databasecluster-fence-clusters' denied request: failed to configure policy: failed to find \
+                       resource referenced by paramKind: 'database.io/v1, Kind=ShardTable'";
+        assert!(matches!(
+            judge_status(&status(422, message, "{}")),
+            Refusal::Failure(Failure::Failed {
+                cause: Cause::Unavailable,
+                ..
+            })
+        ));
     }
 
     #[test]

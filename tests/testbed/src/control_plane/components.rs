@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use super::{ControlPlane, config, run_kwokctl};
 use crate::error::{Context, Error, Result, failed};
@@ -22,6 +23,8 @@ pub(super) const NAMES: [&str; 5] = [
 ];
 /// What a program says in its log when another one has its port.
 pub(super) const PORT_TAKEN: &str = "address already in use";
+/// What the API server answers when a policy names a kind of parameter that it does not know (yet).
+const UNUSABLE_POLICY: &str = "failed to configure policy";
 const PORT_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// An API server reads all that there is before it serves.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(180);
@@ -117,7 +120,49 @@ impl ControlPlane {
     pub async fn start_again(&self) -> Result<()> {
         run_kwokctl(&self.guardian, &self.bin, &["start", "cluster"]).await?;
         self.verify_listening().await?;
-        self.wait_until_serving(RESTART_TIMEOUT).await
+        self.wait_until_serving(RESTART_TIMEOUT).await?;
+        self.wait_until_policies_are_usable().await
+    }
+
+    /// Waits until no admission policy refuses everybody because the API server does not yet know the kind of its
+    /// parameter: it may say that it is ready before it has read its CRDs, and looks again every 30 seconds.
+    ///
+    /// # Errors
+    /// When one still does after a while.
+    pub async fn wait_until_policies_are_usable(&self) -> Result<()> {
+        let labels = json!({"database.io/bucket": "0"});
+        let child = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "probe", "labels": labels},
+        });
+        let cluster = json!({
+            "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+            "metadata": {"name": "probe"}, "spec": {"replicas": 1, "version": "17"},
+        });
+        for (path, object) in [
+            ("api/v1/namespaces/default/configmaps", child),
+            (
+                "apis/database.io/v1/namespaces/default/databaseclusters",
+                cluster,
+            ),
+        ] {
+            let what = format!("the policies on {path} to be usable");
+            wait_for(what, RESTART_TIMEOUT, || async {
+                let request = http::Request::post(format!("/{path}?dryRun=All"))
+                    .header(http::header::CONTENT_TYPE, "application/json")
+                    .body(object.to_string().into_bytes());
+                let request = request.map_err(|error| Error::Failed(error.to_string()))?;
+                Ok(match self.client.request_text(request).await {
+                    Err(error) if error.to_string().contains(UNUSABLE_POLICY) => {
+                        Progress::pending(error)
+                    }
+                    // Whether the object itself is welcome does not matter.
+                    _ => Progress::Done(()),
+                })
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// Ends the API server and starts it again with the gate `ShardedListAndWatch` on or off, as an

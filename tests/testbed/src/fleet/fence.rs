@@ -41,36 +41,18 @@ pub async fn wait_in_force(control_plane: &ControlPlane) -> Result<()> {
         let path = format!("/{root}/namespaces/{OPERATOR_NAMESPACE}/{resource}?dryRun=All");
         let what = format!("the fence to refuse {resource} without a fencing token");
         wait_for(what, IN_FORCE_TIMEOUT, || async {
-            let answer = post(&client, &path, &object, Some(OPERATOR_USER)).await?;
+            let answer = post(&client, &path, &object, OPERATOR_USER).await?;
             let refused = answer.contains("databasecluster-fence");
             Ok(Progress::when(refused, (), || answer))
         })
         .await?;
     }
-    // Until the API server knows the kind of the parameter, it refuses everybody whose write matches.
-    let labelled = json!({
-        "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": "labelled", "labels": {"database.io/bucket": "0"}},
-    });
-    let path = format!("/api/v1/namespaces/{OPERATOR_NAMESPACE}/configmaps?dryRun=All");
-    wait_for(
-        "the API server to know the kind ShardTable",
-        IN_FORCE_TIMEOUT,
-        || async {
-            let answer = post(&client, &path, &labelled, None).await?;
-            let refused = answer.contains("databasecluster-fence");
-            Ok(Progress::when(!refused, (), || answer))
-        },
-    )
-    .await
+    control_plane.wait_until_policies_are_usable().await
 }
 
-async fn post(client: &Client, path: &str, object: &Value, user: Option<&str>) -> Result<String> {
-    let mut request = http::Request::post(path);
-    if let Some(user) = user {
-        request = request.header("Impersonate-User", user);
-    }
-    let request = request
+async fn post(client: &Client, path: &str, object: &Value, user: &str) -> Result<String> {
+    let request = http::Request::post(path)
+        .header("Impersonate-User", user)
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(object.to_string().into_bytes())
         .context("build a request")?;
