@@ -38,6 +38,8 @@ struct Handover {
     planned: bool,
     /// For how long the Lease named nobody, before.
     vacant_micros: i64,
+    /// When the write of the shard table's entry arrived, and when the API server had answered it.
+    entry_micros: Option<(i64, i64)>,
 }
 
 /// What a replica says in its log.
@@ -96,7 +98,9 @@ pub(crate) async fn handover(rounds: usize, clusters: usize) -> Result<()> {
     }
     let told = told(&fleet)?;
     let reactions = reactions(&events, &buckets);
-    let handovers = handovers(own(events), &before);
+    let own = own(events);
+    let entries = entries(&own);
+    let handovers = handovers(own, &before, &entries);
     let measured = Measured {
         handovers,
         told,
@@ -183,7 +187,11 @@ async fn change(client: kube::Client, names: Vec<String>, stop: Arc<AtomicBool>)
 }
 
 /// The moves of shards, from the Leases as the API server answered that they are.
-fn handovers(mut events: Vec<AuditEvent>, before: &[shards::Shard]) -> Vec<Handover> {
+fn handovers(
+    mut events: Vec<AuditEvent>,
+    before: &[shards::Shard],
+    entries: &BTreeMap<(u16, i64), (i64, i64)>,
+) -> Vec<Handover> {
     events.sort_by_key(|event| event.completed_micros);
     let mut known: BTreeMap<String, (String, i64, i64)> = before
         .iter()
@@ -228,11 +236,38 @@ fn handovers(mut events: Vec<AuditEvent>, before: &[shards::Shard]) -> Vec<Hando
                 } else {
                     0
                 },
+                entry_micros: number(name).and_then(|shard| entries.get(&(shard, risen)).copied()),
             });
         }
         (*holder, *epoch, *since) = (now.to_owned(), risen, event.completed_micros);
     }
     found
+}
+
+/// The first accepted write of each shard's entry under each epoch: when it arrived and was answered.
+fn entries(events: &[AuditEvent]) -> BTreeMap<(u16, i64), (i64, i64)> {
+    let mut found = BTreeMap::new();
+    let patches = events
+        .iter()
+        .filter(|event| event.resource == "shardtables" && event.is_accepted_write());
+    for event in patches {
+        let sent = event.request.as_ref();
+        let Some(sent) = sent.and_then(|body| body["spec"]["entries"].as_object()) else {
+            continue;
+        };
+        for (shard, entry) in sent {
+            if let (Ok(shard), Some(epoch)) = (shard.parse(), entry["epoch"].as_i64()) {
+                let times = (event.received_micros, event.completed_micros);
+                found.entry((shard, epoch)).or_insert(times);
+            }
+        }
+    }
+    found
+}
+
+/// The number of a shard, from its Lease's name.
+fn number(lease: &str) -> Option<u16> {
+    lease.rsplit('-').next()?.parse().ok()
 }
 
 fn told(fleet: &Fleet<'_>) -> Result<Told> {
@@ -277,12 +312,6 @@ fn told(fleet: &Fleet<'_>) -> Result<Told> {
 }
 
 fn print_moves(handovers: &[Handover], told: &Told, shards: usize, rounds: usize) {
-    let number = |lease: &str| {
-        lease
-            .rsplit('-')
-            .next()
-            .and_then(|text| text.parse::<u16>().ok())
-    };
     let millis = |micros: i64| micros as f64 / 1e3;
     let began = |h: &Handover| told.working.get(&(number(&h.lease)?, h.epoch)).copied();
     let still = handovers
@@ -296,9 +325,16 @@ fn print_moves(handovers: &[Handover], told: &Told, shards: usize, rounds: usize
     let written = handovers
         .iter()
         .map(|h| millis(h.answered_micros - h.given_micros));
+    let observed = handovers
+        .iter()
+        .filter_map(|h| Some(millis(h.entry_micros?.0 - h.answered_micros)));
+    let granted = handovers.iter().filter_map(|h| {
+        let (received, answered) = h.entry_micros?;
+        Some(millis(answered - received))
+    });
     let noticed = handovers
         .iter()
-        .filter_map(|h| Some(millis(began(h)? - h.answered_micros)));
+        .filter_map(|h| Some(millis(began(h)? - h.entry_micros?.1)));
     let vacant = handovers.iter().map(|h| millis(h.vacant_micros));
     let planned = handovers.iter().filter(|h| h.planned).count();
     println!(
@@ -313,7 +349,12 @@ fn print_moves(handovers: &[Handover], told: &Told, shards: usize, rounds: usize
     );
     let unowned = Sorted::new(still);
     row("unowned: handed over until worked on", &unowned);
-    row("  of that, the API server writes", &Sorted::new(written));
+    row("  the API server writes the Lease", &Sorted::new(written));
+    row(
+        "  from its answer until the entry is sent",
+        &Sorted::new(observed),
+    );
+    row("  the API server writes the entry", &Sorted::new(granted));
     row("  from its answer until worked on", &Sorted::new(noticed));
     row("  of that, the Lease names nobody", &Sorted::new(vacant));
     row(
@@ -373,13 +414,9 @@ fn reactions(events: &[AuditEvent], buckets: &BTreeMap<String, u8>) -> Vec<(u8, 
 fn print_reactions(reactions: Vec<(u8, i64, i64)>, handovers: &[Handover]) {
     let moved = |bucket: u8, at: i64| {
         handovers.iter().any(|h| {
-            let number = h
-                .lease
-                .rsplit('-')
-                .next()
-                .and_then(|text| text.parse::<u32>().ok());
             // 32 shards of 8 buckets.
-            number == Some(u32::from(bucket) / 8) && (at - h.given_micros).abs() <= NEAR_MICROS
+            number(&h.lease) == Some(u16::from(bucket) / 8)
+                && (at - h.given_micros).abs() <= NEAR_MICROS
         })
     };
     let (near, far): (Vec<_>, Vec<_>) =
