@@ -357,8 +357,7 @@ impl Ownership {
             barred: self.table.is_refused(),
             warm,
         };
-        if says.warm != self.announced.warm || says.barred != self.announced.barred {
-            // A holder waits for the one, and nobody may give us anything before the other.
+        if self.is_urgent(&says) {
             self.heartbeat.hurry(now_ms);
         }
         if let Some(write) = self
@@ -368,6 +367,21 @@ impl Ownership {
             self.announced = says;
             self.out.push(Action::WriteMember(id, write));
         }
+    }
+
+    /// Whether the others have to know before the next heartbeat: a holder waits until a shard is warm, must not hand
+    /// over one that is warm no longer, and hands nothing to a replica that is barred. That a warm shard became ours
+    /// can wait, and while shards are handed over the API server has enough to do.
+    fn is_urgent(&self, says: &Says) -> bool {
+        let is_ours = |id: &ShardId| {
+            let (identity, incarnation) = (&self.settings.identity, self.heartbeat.incarnation());
+            let lease = self.shards.get(id).and_then(|shard| shard.lease.as_ref());
+            lease.is_some_and(|lease| lease.holder == *identity && lease.incarnation == incarnation)
+        };
+        let mut cooled = self.announced.warm.difference(&says.warm);
+        says.barred != self.announced.barred
+            || !says.warm.is_subset(&self.announced.warm)
+            || cooled.any(|id| !is_ours(id))
     }
 
     fn announce_validity(&mut self) {

@@ -69,3 +69,17 @@ fn a_successor_that_lists_for_long_holds_up_its_own_shard_only() {
         moved(w) == 32
     });
 }
+
+#[test]
+fn a_replica_that_is_given_shards_does_not_renew_for_each() {
+    let mut world = all_listed_but_one();
+    let renewals = |w: &World| w.server.members["b"].renewal;
+    world.node("b").queue.push(Event::Warm(ShardId(5)));
+    world.until("all to be listed", 500, |w| {
+        w.server.members["b"].warm.len() == 32
+    });
+    let before = renewals(&world);
+    world.until("all to move", 500, |w| moved(w) == 32);
+    // The next one would have been due much later.
+    assert_eq!(renewals(&world), before);
+}
