@@ -1,7 +1,8 @@
 //! What the operator's credentials are good for at most, whoever uses them.
 
 use super::Fence;
-use super::policy::{PROBLEM, Policy, ResourceRule, Scope, Validation};
+use super::policy::{NO_PROBLEM, PROBLEM, Policy, REFUSED, ResourceRule, Scope};
+use super::tokens::TARGET;
 
 /// StatefulSets run Pods without privileges.
 pub(super) fn stateful_sets(_: &Fence) -> Policy {
@@ -13,7 +14,6 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::of("apps", &["statefulsets"], &["CREATE", "UPDATE"])],
-        only_operator: true,
         variables: &[
             ("pod", "object.spec.template.spec"),
             (
@@ -29,8 +29,10 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
                 && r.kind == '$OWNER_KIND' && r.apiVersion.startsWith('$OWNER_GROUP/'))",
             ),
             (
-                "templateProblem",
-                "variables.pod.?serviceAccountName.orValue('') != '' || variables.pod.?serviceAccount.orValue('') != ''
+                "problem",
+                "!variables.isControlled ? 'a StatefulSet must be controlled by a $OWNER_KIND'
+                : request.operation == 'UPDATE' && object.spec.template == oldObject.spec.template ? ''
+                : variables.pod.?serviceAccountName.orValue('') != '' || variables.pod.?serviceAccount.orValue('') != ''
                 || variables.pod.?automountServiceAccountToken.orValue(true)
                 ? 'Pods of a StatefulSet must have no serviceAccountName and automountServiceAccountToken: false'
                 : variables.pod.?hostNetwork.orValue(false) || variables.pod.?hostPID.orValue(false)
@@ -57,14 +59,10 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
                 ? 'containers of a StatefulSet must read no Secret but ' + variables.secret
                 : ''",
             ),
-            (
-                "problem",
-                "!variables.isControlled ? 'a StatefulSet must be controlled by a $OWNER_KIND'
-                : request.operation == 'UPDATE' && object.spec.template == oldObject.spec.template ? ''
-                : variables.templateProblem",
-            ),
         ],
-        validations: vec![PROBLEM],
+        condition: NO_PROBLEM,
+        message: REFUSED,
+        message_expression: PROBLEM,
     }
 }
 
@@ -76,17 +74,14 @@ pub(super) fn services(_: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::of("", &["services"], &["CREATE", "UPDATE"])],
-        only_operator: false,
         variables: &[],
-        validations: vec![Validation::new(
-            "the operator gives a Service no type but ClusterIP, and no externalIPs",
-            "request.userInfo.username != '$USER' || request.operation == 'DELETE'
-                || ((object.spec.?type.orValue('ClusterIP') == 'ClusterIP'
+        condition: "((object.spec.?type.orValue('ClusterIP') == 'ClusterIP'
                 || (request.operation == 'UPDATE' && oldObject.spec.?type.orValue('ClusterIP') == object.spec.type))
                 && (object.spec.?externalIPs.orValue([]).size() == 0
                 || (request.operation == 'UPDATE'
                 && oldObject.spec.?externalIPs.orValue([]) == object.spec.externalIPs)))",
-        )],
+        message: "the operator gives a Service no type but ClusterIP, and no externalIPs",
+        message_expression: "",
     }
 }
 
@@ -98,12 +93,10 @@ pub(super) fn secrets(_: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::of("", &["secrets"], &["CREATE"])],
-        only_operator: false,
         variables: &[],
-        validations: vec![Validation::new(
-            "the operator creates no Secret of a type but Opaque",
-            "request.userInfo.username != '$USER' || object.?type.orValue('Opaque') == 'Opaque'",
-        )],
+        condition: "object.?type.orValue('Opaque') == 'Opaque'",
+        message: "the operator creates no Secret of a type but Opaque",
+        message_expression: "",
     }
 }
 
@@ -115,11 +108,8 @@ pub(super) fn pods(_: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::of("", &["pods", "pods/*"], &["CREATE", "UPDATE"])],
-        only_operator: true,
         variables: &[],
-        validations: vec![Validation::new(
-            "the operator deletes Pods, and changes nothing of them but its annotations and the bucket",
-            "!(request.operation != 'UPDATE' || (has(request.subResource) && request.subResource != '')
+        condition: "!(request.operation != 'UPDATE' || (has(request.subResource) && request.subResource != '')
                 || object.spec != oldObject.spec
                 || object.metadata.?finalizers.orValue([]) != oldObject.metadata.?finalizers.orValue([])
                 || object.metadata.?ownerReferences.orValue([]) != oldObject.metadata.?ownerReferences.orValue([])
@@ -127,7 +117,8 @@ pub(super) fn pods(_: &Fence) -> Policy {
                 || oldObject.metadata.?labels[?k].orValue('') == object.metadata.labels[k])
                 || !oldObject.metadata.?labels.orValue({}).all(k, k == '$DOMAIN/bucket'
                 || k in object.metadata.?labels.orValue({})))",
-        )],
+        message: "the operator deletes Pods, and changes nothing of them but its annotations and the bucket",
+        message_expression: "",
     }
 }
 
@@ -139,11 +130,8 @@ pub(super) fn owners(fence: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::new(&fence.owner.group, &["$OWNERS"])],
-        only_operator: true,
         variables: &[],
-        validations: vec![Validation::new(
-            "the operator changes nothing of a $OWNER_KIND but its own finalizer, its fencing token and the status",
-            "!(request.operation != 'UPDATE' || object.?spec != oldObject.?spec
+        condition: "!(request.operation != 'UPDATE' || object.?spec != oldObject.?spec
                 || object.metadata.?labels.orValue({}) != oldObject.metadata.?labels.orValue({})
                 || object.metadata.?ownerReferences.orValue([]) != oldObject.metadata.?ownerReferences.orValue([])
                 || object.metadata.?finalizers.orValue([]).filter(f, f != '$DOMAIN/operator')
@@ -152,7 +140,8 @@ pub(super) fn owners(fence: &Fence) -> Policy {
                 || oldObject.metadata.?annotations[?k].optMap(v, v == object.metadata.annotations[k]).orValue(false))
                 || !oldObject.metadata.?annotations.orValue({}).all(k, k == '$DOMAIN/fencing-token'
                 || k in object.metadata.?annotations.orValue({})))",
-        )],
+        message: "the operator changes nothing of a $OWNER_KIND but its own finalizer, its fencing token and the status",
+        message_expression: "",
     }
 }
 
@@ -171,19 +160,20 @@ pub(super) fn namespaces(fence: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::Namespaces(&["kube-system", "kube-public", "kube-node-lease", "$NAMESPACE"]),
         rules,
-        only_operator: true,
-        variables: &[(
+        variables: &[TARGET, (
             "problem",
             "# By dry runs each replica checks that the other policies refuse it.
             request.?dryRun.orValue(false) ? ''
             : request.resource.resource == 'events'
-            ? (request.namespace == '$NAMESPACE' || object.?regarding.?kind.orValue('') == '$OWNER_KIND' ? ''
+            ? (request.namespace == '$NAMESPACE' || variables.target.?regarding.?kind.orValue('') == '$OWNER_KIND' ? ''
             : 'the operator reports on no object but a $OWNER_KIND')
             : request.resource.resource == '$OWNERS' && has(request.subResource) && request.subResource == 'status'
             ? ''
             : 'the operator keeps no objects in the namespace ' + request.namespace
             + ': create a $OWNER_KIND in a namespace of your own'",
         )],
-        validations: vec![PROBLEM],
+        condition: NO_PROBLEM,
+        message: REFUSED,
+        message_expression: PROBLEM,
     }
 }

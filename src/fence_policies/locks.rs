@@ -1,8 +1,8 @@
 //! The policies for what ownership rests on: the shard Leases, and the shard table.
 
 use super::Fence;
-use super::policy::{PROBLEM, Policy, ResourceRule, Scope};
-use super::tokens::PODS;
+use super::policy::{NO_PROBLEM, PROBLEM, Policy, REFUSED, ResourceRule, Scope};
+use super::tokens::{PODS, TARGET};
 
 /// The shard Leases.
 pub(super) fn leases(_: &Fence) -> Policy {
@@ -13,23 +13,23 @@ pub(super) fn leases(_: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::Namespaces(&["$NAMESPACE"]),
         rules: vec![ResourceRule::new("coordination.k8s.io", &["leases"])],
-        only_operator: true,
         variables: &[
             ("isDelete", "request.operation == 'DELETE'"),
             ("isUpdate", "request.operation == 'UPDATE'"),
-            ("name", "(request.operation == 'DELETE' ? oldObject : object).metadata.?name.orValue('')"),
+            TARGET,
+            ("name", "variables.target.metadata.?name.orValue('')"),
             (
                 "index",
-                "object.metadata.?name.orValue('').matches('^$LEASE[0-9]{3}$')
-                ? int(object.metadata.name.substring($LEASE_DIGITS_AT)) : 256",
+                "variables.name.matches('^$LEASE[0-9]{3}$') ? int(variables.name.substring($LEASE_DIGITS_AT)) : 256",
             ),
             (
                 "shards",
-                "object.metadata.?annotations[?'$DOMAIN/shards'].orValue('').matches('^(1|2|4|8|16|32|64|128|256)$')
-                ? int(object.metadata.annotations['$DOMAIN/shards']) : 0",
+                "variables.target.metadata.?annotations[?'$DOMAIN/shards'].orValue('')
+                .matches('^(1|2|4|8|16|32|64|128|256)$')
+                ? int(variables.target.metadata.annotations['$DOMAIN/shards']) : 0",
             ),
-            ("holder", "object.?spec.?holderIdentity.orValue('')"),
-            ("epoch", "object.?spec.?leaseTransitions.orValue(0)"),
+            ("holder", "variables.target.?spec.?holderIdentity.orValue('')"),
+            ("epoch", "variables.target.?spec.?leaseTransitions.orValue(0)"),
             ("oldHolder", "variables.isUpdate ? oldObject.?spec.?holderIdentity.orValue('') : ''"),
             ("oldEpoch", "variables.isUpdate ? oldObject.?spec.?leaseTransitions.orValue(0) : 0"),
             (
@@ -72,7 +72,9 @@ pub(super) fn leases(_: &Fence) -> Policy {
             + ', which neither takes nor hands over this shard'
             : ''"),
         ],
-        validations: vec![PROBLEM],
+        condition: NO_PROBLEM,
+        message: REFUSED,
+        message_expression: PROBLEM,
     }
 }
 
@@ -86,7 +88,6 @@ pub(super) fn table(_: &Fence) -> Policy {
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::new("$DOMAIN", &["shardtables", "shardtables/*"])],
-        only_operator: true,
         variables: &[
             PODS,
             ("problem", "request.operation == 'DELETE'
@@ -111,6 +112,8 @@ pub(super) fn table(_: &Fence) -> Policy {
             + ', which writes only entries that name it as the holder'
             : ''"),
         ],
-        validations: vec![PROBLEM],
+        condition: NO_PROBLEM,
+        message: REFUSED,
+        message_expression: PROBLEM,
     }
 }

@@ -1,5 +1,11 @@
 //! A ValidatingAdmissionPolicy with its binding, and their form as YAML. The text is written here and not by a
 //! serializer, so that expressions keep their lines and comments stay beside them.
+//!
+//! A policy matches what is to be refused, and refuses all that it matches: its match condition holds for the writes
+//! of the operator that break its rule, and its only validation is `false`. So the API server evaluates one expression
+//! for a write that is admitted. Match conditions, validations and messages are three evaluations, for each of which it
+//! converts request and parameter again; the second and the third, whose messages may be long to make, are left to
+//! writes that are refused. A match condition that fails is a refusal, as `failurePolicy` is Fail.
 
 use std::fmt::Write;
 
@@ -15,38 +21,23 @@ pub(super) struct Policy {
     pub(super) reads_table: bool,
     pub(super) scope: Scope,
     pub(super) rules: Vec<ResourceRule>,
-    /// Whether a match condition passes over everybody but the operator. A policy of one validation is cheaper without
-    /// it, when the validation asks for the user itself.
-    pub(super) only_operator: bool,
-    /// Name and expression.
+    /// Name and expression. Each is evaluated once, before those that follow it, whatever the operation: it must not
+    /// fail.
     pub(super) variables: &'static [(&'static str, &'static str)],
-    pub(super) validations: Vec<Validation>,
-}
-
-/// What a write must satisfy.
-pub(super) struct Validation {
-    pub(super) expression: &'static str,
+    /// What a write of the operator must satisfy.
+    pub(super) condition: &'static str,
+    /// Of a refusal, where there is no `message_expression` or it fails.
     pub(super) message: &'static str,
-    /// An expression in place of the message. It is evaluated for each write, whether it is refused or not.
+    /// An expression that makes the message of a refusal, or empty.
     pub(super) message_expression: &'static str,
 }
 
-/// The variable `problem` is the message of a refusal, or empty. It is evaluated twice: for writes that are rare.
-pub(super) const PROBLEM: Validation = Validation {
-    expression: "variables.problem == ''",
-    message: "the operator does not write such an object",
-    message_expression: "variables.problem",
-};
-
-impl Validation {
-    pub(super) const fn new(message: &'static str, expression: &'static str) -> Self {
-        Self {
-            expression,
-            message,
-            message_expression: "",
-        }
-    }
-}
+/// For policies whose variable `problem` is the message of a refusal, or empty.
+pub(super) const NO_PROBLEM: &str = "variables.problem == ''";
+/// The message of such a policy.
+pub(super) const PROBLEM: &str = "variables.problem";
+/// Its message where the expression fails.
+pub(super) const REFUSED: &str = "the operator does not write such an object";
 
 /// Which objects meet a policy, apart from their kind.
 pub(super) enum Scope {
@@ -102,33 +93,8 @@ impl Policy {
             )?;
         }
         self.write_constraints(out)?;
-        if self.only_operator {
-            writeln!(out, "  matchConditions:")?;
-            write_named(
-                out,
-                "the-operator-writes",
-                "request.userInfo.username == '$USER'",
-            )?;
-        }
-        if !self.variables.is_empty() {
-            writeln!(out, "  variables:")?;
-        }
-        for (name, expression) in self.variables {
-            write_named(out, name, expression)?;
-        }
-        writeln!(out, "  validations:")?;
-        for validation in &self.validations {
-            write_comments(out, validation.expression)?;
-            writeln!(out, "  - expression: >-")?;
-            write_lines(out, validation.expression)?;
-            writeln!(out, "    reason: Forbidden")?;
-            if !validation.message_expression.is_empty() {
-                writeln!(out, "    messageExpression: >-")?;
-                write_lines(out, validation.message_expression)?;
-            }
-            writeln!(out, "    message: >-")?;
-            write_lines(out, validation.message)?;
-        }
+        self.write_match_condition(out)?;
+        self.write_refusal(out)?;
         writeln!(out, "---")?;
         write_head(out, "ValidatingAdmissionPolicyBinding", name)?;
         writeln!(
@@ -143,6 +109,51 @@ impl Policy {
             )?;
         }
         Ok(())
+    }
+
+    /// The only expression that is evaluated for a write that is admitted. Match conditions have no variables: each is
+    /// bound by `[value].exists(name, …)`.
+    fn write_match_condition(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "  matchConditions:")?;
+        for (_, expression) in self.variables {
+            write_comments(out, expression)?;
+        }
+        write_comments(out, self.condition)?;
+        writeln!(
+            out,
+            "  - name: to-be-refused\n    expression: >-\n      request.userInfo.username == '$USER'"
+        )?;
+        let mut bound = String::new();
+        for (name, expression) in self.variables {
+            let lines: Vec<&str> = code(expression).collect();
+            writeln!(bound, "[{}].exists({name},", lines.join("\n"))?;
+        }
+        let lines: Vec<&str> = code(self.condition).collect();
+        let closing = ")".repeat(self.variables.len());
+        writeln!(bound, "!({}){closing}", lines.join("\n"))?;
+        write_lines(out, &format!("&& {}", bound.replace("variables.", "")))
+    }
+
+    /// What is evaluated for a write that is refused.
+    fn write_refusal(&self, out: &mut String) -> std::fmt::Result {
+        let has_expression = !self.message_expression.is_empty();
+        if has_expression && !self.variables.is_empty() {
+            writeln!(out, "  variables:")?;
+            for (name, expression) in self.variables {
+                writeln!(out, "  - name: {name}\n    expression: >-")?;
+                write_lines(out, expression)?;
+            }
+        }
+        writeln!(
+            out,
+            "  validations:\n  - expression: \"false\"\n    reason: Forbidden"
+        )?;
+        if has_expression {
+            writeln!(out, "    messageExpression: >-")?;
+            write_lines(out, self.message_expression)?;
+        }
+        writeln!(out, "    message: >-")?;
+        write_lines(out, self.message)
     }
 
     fn write_constraints(&self, out: &mut String) -> std::fmt::Result {
@@ -179,12 +190,6 @@ fn write_head(out: &mut String, kind: &str, name: &str) -> std::fmt::Result {
     )
 }
 
-fn write_named(out: &mut String, name: &str, expression: &str) -> std::fmt::Result {
-    write_comments(out, expression)?;
-    writeln!(out, "  - name: {name}\n    expression: >-")?;
-    write_lines(out, expression)
-}
-
 /// Lines of an expression that start with `#` are comments of it.
 fn write_comments(out: &mut String, text: &str) -> std::fmt::Result {
     for line in text.lines().map(str::trim) {
@@ -196,12 +201,16 @@ fn write_comments(out: &mut String, text: &str) -> std::fmt::Result {
 }
 
 fn write_lines(out: &mut String, text: &str) -> std::fmt::Result {
-    for line in text.lines().map(str::trim) {
-        if !line.is_empty() && !line.starts_with('#') {
-            writeln!(out, "      {line}")?;
-        }
+    for line in code(text) {
+        writeln!(out, "      {line}")?;
     }
     Ok(())
+}
+
+/// The lines of an expression without its comments.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 fn quoted<T: AsRef<str>>(names: &[T]) -> String {

@@ -1,7 +1,13 @@
 //! The policies that check fencing tokens: against the shard table, and against the token on the object.
 
 use super::Fence;
-use super::policy::{Policy, ResourceRule, Scope, Validation};
+use super::policy::{Policy, ResourceRule, Scope};
+
+/// The object that a write is about.
+pub(super) const TARGET: (&str, &str) = (
+    "target",
+    "request.operation == 'DELETE' ? oldObject : object",
+);
 
 /// The names of the Pods to which the caller's credentials are bound: one or none.
 pub(super) const PODS: (&str, &str) = (
@@ -37,9 +43,25 @@ macro_rules! status_token {
 
 const IS_STATUS: &str = "request.resource.resource == '$OWNERS' && has(request.subResource) && request.subResource == 'status'";
 
+/// What of a token the entry of its shard decides.
+macro_rules! granted {
+    ($token:literal) => {
+        concat!(
+            "variables.shard in params.spec.entries && params.spec.entries[variables.shard].holder != ''\n&& ",
+            $token,
+            ".startsWith(
+            params.metadata.uid + '/' + variables.shard + '/'
+            + string(params.spec.entries[variables.shard].epoch) + '/'
+            + params.spec.entries[variables.shard].holder + '/')"
+        )
+    };
+}
+
+const GRANTED: &str = "variables.granted
+    && (variables.pods.size() == 0 || params.spec.entries[variables.shard].holder in variables.pods)";
 const NOT_THE_HOLDER: &str = "the fencing token is not that of the present holder, in the present shard table, of the shard of the object's bucket";
-const OTHER_POD: &str =
-    "the fencing token names another replica than the Pod to which the credentials are bound";
+const OTHER_POD: &str = "variables.granted
+    ? 'the fencing token names another replica than the Pod to which the credentials are bound' : ''";
 
 /// Children: the token is the table's, of the shard of the object's bucket.
 pub(super) fn holder(fence: &Fence) -> Policy {
@@ -47,15 +69,12 @@ pub(super) fn holder(fence: &Fence) -> Policy {
         name: "fence-holder",
         comment: "Present holder: the token is that of the shard table's entry for the shard of the object's bucket. Only \
             objects\nwith the bucket's label meet this policy: while the API server does not know the kind ShardTable, it \
-            refuses\neverything that matches, whoever writes.\n\nFor each evaluation with a parameter the API server turns \
-            the whole parameter into JSON and back. So there are\nneither match conditions nor message expressions, which \
-            are evaluations of their own.",
+            refuses\neverything that matches, whoever writes.",
         reads_table: true,
         scope: Scope::Labelled,
         rules: fence.rules(false),
-        only_operator: false,
         variables: &[
-            ("target", "request.operation == 'DELETE' ? oldObject : object"),
+            TARGET,
             (
                 "shard",
                 "variables.target.metadata.?labels[?'$DOMAIN/bucket'].orValue('')
@@ -64,24 +83,14 @@ pub(super) fn holder(fence: &Fence) -> Policy {
                 .substring(1) : ''",
             ),
             PODS,
-        ],
-        validations: vec![
-            Validation::new(
-                NOT_THE_HOLDER,
-                "request.userInfo.username != '$USER'
-                || (variables.shard in params.spec.entries && params.spec.entries[variables.shard].holder != ''
-                && variables.target.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('').startsWith(
-                params.metadata.uid + '/' + variables.shard + '/'
-                + string(params.spec.entries[variables.shard].epoch) + '/'
-                + params.spec.entries[variables.shard].holder + '/'))",
-            ),
-            Validation::new(
-                OTHER_POD,
-                "request.userInfo.username != '$USER' || variables.pods.size() == 0
-                || !(variables.shard in params.spec.entries)
-                || params.spec.entries[variables.shard].holder in variables.pods",
+            (
+                "granted",
+                granted!("variables.target.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')"),
             ),
         ],
+        condition: GRANTED,
+        message: NOT_THE_HOLDER,
+        message_expression: OTHER_POD,
     }
 }
 
@@ -96,7 +105,6 @@ pub(super) fn owners(fence: &Fence) -> Policy {
         reads_table: true,
         scope: Scope::All,
         rules: vec![ResourceRule::new(&fence.owner.group, &[resource, &status])],
-        only_operator: false,
         variables: &[
             ("isStatus", IS_STATUS),
             (
@@ -117,26 +125,17 @@ pub(super) fn owners(fence: &Fence) -> Policy {
                 ? string(1000 + int(object.status.shard.bucket) * params.spec.shards / 256).substring(1) : ''",
             ),
             PODS,
+            ("granted", granted!("variables.token")),
         ],
-        validations: vec![
-            Validation::new(
-                NOT_THE_HOLDER,
-                "request.userInfo.username != '$USER'
-                || (variables.shard in params.spec.entries && params.spec.entries[variables.shard].holder != ''
-                && variables.token.startsWith(
-                params.metadata.uid + '/' + variables.shard + '/'
-                + string(params.spec.entries[variables.shard].epoch) + '/'
-                + params.spec.entries[variables.shard].holder + '/'))",
-            ),
-            Validation::new(
-                OTHER_POD,
-                "request.userInfo.username != '$USER' || variables.pods.size() == 0
-                || !(variables.shard in params.spec.entries)
-                || params.spec.entries[variables.shard].holder in variables.pods",
-            ),
-        ],
+        condition: GRANTED,
+        message: NOT_THE_HOLDER,
+        message_expression: OTHER_POD,
     }
 }
+
+/// The parts of a text that may be no token.
+const TOKEN: (&str, &str) = ("token", "(variables.text + '////').split('/')");
+const OLD_TOKEN: (&str, &str) = ("oldToken", "(variables.oldText + '////').split('/')");
 
 const ORDER: &str = "a write of the operator must carry a token <table uid>/<shard>/<epoch>/<holder>/<cluster uid> for the $OWNER_KIND to which the object belongs, and the number of its bucket; a child has one controller, which never changes, and none but an orphan of the operator's is taken over; a deletion names one object, its uid and its resourceVersion; some kinds are only created; and no subresource is written but the status of a $OWNER_KIND";
 
@@ -175,11 +174,9 @@ macro_rules! not_backwards {
     };
 }
 
-/// What a program of ours reads: only where it is so. Evaluated for each write, so what is common comes first.
-const BACKWARDS: &str = "request.userInfo.username != '$USER' || request.operation != 'UPDATE'
-    || variables.oldText == variables.text || variables.token.size() != 5 || variables.oldToken.size() != 5
-    || variables.token[0] != variables.oldToken[0] || variables.token[4] != variables.oldToken[4]
-    || !variables.token[2].matches('^[0-9]{1,10}$') || !variables.oldToken[2].matches('^[0-9]{1,10}$')
+/// What a program of ours reads: only where it is so.
+const BACKWARDS: &str = "variables.oldText == variables.text || variables.token[0] != variables.oldToken[0]
+    || variables.token[4] != variables.oldToken[4] || !variables.token[2].matches('^[0-9]{1,10}$') || !variables.oldToken[2].matches('^[0-9]{1,10}$')
     || int(variables.token[2]) >= int(variables.oldToken[2]) ? ''
     : 'epoch ' + variables.token[2] + ' is older than the one on the object, ' + variables.oldToken[2]";
 
@@ -190,44 +187,38 @@ pub(super) fn order(fence: &Fence) -> Policy {
         comment: "Never backwards, for the right object, deletions with preconditions: what object and request show by \
             themselves.\nIt has no parameter, so it holds whatever the API server's caches lag and while there is no \
             shard table.\n\nA token counts only for its own object: its last part is the uid of a child's controller, or on a \
-            claim's label. Any other\ntoken is as none. There is one validation, because each costs more than its expression.",
+            claim's label. Any other\ntoken is as none.",
         reads_table: false,
         scope: Scope::All,
         rules: fence.rules(true),
-        only_operator: false,
         variables: &[
-            (
-                "text",
-                "(request.operation == 'DELETE' ? oldObject : object)
-                .metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
-            ),
+            TARGET,
+            ("text", "variables.target.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')"),
             (
                 "oldText",
-                "oldObject.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
+                "request.operation != 'UPDATE' ? ''
+                : oldObject.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
             ),
-            ("token", "variables.text.split('/')"),
-            ("oldToken", "variables.oldText.split('/')"),
+            TOKEN,
+            OLD_TOKEN,
             (
                 "cluster",
                 "# The uid for which a token counts; of a child, that of its only controller.
                 request.resource.resource in $BY_LABEL
-                ? (request.operation == 'DELETE' ? oldObject : object)
-                .metadata.?labels[?'$DOMAIN/cluster-uid'].orValue('')
+                ? variables.target.metadata.?labels[?'$DOMAIN/cluster-uid'].orValue('')
                 : request.resource.resource in $BY_TOKEN ? variables.token[4]
-                : (request.operation == 'DELETE' ? oldObject : object).metadata.?ownerReferences.orValue([])
+                : variables.target.metadata.?ownerReferences.orValue([])
                 .filter(r, r.?controller.orValue(false) && r.kind == '$OWNER_KIND'
                 && r.apiVersion.startsWith('$OWNER_GROUP/')).map(r, r.uid).join(' ')",
             ),
         ],
-        validations: vec![Validation {
-            expression: concat!(
-                "request.userInfo.username != '$USER' || ((!has(request.subResource) || request.subResource == '')
+        condition: concat!(
+                "(!has(request.subResource) || request.subResource == '')
                 && (request.operation == 'CREATE' || !(request.resource.resource in $CREATE_ONLY))\n&& ",
                 request_rules!(),
                 "\n&& ",
                 is_token!("variables.text"),
-                "\n&& (request.operation == 'DELETE' ? oldObject : object)
-                .metadata.?labels[?'$DOMAIN/bucket'].orValue('')
+                "\n&& variables.target.metadata.?labels[?'$DOMAIN/bucket'].orValue('')
                 .matches('^([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])$')
                 && variables.token[4] == variables.cluster
                 # The controller of a child never changes to another one.
@@ -245,11 +236,10 @@ pub(super) fn order(fence: &Fence) -> Policy {
                 && oldObject.metadata.?labels[?'$DOMAIN/cluster-uid'].orValue('') != variables.cluster)
                 || (!(request.resource.resource in $BY_LABEL + $BY_TOKEN)
                 && !oldObject.metadata.?ownerReferences.orValue([])
-                .exists(r, r.?controller.orValue(false) && r.uid == variables.cluster))))))",
-            ),
-            message: ORDER,
-            message_expression: BACKWARDS,
-        }],
+                .exists(r, r.?controller.orValue(false) && r.uid == variables.cluster)))))",
+        ),
+        message: ORDER,
+        message_expression: BACKWARDS,
     }
 }
 
@@ -267,7 +257,6 @@ pub(super) fn owners_order(fence: &Fence) -> Policy {
             &fence.owner.group,
             &[resource, &subresources],
         )],
-        only_operator: false,
         variables: &[
             ("isStatus", IS_STATUS),
             (
@@ -282,18 +271,16 @@ pub(super) fn owners_order(fence: &Fence) -> Policy {
             (
                 "oldText",
                 concat!(
-                    "variables.isStatus\n? ",
+                    "request.operation != 'UPDATE' ? '' : variables.isStatus\n? ",
                     status_token!("oldObject"),
                     ": oldObject.metadata.?annotations[?'$DOMAIN/fencing-token'].orValue('')",
                 ),
             ),
-            ("token", "variables.text.split('/')"),
-            ("oldToken", "variables.oldText.split('/')"),
+            TOKEN,
+            OLD_TOKEN,
         ],
-        validations: vec![Validation {
-            expression: concat!(
-                "request.userInfo.username != '$USER'
-                || ((!has(request.subResource) || request.subResource == '' || variables.isStatus)\n&& ",
+        condition: concat!(
+                "(!has(request.subResource) || request.subResource == '' || variables.isStatus)\n&& ",
                 request_rules!(),
                 "\n&& ",
                 is_token!("variables.text"),
@@ -302,10 +289,9 @@ pub(super) fn owners_order(fence: &Fence) -> Policy {
                 && variables.token[4] == (request.operation == 'DELETE' ? oldObject : object).metadata.?uid.orValue('')
                 && (request.operation != 'UPDATE' || ",
                 not_backwards!(),
-                "))",
-            ),
-            message: ORDER,
-            message_expression: BACKWARDS,
-        }],
+                ")",
+        ),
+        message: ORDER,
+        message_expression: BACKWARDS,
     }
 }
