@@ -144,11 +144,8 @@ fn mounts() -> Value {
 }
 
 fn resources(cluster: &ClusterRecord) -> Value {
-    let amounts = json!({
-        "cpu": cluster.spec.resources.cpu,
-        "memory": cluster.spec.resources.memory,
-    });
-    json!({"requests": amounts, "limits": amounts})
+    let (requests, limits) = cluster.spec.resources.amounts();
+    json!({"requests": requests, "limits": limits})
 }
 
 fn security() -> Value {

@@ -257,8 +257,8 @@ fn every_change_of_the_spec_that_can_be_applied_changes_fingerprint_and_digest()
     let changes: [fn(&mut ClusterRecord); 4] = [
         |c| c.spec.replicas = 2,
         |c| c.spec.image = "postgres:19".to_owned(),
-        |c| c.spec.resources.cpu = "2".to_owned(),
-        |c| c.spec.resources.memory = "4Gi".to_owned(),
+        |c| c.spec.resources.cpu = Some("2".to_owned()),
+        |c| c.spec.resources.memory = Some("4Gi".to_owned()),
     ];
     for (number, change) in changes.into_iter().enumerate() {
         let mut cluster = cluster();
@@ -267,6 +267,35 @@ fn every_change_of_the_spec_that_can_be_applied_changes_fingerprint_and_digest()
         assert_ne!(after.fingerprint, before.fingerprint, "{number}");
         assert_ne!(after.spec_digest, before.spec_digest, "{number}");
     }
+}
+
+#[test]
+fn requests_and_limits_are_rendered_as_they_are_and_the_short_form_is_both() {
+    let rendered = |resources: Value| {
+        let mut cluster = cluster();
+        cluster.spec.resources = serde_json::from_value(resources).unwrap();
+        let set = statefulset_manifest(&cluster, None);
+        let containers = set.pointer("/spec/template/spec").unwrap();
+        let main = containers["containers"][0]["resources"].clone();
+        assert_eq!(main, containers["initContainers"][0]["resources"]);
+        main
+    };
+    let both = |amounts: Value| json!({"requests": amounts, "limits": amounts});
+    let default = json!({"cpu": "500m", "memory": "512Mi"});
+    assert_eq!(rendered(json!({})), both(default));
+    let numbers = json!({"cpu": 2, "memory": 1_073_741_824});
+    let texts = json!({"cpu": "2", "memory": "1073741824"});
+    assert_eq!(rendered(numbers), both(texts));
+    let half = json!({"cpu": "500m", "memory": "1Gi"});
+    assert_eq!(rendered(json!({"memory": "1Gi"})), both(half));
+    let standard =
+        json!({"requests": {"cpu": 1}, "limits": {"memory": "1Gi", "hugepages-2Mi": "64Mi"}});
+    let mut expected = standard.clone();
+    expected["requests"]["cpu"] = json!("1");
+    assert_eq!(rendered(standard), expected);
+    let only_limits = json!({"limits": {"memory": "1Gi"}});
+    let expected = json!({"requests": {}, "limits": {"memory": "1Gi"}});
+    assert_eq!(rendered(only_limits), expected);
 }
 
 #[test]
@@ -316,8 +345,8 @@ fn the_label_of_claims_is_rendered_as_the_template_has_it_and_is_no_drift() {
 #[test]
 fn the_live_object_has_the_digest_of_the_desired_one_after_the_api_server_filled_it_in() {
     let mut cluster = cluster();
-    cluster.spec.resources.cpu = "0.5".to_owned();
-    cluster.spec.resources.memory = "1024Mi".to_owned();
+    cluster.spec.resources.cpu = Some("0.5".to_owned());
+    cluster.spec.resources.memory = Some("1024Mi".to_owned());
     let desired = statefulset(&cluster, None);
     let mut live = statefulset_manifest(&cluster, None);
     let pod = live.pointer_mut("/spec/template/spec").unwrap();
