@@ -181,6 +181,53 @@ fn the_secret_has_what_clients_need_and_no_trace_of_the_passwords_elsewhere() {
     assert!(Password::from_random(&[255; RANDOM_BYTES]).is_none());
 }
 
+/// The creator of a DatabaseCluster chooses the image, and by the name a Secret that may be of others.
+#[test]
+fn nothing_of_the_secret_but_the_documented_keys_gets_into_the_pods() {
+    let set = statefulset_manifest(&cluster(), None);
+    let pod = set.pointer("/spec/template/spec").unwrap();
+    let mut rest = pod.clone();
+    let volumes = rest["volumes"].as_array_mut().unwrap();
+    let place = volumes.iter().position(|v| v["name"] == "secret").unwrap();
+    let volume = volumes.remove(place);
+    let sources = volume["projected"]["sources"].as_array().unwrap();
+    let mounted: Vec<(&str, bool)> = sources
+        .iter()
+        .flat_map(|source| {
+            assert_eq!(source["secret"]["name"], "orders-app");
+            let optional = source["secret"]["optional"].as_bool().unwrap();
+            let items = source["secret"]["items"].as_array().unwrap();
+            items.iter().map(move |item| {
+                assert_eq!(item["key"], item["path"]);
+                (item["key"].as_str().unwrap(), optional)
+            })
+        })
+        .collect();
+    assert_eq!(
+        mounted,
+        [
+            ("username", false),
+            ("password", false),
+            ("dbname", false),
+            ("replication-password", false),
+            ("cluster-uid", true),
+        ]
+    );
+    let rest = rest.to_string();
+    for way in [
+        "secretName",
+        "secretKeyRef",
+        "secretRef",
+        "imagePullSecrets",
+    ] {
+        assert!(!rest.contains(way), "{way}");
+    }
+    let made = secret(&cluster(), &password(1), &password(2), &token(1));
+    for (key, _) in mounted {
+        assert!(made["stringData"][key].is_string(), "{key}");
+    }
+}
+
 /// What the official image documents, and no more: its entry point with POSTGRES_PASSWORD_FILE,
 /// POSTGRES_INITDB_ARGS, PGDATA and the folder of scripts, PostgreSQL's programs, and a shell.
 #[test]
