@@ -47,10 +47,28 @@ check_secret() {
   for key in username password dbname replication-password; do
     [ -s "$SECRET_DIR/$key" ] || refuse "the Secret $SECRET_NAME has no key $key: add it"
   done
+  check_name username postgres replicator public none 'pg_*'
+  check_name dbname postgres template0 template1
   # Only a Secret that the operator made says whose it is.
   if [ -s "$SECRET_DIR/cluster-uid" ] && [ "$(cat "$SECRET_DIR/cluster-uid")" != "$CLUSTER_UID" ]; then
     refuse "the Secret $SECRET_NAME is of a former DatabaseCluster of this name: waiting until it is replaced"
   fi
+}
+
+# A name of the Secret must be none that PostgreSQL or the operator has a use for; those may be patterns.
+check_name() {
+  key=$1
+  name=$(tr -d '\r\n' <"$SECRET_DIR/$key")
+  shift
+  [ -n "$name" ] || refuse "the key $key of the Secret $SECRET_NAME is empty: set it to a name, for example app"
+  [ "$(printf %s "$name" | wc -c)" -le 63 ] ||
+    refuse "the key $key of the Secret $SECRET_NAME has more than 63 bytes, the most that PostgreSQL allows: set it to a shorter name"
+  for reserved in "$@"; do
+    # shellcheck disable=SC2254 # a pattern on purpose
+    case $name in
+    $reserved) refuse "the key $key of the Secret $SECRET_NAME must not be $name, which is reserved: set it to another name, for example app" ;;
+    esac
+  done
 }
 
 # A Pod that was deleted by force may still run beside this one, and two servers on one volume destroy it. Their lock
@@ -103,8 +121,8 @@ update_roles() {
     -o "-c listen_addresses='' -c unix_socket_directories='$sockets'" start ||
     trouble="PostgreSQL did not start to take over the passwords of the Secret $SECRET_NAME"
   if [ -z "$trouble" ]; then
-    PGHOST=$sockets sh "$here/initdb.sh" ||
-      trouble="the roles and passwords of the Secret $SECRET_NAME could not be set"
+    PGHOST=$sockets sh "$here/initdb.sh" 2>"$sockets/said" ||
+      trouble="the names and passwords of the Secret $SECRET_NAME could not be taken over: $(sed -n 's/^.*ERROR: *//p' "$sockets/said" | head -n 1)"
     pg_ctl -D "$PGDATA" -s -w -t 3600 -m fast stop || trouble="PostgreSQL did not stop"
   else
     tail -n 5 "$sockets/log" >&2
