@@ -130,10 +130,41 @@ fn a_secret_that_lacks_a_key_or_has_a_name_that_cannot_be_taken_is_named() {
     primary.until_ready();
 }
 
+/// It goes with its DatabaseCluster, or it stays because it was restored from a backup.
 #[test]
-fn a_secret_of_a_former_cluster_is_named() {
+fn a_secret_of_another_cluster_is_taken_over_once_it_has_stayed() {
     let mut world = World::new();
     world.set_secret("cluster-uid", "former");
-    let told = Pod::new(&world, 0).prepare().unwrap_err();
-    assert!(told.contains("Secret orders-app is of a former"), "{told}");
+    let primary = Pod::new(&world, 0);
+    let refuses = |pod: &Pod| {
+        let told = pod.prepare().unwrap_err();
+        assert!(
+            told.contains("Secret orders-app was made for another DatabaseCluster"),
+            "{told}"
+        );
+    };
+    refuses(&primary);
+    refuses(&primary);
+    // Neither the time of another Secret counts, nor one that is to come, nor what is no time.
+    for seen in [
+        "another 0\n",
+        "former 99999999999\n",
+        "former\n",
+        "former 1x\n",
+        "",
+    ] {
+        primary.write_volume("data.secret", seen);
+        refuses(&primary);
+    }
+    primary.write_volume("data.secret", "former 1000000000\n");
+    let mut primary = primary.prepared().start();
+    primary.until_ready();
+    let uri = world.uri(&primary);
+    assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
+    // For good; and one that was replaced after all counts at once.
+    primary.stop();
+    primary.prepare().unwrap();
+    world.set_secret("cluster-uid", "u");
+    primary.mount(&world);
+    primary.prepare().unwrap();
 }

@@ -10,6 +10,8 @@ export LC_ALL=C
 here=$(dirname "$0")
 primary_port=${PRIMARY_PORT:-5432}
 replication="host=$PRIMARY_HOST port=$primary_port user=replicator application_name=$POD_NAME connect_timeout=10"
+# Until then, the Secret of a DatabaseCluster that was deleted has been collected, another one created, and mounted here.
+former_secret_seconds=120
 # PostgreSQL looks for its lock file once a minute, and then needs up to five seconds to end.
 former_server_seconds=75
 running=
@@ -50,9 +52,8 @@ check_secret() {
   check_name username postgres replicator public none 'pg_*'
   check_name dbname postgres template0 template1
   # Only a Secret that the operator made says whose it is.
-  if [ -s "$SECRET_DIR/cluster-uid" ] && [ "$(cat "$SECRET_DIR/cluster-uid")" != "$CLUSTER_UID" ]; then
-    refuse "the Secret $SECRET_NAME is of a former DatabaseCluster of this name: waiting until it is replaced"
-  fi
+  uid=$(cat "$SECRET_DIR/cluster-uid" 2>/dev/null || :)
+  [ -z "$uid" ] || [ "$uid" = "$CLUSTER_UID" ] || accept_secret "$uid"
 }
 
 # A name of the Secret must be none that PostgreSQL or the operator has a use for; those may be patterns.
@@ -69,6 +70,25 @@ check_name() {
     $reserved) refuse "the key $key of the Secret $SECRET_NAME must not be $name, which is reserved: set it to another name, for example app" ;;
     esac
   done
+}
+
+# The Secret of another DatabaseCluster of this name goes with that one. If it stays, it was restored from a backup, and
+# its passwords are those that clients have.
+accept_secret() {
+  known=
+  since=
+  read -r known since 2>/dev/null <"$PGDATA.secret" || :
+  now=$(date +%s)
+  case $since in
+  '' | *[!0-9]*) known= ;;
+  *) [ "$since" -le "$now" ] || known= ;;
+  esac
+  if [ "$known" != "$1" ]; then
+    since=$now
+    printf '%s %s\n' "$1" "$since" >"$PGDATA.secret"
+  fi
+  [ $((now - since)) -ge "$former_secret_seconds" ] ||
+    refuse "the Secret $SECRET_NAME was made for another DatabaseCluster of this name: waiting until it is replaced. If it was restored from a backup, it is taken over after $former_secret_seconds s"
 }
 
 # A Pod that was deleted by force may still run beside this one, and two servers on one volume destroy it. Their lock
