@@ -346,6 +346,45 @@ fn requests_and_limits_are_rendered_as_they_are_and_the_short_form_is_both() {
 }
 
 #[test]
+fn memory_is_bounded_by_the_limit_or_by_what_is_reserved() {
+    for (resources, memory) in [
+        (json!({}), "512Mi"),
+        (json!({"memory": "2Gi"}), "2Gi"),
+        (
+            json!({"requests": {"memory": "1Gi"}, "limits": {"memory": "3Gi"}}),
+            "3Gi",
+        ),
+        (
+            json!({"requests": {"memory": "1Gi"}, "limits": {"cpu": 1}}),
+            "1Gi",
+        ),
+        (json!({"limits": {"cpu": 1}}), "512Mi"),
+    ] {
+        let read: crate::api::Resources = serde_json::from_value(resources.clone()).unwrap();
+        assert_eq!(read.memory(), memory, "{resources}");
+    }
+}
+
+/// An autoscaler moves Pods with local storage only if it is told which may be lost.
+#[test]
+fn the_page_on_draining_names_every_local_volume() {
+    let set = statefulset_manifest(&cluster(), None);
+    let volumes = set.pointer("/spec/template/spec/volumes").unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (_, rest) = page.split_once("safe-to-evict-local-volumes\":\"").unwrap();
+    let named: Vec<&str> = rest.split_once('"').unwrap().0.split(',').collect();
+    let local = volumes.as_array().unwrap().iter().filter(|volume| {
+        let medium = &volume["emptyDir"]["medium"];
+        volume["emptyDir"].is_object() && medium != "Memory"
+    });
+    for volume in local {
+        let name = volume["name"].as_str().unwrap();
+        assert!(named.contains(&name), "{name} is not among {named:?}");
+    }
+}
+
+#[test]
 fn claims_stay_as_they_were_created_whatever_the_spec_asks_for_now() {
     let mut cluster = cluster();
     let before = statefulset(&cluster, None);
