@@ -112,6 +112,12 @@ fn rows(parent: &Value, path: &str, text: &mut String) {
 }
 
 fn kind(field: &Value) -> String {
+    if field["x-kubernetes-int-or-string"] == true {
+        return "quantity".to_owned();
+    }
+    if field["additionalProperties"].is_object() {
+        return format!("map of {}", kind(&field["additionalProperties"]));
+    }
     let name = match field["type"].as_str().unwrap_or("any") {
         "array" => format!("list of {}", kind(&field["items"])),
         name => name.to_owned(),
@@ -140,6 +146,9 @@ fn allowed(field: &Value, rules: &[String]) -> String {
         let values = values.iter().filter(|value| !value.is_null());
         let values: Vec<String> = values.map(|value| format!("`{}`", plain(value))).collect();
         all.push(values.join(", "));
+    }
+    if let Some(max) = field["maxProperties"].as_u64() {
+        all.push(format!("at most {max} entries"));
     }
     if let (Some(min), Some(max)) = (field["minimum"].as_f64(), field["maximum"].as_f64()) {
         all.push(format!("{min} to {max}"));

@@ -2,6 +2,7 @@
 
 mod crd;
 pub mod names;
+mod quantity;
 mod shard_table;
 mod spec;
 mod status;

@@ -4,10 +4,13 @@
     reason = "KubeSchema derives a private copy of each struct"
 )]
 
+use std::collections::BTreeMap;
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::quantity;
 use super::status::DatabaseClusterStatus;
 
 /// Longest name: `{name}-db` must stay within the 52 characters that a StatefulSet's
@@ -15,6 +18,11 @@ use super::status::DatabaseClusterStatus;
 pub const NAME_LENGTH_MAX: usize = 49;
 /// Most replicas of one cluster.
 pub const REPLICAS_MAX: i32 = 99;
+/// CPU of an instance when nothing is said about it. The schema sets no default: it would be stored,
+/// and stand beside the requests and limits that somebody sets later.
+const DEFAULT_CPU: &str = "500m";
+/// Memory of an instance when nothing is said about it.
+const DEFAULT_MEMORY: &str = "512Mi";
 
 /// The wished-for state of a PostgreSQL cluster.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +85,8 @@ pub struct DatabaseClusterSpec {
     #[x_kube(validation = Rule::new(r"self.matches('^[^\\s]+$')").message("image must name a container image and have no blanks, for example postgres:18"))]
     pub image: String,
 
-    /// CPU and memory of each instance. Both are reserved and are also the limit.
+    /// CPU and memory of each instance: either `cpu` and `memory`, which are reserved and are also
+    /// the limit, or `requests` and `limits`. Without any of them: `cpu: 500m`, `memory: 512Mi`.
     #[serde(default)]
     pub resources: Resources,
 
@@ -87,41 +96,95 @@ pub struct DatabaseClusterSpec {
 }
 
 /// CPU and memory of each instance.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!(has(self.cpu) || has(self.memory)) || !(has(self.requests) || has(self.limits))").message("set either cpu and memory, which are request and limit alike, for example {cpu: 500m, memory: 1Gi}, or requests and limits, not both"))]
+#[x_kube(validation = Rule::new(quantity::REQUESTS_WITHIN_LIMITS).message("a request must not be more than the limit of the same name"))]
 pub struct Resources {
-    /// CPU of each instance, in cores (`2`, `0.5`) or thousandths of a core (`500m`).
-    #[serde(default = "default_cpu")]
-    #[schemars(
-        length(max = 20),
-        regex(pattern = r"^([0-9]+m|[0-9]+(\.[0-9]{1,3})?)$")
+    /// CPU of each instance, in cores (`2`, `0.5`) or thousandths of a core (`500m`). 500m when only
+    /// `memory` is set.
+    #[serde(
+        default,
+        deserialize_with = "quantity::optional",
+        skip_serializing_if = "Option::is_none"
     )]
-    #[x_kube(validation = Rule::new("!isQuantity(self) || quantity(self).isGreaterThan(quantity('0'))").message("cpu must be more than 0"))]
-    pub cpu: String,
+    #[schemars(schema_with = "quantity::schema")]
+    #[x_kube(validation = Rule::new(quantity::CPU).message("cpu must be from 1m to 100k, for example 500m, 2 or 1.5"))]
+    pub cpu: Option<String>,
 
-    /// Memory of each instance, for example `512Mi` or `4Gi`.
-    #[serde(default = "default_memory")]
-    #[schemars(
-        length(max = 20),
-        regex(pattern = r"^[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$")
+    /// Memory of each instance, for example `512Mi` or `4Gi`. 512Mi when only `cpu` is set.
+    #[serde(
+        default,
+        deserialize_with = "quantity::optional",
+        skip_serializing_if = "Option::is_none"
     )]
-    #[x_kube(validation = Rule::new("!isQuantity(self) || quantity(self).isGreaterThan(quantity('0'))").message("memory must be more than 0"))]
-    pub memory: String,
+    #[schemars(schema_with = "quantity::schema")]
+    #[x_kube(validation = Rule::new(quantity::BYTES).message("memory must be from 16Mi to 1Ei, for example 512Mi or 4Gi; a number without a unit is in bytes"))]
+    pub memory: Option<String>,
+
+    /// What is reserved for each instance, as in a Pod: `cpu`, `memory` and other resources by name.
+    #[serde(
+        default,
+        deserialize_with = "quantity::optional_map",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "quantity::map_schema")]
+    #[x_kube(validation = Rule::new(quantity::MAP).message("each name must have at most 317 characters, and each amount be a quantity, for example 500m or 2Gi"))]
+    #[x_kube(validation = Rule::new(quantity::MAP_CPU).message("cpu must be from 1m to 100k, for example 500m, 2 or 1.5"))]
+    #[x_kube(validation = Rule::new(quantity::MAP_MEMORY).message("memory must be from 16Mi to 1Ei, for example 512Mi or 4Gi; a number without a unit is in bytes"))]
+    pub requests: Option<BTreeMap<String, String>>,
+
+    /// What each instance may use at most, as in a Pod: `cpu`, `memory` and other resources by name.
+    #[serde(
+        default,
+        deserialize_with = "quantity::optional_map",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "quantity::map_schema")]
+    #[x_kube(validation = Rule::new(quantity::MAP).message("each name must have at most 317 characters, and each amount be a quantity, for example 500m or 2Gi"))]
+    #[x_kube(validation = Rule::new(quantity::MAP_CPU).message("cpu must be from 1m to 100k, for example 500m, 2 or 1.5"))]
+    #[x_kube(validation = Rule::new(quantity::MAP_MEMORY).message("memory must be from 16Mi to 1Ei, for example 512Mi or 4Gi; a number without a unit is in bytes"))]
+    pub limits: Option<BTreeMap<String, String>>,
+}
+
+impl Resources {
+    /// Requests and limits of each instance's containers.
+    #[must_use]
+    pub fn amounts(&self) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        if self.requests.is_some() || self.limits.is_some() {
+            let amounts = |map: &Option<BTreeMap<String, String>>| map.clone().unwrap_or_default();
+            return (amounts(&self.requests), amounts(&self.limits));
+        }
+        let amount = |name: &str, given: &Option<String>, default: &str| {
+            let amount = given.as_deref().unwrap_or(default);
+            (name.to_owned(), amount.to_owned())
+        };
+        let both = BTreeMap::from([
+            amount("cpu", &self.cpu, DEFAULT_CPU),
+            amount("memory", &self.memory, DEFAULT_MEMORY),
+        ]);
+        (both.clone(), both)
+    }
+
+    /// What bounds the memory of each instance: its limit, or else what is reserved.
+    #[must_use]
+    pub fn memory(&self) -> String {
+        let (requests, limits) = self.amounts();
+        let memory = limits.get("memory").or_else(|| requests.get("memory"));
+        memory.map_or(DEFAULT_MEMORY, String::as_str).to_owned()
+    }
 }
 
 /// The volume of each instance.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!isQuantity(self.size) || !isQuantity(oldSelf.size) || quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0").message("storage.size may grow but not shrink").field_path(".size"))]
+#[x_kube(validation = Rule::new(quantity::SIZE_GROWS).message("storage.size may grow but not shrink").field_path(".size"))]
 #[x_kube(validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("storage.className can not be changed after creation").field_path(".className"))]
 pub struct Storage {
     /// Size of each volume, for example `10Gi`. It may grow, but not shrink.
-    #[serde(default = "default_size")]
-    #[schemars(
-        length(max = 20),
-        regex(pattern = r"^[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?$")
-    )]
-    #[x_kube(validation = Rule::new("!isQuantity(self) || quantity(self).isGreaterThan(quantity('0'))").message("size must be more than 0"))]
+    #[serde(default = "default_size", deserialize_with = "quantity::text")]
+    #[schemars(schema_with = "quantity::schema")]
+    #[x_kube(validation = Rule::new(quantity::BYTES).message("size must be from 16Mi to 1Ei, for example 500Mi or 10Gi; a number without a unit is in bytes"))]
     pub size: String,
 
     /// StorageClass of the volumes; without it, the default one of the Kubernetes cluster. It can
@@ -146,15 +209,6 @@ pub enum Retain {
     Delete,
 }
 
-impl Default for Resources {
-    fn default() -> Self {
-        Self {
-            cpu: default_cpu(),
-            memory: default_memory(),
-        }
-    }
-}
-
 impl Default for Storage {
     fn default() -> Self {
         Self {
@@ -167,14 +221,6 @@ impl Default for Storage {
 
 fn default_replicas() -> i32 {
     1
-}
-
-fn default_cpu() -> String {
-    "500m".to_owned()
-}
-
-fn default_memory() -> String {
-    "512Mi".to_owned()
 }
 
 fn default_size() -> String {

@@ -51,6 +51,8 @@ pub enum Shape {
     Leaf,
     /// Compared as a Kubernetes quantity: `0.5` and `500m` are the same.
     Quantity,
+    /// Compared as quantities by name, all of them; none at all is the same as an empty map.
+    Quantities,
     /// Compared field by field.
     Object(BTreeMap<String, Shape>),
     /// A list whose items are known by the value of one field, as server-side apply sees them.
@@ -62,8 +64,8 @@ pub enum Shape {
     },
 }
 
-/// Fields below which values are quantities.
-const QUANTITY_PARENTS: [&str; 2] = ["limits", "requests"];
+/// Fields whose values are quantities by name. Users choose the names.
+const QUANTITY_MAPS: [&str; 2] = ["limits", "requests"];
 const QUANTITY_FIELDS: [&str; 1] = ["sizeLimit"];
 /// Fields that tell the items of a list apart, in the order in which they are looked for.
 const LIST_KEYS: [&str; 2] = ["mountPath", "name"];
@@ -72,17 +74,20 @@ impl Shape {
     /// The shape of a sample.
     #[must_use]
     pub fn of(sample: &Value) -> Self {
-        Self::below(sample, "", "")
+        Self::below(sample, "")
     }
 
-    fn below(sample: &Value, parent: &str, field: &str) -> Self {
-        if QUANTITY_PARENTS.contains(&parent) || QUANTITY_FIELDS.contains(&field) {
+    fn below(sample: &Value, field: &str) -> Self {
+        if QUANTITY_MAPS.contains(&field) {
+            return Self::Quantities;
+        }
+        if QUANTITY_FIELDS.contains(&field) {
             return Self::Quantity;
         }
         match sample {
             Value::Object(map) => Self::Object(
                 map.iter()
-                    .map(|(name, value)| (name.clone(), Self::below(value, field, name)))
+                    .map(|(name, value)| (name.clone(), Self::below(value, name)))
                     .collect(),
             ),
             Value::Array(items) => Self::list(items),
@@ -96,7 +101,7 @@ impl Shape {
                 .iter()
                 .map(|item| {
                     let name = item.get(key)?.as_str()?;
-                    Some((name.to_owned(), Self::below(item, "", "")))
+                    Some((name.to_owned(), Self::below(item, "")))
                 })
                 .collect();
             match keyed {
@@ -116,17 +121,17 @@ impl Shape {
     }
 
     fn write(&self, value: Option<&Value>, out: &mut Vec<u8>) {
+        if let (Self::Quantities, Some(Value::Object(_)) | None) = (self, value) {
+            return write_quantities(value, out);
+        }
         let Some(value) = value else {
             out.push(b'-');
             return;
         };
         out.push(b'+');
         match self {
-            Self::Leaf => write_document(value, out),
-            Self::Quantity => match value.as_str().and_then(quantity_nano) {
-                Some(nano) => out.extend_from_slice(&nano.to_le_bytes()),
-                None => write_document(value, out),
-            },
+            Self::Leaf | Self::Quantities => write_document(value, out),
+            Self::Quantity => write_quantity(value, out),
             Self::Object(fields) => {
                 for (name, shape) in fields {
                     shape.write(value.get(name), out);
@@ -145,42 +150,69 @@ impl Shape {
     }
 }
 
-/// A quantity in billionths, as far as the CRD's patterns allow quantities; others stay text.
+/// Quantities by name, with their number before them.
+fn write_quantities(value: Option<&Value>, out: &mut Vec<u8>) {
+    let amounts = value.and_then(Value::as_object).into_iter().flatten();
+    let sorted: BTreeMap<_, _> = amounts.collect();
+    out.extend_from_slice(&(sorted.len() as u64).to_le_bytes());
+    for (name, amount) in sorted {
+        write_text(name, out);
+        write_quantity(amount, out);
+    }
+}
+
+/// A quantity as the API server stores it: rounded up to thousandths.
+fn write_quantity(value: &Value, out: &mut Vec<u8>) {
+    match value.as_str().and_then(quantity_nano) {
+        Some(nano) => out.extend_from_slice(&div_ceil(nano, 1_000_000).to_le_bytes()),
+        None => write_document(value, out),
+    }
+}
+
+/// A quantity in billionths, rounded up: every form that Kubernetes accepts, but for negative ones.
+/// None when it is no quantity, or too large for any use.
 #[must_use]
 pub fn quantity_nano(text: &str) -> Option<i128> {
-    const SUFFIXES: [(&str, i128, u32); 16] = [
-        ("Ki", 1 << 10, 0),
-        ("Mi", 1 << 20, 0),
-        ("Gi", 1 << 30, 0),
-        ("Ti", 1 << 40, 0),
-        ("Pi", 1 << 50, 0),
-        ("Ei", 1 << 60, 0),
-        ("n", 1, 9),
-        ("u", 1, 6),
-        ("m", 1, 3),
-        ("k", 1_000, 0),
-        ("M", 1_000_000, 0),
-        ("G", 1_000_000_000, 0),
-        ("T", 1_000_000_000_000, 0),
-        ("P", 1_000_000_000_000_000, 0),
-        ("E", 1_000_000_000_000_000_000, 0),
-        ("", 1, 0),
+    const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    const DECIMAL: [(&str, i32); 10] = [
+        ("n", -9),
+        ("u", -6),
+        ("m", -3),
+        ("", 0),
+        ("k", 3),
+        ("M", 6),
+        ("G", 9),
+        ("T", 12),
+        ("P", 15),
+        ("E", 18),
     ];
-    let (number, factor, divide_exponent) =
-        SUFFIXES.iter().find_map(|(suffix, factor, exponent)| {
-            Some((text.strip_suffix(suffix)?, *factor, *exponent))
-        })?;
+    let text = text.strip_prefix('+').unwrap_or(text);
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, suffix) = text.split_at(end.unwrap_or(text.len()));
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if (whole.is_empty() && fraction.is_empty()) || !digits(whole) || !digits(fraction) {
-        return None;
-    }
     let mantissa: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let scale = 10_i128.checked_pow(u32::try_from(fraction.len()).ok()? + divide_exponent)?;
-    mantissa
-        .checked_mul(factor)?
-        .checked_mul(1_000_000_000)?
-        .checked_div(scale)
+    let binary = BINARY.iter().position(|known| *known == suffix);
+    let decimal = DECIMAL.iter().find(|(known, _)| *known == suffix);
+    let (factor, exponent) = match (binary, decimal) {
+        (Some(place), _) => (1_i128 << (10 * (place + 1)), 0),
+        (None, Some((_, exponent))) => (1, *exponent),
+        (None, None) => (1, suffix.strip_prefix(['e', 'E'])?.parse().ok()?),
+    };
+    let digits = i32::try_from(fraction.len()).ok()?;
+    let exponent = i32::checked_add(exponent, 9)?.checked_sub(digits)?;
+    let power = 10_i128.checked_pow(exponent.unsigned_abs());
+    let scaled = mantissa.checked_mul(factor)?;
+    match (exponent >= 0, power) {
+        (true, power) => scaled.checked_mul(power?),
+        (false, Some(power)) => Some(div_ceil(scaled, power)),
+        // Less than any power that fits: what is not nothing is rounded up.
+        (false, None) => Some(i128::from(scaled > 0)),
+    }
+}
+
+/// A number that is not negative, divided and rounded up.
+const fn div_ceil(number: i128, divisor: i128) -> i128 {
+    number / divisor + (number % divisor > 0) as i128
 }
 
 #[cfg(test)]
@@ -199,6 +231,17 @@ mod tests {
             ("1.5Gi", "1536Mi"),
             ("1000M", "1G"),
             ("2", "2000m"),
+            ("1e3", "1k"),
+            ("1E3", "1000"),
+            ("1e-3", "1m"),
+            ("1e+2", "100"),
+            ("1e-1", "100e-3"),
+            ("1E", "1000P"),
+            (".5", "500m"),
+            ("5.", "+5"),
+            ("0.5n", "1n"),
+            ("1e-50", "1n"),
+            ("0.1Ki", "102.4"),
         ] {
             assert_eq!(
                 quantity_nano(a).unwrap(),
@@ -207,7 +250,24 @@ mod tests {
             );
         }
         assert_ne!(quantity_nano("1G"), quantity_nano("1Gi"));
-        for bad in ["", "Gi", "1.2.3", "-1", "x", ".", "1Zi"] {
+        for bad in [
+            "",
+            "Gi",
+            "1.2.3",
+            "-1",
+            "x",
+            ".",
+            "1Zi",
+            "1e",
+            "1e1.5",
+            "1ee3",
+            "+",
+            "++1",
+            "1 ",
+            "1e40",
+            "99999999999999999999999999Ei",
+            "1e99999999999",
+        ] {
             assert_eq!(quantity_nano(bad), None, "{bad}");
         }
     }
@@ -236,6 +296,23 @@ mod tests {
             .unwrap()
             .insert(0, json!({"name": "sidecar"}));
         assert_eq!(shape.digest(&live), shape.digest(&sample()));
+    }
+
+    #[test]
+    fn amounts_are_compared_by_name_as_the_api_server_stores_them() {
+        let shape = Shape::of(&json!({"resources": {"requests": {}, "limits": {"cpu": "1"}}}));
+        let digest = |resources: Value| shape.digest(&json!({ "resources": resources }));
+        let amounts = json!({"limits": {"cpu": "0.0001", "hugepages-2Mi": "1e2"}});
+        let stored = json!({"limits": {"cpu": "1m", "hugepages-2Mi": "100"}, "requests": {}});
+        assert_eq!(digest(amounts.clone()), digest(stored));
+        for other in [
+            json!({"limits": {"cpu": "0.0001"}}),
+            json!({"limits": {"cpu": "0.0001", "hugepages-2Mi": "101"}}),
+            json!({"limits": {"cpu": "0.0001", "hugepages-1Gi": "1e2"}}),
+            json!({"requests": {"cpu": "0.0001", "hugepages-2Mi": "1e2"}}),
+        ] {
+            assert_ne!(digest(amounts.clone()), digest(other.clone()), "{other}");
+        }
     }
 
     #[test]

@@ -40,7 +40,9 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
                 ? 'Pods of a StatefulSet must not have hostNetwork, hostPID, hostIPC or nodeName'
                 : variables.pod.?resourceClaims.orValue([]).size() > 0
                 || !variables.pod.?volumes.orValue([]).all(v, has(v.emptyDir) || has(v.configMap)
-                || (has(v.secret) && v.secret.?secretName.orValue('') == variables.secret))
+                || (has(v.secret) && v.secret.?secretName.orValue('') == variables.secret)
+                || (has(v.projected) && v.projected.?sources.orValue([]).all(s, has(s.secret)
+                && s.secret.?name.orValue('') == variables.secret)))
                 ? 'Pods of a StatefulSet must have no volumes but emptyDir, configMap and the Secret ' + variables.secret
                 : !variables.containers.all(c, !c.?securityContext.?privileged.orValue(false)
                 && !c.?securityContext.?allowPrivilegeEscalation.orValue(true)

@@ -10,6 +10,13 @@ use crate::core::child::{ChildId, ChildKind};
 use crate::core::observed::ClusterRecord;
 use crate::core::token::FencingToken;
 
+/// Keys that Pods need, and nothing else of the Secret is mounted: whoever may create a DatabaseCluster
+/// chooses what its Pods run, and the name of the DatabaseCluster chooses the Secret. One without all
+/// of them is not mounted at all.
+pub(super) const MOUNTED_KEYS: [&str; 4] =
+    ["username", "password", "dbname", "replication-password"];
+/// Says for which cluster the operator made the Secret. One that a user made does not have it.
+pub(super) const CLUSTER_UID_KEY: &str = "cluster-uid";
 /// Role and database of the applications.
 const USERNAME: &str = "app";
 /// Letters and digits of a password: as many as need no escape in a URI, in a file or in SQL.
@@ -91,7 +98,7 @@ pub fn secret(
         "dbname": USERNAME,
         "uri": format!("postgresql://{USERNAME}:{password}@{host}:{PORT}/{USERNAME}"),
         "replication-password": replication.0,
-        "cluster-uid": *cluster.uid,
+        CLUSTER_UID_KEY: *cluster.uid,
     });
     manifest
 }

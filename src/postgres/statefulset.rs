@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CONTAINER, PORT, config, labels, metadata, secret_name, statefulset_name};
+use super::{CONTAINER, PORT, config, labels, metadata, secret, secret_name, statefulset_name};
 use crate::api::names;
 use crate::core::claims::DATA_VOLUME;
 use crate::core::observed::{ClaimTemplate, ClusterRecord};
@@ -66,12 +66,29 @@ fn pod(cluster: &ClusterRecord) -> Value {
                 "defaultMode": 0o555,
                 "items": [{"key": config::INITDB, "path": config::INITDB}],
             }},
-            {"name": "secret", "secret": {
-                "secretName": secret_name(&cluster.key.name),
+            {"name": "secret", "projected": {
                 "defaultMode": 0o440,
+                "sources": [
+                    secret_keys(cluster, &secret::MOUNTED_KEYS, false),
+                    secret_keys(cluster, &[secret::CLUSTER_UID_KEY], true),
+                ],
             }},
         ],
     })
+}
+
+/// Keys of the Secret. Without one that is not optional, the kubelet starts nothing. In one volume, so
+/// that all keys are replaced at once.
+fn secret_keys(cluster: &ClusterRecord, keys: &[&str], optional: bool) -> Value {
+    let items: Vec<Value> = keys
+        .iter()
+        .map(|key| json!({"key": key, "path": key}))
+        .collect();
+    json!({"secret": {
+        "name": secret_name(&cluster.key.name),
+        "items": items,
+        "optional": optional,
+    }})
 }
 
 /// Makes the volume fit before PostgreSQL starts, or says why it must not.
@@ -144,11 +161,8 @@ fn mounts() -> Value {
 }
 
 fn resources(cluster: &ClusterRecord) -> Value {
-    let amounts = json!({
-        "cpu": cluster.spec.resources.cpu,
-        "memory": cluster.spec.resources.memory,
-    });
-    json!({"requests": amounts, "limits": amounts})
+    let (requests, limits) = cluster.spec.resources.amounts();
+    json!({"requests": requests, "limits": limits})
 }
 
 fn security() -> Value {

@@ -181,6 +181,53 @@ fn the_secret_has_what_clients_need_and_no_trace_of_the_passwords_elsewhere() {
     assert!(Password::from_random(&[255; RANDOM_BYTES]).is_none());
 }
 
+/// The creator of a DatabaseCluster chooses the image, and by the name a Secret that may be of others.
+#[test]
+fn nothing_of_the_secret_but_the_documented_keys_gets_into_the_pods() {
+    let set = statefulset_manifest(&cluster(), None);
+    let pod = set.pointer("/spec/template/spec").unwrap();
+    let mut rest = pod.clone();
+    let volumes = rest["volumes"].as_array_mut().unwrap();
+    let place = volumes.iter().position(|v| v["name"] == "secret").unwrap();
+    let volume = volumes.remove(place);
+    let sources = volume["projected"]["sources"].as_array().unwrap();
+    let mounted: Vec<(&str, bool)> = sources
+        .iter()
+        .flat_map(|source| {
+            assert_eq!(source["secret"]["name"], "orders-app");
+            let optional = source["secret"]["optional"].as_bool().unwrap();
+            let items = source["secret"]["items"].as_array().unwrap();
+            items.iter().map(move |item| {
+                assert_eq!(item["key"], item["path"]);
+                (item["key"].as_str().unwrap(), optional)
+            })
+        })
+        .collect();
+    assert_eq!(
+        mounted,
+        [
+            ("username", false),
+            ("password", false),
+            ("dbname", false),
+            ("replication-password", false),
+            ("cluster-uid", true),
+        ]
+    );
+    let rest = rest.to_string();
+    for way in [
+        "secretName",
+        "secretKeyRef",
+        "secretRef",
+        "imagePullSecrets",
+    ] {
+        assert!(!rest.contains(way), "{way}");
+    }
+    let made = secret(&cluster(), &password(1), &password(2), &token(1));
+    for (key, _) in mounted {
+        assert!(made["stringData"][key].is_string(), "{key}");
+    }
+}
+
 /// What the official image documents, and no more: its entry point with POSTGRES_PASSWORD_FILE,
 /// POSTGRES_INITDB_ARGS, PGDATA and the folder of scripts, PostgreSQL's programs, and a shell.
 #[test]
@@ -257,8 +304,8 @@ fn every_change_of_the_spec_that_can_be_applied_changes_fingerprint_and_digest()
     let changes: [fn(&mut ClusterRecord); 4] = [
         |c| c.spec.replicas = 2,
         |c| c.spec.image = "postgres:19".to_owned(),
-        |c| c.spec.resources.cpu = "2".to_owned(),
-        |c| c.spec.resources.memory = "4Gi".to_owned(),
+        |c| c.spec.resources.cpu = Some("2".to_owned()),
+        |c| c.spec.resources.memory = Some("4Gi".to_owned()),
     ];
     for (number, change) in changes.into_iter().enumerate() {
         let mut cluster = cluster();
@@ -266,6 +313,74 @@ fn every_change_of_the_spec_that_can_be_applied_changes_fingerprint_and_digest()
         let after = statefulset(&cluster, None);
         assert_ne!(after.fingerprint, before.fingerprint, "{number}");
         assert_ne!(after.spec_digest, before.spec_digest, "{number}");
+    }
+}
+
+#[test]
+fn requests_and_limits_are_rendered_as_they_are_and_the_short_form_is_both() {
+    let rendered = |resources: Value| {
+        let mut cluster = cluster();
+        cluster.spec.resources = serde_json::from_value(resources).unwrap();
+        let set = statefulset_manifest(&cluster, None);
+        let containers = set.pointer("/spec/template/spec").unwrap();
+        let main = containers["containers"][0]["resources"].clone();
+        assert_eq!(main, containers["initContainers"][0]["resources"]);
+        main
+    };
+    let both = |amounts: Value| json!({"requests": amounts, "limits": amounts});
+    let default = json!({"cpu": "500m", "memory": "512Mi"});
+    assert_eq!(rendered(json!({})), both(default));
+    let numbers = json!({"cpu": 2, "memory": 1_073_741_824});
+    let texts = json!({"cpu": "2", "memory": "1073741824"});
+    assert_eq!(rendered(numbers), both(texts));
+    let half = json!({"cpu": "500m", "memory": "1Gi"});
+    assert_eq!(rendered(json!({"memory": "1Gi"})), both(half));
+    let standard =
+        json!({"requests": {"cpu": 1}, "limits": {"memory": "1Gi", "hugepages-2Mi": "64Mi"}});
+    let mut expected = standard.clone();
+    expected["requests"]["cpu"] = json!("1");
+    assert_eq!(rendered(standard), expected);
+    let only_limits = json!({"limits": {"memory": "1Gi"}});
+    let expected = json!({"requests": {}, "limits": {"memory": "1Gi"}});
+    assert_eq!(rendered(only_limits), expected);
+}
+
+#[test]
+fn memory_is_bounded_by_the_limit_or_by_what_is_reserved() {
+    for (resources, memory) in [
+        (json!({}), "512Mi"),
+        (json!({"memory": "2Gi"}), "2Gi"),
+        (
+            json!({"requests": {"memory": "1Gi"}, "limits": {"memory": "3Gi"}}),
+            "3Gi",
+        ),
+        (
+            json!({"requests": {"memory": "1Gi"}, "limits": {"cpu": 1}}),
+            "1Gi",
+        ),
+        (json!({"limits": {"cpu": 1}}), "512Mi"),
+    ] {
+        let read: crate::api::Resources = serde_json::from_value(resources.clone()).unwrap();
+        assert_eq!(read.memory(), memory, "{resources}");
+    }
+}
+
+/// An autoscaler moves Pods with local storage only if it is told which may be lost.
+#[test]
+fn the_page_on_draining_names_every_local_volume() {
+    let set = statefulset_manifest(&cluster(), None);
+    let volumes = set.pointer("/spec/template/spec/volumes").unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (_, rest) = page.split_once("safe-to-evict-local-volumes\":\"").unwrap();
+    let named: Vec<&str> = rest.split_once('"').unwrap().0.split(',').collect();
+    let local = volumes.as_array().unwrap().iter().filter(|volume| {
+        let medium = &volume["emptyDir"]["medium"];
+        volume["emptyDir"].is_object() && medium != "Memory"
+    });
+    for volume in local {
+        let name = volume["name"].as_str().unwrap();
+        assert!(named.contains(&name), "{name} is not among {named:?}");
     }
 }
 
@@ -316,8 +431,8 @@ fn the_label_of_claims_is_rendered_as_the_template_has_it_and_is_no_drift() {
 #[test]
 fn the_live_object_has_the_digest_of_the_desired_one_after_the_api_server_filled_it_in() {
     let mut cluster = cluster();
-    cluster.spec.resources.cpu = "0.5".to_owned();
-    cluster.spec.resources.memory = "1024Mi".to_owned();
+    cluster.spec.resources.cpu = Some("0.5".to_owned());
+    cluster.spec.resources.memory = Some("1024Mi".to_owned());
     let desired = statefulset(&cluster, None);
     let mut live = statefulset_manifest(&cluster, None);
     let pod = live.pointer_mut("/spec/template/spec").unwrap();

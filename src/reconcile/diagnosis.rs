@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::belongings::Found;
 use crate::core::claims::DATA_VOLUME;
-use crate::core::lifecycle::Why;
+use crate::core::lifecycle::{Why, reason};
 use crate::core::observed::StatefulSetRecord;
 
 /// Longest text taken from a Pod, in bytes.
@@ -116,6 +116,69 @@ pub(super) fn unready(pods: &[Pod]) -> Option<&Pod> {
     pods.iter()
         .filter(is_unready)
         .min_by(|a, b| a.metadata.name.cmp(&b.metadata.name))
+}
+
+/// The first Pod, by name, that has a node and whose containers wait for its volumes.
+pub(super) fn unmounted(pods: &[Pod]) -> Option<&Pod> {
+    let is_unmounted = |pod: &&Pod| {
+        let Some(status) = &pod.status else {
+            return false;
+        };
+        let holds = |kind: &str| {
+            let mut all = status.conditions.iter().flatten();
+            all.any(|condition| condition.type_ == kind && condition.status == "True")
+        };
+        let init = status.init_container_statuses.iter().flatten();
+        let mut containers = init.chain(status.container_statuses.iter().flatten());
+        let has_run = |container: &ContainerStatus| {
+            let states = [&container.state, &container.last_state];
+            states
+                .into_iter()
+                .flatten()
+                .any(|state| state.running.is_some() || state.terminated.is_some())
+        };
+        pod.metadata.deletion_timestamp.is_none()
+            && holds("PodScheduled")
+            && !holds("PodReadyToStartContainers")
+            && !containers.any(has_run)
+    };
+    pods.iter()
+        .filter(is_unmounted)
+        .min_by(|a, b| a.metadata.name.cmp(&b.metadata.name))
+}
+
+/// Why the volumes of a Pod cannot be mounted, by its events. That the Secret is missing is not
+/// reported here: the operator creates it, or reports that it is gone.
+pub(super) fn explain_mount(events: &[Event], pod: &Pod, secret: &str) -> Option<Why> {
+    const MISSING_KEY: &str = "references non-existent secret key: ";
+    let missing_secret = format!("secret \"{secret}\" not found");
+    let said = |event: &&Event| {
+        let text = event.message.as_deref().unwrap_or_default();
+        event.involved_object.uid == pod.metadata.uid && !text.contains(&missing_secret)
+    };
+    let name = pod.metadata.name.as_deref().unwrap_or("?");
+    // The kubelet also reports, later, that its time for the mount ran out.
+    let keys = events.iter().filter(said).filter(|event| {
+        let text = event.message.as_deref();
+        text.is_some_and(|text| text.contains(MISSING_KEY))
+    });
+    let missing = newest(keys).and_then(|event| event.message.as_deref()?.split_once(MISSING_KEY));
+    if let Some((_, key)) = missing {
+        let key = shorten(key.split_whitespace().next().unwrap_or_default());
+        return Some(Why::new(
+            reason::SECRET_INVALID,
+            format!(
+                "Secret {secret} has no key {key}, so Pod {name} is not started with it. It needs \
+                 the keys username, password, dbname and replication-password: add them, or use \
+                 another name for the DatabaseCluster if the Secret is not meant for it"
+            ),
+        ));
+    }
+    let text = newest(events.iter().filter(said))?.message.as_deref()?;
+    Some(Why::new(
+        "FailedMount",
+        format!("Pod {name} cannot mount its volumes: {}", shorten(text)),
+    ))
 }
 
 /// What the readiness probe of a Pod said last, by the newest of its events; none when it failed
@@ -309,6 +372,72 @@ mod tests {
             starting,
         ];
         assert_eq!(diagnose(&pods).unwrap().reason, "CrashLoopBackOff");
+    }
+
+    #[test]
+    fn a_pod_whose_volumes_cannot_be_mounted_says_which_key_the_secret_lacks() {
+        let of = |name: &str, conditions: Value, state: Value| {
+            let mut pod = pod(
+                name,
+                json!({"conditions": conditions, "initContainerStatuses": [{
+                    "name": "prepare", "image": "x", "imageID": "", "restartCount": 0,
+                    "ready": false, "state": state,
+                }]}),
+            );
+            pod.metadata.uid = Some(format!("uid of {name}"));
+            pod
+        };
+        let scheduled = json!([{"type": "PodScheduled", "status": "True"}]);
+        let waiting = json!({"waiting": {"reason": "PodInitializing"}});
+        let mounted = json!([
+            {"type": "PodScheduled", "status": "True"},
+            {"type": "PodReadyToStartContainers", "status": "True"},
+        ]);
+        let pods = [
+            of("x-db-0", json!([]), waiting.clone()),
+            of("x-db-1", mounted, waiting.clone()),
+            of("x-db-2", scheduled.clone(), json!({"running": {}})),
+            of("x-db-3", scheduled, waiting),
+        ];
+        let hangs = unmounted(&pods).unwrap();
+        assert_eq!(hangs.metadata.name.as_deref(), Some("x-db-3"));
+        assert!(unmounted(&pods[..3]).is_none());
+        let event = |minute: u32, uid: &str, message: &str| -> Event {
+            serde_json::from_value(json!({
+                "metadata": {}, "involvedObject": {"uid": uid}, "message": message,
+                "lastTimestamp": format!("2026-01-01T00:0{minute}:00Z"),
+            }))
+            .unwrap()
+        };
+        let uid = "uid of x-db-3";
+        let mut events = vec![event(1, uid, "secret \"x-app\" not found")];
+        assert_eq!(explain_mount(&events, hangs, "x-app"), None);
+        events.push(event(2, "uid of a former one", "no"));
+        events.push(event(1, uid, "Multi-Attach error"));
+        let why = explain_mount(&events, hangs, "x-app").unwrap();
+        assert_eq!(
+            (why.reason.as_str(), why.message.as_str()),
+            (
+                "FailedMount",
+                "Pod x-db-3 cannot mount its volumes: Multi-Attach error"
+            )
+        );
+        let said = "MountVolume.SetUp failed for volume \"secret\" : references non-existent \
+                    secret key: dbname";
+        events.push(event(3, uid, said));
+        events.push(event(
+            4,
+            uid,
+            "Unable to attach or mount volumes: timed out",
+        ));
+        let why = explain_mount(&events, hangs, "x-app").unwrap();
+        assert_eq!(why.reason, reason::SECRET_INVALID);
+        assert!(
+            why.message
+                .starts_with("Secret x-app has no key dbname, so"),
+            "{}",
+            why.message
+        );
     }
 
     #[test]

@@ -15,7 +15,9 @@ use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 
 use super::belongings::Found;
-use super::diagnosis::{diagnose, explain_events, explain_probe, stuck, unready};
+use super::diagnosis::{
+    diagnose, explain_events, explain_mount, explain_probe, stuck, unmounted, unready,
+};
 use crate::core::hash::{Bucket, ShardCount, ShardId};
 use crate::core::lifecycle::Why;
 use crate::core::observed::{ClusterRecord, StatefulSetRecord};
@@ -131,6 +133,11 @@ impl Lookups {
             looked.why = self.not_created(set).await?;
         }
         if looked.why.is_none()
+            && let Some(pod) = unmounted(&pods)
+        {
+            looked.why = self.not_mounted(cluster, pod).await?;
+        }
+        if looked.why.is_none()
             && let Some(pod) = unready(&pods)
         {
             looked.why = self.probe_failed(pod).await?;
@@ -149,6 +156,17 @@ impl Lookups {
         let about = ("StatefulSet", &*key.name, "FailedCreate");
         let events = self.events(&key.namespace, about).await?;
         Ok(explain_events(&events, set))
+    }
+
+    /// Why the volumes of a Pod are not mounted, as the events of the kubelet say.
+    async fn not_mounted(&self, cluster: &ClusterRecord, pod: &Pod) -> kube::Result<Option<Why>> {
+        let Some(name) = &pod.metadata.name else {
+            return Ok(None);
+        };
+        let about = ("Pod", name.as_str(), "FailedMount");
+        let events = self.events(&cluster.key.namespace, about).await?;
+        let secret = postgres::secret_name(&cluster.key.name);
+        Ok(explain_mount(&events, pod, &secret))
     }
 
     /// Why a Pod that runs is not ready, as the events of its probe say.

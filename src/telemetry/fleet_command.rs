@@ -34,12 +34,10 @@ pub enum Output {
 /// age of its last renewal is shown, by this machine's clock.
 ///
 /// # Errors
-/// When the Leases can not be read or standard output can not be written.
+/// When the Leases can not be read, when the namespace has none of the operator's, or when standard
+/// output can not be written.
 pub async fn fleet_command(client: Client, namespace: &str, output: Output) -> anyhow::Result<()> {
-    let reading = async {
-        let leases = read_leases(client.clone(), namespace).await?;
-        anyhow::Ok((leases, read_table(client, namespace).await))
-    };
+    let reading = read_fleet(client, namespace);
     let (leases, table) = tokio::time::timeout(PATIENCE, reading)
         .await
         .with_context(|| {
@@ -73,6 +71,51 @@ fn render(
     }
 }
 
+/// The Leases and the shard table. A namespace without either has no fleet, not a dead one: what a
+/// fleet leaves behind are its shard Leases.
+async fn read_fleet(
+    client: Client,
+    namespace: &str,
+) -> anyhow::Result<(Vec<Lease>, Result<Option<ShardTable>, String>)> {
+    let leases = read_leases(client.clone(), namespace).await?;
+    let table = read_table(client.clone(), namespace).await;
+    if leases.is_empty() && !matches!(table, Ok(Some(_))) {
+        let hint = hint(client).await;
+        anyhow::bail!("namespace {namespace} has no Leases of the operator: {hint}");
+    }
+    Ok((leases, table))
+}
+
+/// Where the operator's Leases are, as far as the user may know.
+async fn hint(client: Client) -> String {
+    let api: Api<Lease> = Api::all(client);
+    let params = ListParams::default().labels(&operators_label()).limit(1);
+    match api
+        .list(&params)
+        .await
+        .map(|page| page.items.into_iter().next())
+    {
+        Ok(Some(lease)) => {
+            let found = lease.metadata.namespace.unwrap_or_default();
+            format!("they are in namespace {found}: add -n {found}")
+        }
+        Ok(None) => {
+            "no other namespace has any either; is the operator installed, and is this the \
+                     right cluster?"
+                .to_owned()
+        }
+        Err(_) => {
+            "name the operator's namespace with -n, and check that the kubeconfig is for the \
+                   right cluster"
+                .to_owned()
+        }
+    }
+}
+
+fn operators_label() -> String {
+    format!("{}={}", APP_LABEL.0, APP_LABEL.1)
+}
+
 /// The operator's Leases and the fleet leader's, which its election makes without labels.
 async fn read_leases(client: Client, namespace: &str) -> anyhow::Result<Vec<Lease>> {
     let api: Api<Lease> = Api::namespaced(client, namespace);
@@ -82,8 +125,7 @@ async fn read_leases(client: Client, namespace: &str) -> anyhow::Result<Vec<Leas
              get and list leases.coordination.k8s.io there?"
         )
     };
-    let selector = format!("{}={}", APP_LABEL.0, APP_LABEL.1);
-    let mut params = ListParams::default().labels(&selector).limit(PAGE);
+    let mut params = ListParams::default().labels(&operators_label()).limit(PAGE);
     let mut leases = Vec::new();
     for _ in 0..PAGES_MAX {
         let page = api.list(&params).await.with_context(what)?;
@@ -126,8 +168,19 @@ mod tests {
                 403,
                 json!({"kind": "Status", "code": 403, "reason": "Forbidden"}),
             )
-        } else if uri.contains("/leases/databasecluster-leader") {
+        } else if uri.contains("/namespaces/system/leases/databasecluster-leader") {
             (200, json!(leases[0]))
+        } else if uri.contains("/shardtables/") || uri.contains("/leases/databasecluster-leader") {
+            (
+                404,
+                json!({"kind": "Status", "code": 404, "reason": "NotFound"}),
+            )
+        } else if uri.contains("/namespaces/empty/") {
+            (200, json!({"metadata": {}, "items": []}))
+        } else if uri.contains("/v1/leases?") {
+            let mut lease = json!(leases[1]);
+            lease["metadata"]["namespace"] = json!("system");
+            (200, json!({"metadata": {}, "items": [lease]}))
         } else if uri.contains("continue=next") {
             (200, json!({"metadata": {}, "items": leases[3..]}))
         } else {
@@ -162,6 +215,19 @@ mod tests {
         assert_eq!(json["shards"][1]["holder"], "op-1");
         assert_eq!(json["members"][1]["held"], 1);
         assert!(table.contains("note: there is no shard table"), "{table}");
+    }
+
+    #[tokio::test]
+    async fn a_namespace_without_leases_is_an_error_that_names_the_right_one() {
+        let error = fleet_command(client(), "empty", Output::Json)
+            .await
+            .unwrap_err();
+        let text = format!("{error:#}");
+        for part in ["namespace empty has no Leases", "add -n system"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let (leases, table) = read_fleet(client(), "system").await.unwrap();
+        assert_eq!((leases.len(), table), (whole_fleet().len(), Ok(None)));
     }
 
     #[tokio::test]

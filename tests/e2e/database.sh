@@ -43,6 +43,12 @@ database_is_ready() {
       else error("\(.status.phase): \([.status.conditions[]? | select(.status == "True" or .type == "Ready") | "\(.type) \(.reason) \(.message)"])") end' >/dev/null
 }
 
+secret_is_mounted_by_key() {
+  local mounted
+  mounted=$("$KUBECTL" -n shop exec orders-db-0 -c postgres -- ls /secret | tr '\n' ' ')
+  [ "$mounted" = "cluster-uid dbname password replication-password username " ] || { echo "mounted are: $mounted"; return 1; }
+}
+
 # An application: it has the Secret, and nothing else.
 create_client() {
   "$KUBECTL" create -f - >/dev/null <<'Y'

@@ -36,6 +36,7 @@ scenario_b() {
   create_database
   wait_for "the DatabaseCluster to be Ready" 240 database_is_ready
   say "Ready after $(seconds $(($(now_ms) - from))), Pods on $(k get pods -n shop -l app.kubernetes.io/name=postgresql -o jsonpath='{.items[*].spec.nodeName}')"
+  shown "the Pods have five keys of the Secret, and no other" secret_is_mounted_by_key
   create_client
   shown "SQL through the Service, with the credentials of the Secret" sql_as_application \
     "CREATE TABLE orders (id int PRIMARY KEY, what text); INSERT INTO orders VALUES (1, 'written by the primary');"

@@ -76,6 +76,12 @@ fn privileges() -> Vec<(&'static str, Value, &'static str)> {
         ),
         (
             "/volumes",
+            json!([{"name": "v", "projected": {"sources": [
+                {"secret": {"name": "orders-app"}}, {"secret": {"name": "other"}}]}}]),
+            volumes,
+        ),
+        (
+            "/volumes",
             json!([{"name": "v", "nfs": {"server": "s", "path": "/"}}]),
             volumes,
         ),
@@ -155,6 +161,7 @@ async fn statefulsets_run_without_privileges(world: &World<'_>) {
     let volumes = json!([
         {"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "any"}},
         {"name": "c", "secret": {"secretName": "orders-app"}},
+        {"name": "d", "projected": {"sources": [{"secret": {"name": "orders-app"}}]}},
     ]);
     put(&mut object, "/spec/template/spec/volumes", volumes);
     let_through(

@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
+use databasecluster_operator::api::DatabaseCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::Api;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use serde_json::{Value, json};
@@ -24,10 +25,135 @@ async fn refusal(client: &kube::Client, name: &str, change: &[(&str, Value)]) ->
     }))
     .unwrap();
     let api = load::clusters_in(client.clone(), "default");
-    match api.create(&PostParams::default(), &object).await {
+    match api.create(&dry_run(), &object).await {
         Ok(_) => panic!("accepted: {spec}"),
         Err(kube::Error::Api(status)) => status.message.clone(),
         Err(error) => panic!("{error}"),
+    }
+}
+
+fn dry_run() -> PostParams {
+    PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    }
+}
+
+/// What a Pod accepts as an amount is accepted, what is surely a mistake is refused with an example.
+async fn quantities_are_those_of_pods(client: &kube::Client) {
+    let clusters = load::clusters_in(client.clone(), "default");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let amounts = |cpu: Value, memory: Value| json!({"cpu": cpu, "memory": memory});
+    let both = |amounts: Value| json!({"requests": amounts, "limits": amounts});
+    let mut good = vec![
+        amounts(json!(1), json!(1_073_741_824)),
+        amounts(json!("1e3"), json!("1e9")),
+        amounts(json!(".5"), json!("1.5Gi")),
+        amounts(json!("1E-1"), json!("536870912000m")),
+        amounts(json!("+2."), json!("16Mi")),
+        amounts(json!("1m"), json!("1Ei")),
+        amounts(json!("1000000u"), json!("1E9")),
+    ];
+    for amounts in good.clone() {
+        let pod = json!({"metadata": {"name": "plain"}, "spec": {"containers": [
+            {"name": "plain", "image": "x", "resources": both(amounts)}]}});
+        let pod = serde_json::from_value(pod).unwrap();
+        pods.create(&dry_run(), &pod).await.unwrap();
+    }
+    let standard = good.clone().into_iter().map(both);
+    good.extend(standard.collect::<Vec<_>>());
+    good.push(json!({}));
+    good.push(json!({"cpu": 2}));
+    good.push(json!({"limits": {"memory": "1Gi"}}));
+    good.push(json!({"requests": {"cpu": 1, "ephemeral-storage": 0}, "limits": {"hugepages-2Mi": "64Mi"}}));
+    for (number, resources) in good.into_iter().enumerate() {
+        let mut spec = load::spec(1);
+        spec["resources"] = resources.clone();
+        spec["storage"]["size"] = [json!(1_073_741_824), json!("2e9")][number % 2].clone();
+        let object: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+            "metadata": {"name": "amounts"}, "spec": spec,
+        }))
+        .unwrap();
+        let answer = clusters.create(&dry_run(), &object).await;
+        assert!(answer.is_ok(), "{resources}: {answer:?}");
+    }
+    // What comes out of the API server can be read, whatever was null.
+    for (path, value) in [
+        ("/resources", json!(null)),
+        ("/resources", json!({"cpu": null, "limits": {"cpu": null}})),
+        ("/resources", json!({"requests": null, "memory": null})),
+        ("/storage", json!({"size": null, "className": null})),
+        ("/storage", json!(null)),
+    ] {
+        let mut spec = load::spec(1);
+        spec.as_object_mut()
+            .unwrap()
+            .insert(path[1..].to_owned(), value.clone());
+        let object: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+            "metadata": {"name": "amounts"}, "spec": spec,
+        }))
+        .unwrap();
+        if let Ok(stored) = clusters.create(&dry_run(), &object).await {
+            let stored = serde_json::to_value(stored).unwrap();
+            let read = serde_json::from_value::<DatabaseCluster>(stored.clone());
+            assert!(read.is_ok(), "{path} {value}: {read:?} of {stored}");
+        }
+    }
+    let memory = "for example 512Mi or 4Gi; a number without a unit is in bytes";
+    let cpu = "for example 500m, 2 or 1.5";
+    for (path, value, expected) in [
+        ("/resources/memory", json!("512"), memory),
+        ("/resources/memory", json!(512), memory),
+        ("/resources/memory", json!("512m"), memory),
+        ("/resources/memory", json!("4"), memory),
+        ("/resources/memory", json!("2Ei"), memory),
+        ("/resources/memory", json!("1Zi"), memory),
+        ("/resources/memory", json!(""), memory),
+        ("/resources/memory", json!("-1Gi"), memory),
+        ("/resources/memory", json!("1e1000000"), memory),
+        ("/resources/cpu", json!("0"), cpu),
+        ("/resources/cpu", json!("1u"), cpu),
+        ("/resources/cpu", json!("1M"), cpu),
+        ("/resources/cpu", json!("two"), cpu),
+        ("/resources/cpu", json!(-1), cpu),
+        ("/resources/cpu", json!(0.5), "integer"),
+        ("/resources", json!({"requests": {"cpu": "two"}}), cpu),
+        ("/resources", json!({"limits": {"memory": 512}}), memory),
+        (
+            "/resources",
+            json!({"limits": {"ephemeral-storage": "many"}}),
+            "for example 500m or 2Gi",
+        ),
+        (
+            "/resources",
+            json!({"requests": {"x".repeat(318): 1}}),
+            "at most 317 characters",
+        ),
+        (
+            "/resources",
+            json!({"requests": {"memory": "2Gi"}, "limits": {"memory": 1_073_741_824}}),
+            "must not be more than the limit",
+        ),
+        (
+            "/resources",
+            json!({"cpu": "1", "limits": {"cpu": "1"}}),
+            "not both",
+        ),
+        (
+            "/resources",
+            json!({"memory": "1Gi", "requests": {}}),
+            "not both",
+        ),
+        ("/storage/size", json!("10"), "for example 500Mi or 10Gi"),
+        ("/storage/size", json!(10), "for example 500Mi or 10Gi"),
+    ] {
+        let message = refusal(client, "amounts", &[(path, value.clone())]).await;
+        let field = path.trim_start_matches('/').replace('/', ".");
+        for part in [expected, field.as_str()] {
+            assert!(message.contains(part), "{path} {value}: {message}");
+        }
     }
 }
 
@@ -38,6 +164,7 @@ async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
         .await
         .unwrap();
     let client = control_plane.client();
+    quantities_are_those_of_pods(&client).await;
     let long = "a".repeat(50);
     for (name, path, value, expected) in [
         ("a", "/image", json!(""), "spec.image"),
@@ -59,7 +186,7 @@ async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
     // What is in the samples is accepted.
     let samples = ["apply", "--dry-run=server", "-f", "deploy/samples"];
     let accepted = control_plane.run_kubectl(&samples).await.unwrap();
-    assert_eq!(accepted.matches("created").count(), 4, "{accepted}");
+    assert_eq!(accepted.matches("created").count(), 5, "{accepted}");
 
     load::create(&control_plane, singles("default", 1))
         .await

@@ -102,7 +102,42 @@ async fn every_child_is_there_owned_and_put_right() {
     .await;
     assert_eq!(claims(&client, "all").await, before);
 
+    resources_in_the_standard_form(&client, "all").await;
     passwords_stay_where_they_are(&control_plane, &fleet).await;
+}
+
+/// Of the short form nothing stays, as there are no defaults in the schema; an annotation of somebody's on the Pods does.
+async fn resources_in_the_standard_form(client: &Client, namespace: &str) {
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
+    let annotation =
+        json!({"cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": "run,tmp"});
+    let annotate = json!({"spec": {"template": {"metadata": {"annotations": annotation}}}});
+    let params = PatchParams::default();
+    sets.patch("db-db", &params, &Patch::Merge(annotate))
+        .await
+        .unwrap();
+    let standard = json!({
+        "cpu": null, "memory": null,
+        "requests": {"cpu": "1e-1", "memory": 268_435_456}, "limits": {"memory": ".5Gi"},
+    });
+    change(client, namespace, "db", json!({"resources": standard})).await;
+    let set = until_statefulset(
+        client,
+        (namespace, "db-db"),
+        "the resources asked for",
+        |set| {
+            let template = serde_json::to_value(&set.spec.as_ref().unwrap().template).unwrap();
+            // As the API server writes them.
+            let expected = json!({
+                "requests": {"cpu": "100e-3", "memory": "268435456"}, "limits": {"memory": "512Mi"},
+            });
+            template["spec"]["containers"][0]["resources"] == expected
+        },
+    )
+    .await;
+    let template = serde_json::to_value(&set.spec.unwrap().template).unwrap();
+    assert_eq!(template["metadata"]["annotations"], annotation);
+    until_cluster(client, (namespace, "db"), "Ready", is_ready).await;
 }
 
 /// Pod Security "restricted" is enforced in the namespace, as a Pod that does not meet it shows.

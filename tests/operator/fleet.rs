@@ -1,6 +1,7 @@
 //! The fleet: balance, a join, a crash, a stop, and what is left behind.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -8,7 +9,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use testbed::shards::{self, by_holder, wait_balanced};
-use testbed::{AuditLevel, ControlPlaneOptions, Fleet, Progress, load, wait_for};
+use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, Progress, load, wait_for};
 
 use crate::support::*;
 
@@ -62,6 +63,34 @@ async fn three_hold_ten_or_eleven_shards_and_a_fourth_gets_eight() {
         }
     }
     assert_eq!(leading, [leader]);
+    the_command_fails_in_a_namespace_without_a_fleet(&control_plane);
+}
+
+fn the_command_fails_in_a_namespace_without_a_fleet(control_plane: &ControlPlane) {
+    let fleet = |namespace: &str| {
+        let program = env!("CARGO_BIN_EXE_databasecluster-operator");
+        let run = Command::new(program)
+            .args(["fleet", "--output", "json", "--namespace", namespace])
+            .env("KUBECONFIG", control_plane.kubeconfig())
+            .output()
+            .unwrap();
+        let [out, error] = [run.stdout, run.stderr].map(|text| String::from_utf8(text).unwrap());
+        (run.status.code(), out, error)
+    };
+    let (code, out, error) = fleet("databasecluster-system");
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    assert!(out.contains("\"members\""), "{out}");
+    for namespace in ["default", "misspelt"] {
+        let (code, out, error) = fleet(namespace);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        for part in [
+            format!("namespace {namespace} has no Leases of the operator"),
+            "add -n databasecluster-system".to_owned(),
+        ] {
+            assert!(error.contains(&part), "{part}: {error}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
-//! Pods that can not run: no StorageClass, no volume, no image. What the user is told, that it ends when it is put
+//! Pods that can not run: no StorageClass, no volume, no image, no key in the Secret. What the user is told, that it ends when it is put
 //! right, and that no data volume is lost by it.
 
-use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+use k8s_openapi::api::core::v1::{Event, PersistentVolume, Pod, Secret};
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use testbed::fleet::OPERATOR_USER;
-use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, audit, load};
+use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Progress, audit, load, wait_for};
 
 use crate::support::*;
 
@@ -89,6 +89,7 @@ async fn pods_that_can_not_run_say_why_and_run_once_that_is_put_right() {
         a_claim_that_stays_pending(&control_plane),
         an_image_that_can_not_be_pulled(&control_plane),
         a_first_image_that_can_not_be_pulled(&control_plane),
+        a_secret_of_something_else(&control_plane),
         a_roll_out_begins_with_the_last_replica_and_ends_with_the_primary(&control_plane),
     );
 }
@@ -212,6 +213,80 @@ async fn a_first_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
     volumes(&client, "first", 1..2).await;
     until_cluster(&client, (NAMESPACE, "first"), "Ready", is_ready).await;
     assert_eq!(claims_of(&client, "first").await, before);
+}
+
+/// A Secret that happens to have the name: no Pod gets more of it than the keys that it needs, and without these none
+/// starts, which the kubelet says in an Event.
+async fn a_secret_of_something_else(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    class(&client, "stripe").await;
+    volumes(&client, "stripe", 0..1).await;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let foreign = json!({
+        "metadata": {"name": "stripe-app"},
+        "stringData": {"api-key": "sk_live", "username": "u", "password": "p"},
+    });
+    let foreign = serde_json::from_value(foreign).unwrap();
+    let params = PostParams::default();
+    secrets.create(&params, &foreign).await.unwrap();
+    let mut spec = with_class(1, "stripe");
+    spec["image"] = json!("postgres:17-unmounted");
+    one(control_plane, NAMESPACE, "stripe", spec).await;
+
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let pod = wait_for("Pod stripe-db-0 on a node", PATIENCE, || async {
+        let pod = pods.get_opt("stripe-db-0").await.unwrap();
+        let node = |pod: &Pod| {
+            pod.spec
+                .as_ref()
+                .is_some_and(|spec| spec.node_name.is_some())
+        };
+        Ok(match pod {
+            Some(pod) if node(&pod) => Progress::Done(pod),
+            other => Progress::pending(format!("{:?}", other.map(|pod| pod.status))),
+        })
+    })
+    .await
+    .unwrap();
+    let text = serde_json::to_string(&pod.spec).unwrap();
+    assert!(text.contains("stripe-app"), "{text}");
+    for way in ["secretName", "secretKeyRef", "secretRef", "api-key"] {
+        assert!(!text.contains(way), "{way}: {text}");
+    }
+    let event = json!({
+        "metadata": {"name": "stripe-db-0.1"}, "type": "Warning", "reason": "FailedMount",
+        "involvedObject": {
+            "apiVersion": "v1", "kind": "Pod", "name": "stripe-db-0", "namespace": NAMESPACE,
+            "uid": pod.metadata.uid,
+        },
+        "message": "MountVolume.SetUp failed for volume \"secret\" : references non-existent secret key: dbname",
+    });
+    let events: Api<Event> = Api::namespaced(client.clone(), NAMESPACE);
+    let event = serde_json::from_value(event).unwrap();
+    events.create(&params, &event).await.unwrap();
+    let text = until_degraded(&client, (NAMESPACE, "stripe"), "SecretInvalid").await;
+    says_all(
+        &text,
+        &[
+            "Secret stripe-app has no key dbname",
+            "another name",
+            "stripe-db-0",
+        ],
+    );
+
+    let keys = json!({"stringData": {"dbname": "d", "replication-password": "r"}});
+    let (params, keys) = (PatchParams::default(), Patch::Merge(keys));
+    let put_right = secrets.patch("stripe-app", &params, &keys).await.unwrap();
+    change(
+        &client,
+        NAMESPACE,
+        "stripe",
+        json!({"image": "postgres:17"}),
+    )
+    .await;
+    until_cluster(&client, (NAMESPACE, "stripe"), "Ready", is_ready).await;
+    let after = secrets.get("stripe-app").await.unwrap();
+    assert_eq!(after, put_right, "the operator wrote somebody's Secret");
 }
 
 /// The seconds at which a Pod was made, and at which it became ready.

@@ -93,6 +93,68 @@ fn a_changed_secret_is_taken_over_by_a_primary_that_starts_anew() {
 }
 
 #[test]
+fn under_another_username_the_application_keeps_its_tables_and_the_former_one_is_shut_out() {
+    let mut world = World::new();
+    let mut primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let password = world.secret("password");
+    let address = |pod: &Pod, user: &str| {
+        let uri = world.uri(pod);
+        uri.replace("//app:", &format!("//{user}:"))
+    };
+    let app = address(&primary, "app");
+    primary
+        .psql(&app, "CREATE TABLE t (n int); INSERT INTO t VALUES (42)")
+        .unwrap();
+    // What is in no table of its own, in another database, and what others granted.
+    for query in [
+        "CREATE DATABASE other OWNER app",
+        "CREATE TABLE granted (n int)",
+        "GRANT SELECT ON granted TO app",
+        "CREATE ROLE reports LOGIN",
+    ] {
+        primary.psql_local(query).unwrap();
+    }
+    let [renamed, back, taken] = ["It's \"a\" näme", "app", "reports"];
+    for (username, former) in [(renamed, "app"), (back, renamed)] {
+        primary.stop();
+        world.set_secret("username", username);
+        primary.mount(&world);
+        primary.prepare().unwrap();
+        primary = primary.start();
+        primary.until_ready();
+        let login = |user: &str, database: &str| {
+            let user = user.replace('\'', "\\'");
+            format!("host=127.0.0.1 user='{user}' dbname={database} password={password}")
+        };
+        let refused = primary.psql(&login(former, "app"), "SELECT 1").unwrap_err();
+        assert!(refused.contains("authentication failed"), "{refused}");
+        let insert = "INSERT INTO t SELECT max(n) + 1 FROM t; ALTER TABLE t ADD c int; \
+                      ALTER TABLE t DROP c; SELECT count(*) FROM t";
+        let app = login(username, "app");
+        primary.psql(&app, insert).unwrap();
+        primary
+            .psql(
+                &login(username, "other"),
+                "CREATE SCHEMA mine; DROP SCHEMA mine",
+            )
+            .unwrap();
+        let granted = primary.psql(&login(username, "postgres"), "SELECT count(*) FROM granted");
+        assert_eq!(granted.as_deref(), Ok("0"));
+    }
+    // A role that is there already is nobody's to take over.
+    primary.stop();
+    world.set_secret("username", taken);
+    primary.mount(&world);
+    let told = primary.prepare().unwrap_err();
+    let last = told.lines().last().unwrap();
+    assert!(
+        last.contains("Secret orders-app") && last.contains("role \"reports\" already exists"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_first_start_that_was_interrupted_is_ended_by_the_next_one() {
     let world = World::new();
     let primary = Pod::new(&world, 0);

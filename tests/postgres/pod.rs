@@ -227,9 +227,20 @@ impl Pod {
                 for (key, text) in data {
                     write(&folder.join(key), text.as_str().unwrap(), 0o555);
                 }
-            } else if volume["secret"].is_object() {
-                for (key, text) in &world.secret {
-                    write(&folder.join(key), text, 0o440);
+            }
+            for source in volume["projected"]["sources"]
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
+                for item in source["secret"]["items"].as_array().unwrap() {
+                    let key = item["key"].as_str().unwrap();
+                    match world.secret.get(key) {
+                        Some(text) => {
+                            write(&folder.join(item["path"].as_str().unwrap()), text, 0o440);
+                        }
+                        None => assert_eq!(source["secret"]["optional"], true, "{key}"),
+                    }
                 }
             }
         }

@@ -87,12 +87,84 @@ fn data_of_another_major_version_is_refused_and_both_are_named() {
 }
 
 #[test]
-fn a_secret_that_lacks_a_key_or_is_a_former_clusters_is_named() {
+fn a_secret_that_lacks_a_key_or_has_a_name_that_cannot_be_taken_is_named() {
+    let long = "ä".repeat(32);
+    for (key, value, why) in [
+        (
+            "replication-password",
+            "",
+            "has no key replication-password",
+        ),
+        ("username", "", "has no key username"),
+        ("username", "\n", "key username"),
+        (
+            "username",
+            "postgres",
+            "must not be postgres, which is reserved",
+        ),
+        ("username", "replicator", "must not be replicator"),
+        ("username", "pg_monitor", "must not be pg_monitor"),
+        ("username", "public", "must not be public"),
+        ("username", &long, "more than 63 bytes"),
+        (
+            "dbname",
+            "postgres",
+            "key dbname of the Secret orders-app must not be",
+        ),
+        ("dbname", "template0", "must not be template0"),
+        ("dbname", "template1", "must not be template1"),
+        ("dbname", &long, "more than 63 bytes"),
+    ] {
+        let mut world = World::new();
+        world.set_secret(key, value);
+        for ordinal in [0, 1] {
+            let told = Pod::new(&world, ordinal).prepare().unwrap_err();
+            let last = told.lines().last().unwrap();
+            assert!(last.contains(why), "{key} {value:?}: {told}");
+        }
+    }
+    let mut world = World::new();
+    world.set_secret("username", &long[..62]);
+    world.set_secret("dbname", "pg_star *");
+    let primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+}
+
+/// It goes with its DatabaseCluster, or it stays because it was restored from a backup.
+#[test]
+fn a_secret_of_another_cluster_is_taken_over_once_it_has_stayed() {
     let mut world = World::new();
     world.set_secret("cluster-uid", "former");
-    let told = Pod::new(&world, 0).prepare().unwrap_err();
-    assert!(told.contains("Secret orders-app is of a former"), "{told}");
-    world.set_secret("replication-password", "");
-    let told = Pod::new(&world, 1).prepare().unwrap_err();
-    assert!(told.contains("has no key replication-password"), "{told}");
+    let primary = Pod::new(&world, 0);
+    let refuses = |pod: &Pod| {
+        let told = pod.prepare().unwrap_err();
+        assert!(
+            told.contains("Secret orders-app was made for another DatabaseCluster"),
+            "{told}"
+        );
+    };
+    refuses(&primary);
+    refuses(&primary);
+    // Neither the time of another Secret counts, nor one that is to come, nor what is no time.
+    for seen in [
+        "another 0\n",
+        "former 99999999999\n",
+        "former\n",
+        "former 1x\n",
+        "",
+    ] {
+        primary.write_volume("data.secret", seen);
+        refuses(&primary);
+    }
+    primary.write_volume("data.secret", "former 1000000000\n");
+    let mut primary = primary.prepared().start();
+    primary.until_ready();
+    let uri = world.uri(&primary);
+    assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
+    // For good; and one that was replaced after all counts at once.
+    primary.stop();
+    primary.prepare().unwrap();
+    world.set_secret("cluster-uid", "u");
+    primary.mount(&world);
+    primary.prepare().unwrap();
 }

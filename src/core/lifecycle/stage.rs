@@ -40,6 +40,8 @@ pub mod reason {
     pub const MAJOR_VERSION: &str = "MajorVersionChange";
     /// The Secret with the passwords is gone.
     pub const SECRET_MISSING: &str = "SecretMissing";
+    /// The Secret lacks keys that Pods need.
+    pub const SECRET_INVALID: &str = "SecretInvalid";
     /// Claims can not be grown.
     pub const STORAGE: &str = "StorageNotGrown";
     /// The primary has accepted connections at least once.

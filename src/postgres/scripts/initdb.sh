@@ -15,6 +15,10 @@ SET password_encryption = 'scram-sha-256';
 \set dbname `cat "$SECRET_DIR/dbname"`
 \set password `cat "$SECRET_DIR/password"`
 \set replication `cat "$SECRET_DIR/replication-password"`
+-- Under another username the role keeps all that it owns and was granted, and the former name cannot log in any more.
+\set former `[ ! -e "$PGDATA/application_role" ] || cat "$PGDATA/application_role"`
+SELECT format('ALTER ROLE %I RENAME TO %I', :'former', :'username')
+  WHERE :'former' <> :'username' AND EXISTS (SELECT FROM pg_roles WHERE rolname = :'former') \gexec
 SELECT format('CREATE ROLE %I LOGIN', :'username')
   WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'username') \gexec
 SELECT 'CREATE ROLE replicator LOGIN REPLICATION'
@@ -23,7 +27,7 @@ ALTER ROLE :"username" PASSWORD :'password';
 ALTER ROLE replicator PASSWORD :'replication';
 -- To ask which part of the write-ahead log is still there.
 GRANT pg_monitor TO replicator;
-SELECT 'ALTER ROLE postgres PASSWORD NULL' WHERE :'username' <> 'postgres' \gexec
+ALTER ROLE postgres PASSWORD NULL;
 SELECT format('CREATE DATABASE %I OWNER %I', :'dbname', :'username')
   WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'dbname') \gexec
 ALTER SYSTEM SET listen_addresses = '*';
@@ -42,6 +46,8 @@ if [ ! -s "$PGDATA/made_with_libc" ]; then
   printf '%s\n' "$libc" >"$PGDATA/made_with_libc"
 fi
 
+# In the data, too: whoever takes over the next Secret has to know whose name changed.
+tr -d '\r\n' <"$SECRET_DIR/username" >"$PGDATA/application_role"
 cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
   "$SECRET_DIR/replication-password" | sha256sum | cut -d' ' -f1 >"$PGDATA.roles"
 # The end of a first start.

@@ -10,6 +10,8 @@ export LC_ALL=C
 here=$(dirname "$0")
 primary_port=${PRIMARY_PORT:-5432}
 replication="host=$PRIMARY_HOST port=$primary_port user=replicator application_name=$POD_NAME connect_timeout=10"
+# Until then, the Secret of a DatabaseCluster that was deleted has been collected, another one created, and mounted here.
+former_secret_seconds=120
 # PostgreSQL looks for its lock file once a minute, and then needs up to five seconds to end.
 former_server_seconds=75
 running=
@@ -47,10 +49,46 @@ check_secret() {
   for key in username password dbname replication-password; do
     [ -s "$SECRET_DIR/$key" ] || refuse "the Secret $SECRET_NAME has no key $key: add it"
   done
+  check_name username postgres replicator public none 'pg_*'
+  check_name dbname postgres template0 template1
   # Only a Secret that the operator made says whose it is.
-  if [ -s "$SECRET_DIR/cluster-uid" ] && [ "$(cat "$SECRET_DIR/cluster-uid")" != "$CLUSTER_UID" ]; then
-    refuse "the Secret $SECRET_NAME is of a former DatabaseCluster of this name: waiting until it is replaced"
+  uid=$(cat "$SECRET_DIR/cluster-uid" 2>/dev/null || :)
+  [ -z "$uid" ] || [ "$uid" = "$CLUSTER_UID" ] || accept_secret "$uid"
+}
+
+# A name of the Secret must be none that PostgreSQL or the operator has a use for; those may be patterns.
+check_name() {
+  key=$1
+  name=$(tr -d '\r\n' <"$SECRET_DIR/$key")
+  shift
+  [ -n "$name" ] || refuse "the key $key of the Secret $SECRET_NAME is empty: set it to a name, for example app"
+  [ "$(printf %s "$name" | wc -c)" -le 63 ] ||
+    refuse "the key $key of the Secret $SECRET_NAME has more than 63 bytes, the most that PostgreSQL allows: set it to a shorter name"
+  for reserved in "$@"; do
+    # shellcheck disable=SC2254 # a pattern on purpose
+    case $name in
+    $reserved) refuse "the key $key of the Secret $SECRET_NAME must not be $name, which is reserved: set it to another name, for example app" ;;
+    esac
+  done
+}
+
+# The Secret of another DatabaseCluster of this name goes with that one. If it stays, it was restored from a backup, and
+# its passwords are those that clients have.
+accept_secret() {
+  known=
+  since=
+  read -r known since 2>/dev/null <"$PGDATA.secret" || :
+  now=$(date +%s)
+  case $since in
+  '' | *[!0-9]*) known= ;;
+  *) [ "$since" -le "$now" ] || known= ;;
+  esac
+  if [ "$known" != "$1" ]; then
+    since=$now
+    printf '%s %s\n' "$1" "$since" >"$PGDATA.secret"
   fi
+  [ $((now - since)) -ge "$former_secret_seconds" ] ||
+    refuse "the Secret $SECRET_NAME was made for another DatabaseCluster of this name: waiting until it is replaced. If it was restored from a backup, it is taken over after $former_secret_seconds s"
 }
 
 # A Pod that was deleted by force may still run beside this one, and two servers on one volume destroy it. Their lock
@@ -103,8 +141,8 @@ update_roles() {
     -o "-c listen_addresses='' -c unix_socket_directories='$sockets'" start ||
     trouble="PostgreSQL did not start to take over the passwords of the Secret $SECRET_NAME"
   if [ -z "$trouble" ]; then
-    PGHOST=$sockets sh "$here/initdb.sh" ||
-      trouble="the roles and passwords of the Secret $SECRET_NAME could not be set"
+    PGHOST=$sockets sh "$here/initdb.sh" 2>"$sockets/said" ||
+      trouble="the names and passwords of the Secret $SECRET_NAME could not be taken over: $(sed -n 's/^.*ERROR: *//p' "$sockets/said" | head -n 1)"
     pg_ctl -D "$PGDATA" -s -w -t 3600 -m fast stop || trouble="PostgreSQL did not stop"
   else
     tail -n 5 "$sockets/log" >&2

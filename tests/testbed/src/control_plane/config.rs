@@ -264,8 +264,9 @@ conditions:
 {{ end }}
 "#;
 
+/// Pods whose image's tag ends with `-unmounted` wait for their volumes.
 const POD_STARTS: &str = "!has(self.metadata.deletionTimestamp) && self.status.phase == 'Pending' && \
-    !self.spec.containers.exists(c, c.image.endsWith('-missing'))";
+    !self.spec.containers.exists(c, c.image.endsWith('-missing') || c.image.endsWith('-unmounted'))";
 
 /// Images whose tag ends with `-missing` are in no registry.
 const POD_LACKS_ITS_IMAGE: &str = "!has(self.metadata.deletionTimestamp) && self.status.phase == 'Pending' && \
