@@ -16,6 +16,8 @@ pub struct Done<'a> {
     pub cluster: &'a ClusterRecord,
     /// Its StatefulSet; none when it is missing or someone else's.
     pub statefulset: Option<&'a StatefulSetRecord>,
+    /// Whether the volume of the primary has data.
+    pub initialized: bool,
     /// Whether a child was changed.
     pub changed: bool,
     /// What keeps a child from being as it should.
@@ -105,7 +107,7 @@ pub fn conclude(done: &Done<'_>) -> Conclusion {
         phase: Some(is.phase()),
         conditions: conditions(
             &is,
-            is_initialized(cluster, done.statefulset),
+            done.initialized,
             &before.conditions,
             cluster.generation,
             done.now,

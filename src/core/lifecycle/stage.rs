@@ -40,6 +40,10 @@ pub mod reason {
     pub const MAJOR_VERSION: &str = "MajorVersionChange";
     /// The Secret with the passwords is gone.
     pub const SECRET_MISSING: &str = "SecretMissing";
+    /// The claim of the primary is gone, and claims of replicas are not.
+    pub const PRIMARY_VOLUME: &str = "PrimaryVolumeMissing";
+    /// A claim of an instance is being deleted.
+    pub const CLAIM_DELETED: &str = "ClaimBeingDeleted";
     /// Claims can not be grown.
     pub const STORAGE: &str = "StorageNotGrown";
     /// The primary has accepted connections at least once.
