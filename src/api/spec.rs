@@ -31,6 +31,7 @@ pub const REPLICAS_MAX: i32 = 99;
     doc = "A PostgreSQL cluster: one primary, and read-only replicas that follow it.",
     validation = Rule::new("self.metadata.name.size() <= 49").message("metadata.name must have at most 49 characters: the names of its Pods and StatefulSet are made from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a lower-case letter, end with a letter or digit, and consist of lower-case letters, digits and '-': its Services are named after it"),
+    validation = Rule::new("!isQuantity(self.spec.storage.size) || !isQuantity(oldSelf.spec.storage.size) || quantity(self.spec.storage.size).compareTo(quantity(oldSelf.spec.storage.size)) >= 0 || !has(oldSelf.status) || !has(oldSelf.status.storageSize) || !isQuantity(oldSelf.status.storageSize) || quantity(self.spec.storage.size).compareTo(quantity(oldSelf.status.storageSize)) >= 0").message("storage.size may not shrink below the size that the volumes have, which status.storageSize says").field_path(".spec.storage.size"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -112,10 +113,10 @@ pub struct Resources {
 /// The volume of each instance.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!isQuantity(self.size) || !isQuantity(oldSelf.size) || quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0").message("storage.size may grow but not shrink").field_path(".size"))]
 #[x_kube(validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("storage.className can not be changed after creation").field_path(".className"))]
 pub struct Storage {
-    /// Size of each volume, for example `10Gi`. It may grow, but not shrink.
+    /// Size of each volume, for example `10Gi`. It may grow, and shrink to what the volumes have
+    /// (`status.storageSize`): a volume never shrinks, and one that is larger is left alone.
     #[serde(default = "default_size")]
     #[schemars(
         length(max = 20),

@@ -374,6 +374,7 @@ impl<'a> Run<'a> {
             cluster: self.cluster,
             statefulset: owned,
             initialized: self.is_initialized(owned),
+            volume_size: applied.volume_size.as_deref(),
             changed: applied.changed,
             trouble: applied.trouble.as_ref(),
             diagnosis,

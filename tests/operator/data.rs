@@ -339,6 +339,8 @@ async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right()
         ),
         "{text}"
     );
+    change(&client, "bad", "fixed", json!({"storage": {"size": "1Gi"}})).await;
+    until_cluster(&client, ("bad", "fixed"), "Ready again", is_ready).await;
     a_claim_that_others_have_grown_is_left_alone(&client).await;
 
     a_lost_secret_comes_back(&control_plane).await;

@@ -246,6 +246,7 @@ async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
         message.ends_with("set spec.storage.size back to 1Gi"),
         "{message}"
     );
+    assert_eq!(world.cluster().status.storage_size.as_deref(), Some("1Gi"));
     world.requests();
     world.reconcile().await.unwrap();
     world.reconcile().await.unwrap();

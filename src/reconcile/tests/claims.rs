@@ -410,6 +410,7 @@ async fn a_larger_claim_is_left_alone_and_a_size_can_be_set_back_to_what_the_vol
     world.user_applies(sized("1Gi"));
     world.reconcile().await.unwrap();
     world.with_pods().await;
+    assert_eq!(world.cluster().status.storage_size.as_deref(), Some("1Gi"));
     // Somebody else has grown one; it must not be lowered.
     world.change(&path(1), |claim| {
         claim["spec"]["resources"]["requests"]["storage"] = json!("50Gi")
@@ -428,6 +429,15 @@ async fn a_larger_claim_is_left_alone_and_a_size_can_be_set_back_to_what_the_vol
     world.reconcile().await.unwrap();
     assert_eq!((asks(0), asks(1)), (json!("15Gi"), json!("50Gi")));
     assert_eq!(world.phase(), Phase::Ready);
+    // What the volumes have is looked up in a sweep.
+    for ordinal in 0..2 {
+        world.change(&path(ordinal), |claim| {
+            claim["status"]["capacity"]["storage"] = json!("15Gi")
+        });
+    }
+    world.sweep();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.cluster().status.storage_size.as_deref(), Some("15Gi"));
 }
 
 #[tokio::test]
