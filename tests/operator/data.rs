@@ -473,13 +473,27 @@ async fn claims_that_stay(client: &Client, namespace: &str) -> Vec<(String, Stri
     claims(client, namespace).await
 }
 
+/// Two stories side by side, each in a namespace of its own.
 #[tokio::test]
-async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_last_copy() {
+async fn orphans_and_restored_clusters_are_adopted_and_no_volume_is_lost() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
+    tokio::join!(
+        claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_last_copy(
+            &control_plane
+        ),
+        a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_they_were(
+            &control_plane
+        ),
+    );
+}
+
+async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_last_copy(
+    control_plane: &ControlPlane,
+) {
     let client = control_plane.client();
-    one(&control_plane, "left", "other", load::spec(1)).await;
-    one(&control_plane, "left", "db", with_retain("Retain")).await;
+    one(control_plane, "left", "other", load::spec(1)).await;
+    one(control_plane, "left", "db", with_retain("Retain")).await;
     until_cluster(&client, ("left", "db"), "Ready", is_ready).await;
     let other = until_cluster(&client, ("left", "other"), "Ready", is_ready).await;
     let before: Vec<_> = claims(&client, "left").await;
@@ -497,11 +511,11 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
         sets.patch("db-db", &PatchParams::default(), &Patch::Merge(foreign))
             .await
             .unwrap();
-        one(&control_plane, "left", "db", with_retain("Delete")).await;
+        one(control_plane, "left", "db", with_retain("Delete")).await;
         until_degraded(&client, ("left", "db"), "ForeignChild").await;
         delete_cluster(&client, "left", "db", PropagationPolicy::Background).await;
         assert_eq!(claims_that_stay(&client, "left").await, before, "{owners}");
-        until_event(&control_plane, "left", "all claims stay").await;
+        until_event(control_plane, "left", "all claims stay").await;
         let service = services.get("db-rw").await.unwrap().metadata;
         assert_eq!(service.owner_references.unwrap_or_default(), []);
     }
@@ -533,7 +547,7 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
     ];
     let command = [["delete", "-n", "left"].as_slice(), &children].concat();
     control_plane.run_kubectl(&command).await.unwrap();
-    one(&control_plane, "left", "db", with_retain("Delete")).await;
+    one(control_plane, "left", "db", with_retain("Delete")).await;
     let message = until_degraded(&client, ("left", "db"), "PrimaryVolumeMissing").await;
     assert!(message.contains("data-db-db-1"), "{message}");
     assert!(sets.get_opt("db-db").await.unwrap().is_none());
@@ -562,18 +576,17 @@ async fn a_claim_that_is_being_deleted_is_reported(client: &Client) {
 
 /// As Velero restores: without uids, versions, ownerReferences and status, with all labels and annotations. The order is
 /// that of its defaults, but for the DatabaseCluster, which comes last here and before the Services there.
-#[tokio::test]
-async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_they_were() {
-    let control_plane = control_plane(options()).await;
-    let _fleet = fleet_of_three(&control_plane).await;
+async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_they_were(
+    control_plane: &ControlPlane,
+) {
     let client = control_plane.client();
-    one(&control_plane, "back", "db", with_retain("Retain")).await;
+    one(control_plane, "back", "db", with_retain("Retain")).await;
     let first = until_cluster(&client, ("back", "db"), "Ready", is_ready).await;
-    let mut backup = backup(&control_plane).await;
+    let mut backup = backup(control_plane).await;
     assert_eq!(backup.len(), 10, "{backup:?}");
 
-    delete_everything(&control_plane).await;
-    restore(&control_plane, &backup).await;
+    delete_everything(control_plane).await;
+    restore(control_plane, &backup).await;
     let restored = claims(&client, "back").await;
     let second = until_cluster(&client, ("back", "db"), "Ready", is_ready).await;
     assert_ne!(first.metadata.uid, second.metadata.uid);
@@ -584,10 +597,10 @@ async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_t
     until_claims_are_of(&client, second.metadata.uid.as_ref().unwrap()).await;
 
     // The operator makes what is missing then, and Velero passes it over.
-    delete_everything(&control_plane).await;
+    delete_everything(control_plane).await;
     let cluster = backup.pop().unwrap();
     backup.insert(4, cluster);
-    restore(&control_plane, &backup).await;
+    restore(control_plane, &backup).await;
     let restored = claims(&client, "back").await;
     let third = until_cluster(&client, ("back", "db"), "Ready", is_ready).await;
     assert_eq!(condition(&third, "Initialized").unwrap().0, "True");
