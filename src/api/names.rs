@@ -17,6 +17,14 @@ pub const BUCKET_LABEL: &str = "database.io/bucket";
 pub const FENCING_TOKEN_ANNOTATION: &str = "database.io/fencing-token";
 /// Label of volume claims: uid of the `DatabaseCluster` that may change and delete them.
 pub const CLUSTER_UID_LABEL: &str = "database.io/cluster-uid";
+/// Label of Pods and volume claims: name of the `DatabaseCluster`. No other tool gives it a meaning.
+pub const CLUSTER_LABEL: &str = "database.io/cluster";
+/// Annotation of a `DatabaseCluster`: its own uid, when the primary may begin with an empty volume
+/// although volumes of its replicas exist.
+pub const EMPTY_PRIMARY_ANNOTATION: &str = "database.io/allow-empty-primary";
+/// Annotation of the ConfigMap: the volume of the primary has data. It outlives the status, which a
+/// restore from a backup drops.
+pub const INITIALIZED_ANNOTATION: &str = "database.io/initialized";
 /// Name of the shard table, in the operator's namespace.
 pub const SHARD_TABLE: &str = "databasecluster-shards";
 /// Annotation of children: hash of what was applied, without the fencing token.
@@ -24,11 +32,15 @@ pub const FINGERPRINT_ANNOTATION: &str = "database.io/fingerprint";
 /// Annotation of children: generation of the `DatabaseCluster` that the child was made from.
 pub const GENERATION_ANNOTATION: &str = "database.io/generation";
 /// Annotation of the StatefulSet: what was done for its claims, `<size>/<number>` when they were last
-/// grown, and `/<cluster uid>` when each was labelled.
+/// grown, and `/<cluster uid>/marked` when each was labelled.
 pub const CLAIMS_ANNOTATION: &str = "database.io/claims";
 /// Field manager of every write.
 pub const FIELD_MANAGER: &str = "databasecluster-operator";
 /// Reporter of Events.
 pub const REPORTER: &str = "database-controller";
+/// Recommended label, by which Argo CD may know the objects of an application.
+pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+/// Label of children: who manages them.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// The operator's name in `app.kubernetes.io/managed-by`.
 pub const MANAGED_BY: &str = "databasecluster-operator";

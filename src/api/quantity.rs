@@ -66,13 +66,16 @@ pub(super) const REQUESTS_WITHIN_LIMITS: &str = concat!(
     ") || quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k]))) <= 0)"
 );
 
-/// Of a size that replaces another one. What is no quantity has a rule of its own.
+/// Of an object whose size of storage replaces another one: it grows, or shrinks to no less than what the volumes have.
+/// What is no quantity has a rule of its own.
 pub(super) const SIZE_GROWS: &str = concat!(
     "!(",
-    quantity_from!("self.size", "0", "1Ei"),
+    quantity_from!("self.spec.storage.size", "0", "1Ei"),
     ") || !(",
-    quantity_from!("oldSelf.size", "0", "1Ei"),
-    ") || quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0"
+    quantity_from!("oldSelf.spec.storage.size", "0", "1Ei"),
+    ") || quantity(string(self.spec.storage.size)).compareTo(quantity(string(oldSelf.spec.storage.size))) >= 0 \
+    || !has(oldSelf.status) || !has(oldSelf.status.storageSize) || !isQuantity(oldSelf.status.storageSize) \
+    || quantity(string(self.spec.storage.size)).compareTo(quantity(oldSelf.status.storageSize)) >= 0"
 );
 
 /// Schema of a quantity. A fraction needs quotes: a schema knows no "integer, number or string". A null is dropped, as

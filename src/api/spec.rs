@@ -39,6 +39,7 @@ const DEFAULT_MEMORY: &str = "512Mi";
     doc = "A PostgreSQL cluster: one primary, and read-only replicas that follow it.",
     validation = Rule::new("self.metadata.name.size() <= 49").message("metadata.name must have at most 49 characters: the names of its Pods and StatefulSet are made from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a lower-case letter, end with a letter or digit, and consist of lower-case letters, digits and '-': its Services are named after it"),
+    validation = Rule::new(quantity::SIZE_GROWS).message("storage.size may not shrink below the size that the volumes have, which status.storageSize says").field_path(".spec.storage.size"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -178,10 +179,10 @@ impl Resources {
 /// The volume of each instance.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new(quantity::SIZE_GROWS).message("storage.size may grow but not shrink").field_path(".size"))]
 #[x_kube(validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("storage.className can not be changed after creation").field_path(".className"))]
 pub struct Storage {
-    /// Size of each volume, for example `10Gi`. It may grow, but not shrink.
+    /// Size of each volume, for example `10Gi`. It may grow, and shrink to what the volumes have
+    /// (`status.storageSize`): a volume never shrinks, and one that is larger is left alone.
     #[serde(default = "default_size", deserialize_with = "quantity::text")]
     #[schemars(schema_with = "quantity::schema")]
     #[x_kube(validation = Rule::new(quantity::BYTES).message("size must be from 16Mi to 1Ei, for example 500Mi or 10Gi; a number without a unit is in bytes"))]

@@ -26,6 +26,12 @@ pub struct DatabaseClusterStatus {
     #[serde(default)]
     pub selector: String,
 
+    /// Size of the smallest volume of the instances, as it was last looked up: `spec.storage.size`
+    /// can be set back to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub storage_size: Option<String>,
+
     /// The `metadata.generation` that this status is about.
     #[serde(default)]
     pub observed_generation: i64,
@@ -72,6 +78,7 @@ impl DatabaseClusterStatus {
         self.replicas == other.replicas
             && self.ready_replicas == other.ready_replicas
             && self.selector == other.selector
+            && self.storage_size == other.storage_size
             && self.observed_generation == other.observed_generation
             && self.phase == other.phase
             && self.conditions == other.conditions

@@ -1,15 +1,25 @@
-//! Volume claims: their names, whose they are, and when they have to grow.
+//! Volume claims: their names, whose they are, when they have to grow, and which must not be lost.
 //!
 //! The claim template of a StatefulSet cannot be changed, so growing means patching each claim; a
 //! claim that is created later has the template's size and is grown then. Each claim carries the uid
-//! of its cluster as a label: from the template, or, where a StatefulSet is of an older version or of
-//! a former cluster, by patching each claim once.
+//! of its cluster as a label: from the template, or, where a StatefulSet is of an older version, of a
+//! former cluster or over claims of one, by patching each claim once.
 
 use super::digest::quantity_nano;
-use super::observed::{ClusterRecord, StatefulSetRecord};
+use super::observed::{ClusterRecord, Selector, StatefulSetRecord};
 
 /// Name of the data volume; the claims are called `data-{pod}`.
 pub const DATA_VOLUME: &str = "data";
+
+/// Annotations by which Argo CD neither prunes a claim, nor deletes it with an application, nor calls
+/// an application out of sync because of it.
+pub const HANDS_OFF: [(&str, &str); 2] = [
+    ("argocd.argoproj.io/compare-options", "IgnoreExtraneous"),
+    (
+        "argocd.argoproj.io/sync-options",
+        "Prune=false,Delete=false",
+    ),
+];
 
 /// Name of the claim of one instance.
 #[must_use]
@@ -17,24 +27,110 @@ pub fn name(statefulset: &str, ordinal: i32) -> String {
     format!("{DATA_VOLUME}-{statefulset}-{ordinal}")
 }
 
-/// Whether a claim is that of an instance of this StatefulSet, also of a former one.
+/// The instance of this StatefulSet, also a former one, whose claim this is; none when it is no claim
+/// of it.
 #[must_use]
-pub fn belongs_to(claim: &str, statefulset: &str) -> bool {
-    let ordinal = claim
-        .strip_prefix(DATA_VOLUME)
-        .and_then(|rest| rest.strip_prefix('-'))
-        .and_then(|rest| rest.strip_prefix(statefulset))
-        .and_then(|rest| rest.strip_prefix('-'));
-    ordinal.is_some_and(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
+pub fn ordinal(claim: &str, statefulset: &str) -> Option<i32> {
+    let text = claim
+        .strip_prefix(DATA_VOLUME)?
+        .strip_prefix('-')?
+        .strip_prefix(statefulset)?
+        .strip_prefix('-')?;
+    let number: i32 = text.parse().ok()?;
+    (name(statefulset, number) == claim && number >= 0).then_some(number)
+}
+
+/// What was seen of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Its name.
+    pub name: String,
+    /// The instance that uses it.
+    pub ordinal: i32,
+    /// Uid of the cluster that it is labelled with.
+    pub cluster_uid: Option<String>,
+    /// Whether it has the operator's own label and [`HANDS_OFF`].
+    pub is_marked: bool,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Whether it has a volume. Until then its size cannot be changed.
+    pub is_bound: bool,
+    /// Its volume.
+    pub volume: Option<String>,
+    /// Size that it asks for.
+    pub asks: Option<String>,
+    /// Size that its volume has.
+    pub has: Option<String>,
+}
+
+impl Claim {
+    /// Whether it says that it is this cluster's, as far as it should.
+    #[must_use]
+    pub fn is_of(&self, cluster: &ClusterRecord) -> bool {
+        self.is_marked && self.cluster_uid.as_deref() == Some(&*cluster.uid)
+    }
+
+    /// Whether it asks for less than this. A larger one is left alone, whoever grew it.
+    #[must_use]
+    pub fn is_smaller_than(&self, size: &str) -> bool {
+        let asks = self.asks.as_deref().and_then(quantity_nano);
+        matches!((asks, quantity_nano(size)), (Some(asks), Some(size)) if asks < size)
+    }
+}
+
+/// The first claim of a replica, where that of the primary is not among these: a StatefulSet that is
+/// created over them begins with an empty primary.
+#[must_use]
+pub fn without_primary(claims: &[Claim]) -> Option<&Claim> {
+    let stay = || claims.iter().filter(|claim| !claim.deleting);
+    match stay().any(|claim| claim.ordinal == 0) {
+        true => None,
+        false => stay().min_by_key(|claim| claim.ordinal),
+    }
+}
+
+/// The first claim of an instance that is being deleted.
+#[must_use]
+pub fn going(claims: &[Claim], instances: i32) -> Option<&Claim> {
+    let used = claims.iter().filter(|claim| claim.ordinal < instances);
+    used.filter(|claim| claim.deleting)
+        .min_by_key(|claim| claim.ordinal)
+}
+
+/// The size of the smallest volume of the instances.
+#[must_use]
+pub fn smallest(claims: &[Claim], instances: i32) -> Option<&str> {
+    let used = claims.iter().filter(|claim| claim.ordinal < instances);
+    let sizes = used.filter_map(|claim| {
+        let size = claim.has.as_deref().or(claim.asks.as_deref())?;
+        Some((quantity_nano(size)?, size))
+    });
+    sizes.min().map(|(_, size)| size)
+}
+
+/// What to do about a claim that is not allowed to grow, by what the API server said; the volumes have
+/// `size`.
+#[must_use]
+pub fn cure(refusal: &str, size: &str) -> String {
+    let cure = if refusal.contains("support resize") {
+        "set allowVolumeExpansion of its StorageClass"
+    } else if refusal.contains("exceeded quota") {
+        "raise the quota"
+    } else {
+        "remove the cause"
+    };
+    format!("{cure}, or set spec.storage.size back to {size}")
 }
 
 /// What has to be done for the claims of a StatefulSet that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upkeep {
+    /// Whether claims may be there that no template of ours labelled.
+    pub label: bool,
     /// Whether the claims of all instances have to ask for the size in the spec.
     pub grow: bool,
     /// What to remember on the StatefulSet afterwards: `<size>/<number of claims>`, and
-    /// `/<cluster uid>` where the claims were labelled one by one.
+    /// `/<cluster uid>/marked` where the claims were labelled one by one.
     pub done: String,
 }
 
@@ -44,6 +140,8 @@ struct Remembered<'a> {
     size: &'a str,
     count: i32,
     uid: Option<&'a str>,
+    /// An earlier version labelled claims with the uid alone.
+    is_marked: bool,
 }
 
 impl<'a> Remembered<'a> {
@@ -53,6 +151,7 @@ impl<'a> Remembered<'a> {
             size: parts.next()?,
             count: parts.next()?.parse().ok()?,
             uid: parts.next(),
+            is_marked: parts.next() == Some("marked"),
         })
     }
 }
@@ -66,14 +165,15 @@ pub fn upkeep(cluster: &ClusterRecord, set: &StatefulSetRecord, again: bool) -> 
     let known = set.claims_done.as_deref().and_then(Remembered::parse);
     let known = known.unwrap_or_default();
     let grows = quantity_nano(&spec.storage.size)? > quantity_nano(&template.size)?;
-    let labels = template.cluster_uid.as_deref() != Some(uid);
+    let label = template.cluster_uid.as_deref() != Some(uid) || template.selector != Selector::Own;
     // Claims of instances that do not exist yet cannot be patched.
     let all_exist = set.replicas >= spec.replicas;
     let may_grow = grows && all_exist && spec.replicas > 0;
     let is_grown = known.size == spec.storage.size && known.count == spec.replicas;
-    let is_labelled = known.uid == Some(uid) && (!all_exist || known.count == spec.replicas);
+    let is_labelled =
+        known.is_marked && known.uid == Some(uid) && (!all_exist || known.count == spec.replicas);
     let grow = may_grow && (again || !is_grown);
-    if !grow && !(labels && (again || !is_labelled)) {
+    if !grow && !(label && (again || !is_labelled)) {
         return None;
     }
     let size = if grows && !may_grow {
@@ -82,11 +182,11 @@ pub fn upkeep(cluster: &ClusterRecord, set: &StatefulSetRecord, again: bool) -> 
         &spec.storage.size
     };
     let count = spec.replicas.min(set.replicas);
-    let done = match labels {
-        true => format!("{size}/{count}/{uid}"),
+    let done = match label {
+        true => format!("{size}/{count}/{uid}/marked"),
         false => format!("{size}/{count}"),
     };
-    Some(Upkeep { grow, done })
+    Some(Upkeep { label, grow, done })
 }
 
 #[cfg(test)]
@@ -99,9 +199,13 @@ mod tests {
 
     #[test]
     fn claims_are_told_from_those_of_clusters_with_longer_or_shorter_names() {
-        assert!(belongs_to(&name("a-db", 12), "a-db"));
+        assert_eq!(ordinal(&name("a-db", 12), "a-db"), Some(12));
         for other in [
             "data-a-db-",
+            "data-a-db-01",
+            "data-a-db-+1",
+            "data-a-db--1",
+            "data-a-db-99999999999",
             "data-a-db-x",
             "data-a-db-1x",
             "data-a-db",
@@ -109,7 +213,7 @@ mod tests {
             "data-a-db-b-db-0",
             "a-db-0",
         ] {
-            assert!(!belongs_to(other, "a-db"), "{other}");
+            assert_eq!(ordinal(other, "a-db"), None, "{other}");
         }
     }
 
@@ -133,7 +237,7 @@ mod tests {
                 "annotations": annotations,
             },
             "spec": {
-                "selector": {}, "serviceName": "a-db", "template": {},
+                "selector": {"matchLabels": {"database.io/cluster": "a"}}, "serviceName": "a-db", "template": {},
                 "volumeClaimTemplates": [{
                     "metadata": {"name": "data", "labels": labels},
                     "spec": {"resources": {"requests": {"storage": "1Gi"}}},
@@ -153,6 +257,7 @@ mod tests {
         assert_eq!(plan("1Gi", 2, &ours(2, None), true), None);
         let grow = |done: &str| {
             Some(Upkeep {
+                label: false,
                 grow: true,
                 done: done.to_owned(),
             })
@@ -181,8 +286,9 @@ mod tests {
         for template in [None, Some("former")] {
             let labels = |done: &str| {
                 Some(Upkeep {
+                    label: true,
                     grow: false,
-                    done: done.to_owned(),
+                    done: format!("{done}/marked"),
                 })
             };
             let plan = |size, replicas, pods, done| {
@@ -191,13 +297,21 @@ mod tests {
             assert_eq!(plan("1Gi", 2, 2, None), labels("1Gi/2/new"));
             assert_eq!(plan("1Gi", 2, 2, Some("1Gi/2")), labels("1Gi/2/new"));
             assert_eq!(plan("1Gi", 2, 2, Some("1Gi/2/former")), labels("1Gi/2/new"));
-            assert_eq!(plan("1Gi", 2, 2, Some("1Gi/2/new")), None);
             assert_eq!(
-                plan("1Gi", 3, 2, Some("1Gi/2/new")),
+                plan("1Gi", 2, 2, Some("1Gi/2/new")),
+                labels("1Gi/2/new"),
+                "by an earlier version, with the uid alone"
+            );
+            assert_eq!(plan("1Gi", 2, 2, Some("1Gi/2/new/marked")), None);
+            assert_eq!(
+                plan("1Gi", 3, 2, Some("1Gi/2/new/marked")),
                 None,
                 "not all are there"
             );
-            assert_eq!(plan("1Gi", 3, 3, Some("1Gi/2/new")), labels("1Gi/3/new"));
+            assert_eq!(
+                plan("1Gi", 3, 3, Some("1Gi/2/new/marked")),
+                labels("1Gi/3/new")
+            );
             assert_eq!(plan("1Gi", 0, 0, None), labels("1Gi/0/new"), "a paused one");
             assert_eq!(
                 plan("2Gi", 3, 1, None),
@@ -205,12 +319,98 @@ mod tests {
                 "and grown later"
             );
             let both = Some(Upkeep {
+                label: true,
                 grow: true,
-                done: "2Gi/2/new".to_owned(),
+                done: "2Gi/2/new/marked".to_owned(),
             });
-            assert_eq!(plan("2Gi", 2, 2, Some("1Gi/2/new")), both);
-            assert_eq!(plan("2Gi", 2, 2, Some("2Gi/2/former")), labels("2Gi/2/new"));
-            assert_eq!(plan("2Gi", 2, 2, Some("2Gi/2/new")), None);
+            assert_eq!(plan("2Gi", 2, 2, Some("1Gi/2/new/marked")), both);
+            assert_eq!(
+                plan("2Gi", 2, 2, Some("2Gi/2/former/marked")),
+                labels("2Gi/2/new")
+            );
+            assert_eq!(plan("2Gi", 2, 2, Some("2Gi/2/new/marked")), None);
+        }
+    }
+
+    #[test]
+    fn claims_of_a_statefulset_with_recommended_labels_are_marked_once() {
+        let mut old = set(Some("new"), 2, None);
+        old.claim.as_mut().unwrap().selector = Selector::Recommended;
+        let plan = |old: &StatefulSetRecord| upkeep(&cluster("1Gi", 2), old, false);
+        assert_eq!(plan(&old).unwrap().done, "1Gi/2/new/marked");
+        old.claims_done = Some("1Gi/2/new/marked".to_owned());
+        assert_eq!(plan(&old), None);
+    }
+
+    fn claim(ordinal: i32, asks: &str, has: Option<&str>) -> Claim {
+        Claim {
+            name: name("a-db", ordinal),
+            ordinal,
+            cluster_uid: Some("new".to_owned()),
+            is_marked: true,
+            deleting: false,
+            is_bound: true,
+            volume: None,
+            asks: Some(asks.to_owned()),
+            has: has.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_claim_that_asks_for_more_is_never_lowered() {
+        for (asks, size, grows) in [
+            ("1Gi", "2Gi", true),
+            ("2048Mi", "2Gi", false),
+            ("50Gi", "15Gi", false),
+            ("nonsense", "15Gi", false),
+        ] {
+            assert_eq!(claim(0, asks, None).is_smaller_than(size), grows, "{asks}");
+        }
+        let mut unknown = claim(0, "1Gi", None);
+        unknown.asks = None;
+        assert!(!unknown.is_smaller_than("2Gi"));
+    }
+
+    #[test]
+    fn the_primary_is_missed_only_among_claims_that_stay() {
+        let (first, second) = (claim(0, "1Gi", None), claim(1, "1Gi", None));
+        let mut going_first = first.clone();
+        going_first.deleting = true;
+        let mut going_second = second.clone();
+        going_second.deleting = true;
+        let missed = |claims: &[Claim]| without_primary(claims).map(|claim| claim.ordinal);
+        assert_eq!(missed(&[]), None);
+        assert_eq!(missed(&[second.clone(), first.clone()]), None);
+        assert_eq!(missed(&[claim(2, "1Gi", None), second.clone()]), Some(1));
+        assert_eq!(missed(&[going_first.clone(), second.clone()]), Some(1));
+        assert_eq!(missed(&[going_first.clone(), going_second.clone()]), None);
+        let gone = |claims: &[Claim], instances| going(claims, instances).map(|c| c.ordinal);
+        assert_eq!(gone(&[first, second], 2), None);
+        assert_eq!(gone(&[going_second.clone(), going_first], 2), Some(0));
+        assert_eq!(gone(&[going_second], 1), None, "no instance uses it");
+    }
+
+    #[test]
+    fn the_smallest_volume_counts_as_far_as_instances_use_it() {
+        let claims = [
+            claim(0, "10Ti", Some("2Gi")),
+            claim(1, "3Gi", None),
+            claim(2, "1Gi", Some("1Gi")),
+        ];
+        assert_eq!(smallest(&claims, 2), Some("2Gi"));
+        assert_eq!(smallest(&claims, 3), Some("1Gi"));
+        assert_eq!(smallest(&claims, 0), None);
+    }
+
+    #[test]
+    fn what_to_do_about_a_claim_follows_from_the_refusal() {
+        let class = "only dynamically provisioned pvc can be resized and the storageclass that \
+                     provisions the pvc must support resize";
+        assert!(cure(class, "1Gi").contains("allowVolumeExpansion"));
+        let quota = cure("exceeded quota: small", "1Gi");
+        assert!(quota.contains("quota") && !quota.contains("allowVolumeExpansion"));
+        for refusal in [class, "exceeded quota: small", "no"] {
+            assert!(cure(refusal, "1Gi").ends_with("set spec.storage.size back to 1Gi"));
         }
     }
 }

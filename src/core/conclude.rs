@@ -16,6 +16,10 @@ pub struct Done<'a> {
     pub cluster: &'a ClusterRecord,
     /// Its StatefulSet; none when it is missing or someone else's.
     pub statefulset: Option<&'a StatefulSetRecord>,
+    /// Whether the volume of the primary has data.
+    pub initialized: bool,
+    /// Size of the smallest volume, if it was looked up.
+    pub volume_size: Option<&'a str>,
     /// Whether a child was changed.
     pub changed: bool,
     /// What keeps a child from being as it should.
@@ -105,11 +109,12 @@ pub fn conclude(done: &Done<'_>) -> Conclusion {
         phase: Some(is.phase()),
         conditions: conditions(
             &is,
-            is_initialized(cluster, done.statefulset),
+            done.initialized,
             &before.conditions,
             cluster.generation,
             done.now,
         ),
+        storage_size: storage_size(done),
         shard: Some(ShardStatus {
             table: done.token.table.to_string(),
             lease: shard_lease_name(done.token.shard),
@@ -128,6 +133,19 @@ pub fn conclude(done: &Done<'_>) -> Conclusion {
         },
         status: (!status.says_the_same_as(before)).then_some(status),
     }
+}
+
+/// The size that the volumes are known to have: below it `spec.storage.size` may not fall.
+fn storage_size(done: &Done<'_>) -> Option<String> {
+    let created = || Some(done.statefulset?.claim.as_ref()?.size.as_str());
+    // The watch has not shown the StatefulSet that was just created.
+    let asked = || {
+        done.changed
+            .then_some(done.cluster.spec.storage.size.as_str())
+    };
+    let known = done.cluster.status.storage_size.as_deref();
+    let size = done.volume_size.or(known).or_else(created).or_else(asked);
+    size.map(str::to_owned)
 }
 
 fn notice(was: &Stage, is: &Stage, wanted: i32) -> Option<Notice> {

@@ -42,6 +42,8 @@ pub struct Memory {
     desired: Option<(Basis, Arc<[DesiredChild]>)>,
     /// Our generation of the cluster, and since when a child claims a newer one.
     newer_since: Option<(i64, u64)>,
+    /// Whether a claim of an instance was being deleted when claims were last looked up.
+    claim_goes: bool,
     /// Objects of which the fence keeps refusing our writes, as last reported. Bounded by the number
     /// of objects that belong to the cluster.
     refused: Vec<Box<str>>,
@@ -95,6 +97,7 @@ impl Memory {
             awaited_since_ms: None,
             desired: None,
             newer_since: None,
+            claim_goes: false,
             refused: Vec::new(),
         }
     }
@@ -271,6 +274,17 @@ impl Memory {
     /// No child says that it was rendered from a newer generation.
     pub const fn awaits_no_newer(&mut self) {
         self.newer_since = None;
+    }
+
+    /// Whether a claim of an instance is being deleted.
+    pub const fn claim_goes(&mut self, goes: bool) {
+        self.claim_goes = goes;
+    }
+
+    /// Whether a claim of an instance was being deleted when claims were last looked up.
+    #[must_use]
+    pub const fn misses_claim(&self) -> bool {
+        self.claim_goes
     }
 
     /// The fence keeps refusing our writes of an object; whether that is new.

@@ -27,6 +27,9 @@ pub struct ClusterRecord {
     pub deleting: bool,
     /// Its finalizers, all of them: the list can only be written whole.
     pub finalizers: Vec<String>,
+    /// Whether the user allows that the primary begins with an empty volume although volumes of its
+    /// replicas exist.
+    pub allows_empty_primary: bool,
     /// Whether it has more finalizers than are kept: then the operator cannot write the list.
     pub has_excess_finalizers: bool,
     /// What is asked for.
@@ -121,6 +124,10 @@ pub struct ChildRecord {
     pub deleting: bool,
     /// Its controller, if it has one.
     pub owner: Option<Owner>,
+    /// Whether it carries what the operator gives to each child: labels, bucket and fingerprint.
+    pub is_marked: bool,
+    /// Whether it says that the volume of the primary has data.
+    pub says_initialized: bool,
     /// The bucket in its label; none when it is malformed.
     pub bucket: Option<Bucket>,
     /// Digest of the fencing token in its annotation; none when there is no token.
@@ -161,6 +168,17 @@ pub fn is_our_group(api_version: &str) -> bool {
     api_version.split('/').next() == Some(names::GROUP)
 }
 
+/// By which labels a StatefulSet selects its Pods. Its claims get the same ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Selector {
+    /// By the operator's own label.
+    #[default]
+    Own,
+    /// By the recommended labels, as an earlier version created it. Argo CD takes claims that carry
+    /// `app.kubernetes.io/instance` for objects of the application of that name.
+    Recommended,
+}
+
 /// The part of a StatefulSet that cannot be changed after creation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimTemplate {
@@ -170,6 +188,11 @@ pub struct ClaimTemplate {
     pub class_name: Option<String>,
     /// Uid of the cluster that claims created from it are labelled with, if they are.
     pub cluster_uid: Option<Box<str>>,
+    /// How the StatefulSet selects its Pods.
+    pub selector: Selector,
+    /// Uid of the cluster that the StatefulSet was created for, as its Pod template has it. It stays
+    /// when another cluster adopts the StatefulSet, so that no Pod restarts for it.
+    pub created_for: Option<Box<str>>,
 }
 
 /// What is kept of a StatefulSet.

@@ -165,7 +165,7 @@ pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
     }
     let has_set = seen
         .statefulset
-        .is_some_and(|set| is_owned_by(&set.child, cluster));
+        .is_some_and(|set| is_ours(&set.child, cluster));
     if !has_set && trouble.as_ref().is_some_and(is_wait_for_former) {
         // Nothing is begun among what a former cluster left.
         apply.clear();
@@ -231,7 +231,7 @@ fn excess_finalizers() -> Why {
 
 fn refused_image(seen: &Seen<'_>) -> Option<Why> {
     let set = seen.statefulset?;
-    if !seen.initialized || !is_owned_by(&set.child, seen.cluster) {
+    if !seen.initialized || !is_ours(&set.child, seen.cluster) {
         return None;
     }
     image::refuse_change(&set.image, &seen.cluster.spec.image)
@@ -242,7 +242,7 @@ fn unwanted(seen: &Seen<'_>) -> Vec<Delete> {
     let is_desired = |child: &ChildRecord| seen.desired.iter().any(|d| d.id == child.id());
     seen.children
         .iter()
-        .filter(|child| is_owned_by(child, seen.cluster) && !child.deleting)
+        .filter(|child| is_ours(child, seen.cluster) && !child.deleting)
         .filter(|child| !is_desired(child))
         .map(|child| Delete::of(child))
         .collect()
@@ -318,7 +318,10 @@ fn difference(seen: &Seen<'_>, desired: &DesiredChild, memory: &mut Memory) -> D
     }
     // Under another bucket, the watch of its shard would not show it.
     let same_bucket = child.bucket == Some(seen.cluster.bucket);
-    let same = same_inside && same_bucket && child.fingerprint == Some(desired.fingerprint);
+    let same = same_inside
+        && same_bucket
+        && child.fingerprint == Some(desired.fingerprint)
+        && is_owned_by(child, seen.cluster);
     if same && !seen.sweep {
         return Difference::Same;
     }
@@ -334,6 +337,20 @@ pub fn is_owned_by(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
         .is_some_and(|owner| owner.uid() == &*cluster.uid)
 }
 
+/// Whether a child was made by the operator and has no controller: its cluster was deleted and left it
+/// (`--cascade=orphan`), it was restored from a backup, or somebody removed its ownerReference. The
+/// cluster that it is named after adopts it.
+#[must_use]
+pub const fn is_orphan(child: &ChildRecord) -> bool {
+    child.owner.is_none() && child.is_marked
+}
+
+/// Whether a child of this cluster's names belongs to it, or is for it to adopt.
+#[must_use]
+pub fn is_ours(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
+    is_owned_by(child, cluster) || is_orphan(child)
+}
+
 /// Whether a child was made from a later generation of the same cluster than the one we see.
 #[must_use]
 pub fn is_made_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
@@ -343,10 +360,10 @@ pub fn is_made_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> bool 
             .is_some_and(|generation| generation > cluster.generation)
 }
 
-/// What is wrong with who owns an object of a child's name; none when it is this cluster.
+/// What is wrong with who owns an object of a child's name; none when it is this cluster, or shall be.
 #[must_use]
 pub fn ownership_trouble(child: &ChildRecord, cluster: &ClusterRecord) -> Option<Trouble> {
-    if is_owned_by(child, cluster) {
+    if is_ours(child, cluster) {
         return None;
     }
     let id = child.id();

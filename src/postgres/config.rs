@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{metadata, statefulset_name};
+use crate::api::names;
 use crate::core::observed::ClusterRecord;
 
 /// Runs before PostgreSQL in each Pod.
@@ -17,10 +18,14 @@ pub(super) const READY: &str = "ready.sh";
 const INITIALIZED: &str = "initialized";
 
 pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
+    let mut metadata = metadata(cluster, &statefulset_name(&cluster.key.name));
+    if initialized {
+        metadata["annotations"] = json!({names::INITIALIZED_ANNOTATION: "true"});
+    }
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": metadata(cluster, &statefulset_name(&cluster.key.name)),
+        "metadata": metadata,
         "data": {
             PREPARE: include_str!("scripts/prepare.sh"),
             INITDB: include_str!("scripts/initdb.sh"),

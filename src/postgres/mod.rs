@@ -20,13 +20,15 @@ use crate::core::object::ObjectKey;
 use crate::core::observed::{ClaimTemplate, ClusterRecord};
 use crate::core::token::FencingToken;
 
-pub use labels::selector_text;
+pub use labels::{claim_selectors, selector_text};
 pub use secret::{Password, RANDOM_BYTES, secret, secret_id, secret_name};
 
 /// Port of PostgreSQL.
 const PORT: u16 = 5432;
 /// Name of the container that runs PostgreSQL.
-const CONTAINER: &str = "postgres";
+pub const CONTAINER: &str = "postgres";
+/// Environment variable of Pods: uid of the cluster that their StatefulSet was created for.
+pub const CLUSTER_UID: &str = "CLUSTER_UID";
 
 /// Name of the StatefulSet of a cluster, and of its headless Service.
 #[must_use]
@@ -107,13 +109,33 @@ impl Source<'_> {
             .iter()
             .find(|how| how.kind == child.id.kind && (how.name)(cluster) == *child.id.name)?;
         let mut manifest = (how.render)(self)?;
-        manifest["metadata"]["annotations"] = json!({
-            names::FINGERPRINT_ANNOTATION: child.fingerprint.to_string(),
-            names::GENERATION_ANNOTATION: self.cluster.generation.to_string(),
-            names::FENCING_TOKEN_ANNOTATION: token.for_cluster(&self.cluster.uid),
-        });
+        let annotations = [
+            (names::FINGERPRINT_ANNOTATION, child.fingerprint.to_string()),
+            (
+                names::GENERATION_ANNOTATION,
+                self.cluster.generation.to_string(),
+            ),
+            (
+                names::FENCING_TOKEN_ANNOTATION,
+                token.for_cluster(&self.cluster.uid),
+            ),
+        ];
+        for (name, value) in annotations {
+            manifest["metadata"]["annotations"][name] = json!(value);
+        }
         Some(manifest)
     }
+}
+
+/// The name of the cluster that a child is named after; none when no child has such a name.
+#[must_use]
+pub fn cluster_name(child: &ChildId) -> Option<&str> {
+    let suffixes = ["-db", "-rw", "-r"];
+    let name = suffixes
+        .iter()
+        .find_map(|suffix| child.name.strip_suffix(suffix))?;
+    let is_child = |how: &Renderer| how.kind == child.kind && (how.name)(name) == *child.name;
+    RENDERERS.iter().any(is_child).then_some(name)
 }
 
 /// Children that a cluster may have had and that [`Source::children`] need not name.
@@ -200,15 +222,21 @@ fn metadata(cluster: &ClusterRecord, name: &str) -> Value {
         "name": name,
         "namespace": *cluster.key.namespace,
         "labels": labels::all(cluster),
-        "ownerReferences": [{
-            "apiVersion": names::API_VERSION,
-            "kind": names::KIND,
-            "name": *cluster.key.name,
-            "uid": *cluster.uid,
-            "controller": true,
-            "blockOwnerDeletion": true,
-        }],
+        "ownerReferences": owner_references(cluster),
     })
+}
+
+/// What makes a cluster the controller of a child.
+#[must_use]
+pub fn owner_references(cluster: &ClusterRecord) -> Value {
+    json!([{
+        "apiVersion": names::API_VERSION,
+        "kind": names::KIND,
+        "name": *cluster.key.name,
+        "uid": *cluster.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    }])
 }
 
 fn sample() -> ClusterRecord {
@@ -220,6 +248,7 @@ fn sample() -> ClusterRecord {
         resource_version: String::new(),
         deleting: false,
         finalizers: Vec::new(),
+        allows_empty_primary: false,
         has_excess_finalizers: false,
         spec: crate::api::DatabaseClusterSpec {
             replicas: 1,

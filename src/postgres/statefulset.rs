@@ -1,11 +1,15 @@
 //! The StatefulSet `{name}-db`, which runs the instances.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
-use super::{CONTAINER, PORT, config, labels, metadata, secret, secret_name, statefulset_name};
+use super::{
+    CLUSTER_UID, CONTAINER, PORT, config, labels, metadata, secret, secret_name, statefulset_name,
+};
 use crate::api::names;
-use crate::core::claims::DATA_VOLUME;
-use crate::core::observed::{ClaimTemplate, ClusterRecord};
+use crate::core::claims::{self, DATA_VOLUME};
+use crate::core::observed::{ClaimTemplate, ClusterRecord, Selector};
 
 /// User and group of the instances: those of the Debian images. The Alpine ones have no user of that
 /// number and know how to do without.
@@ -18,6 +22,9 @@ const STARTUP_FAILURES_MAX: u32 = 360;
 /// Every field is always rendered: the digest of the fields that we own depends on it.
 pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
     let name = statefulset_name(&cluster.key.name);
+    let selector = claim.map_or_else(Selector::default, |claim| claim.selector);
+    let created_for = claim.and_then(|claim| claim.created_for.as_deref());
+    let created_for = created_for.unwrap_or(&cluster.uid);
     json!({
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -30,17 +37,17 @@ pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> 
             // Claims outlive a StatefulSet that was deleted by hand. Those of a cluster that is
             // deleted with `retain: Delete` are deleted by the operator.
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
-            "selector": {"matchLabels": labels::selector(cluster)},
+            "selector": {"matchLabels": labels::statefulset_selector(cluster, selector)},
             "template": {
-                "metadata": {"labels": labels::all(cluster)},
-                "spec": pod(cluster),
+                "metadata": {"labels": labels::pods(cluster, created_for, selector)},
+                "spec": pod(cluster, created_for),
             },
             "volumeClaimTemplates": [claim_template(cluster, claim)],
         },
     })
 }
 
-fn pod(cluster: &ClusterRecord) -> Value {
+fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {
     let name = statefulset_name(&cluster.key.name);
     json!({
         "automountServiceAccountToken": false,
@@ -54,8 +61,8 @@ fn pod(cluster: &ClusterRecord) -> Value {
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "initContainers": [prepare(cluster)],
-        "containers": [container(cluster)],
+        "initContainers": [prepare(cluster, created_for)],
+        "containers": [container(cluster, created_for)],
         "volumes": [
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
@@ -92,12 +99,12 @@ fn secret_keys(cluster: &ClusterRecord, keys: &[&str], optional: bool) -> Value 
 }
 
 /// Makes the volume fit before PostgreSQL starts, or says why it must not.
-fn prepare(cluster: &ClusterRecord) -> Value {
+fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
     json!({
         "name": "prepare",
         "image": cluster.spec.image,
         "command": ["sh", format!("/scripts/{}", config::PREPARE)],
-        "env": environment(cluster),
+        "env": environment(cluster, created_for),
         "resources": resources(cluster),
         "securityContext": security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -105,14 +112,14 @@ fn prepare(cluster: &ClusterRecord) -> Value {
     })
 }
 
-fn container(cluster: &ClusterRecord) -> Value {
+fn container(cluster: &ClusterRecord, created_for: &str) -> Value {
     let mut mounts = mounts();
     if let Some(mounts) = mounts.as_array_mut() {
         mounts.push(json!({
             "name": "initdb", "mountPath": "/docker-entrypoint-initdb.d", "readOnly": true,
         }));
     }
-    let mut environment = environment(cluster);
+    let mut environment = environment(cluster, created_for);
     if let Some(environment) = environment.as_array_mut() {
         environment.push(json!({
             "name": "POSTGRES_INITDB_ARGS",
@@ -136,14 +143,14 @@ fn container(cluster: &ClusterRecord) -> Value {
     })
 }
 
-fn environment(cluster: &ClusterRecord) -> Value {
+fn environment(cluster: &ClusterRecord, created_for: &str) -> Value {
     let name = statefulset_name(&cluster.key.name);
     json!([
         {"name": "PGDATA", "value": "/pgdata/data"},
         {"name": "PGPASSFILE", "value": "/var/run/postgresql/pgpass"},
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "PRIMARY_HOST", "value": format!("{name}-0.{name}")},
-        {"name": "CLUSTER_UID", "value": *cluster.uid},
+        {"name": CLUSTER_UID, "value": created_for},
         {"name": "SECRET_DIR", "value": "/secret"},
         {"name": "SECRET_NAME", "value": secret_name(&cluster.key.name)},
     ])
@@ -184,13 +191,26 @@ fn probe(command: &Value, period_seconds: u32, failures_max: u32) -> Value {
 
 fn claim_template(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
     let storage = &cluster.spec.storage;
-    let (size, class_name, uid) = match claim {
-        Some(claim) => (&claim.size, &claim.class_name, claim.cluster_uid.as_deref()),
-        None => (&storage.size, &storage.class_name, Some(&*cluster.uid)),
+    let (size, class_name, uid, selector) = match claim {
+        Some(claim) => (
+            &claim.size,
+            &claim.class_name,
+            claim.cluster_uid.as_deref(),
+            claim.selector,
+        ),
+        None => (
+            &storage.size,
+            &storage.class_name,
+            Some(&*cluster.uid),
+            Selector::default(),
+        ),
     };
     let mut metadata = json!({"name": DATA_VOLUME});
     if let Some(uid) = uid {
         metadata["labels"] = json!({names::CLUSTER_UID_LABEL: uid});
+    }
+    if selector == Selector::Own {
+        metadata["annotations"] = json!(BTreeMap::from(claims::HANDS_OFF));
     }
     let mut spec = json!({
         "accessModes": ["ReadWriteOnce"],

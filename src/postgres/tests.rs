@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use super::*;
+use crate::core::observed::Selector;
 
 fn cluster() -> ClusterRecord {
     let mut cluster = sample();
@@ -393,6 +394,8 @@ fn claims_stay_as_they_were_created_whatever_the_spec_asks_for_now() {
         size: "1Gi".to_owned(),
         class_name: None,
         cluster_uid: None,
+        selector: Selector::Own,
+        created_for: None,
     };
     let after = statefulset(&cluster, Some(&claim));
     let manifest = statefulset_manifest(&cluster, Some(&claim));
@@ -411,7 +414,10 @@ fn the_label_of_claims_is_rendered_as_the_template_has_it_and_is_no_drift() {
     assert_eq!(labels, json!({names::CLUSTER_UID_LABEL: *cluster.uid}));
     for former in [None, Some("former")] {
         let mut live = created.clone();
-        live["spec"]["volumeClaimTemplates"][0]["metadata"] = json!({"name": "data", "labels": former.map(|uid| json!({names::CLUSTER_UID_LABEL: uid}))});
+        live["spec"]["volumeClaimTemplates"][0]["metadata"] = json!({
+            "name": "data", "labels": former.map(|uid| json!({names::CLUSTER_UID_LABEL: uid})),
+            "annotations": template(&created)["metadata"]["annotations"],
+        });
         live["metadata"]["uid"] = json!("u");
         live["metadata"]["resourceVersion"] = json!("2");
         let object: StatefulSet = serde_json::from_value(live.clone()).unwrap();
@@ -460,11 +466,127 @@ fn the_selector_as_text_selects_the_pods() {
     let set = statefulset_manifest(&cluster(), None);
     let labels = set.pointer("/spec/template/metadata/labels").unwrap();
     let matched = set.pointer("/spec/selector/matchLabels").unwrap();
-    let text = selector_text("orders");
-    assert_eq!(text.split(',').count(), matched.as_object().unwrap().len());
-    for pair in text.split(',') {
+    for pair in selector_text("orders").split(',') {
         let (name, value) = pair.split_once('=').unwrap();
         assert_eq!(labels[name], value);
-        assert_eq!(matched[name], value);
+    }
+    for (name, value) in matched.as_object().unwrap() {
+        assert_eq!(labels[name], *value);
+    }
+}
+
+/// Both rendered, and how it is seen when it is live.
+fn seen(manifest: &Value) -> crate::core::observed::StatefulSetRecord {
+    let mut live = manifest.clone();
+    live["metadata"]["uid"] = json!("u");
+    live["metadata"]["resourceVersion"] = json!("2");
+    let live: StatefulSet = serde_json::from_value(live).unwrap();
+    crate::watch::observe::statefulset(&live, None).unwrap()
+}
+
+#[test]
+fn claims_of_a_new_statefulset_carry_no_label_by_which_argo_cd_knows_its_objects() {
+    let set = statefulset_manifest(&cluster(), None);
+    let template = &set["spec"]["volumeClaimTemplates"][0]["metadata"];
+    let annotations = &template["annotations"];
+    let options = &annotations["argocd.argoproj.io/sync-options"];
+    assert_eq!(options, "Prune=false,Delete=false");
+    // The controller copies both to the claims.
+    for labels in [&template["labels"], &set["spec"]["selector"]["matchLabels"]] {
+        let names = labels.as_object().unwrap().keys();
+        let theirs: Vec<_> = names
+            .filter(|name| !name.starts_with("database.io/"))
+            .collect();
+        assert_eq!(theirs, [""; 0]);
+    }
+}
+
+/// Its selector cannot be changed, and its Pods must not restart.
+#[test]
+fn a_statefulset_of_an_earlier_version_is_rendered_as_it_is_and_services_select_its_pods() {
+    let cluster = cluster();
+    let claim = ClaimTemplate {
+        size: "1Gi".to_owned(),
+        class_name: Some("fast".to_owned()),
+        cluster_uid: None,
+        selector: Selector::Recommended,
+        created_for: None,
+    };
+    let old = statefulset_manifest(&cluster, Some(&claim));
+    let selector = &old["spec"]["selector"]["matchLabels"];
+    assert_eq!(selector["app.kubernetes.io/instance"], "orders");
+    assert_eq!(selector.as_object().unwrap().len(), 3);
+    let template = old.pointer("/spec/volumeClaimTemplates/0/metadata");
+    assert_eq!(*template.unwrap(), json!({"name": "data"}));
+    let of_old = old.pointer("/spec/template/metadata/labels").unwrap();
+    assert!(of_old.get(names::CLUSTER_LABEL).is_none());
+    let new = statefulset_manifest(&cluster, None);
+    let of_new = new.pointer("/spec/template/metadata/labels").unwrap();
+    assert_eq!(
+        old["spec"]["template"]["spec"],
+        new["spec"]["template"]["spec"]
+    );
+    let service = service::read(&cluster);
+    for (name, value) in service["spec"]["selector"].as_object().unwrap() {
+        assert_eq!((&of_old[name], &of_new[name]), (value, value));
+    }
+    let record = seen(&old);
+    let known = record.claim.as_ref().unwrap();
+    assert_eq!(known.selector, Selector::Recommended);
+    let desired = statefulset(&cluster, Some(known));
+    assert_eq!(record.spec_digest, desired.spec_digest);
+    assert_eq!(record.child.fingerprint, Some(desired.fingerprint));
+}
+
+#[test]
+fn the_pods_of_an_adopted_statefulset_do_not_change() {
+    let former = cluster();
+    let mut heir = cluster();
+    heir.uid = "another".into();
+    heir.bucket = crate::core::hash::Bucket::of("another");
+    assert_ne!(heir.bucket, former.bucket);
+    for selector in [Selector::Own, Selector::Recommended] {
+        let created = ClaimTemplate {
+            size: "1Gi".to_owned(),
+            class_name: None,
+            cluster_uid: None,
+            selector,
+            created_for: None,
+        };
+        let set = statefulset_manifest(&former, Some(&created));
+        let record = seen(&set);
+        let adopted = statefulset_manifest(&heir, record.claim.as_ref());
+        assert_eq!(adopted["spec"], set["spec"], "{selector:?}");
+        assert_eq!(adopted["metadata"]["ownerReferences"][0]["uid"], "another");
+        let desired = statefulset(&heir, record.claim.as_ref());
+        assert_eq!(record.spec_digest, desired.spec_digest);
+    }
+}
+
+#[test]
+fn each_child_is_named_after_its_cluster_and_nothing_else_is() {
+    let cluster = cluster();
+    let mut children: Vec<ChildId> = Vec::new();
+    children.extend(
+        source(&cluster, None)
+            .children()
+            .into_iter()
+            .map(|child| child.id),
+    );
+    assert_eq!(children.len(), 6);
+    for child in &children {
+        assert_eq!(cluster_name(child), Some("orders"), "{child}");
+    }
+    for (kind, name) in [
+        (ChildKind::ConfigMap, "orders-rw"),
+        (ChildKind::Service, "orders"),
+        (ChildKind::Service, "orders-db-x"),
+        (ChildKind::Secret, "orders-app"),
+    ] {
+        let id = ChildId {
+            kind,
+            name: name.into(),
+        };
+        assert_eq!(cluster_name(&id), None, "{id}");
     }
 }

@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
-use crate::core::child::{ChildKind, DesiredChild};
+use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::lifecycle::{Trouble, Why, reason};
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure};
-use crate::core::plan::{Apply, Delete, Precondition, SecretStep, ownership_trouble, worse};
+use crate::core::plan::{
+    Apply, Delete, Precondition, SecretStep, is_orphan, ownership_trouble, worse,
+};
 use crate::fleet::tenure::boottime_ms;
+use crate::postgres;
 use crate::watch::observe;
 
 /// What was planned for a cluster that lives.
@@ -33,6 +38,8 @@ pub(super) struct Applied {
     pub(super) failure: Option<Failure>,
     /// Whether a child is there that the watch has not shown: nothing can be said until it does.
     pub(super) out_of_sight: bool,
+    /// Size of the smallest volume, if it was looked up.
+    pub(super) volume_size: Option<String>,
 }
 
 impl Applied {
@@ -122,6 +129,9 @@ impl Run<'_> {
         applied: &mut Applied,
     ) -> Result<(), Refused> {
         let is_blocked = applied.trouble.is_some();
+        if owned.is_none() && steps.children.iter().any(|child| is_orphan(child)) {
+            self.may_adopt().await?;
+        }
         let mut secret = Some(steps.secret);
         for step in steps.apply {
             let Some(child) = steps.desired.get(step.index) else {
@@ -133,11 +143,16 @@ impl Run<'_> {
             {
                 self.settle_secret(step).await?;
             }
-            if child.id.kind == ChildKind::StatefulSet && step.precondition == Precondition::Absent
-            {
-                self.take_over_claims().await?;
-            }
-            let done = self.apply_one(child, &step.precondition, owned).await;
+            let is_new_set = child.id.kind == ChildKind::StatefulSet
+                && step.precondition == Precondition::Absent;
+            let over_claims = match is_new_set {
+                true => self.template_over_claims().await?,
+                false => None,
+            };
+            let known = owned.and_then(|set| set.claim.as_ref());
+            let source = self.source(owned, over_claims.as_ref().or(known));
+            let manifest = source.manifest(child, self.tenure.token());
+            let done = self.apply_one(child, manifest, step, owned).await;
             applied.changed |= applied.pass_over(done)?;
         }
         if let Some(step) = secret {
@@ -170,12 +185,13 @@ impl Run<'_> {
     async fn apply_one(
         &mut self,
         child: &DesiredChild,
-        precondition: &Precondition,
+        manifest: Option<Value>,
+        step: &Apply,
         owned: Option<&StatefulSetRecord>,
     ) -> Result<bool, Refused> {
         let namespace = &self.cluster.key.namespace;
         let writer = &self.reconciler.writer;
-        let manifest = self.source(owned).manifest(child, self.tenure.token());
+        let precondition = &step.precondition;
         let manifest = manifest.ok_or_else(|| {
             Refused::Failure(Failure::Failed {
                 cause: Cause::Other,
@@ -204,8 +220,8 @@ impl Run<'_> {
     }
 
     /// Deals with a child that exists although the watch does not show it. If it is ours, the watch
-    /// lags behind, or someone took its bucket label away: then it gets that back, and the watch
-    /// will show it.
+    /// lags behind, or someone took its bucket label away, or it has the bucket of a former cluster,
+    /// which left it: then it gets ours, and the watch will show it.
     async fn bring_into_sight(&mut self, child: &DesiredChild) -> Result<bool, Refused> {
         let writer = &self.reconciler.writer;
         let namespace = &self.cluster.key.namespace;
@@ -230,15 +246,39 @@ impl Run<'_> {
         if let Some(trouble) = trouble {
             return Err(Refused::Trouble(trouble));
         }
-        let relabelled = writer
-            .relabel_child(self.tenure, self.cluster, &record)
+        if is_orphan(&record) && record.kind != ChildKind::StatefulSet {
+            self.may_adopt().await?;
+        }
+        let marked = writer
+            .mark_child(self.tenure, self.cluster, &record, None)
             .await;
         let target = Target::Child(&self.cluster.key, &child.id);
-        let version = relabelled.map_err(|refusal| self.refused(&target, refusal))?;
+        let version = marked.map_err(|refusal| self.refused(&target, refusal))?;
         self.wrote = true;
         self.reconciler.with_memory(self.cluster, |memory| {
             memory.wrote_child(&child.id, version, None, boottime_ms());
         });
         Err(Refused::OutOfSight)
+    }
+
+    /// Orphans go with the StatefulSet of their name: beside one of somebody else, its Services must not
+    /// become this cluster's and be deleted with it.
+    async fn may_adopt(&self) -> Result<(), Refused> {
+        let found = self.read_statefulset().await?;
+        let trouble = found.and_then(|record| ownership_trouble(&record, self.cluster));
+        trouble.map_or(Ok(()), |trouble| Err(Refused::Trouble(trouble)))
+    }
+
+    /// The StatefulSet of the cluster's name, whether or not the watch shows it.
+    pub(super) async fn read_statefulset(&self) -> Result<Option<ChildRecord>, Refused> {
+        let key = &self.cluster.key;
+        let id = ChildId {
+            kind: ChildKind::StatefulSet,
+            name: postgres::statefulset_name(&key.name).into(),
+        };
+        let writer = &self.reconciler.writer;
+        let found = writer.child_metadata(&key.namespace, &id).await;
+        let found = found.map_err(|refusal| Refused::by(refusal, &format!("reading {id}")))?;
+        Ok(found.and_then(|meta| observe::child(id.kind, &meta)))
     }
 }

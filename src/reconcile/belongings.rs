@@ -1,21 +1,25 @@
 //! What belongs to a StatefulSet and the operator touches on rare occasions: claims and Pods.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, Preconditions};
-use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
 
 use super::failure::{Refusal, judge};
 use super::writer::{Writer, merge_params};
 use crate::api::names;
+use crate::core::claims;
 use crate::core::observed::ClusterRecord;
 use crate::fleet::tenure::Tenure;
 use crate::postgres;
 
 /// Most claims of one cluster that are looked at: more than instances can leave behind.
 const CLAIMS_MAX: u32 = 500;
+
+type Quantities = BTreeMap<String, Quantity>;
 
 /// A kind of object that belongs to a StatefulSet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +48,35 @@ impl Found {
     }
 }
 
-/// The uid of the cluster that a claim is labelled with.
-pub(super) fn cluster_uid(
-    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-) -> Option<&str> {
-    let label = meta.labels.as_ref()?.get(names::CLUSTER_UID_LABEL);
-    label.map(String::as_str)
+/// A claim, if it has the name of one of this cluster's.
+fn claim_of(
+    cluster: &ClusterRecord,
+    object: &PersistentVolumeClaim,
+) -> Option<(Found, claims::Claim)> {
+    let found = Found::of(&object.metadata)?;
+    let set = postgres::statefulset_name(&cluster.key.name);
+    let ordinal = claims::ordinal(&found.name, &set)?;
+    let label = |name: &str| object.metadata.labels.as_ref()?.get(name);
+    let annotations = object.metadata.annotations.as_ref();
+    let has = |(name, value): &(&str, &str)| {
+        annotations.is_some_and(|all| all.get(*name).is_some_and(|known| known == value))
+    };
+    let (spec, status) = (object.spec.as_ref(), object.status.as_ref());
+    let size = |sizes: Option<&Quantities>| Some(sizes?.get("storage")?.0.clone());
+    let requests = spec.and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
+    let claim = claims::Claim {
+        name: found.name.clone(),
+        ordinal,
+        cluster_uid: label(names::CLUSTER_UID_LABEL).cloned(),
+        is_marked: label(names::CLUSTER_LABEL).is_some_and(|name| **name == *cluster.key.name)
+            && claims::HANDS_OFF.iter().all(has),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        is_bound: status.and_then(|status| status.phase.as_deref()) == Some("Bound"),
+        volume: spec.and_then(|spec| spec.volume_name.clone()),
+        asks: size(requests),
+        has: size(status.and_then(|status| status.capacity.as_ref())),
+    };
+    Some((found, claim))
 }
 
 impl Belonging {
@@ -72,37 +99,48 @@ impl Belonging {
 }
 
 impl Writer {
-    /// The claims of a cluster, also those of former instances: metadata only.
+    /// The claims of a cluster, also those of former instances; with `all` also those that do not carry
+    /// the operator's own label yet.
     pub(super) async fn claims(
         &self,
         cluster: &ClusterRecord,
-    ) -> Result<Vec<PartialObjectMeta<DynamicObject>>, Refusal> {
-        let api = self.belongings(&cluster.key.namespace, Belonging::Claim);
-        let params = ListParams::default()
-            .labels(&postgres::selector_text(&cluster.key.name))
-            .limit(CLAIMS_MAX);
-        match api.list_metadata(&params).await {
-            Ok(list) => Ok(list.items),
-            Err(error) => Err(judge(&error)),
+        all: bool,
+    ) -> Result<Vec<(Found, claims::Claim)>, Refusal> {
+        let mut found = Vec::new();
+        let selectors = postgres::claim_selectors(&cluster.key.name);
+        for selector in selectors.iter().take(if all { 2 } else { 1 }) {
+            let params = ListParams::default().labels(selector).limit(CLAIMS_MAX);
+            found.extend(self.list_claims(cluster, &params).await?);
         }
+        Ok(found)
     }
 
-    /// A claim by its name, whatever its labels: metadata only.
+    /// A claim by its name, whatever its labels.
     pub(super) async fn claim(
         &self,
         cluster: &ClusterRecord,
         name: &str,
-    ) -> Result<Option<PartialObjectMeta<DynamicObject>>, Refusal> {
-        let api = self.belongings(&cluster.key.namespace, Belonging::Claim);
+    ) -> Result<Option<(Found, claims::Claim)>, Refusal> {
         // A list, as the operator has no right to get claims.
         let params = ListParams::default().fields(&format!("metadata.name={name}"));
-        match api.list_metadata(&params).await {
-            Ok(list) => Ok(list.items.into_iter().next()),
-            Err(error) => Err(judge(&error)),
-        }
+        Ok(self.list_claims(cluster, &params).await?.pop())
     }
 
-    /// Labels a claim as this cluster's, and asks for at least this size, if one is given.
+    async fn list_claims(
+        &self,
+        cluster: &ClusterRecord,
+        params: &ListParams,
+    ) -> Result<Vec<(Found, claims::Claim)>, Refusal> {
+        let api: Api<PersistentVolumeClaim> =
+            Api::namespaced(self.client(), &cluster.key.namespace);
+        let list = api.list(params).await.map_err(|error| judge(&error))?;
+        let claims = list.items.iter();
+        Ok(claims
+            .filter_map(|claim| claim_of(cluster, claim))
+            .collect())
+    }
+
+    /// Labels a claim as this cluster's, and asks for this size, if one is given.
     pub(super) async fn update_claim(
         &self,
         tenure: &Tenure,
@@ -114,6 +152,12 @@ impl Writer {
         metadata["uid"] = json!(claim.uid);
         metadata["resourceVersion"] = json!(claim.resource_version);
         metadata["labels"][names::CLUSTER_UID_LABEL] = json!(*cluster.uid);
+        metadata["labels"][names::CLUSTER_LABEL] = json!(*cluster.key.name);
+        // By this one Argo CD takes the claim for an object of the application of that name.
+        metadata["labels"][names::INSTANCE_LABEL] = Value::Null;
+        for (name, value) in claims::HANDS_OFF {
+            metadata["annotations"][name] = json!(value);
+        }
         let mut patch = json!({ "metadata": metadata });
         if let Some(size) = size {
             patch["spec"] = json!({"resources": {"requests": {"storage": size}}});

@@ -16,7 +16,8 @@ const NOTE_LENGTH_MAX: usize = 1000;
 /// Publishes events, one reporter for all.
 #[derive(Clone)]
 pub(super) struct Events {
-    recorder: Recorder,
+    client: Client,
+    reporter: Reporter,
     writer: Writer,
 }
 
@@ -27,7 +28,8 @@ impl Events {
             instance: Some(identity.to_owned()),
         };
         Self {
-            recorder: Recorder::new(client, reporter),
+            client,
+            reporter,
             writer,
         }
     }
@@ -59,7 +61,10 @@ impl Events {
             uid: Some(cluster.uid.to_string()),
             ..ObjectReference::default()
         };
-        let request = self.recorder.publish(&event, &regarding);
+        // A recorder that is used again counts an event with the same reason, whatever its note says, and
+        // the new note is lost (kube-runtime 4, `EventKey`).
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        let request = recorder.publish(&event, &regarding);
         match self.writer.send(tenure, request).await {
             Ok(()) => true,
             Err(refusal) => {

@@ -57,6 +57,18 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
+/// Whether an object is in a list, as far as the label decides that tells new claims from older ones.
+fn is_selected(query: &str, object: &Value) -> bool {
+    let label = &object["metadata"]["labels"]["database.io/cluster"];
+    let without = query.contains("%21database.io%2Fcluster");
+    let with = !without && query.contains("database.io%2Fcluster%3D");
+    match (with, without) {
+        (true, _) => label.is_string(),
+        (_, true) => label.is_null(),
+        _ => true,
+    }
+}
+
 /// The uid of the cluster for which a token counts on an object.
 fn cluster_of<'a>(path: &str, object: &'a Value) -> &'a str {
     let meta = &object["metadata"];
@@ -264,6 +276,7 @@ impl State {
                         name.is_none_or(|name| known.ends_with(&format!("/{name}")))
                     })
                     .filter(|(known, _)| name.is_some() || !self.unlisted.contains(known))
+                    .filter(|(_, object)| is_selected(query, object))
                     .map(|(_, object)| object.clone())
                     .collect();
                 (

@@ -1,13 +1,11 @@
 //! The end of a cluster: its StatefulSet goes, then its claims if that was asked for, then it.
 
 use super::apply::{Applied, Refused};
-use super::belongings::{Belonging, Found, cluster_uid};
+use super::belongings::Belonging;
 use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
 use crate::api::{ConditionStatus, ConditionType, Retain, names};
-use crate::core::child::{ChildId, ChildKind};
-use crate::core::claims;
 use crate::core::conclude::Notice;
 use crate::core::hash::fnv1a64;
 use crate::core::lifecycle::reason;
@@ -15,7 +13,6 @@ use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::outcome::{Failure, Next, Outcome};
 use crate::core::plan::{Delete, is_owned_by};
 use crate::postgres;
-use crate::watch::observe;
 
 impl Run<'_> {
     /// Says that the cluster is terminating, then deletes its StatefulSet, then waits for that.
@@ -81,13 +78,13 @@ impl Run<'_> {
         let writer = &self.reconciler.writer;
         let mut version = delete.resource_version.clone();
         let token = self.tenure.token().for_cluster(&self.cluster.uid);
-        let is_marked = child.token == Some(fnv1a64(token.as_bytes()))
+        let is_marked = child.owner.is_some()
+            && child.token == Some(fnv1a64(token.as_bytes()))
             && child.bucket == Some(self.cluster.bucket);
         if !is_marked {
-            let marked = writer
-                .set_child_token(self.tenure, self.cluster, &delete.id, &version)
+            version = writer
+                .mark_child(self.tenure, self.cluster, child, Some(&version))
                 .await?;
-            version = marked.unwrap_or(version);
         }
         let namespace = &self.cluster.key.namespace;
         writer
@@ -100,15 +97,10 @@ impl Run<'_> {
         let mut applied = Applied::default();
         if !cluster.orphans_children() {
             match self.bring_statefulset_into_sight().await {
-                Ok(()) => {}
+                Ok(other) => self.end_claims(other, &mut applied).await?,
                 Err(Refused::OutOfSight) => return Ok(self.outcome(Next::Waiting)),
                 Err(refused) => applied.note(refused),
             }
-        }
-        let may_act = applied.failure.is_none();
-        if may_act && cluster.spec.storage.retain == Retain::Delete && !cluster.orphans_children() {
-            let deleted = self.delete_claims(&mut applied).await;
-            deleted.map_err(|refusal| refusal.into_failure("deleting the claims"))?;
         }
         if applied.failure.is_none() {
             let others: Vec<&str> = cluster
@@ -132,26 +124,43 @@ impl Run<'_> {
     }
 
     /// The StatefulSet is gone, or somebody took its bucket label away, so that the watch does not show
-    /// it: then it gets that back, and is deleted when the watch shows it.
-    async fn bring_statefulset_into_sight(&mut self) -> Result<(), Refused> {
-        let (cluster, reconciler) = (self.cluster, self.reconciler);
-        let id = ChildId {
-            kind: ChildKind::StatefulSet,
-            name: postgres::statefulset_name(&cluster.key.name).into(),
+    /// it: then it gets that back, and is deleted when the watch shows it. Whether there is one of its
+    /// name that is not this cluster's.
+    async fn bring_statefulset_into_sight(&mut self) -> Result<bool, Refused> {
+        let cluster = self.cluster;
+        let record = match self.read_statefulset().await? {
+            None => return Ok(false),
+            Some(record) if !is_owned_by(&record, cluster) => return Ok(true),
+            Some(record) => record,
         };
-        let writer = &reconciler.writer;
-        let found = writer.child_metadata(&cluster.key.namespace, &id).await;
-        let found = found.map_err(|refusal| Refused::by(refusal, &format!("reading {id}")))?;
-        let record = found.and_then(|meta| observe::child(id.kind, &meta));
-        let Some(record) = record.filter(|record| is_owned_by(record, cluster)) else {
-            return Ok(());
-        };
-        let relabelled = writer.relabel_child(self.tenure, cluster, &record).await;
-        match relabelled {
+        let id = record.id();
+        let writer = &self.reconciler.writer;
+        let marked = writer.mark_child(self.tenure, cluster, &record, None).await;
+        match marked {
             Ok(_) => self.wrote = true,
             Err(refusal) => return Err(self.refused(&Target::Child(&cluster.key, &id), refusal)),
         }
         Err(Refused::OutOfSight)
+    }
+
+    /// Deletes the claims if that is asked for, unless Pods of another StatefulSet may use them.
+    async fn end_claims(&mut self, other: bool, applied: &mut Applied) -> Result<(), Failure> {
+        let cluster = self.cluster;
+        if cluster.spec.storage.retain != Retain::Delete {
+            return Ok(());
+        }
+        if other {
+            let notice = Notice::Error(format!(
+                "all claims stay: StatefulSet {} is not this DatabaseCluster's, and its Pods may \
+                 use them",
+                postgres::statefulset_name(&cluster.key.name)
+            ));
+            let events = &self.reconciler.events;
+            self.wrote |= events.publish(self.tenure, cluster, &notice).await;
+            return Ok(());
+        }
+        let deleted = self.delete_claims(applied).await;
+        deleted.map_err(|refusal| refusal.into_failure("deleting the claims"))
     }
 
     /// Deletes every claim that is labelled as this cluster's. No Pod uses them any more. One of its
@@ -159,19 +168,12 @@ impl Run<'_> {
     /// that nobody asked to delete.
     async fn delete_claims(&mut self, applied: &mut Applied) -> Result<(), Refusal> {
         let cluster = self.cluster;
-        let set = postgres::statefulset_name(&cluster.key.name);
         let mut left = Vec::new();
-        for claim in self.reconciler.writer.claims(cluster).await? {
-            let meta = &claim.metadata;
-            let is_going = meta.deletion_timestamp.is_some();
-            let Some(found) = Found::of(meta).filter(|found| claims::belongs_to(&found.name, &set))
-            else {
-                continue;
-            };
-            if is_going {
+        for (found, claim) in self.reconciler.writer.claims(cluster, true).await? {
+            if claim.deleting {
                 continue;
             }
-            if cluster_uid(meta) != Some(&*cluster.uid) {
+            if claim.cluster_uid.as_deref() != Some(&*cluster.uid) {
                 left.push(found.name);
                 continue;
             }

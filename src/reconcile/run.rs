@@ -15,9 +15,9 @@ use crate::core::conclude::{Conclusion, Done, conclude, is_initialized, workload
 use crate::core::lifecycle::{Stage, Trouble, Why, Workload, progressing_since, reason};
 use crate::core::memory::{Basis, Memory};
 use crate::core::object::ObjectKey;
-use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
+use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
-use crate::core::plan::{self, Plan, SecretStep, Seen, is_owned_by};
+use crate::core::plan::{self, Plan, SecretStep, Seen, is_ours};
 use crate::fleet::tenure::{Tenure, boottime_ms};
 use crate::pool::Backlog;
 use crate::postgres::{self, Source};
@@ -82,8 +82,8 @@ impl<'a> Run<'a> {
         let statefulset = self.statefulset();
         let owned = statefulset
             .as_deref()
-            .filter(|set| is_owned_by(&set.child, cluster));
-        let source = self.source(owned);
+            .filter(|set| is_ours(&set.child, cluster));
+        let source = self.source(owned, owned.and_then(|set| set.claim.as_ref()));
         let desired = self.desired(&source);
         let now_ms = boottime_ms();
         let children = self.other_children(&desired);
@@ -170,16 +170,34 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// From what the children are rendered.
-    pub(super) fn source<'b>(&self, owned: Option<&'b StatefulSetRecord>) -> Source<'b>
+    /// From what the children are rendered, with a claim template that is given.
+    pub(super) fn source<'b>(
+        &self,
+        owned: Option<&StatefulSetRecord>,
+        claim: Option<&'b ClaimTemplate>,
+    ) -> Source<'b>
     where
         'a: 'b,
     {
         Source {
             cluster: self.cluster,
-            claim: owned.and_then(|set| set.claim.as_ref()),
-            initialized: is_initialized(self.cluster, owned),
+            claim,
+            initialized: self.is_initialized(owned),
         }
+    }
+
+    /// Whether the volume of the primary has data: by what is reported and what runs, or, where a
+    /// restore dropped the status, by the ConfigMap.
+    fn is_initialized(&self, owned: Option<&StatefulSetRecord>) -> bool {
+        let key = &self.cluster.key;
+        let id = ChildId {
+            kind: ChildKind::ConfigMap,
+            name: postgres::statefulset_name(&key.name).into(),
+        };
+        let config = || self.reconciler.store.child(&key.namespace, &id);
+        is_initialized(self.cluster, owned)
+            || config()
+                .is_some_and(|config| config.says_initialized && is_ours(&config, self.cluster))
     }
 
     /// The children as they should be; made anew only when what they are made from changed.
@@ -252,7 +270,7 @@ impl<'a> Run<'a> {
         }
         let looked = self.look_at_pods(owned, &applied).await;
         if looked.as_ref().is_some_and(|looked| looked.why.is_none())
-            && is_initialized(self.cluster, owned)
+            && self.is_initialized(owned)
             && let Err(refused) = self.settle_secret(SecretStep::Probe).await
         {
             applied.note(refused);
@@ -333,7 +351,7 @@ impl<'a> Run<'a> {
     /// Whether the Secret may go with a former cluster, and is to be made anew then.
     fn doubts_secret(&self, owned: Option<&StatefulSetRecord>) -> bool {
         let reconciler = self.reconciler;
-        !is_initialized(self.cluster, owned)
+        !self.is_initialized(owned)
             && reconciler.with_memory(self.cluster, |memory| memory.doubts_secret())
     }
 
@@ -355,6 +373,8 @@ impl<'a> Run<'a> {
         conclude(&Done {
             cluster: self.cluster,
             statefulset: owned,
+            initialized: self.is_initialized(owned),
+            volume_size: applied.volume_size.as_deref(),
             changed: applied.changed,
             trouble: applied.trouble.as_ref(),
             diagnosis,

@@ -1,72 +1,147 @@
-//! What is done on rare occasions for a cluster that lives: labelling and growing claims, replacing
-//! Pods that hang on a former template.
+//! What is done on rare occasions for a cluster that lives: looking up, labelling and growing claims,
+//! replacing Pods that hang on a former template.
 
 use super::apply::{Applied, Refused};
-use super::belongings::{Belonging, Found, cluster_uid};
+use super::belongings::{Belonging, Found};
 use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
 use crate::api::names;
-use crate::core::claims;
+use crate::core::claims::{self, Claim};
 use crate::core::lifecycle::{Trouble, Why, reason};
-use crate::core::observed::StatefulSetRecord;
+use crate::core::observed::{ClaimTemplate, Selector, StatefulSetRecord};
 use crate::core::outcome::Failure;
+use crate::core::plan::worse;
 use crate::fleet::tenure::boottime_ms;
 use crate::postgres;
 
-/// A claim of this cluster's name.
-struct Claim {
-    found: Found,
-    /// Whether its label is this cluster's uid.
-    is_ours: bool,
-}
-
 impl Run<'_> {
-    /// Makes the claims that a former cluster of this name left this cluster's own, right before a
-    /// StatefulSet is created that uses them.
-    pub(super) async fn take_over_claims(&mut self) -> Result<(), Refused> {
-        for claim in self.claims().await? {
-            if !claim.is_ours {
-                self.update_claim(&claim.found, None).await?;
-            }
+    /// What a StatefulSet that is about to be created has to have as its claim template, when there are
+    /// claims of its name that are not this cluster's. Their labels say so only once it exists: until
+    /// then another StatefulSet may use them.
+    pub(super) async fn template_over_claims(&mut self) -> Result<Option<ClaimTemplate>, Refused> {
+        let cluster = self.cluster;
+        let (_, claims) = self.claims(true).await?;
+        if let Some(other) = claims::without_primary(&claims)
+            && !cluster.allows_empty_primary
+        {
+            self.find_primary_claim(other).await?;
         }
-        Ok(())
+        let storage = &cluster.spec.storage;
+        let mut stay = claims.iter().filter(|claim| !claim.deleting);
+        Ok(stay
+            .any(|claim| !claim.is_of(cluster))
+            .then(|| ClaimTemplate {
+                size: storage.size.clone(),
+                class_name: storage.class_name.clone(),
+                cluster_uid: None,
+                selector: Selector::default(),
+                created_for: None,
+            }))
+    }
+
+    /// Refuses to begin with an empty primary beside the volume of a replica, which may be the only one
+    /// with the data.
+    async fn find_primary_claim(&self, other: &Claim) -> Result<(), Refused> {
+        let key = &self.cluster.key;
+        let primary = claims::name(&postgres::statefulset_name(&key.name), 0);
+        // Somebody who restores a volume need not know our labels.
+        if let Some((_, claim)) = self.claim(&primary).await?
+            && !claim.deleting
+        {
+            return Ok(());
+        }
+        Err(Refused::Trouble(Trouble::Wrong(Why::new(
+            reason::PRIMARY_VOLUME,
+            format!(
+                "PersistentVolumeClaim {primary}, the volume of the primary, does not exist, but {} of \
+                 a replica does: the primary would begin without the data, and no replica would follow \
+                 it. Restore {primary}, or copy the data out of {} first. To begin with an empty \
+                 primary: kubectl annotate -n {} databasecluster {} {}={}",
+                other.name,
+                other.name,
+                key.namespace,
+                key.name,
+                names::EMPTY_PRIMARY_ANNOTATION,
+                self.cluster.uid,
+            ),
+        ))))
     }
 
     /// Labels the claims that no template of ours labelled, and grows the claims of all instances if
     /// the spec asks for more than they were created with; then remembers that on the StatefulSet. A
     /// sweep does it once more: a claim that was deleted and re-created is as in the template again.
+    /// It also reports a claim that is being deleted; as claims are not watched, they are looked up for
+    /// that in a sweep and with a new spec.
     pub(super) async fn keep_claims(
         &mut self,
         set: &StatefulSetRecord,
         sweep: bool,
         applied: &mut Applied,
     ) -> Result<(), Refused> {
-        let cluster = self.cluster;
-        let Some(upkeep) = claims::upkeep(cluster, set, sweep) else {
+        let (cluster, reconciler) = (self.cluster, self.reconciler);
+        let was_going = reconciler.with_memory(cluster, |memory| memory.misses_claim());
+        let is_new_spec = cluster.status.observed_generation != cluster.generation;
+        let look = sweep || was_going || is_new_spec;
+        let upkeep = claims::upkeep(cluster, set, look);
+        if upkeep.is_none() && !look {
             return Ok(());
-        };
-        let size = upkeep.grow.then_some(cluster.spec.storage.size.as_str());
-        let mut claims = self.claims().await?;
-        let grows = |name: &str| {
-            let mut instances = 0..cluster.spec.replicas;
-            size.is_some() && instances.any(|n| claims::name(&set.child.key.name, n) == name)
-        };
-        for ordinal in 0..size.map_or(0, |_| cluster.spec.replicas) {
-            let name = claims::name(&set.child.key.name, ordinal);
-            if !claims.iter().any(|claim| claim.found.name == name) {
-                claims.push(self.claim_without_labels(&name).await?);
+        }
+        let all = upkeep.as_ref().is_some_and(|upkeep| upkeep.label);
+        let (mut found, mut claims) = self.claims(all).await?;
+        let instances = cluster.spec.replicas;
+        if let Some(claims::Upkeep { grow: true, .. }) = upkeep {
+            for ordinal in 0..instances {
+                let name = claims::name(&set.child.key.name, ordinal);
+                // It lost the labels that the list asks for, or never had them.
+                if !claims.iter().any(|claim| claim.name == name)
+                    && let Some((place, claim)) = self.claim(&name).await?
+                {
+                    found.push(place);
+                    claims.push(claim);
+                }
             }
         }
+        let going = claims::going(&claims, instances);
+        reconciler.with_memory(cluster, |memory| memory.claim_goes(going.is_some()));
+        if let Some(claim) = going {
+            applied.trouble = worse(applied.trouble.take(), Trouble::Wrong(explain_going(claim)));
+        }
+        applied.volume_size = claims::smallest(&claims, instances).map(str::to_owned);
+        match upkeep {
+            Some(upkeep) => {
+                let claims: Vec<_> = found.iter().zip(&claims).collect();
+                self.update_claims(set, &upkeep, &claims, applied).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn update_claims(
+        &mut self,
+        set: &StatefulSetRecord,
+        upkeep: &claims::Upkeep,
+        claims: &[(&Found, &Claim)],
+        applied: &mut Applied,
+    ) -> Result<(), Refused> {
+        let cluster = self.cluster;
+        let (size, instances) = (&cluster.spec.storage.size, cluster.spec.replicas);
+        let has = |ordinal| claims.iter().any(|(_, claim)| claim.ordinal == ordinal);
+        let mut is_done = !upkeep.grow || (0..instances).all(has);
         let failures_before = self.still_refused.len();
-        for claim in &claims {
-            let size = size.filter(|_| grows(&claim.found.name));
-            if size.is_some() || !claim.is_ours {
-                let updated = self.update_claim(&claim.found, size).await;
+        let back_to = applied.volume_size.clone();
+        for (found, claim) in claims.iter().filter(|(_, claim)| !claim.deleting) {
+            let grows = upkeep.grow && claim.ordinal < instances && claim.is_smaller_than(size);
+            // It grows once it has a volume.
+            is_done &= !grows || claim.is_bound;
+            let size = (grows && claim.is_bound).then_some(size.as_str());
+            if size.is_some() || !claim.is_of(cluster) {
+                let back_to = back_to.as_deref().unwrap_or("its former value");
+                let updated = self.update_claim(found, size, back_to).await;
                 applied.pass_over(updated)?;
             }
         }
-        let is_done = self.still_refused.len() == failures_before;
+        is_done &= self.still_refused.len() == failures_before;
         if !is_done || set.claims_done.as_ref() == Some(&upkeep.done) {
             return Ok(());
         }
@@ -89,41 +164,24 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The claims of this cluster's name that stay.
-    async fn claims(&self) -> Result<Vec<Claim>, Refused> {
-        let set = postgres::statefulset_name(&self.cluster.key.name);
-        let listed = self.reconciler.writer.claims(self.cluster).await;
+    /// The claims of this cluster's name.
+    async fn claims(&self, all: bool) -> Result<(Vec<Found>, Vec<Claim>), Refused> {
+        let listed = self.reconciler.writer.claims(self.cluster, all).await;
         let listed = listed.map_err(|refusal| Refused::by(refusal, "listing the claims"))?;
-        let claims = listed.iter().filter(|claim| {
-            let name = claim.metadata.name.as_deref();
-            claim.metadata.deletion_timestamp.is_none()
-                && name.is_some_and(|name| claims::belongs_to(name, &set))
-        });
-        Ok(claims
-            .filter_map(|claim| self.claim_of(&claim.metadata))
-            .collect())
+        Ok(listed.into_iter().unzip())
     }
 
-    /// A claim that lost the labels that [`Self::claims`] asks for, or never had them.
-    async fn claim_without_labels(&self, name: &str) -> Result<Claim, Refused> {
-        let what = format!("reading claim {name}");
+    async fn claim(&self, name: &str) -> Result<Option<(Found, Claim)>, Refused> {
         let found = self.reconciler.writer.claim(self.cluster, name).await;
-        let found = found.map_err(|refusal| Refused::by(refusal, &what))?;
-        let claim = found.and_then(|claim| self.claim_of(&claim.metadata));
-        claim.ok_or_else(|| Refused::by(Refusal::Gone, &what))
+        found.map_err(|refusal| Refused::by(refusal, &format!("reading claim {name}")))
     }
 
-    fn claim_of(
-        &self,
-        meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    ) -> Option<Claim> {
-        Some(Claim {
-            found: Found::of(meta)?,
-            is_ours: cluster_uid(meta) == Some(&*self.cluster.uid),
-        })
-    }
-
-    async fn update_claim(&mut self, claim: &Found, size: Option<&str>) -> Result<(), Refused> {
+    async fn update_claim(
+        &mut self,
+        claim: &Found,
+        size: Option<&str>,
+        back_to: &str,
+    ) -> Result<(), Refused> {
         let writer = &self.reconciler.writer;
         let updated = writer
             .update_claim(self.tenure, self.cluster, claim, size)
@@ -135,10 +193,9 @@ impl Run<'_> {
             }
             (Err(Refusal::Refused(cause, text)), Some(size)) => {
                 let message = format!(
-                    "claim {} cannot grow to {size}: {text}. Its StorageClass must have \
-                     allowVolumeExpansion; otherwise set spec.storage.size to its former value in a \
-                     new DatabaseCluster and copy the data",
-                    claim.name
+                    "claim {} cannot grow to {size}: {text}. To continue, {}",
+                    claim.name,
+                    claims::cure(&text, back_to)
                 );
                 Err(Refused::Told(
                     Trouble::Wrong(Why::new(reason::STORAGE, message.clone())),
@@ -181,4 +238,27 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Why a claim that is being deleted under a running instance needs somebody.
+fn explain_going(claim: &Claim) -> Why {
+    let pod = claim.name.strip_prefix("data-").unwrap_or(&claim.name);
+    let keep = claim.volume.as_deref().map_or_else(String::new, |volume| {
+        format!(
+            " To keep the volume: kubectl patch persistentvolume {volume} -p \
+             '{{\"spec\":{{\"persistentVolumeReclaimPolicy\":\"Retain\"}}}}'."
+        )
+    });
+    let next = match claim.ordinal {
+        0 => "It has the data of the primary: dump the data before the Pod ends.",
+        _ => "The next Pod of this replica copies the primary onto a new volume.",
+    };
+    Why::new(
+        reason::CLAIM_DELETED,
+        format!(
+            "PersistentVolumeClaim {} is being deleted: it goes when Pod {pod} ends, and a deletion \
+             cannot be undone.{keep} {next}",
+            claim.name
+        ),
+    )
 }

@@ -28,6 +28,7 @@ use crate::core::observed::{ChildRecord, ClusterRecord};
 use crate::core::outcome::Failure;
 use crate::core::plan::Precondition;
 use crate::fleet::tenure::{Tenure, boottime_ms};
+use crate::postgres;
 use crate::telemetry::metrics::Metrics;
 use crate::watch::wire::ArrivedMeta;
 
@@ -187,48 +188,32 @@ impl Writer {
         }
     }
 
-    /// Sets the fencing token of a child that is about to be deleted; returns its new version.
-    pub(super) async fn set_child_token(
-        &self,
-        tenure: &Tenure,
-        cluster: &ClusterRecord,
-        id: &ChildId,
-        resource_version: &str,
-    ) -> Result<Option<String>, Refusal> {
-        let patch = json!({"metadata": {
-            "resourceVersion": resource_version,
-            "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
-            "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
-        }});
-        let request = self.patch_child(
-            &cluster.key.namespace,
-            id,
-            merge_params(),
-            Patch::Merge(&patch),
-        );
-        let answer = self.guarded(tenure, id.kind.label(), request).await?;
-        Ok(answer.resource_version)
-    }
-
-    /// Gives a child its bucket label back; returns its new version.
-    pub(super) async fn relabel_child(
+    /// Sets our fencing token and bucket on a child, and makes the cluster its controller if it has
+    /// none; `version`: what the child must be at. Returns its new version.
+    pub(super) async fn mark_child(
         &self,
         tenure: &Tenure,
         cluster: &ClusterRecord,
         child: &ChildRecord,
+        version: Option<&str>,
     ) -> Result<String, Refusal> {
-        let patch = json!({"metadata": {
+        let mut metadata = json!({
             "uid": child.uid,
             "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
             "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
-        }});
+        });
+        if let Some(version) = version {
+            metadata["resourceVersion"] = json!(version);
+        }
+        if child.owner.is_none() {
+            metadata["ownerReferences"] = postgres::owner_references(cluster);
+            // It counts the generations of another cluster.
+            metadata["annotations"][names::GENERATION_ANNOTATION] = Value::Null;
+        }
         let id = child.id();
-        let request = self.patch_child(
-            &cluster.key.namespace,
-            &id,
-            merge_params(),
-            Patch::Merge(&patch),
-        );
+        // Other than a merge patch, this one leaves other ownerReferences alone.
+        let patch = Patch::Strategic(json!({ "metadata": metadata }));
+        let request = self.patch_child(&cluster.key.namespace, &id, merge_params(), patch);
         let answer = self.guarded(tenure, id.kind.label(), request).await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
@@ -307,7 +292,7 @@ impl Writer {
         namespace: &str,
         id: &ChildId,
         params: PatchParams,
-        patch: Patch<&P>,
+        patch: Patch<P>,
     ) -> kube::Result<ObjectMeta> {
         let url = DynamicObject::url_path(resource(id.kind), Some(namespace));
         self.ask(Request::new(url).patch(&id.name, &params, &patch))

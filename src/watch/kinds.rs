@@ -20,6 +20,8 @@ use crate::core::child::{ChildId, ChildKind};
 use crate::core::hash::Bucket;
 use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
+use crate::core::plan::is_orphan;
+use crate::postgres;
 
 /// A kind that is watched.
 pub trait Kind: Send + Sync + 'static {
@@ -245,6 +247,17 @@ pub trait KeptChild: Sized + Send {
     fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
 }
 
+/// The cluster to look at when a child changes: its controller, or, where it has none, the cluster that
+/// is to adopt it.
+fn cluster_of(child: &ChildRecord) -> Option<ObjectKey> {
+    if !is_orphan(child) {
+        return child.cluster_key();
+    }
+    let id = child.id();
+    let name = postgres::cluster_name(&id)?;
+    Some(ObjectKey::new(&child.key.namespace, name))
+}
+
 impl<C: KeptChild> Kept for C {
     fn key(&self) -> &ObjectKey {
         &self.child().key
@@ -255,7 +268,7 @@ impl<C: KeptChild> Kept for C {
     }
 
     fn cluster_key(&self) -> Option<ObjectKey> {
-        self.child().cluster_key()
+        cluster_of(self.child())
     }
 
     fn is_outdated(&self, store: &Store) -> bool {
@@ -284,7 +297,7 @@ impl<C: KeptChild> Kept for C {
     ) -> Option<ObjectKey> {
         let (known_uid, cluster) = C::known(store, key, |known| {
             let is_there = known.bucket == Some(bucket);
-            is_there.then(|| (known.uid.clone(), known.cluster_key()))
+            is_there.then(|| (known.uid.clone(), cluster_of(known)))
         })?;
         let uid = uid.unwrap_or(&known_uid);
         C::take(store, key, uid).then_some(cluster)?

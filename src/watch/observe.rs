@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
+use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
@@ -12,7 +13,7 @@ use crate::core::digest;
 use crate::core::hash::{Bucket, fnv1a64};
 use crate::core::object::ObjectKey;
 use crate::core::observed::{
-    ChildRecord, ClaimTemplate, ClusterRecord, FINALIZERS_MAX, Owner, StatefulSetRecord,
+    ChildRecord, ClaimTemplate, ClusterRecord, FINALIZERS_MAX, Owner, Selector, StatefulSetRecord,
 };
 use crate::postgres;
 
@@ -30,6 +31,7 @@ pub fn cluster(object: &DatabaseCluster) -> Option<ClusterRecord> {
         resource_version: meta.resource_version.clone()?,
         deleting: meta.deletion_timestamp.is_some(),
         finalizers: finalizers.iter().take(FINALIZERS_MAX).cloned().collect(),
+        allows_empty_primary: annotation(meta, names::EMPTY_PRIMARY_ANNOTATION) == Some(uid),
         has_excess_finalizers: finalizers.len() > FINALIZERS_MAX,
         spec: object.spec.clone(),
         status: object.status.clone().unwrap_or_default(),
@@ -39,6 +41,9 @@ pub fn cluster(object: &DatabaseCluster) -> Option<ClusterRecord> {
 /// The record of a child's metadata; none when it lacks what every stored object has.
 #[must_use]
 pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
+    let bucket = bucket(meta);
+    let fingerprint = annotation(meta, names::FINGERPRINT_ANNOTATION).and_then(Fingerprint::parse);
+    let managed_by = text(meta.labels.as_ref(), names::MANAGED_BY_LABEL);
     Some(ChildRecord {
         kind,
         key: key(meta)?,
@@ -46,10 +51,14 @@ pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
         resource_version: meta.resource_version.clone()?,
         deleting: meta.deletion_timestamp.is_some(),
         owner: owner(meta),
-        bucket: bucket(meta),
+        is_marked: managed_by == Some(names::MANAGED_BY)
+            && bucket.is_some()
+            && fingerprint.is_some(),
+        says_initialized: annotation(meta, names::INITIALIZED_ANNOTATION) == Some("true"),
+        bucket,
         token: annotation(meta, names::FENCING_TOKEN_ANNOTATION)
             .map(|text| fnv1a64(text.as_bytes())),
-        fingerprint: annotation(meta, names::FINGERPRINT_ANNOTATION).and_then(Fingerprint::parse),
+        fingerprint,
         made_from_generation: annotation(meta, names::GENERATION_ANNOTATION)
             .and_then(|text| text.parse().ok()),
         contents: contents(meta),
@@ -128,12 +137,8 @@ fn image(object: &StatefulSet) -> Option<&str> {
 }
 
 fn claim(object: &StatefulSet) -> Option<ClaimTemplate> {
-    let template = object
-        .spec
-        .as_ref()?
-        .volume_claim_templates
-        .as_ref()?
-        .first()?;
+    let set = object.spec.as_ref()?;
+    let template = set.volume_claim_templates.as_ref()?.first()?;
     let spec = template.spec.as_ref()?;
     let requests = spec.resources.as_ref()?.requests.as_ref()?;
     Some(ClaimTemplate {
@@ -141,7 +146,21 @@ fn claim(object: &StatefulSet) -> Option<ClaimTemplate> {
         class_name: spec.storage_class_name.clone(),
         cluster_uid: text(template.metadata.labels.as_ref(), names::CLUSTER_UID_LABEL)
             .map(Into::into),
+        selector: match text(set.selector.match_labels.as_ref(), names::CLUSTER_LABEL) {
+            Some(_) => Selector::Own,
+            None => Selector::Recommended,
+        },
+        created_for: created_for(set).map(|uid| cut(uid).into()),
     })
+}
+
+fn created_for(set: &StatefulSetSpec) -> Option<&str> {
+    let pod = set.template.spec.as_ref()?;
+    let is_postgres = |container: &&Container| container.name == postgres::CONTAINER;
+    let container = pod.containers.iter().find(is_postgres)?;
+    let mut environment = container.env.iter().flatten();
+    let uid = environment.find(|variable| variable.name == postgres::CLUSTER_UID)?;
+    uid.value.as_deref()
 }
 
 /// Namespace and name; none when either is missing.

@@ -164,3 +164,32 @@ fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
         "removed by the former one's shard"
     );
 }
+
+#[test]
+fn a_child_without_a_controller_wakes_the_cluster_that_is_to_adopt_it() {
+    use super::kinds::{Kept, Kind, MetadataOf};
+    use k8s_openapi::api::core::v1::Service;
+    let store = store();
+    let key = |labels: serde_json::Value, owners: serde_json::Value| {
+        let object = json!({"metadata": {
+            "name": "orders-rw", "namespace": "shop", "uid": "s", "resourceVersion": "5",
+            "labels": labels, "ownerReferences": owners,
+            "annotations": {"database.io/fingerprint": "0123456789abcdef"},
+        }});
+        let raw = serde_json::value::to_raw_value(&object).unwrap();
+        let record = MetadataOf::<Service>::read(&raw, &store).unwrap().unwrap();
+        record.cluster_key()
+    };
+    let ours = json!({
+        "database.io/bucket": "7", "app.kubernetes.io/managed-by": "databasecluster-operator",
+    });
+    let orders = Some(ObjectKey::new("shop", "orders"));
+    assert_eq!(key(ours.clone(), json!(null)), orders);
+    let dependent = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x"}]);
+    assert_eq!(key(ours.clone(), dependent), orders);
+    let other = json!([{
+        "apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x", "controller": true,
+    }]);
+    assert_eq!(key(ours, other), None, "it is somebody else's");
+    assert_eq!(key(json!({"database.io/bucket": "7"}), json!(null)), None);
+}

@@ -43,6 +43,13 @@ pub(crate) async fn attacks(environment: &Environment<'_>, checker: &mut Checker
     checker
         .unharmed(environment, "edit: objects with the names of children")
         .await;
+    forged_orphan(environment, &tenant).await;
+    checker
+        .unharmed(
+            environment,
+            "edit: a forged orphan with a privileged container",
+        )
+        .await;
     leases_of_its_own(&tenant).await;
     checker
         .unharmed(environment, "edit: Leases and accounts of its own")
@@ -239,6 +246,44 @@ async fn names_of_children(environment: &Environment<'_>, tenant: &Tenant) {
         until_ready(admin, tenant.namespace, name).await;
     }
     until_ready(admin, tenant.namespace, OWN).await;
+}
+
+/// A StatefulSet that looks like an orphan of the operator's, in the hope that the operator runs its privileged container.
+async fn forged_orphan(environment: &Environment<'_>, tenant: &Tenant) {
+    let admin = &environment.admin;
+    let labels = json!({"database.io/cluster": "forged"});
+    let container = json!({"name": "mine", "image": "x", "securityContext": {"privileged": true}});
+    let set = json!({
+        "metadata": {
+            "labels": {"database.io/bucket": "9", "app.kubernetes.io/managed-by": "databasecluster-operator"},
+            "annotations": {"database.io/fingerprint": "0123456789abcdef"},
+        },
+        "spec": {
+            "replicas": 0, "serviceName": "forged-db", "podManagementPolicy": "Parallel",
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+            // Everything that cannot be changed is as the operator has it.
+            "volumeClaimTemplates": [{
+                "metadata": {"name": "data", "annotations": {
+                    "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
+                    "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
+                }},
+                "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+            }],
+        },
+    });
+    let at = at("StatefulSet", tenant.namespace, "forged-db");
+    let_through("forged-db", create(&tenant.client, at, set).await);
+    own(tenant, "forged").await;
+    let message = until_degraded(admin, tenant.namespace, "forged", "WriteRefused").await;
+    assert!(message.contains("allowPrivilegeEscalation"), "{message}");
+    let theirs = get(admin, at).await.unwrap();
+    let containers = &theirs.data["spec"]["template"]["spec"]["containers"];
+    assert_eq!(containers.as_array().unwrap().len(), 1, "{containers}");
+    assert_eq!(theirs.data["spec"]["replicas"], 0);
+    let_through("forged-db", delete(&tenant.client, at).await);
+    change(tenant, "forged", json!({"resources": {"cpu": "300m"}})).await;
+    until_ready(admin, tenant.namespace, "forged").await;
 }
 
 /// Leases with the names and labels of the operator's, and an account of its name.

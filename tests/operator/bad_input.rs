@@ -6,7 +6,7 @@ use databasecluster_operator::api::DatabaseCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::Api;
-use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use testbed::{Fleet, FleetOptions, load};
 
@@ -191,13 +191,23 @@ async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
     load::create(&control_plane, singles("default", 1))
         .await
         .unwrap();
-    let keys = vec![("default".to_owned(), "db-000".to_owned())];
-    let shrink = json!({"spec": {"storage": {"size": "512Mi"}}});
-    let error = load::patch(&client, keys, shrink)
+    // The size may go back to what the volumes have, as the operator reports it.
+    let clusters = load::clusters_in(client.clone(), "default");
+    let status = Patch::Merge(json!({"status": {"storageSize": "1Gi"}}));
+    let params = PatchParams::default();
+    clusters
+        .patch_status("db-000", &params, &status)
         .await
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("spec.storage"), "{error}");
+        .unwrap();
+    let resize = |size: &str| {
+        let keys = vec![("default".to_owned(), "db-000".to_owned())];
+        load::patch(&client, keys, json!({"spec": {"storage": {"size": size}}}))
+    };
+    resize("10Ti").await.unwrap();
+    resize("1024Mi").await.unwrap();
+    let error = resize("512Mi").await.unwrap_err().to_string();
+    assert!(error.contains("spec.storage.size"), "{error}");
+    assert!(error.contains("status.storageSize"), "{error}");
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::api::{
+    DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, PropagationPolicy,
+};
 use kube::{Api, Client};
 use serde_json::json;
 use testbed::audit::{self, AuditEvent};
@@ -81,6 +83,24 @@ async fn every_child_is_there_owned_and_put_right() {
     })
     .await
     .unwrap();
+
+    let claims_api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "all");
+    let meta = claims_api.get("data-db-db-0").await.unwrap().metadata;
+    let (labels, annotations) = (meta.labels.unwrap(), meta.annotations.unwrap());
+    assert!(
+        !labels.contains_key("app.kubernetes.io/instance"),
+        "{labels:?}"
+    );
+    assert_eq!(labels["database.io/cluster"], "db");
+    for (name, value) in [
+        (
+            "argocd.argoproj.io/sync-options",
+            "Prune=false,Delete=false",
+        ),
+        ("argocd.argoproj.io/compare-options", "IgnoreExtraneous"),
+    ] {
+        assert_eq!(annotations[name], value);
+    }
 
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), "all");
     assert!(budgets.get_opt("db-db").await.unwrap().is_some());
@@ -348,6 +368,15 @@ async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right()
         text.contains("claim data-fixed-db-0 cannot grow to 2Gi"),
         "{text}"
     );
+    assert!(
+        text.ends_with(
+            "allowVolumeExpansion of its StorageClass, or set spec.storage.size back to 1Gi"
+        ),
+        "{text}"
+    );
+    change(&client, "bad", "fixed", json!({"storage": {"size": "1Gi"}})).await;
+    until_cluster(&client, ("bad", "fixed"), "Ready again", is_ready).await;
+    a_claim_that_others_have_grown_is_left_alone(&client).await;
 
     a_lost_secret_comes_back(&control_plane).await;
 
@@ -363,6 +392,32 @@ async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right()
         "{after:?}"
     );
     assert_eq!(after.len(), 4, "{after:?}");
+}
+
+/// Its request may still be lowered, as its volume has not grown yet.
+async fn a_claim_that_others_have_grown_is_left_alone(client: &Client) {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "bad");
+    let grow = json!({"spec": {"resources": {"requests": {"storage": "50Gi"}}}});
+    claims
+        .patch("data-db-db-0", &PatchParams::default(), &Patch::Merge(grow))
+        .await
+        .unwrap();
+    change(client, "bad", "db", json!({"storage": {"size": "15Gi"}})).await;
+    let done = |set: &StatefulSet| {
+        let annotations = set.metadata.annotations.as_ref().unwrap();
+        annotations
+            .get("database.io/claims")
+            .is_some_and(|done| done == "15Gi/1")
+    };
+    until_statefulset(
+        client,
+        ("bad", "db-db"),
+        "to have its claims looked up",
+        done,
+    )
+    .await;
+    until_claim_asks_for(client, "bad", "data-db-db-0", "50Gi").await;
+    until_cluster(client, ("bad", "db"), "Ready", is_ready).await;
 }
 
 async fn a_lost_secret_comes_back(control_plane: &ControlPlane) {
@@ -415,4 +470,254 @@ async fn a_quota_that_lets_no_pod_in_is_named() {
     one(&control_plane, "small", "db", load::spec(1)).await;
     let text = until_degraded(&client, ("small", "db"), "FailedCreate").await;
     assert!(text.contains("exceeded quota: no-pods"), "{text}");
+}
+
+const MARKS: &str = "app.kubernetes.io/managed-by";
+
+async fn delete_cluster(client: &Client, namespace: &str, name: &str, policy: PropagationPolicy) {
+    let clusters = load::clusters_in(client.clone(), namespace);
+    let params = DeleteParams {
+        propagation_policy: Some(policy),
+        ..DeleteParams::default()
+    };
+    clusters.delete(name, &params).await.unwrap();
+    wait_for(format!("{name} to be gone"), PATIENCE, || async {
+        let found = clusters.get_opt(name).await.unwrap();
+        Ok(Progress::when(found.is_none(), (), || {
+            format!("{:?}", found.map(|one| one.data))
+        }))
+    })
+    .await
+    .unwrap();
+}
+
+fn with_retain(retain: &str) -> serde_json::Value {
+    let mut spec = load::spec(2);
+    spec["storage"]["retain"] = json!(retain);
+    spec
+}
+
+/// Names and uids of the claims that are not being deleted.
+async fn claims_that_stay(client: &Client, namespace: &str) -> Vec<(String, String)> {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let going = api.list(&ListParams::default()).await.unwrap().items;
+    let going = going
+        .iter()
+        .filter(|claim| claim.metadata.deletion_timestamp.is_some());
+    assert_eq!(going.count(), 0);
+    claims(client, namespace).await
+}
+
+/// Two stories side by side, each in a namespace of its own.
+#[tokio::test]
+async fn orphans_and_restored_clusters_are_adopted_and_no_volume_is_lost() {
+    let control_plane = control_plane(options()).await;
+    let _fleet = fleet_of_three(&control_plane).await;
+    tokio::join!(
+        claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_last_copy(
+            &control_plane
+        ),
+        a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_they_were(
+            &control_plane
+        ),
+    );
+}
+
+async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_last_copy(
+    control_plane: &ControlPlane,
+) {
+    let client = control_plane.client();
+    one(control_plane, "left", "other", load::spec(1)).await;
+    one(control_plane, "left", "db", with_retain("Retain")).await;
+    until_cluster(&client, ("left", "db"), "Ready", is_ready).await;
+    let other = until_cluster(&client, ("left", "other"), "Ready", is_ready).await;
+    let before: Vec<_> = claims(&client, "left").await;
+    delete_cluster(&client, "left", "db", PropagationPolicy::Orphan).await;
+
+    let services: Api<Service> = Api::namespaced(client.clone(), "left");
+    // Nobody's and unmarked, and another DatabaseCluster's.
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "left");
+    let others = json!([{
+        "apiVersion": "database.io/v1", "kind": "DatabaseCluster", "name": "other",
+        "uid": other.metadata.uid, "controller": true,
+    }]);
+    for owners in [json!(null), others] {
+        let foreign = json!({"metadata": {"labels": {MARKS: "x"}, "ownerReferences": owners}});
+        sets.patch("db-db", &PatchParams::default(), &Patch::Merge(foreign))
+            .await
+            .unwrap();
+        one(control_plane, "left", "db", with_retain("Delete")).await;
+        until_degraded(&client, ("left", "db"), "ForeignChild").await;
+        delete_cluster(&client, "left", "db", PropagationPolicy::Background).await;
+        assert_eq!(claims_that_stay(&client, "left").await, before, "{owners}");
+        until_event(control_plane, "left", "all claims stay").await;
+        let service = services.get("db-rw").await.unwrap().metadata;
+        assert_eq!(service.owner_references.unwrap_or_default(), []);
+    }
+
+    // The claims of a cluster that is gone, and the first of them lost.
+    let params = DeleteParams::default();
+    sets.delete("db-db", &params).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "left");
+    wait_for("its Pods to be gone", PATIENCE, || async {
+        let found = pods.get_opt("db-db-0").await.unwrap();
+        Ok(Progress::when(found.is_none(), (), || "there".into()))
+    })
+    .await
+    .unwrap();
+    let claims_api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "left");
+    claims_api.delete("data-db-db-0", &params).await.unwrap();
+    wait_for("its claim to be gone", PATIENCE, || async {
+        let found = claims_api.get_opt("data-db-db-0").await.unwrap();
+        Ok(Progress::when(found.is_none(), (), || "there".into()))
+    })
+    .await
+    .unwrap();
+    let children = [
+        "service/db-db",
+        "service/db-rw",
+        "service/db-r",
+        "configmap/db-db",
+        "pdb/db-db",
+    ];
+    let command = [["delete", "-n", "left"].as_slice(), &children].concat();
+    control_plane.run_kubectl(&command).await.unwrap();
+    one(control_plane, "left", "db", with_retain("Delete")).await;
+    let message = until_degraded(&client, ("left", "db"), "PrimaryVolumeMissing").await;
+    assert!(message.contains("data-db-db-1"), "{message}");
+    assert!(sets.get_opt("db-db").await.unwrap().is_none());
+    let (_, command) = message.split_once("kubectl ").unwrap();
+    let words: Vec<&str> = command.split_whitespace().collect();
+    control_plane.run_kubectl(&words).await.unwrap();
+    until_cluster(&client, ("left", "db"), "Ready", is_ready).await;
+    a_claim_that_is_being_deleted_is_reported(&client).await;
+}
+
+async fn a_claim_that_is_being_deleted_is_reported(client: &Client) {
+    let claims_api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "left");
+    let params = DeleteParams::default();
+    claims_api.delete("data-db-db-1", &params).await.unwrap();
+    // Its Pod runs and keeps it. Claims are not watched: it is noticed with the next change.
+    change(
+        client,
+        "left",
+        "db",
+        json!({"storage": {"retain": "Retain"}}),
+    )
+    .await;
+    let message = until_degraded(client, ("left", "db"), "ClaimBeingDeleted").await;
+    assert!(message.contains("data-db-db-1"), "{message}");
+}
+
+/// As Velero restores: without uids, versions, ownerReferences and status, with all labels and annotations. The order is
+/// that of its defaults, but for the DatabaseCluster, which comes last here and before the Services there.
+async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_they_were(
+    control_plane: &ControlPlane,
+) {
+    let client = control_plane.client();
+    one(control_plane, "back", "db", with_retain("Retain")).await;
+    let first = until_cluster(&client, ("back", "db"), "Ready", is_ready).await;
+    let mut backup = backup(control_plane).await;
+    assert_eq!(backup.len(), 10, "{backup:?}");
+
+    delete_everything(control_plane).await;
+    restore(control_plane, &backup).await;
+    let restored = claims(&client, "back").await;
+    let second = until_cluster(&client, ("back", "db"), "Ready", is_ready).await;
+    assert_ne!(first.metadata.uid, second.metadata.uid);
+    assert_eq!(condition(&second, "Initialized").unwrap().0, "True");
+    assert_eq!(claims_that_stay(&client, "back").await, restored);
+    let set = statefulset(&client, "back", "db-db").await;
+    assert_eq!(set.metadata.generation, Some(1), "its spec was changed");
+    until_claims_are_of(&client, second.metadata.uid.as_ref().unwrap()).await;
+
+    // The operator makes what is missing then, and Velero passes it over.
+    delete_everything(control_plane).await;
+    let cluster = backup.pop().unwrap();
+    backup.insert(4, cluster);
+    restore(control_plane, &backup).await;
+    let restored = claims(&client, "back").await;
+    let third = until_cluster(&client, ("back", "db"), "Ready", is_ready).await;
+    assert_eq!(condition(&third, "Initialized").unwrap().0, "True");
+    assert_eq!(claims_that_stay(&client, "back").await, restored);
+    until_claims_are_of(&client, third.metadata.uid.as_ref().unwrap()).await;
+}
+
+async fn backup(control_plane: &ControlPlane) -> Vec<serde_json::Value> {
+    let kinds = "persistentvolumeclaims,secrets,configmaps,poddisruptionbudgets,services,statefulsets,databaseclusters";
+    let mut objects = Vec::new();
+    for kind in kinds.split(',') {
+        let list = ["get", kind, "-n", "back", "-o", "json"];
+        let list = control_plane.run_kubectl(&list).await.unwrap();
+        let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+        let found = list["items"].as_array().unwrap().iter();
+        objects.extend(
+            found
+                .filter(|one| one["metadata"]["name"] != "kube-root-ca.crt")
+                .map(stripped),
+        );
+    }
+    objects
+}
+
+async fn delete_everything(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    delete_cluster(&client, "back", "db", PropagationPolicy::Foreground).await;
+    for kind in [
+        "services",
+        "configmaps",
+        "poddisruptionbudgets",
+        "secrets",
+        "persistentvolumeclaims",
+    ] {
+        let all = ["delete", kind, "-n", "back", "--all"];
+        control_plane.run_kubectl(&all).await.unwrap();
+    }
+}
+
+async fn restore(control_plane: &ControlPlane, backup: &[serde_json::Value]) {
+    let file = control_plane.folder().join("backup.json");
+    for object in backup {
+        std::fs::write(&file, object.to_string()).unwrap();
+        let create = ["create", "-f", file.to_str().unwrap()];
+        if let Err(error) = control_plane.run_kubectl(&create).await {
+            assert!(error.to_string().contains("already exists"), "{error}");
+        }
+    }
+}
+
+async fn until_claims_are_of(client: &Client, uid: &String) {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "back");
+    for name in ["data-db-db-0", "data-db-db-1"] {
+        wait_for(format!("{name} to be labelled"), PATIENCE, || async {
+            let labels = claims.get(name).await.unwrap().metadata.labels.unwrap();
+            let is = labels.get("database.io/cluster-uid") == Some(uid);
+            Ok(Progress::when(is, (), || format!("{labels:?}")))
+        })
+        .await
+        .unwrap();
+    }
+}
+
+fn stripped(object: &serde_json::Value) -> serde_json::Value {
+    let mut object = object.clone();
+    let fields = object.as_object_mut().unwrap();
+    fields.remove("status");
+    let meta = object["metadata"].as_object_mut().unwrap();
+    meta.retain(|name, _| {
+        ["name", "namespace", "labels", "annotations", "finalizers"].contains(&name.as_str())
+    });
+    // Of addresses and volumes, Velero lets Kubernetes choose others.
+    for field in ["clusterIP", "clusterIPs", "volumeName"] {
+        if let Some(spec) = object
+            .pointer_mut("/spec")
+            .and_then(|spec| spec.as_object_mut())
+            && spec
+                .get(field)
+                .is_some_and(|value| *value != "None" && *value != json!(["None"]))
+        {
+            spec.remove(field);
+        }
+    }
+    object
 }

@@ -156,3 +156,16 @@ pub(crate) async fn until_degraded(client: &Client, key: (&str, &str), reason: &
     .await;
     condition(&object, "Degraded").unwrap().2
 }
+
+/// Waits until an Event says this.
+pub(crate) async fn until_event(control_plane: &ControlPlane, namespace: &str, part: &str) {
+    let path = "jsonpath={.items[*].message}";
+    let command = ["get", "events", "-n", namespace, "-o", path];
+    wait_for(format!("an Event with {part}"), PATIENCE, || async {
+        let events = control_plane.run_kubectl(&command).await?;
+        let told = events.contains(part);
+        Ok(Progress::when(told, (), || events))
+    })
+    .await
+    .unwrap();
+}

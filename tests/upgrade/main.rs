@@ -246,6 +246,12 @@ async fn claims_are_labelled(client: &Client) {
         )
         .await
         .unwrap();
+        // By the label of an earlier version, Argo CD takes a claim for an object of an application.
+        let claim = claims(client).get(&claim).await.unwrap();
+        assert!(!claim.labels().contains_key("app.kubernetes.io/instance"));
+        assert_eq!(claim.labels()["database.io/cluster"], name);
+        let options = &claim.annotations()["argocd.argoproj.io/sync-options"];
+        assert_eq!(options, "Prune=false,Delete=false");
     }
 }
 

@@ -42,6 +42,10 @@ pub mod reason {
     pub const SECRET_MISSING: &str = "SecretMissing";
     /// The Secret lacks keys that Pods need.
     pub const SECRET_INVALID: &str = "SecretInvalid";
+    /// The claim of the primary is gone, and claims of replicas are not.
+    pub const PRIMARY_VOLUME: &str = "PrimaryVolumeMissing";
+    /// A claim of an instance is being deleted.
+    pub const CLAIM_DELETED: &str = "ClaimBeingDeleted";
     /// Claims can not be grown.
     pub const STORAGE: &str = "StorageNotGrown";
     /// The primary has accepted connections at least once.

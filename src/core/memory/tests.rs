@@ -2,6 +2,7 @@
 use super::*;
 use crate::core::child::ChildKind;
 use crate::core::object::ObjectKey;
+use crate::core::observed::Selector;
 
 fn child(resource_version: &str) -> ChildRecord {
     ChildRecord {
@@ -11,6 +12,8 @@ fn child(resource_version: &str) -> ChildRecord {
         resource_version: resource_version.to_owned(),
         deleting: false,
         owner: None,
+        is_marked: false,
+        says_initialized: false,
         bucket: None,
         token: None,
         fingerprint: None,
@@ -153,6 +156,8 @@ fn children_are_worked_out_once_for_what_they_are_made_from() {
                 size: "1Gi".to_owned(),
                 class_name: None,
                 cluster_uid: None,
+                selector: Selector::Own,
+                created_for: None,
             }),
             ..first.clone()
         },

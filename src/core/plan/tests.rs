@@ -16,6 +16,7 @@ fn cluster() -> ClusterRecord {
         resource_version: "5".to_owned(),
         deleting: false,
         finalizers: vec![names::FINALIZER.to_owned()],
+        allows_empty_primary: false,
         has_excess_finalizers: false,
         spec: DatabaseClusterSpec {
             replicas: 1,
@@ -56,6 +57,8 @@ fn service_of(uid: &str) -> Arc<ChildRecord> {
         resource_version: "4".to_owned(),
         deleting: false,
         owner: Some(Owner::new(names::API_VERSION, names::KIND, "orders", uid)),
+        is_marked: true,
+        says_initialized: false,
         bucket: Some(Bucket::of("new")),
         token: None,
         fingerprint: Some(Fingerprint(1)),

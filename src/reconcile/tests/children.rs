@@ -218,11 +218,8 @@ async fn with_claims() -> World {
     world.reconcile().await.unwrap();
     let uid = world.cluster().uid.to_string();
     for name in ["data-orders-db-0", "data-orders-db-1", "data-other-db-0"] {
-        let labels = json!({"database.io/cluster-uid": uid});
-        let claim = json!({"metadata": {"name": name, "namespace": "shop", "labels": labels}});
-        world
-            .fake
-            .with(|state| state.put(&format!("{CLAIMS}/{name}"), claim));
+        let labels = json!({"database.io/cluster-uid": uid, "database.io/cluster": "orders"});
+        world.claim_named(name, &labels, &json!({}));
     }
     world.requests();
     world
@@ -233,7 +230,8 @@ async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
     let world = with_claims().await;
     world.user_applies(sized("2Gi"));
     world.fake.with(|state| {
-        let message = "only dynamically provisioned pvc can be resized";
+        let message = "only dynamically provisioned pvc can be resized and the storageclass that \
+                       provisions the pvc must support resize";
         let answer =
             json!({"kind": "Status", "status": "Failure", "code": 403, "message": message});
         state.refusals.push((format!("PATCH {CLAIMS}"), answer));
@@ -243,6 +241,12 @@ async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
     assert_eq!(reason, "StorageNotGrown");
     assert!(message.contains("data-orders-db-0"), "{message}");
     assert!(message.contains("only dynamically"), "{message}");
+    assert!(message.contains("allowVolumeExpansion"), "{message}");
+    assert!(
+        message.ends_with("set spec.storage.size back to 1Gi"),
+        "{message}"
+    );
+    assert_eq!(world.cluster().status.storage_size.as_deref(), Some("1Gi"));
     world.requests();
     world.reconcile().await.unwrap();
     world.reconcile().await.unwrap();
@@ -268,12 +272,10 @@ async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
 
     // One that was deleted and made anew has the size of the template.
     let anew = format!("{CLAIMS}/data-orders-db-1");
-    world.change(&anew, |claim| claim["spec"] = json!({}));
-    let interval_ms = world.reconciler.sweep_interval_ms;
-    let long_ago_ms = boottime_ms().saturating_sub(interval_ms);
-    let cluster = world.cluster();
-    let reconciler = &world.reconciler;
-    reconciler.with_memory(&cluster, |memory| memory.swept(long_ago_ms));
+    world.change(&anew, |claim| {
+        claim["spec"]["resources"]["requests"]["storage"] = json!("1Gi")
+    });
+    world.sweep();
     world.reconcile().await.unwrap();
     let claim = world.object(&anew).unwrap();
     assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "2Gi");

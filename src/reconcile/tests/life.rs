@@ -4,7 +4,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_cluster_becomes_ready_with_eleven_writes_and_one_list_of_claims() {
+async fn a_cluster_becomes_ready_with_eleven_writes_and_two_lists_of_claims() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
     let outcome = world.reconcile().await.unwrap();
@@ -37,6 +37,7 @@ async fn a_cluster_becomes_ready_with_eleven_writes_and_one_list_of_claims() {
             format!("PATCH {READ_WRITE}"),
             format!("PATCH {READ}"),
             format!("POST {SECRETS}"),
+            format!("GET {CLAIMS}"),
             format!("GET {CLAIMS}"),
             format!("PATCH {STATEFULSET}"),
             format!("PATCH {CLUSTER}/status"),
@@ -230,12 +231,7 @@ async fn a_child_that_lost_its_bucket_label_gets_it_back() {
 #[tokio::test]
 async fn the_sweep_applies_everything_once_more_and_changes_nothing() {
     let world = World::with_ready_cluster(1).await;
-    let cluster = world.cluster();
-    let interval_ms = world.reconciler.sweep_interval_ms;
-    let long_ago_ms = boottime_ms().saturating_sub(interval_ms);
-    world
-        .reconciler
-        .with_memory(&cluster, |memory| memory.swept(long_ago_ms));
+    world.sweep();
     let outcome = world.reconcile().await.unwrap();
     assert_eq!(outcome.next, Next::Ready);
     assert_eq!(
@@ -246,7 +242,8 @@ async fn the_sweep_applies_everything_once_more_and_changes_nothing() {
             format!("PATCH {READ_WRITE}"),
             format!("PATCH {READ}"),
             format!("POST {SECRETS}"),
-            format!("PATCH {STATEFULSET}")
+            format!("PATCH {STATEFULSET}"),
+            format!("GET {CLAIMS}")
         ]
     );
     assert_eq!(world.phase(), Phase::Ready);

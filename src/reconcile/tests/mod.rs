@@ -172,6 +172,25 @@ impl World {
         }
     }
 
+    /// Forgets the children of other buckets, as the watch of another shard has them.
+    fn hide_others(&self, bucket: Bucket) {
+        let others = |known: Bucket| known != bucket;
+        for key in self.store.statefulset_keys(&others) {
+            let uid = self.store.statefulset(&key).unwrap().child.uid.clone();
+            self.store.remove_statefulset(&key, &uid);
+        }
+        for (_, kind) in WATCHED {
+            for key in self.store.child_keys(kind, &others) {
+                let id = crate::core::child::ChildId {
+                    kind,
+                    name: Arc::clone(&key.name),
+                };
+                let uid = self.store.child(&key.namespace, &id).unwrap().uid.clone();
+                self.store.remove_child(kind, &key, &uid);
+            }
+        }
+    }
+
     async fn reconcile(&self) -> Result<Outcome, Failure> {
         self.reconcile_beside(&Idle).await
     }
@@ -262,6 +281,34 @@ impl World {
         });
         self.fake
             .with(|state| state.put(&format!("{PODS}/{name}"), pod));
+    }
+
+    /// A claim with a volume of 1 Gi, if there is none of its name yet.
+    fn claim_named(&self, name: &str, labels: &Value, annotations: &Value) {
+        let size = json!({"storage": "1Gi"});
+        let claim = json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": {
+                "name": name, "namespace": "shop", "labels": labels, "annotations": annotations,
+            },
+            "spec": {"resources": {"requests": size}, "volumeName": format!("pv-of-{name}")},
+            "status": {"phase": "Bound", "capacity": size},
+        });
+        let path = format!("{CLAIMS}/{name}");
+        self.fake.with(|state| {
+            if !state.objects.contains_key(&path) {
+                state.put(&path, claim);
+            }
+        });
+    }
+
+    /// A sweep is due.
+    fn sweep(&self) {
+        let interval_ms = self.reconciler.sweep_interval_ms;
+        let long_ago_ms = boottime_ms().saturating_sub(interval_ms);
+        let cluster = self.cluster();
+        let reconciler = &self.reconciler;
+        reconciler.with_memory(&cluster, |memory| memory.swept(long_ago_ms));
     }
 
     /// A cluster that is ready, with the log empty.

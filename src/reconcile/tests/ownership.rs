@@ -114,3 +114,111 @@ async fn what_a_former_cluster_left_in_a_shard_of_others_is_waited_for_while_it_
     world.reconcile().await.unwrap();
     assert!(world.object(STATEFULSET).is_some());
 }
+
+/// kubectl delete --cascade=orphan, or a backup that dropped ownerReferences and status: every object
+/// is there with its labels and annotations, and belongs to nobody. A new uid lies in another bucket.
+async fn orphaned(replicas: i32) -> World {
+    let world = World::with_ready_cluster(replicas).await;
+    for path in [STATEFULSET, CONFIG, SERVICE, READ, READ_WRITE, BUDGET] {
+        if world.object(path).is_some() {
+            world.change(path, |child| {
+                let theirs =
+                    json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x"}]);
+                child["metadata"]["ownerReferences"] = theirs;
+            });
+        }
+    }
+    world.fake.with(|state| state.objects.remove(CLUSTER));
+    world
+}
+
+#[tokio::test]
+async fn orphans_are_adopted_without_a_change_of_their_pods() {
+    for in_sight in [true, false] {
+        let world = orphaned(2).await;
+        let before = world.object(STATEFULSET).unwrap()["spec"].clone();
+        world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
+        let uid = world.cluster().uid.to_string();
+        let world = World::on(world.fake.clone(), 2);
+        for _ in 0..12 {
+            // In another shard, the watch shows nothing of them until they have our bucket.
+            world.watch();
+            let bucket = world.cluster().bucket;
+            if !in_sight {
+                world.hide_others(bucket);
+            }
+            let reconciler = &world.reconciler;
+            reconciler
+                .reconcile(&key(), &world.tenure, &Idle)
+                .await
+                .unwrap();
+        }
+        assert_eq!(world.phase(), Phase::Ready, "{in_sight}");
+        for path in [STATEFULSET, CONFIG, SERVICE, READ, READ_WRITE, BUDGET] {
+            let child = world.object(path).unwrap();
+            let owners = child["metadata"]["ownerReferences"].as_array().unwrap();
+            assert!(owners.iter().any(|owner| owner["uid"] == uid), "{path}");
+            let bucket = world.cluster().bucket.to_string();
+            assert_eq!(child["metadata"]["labels"]["database.io/bucket"], bucket);
+        }
+        assert_eq!(world.object(STATEFULSET).unwrap()["spec"], before);
+        // The restore dropped the status: that there is data is known all the same.
+        assert_eq!(world.object(CONFIG).unwrap()["data"]["initialized"], "true");
+        let deleted = world
+            .requests()
+            .iter()
+            .any(|line| line.starts_with("DELETE"));
+        assert!(!deleted);
+    }
+}
+
+#[tokio::test]
+async fn an_orphan_that_is_not_wanted_any_more_is_adopted_and_deleted() {
+    let world = orphaned(2).await;
+    world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+    world.reconcile().await.unwrap();
+    let budget = world.object(BUDGET).unwrap();
+    assert!(budget["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(budget["metadata"]["ownerReferences"][0]["controller"], true);
+}
+
+#[tokio::test]
+async fn a_lost_owner_reference_is_put_back_in_the_next_run() {
+    for path in [STATEFULSET, CONFIG, SERVICE, READ, READ_WRITE, BUDGET] {
+        let world = World::with_ready_cluster(2).await;
+        let owners = world.object(path).unwrap()["metadata"]["ownerReferences"].clone();
+        world.change(path, |child| {
+            child["metadata"]["ownerReferences"] = json!([])
+        });
+        world.reconcile().await.unwrap();
+        let child = world.object(path).unwrap();
+        assert_eq!(child["metadata"]["ownerReferences"], owners, "{path}");
+        let writes = world.requests();
+        assert!(writes.contains(&format!("PATCH {path}")), "{writes:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_lacks_a_mark_of_the_operator_is_not_adopted() {
+    for mark in ["managed-by", "bucket", "fingerprint"] {
+        let world = orphaned(1).await;
+        world.change(READ, |child| {
+            let meta = &mut child["metadata"];
+            let map = if mark == "fingerprint" {
+                "annotations"
+            } else {
+                "labels"
+            };
+            let map = meta[map].as_object_mut().unwrap();
+            map.retain(|name, _| !name.ends_with(mark));
+            meta["ownerReferences"] = json!([]);
+        });
+        let theirs = world.object(READ);
+        world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+        for _ in 0..12 {
+            let _refused = world.reconcile().await;
+        }
+        assert_eq!(world.object(READ), theirs, "{mark}");
+        assert_eq!(world.condition(ConditionType::Degraded).1, "ForeignChild");
+    }
+}

@@ -224,3 +224,22 @@ async fn pods_that_are_not_ready_are_asked_why_when_patience_ends_and_not_a_safe
         "ImagePullBackOff"
     );
 }
+
+#[tokio::test]
+async fn each_message_is_told_by_an_event_however_soon_after_another() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18"}));
+    for (code, message) in [(422, "spec.x: bad"), (403, "exceeded quota: small")] {
+        world.fake.with(|state| {
+            let answer =
+                json!({"kind": "Status", "status": "Failure", "code": code, "message": message});
+            state
+                .refusals
+                .push((format!("PATCH {STATEFULSET}"), answer));
+        });
+        world.reconcile().await.unwrap_err();
+        let notes = world.notes();
+        let told = notes.iter().any(|note| note.contains(message));
+        assert!(told, "{message}: {notes:?}");
+    }
+}

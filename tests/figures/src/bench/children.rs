@@ -27,6 +27,7 @@ pub(super) fn templates() -> Result<Value> {
         resource_version: String::new(),
         deleting: false,
         finalizers: Vec::new(),
+        allows_empty_primary: false,
         has_excess_finalizers: false,
         spec,
         status: DatabaseClusterStatus::default(),
