@@ -26,7 +26,11 @@ pub use secret::{Password, RANDOM_BYTES, secret, secret_id, secret_name};
 /// Port of PostgreSQL.
 const PORT: u16 = 5432;
 /// Name of the container that runs PostgreSQL.
-const CONTAINER: &str = "postgres";
+pub const CONTAINER: &str = "postgres";
+/// Name of the container that makes the volume fit before.
+const PREPARE_CONTAINER: &str = "prepare";
+/// The containers of a Pod that are ours: others may be added to them.
+pub const CONTAINERS: [&str; 2] = [PREPARE_CONTAINER, CONTAINER];
 
 /// Name of the StatefulSet of a cluster, and of its headless Service.
 #[must_use]

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{CONTAINER, PORT, config, labels, metadata, secret_name, statefulset_name};
+use super::{
+    CONTAINER, PORT, PREPARE_CONTAINER, config, labels, metadata, secret_name, statefulset_name,
+};
 use crate::api::names;
 use crate::core::claims::DATA_VOLUME;
 use crate::core::observed::{ClaimTemplate, ClusterRecord};
@@ -77,7 +79,7 @@ fn pod(cluster: &ClusterRecord) -> Value {
 /// Makes the volume fit before PostgreSQL starts, or says why it must not.
 fn prepare(cluster: &ClusterRecord) -> Value {
     json!({
-        "name": "prepare",
+        "name": PREPARE_CONTAINER,
         "image": cluster.spec.image,
         "command": ["sh", format!("/scripts/{}", config::PREPARE)],
         "env": environment(cluster),
