@@ -55,6 +55,12 @@ pub const REPLICAS_MAX: i32 = 99;
         description = "Where the cluster is in its life"
     ),
     printcolumn(
+        name = "Available",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Available\")].status",
+        description = "Whether the primary serves"
+    ),
+    printcolumn(
         name = "Image",
         type_ = "string",
         json_path = ".spec.image",

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::core::backoff::Outlook;
 use crate::core::hash::ShardId;
 use crate::core::object::ObjectKey;
 use crate::core::outcome::{Failure, Outcome};
@@ -53,6 +54,9 @@ pub trait Backlog: Send + Sync {
     /// Whether [`Failure::LookAgain`] of this run counts as a failure: what is still refused now has
     /// been refused each time before.
     fn is_last_look(&self) -> bool;
+
+    /// The tries before this run, and when the next one is if it fails.
+    fn outlook(&self) -> Outlook;
 }
 
 /// Limits of a pool.

@@ -122,6 +122,14 @@ pub(super) fn unready(pods: &[Pod]) -> Option<&Pod> {
         .min_by(|a, b| a.metadata.name.cmp(&b.metadata.name))
 }
 
+/// Whether clients are sent to a Pod.
+pub(super) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 /// What the readiness probe of a Pod said last, by the newest of its events; none when it failed
 /// without a word, as it does while PostgreSQL starts.
 pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<Why> {

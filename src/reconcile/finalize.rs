@@ -5,10 +5,10 @@ use super::belongings::{Belonging, Found, cluster_uid};
 use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
-use crate::api::{ConditionStatus, ConditionType, Retain, names};
+use crate::api::{ConditionType, Retain, names};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::claims;
-use crate::core::conclude::Notice;
+use crate::core::conclude::{Notice, primary_serves};
 use crate::core::hash::fnv1a64;
 use crate::core::lifecycle::reason;
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
@@ -45,6 +45,7 @@ impl Run<'_> {
                 }
             }
         }
+        self.report_persistent(&mut applied);
         if applied.trouble.is_some() || (was_refused && applied.failure.is_none()) {
             status = self.report_end(owned, &applied).await;
         }
@@ -54,13 +55,10 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the status says that the fence keeps refusing what the deletion calls for.
+    /// Whether the status says that what the deletion calls for keeps being refused, or failing.
     fn reports_refusal(&self) -> bool {
-        let degraded = self.cluster.status.condition(ConditionType::Degraded);
-        degraded.is_some_and(|c| {
-            c.status == ConditionStatus::True
-                && [reason::TOKEN_AHEAD, reason::WRITE_REFUSED].contains(&c.reason.as_str())
-        })
+        self.is_degraded_for(&[reason::TOKEN_AHEAD, reason::WRITE_REFUSED])
+            || self.is_degraded_for(&reason::PERSISTENT)
     }
 
     async fn report_end(
@@ -68,7 +66,8 @@ impl Run<'_> {
         owned: Option<&StatefulSetRecord>,
         applied: &Applied,
     ) -> Result<(), Failure> {
-        let conclusion = self.conclude(owned, applied, None);
+        let primary = primary_serves(self.cluster, owned);
+        let conclusion = self.conclude(owned, applied, (None, primary));
         self.write_conclusion(&conclusion).await
     }
 
@@ -108,7 +107,9 @@ impl Run<'_> {
         let may_act = applied.failure.is_none();
         if may_act && cluster.spec.storage.retain == Retain::Delete && !cluster.orphans_children() {
             let deleted = self.delete_claims(&mut applied).await;
-            deleted.map_err(|refusal| refusal.into_failure("deleting the claims"))?;
+            if let Err(refusal) = deleted {
+                applied.note(Refused::by(refusal, "deleting the claims"));
+            }
         }
         if applied.failure.is_none() {
             let others: Vec<&str> = cluster
@@ -122,6 +123,7 @@ impl Run<'_> {
                 Err(refusal) => applied.note(self.refused(&Target::Cluster(&cluster.key), refusal)),
             }
         }
+        self.report_persistent(&mut applied);
         if applied.trouble.is_some() {
             self.report_end(None, &applied).await?;
         }

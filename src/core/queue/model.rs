@@ -171,8 +171,10 @@ impl Model {
             match end {
                 End::Settled | End::Gone => known.attempts = Attempts::default(),
                 End::Failed => {
-                    known.attempts.failures += 1;
+                    let is_early = known.attempts.retry_ms == Some(due_ms);
+                    known.attempts.failures += u32::from(!is_early);
                     known.attempts.looks = 0;
+                    known.attempts.retry_ms = Some(due_ms);
                 }
                 End::LookAgain => known.attempts.looks += 1,
                 End::Throttled => known.not_before_ms = due_ms,
