@@ -92,7 +92,8 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_CACHE_TTL", default_value = "10m", value_parser = duration)]
     pub cache_ttl: Duration,
 
-    /// Most objects in the queue; one more is refused, counted, and found again by the next list.
+    /// Most objects in the queue; a change beyond takes the place of what is due last, which is taken
+    /// in again later.
     #[arg(long, env = "DBC_QUEUE_CAPACITY", default_value = "100000", value_parser = concurrency)]
     pub queue_capacity: NonZeroUsize,
 

@@ -308,7 +308,7 @@ fn feeds(
         troubles: Arc::clone(&shared.troubles),
         metrics: Arc::clone(&shared.metrics),
         // A shard that is not admitted yet takes nothing: all its objects are queued when it is.
-        // A full queue is counted there, and the object found again by the next list.
+        // What a full queue refuses is counted there, and offered to it anew by the health keeper.
         on_change: Box::new(move |shard, key| {
             let _not_now = pool.enqueue(shard, key, Duration::ZERO);
         }),
@@ -353,7 +353,7 @@ impl ShardHost for Host {
             return;
         }
         for key in self.shared.store.keys(shard) {
-            let _full_is_counted = self.shared.pool.enqueue(shard, &key, Duration::ZERO);
+            let _offered_again_if_full = self.shared.pool.enqueue(shard, &key, Duration::ZERO);
         }
     }
 

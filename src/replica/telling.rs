@@ -62,6 +62,7 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
         }
         shared.looks.fetch_add(1, Ordering::Relaxed);
         shared.reconciler.refresh_metrics().await;
+        shared.pool.add_missing(|shard| shared.store.keys(shard));
         let standing = shared.fleet.standing();
         if agent.has_stopped(standing.steps) {
             let why = "the task that renews our Lease has not run for half a minute";
