@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::leases::{LeaseStore, NAME_LABEL, Seen, decode};
+use super::leases::{LeaseStore, NAME_LABEL, Seen};
 use super::state::FleetState;
 use super::table::{self, TableStore};
 use super::tenure::{Tenure, Validity, boottime_ms};
@@ -213,7 +213,7 @@ impl<H: ShardHost> Agent<H> {
             }
             Ok(watcher::Event::InitDone) => Some(self.listed()),
             Ok(watcher::Event::Apply(lease)) => {
-                let event = decode(&lease).map(|seen| match seen {
+                let event = self.parts.store.decode(&lease).map(|seen| match seen {
                     Seen::Member(member) => Event::MemberSeen(member),
                     Seen::Shard(shard) => Event::ShardSeen(shard),
                 });
@@ -223,7 +223,7 @@ impl<H: ShardHost> Agent<H> {
             Ok(watcher::Event::Delete(lease)) => {
                 let name = lease.metadata.name.clone().unwrap_or_default();
                 self.parts.state.forget(&name);
-                match decode(&lease)? {
+                match self.parts.store.decode(&lease)? {
                     Seen::Member(m) => Some(Event::MemberGone {
                         identity: m.identity,
                         uid: m.version.uid,
@@ -245,7 +245,7 @@ impl<H: ShardHost> Agent<H> {
         let (mut members, mut shards) = (Vec::new(), Vec::new());
         let listing = std::mem::take(&mut self.listing);
         for lease in &listing {
-            match decode(lease) {
+            match self.parts.store.decode(lease) {
                 Some(Seen::Member(member)) => members.push(member),
                 Some(Seen::Shard(shard)) => shards.push(shard),
                 None => {}
@@ -313,6 +313,7 @@ impl<H: ShardHost> Agent<H> {
         self.parts.state.stand(|own| {
             own.settled = self.machine.is_settled(now_ms);
             own.standby = self.machine.is_standby();
+            own.other_namespaces = self.machine.members().other_namespaces_are_alive();
             own.has_table = self.machine.table_uid().is_some();
             own.table_refused = self.machine.is_table_refused();
             own.last_renewal_ms = self.machine.last_renewal_ms();

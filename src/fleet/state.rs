@@ -38,6 +38,8 @@ pub struct Standing {
     pub settled: bool,
     /// Another number of shards is at work: we hold nothing until it has gone.
     pub standby: bool,
+    /// Replicas that serve other namespaces are at work.
+    pub other_namespaces: bool,
     /// Boot-time milliseconds of the last renewal that succeeded.
     pub last_renewal_ms: Option<u64>,
     /// Why the Leases can not be watched, if they can not.
@@ -127,12 +129,16 @@ impl FleetState {
     /// A member that we saw silent for its whole lifetime counts as dead, before anybody has said so
     /// in its Lease.
     #[must_use]
-    pub fn overview(&self, count: ShardCount, now_ms: u64) -> Option<Overview> {
+    pub fn overview(
+        &self,
+        (count, namespaces): (ShardCount, &str),
+        now_ms: u64,
+    ) -> Option<Overview> {
         let standing = self.standing();
         if !standing.settled || standing.standby {
             return None;
         }
-        let (mut members, shards) = decoded(&self.leases());
+        let (mut members, shards) = decoded(&self.leases(), namespaces);
         self.recall(|history| {
             members.retain(|member| {
                 let age = history.age(&member_lease_name(&member.identity), now_ms);
@@ -152,10 +158,13 @@ impl Inner {
 }
 
 /// The Leases as records.
-pub(super) fn decoded(leases: &[Arc<Lease>]) -> (Vec<MemberLease>, Vec<ShardLease>) {
+pub(super) fn decoded(
+    leases: &[Arc<Lease>],
+    namespaces: &str,
+) -> (Vec<MemberLease>, Vec<ShardLease>) {
     let (mut members, mut shards) = (Vec::new(), Vec::new());
     for lease in leases {
-        match decode(lease) {
+        match decode(lease, namespaces) {
             Some(Seen::Member(member)) => members.push(member),
             Some(Seen::Shard(shard)) => shards.push(shard),
             None => {}
@@ -206,7 +215,7 @@ mod tests {
     }
 
     fn seen(state: &FleetState, later_ms: u64) -> Option<(usize, usize)> {
-        let overview = state.overview(count(), boottime_ms() + later_ms)?;
+        let overview = state.overview((count(), "*"), boottime_ms() + later_ms)?;
         Some((overview.unowned, overview.imbalance))
     }
 

@@ -96,10 +96,16 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
             Some(line) => shared.health.set("api-server", Err(line)),
             None => shared.health.ok("api-server"),
         }
-        let standby = format!(
-            "standing by: another number of shards than --shards {} is at work",
-            shared.shards.get()
-        );
+        let standby = match standing.other_namespaces {
+            true => format!(
+                "standing by: replicas that serve other namespaces than --watch-namespaces {} are at work",
+                shared.namespaces
+            ),
+            false => format!(
+                "standing by: another number of shards than --shards {} is at work",
+                shared.shards.get()
+            ),
+        };
         let role = if standing.standby {
             Err(standby)
         } else {
@@ -146,7 +152,7 @@ impl Shared {
         let age = Duration::from_millis(age_ms);
         self.metrics.heartbeat_age_seconds.set(age.as_secs_f64());
         self.metrics
-            .tell_fleet(self.fleet.overview(self.shards, now_ms));
+            .tell_fleet(self.fleet.overview((self.shards, &self.namespaces), now_ms));
         for (phase, number) in self.store.phases() {
             let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));

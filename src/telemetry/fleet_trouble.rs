@@ -44,7 +44,7 @@ impl FleetView {
         let mut found = Found::default();
         found.judge_shards(&self);
         for member in &self.members {
-            found.judge_member(member, self.shard_count);
+            found.judge_member(member, &self);
             found.judge_figures(member);
         }
         found.judge_fleet(&self);
@@ -98,7 +98,7 @@ impl Found {
         }
     }
 
-    fn judge_member(&mut self, member: &MemberView, shard_count: Option<u16>) {
+    fn judge_member(&mut self, member: &MemberView, view: &FleetView) {
         let name = &member.identity;
         if let Some(damage) = &member.damage {
             let hint =
@@ -129,10 +129,17 @@ impl Found {
             let hint = "It was asked to stop, and hands its shards to others.";
             self.add(Severity::Note, format!("{name} is leaving"), hint);
         }
-        if member.shards.is_some() && shard_count.is_some() && member.shards != shard_count {
+        let count = view.shard_count;
+        if member.shards.is_some() && count.is_some() && member.shards != count {
             let what = format!("{name} stands by: it is set to another number of shards");
             let hint =
                 "It holds nothing until the others are gone. Give all replicas the same --shards.";
+            self.add(Severity::Warning, what, hint);
+        }
+        if serves_others(member, view) {
+            let served = member.namespaces.as_deref().unwrap_or_default();
+            let what = format!("{name} stands by: it serves other namespaces ({served})");
+            let hint = "It holds nothing until the others are gone. Give all replicas the same --watch-namespaces.";
             self.add(Severity::Warning, what, hint);
         }
     }
@@ -261,7 +268,15 @@ impl Found {
 /// Whether the planner counts on this member.
 fn works(member: &MemberView, view: &FleetView) -> bool {
     let fits = view.shard_count.is_none() || member.shards == view.shard_count;
-    fits && !member.vacated && !member.draining && member.live != Some(false)
+    fits && !serves_others(member, view)
+        && !member.vacated
+        && !member.draining
+        && member.live != Some(false)
+}
+
+/// Whether a member serves other namespaces than the fleet.
+fn serves_others(member: &MemberView, view: &FleetView) -> bool {
+    member.namespaces.is_some() && view.namespaces.is_some() && member.namespaces != view.namespaces
 }
 
 fn shards(numbers: &[u16]) -> String {

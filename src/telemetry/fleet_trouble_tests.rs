@@ -181,6 +181,15 @@ fn the_fleet_as_a_whole_is_judged() {
         found,
         ["Warning b stands by: it is set to another number of shards"]
     );
+    let found = after(|view| {
+        view.namespaces = Some("*".into());
+        view.members[0].namespaces = Some("*".into());
+        view.members[1].namespaces = Some("shop".into());
+    });
+    assert_eq!(
+        found,
+        ["Warning b stands by: it serves other namespaces (shop)"]
+    );
     let found = after(|view| view.members[1].draining = true);
     assert_eq!(found, ["Note b is leaving"]);
     let found = after(|view| view.notes.push("something".into()));
