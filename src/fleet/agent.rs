@@ -30,6 +30,8 @@ use crate::core::token::FencingToken;
 use crate::planted::{Fault, is_planted};
 use crate::telemetry::metrics::{GIVEN_UP, Metrics};
 
+const TABLE_KIND_MISSING: &str =
+    "the CRD shardtables.database.io is missing; apply deploy/base/crd.yaml";
 const TICK: Duration = Duration::from_millis(100);
 /// Events waiting for the machine. It empties in microseconds; a full queue makes senders wait.
 const EVENTS_MAX: usize = 1024;
@@ -173,6 +175,24 @@ fn watch_table(api: Api<ShardTable>) -> BoxStream<'static, WatchedTable> {
     watcher(api, config).default_backoff().boxed()
 }
 
+/// Whether the API server does not serve the kind that is to be watched.
+fn is_kind_missing(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 404,
+        // kube 4.2 reads the answer to a watch without a look at its status: "404 page not found"
+        // becomes a number that is no event.
+        watcher::Error::WatchFailed(kube::Error::SerdeError(error)) => {
+            error.to_string().contains("integer `404`")
+        }
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => false,
+    }
+}
+
 /// A nonce that no other life of any replica has: 128 bits from the operating system.
 fn nonce() -> String {
     if is_planted(Fault::Incarnation) {
@@ -257,7 +277,11 @@ impl<H: ShardHost> Agent<H> {
 
     fn table_observed(&mut self, observed: WatchedTable) -> Option<Event> {
         let error = observed.as_ref().err().map(ToString::to_string);
-        self.parts.state.stand(|own| own.table_error = error);
+        let is_missing = observed.as_ref().is_err_and(is_kind_missing);
+        self.parts.state.stand(|own| {
+            own.table_error = error;
+            own.table_kind_missing = is_missing.then_some(TABLE_KIND_MISSING);
+        });
         match observed {
             Ok(watcher::Event::Init) => {
                 self.table_listing = None;

@@ -46,6 +46,8 @@ pub struct Standing {
     pub watch_error: Option<String>,
     /// Why the shard table cannot be watched, if it cannot.
     pub table_error: Option<String>,
+    /// That the kind `ShardTable` is missing, if it is.
+    pub table_kind_missing: Option<&'static str>,
     /// The shard table is known, with our number of shards.
     pub has_table: bool,
     /// The API server refuses our writes of the shard table.

@@ -13,6 +13,7 @@ use crate::fleet::fence::TABLE_CHECK;
 use crate::fleet::state::Standing;
 use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::figures;
+use crate::telemetry::fleet_trouble::KIND_CHECK;
 use crate::telemetry::fleet_view::{FleetView, ObserverView};
 use crate::telemetry::liveness::{LOOK_EVERY, Progress, essential, oversee};
 use crate::telemetry::server::Server;
@@ -91,6 +92,11 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
         match shared.reconciler.refused_shards() {
             None => shared.health.ok("writes"),
             Some(problem) => shared.health.set("writes", Err(problem)),
+        }
+        let missing = standing.table_kind_missing;
+        match missing.or_else(|| shared.troubles.missing_kind()) {
+            None => shared.health.ok(KIND_CHECK),
+            Some(problem) => shared.health.set(KIND_CHECK, Err(problem)),
         }
         match shared.troubles.summary() {
             Some(line) => shared.health.set("api-server", Err(line)),

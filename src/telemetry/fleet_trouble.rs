@@ -29,6 +29,8 @@ pub struct Problem {
     pub hint: &'static str,
 }
 
+/// Name of the check in `/readyz` that says whether the API server serves our kinds.
+pub const KIND_CHECK: &str = "crd";
 const PROBLEMS_MAX: usize = 40;
 const NAMED_MAX: usize = 12;
 /// A queue whose oldest due object waits for longer is slow: the usual objective is 1 s for 99 %.
@@ -42,6 +44,8 @@ impl FleetView {
     #[must_use]
     pub fn judged(mut self) -> Self {
         let mut found = Found::default();
+        // First of all: the others follow from it.
+        found.judge_kinds(&self);
         found.judge_shards(&self);
         for member in &self.members {
             found.judge_member(member, &self);
@@ -68,6 +72,17 @@ impl Found {
             what: what.into(),
             hint,
         });
+    }
+
+    fn judge_kinds(&mut self, view: &FleetView) {
+        let checks = view.observer.iter().flat_map(|observer| &observer.checks);
+        let problem = checks
+            .filter(|check| check.name == KIND_CHECK)
+            .find_map(|check| check.problem.clone());
+        if let Some(problem) = problem {
+            let hint = "No DatabaseCluster is looked after until it is there. Whatever else is wrong may follow from it.";
+            self.add(Severity::Critical, problem, hint);
+        }
     }
 
     fn judge_shards(&mut self, view: &FleetView) {
@@ -252,7 +267,7 @@ impl Found {
                 "The API server is away, or this replica can not reach it. Ask another replica.";
             self.add(Severity::Critical, what, hint);
         }
-        for check in &observer.checks {
+        for check in observer.checks.iter().filter(|c| c.name != KIND_CHECK) {
             if let Some(problem) = &check.problem {
                 let severity = match check.gate {
                     true => Severity::Warning,

@@ -221,6 +221,27 @@ fn the_readers_own_checks_are_told() {
 }
 
 #[test]
+fn a_missing_kind_comes_before_what_follows_from_it() {
+    let found = after(|view| {
+        view.shards[0].holder = None;
+        let checks = &mut view.observer.as_mut().unwrap().checks;
+        checks[0].problem = Some("no answer".into());
+        checks.push(CheckView {
+            name: KIND_CHECK,
+            gate: true,
+            problem: Some("the CRD is missing".into()),
+        });
+    });
+    assert_eq!(found[0], "Critical the CRD is missing");
+    assert!(
+        found[1].starts_with("Critical No live replica holds"),
+        "{found:?}"
+    );
+    assert_eq!(found.last().unwrap(), "Warning a: leases: no answer");
+    assert_eq!(found.iter().filter(|line| line.contains("CRD")).count(), 1);
+}
+
+#[test]
 fn problems_are_bounded() {
     let found = after(|view| {
         view.members = (0..500)
