@@ -20,6 +20,10 @@ pub enum ShardedWatch {
     Off,
 }
 
+/// Namespaces, sorted; none: all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces(Vec<String>);
+
 /// Flags of `run`. Each is also an environment variable: `DBC_` and upper case.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
@@ -27,14 +31,16 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_NAMESPACE", value_parser = name)]
     pub namespace: Option<String>,
 
-    /// Namespaces whose DatabaseClusters are served, comma-separated; empty: all.
+    /// Namespaces whose DatabaseClusters are served, comma-separated, the same for all replicas;
+    /// empty: all.
     #[arg(
         long,
         env = "DBC_WATCH_NAMESPACES",
         default_value = "",
-        hide_default_value = true
+        hide_default_value = true,
+        value_parser = namespaces
     )]
-    pub watch_namespaces: String,
+    pub watch_namespaces: Namespaces,
 
     /// Identity of this replica; by default the Pod's name, else host name and a random suffix.
     #[arg(long, env = "DBC_IDENTITY", value_parser = name)]
@@ -51,6 +57,11 @@ pub struct RunArgs {
     /// Do not begin to act before the API server's fence is proven to hold for this replica.
     #[arg(long, env = "DBC_REQUIRE_FENCE")]
     pub require_fence: bool,
+
+    /// Join the fleet with credentials that are not a token bound to a Pod, such as an administrator's
+    /// kubeconfig: the API server's fence does not hold for this replica then.
+    #[arg(long, env = "DBC_ALLOW_UNFENCED")]
+    pub allow_unfenced: bool,
 
     /// Number of shards: a power of two from 1 to 256, the same for all replicas.
     #[arg(long, env = "DBC_SHARDS", default_value = "32", value_parser = shards)]
@@ -92,7 +103,8 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_CACHE_TTL", default_value = "10m", value_parser = duration)]
     pub cache_ttl: Duration,
 
-    /// Most objects in the queue; one more is refused, counted, and found again by the next list.
+    /// Most objects in the queue; a change beyond takes the place of what is due last, which is taken
+    /// in again later.
     #[arg(long, env = "DBC_QUEUE_CAPACITY", default_value = "100000", value_parser = concurrency)]
     pub queue_capacity: NonZeroUsize,
 
@@ -193,16 +205,7 @@ impl RunArgs {
     /// The namespaces to serve; empty: all.
     #[must_use]
     pub fn namespaces(&self) -> Vec<String> {
-        let mut names: Vec<String> = self
-            .watch_namespaces
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        names
+        self.watch_namespaces.0.clone()
     }
 }
 
@@ -225,6 +228,28 @@ fn name(text: &str) -> Result<String, String> {
     } else {
         Err("must consist of lower case letters, digits, '-' and '.', and begin and end with a letter or digit".into())
     }
+}
+
+/// Names of namespaces, which are DNS-1123 labels.
+fn namespaces(text: &str) -> Result<Namespaces, String> {
+    if text.trim().is_empty() {
+        return Ok(Namespaces::default());
+    }
+    let mut names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+    let fits = |name: &&String| name.len() <= 63 && !name.contains('.') && self::name(name).is_ok();
+    if let Some(bad) = names.iter().find(|name| !fits(name)) {
+        return Err(format!(
+            "{bad:?} is not the name of a namespace: at most 63 lower case letters, digits and '-', \
+             beginning and ending with a letter or digit"
+        ));
+    }
+    names.sort_unstable();
+    if let Some([twice, _]) = names.array_windows().find(|[a, b]| a == b) {
+        return Err(format!(
+            "{twice:?} is there twice: name each namespace once"
+        ));
+    }
+    Ok(Namespaces(names))
 }
 
 fn shards(text: &str) -> Result<ShardCount, String> {
@@ -316,6 +341,13 @@ mod tests {
             ("--sharded-watch", "maybe", "auto, off"),
             ("--rate-limit", "lots", "100/60s"),
             ("--listen", "8080", "socket address"),
+            ("--watch-namespaces", "Not_A_Name", "namespace"),
+            ("--watch-namespaces", "a.b", "at most 63"),
+            ("--watch-namespaces", "a,,b", "\"\" is not the name"),
+            ("--watch-namespaces", "shop,", "\"\" is not the name"),
+            ("--watch-namespaces", "*", "namespace"),
+            ("--watch-namespaces", "shop-", "\"shop-\""),
+            ("--watch-namespaces", "b,a,b", "\"b\" is there twice"),
         ] {
             let error = parse(&[flag, value]).unwrap_err();
             assert!(error.contains(flag) && error.contains(value), "{error}");
@@ -334,8 +366,15 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_are_split_and_deduplicated() {
-        let args = parse(&["--watch-namespaces", "b, a,,b"]).unwrap();
+    fn namespaces_are_split_and_sorted() {
+        let args = parse(&["--watch-namespaces", "b, a"]).unwrap();
         assert_eq!(args.namespaces(), ["a", "b"]);
+        for all in ["", " "] {
+            let args = parse(&["--watch-namespaces", all]).unwrap();
+            assert!(args.namespaces().is_empty(), "{all:?} is all namespaces");
+        }
+        let long = "a".repeat(64);
+        assert!(parse(&["--watch-namespaces", &long]).is_err());
+        assert!(parse(&["--watch-namespaces", &long[1..]]).is_ok());
     }
 }

@@ -13,6 +13,7 @@ pub mod config;
 
 pub mod api;
 pub mod core;
+pub mod credentials;
 pub mod fence_policies;
 
 pub mod fleet;

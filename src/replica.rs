@@ -14,10 +14,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{RunArgs, ShardedWatch};
 use crate::core::hash::{ShardCount, ShardId};
+use crate::core::lease::served_text;
 use crate::core::object::ObjectKey;
 use crate::core::outcome::{Failure, Outcome};
 use crate::core::ownership::{Event, Settings};
 use crate::core::watch_mode::WatchMode;
+use crate::credentials::is_bound_to_pod;
 use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, ShardHost};
 use crate::fleet::fence::{FenceMonitor, FenceProbe, LeaseRefresher, TABLE_CHECK};
 use crate::fleet::leader::{Leader, LeaderParts};
@@ -78,6 +80,8 @@ impl Reconcile for Work {
 struct Shared {
     identity: String,
     shards: ShardCount,
+    /// The namespaces that are served, as text.
+    namespaces: String,
     rates: Rates,
     log_level: Arc<LogLevel>,
     metrics: Arc<Metrics>,
@@ -105,6 +109,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
     let settings = args.settings(identity.clone())?;
     let metrics = Arc::new(Metrics::new().context("two metrics share a name")?);
     metrics.tell_limits(&args);
+    let clients = clients(&args, &identity, &metrics).await?;
     let health = Arc::new(Health::new(&["api-server", "leases", TABLE_CHECK]));
     let listener = TcpListener::bind(args.listen)
         .await
@@ -112,7 +117,6 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
         .with_context(|| format!("--listen {}: the address can not be used", args.listen))?;
     let url = format!("http://{}", listener.local_addr()?);
     tracing::info!(identity, url, shards = args.shards.get(), "listening");
-    let clients = clients(&identity, &metrics).await?;
     let told = (&metrics, &health, log_level);
     let shared = share(&args, &identity, told, clients.write.clone());
 
@@ -154,10 +158,20 @@ struct Clients {
     write: Client,
 }
 
-async fn clients(identity: &str, metrics: &Arc<Metrics>) -> anyhow::Result<Clients> {
+async fn clients(
+    args: &RunArgs,
+    identity: &str,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Clients> {
     let config = Config::infer().await.context(
         "no way to the API server: set KUBECONFIG, or run in a Pod with a service account",
     )?;
+    anyhow::ensure!(
+        args.allow_unfenced || is_bound_to_pod(&config.auth_info),
+        "the credentials are not a token that is bound to a Pod, so that the API server's fence does not hold for \
+         this replica: run it as a Pod, or pass --allow-unfenced to join the fleet in namespace {} all the same",
+        args.own_namespace()
+    );
     let client = |kind| build_client(&config, kind, identity, Arc::clone(metrics));
     Ok(Clients {
         lease: client(ClientKind::Lease)?,
@@ -189,12 +203,7 @@ async fn work(
     let (handle, events) = agent::channel();
     let caring = telling::look_after(Arc::clone(shared), stop.child_token());
     let caring = shared.part("the health keeper", caring, stop);
-    let me = SelfDescription {
-        lease_seconds: i32::try_from(args.lease_duration.as_secs()).unwrap_or(i32::MAX),
-        pod_uid: args.pod_uid(),
-        revision: args.revision(),
-        shards: args.shards,
-    };
+    let me = description(args, shared);
     let store = LeaseStore::new(Api::namespaced(clients.lease.clone(), &namespace), me);
     let leader = Leader::new(LeaderParts {
         client: clients.lease.clone(),
@@ -203,6 +212,7 @@ async fn work(
         lease: args.lease_duration,
         renew: args.renew_interval,
         shards: args.shards,
+        namespaces: shared.namespaces.clone(),
         store: store.clone(),
         state: Arc::clone(&shared.fleet),
         metrics: Arc::clone(&shared.metrics),
@@ -235,6 +245,17 @@ async fn work(
         let _ended = task.await;
     }
     ended
+}
+
+/// What this replica says of itself in its Leases.
+fn description(args: &RunArgs, shared: &Shared) -> SelfDescription {
+    SelfDescription {
+        lease_seconds: i32::try_from(args.lease_duration.as_secs()).unwrap_or(i32::MAX),
+        pod_uid: args.pod_uid(),
+        revision: args.revision(),
+        shards: args.shards,
+        namespaces: shared.namespaces.clone(),
+    }
 }
 
 fn share(
@@ -276,6 +297,7 @@ fn share(
     Arc::new(Shared {
         identity: identity.to_owned(),
         shards: args.shards,
+        namespaces: served_text(&args.namespaces()),
         rates: Rates::default(),
         log_level,
         metrics: Arc::clone(metrics),
@@ -308,7 +330,7 @@ fn feeds(
         troubles: Arc::clone(&shared.troubles),
         metrics: Arc::clone(&shared.metrics),
         // A shard that is not admitted yet takes nothing: all its objects are queued when it is.
-        // A full queue is counted there, and the object found again by the next list.
+        // What a full queue refuses is counted there, and offered to it anew by the health keeper.
         on_change: Box::new(move |shard, key| {
             let _not_now = pool.enqueue(shard, key, Duration::ZERO);
         }),
@@ -353,7 +375,7 @@ impl ShardHost for Host {
             return;
         }
         for key in self.shared.store.keys(shard) {
-            let _full_is_counted = self.shared.pool.enqueue(shard, &key, Duration::ZERO);
+            let _offered_again_if_full = self.shared.pool.enqueue(shard, &key, Duration::ZERO);
         }
     }
 

@@ -226,6 +226,7 @@ async fn random_operations_end_alike_on_the_model_and_on_the_real_api_server() {
         pod_uid: "pod".into(),
         revision: String::new(),
         shards: ShardCount::new(4).unwrap(),
+        namespaces: "*".to_owned(),
     };
     let mut pair = Pair::new(LeaseStore::new(api.clone(), me));
     for number in 0..OPERATIONS {

@@ -154,7 +154,10 @@ mod tests {
             .iter()
             .map(|c| c["name"].as_str().unwrap())
             .collect();
-        assert_eq!(columns, ["Ready", "Desired", "Status", "Image", "Age"]);
+        assert_eq!(
+            columns,
+            ["Ready", "Desired", "Status", "Available", "Image", "Age"]
+        );
         assert_eq!(crd["spec"]["names"]["shortNames"][0], "dbc");
     }
 

@@ -64,6 +64,12 @@ const DEFAULT_MEMORY: &str = "512Mi";
         description = "Where the cluster is in its life"
     ),
     printcolumn(
+        name = "Available",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Available\")].status",
+        description = "Whether the primary serves"
+    ),
+    printcolumn(
         name = "Image",
         type_ = "string",
         json_path = ".spec.image",

@@ -45,9 +45,10 @@ pub struct DatabaseClusterStatus {
     )]
     pub phase: Option<Phase>,
 
-    /// What holds of the cluster: `Ready` (all instances accept connections), `Progressing` (a
-    /// change is being carried out), `Degraded` (something is wrong; the message says what),
-    /// `Initialized` (the primary has accepted connections once: its volume has data).
+    /// What holds of the cluster: `Ready` (it is as its spec asks: all instances accept
+    /// connections), `Progressing` (a change is being carried out), `Degraded` (something is wrong; the message says what),
+    /// `Available` (the primary serves, also while a change is refused), `Initialized` (the primary
+    /// has accepted connections once: its volume has data).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -139,7 +140,8 @@ impl fmt::Display for Phase {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What the statement is about: `Ready`, `Progressing`, `Degraded` or `Initialized`.
+    /// What the statement is about: `Ready`, `Progressing`, `Degraded`, `Available` or
+    /// `Initialized`.
     #[serde(rename = "type")]
     pub type_: ConditionType,
 
@@ -168,12 +170,14 @@ pub struct Condition {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub enum ConditionType {
-    /// All instances accept connections.
+    /// It is as its spec asks: all instances accept connections.
     Ready,
     /// A change is being carried out.
     Progressing,
     /// Something is wrong.
     Degraded,
+    /// The primary serves.
+    Available,
     /// The primary has accepted connections at least once; this never goes away again.
     Initialized,
     /// A type that this version does not know.
@@ -188,6 +192,7 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::Progressing => "Progressing",
             Self::Degraded => "Degraded",
+            Self::Available => "Available",
             Self::Initialized => "Initialized",
             Self::Other(text) => text,
         }
@@ -200,6 +205,7 @@ impl From<String> for ConditionType {
             "Ready" => Self::Ready,
             "Progressing" => Self::Progressing,
             "Degraded" => Self::Degraded,
+            "Available" => Self::Available,
             "Initialized" => Self::Initialized,
             _ => Self::Other(text),
         }

@@ -26,6 +26,20 @@ pub struct Attempts {
     pub failures: u32,
     /// Look-agains since the last failure.
     pub looks: u32,
+    /// When the last failure is to be tried again. What brings the object here sooner, such as the
+    /// echo of our own write, does not count as that try.
+    pub retry_ms: Option<u64>,
+}
+
+/// What a run may know of the tries before and after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// What the object has behind it.
+    pub attempts: Attempts,
+    /// Whether it came here before the pause after its last failure was over.
+    pub is_early: bool,
+    /// When it is tried again if this run fails, in milliseconds from now.
+    pub retry_in_ms: u64,
 }
 
 impl Attempts {
@@ -35,6 +49,26 @@ impl Attempts {
         self.looks as usize >= LOOK_AGAIN_MS.len()
     }
 
+    /// When a failure at `now_ms` is tried again: after the pause that its tier calls for; one that
+    /// came before the pause of the last failure was over leaves that as it was.
+    #[must_use]
+    pub fn retry_due_ms(self, now_ms: u64, random: f64) -> u64 {
+        match self.retry_ms {
+            Some(retry_ms) if now_ms < retry_ms => retry_ms,
+            _ => now_ms.saturating_add(jittered_ms(tier_ms(self.failures), random)),
+        }
+    }
+
+    /// What a run that is under way at `now_ms` may know.
+    #[must_use]
+    pub fn outlook(self, now_ms: u64, random: f64) -> Outlook {
+        Outlook {
+            attempts: self,
+            is_early: self.retry_ms.is_some_and(|retry_ms| now_ms < retry_ms),
+            retry_in_ms: self.retry_due_ms(now_ms, random).saturating_sub(now_ms),
+        }
+    }
+
     /// The counts after a run with this verdict.
     #[must_use]
     pub const fn after(self, verdict: Verdict) -> Self {
@@ -42,14 +76,20 @@ impl Attempts {
             Verdict::Settled { .. } | Verdict::Gone => Self {
                 failures: 0,
                 looks: 0,
+                retry_ms: None,
             },
-            Verdict::Failed { .. } => Self {
-                failures: self.failures.saturating_add(1),
+            Verdict::Failed { due_ms } => Self {
+                failures: match self.retry_ms {
+                    Some(retry_ms) if retry_ms == due_ms => self.failures,
+                    _ => self.failures.saturating_add(1),
+                },
                 looks: 0,
+                retry_ms: Some(due_ms),
             },
             Verdict::LookAgain { .. } => Self {
                 failures: self.failures,
                 looks: self.looks.saturating_add(1),
+                retry_ms: self.retry_ms,
             },
             Verdict::Throttled { .. } | Verdict::Again { .. } => self,
         }
@@ -167,7 +207,7 @@ pub fn verdict(
             }
         }
         Err(Failure::Failed { .. }) => Verdict::Failed {
-            due_ms: in_about(tier_ms(attempts.failures)),
+            due_ms: attempts.retry_due_ms(now_ms, random),
         },
     }
 }
@@ -210,10 +250,39 @@ mod tests {
     #[test]
     fn the_next_failure_waits_for_the_tier_of_the_failures_before_it() {
         for (failures, due_ms) in [(0, 31_000), (3, 121_000), (6, 301_000), (11, 601_000)] {
-            let attempts = Attempts { failures, looks: 0 };
+            let attempts = Attempts {
+                failures,
+                ..Attempts::default()
+            };
             let got = verdict(&failed(), attempts, 1000, MIDDLE);
             assert_eq!(got, Verdict::Failed { due_ms });
         }
+    }
+
+    #[test]
+    fn a_failure_before_its_time_neither_counts_nor_moves_the_next_try() {
+        let run = |attempts: Attempts, now_ms: u64| {
+            let outlook = attempts.outlook(now_ms, MIDDLE);
+            let verdict = verdict(&failed(), attempts, now_ms, MIDDLE);
+            let Verdict::Failed { due_ms } = verdict else {
+                panic!("{verdict:?}");
+            };
+            assert_eq!(outlook.retry_in_ms, due_ms - now_ms, "as was promised");
+            (outlook.is_early, due_ms, attempts.after(verdict))
+        };
+        let (early, due_ms, attempts) = run(Attempts::default(), 1_000);
+        assert_eq!((early, due_ms, attempts.failures), (false, 31_000, 1));
+        // The echoes of what was written before it failed.
+        let mut echoed = attempts;
+        for now_ms in [1_010, 1_500, 30_999] {
+            let (early, due_ms, after) = run(echoed, now_ms);
+            assert_eq!((early, due_ms, after.failures), (true, 31_000, 1));
+            echoed = after;
+        }
+        let (early, due_ms, attempts) = run(echoed, 31_000);
+        assert_eq!((early, due_ms, attempts.failures), (false, 61_000, 2));
+        let settled = attempts.after(Verdict::Settled { due_ms: 0 });
+        assert_eq!(settled, Attempts::default());
     }
 
     #[test]
@@ -254,7 +323,10 @@ mod tests {
     fn look_again_is_granted_five_times_with_growing_pauses_and_then_is_a_failure() {
         let mut pauses_ms = Vec::new();
         for looks in 0..5 {
-            let attempts = Attempts { failures: 0, looks };
+            let attempts = Attempts {
+                looks,
+                ..Attempts::default()
+            };
             let failure = bounded(look_again(), attempts);
             match verdict(&Err(failure), attempts, 0, MIDDLE) {
                 Verdict::LookAgain { due_ms } => pauses_ms.push(due_ms),
@@ -263,8 +335,8 @@ mod tests {
         }
         assert_eq!(pauses_ms, [50, 100, 250, 500, 1000]);
         let spent = Attempts {
-            failures: 0,
             looks: 5,
+            ..Attempts::default()
         };
         let Failure::Failed { cause, message } = bounded(look_again(), spent) else {
             panic!("the sixth look-again in a row must be a failure");

@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 
 use super::lease::shard_lease_name;
-use super::lifecycle::{Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions, reason};
+use super::lifecycle::{
+    Facts, Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions, reason,
+};
 use super::observed::{ClusterRecord, StatefulSetRecord};
 use super::outcome::Next;
 use super::token::FencingToken;
@@ -26,6 +28,8 @@ pub struct Done<'a> {
     pub trouble: Option<&'a Trouble>,
     /// Why Pods can not be ready.
     pub diagnosis: Option<&'a Why>,
+    /// Whether the primary serves; none when that could not be found out.
+    pub primary: Option<bool>,
     /// Label selector of the Pods, as text.
     pub selector: &'a str,
     /// Who writes.
@@ -84,6 +88,21 @@ pub fn is_initialized(cluster: &ClusterRecord, statefulset: Option<&StatefulSetR
     cluster.status.is_initialized() || statefulset.is_some_and(|set| set.ready_replicas > 0)
 }
 
+/// Whether the primary serves, as far as the counts of Pods tell: not, when some are ready and some
+/// are not, for replicas stay ready without their primary. Before the first start no replica gets
+/// ready without it.
+#[must_use]
+pub fn primary_serves(
+    cluster: &ClusterRecord,
+    statefulset: Option<&StatefulSetRecord>,
+) -> Option<bool> {
+    let Some(set) = statefulset.filter(|set| set.ready_replicas > 0) else {
+        return Some(false);
+    };
+    let all_ready = set.ready_replicas == set.replicas && set.replicas >= set.spec_replicas;
+    (all_ready || !cluster.status.is_initialized()).then_some(true)
+}
+
 /// Decides what is reported.
 #[must_use]
 pub fn conclude(done: &Done<'_>) -> Conclusion {
@@ -109,10 +128,13 @@ pub fn conclude(done: &Done<'_>) -> Conclusion {
         phase: Some(is.phase()),
         conditions: conditions(
             &is,
-            done.initialized,
+            &Facts {
+                initialized: done.initialized,
+                primary: done.primary,
+                generation: cluster.generation,
+                now: done.now,
+            },
             &before.conditions,
-            cluster.generation,
-            done.now,
         ),
         storage_size: storage_size(done),
         shard: Some(ShardStatus {
@@ -160,5 +182,58 @@ fn notice(was: &Stage, is: &Stage, wanted: i32) -> Option<Notice> {
         }
         (_, Stage::Degraded(_) | Stage::Terminating(_)) => Some(Notice::of(is.why())),
         (_, Stage::Creating(_) | Stage::Scaling(_)) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::DatabaseCluster;
+    use crate::watch::observe;
+
+    #[test]
+    fn the_counts_of_pods_tell_of_the_primary_only_when_they_leave_no_doubt() {
+        let cluster = |initialized: bool| {
+            let conditions = match initialized {
+                true => json!([{"type": "Initialized", "status": "True", "reason": "Initialized",
+                    "message": "", "lastTransitionTime": ""}]),
+                false => json!([]),
+            };
+            let object: DatabaseCluster = serde_json::from_value(json!({
+                "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+                "metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "1"},
+                "spec": {"image": "postgres:18"}, "status": {"conditions": conditions},
+            }))
+            .unwrap();
+            observe::cluster(&object).unwrap()
+        };
+        let set = |wanted: i32, exist: i32, ready: i32| {
+            let object = serde_json::from_value(json!({
+                "metadata": {"name": "a-db", "namespace": "n", "uid": "s", "resourceVersion": "1"},
+                "spec": {"serviceName": "a-db", "selector": {}, "template": {}, "replicas": wanted},
+                "status": {"replicas": exist, "readyReplicas": ready},
+            }));
+            observe::statefulset(&object.unwrap(), None).unwrap()
+        };
+        let old = cluster(true);
+        assert_eq!(primary_serves(&old, None), Some(false));
+        for (wanted, exist, ready, expected) in [
+            (3, 3, 3, Some(true)),
+            (3, 3, 0, Some(false)),
+            (0, 0, 0, Some(false)),
+            // It may be the one that is not ready, or not there.
+            (3, 3, 2, None),
+            (3, 2, 2, None),
+            // Some are to go, and all are ready.
+            (1, 3, 3, Some(true)),
+        ] {
+            let got = primary_serves(&old, Some(&set(wanted, exist, ready)));
+            assert_eq!(got, expected, "{ready} of {exist}, {wanted} wanted");
+        }
+        let first = primary_serves(&cluster(false), Some(&set(3, 3, 1)));
+        assert_eq!(first, Some(true), "its copies come after it");
     }
 }

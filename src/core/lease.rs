@@ -2,7 +2,31 @@
 
 use std::collections::BTreeSet;
 
-use super::hash::{Bucket, ShardCount, ShardId};
+use super::hash::{Bucket, ShardCount, ShardId, fnv1a64};
+
+/// In the place of the number of shards: the Lease of a replica that serves other namespaces. No fleet
+/// has so many shards, so that such a replica is one of another fleet, beside which ours stands by.
+pub const OTHER_NAMESPACES: u16 = u16::MAX;
+/// The text for replicas that serve all namespaces.
+const ALL_NAMESPACES: &str = "*";
+/// Longest text for the namespaces that a replica serves, in bytes: every heartbeat carries it.
+const SERVED_LENGTH_MAX: usize = 512;
+
+/// The text by which replicas know whether they serve the same namespaces (sorted, without duplicates;
+/// none: all). A long list is cut, and its digest tells it from others.
+#[must_use]
+pub fn served_text(namespaces: &[String]) -> String {
+    let all = namespaces.join(",");
+    match all.len() {
+        0 => ALL_NAMESPACES.to_owned(),
+        length if length <= SERVED_LENGTH_MAX => all,
+        _ => {
+            let digest = format!(",… {:016x}", fnv1a64(all.as_bytes()));
+            let end = all.floor_char_boundary(SERVED_LENGTH_MAX - digest.len());
+            format!("{}{digest}", all.get(..end).unwrap_or_default())
+        }
+    }
+}
 
 /// Uid and resourceVersion of a Lease: the two together make a write a compare-and-swap.
 /// (resourceVersion alone re-creates a Lease that was deleted.)
@@ -51,7 +75,7 @@ pub struct MemberLease {
     pub pod_uid: String,
     /// Revision of its ReplicaSet, or empty.
     pub revision: String,
-    /// Number of shards it works with.
+    /// Number of shards it works with, or [`OTHER_NAMESPACES`].
     pub shards: u16,
     /// Whether it is about to leave.
     pub draining: bool,
@@ -84,7 +108,7 @@ pub struct ShardLease {
     pub incarnation: String,
     /// Grows whenever the holder changes.
     pub epoch: u32,
-    /// Number of shards for which this Lease was written.
+    /// Number of shards for which this Lease was written, or [`OTHER_NAMESPACES`].
     pub shards: u16,
     /// Planned next holder.
     pub successor: Option<Successor>,
@@ -251,6 +275,19 @@ mod tests {
             assert_eq!(shard_of(foreign), None, "{foreign}");
         }
         assert_eq!(identity_of("databasecluster-member-"), None);
+    }
+
+    #[test]
+    fn other_namespaces_are_another_text_however_long_the_list() {
+        let names = |count: usize| -> Vec<String> {
+            (0..count).map(|n| format!("namespace-{n:04}")).collect()
+        };
+        assert_eq!(served_text(&[]), "*");
+        assert_eq!(served_text(&names(2)), "namespace-0000,namespace-0001");
+        let (long, longer) = (served_text(&names(900)), served_text(&names(901)));
+        assert!(long.len() <= SERVED_LENGTH_MAX, "{}", long.len());
+        assert_ne!(long, longer);
+        assert_eq!(long, served_text(&names(900)));
     }
 
     #[test]

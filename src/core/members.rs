@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::hash::ShardId;
-use super::lease::{MemberLease, Successor, Version};
+use super::lease::{MemberLease, OTHER_NAMESPACES, Successor, Version};
 
 /// Whether a replica may be given shards: not vacated, not leaving, allowed to write the
 /// shard table, working with `shards` shards.
@@ -186,6 +186,13 @@ impl Members {
     #[must_use]
     pub fn another_count_is_alive(&self, shards: u16) -> bool {
         self.all().any(|m| !m.is_vacated() && m.shards != shards)
+    }
+
+    /// Whether somebody who is not vacated serves other namespaces.
+    #[must_use]
+    pub fn other_namespaces_are_alive(&self) -> bool {
+        self.all()
+            .any(|m| !m.is_vacated() && m.shards == OTHER_NAMESPACES)
     }
 
     /// Whether this incarnation can still act. A missing Lease is waited out for `lease_ms`;

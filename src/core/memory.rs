@@ -4,12 +4,17 @@
 
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::child::{ChildId, DesiredChild};
 use super::observed::{ChildRecord, ClaimTemplate};
 use super::version;
 
 /// How long a watch may lag behind our own writes before what it shows is believed again.
 pub const WATCH_LAG_MS_MAX: u64 = 10_000;
+
+/// Two times that lie no further apart are the same next try, as two runs work it out.
+const SAME_TRY: SignedDuration = SignedDuration::from_secs(2);
 
 /// One write of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +52,8 @@ pub struct Memory {
     /// Objects of which the fence keeps refusing our writes, as last reported. Bounded by the number
     /// of objects that belong to the cluster.
     refused: Vec<Box<str>>,
+    /// When the next try was said to be.
+    next_try: Option<Timestamp>,
 }
 
 /// What is known of the Secret of one cluster, which can not be read.
@@ -99,6 +106,7 @@ impl Memory {
             newer_since: None,
             claim_goes: false,
             refused: Vec::new(),
+            next_try: None,
         }
     }
 
@@ -306,6 +314,14 @@ impl Memory {
     pub fn refused_only(&mut self, objects: &[String]) {
         self.refused
             .retain(|known| objects.iter().any(|object| **object == **known));
+    }
+
+    /// The next try is at about this time: what to say, so that the same try is not said to be at two
+    /// times.
+    pub fn next_try(&mut self, at: Timestamp) -> Timestamp {
+        let is_same = |known: &Timestamp| known.duration_since(at).abs() <= SAME_TRY;
+        let known = self.next_try.filter(is_same);
+        *self.next_try.insert(known.unwrap_or(at))
     }
 
     /// Whether everything was last applied so long ago that it is time to do it once more.

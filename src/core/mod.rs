@@ -20,6 +20,7 @@ pub mod object;
 pub mod observed;
 pub mod outcome;
 pub mod ownership;
+pub mod persistent;
 pub mod plan;
 pub mod planner;
 pub mod queue;

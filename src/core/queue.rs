@@ -5,7 +5,7 @@
 //! that run ends, so one object never runs twice at once. All operations are O(log n), but
 //! [`Queue::purge`], which is that for each key of the shard.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::core::backoff::{Attempts, Verdict};
 use crate::core::hash::ShardId;
@@ -61,6 +61,8 @@ pub struct Queue {
     /// Shards with due work that may start, in the order of their turns.
     turns: BTreeMap<u64, ShardId>,
     in_flight: HashMap<ShardId, usize>,
+    /// Shards with objects that found no room, or gave theirs to others.
+    missing: BTreeSet<ShardId>,
     sequence: u64,
     depth: usize,
     held_until_ms: u64,
@@ -79,6 +81,7 @@ impl Queue {
             timers: BTreeMap::new(),
             turns: BTreeMap::new(),
             in_flight: HashMap::new(),
+            missing: BTreeSet::new(),
             sequence: 0,
             depth: 0,
             held_until_ms: 0,
@@ -121,6 +124,7 @@ impl Queue {
             self.forget(&key);
         }
         self.lanes.remove(&shard);
+        self.missing.remove(&shard);
     }
 
     /// Drops a key; when it runs, it goes when the run ends.
@@ -144,16 +148,20 @@ impl Queue {
 
     /// Asks for a run of an object at a time, or sooner if one is planned sooner.
     ///
+    /// A full queue makes room for a new key: the one whose time is furthest away, and later than that
+    /// of the new one, is dropped. What is dropped or refused is not lost: see [`Queue::take_missing`].
+    ///
     /// # Errors
-    /// When the key is new and the queue is full, or the shard is not open. What the queue holds
-    /// stays as it was.
+    /// When the key is new and the queue is full of what is due no later, or the shard is not open.
+    /// What the queue holds stays as it was.
     pub fn add(&mut self, shard: ShardId, key: &ObjectKey, due_ms: u64) -> Result<Added, AddError> {
         if !self.lanes.contains_key(&shard) {
             return Err(AddError::NotOpen { shard });
         }
         let Some(entry) = self.entries.get(key) else {
-            if self.entries.len() >= self.limits.capacity {
-                let capacity = self.limits.capacity;
+            let capacity = self.limits.capacity;
+            if self.entries.len() >= capacity && !self.make_room(due_ms) {
+                self.missing.insert(shard);
                 return Err(AddError::Full { capacity });
             }
             self.admit(shard, key, due_ms);
@@ -164,6 +172,62 @@ impl Queue {
         }
         self.move_to(shard, key, due_ms);
         Ok(Added::Queued)
+    }
+
+    /// Drops the key that waits longest, if that is for later than this time.
+    fn make_room(&mut self, due_ms: u64) -> bool {
+        let Some(((last_ms, _), key)) = self.timers.last_key_value() else {
+            return false;
+        };
+        if *last_ms <= due_ms {
+            return false;
+        }
+        let key = key.clone();
+        let home = self.entries.get(&key).and_then(|entry| entry.home);
+        self.missing.extend(home);
+        self.forget(&key);
+        true
+    }
+
+    /// As [`Queue::add`], for a key that the queue does not hold; one that it holds stays as it is.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn add_missing(
+        &mut self,
+        shard: ShardId,
+        key: &ObjectKey,
+        due_ms: u64,
+    ) -> Result<Added, AddError> {
+        match self.entries.contains_key(key) {
+            true => Ok(Added::Known),
+            false => self.add(shard, key, due_ms),
+        }
+    }
+
+    /// Open shards with objects that found no room, or gave theirs to others, since the last call: all
+    /// that lies in them is to be offered anew.
+    pub fn take_missing(&mut self) -> BTreeSet<ShardId> {
+        std::mem::take(&mut self.missing)
+    }
+
+    /// Not all that lies in these shards could be offered: [`Queue::take_missing`] gives those that are
+    /// still open once more.
+    pub fn mark_missing(&mut self, shards: &BTreeSet<ShardId>) {
+        let open = shards.iter().filter(|shard| self.lanes.contains_key(shard));
+        self.missing.extend(open);
+    }
+
+    /// Whether there is something for [`Queue::take_missing`] to give.
+    #[must_use]
+    pub fn has_missing(&self) -> bool {
+        !self.missing.is_empty()
+    }
+
+    /// Whether a new key finds room without another being dropped for it.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.entries.len() < self.limits.capacity
     }
 
     fn admit(&mut self, shard: ShardId, key: &ObjectKey, due_ms: u64) {

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::leases::{LeaseStore, NAME_LABEL, Seen, decode};
+use super::leases::{LeaseStore, NAME_LABEL, Seen};
 use super::state::FleetState;
 use super::table::{self, TableStore};
 use super::tenure::{Tenure, Validity, boottime_ms};
@@ -30,6 +30,8 @@ use crate::core::token::FencingToken;
 use crate::planted::{Fault, is_planted};
 use crate::telemetry::metrics::{GIVEN_UP, Metrics};
 
+const TABLE_KIND_MISSING: &str =
+    "the CRD shardtables.database.io is missing; apply deploy/base/crd.yaml";
 const TICK: Duration = Duration::from_millis(100);
 /// Events waiting for the machine. It empties in microseconds; a full queue makes senders wait.
 const EVENTS_MAX: usize = 1024;
@@ -173,6 +175,24 @@ fn watch_table(api: Api<ShardTable>) -> BoxStream<'static, WatchedTable> {
     watcher(api, config).default_backoff().boxed()
 }
 
+/// Whether the API server does not serve the kind that is to be watched.
+fn is_kind_missing(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 404,
+        // kube 4.2 reads the answer to a watch without a look at its status: "404 page not found"
+        // becomes a number that is no event.
+        watcher::Error::WatchFailed(kube::Error::SerdeError(error)) => {
+            error.to_string().contains("integer `404`")
+        }
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => false,
+    }
+}
+
 /// A nonce that no other life of any replica has: 128 bits from the operating system.
 fn nonce() -> String {
     if is_planted(Fault::Incarnation) {
@@ -213,7 +233,7 @@ impl<H: ShardHost> Agent<H> {
             }
             Ok(watcher::Event::InitDone) => Some(self.listed()),
             Ok(watcher::Event::Apply(lease)) => {
-                let event = decode(&lease).map(|seen| match seen {
+                let event = self.parts.store.decode(&lease).map(|seen| match seen {
                     Seen::Member(member) => Event::MemberSeen(member),
                     Seen::Shard(shard) => Event::ShardSeen(shard),
                 });
@@ -223,7 +243,7 @@ impl<H: ShardHost> Agent<H> {
             Ok(watcher::Event::Delete(lease)) => {
                 let name = lease.metadata.name.clone().unwrap_or_default();
                 self.parts.state.forget(&name);
-                match decode(&lease)? {
+                match self.parts.store.decode(&lease)? {
                     Seen::Member(m) => Some(Event::MemberGone {
                         identity: m.identity,
                         uid: m.version.uid,
@@ -245,7 +265,7 @@ impl<H: ShardHost> Agent<H> {
         let (mut members, mut shards) = (Vec::new(), Vec::new());
         let listing = std::mem::take(&mut self.listing);
         for lease in &listing {
-            match decode(lease) {
+            match self.parts.store.decode(lease) {
                 Some(Seen::Member(member)) => members.push(member),
                 Some(Seen::Shard(shard)) => shards.push(shard),
                 None => {}
@@ -257,7 +277,11 @@ impl<H: ShardHost> Agent<H> {
 
     fn table_observed(&mut self, observed: WatchedTable) -> Option<Event> {
         let error = observed.as_ref().err().map(ToString::to_string);
-        self.parts.state.stand(|own| own.table_error = error);
+        let is_missing = observed.as_ref().is_err_and(is_kind_missing);
+        self.parts.state.stand(|own| {
+            own.table_error = error;
+            own.table_kind_missing = is_missing.then_some(TABLE_KIND_MISSING);
+        });
         match observed {
             Ok(watcher::Event::Init) => {
                 self.table_listing = None;
@@ -313,6 +337,7 @@ impl<H: ShardHost> Agent<H> {
         self.parts.state.stand(|own| {
             own.settled = self.machine.is_settled(now_ms);
             own.standby = self.machine.is_standby();
+            own.other_namespaces = self.machine.members().other_namespaces_are_alive();
             own.has_table = self.machine.table_uid().is_some();
             own.table_refused = self.machine.is_table_refused();
             own.last_renewal_ms = self.machine.last_renewal_ms();

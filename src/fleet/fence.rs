@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::agent::AgentHandle;
-use super::leases::{LeaseStore, NAME_LABEL, Seen, decode};
+use super::leases::{LeaseStore, NAME_LABEL, Seen};
 use super::state::FleetState;
 use super::table::TableStore;
 use super::tenure::boottime_ms;
@@ -428,7 +428,8 @@ impl LeaseRefresher {
         match self.leases.read(&name).await {
             Ok(Some(Seen::Shard(lease))) => self.agent.send(Event::ShardSeen(lease)).await,
             Ok(None) => {
-                if let Some(Seen::Shard(gone)) = known.as_deref().and_then(decode) {
+                if let Some(Seen::Shard(gone)) = known.and_then(|lease| self.leases.decode(&lease))
+                {
                     let uid = gone.version.uid;
                     self.agent.send(Event::ShardGone { shard, uid }).await;
                 }

@@ -44,6 +44,8 @@ pub struct LeaderParts {
     pub renew: Duration,
     /// Number of shards.
     pub shards: ShardCount,
+    /// The namespaces that are served, as text.
+    pub namespaces: String,
     /// The Leases, for planning.
     pub store: LeaseStore,
     /// What is known of the fleet.
@@ -130,7 +132,7 @@ impl Leader {
 
     /// Plans the moves that are due; a plan that loses its compare-and-swap is made again.
     async fn plan(&mut self) {
-        let (members, shards) = decoded(&self.parts.state.leases());
+        let (members, shards) = decoded(&self.parts.state.leases(), &self.parts.namespaces);
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
         if !self.calm.allows_moves(boottime_ms(), &fleet) {
             return;
@@ -195,7 +197,7 @@ impl Leader {
 
     /// Removes the Leases of dead members that no shard names any more.
     async fn tidy(&mut self) {
-        let (members, shards) = decoded(&self.parts.state.leases());
+        let (members, shards) = decoded(&self.parts.state.leases(), &self.parts.namespaces);
         for member in self.dead.removable(boottime_ms(), members, &shards) {
             self.remove(&member).await;
         }

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use super::careless;
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{
-    MemberChange, MemberLease, MemberWrite, ShardLease, ShardWrite, Successor, Version,
-    bucket_range, identity_of, member_lease_name, shard_lease_name, shard_of,
+    MemberChange, MemberLease, MemberWrite, OTHER_NAMESPACES, ShardLease, ShardWrite, Successor,
+    Version, bucket_range, identity_of, member_lease_name, shard_lease_name, shard_of,
 };
 use crate::core::ownership::{ReadFailed, WriteResult};
 
@@ -25,6 +25,7 @@ const RENEWAL: &str = "database.io/renewal";
 const POD_UID: &str = "database.io/pod-uid";
 const REVISION: &str = "database.io/revision";
 const SHARDS: &str = "database.io/shards";
+const NAMESPACES: &str = "database.io/namespaces";
 const DRAINING: &str = "database.io/draining";
 const BARRED: &str = "database.io/barred";
 const STATS: &str = "database.io/stats";
@@ -45,12 +46,15 @@ pub enum Seen {
     Shard(ShardLease),
 }
 
-/// Reads a Lease; `None` when its name is none of ours, or it was never stored.
+/// Reads a Lease, as a replica that serves these namespaces ([`served_text`]) has to take it; `None`
+/// when its name is none of ours, or it was never stored.
+///
+/// [`served_text`]: crate::core::lease::served_text
 #[must_use]
-pub fn decode(lease: &Lease) -> Option<Seen> {
+pub fn decode(lease: &Lease, namespaces: &str) -> Option<Seen> {
     let name = lease.metadata.name.as_deref()?;
     if let Some(identity) = identity_of(name) {
-        return decode_member(identity, lease).map(Seen::Member);
+        return decode_member(identity, lease, namespaces).map(Seen::Member);
     }
     let shard = shard_of(name)?;
     let spec = lease.spec.as_ref();
@@ -65,12 +69,22 @@ pub fn decode(lease: &Lease) -> Option<Seen> {
             .and_then(|s| s.lease_transitions)
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(0),
-        shards: annotation(lease, SHARDS).parse().unwrap_or(0),
+        shards: shards(lease, namespaces),
         successor: successor(lease),
     }))
 }
 
-fn decode_member(identity: &str, lease: &Lease) -> Option<MemberLease> {
+/// The number of shards, unless it is for replicas that serve other namespaces. One that does not say
+/// what it is for, as by an older version, is for ours.
+fn shards(lease: &Lease, namespaces: &str) -> u16 {
+    let served = annotation(lease, NAMESPACES);
+    match served.is_empty() || served == namespaces {
+        true => annotation(lease, SHARDS).parse().unwrap_or(0),
+        false => OTHER_NAMESPACES,
+    }
+}
+
+fn decode_member(identity: &str, lease: &Lease, namespaces: &str) -> Option<MemberLease> {
     let spec = lease.spec.as_ref();
     let lease_seconds = spec.and_then(|s| s.lease_duration_seconds).unwrap_or(0);
     Some(MemberLease {
@@ -84,7 +98,7 @@ fn decode_member(identity: &str, lease: &Lease) -> Option<MemberLease> {
         lease_ms: u64::try_from(lease_seconds).unwrap_or(0) * 1000,
         pod_uid: annotation(lease, POD_UID).to_owned(),
         revision: annotation(lease, REVISION).to_owned(),
-        shards: annotation(lease, SHARDS).parse().unwrap_or(0),
+        shards: shards(lease, namespaces),
         draining: annotation(lease, DRAINING) == "true",
         barred: annotation(lease, BARRED) == "true",
         warm: annotation(lease, WARM)
@@ -135,6 +149,8 @@ pub struct SelfDescription {
     pub revision: String,
     /// Number of shards.
     pub shards: ShardCount,
+    /// The namespaces that it serves, as text.
+    pub namespaces: String,
 }
 
 /// The Leases of one namespace, over a client of their own that never retries behind our back.
@@ -157,6 +173,12 @@ impl LeaseStore {
         &self.api
     }
 
+    /// Reads a Lease; `None` when its name is none of ours, or it was never stored.
+    #[must_use]
+    pub fn decode(&self, lease: &Lease) -> Option<Seen> {
+        decode(lease, &self.me.namespaces)
+    }
+
     /// Writes a member Lease; `stats` goes along with our own heartbeat.
     pub async fn write_member(
         &self,
@@ -174,7 +196,9 @@ impl LeaseStore {
             } => {
                 let says = [(DRAINING, *draining), (BARRED, *barred)];
                 let lease = self.member(write, incarnation, *renewal, says, warm, stats);
-                self.put(&name, &lease).await.and_then_decode(member_of)
+                self.put(&name, &lease)
+                    .await
+                    .and_then_decode(|lease| self.member_of(lease))
             }
             MemberChange::Vacate => {
                 let patch = Patch::Merge(serde_json::json!({
@@ -185,7 +209,8 @@ impl LeaseStore {
                 }));
                 let params = PatchParams::default();
                 let sent = self.api.patch(&name, &params, &patch);
-                settle(timeout(CALL_TIMEOUT, sent).await).and_then_decode(member_of)
+                settle(timeout(CALL_TIMEOUT, sent).await)
+                    .and_then_decode(|lease| self.member_of(lease))
             }
             MemberChange::Delete => self.delete_member(write).await,
         }
@@ -195,7 +220,9 @@ impl LeaseStore {
     pub async fn write_shard(&self, write: &ShardWrite) -> WriteResult<ShardLease> {
         let name = shard_lease_name(write.shard);
         let lease = self.shard(write);
-        self.put(&name, &lease).await.and_then_decode(shard_from)
+        self.put(&name, &lease)
+            .await
+            .and_then_decode(|lease| self.shard_from(lease))
     }
 
     /// Plans the next holder of a shard, or withdraws the plan: for the fleet leader.
@@ -217,7 +244,7 @@ impl LeaseStore {
         }));
         let (name, params) = (shard_lease_name(shard.shard), PatchParams::default());
         let sent = self.api.patch(&name, &params, &patch);
-        settle(timeout(CALL_TIMEOUT, sent).await).and_then_decode(shard_from)
+        settle(timeout(CALL_TIMEOUT, sent).await).and_then_decode(|lease| self.shard_from(lease))
     }
 
     /// Reads a Lease from the API server.
@@ -226,7 +253,7 @@ impl LeaseStore {
     /// When the API server did not answer in time, or with something else than the Lease or 404.
     pub async fn read(&self, name: &str) -> Result<Option<Seen>, ReadFailed> {
         match timeout(CALL_TIMEOUT, self.api.get_opt(name)).await {
-            Ok(Ok(found)) => Ok(found.as_ref().and_then(decode)),
+            Ok(Ok(found)) => Ok(found.as_ref().and_then(|lease| self.decode(lease))),
             Ok(Err(error)) => {
                 tracing::debug!(lease = name, %error, "could not read a Lease");
                 Err(ReadFailed)
@@ -287,6 +314,7 @@ impl LeaseStore {
             (POD_UID, self.me.pod_uid.clone()),
             (REVISION, self.me.revision.clone()),
             (SHARDS, self.me.shards.get().to_string()),
+            (NAMESPACES, self.me.namespaces.clone()),
             (STATS, stats),
         ]
         .into_iter()
@@ -301,11 +329,26 @@ impl LeaseStore {
         object(name, "member", write.base.as_ref(), annotations, spec)
     }
 
+    fn member_of(&self, lease: &Lease) -> Option<MemberLease> {
+        match self.decode(lease)? {
+            Seen::Member(member) => Some(member),
+            Seen::Shard(_) => None,
+        }
+    }
+
+    fn shard_from(&self, lease: &Lease) -> Option<ShardLease> {
+        match self.decode(lease)? {
+            Seen::Shard(shard) => Some(shard),
+            Seen::Member(_) => None,
+        }
+    }
+
     fn shard(&self, write: &ShardWrite) -> Lease {
         let mut annotations = vec![
             (INCARNATION, write.incarnation.clone()),
             (BUCKETS, bucket_range(self.me.shards, write.shard)),
             (SHARDS, self.me.shards.get().to_string()),
+            (NAMESPACES, self.me.namespaces.clone()),
         ];
         if let Some(next) = &write.successor {
             annotations.push((SUCCESSOR, next.identity.clone()));
@@ -352,20 +395,6 @@ fn object<'a>(
             ..ObjectMeta::default()
         },
         spec: Some(spec),
-    }
-}
-
-fn member_of(lease: &Lease) -> Option<MemberLease> {
-    match decode(lease)? {
-        Seen::Member(member) => Some(member),
-        Seen::Shard(_) => None,
-    }
-}
-
-fn shard_from(lease: &Lease) -> Option<ShardLease> {
-    match decode(lease)? {
-        Seen::Shard(shard) => Some(shard),
-        Seen::Member(_) => None,
     }
 }
 
@@ -433,6 +462,7 @@ mod tests {
             pod_uid: "pod".into(),
             revision: "r1".into(),
             shards: ShardCount::new(32).unwrap(),
+            namespaces: "a,b".into(),
         };
         let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
             Err::<http::Response<kube::client::Body>, _>(std::io::Error::other("no network here"))
@@ -458,7 +488,7 @@ mod tests {
             lease.metadata.annotations.as_ref().unwrap()[BUCKETS],
             "248-255"
         );
-        let Some(Seen::Shard(seen)) = decode(&lease) else {
+        let Some(Seen::Shard(seen)) = store().decode(&lease) else {
             panic!("no shard Lease");
         };
         assert_eq!((seen.shard, seen.epoch, seen.shards), (ShardId(31), 9, 32));
@@ -467,6 +497,41 @@ mod tests {
             ("a", "n")
         );
         assert_eq!(seen.successor, write.successor);
+    }
+
+    #[tokio::test]
+    async fn replicas_that_serve_other_namespaces_are_of_another_fleet() {
+        let renew = MemberWrite {
+            identity: "a".into(),
+            base: None,
+            change: MemberChange::Renew {
+                incarnation: "n".into(),
+                renewal: 1,
+                draining: false,
+                barred: false,
+                warm: BTreeSet::new(),
+            },
+        };
+        let MemberChange::Renew {
+            incarnation, warm, ..
+        } = &renew.change
+        else {
+            panic!("{renew:?}");
+        };
+        let says = [(DRAINING, false), (BARRED, false)];
+        let lease = store().member(&renew, incarnation, 1, says, warm, String::new());
+        let mut lease = stored(lease);
+        let count = |lease: &Lease, namespaces: &str| match decode(lease, namespaces) {
+            Some(Seen::Member(member)) => member.shards,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(count(&lease, "a,b"), 32);
+        assert_eq!(count(&lease, "*"), OTHER_NAMESPACES);
+        assert_eq!(count(&lease, "a"), OTHER_NAMESPACES);
+        // As a version wrote it that did not say.
+        let annotations = lease.metadata.annotations.as_mut().unwrap();
+        annotations.remove(NAMESPACES);
+        assert_eq!(count(&lease, "*"), 32);
     }
 
     #[tokio::test]
@@ -491,7 +556,7 @@ mod tests {
             },
             spec: None,
         };
-        let Some(Seen::Shard(seen)) = decode(&stored(bare)) else {
+        let Some(Seen::Shard(seen)) = store().decode(&stored(bare)) else {
             panic!("no shard Lease");
         };
         assert_eq!((seen.holder.as_str(), seen.epoch, seen.shards), ("", 0, 0));

@@ -38,12 +38,16 @@ pub struct Standing {
     pub settled: bool,
     /// Another number of shards is at work: we hold nothing until it has gone.
     pub standby: bool,
+    /// Replicas that serve other namespaces are at work.
+    pub other_namespaces: bool,
     /// Boot-time milliseconds of the last renewal that succeeded.
     pub last_renewal_ms: Option<u64>,
     /// Why the Leases can not be watched, if they can not.
     pub watch_error: Option<String>,
     /// Why the shard table cannot be watched, if it cannot.
     pub table_error: Option<String>,
+    /// That the kind `ShardTable` is missing, if it is.
+    pub table_kind_missing: Option<&'static str>,
     /// The shard table is known, with our number of shards.
     pub has_table: bool,
     /// The API server refuses our writes of the shard table.
@@ -127,12 +131,16 @@ impl FleetState {
     /// A member that we saw silent for its whole lifetime counts as dead, before anybody has said so
     /// in its Lease.
     #[must_use]
-    pub fn overview(&self, count: ShardCount, now_ms: u64) -> Option<Overview> {
+    pub fn overview(
+        &self,
+        (count, namespaces): (ShardCount, &str),
+        now_ms: u64,
+    ) -> Option<Overview> {
         let standing = self.standing();
         if !standing.settled || standing.standby {
             return None;
         }
-        let (mut members, shards) = decoded(&self.leases());
+        let (mut members, shards) = decoded(&self.leases(), namespaces);
         self.recall(|history| {
             members.retain(|member| {
                 let age = history.age(&member_lease_name(&member.identity), now_ms);
@@ -152,10 +160,13 @@ impl Inner {
 }
 
 /// The Leases as records.
-pub(super) fn decoded(leases: &[Arc<Lease>]) -> (Vec<MemberLease>, Vec<ShardLease>) {
+pub(super) fn decoded(
+    leases: &[Arc<Lease>],
+    namespaces: &str,
+) -> (Vec<MemberLease>, Vec<ShardLease>) {
     let (mut members, mut shards) = (Vec::new(), Vec::new());
     for lease in leases {
-        match decode(lease) {
+        match decode(lease, namespaces) {
             Some(Seen::Member(member)) => members.push(member),
             Some(Seen::Shard(shard)) => shards.push(shard),
             None => {}
@@ -206,7 +217,7 @@ mod tests {
     }
 
     fn seen(state: &FleetState, later_ms: u64) -> Option<(usize, usize)> {
-        let overview = state.overview(count(), boottime_ms() + later_ms)?;
+        let overview = state.overview((count(), "*"), boottime_ms() + later_ms)?;
         Some((overview.unowned, overview.imbalance))
     }
 

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::core::backoff::Outlook;
 use crate::core::hash::ShardId;
 use crate::core::object::ObjectKey;
 use crate::core::outcome::{Failure, Outcome};
@@ -53,6 +54,9 @@ pub trait Backlog: Send + Sync {
     /// Whether [`Failure::LookAgain`] of this run counts as a failure: what is still refused now has
     /// been refused each time before.
     fn is_last_look(&self) -> bool;
+
+    /// The tries before this run, and when the next one is if it fails.
+    fn outlook(&self) -> Outlook;
 }
 
 /// Limits of a pool.
@@ -183,7 +187,8 @@ impl<R: Reconcile> Pool<R> {
     /// planned sooner. An object that was known under another shard moves to this one.
     ///
     /// # Errors
-    /// When the shard is not started here, or the queue is full (which is counted).
+    /// When the shard is not started here, or the queue is full (which is counted, and made good by
+    /// [`Pool::add_missing`]).
     pub fn enqueue(
         &self,
         shard: ShardId,
@@ -193,6 +198,10 @@ impl<R: Reconcile> Pool<R> {
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         let due_ms = self.shared.now_ms().saturating_add(delay_ms);
         let added = self.shared.state().queue.add(shard, key, due_ms);
+        self.added(added)
+    }
+
+    fn added(&self, added: Result<Added, AddError>) -> Result<(), AddError> {
         match added {
             Ok(Added::Queued) => {
                 self.shared.meters.adds.inc();
@@ -205,6 +214,30 @@ impl<R: Reconcile> Pool<R> {
                     self.shared.meters.refused();
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Offers the queue anew what found no room in it: at once when there is room again, and once in a
+    /// while in any case, such that in a queue that is too small for good the objects take turns.
+    /// `keys` gives all objects of a shard.
+    pub fn add_missing(&self, keys: impl Fn(ShardId) -> Vec<ObjectKey>) {
+        let now_ms = self.shared.now_ms();
+        let shards = self.shared.state().take_missing(now_ms);
+        let mut all: Vec<(ShardId, ObjectKey)> = Vec::new();
+        for shard in &shards {
+            all.extend(keys(*shard).into_iter().map(|key| (*shard, key)));
+        }
+        // From another place each time: where all find no room, none of them may always come first.
+        if !all.is_empty() {
+            let start = fastrand::usize(..all.len());
+            all.rotate_left(start);
+        }
+        for (shard, key) in all {
+            let added = self.shared.state().queue.add_missing(shard, &key, now_ms);
+            if matches!(self.added(added), Err(AddError::Full { .. })) {
+                self.shared.state().queue.mark_missing(&shards);
+                return;
             }
         }
     }

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::state::Slot;
 use super::{Backlog, Reconcile, Shared};
-use crate::core::backoff::{THROTTLE_POOL_MAX_MS, Verdict, bounded, verdict};
+use crate::core::backoff::{Outlook, THROTTLE_POOL_MAX_MS, Verdict, bounded, verdict};
 use crate::core::outcome::{Cause, Failure, Outcome};
 use crate::core::queue::Run;
 
@@ -31,10 +31,16 @@ pub(super) async fn run_one<R: Reconcile>(
         run,
         slot,
         started_ms,
+        random: fastrand::f64(),
         ended: None,
         _permit: permit,
     };
-    let contained = contain(&in_flight.shared, &in_flight.run, &in_flight.slot);
+    let turn = Turn {
+        shared: &in_flight.shared,
+        run: &in_flight.run,
+        random: in_flight.random,
+    };
+    let contained = contain(&turn, &in_flight.slot);
     let ended = tokio::select! {
         biased;
         () = tenure.ended() => None,
@@ -48,6 +54,7 @@ pub(super) async fn run_one<R: Reconcile>(
 struct Turn<'a, R> {
     shared: &'a Shared<R>,
     run: &'a Run,
+    random: f64,
 }
 
 impl<R: Reconcile> Backlog for Turn<'_, R> {
@@ -59,15 +66,20 @@ impl<R: Reconcile> Backlog for Turn<'_, R> {
     fn is_last_look(&self) -> bool {
         self.run.attempts.are_looks_spent()
     }
+
+    fn outlook(&self) -> Outlook {
+        let now_ms = self.shared.now_ms();
+        self.run.attempts.outlook(now_ms, self.random)
+    }
 }
 
 /// Turns a panic and a missed deadline into failures of the object.
-async fn contain<R: Reconcile>(shared: &Shared<R>, run: &Run, slot: &Slot) -> Ended {
+async fn contain<R: Reconcile>(turn: &Turn<'_, R>, slot: &Slot) -> Ended {
+    let shared = turn.shared;
     // A panic may strike before there is a future, so the call itself is contained too.
     let work = async {
         let reconcile = &shared.reconcile;
-        let backlog = Turn { shared, run };
-        reconcile.reconcile(&run.key, &slot.tenure, &backlog).await
+        reconcile.reconcile(&turn.run.key, &slot.tenure, turn).await
     };
     let limit = shared.config.reconcile_timeout;
     match timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
@@ -108,6 +120,8 @@ struct InFlight<R: Reconcile> {
     run: Run,
     slot: Slot,
     started_ms: u64,
+    /// Drawn before it began, so that the run knows when it is tried again.
+    random: f64,
     /// `None`: it was cancelled.
     ended: Option<Ended>,
     /// Freed after the end was booked, so that there are never more runs than permits.
@@ -151,7 +165,7 @@ impl<R: Reconcile> InFlight<R> {
             self.shared.meters.active(state.running());
             return None;
         };
-        let verdict = verdict(&ended, self.run.attempts, now_ms, fastrand::f64());
+        let verdict = verdict(&ended, self.run.attempts, now_ms, self.random);
         state.finish(key, verdict);
         self.shared.meters.active(state.running());
         match &ended {

@@ -1,6 +1,6 @@
 //! What the pool keeps behind its one lock: the queue, the shards' tenures, what runs, what failed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +11,9 @@ use crate::core::hash::ShardId;
 use crate::core::object::ObjectKey;
 use crate::core::queue::{Queue, Run};
 use crate::fleet::tenure::Tenure;
+
+/// Longest time after which a full queue is offered what it lacks, in milliseconds.
+const MISSING_EVERY_MS: u64 = 60_000;
 
 /// The right under which a shard's objects run.
 #[derive(Clone, Debug)]
@@ -37,6 +40,8 @@ pub(super) struct State {
     /// Start of each run.
     running: HashMap<ObjectKey, u64>,
     deferred_told: u64,
+    /// When the queue was last offered what it lacks.
+    offered_ms: u64,
 }
 
 /// Figures that change with time.
@@ -58,6 +63,7 @@ impl State {
             generation: 0,
             running: HashMap::new(),
             deferred_told: 0,
+            offered_ms: 0,
         }
     }
 
@@ -125,6 +131,17 @@ impl State {
     pub(super) fn finish(&mut self, key: &ObjectKey, verdict: Verdict) {
         self.running.remove(key);
         self.queue.done(key, verdict);
+    }
+
+    /// The shards whose objects are to be offered to the queue anew, if that is due.
+    pub(super) fn take_missing(&mut self, now_ms: u64) -> BTreeSet<ShardId> {
+        let waited_ms = now_ms.saturating_sub(self.offered_ms);
+        let is_due = self.queue.has_room() || waited_ms >= MISSING_EVERY_MS;
+        if !self.queue.has_missing() || !is_due {
+            return BTreeSet::new();
+        }
+        self.offered_ms = now_ms;
+        self.queue.take_missing()
     }
 
     pub(super) fn is_settled(&mut self, now_ms: u64) -> bool {

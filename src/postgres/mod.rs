@@ -29,6 +29,10 @@ const PORT: u16 = 5432;
 pub const CONTAINER: &str = "postgres";
 /// Environment variable of Pods: uid of the cluster that their StatefulSet was created for.
 pub const CLUSTER_UID: &str = "CLUSTER_UID";
+/// Name of the container that makes the volume fit before.
+const PREPARE_CONTAINER: &str = "prepare";
+/// The containers of a Pod that are ours: others may be added to them.
+pub const CONTAINERS: [&str; 2] = [PREPARE_CONTAINER, CONTAINER];
 
 /// Name of the StatefulSet of a cluster, and of its headless Service.
 #[must_use]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    CLUSTER_UID, CONTAINER, PORT, config, labels, metadata, secret, secret_name, statefulset_name,
+    CLUSTER_UID, CONTAINER, PORT, PREPARE_CONTAINER, config, labels, metadata, secret, secret_name,
+    statefulset_name,
 };
 use crate::api::names;
 use crate::core::claims::{self, DATA_VOLUME};
@@ -101,7 +102,7 @@ fn secret_keys(cluster: &ClusterRecord, keys: &[&str], optional: bool) -> Value 
 /// Makes the volume fit before PostgreSQL starts, or says why it must not.
 fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
     json!({
-        "name": "prepare",
+        "name": PREPARE_CONTAINER,
         "image": cluster.spec.image,
         "command": ["sh", format!("/scripts/{}", config::PREPARE)],
         "env": environment(cluster, created_for),

@@ -8,6 +8,7 @@ use super::belongings::Found;
 use crate::core::claims::DATA_VOLUME;
 use crate::core::lifecycle::{Why, reason};
 use crate::core::observed::StatefulSetRecord;
+use crate::postgres;
 
 /// Longest text taken from a Pod, in bytes.
 const TEXT_LENGTH_MAX: usize = 400;
@@ -59,7 +60,10 @@ fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<Why> {
     }
     let init = status.init_container_statuses.iter().flatten();
     let containers = status.container_statuses.iter().flatten();
-    init.chain(containers).find_map(|container| {
+    let mut all: Vec<&ContainerStatus> = init.chain(containers).collect();
+    // Those that others added come after ours.
+    all.sort_by_key(|container| !postgres::CONTAINERS.contains(&container.name.as_str()));
+    all.into_iter().find_map(|container| {
         let (reason, text) = diagnose_container(container)?;
         let container = &container.name;
         Some(Why::new(
@@ -181,11 +185,20 @@ pub(super) fn explain_mount(events: &[Event], pod: &Pod, secret: &str) -> Option
     ))
 }
 
+/// Whether clients are sent to a Pod.
+pub(super) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 /// What the readiness probe of a Pod said last, by the newest of its events; none when it failed
 /// without a word, as it does while PostgreSQL starts.
 pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<Why> {
     let about_this = |event: &&Event| event.involved_object.uid == pod.metadata.uid;
-    let said = newest(events.iter().filter(about_this))?
+    let event = newest(events.iter().filter(about_this))?;
+    let said = event
         .message
         .as_deref()?
         .strip_prefix("Readiness probe failed:")?
@@ -194,10 +207,21 @@ pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<Why> {
         .map(str::trim)
         .find(|line| !line.is_empty())?;
     let name = pod.metadata.name.as_deref().unwrap_or("?");
+    let path = event.involved_object.field_path.as_deref();
+    let whose = match path.and_then(container_in) {
+        Some(container) if container != postgres::CONTAINER => format!("container {container}: "),
+        _ => String::new(),
+    };
     Some(Why::new(
         "ProbeFailed",
-        format!("Pod {name} runs and is not ready: {}", shorten(said)),
+        format!("Pod {name} runs and is not ready: {whose}{}", shorten(said)),
     ))
+}
+
+/// The container that an event is about: `spec.containers{postgres}`.
+fn container_in(field_path: &str) -> Option<&str> {
+    let (_, rest) = field_path.split_once('{')?;
+    rest.strip_suffix('}')
 }
 
 fn newest<'a>(events: impl Iterator<Item = &'a Event>) -> Option<&'a Event> {
@@ -363,6 +387,34 @@ mod tests {
     }
 
     #[test]
+    fn our_containers_speak_before_those_that_others_added() {
+        let failing = |name: &str, words: &str| {
+            json!({
+                "name": name, "image": "x", "imageID": "", "ready": false, "restartCount": 1,
+                "state": {"terminated": {"exitCode": 1, "message": words}},
+            })
+        };
+        let words = "the data is of PostgreSQL 17 and the image is PostgreSQL 18";
+        let status = |kind: &str, ours: &str| {
+            let both = [failing("filebeat", "no input"), failing(ours, words)];
+            diagnose(&[pod("x-db-0", json!({kind: both}))])
+                .unwrap()
+                .message
+        };
+        for (kind, ours) in [
+            ("initContainerStatuses", "prepare"),
+            ("containerStatuses", "postgres"),
+        ] {
+            let said = status(kind, ours);
+            assert!(said.contains(&format!("container {ours}:")), "{said}");
+            assert!(said.ends_with(words), "{said}");
+        }
+        let alone = json!({"containerStatuses": [failing("filebeat", "no input")]});
+        let said = diagnose(&[pod("x-db-0", alone)]).unwrap().message;
+        assert!(said.contains("container filebeat:"), "{said}");
+    }
+
+    #[test]
     fn the_lowest_pod_speaks_and_pods_on_their_way_say_nothing() {
         let starting = pod("x-db-0", waiting("ContainerCreating", ""));
         assert_eq!(diagnose(std::slice::from_ref(&starting)), None);
@@ -485,6 +537,11 @@ mod tests {
         assert_eq!(
             why.message,
             "Pod x-db-1 runs and is not ready: it has not followed"
+        );
+        events[2].involved_object.field_path = Some("spec.containers{filebeat}".to_owned());
+        assert_eq!(
+            explain_probe(&events, unready).unwrap().message,
+            "Pod x-db-1 runs and is not ready: container filebeat: it has not followed"
         );
         events.push(event(4, "uid of x-db-1", "Readiness probe failed: "));
         assert_eq!(explain_probe(&events, unready), None, "it starts");

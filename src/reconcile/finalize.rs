@@ -5,8 +5,8 @@ use super::belongings::Belonging;
 use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
-use crate::api::{ConditionStatus, ConditionType, Retain, names};
-use crate::core::conclude::Notice;
+use crate::api::{ConditionType, Retain, names};
+use crate::core::conclude::{Notice, primary_serves};
 use crate::core::hash::fnv1a64;
 use crate::core::lifecycle::reason;
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
@@ -42,6 +42,7 @@ impl Run<'_> {
                 }
             }
         }
+        self.report_persistent(&mut applied);
         if applied.trouble.is_some() || (was_refused && applied.failure.is_none()) {
             status = self.report_end(owned, &applied).await;
         }
@@ -51,13 +52,10 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the status says that the fence keeps refusing what the deletion calls for.
+    /// Whether the status says that what the deletion calls for keeps being refused, or failing.
     fn reports_refusal(&self) -> bool {
-        let degraded = self.cluster.status.condition(ConditionType::Degraded);
-        degraded.is_some_and(|c| {
-            c.status == ConditionStatus::True
-                && [reason::TOKEN_AHEAD, reason::WRITE_REFUSED].contains(&c.reason.as_str())
-        })
+        self.is_degraded_for(&[reason::TOKEN_AHEAD, reason::WRITE_REFUSED])
+            || self.is_degraded_for(&reason::PERSISTENT)
     }
 
     async fn report_end(
@@ -65,7 +63,8 @@ impl Run<'_> {
         owned: Option<&StatefulSetRecord>,
         applied: &Applied,
     ) -> Result<(), Failure> {
-        let conclusion = self.conclude(owned, applied, None);
+        let primary = primary_serves(self.cluster, owned);
+        let conclusion = self.conclude(owned, applied, (None, primary));
         self.write_conclusion(&conclusion).await
     }
 
@@ -97,7 +96,7 @@ impl Run<'_> {
         let mut applied = Applied::default();
         if !cluster.orphans_children() {
             match self.bring_statefulset_into_sight().await {
-                Ok(other) => self.end_claims(other, &mut applied).await?,
+                Ok(other) => self.end_claims(other, &mut applied).await,
                 Err(Refused::OutOfSight) => return Ok(self.outcome(Next::Waiting)),
                 Err(refused) => applied.note(refused),
             }
@@ -114,6 +113,7 @@ impl Run<'_> {
                 Err(refusal) => applied.note(self.refused(&Target::Cluster(&cluster.key), refusal)),
             }
         }
+        self.report_persistent(&mut applied);
         if applied.trouble.is_some() {
             self.report_end(None, &applied).await?;
         }
@@ -144,10 +144,10 @@ impl Run<'_> {
     }
 
     /// Deletes the claims if that is asked for, unless Pods of another StatefulSet may use them.
-    async fn end_claims(&mut self, other: bool, applied: &mut Applied) -> Result<(), Failure> {
+    async fn end_claims(&mut self, other: bool, applied: &mut Applied) {
         let cluster = self.cluster;
         if cluster.spec.storage.retain != Retain::Delete {
-            return Ok(());
+            return;
         }
         if other {
             let notice = Notice::Error(format!(
@@ -157,10 +157,11 @@ impl Run<'_> {
             ));
             let events = &self.reconciler.events;
             self.wrote |= events.publish(self.tenure, cluster, &notice).await;
-            return Ok(());
+            return;
         }
-        let deleted = self.delete_claims(applied).await;
-        deleted.map_err(|refusal| refusal.into_failure("deleting the claims"))
+        if let Err(refusal) = self.delete_claims(applied).await {
+            applied.note(Refused::by(refusal, "deleting the claims"));
+        }
     }
 
     /// Deletes every claim that is labelled as this cluster's. No Pod uses them any more. One of its

@@ -16,7 +16,7 @@ use moka::policy::EvictionPolicy;
 
 use super::belongings::Found;
 use super::diagnosis::{
-    diagnose, explain_events, explain_mount, explain_probe, stuck, unmounted, unready,
+    diagnose, explain_events, explain_mount, explain_probe, is_ready, stuck, unmounted, unready,
 };
 use crate::core::hash::{Bucket, ShardCount, ShardId};
 use crate::core::lifecycle::Why;
@@ -148,6 +148,18 @@ impl Lookups {
         };
         self.cache.insert(key, entry.clone()).await;
         Ok(entry.looked)
+    }
+
+    /// Whether the primary's Pod is ready. Never cached: readiness can pass from one Pod to another
+    /// without a change of the counts.
+    pub(super) async fn is_primary_ready(&self, set: &StatefulSetRecord) -> kube::Result<bool> {
+        let key = &set.child.key;
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        // A list, as the operator has no right to get Pods.
+        let fields = format!("metadata.name={}-0", key.name);
+        let params = ListParams::default().fields(&fields).match_any();
+        let pods = api.list(&params).await?.items;
+        Ok(pods.iter().any(is_ready))
     }
 
     /// Why the controller of StatefulSets can not make Pods or claims, as its events say.

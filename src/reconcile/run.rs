@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::{SignedDuration, Timestamp, Unit};
 
 use super::Reconciler;
 use super::apply::{Applied, Refused, Steps};
 use super::failure::Refusal;
 use super::lookup::Looked;
 use super::refused::Target;
-use crate::api::names;
+use crate::api::{ConditionStatus, ConditionType, names};
+use crate::core::backoff::Outlook;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
-use crate::core::conclude::{Conclusion, Done, conclude, is_initialized, workload};
+use crate::core::conclude::{
+    Conclusion, Done, Notice, conclude, is_initialized, primary_serves, workload,
+};
 use crate::core::lifecycle::{Stage, Trouble, Why, Workload, progressing_since, reason};
 use crate::core::memory::{Basis, Memory};
 use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
+use crate::core::persistent::persistent;
 use crate::core::plan::{self, Plan, SecretStep, Seen, is_ours};
 use crate::fleet::tenure::{Tenure, boottime_ms};
 use crate::pool::Backlog;
@@ -276,10 +280,11 @@ impl<'a> Run<'a> {
             applied.note(refused);
         }
         if let Some(looked) = &looked {
-            self.replace_stuck(&looked.stuck, &mut applied).await?;
+            self.replace_stuck(&looked.stuck, &mut applied).await;
         }
+        self.report_persistent(&mut applied);
         let (applied, failure) = (&applied, applied.failure.clone());
-        // A failure that says nothing about the object is not reported on it.
+        // A failure that says nothing about the object is not reported on it at once.
         if let (Some(failure), None) = (&failure, &applied.trouble) {
             return Err(failure.clone());
         }
@@ -287,7 +292,8 @@ impl<'a> Run<'a> {
             return Ok(self.outcome(Next::Waiting));
         }
         let why = looked.as_ref().and_then(|looked| looked.why.as_ref());
-        let conclusion = self.conclude(owned, applied, why);
+        let primary = self.primary(owned).await;
+        let conclusion = self.conclude(owned, applied, (why, primary));
         self.write_conclusion(&conclusion).await?;
         if conclusion.next == Next::Ready {
             let generation = self.cluster.generation;
@@ -364,11 +370,75 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Has a failure that persists reported on the cluster, in whatever it stands.
+    pub(super) fn report_persistent(&self, applied: &mut Applied) {
+        let Some(failure) = &applied.failure else {
+            return;
+        };
+        if matches!(applied.trouble, Some(Trouble::Wrong(_))) {
+            return;
+        }
+        let outlook = self.backlog.outlook();
+        let is_reported = self.is_degraded_for(&reason::PERSISTENT);
+        if let Some((reason, message)) = persistent(failure, &outlook, is_reported) {
+            let why = Why::new(reason, self.with_next_try(&message, &outlook));
+            applied.trouble = Some(Trouble::Wrong(why));
+        }
+    }
+
+    /// Whether the status says that something is wrong for one of these reasons.
+    pub(super) fn is_degraded_for(&self, reasons: &[&str]) -> bool {
+        let degraded = self.cluster.status.condition(ConditionType::Degraded);
+        degraded.is_some_and(|c| {
+            c.status == ConditionStatus::True && reasons.contains(&c.reason.as_str())
+        })
+    }
+
+    fn with_next_try(&self, message: &str, outlook: &Outlook) -> String {
+        let in_ms = i64::try_from(outlook.retry_in_ms).unwrap_or(i64::MAX);
+        let now = Timestamp::now();
+        let at = now.checked_add(SignedDuration::from_millis(in_ms));
+        let reconciler = self.reconciler;
+        let at = reconciler.with_memory(self.cluster, |memory| memory.next_try(at.unwrap_or(now)));
+        let at = at.round(Unit::Second).unwrap_or(at);
+        format!("{message}; the operator tries again at {at}")
+    }
+
+    /// The status cannot be written, for a reason that persists: Events say what it would have said.
+    async fn report_unwritten(&mut self, failure: &Failure, unsaid: Option<&Notice>) {
+        let outlook = self.backlog.outlook();
+        let Some((reason, message)) = persistent(failure, &outlook, false) else {
+            return;
+        };
+        let why = Why::new(reason, self.with_next_try(&message, &outlook));
+        for notice in [Some(&Notice::of(&why)), unsaid].into_iter().flatten() {
+            let events = &self.reconciler.events;
+            self.wrote |= events.publish(self.tenure, self.cluster, notice).await;
+        }
+    }
+
+    /// Whether the primary serves, as far as can be told.
+    async fn primary(&self, owned: Option<&StatefulSetRecord>) -> Option<bool> {
+        let known = primary_serves(self.cluster, owned);
+        // Until its controller has seen a change, the counts are of the form before: nothing is new.
+        let observed = owned.filter(|set| set.is_observed());
+        let (None, Some(set)) = (known, observed) else {
+            return known;
+        };
+        match self.reconciler.lookups.is_primary_ready(set).await {
+            Ok(is_ready) => Some(is_ready),
+            Err(error) => {
+                tracing::debug!(object = %self.cluster.key, %error, "its primary could not be read");
+                None
+            }
+        }
+    }
+
     pub(super) fn conclude(
         &self,
         owned: Option<&StatefulSetRecord>,
         applied: &Applied,
-        diagnosis: Option<&Why>,
+        (diagnosis, primary): (Option<&Why>, Option<bool>),
     ) -> Conclusion {
         conclude(&Done {
             cluster: self.cluster,
@@ -378,6 +448,7 @@ impl<'a> Run<'a> {
             changed: applied.changed,
             trouble: applied.trouble.as_ref(),
             diagnosis,
+            primary,
             selector: &postgres::selector_text(&self.cluster.key.name),
             token: self.tenure.token(),
             now: Timestamp::now(),
@@ -400,7 +471,12 @@ impl<'a> Run<'a> {
                         .status_refused(refusal, conclusion.notice.as_ref())
                         .await);
                 }
-                Err(refusal) => return Err(refusal.into_failure("writing the status")),
+                Err(refusal) => {
+                    let failure = refusal.into_failure("writing the status");
+                    let unsaid = conclusion.notice.as_ref();
+                    self.report_unwritten(&failure, unsaid).await;
+                    return Err(failure);
+                }
             }
         }
         if let Some(notice) = &conclusion.notice {

@@ -211,11 +211,7 @@ impl Run<'_> {
 
     /// Deletes Pods that hang on a former template, with their grace: one that was deleted by force
     /// may still run beside its successor.
-    pub(super) async fn replace_stuck(
-        &mut self,
-        stuck: &[Found],
-        applied: &mut Applied,
-    ) -> Result<(), Failure> {
+    pub(super) async fn replace_stuck(&mut self, stuck: &[Found], applied: &mut Applied) {
         for pod in stuck {
             tracing::info!(object = %self.cluster.key, pod = pod.name, "replacing a Pod that hangs on a former template");
             let writer = &self.reconciler.writer;
@@ -226,17 +222,17 @@ impl Run<'_> {
                 Ok(()) => self.wrote = true,
                 // It moves after all: the next look tells.
                 Err(Refusal::Conflict(_)) => {}
-                Err(refusal @ Refusal::Fenced { .. }) => {
+                Err(refusal) => {
                     let target = Target::Pod(&self.cluster.key, &pod.name);
-                    match self.refused(&target, refusal) {
-                        Refused::Failure(failure) => return Err(failure),
-                        refused => applied.note(refused),
+                    let refused = self.refused(&target, refusal);
+                    let is_final = matches!(refused, Refused::Fenced(..));
+                    applied.note(refused);
+                    if !is_final {
+                        return;
                     }
                 }
-                Err(refusal) => return Err(refusal.into_failure("replacing a Pod")),
             }
         }
-        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use crate::fleet::fence::TABLE_CHECK;
 use crate::fleet::state::Standing;
 use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::figures;
+use crate::telemetry::fleet_trouble::KIND_CHECK;
 use crate::telemetry::fleet_view::{FleetView, ObserverView};
 use crate::telemetry::liveness::{LOOK_EVERY, Progress, essential, oversee};
 use crate::telemetry::server::Server;
@@ -62,6 +63,7 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
         }
         shared.looks.fetch_add(1, Ordering::Relaxed);
         shared.reconciler.refresh_metrics().await;
+        shared.pool.add_missing(|shard| shared.store.keys(shard));
         let standing = shared.fleet.standing();
         if agent.has_stopped(standing.steps) {
             let why = "the task that renews our Lease has not run for half a minute";
@@ -91,14 +93,25 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
             None => shared.health.ok("writes"),
             Some(problem) => shared.health.set("writes", Err(problem)),
         }
+        let missing = standing.table_kind_missing;
+        match missing.or_else(|| shared.troubles.missing_kind()) {
+            None => shared.health.ok(KIND_CHECK),
+            Some(problem) => shared.health.set(KIND_CHECK, Err(problem)),
+        }
         match shared.troubles.summary() {
             Some(line) => shared.health.set("api-server", Err(line)),
             None => shared.health.ok("api-server"),
         }
-        let standby = format!(
-            "standing by: another number of shards than --shards {} is at work",
-            shared.shards.get()
-        );
+        let standby = match standing.other_namespaces {
+            true => format!(
+                "standing by: replicas that serve other namespaces than --watch-namespaces {} are at work",
+                shared.namespaces
+            ),
+            false => format!(
+                "standing by: another number of shards than --shards {} is at work",
+                shared.shards.get()
+            ),
+        };
         let role = if standing.standby {
             Err(standby)
         } else {
@@ -145,7 +158,7 @@ impl Shared {
         let age = Duration::from_millis(age_ms);
         self.metrics.heartbeat_age_seconds.set(age.as_secs_f64());
         self.metrics
-            .tell_fleet(self.fleet.overview(self.shards, now_ms));
+            .tell_fleet(self.fleet.overview((self.shards, &self.namespaces), now_ms));
         for (phase, number) in self.store.phases() {
             let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));

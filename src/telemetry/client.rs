@@ -17,6 +17,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A Lease call is given up after a second anyway: a connection attempt must not outlive many of them.
 const LEASE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bookmarks come about once a minute: a connection that is silent for longer is dead.
+const WATCH_SILENCE_MAX: Duration = Duration::from_secs(120);
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const IDENTITY_CHARS_MAX: usize = 100;
 /// What an API server answers; anything else counts as `other`, so that the label stays bounded.
 const CODES: [&str; 24] = [
@@ -29,13 +32,57 @@ const CODES: [&str; 24] = [
 pub enum ClientKind {
     /// Heartbeats and locks: nothing is retried behind the caller's back, who sets a timeout per call.
     Lease,
-    /// Lists and watches: no answer time-out, because a quiet watch is silent for a minute, and who
-    /// watches notices a dead one; nor retries, because that pauses by itself, tells of the trouble
-    /// meanwhile, and wonders whether it is still the same API server.
+    /// Lists and watches: silence is granted for longer than between two bookmarks. No retries,
+    /// because who watches pauses by itself, tells of the trouble meanwhile, and wonders whether it is
+    /// still the same API server.
     Watch,
     /// Writes and look-ups: an answer time-out, and no retries, since the right to write may have
     /// ended meanwhile.
     Write,
+}
+
+/// How long a connection of a client may stand still. Everything that is awaited of the API server
+/// has a bound by this, whether or not the caller sets a shorter one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Until it is there, encryption included.
+    pub connect: Duration,
+    /// Without a byte of an answer.
+    pub read: Duration,
+    /// Without a byte of a request taken.
+    pub write: Duration,
+}
+
+impl ClientKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Lease, Self::Watch, Self::Write];
+
+    /// Its bounds.
+    #[must_use]
+    pub const fn bounds(self) -> Bounds {
+        let connect = match self {
+            Self::Lease => LEASE_CONNECT_TIMEOUT,
+            Self::Watch | Self::Write => CONNECT_TIMEOUT,
+        };
+        let read = match self {
+            Self::Lease | Self::Write => ANSWER_TIMEOUT,
+            Self::Watch => WATCH_SILENCE_MAX,
+        };
+        Bounds {
+            connect,
+            read,
+            write: SEND_TIMEOUT,
+        }
+    }
+}
+
+/// A configuration of which every connection has these bounds, and nothing is retried.
+fn bounded(mut config: Config, bounds: Bounds) -> Config {
+    config.default_retry = false;
+    config.connect_timeout = Some(bounds.connect);
+    config.read_timeout = Some(bounds.read);
+    config.write_timeout = Some(bounds.write);
+    config
 }
 
 /// A client of one kind whose requests are counted and carry the replica's name to the audit log.
@@ -48,24 +95,16 @@ pub fn build_client(
     identity: &str,
     metrics: Arc<Metrics>,
 ) -> kube::Result<Client> {
-    let mut config = config.clone();
-    match kind {
-        ClientKind::Lease => {
-            config.default_retry = false;
-            config.connect_timeout = Some(LEASE_CONNECT_TIMEOUT);
-            config.read_timeout = Some(ANSWER_TIMEOUT);
-        }
-        ClientKind::Watch => {
-            config.default_retry = false;
-            config.connect_timeout = Some(CONNECT_TIMEOUT);
-            config.read_timeout = None;
-        }
-        ClientKind::Write => {
-            config.default_retry = false;
-            config.connect_timeout = Some(CONNECT_TIMEOUT);
-            config.read_timeout = Some(ANSWER_TIMEOUT);
-        }
-    }
+    build_with(config, kind.bounds(), identity, metrics)
+}
+
+fn build_with(
+    config: &Config,
+    bounds: Bounds,
+    identity: &str,
+    metrics: Arc<Metrics>,
+) -> kube::Result<Client> {
+    let mut config = bounded(config.clone(), bounds);
     if let Ok(agent) = HeaderValue::from_str(&user_agent(identity)) {
         config.headers.retain(|(name, _)| name != USER_AGENT);
         config.headers.push((USER_AGENT, agent));

@@ -176,3 +176,40 @@ fn a_password_in_the_url_is_no_label() {
     let url: Uri = "https://user:secret@api.test:6443".parse().unwrap();
     assert_eq!(CountLayer::new(&url, metrics).counts.host, "api.test:6443");
 }
+
+#[test]
+fn every_kind_of_client_has_bounds_and_watches_outlast_the_pause_between_bookmarks() {
+    for kind in ClientKind::ALL {
+        let bounds = kind.bounds();
+        let config = bounded(Config::new(Uri::from_static("http://127.0.0.1:1")), bounds);
+        assert_eq!(config.connect_timeout, Some(bounds.connect));
+        assert_eq!(config.read_timeout, Some(bounds.read));
+        assert_eq!(config.write_timeout, Some(bounds.write));
+        assert!(!config.default_retry, "{kind:?}");
+    }
+    // Who watches notices first, and says what is wrong.
+    let watch = ClientKind::Watch.bounds();
+    assert!(watch.read > crate::watch::request::SILENCE_MAX);
+}
+
+#[tokio::test]
+async fn an_api_server_that_never_answers_keeps_nobody_waiting() {
+    // It answers the first request, and falls silent.
+    let (url, _) = server(&[404]).await;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let short = Duration::from_millis(100);
+    let bounds = Bounds {
+        read: short,
+        ..ClientKind::Watch.bounds()
+    };
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let config = Config::new(url);
+    let client = build_with(&config, bounds, "op-0", metrics).unwrap();
+    let api: Api<Lease> = Api::namespaced(client, "ns");
+    let params = kube::api::ListParams::default();
+    let list = || api.list(&params);
+    assert!(matches!(list().await, Err(kube::Error::Api(_))));
+    let waited = tokio::time::timeout(Duration::from_secs(20), list()).await;
+    let ended = waited.unwrap_or_else(|_| panic!("it waits for ever"));
+    assert!(!matches!(ended, Err(kube::Error::Api(_)) | Ok(_)));
+}

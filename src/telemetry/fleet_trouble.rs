@@ -29,6 +29,8 @@ pub struct Problem {
     pub hint: &'static str,
 }
 
+/// Name of the check in `/readyz` that says whether the API server serves our kinds.
+pub const KIND_CHECK: &str = "crd";
 const PROBLEMS_MAX: usize = 40;
 const NAMED_MAX: usize = 12;
 /// A queue whose oldest due object waits for longer is slow: the usual objective is 1 s for 99 %.
@@ -42,9 +44,11 @@ impl FleetView {
     #[must_use]
     pub fn judged(mut self) -> Self {
         let mut found = Found::default();
+        // First of all: the others follow from it.
+        found.judge_kinds(&self);
         found.judge_shards(&self);
         for member in &self.members {
-            found.judge_member(member, self.shard_count);
+            found.judge_member(member, &self);
             found.judge_figures(member);
         }
         found.judge_fleet(&self);
@@ -68,6 +72,17 @@ impl Found {
             what: what.into(),
             hint,
         });
+    }
+
+    fn judge_kinds(&mut self, view: &FleetView) {
+        let checks = view.observer.iter().flat_map(|observer| &observer.checks);
+        let problem = checks
+            .filter(|check| check.name == KIND_CHECK)
+            .find_map(|check| check.problem.clone());
+        if let Some(problem) = problem {
+            let hint = "No DatabaseCluster is looked after until it is there. Whatever else is wrong may follow from it.";
+            self.add(Severity::Critical, problem, hint);
+        }
     }
 
     fn judge_shards(&mut self, view: &FleetView) {
@@ -98,7 +113,7 @@ impl Found {
         }
     }
 
-    fn judge_member(&mut self, member: &MemberView, shard_count: Option<u16>) {
+    fn judge_member(&mut self, member: &MemberView, view: &FleetView) {
         let name = &member.identity;
         if let Some(damage) = &member.damage {
             let hint =
@@ -129,10 +144,17 @@ impl Found {
             let hint = "It was asked to stop, and hands its shards to others.";
             self.add(Severity::Note, format!("{name} is leaving"), hint);
         }
-        if member.shards.is_some() && shard_count.is_some() && member.shards != shard_count {
+        let count = view.shard_count;
+        if member.shards.is_some() && count.is_some() && member.shards != count {
             let what = format!("{name} stands by: it is set to another number of shards");
             let hint =
                 "It holds nothing until the others are gone. Give all replicas the same --shards.";
+            self.add(Severity::Warning, what, hint);
+        }
+        if serves_others(member, view) {
+            let served = member.namespaces.as_deref().unwrap_or_default();
+            let what = format!("{name} stands by: it serves other namespaces ({served})");
+            let hint = "It holds nothing until the others are gone. Give all replicas the same --watch-namespaces.";
             self.add(Severity::Warning, what, hint);
         }
     }
@@ -245,7 +267,7 @@ impl Found {
                 "The API server is away, or this replica can not reach it. Ask another replica.";
             self.add(Severity::Critical, what, hint);
         }
-        for check in &observer.checks {
+        for check in observer.checks.iter().filter(|c| c.name != KIND_CHECK) {
             if let Some(problem) = &check.problem {
                 let severity = match check.gate {
                     true => Severity::Warning,
@@ -261,7 +283,15 @@ impl Found {
 /// Whether the planner counts on this member.
 fn works(member: &MemberView, view: &FleetView) -> bool {
     let fits = view.shard_count.is_none() || member.shards == view.shard_count;
-    fits && !member.vacated && !member.draining && member.live != Some(false)
+    fits && !serves_others(member, view)
+        && !member.vacated
+        && !member.draining
+        && member.live != Some(false)
+}
+
+/// Whether a member serves other namespaces than the fleet.
+fn serves_others(member: &MemberView, view: &FleetView) -> bool {
+    member.namespaces.is_some() && view.namespaces.is_some() && member.namespaces != view.namespaces
 }
 
 fn shards(numbers: &[u16]) -> String {

@@ -181,6 +181,15 @@ fn the_fleet_as_a_whole_is_judged() {
         found,
         ["Warning b stands by: it is set to another number of shards"]
     );
+    let found = after(|view| {
+        view.namespaces = Some("*".into());
+        view.members[0].namespaces = Some("*".into());
+        view.members[1].namespaces = Some("shop".into());
+    });
+    assert_eq!(
+        found,
+        ["Warning b stands by: it serves other namespaces (shop)"]
+    );
     let found = after(|view| view.members[1].draining = true);
     assert_eq!(found, ["Note b is leaving"]);
     let found = after(|view| view.notes.push("something".into()));
@@ -209,6 +218,27 @@ fn the_readers_own_checks_are_told() {
         found,
         ["Warning a: leases: no answer", "Note a: fence: not there"]
     );
+}
+
+#[test]
+fn a_missing_kind_comes_before_what_follows_from_it() {
+    let found = after(|view| {
+        view.shards[0].holder = None;
+        let checks = &mut view.observer.as_mut().unwrap().checks;
+        checks[0].problem = Some("no answer".into());
+        checks.push(CheckView {
+            name: KIND_CHECK,
+            gate: true,
+            problem: Some("the CRD is missing".into()),
+        });
+    });
+    assert_eq!(found[0], "Critical the CRD is missing");
+    assert!(
+        found[1].starts_with("Critical No live replica holds"),
+        "{found:?}"
+    );
+    assert_eq!(found.last().unwrap(), "Warning a: leases: no answer");
+    assert_eq!(found.iter().filter(|line| line.contains("CRD")).count(), 1);
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub struct FleetView {
     pub notes: Vec<String>,
     /// How many shards there are to be, if the Leases tell.
     pub shard_count: Option<u16>,
+    /// The namespaces that are served (`*`: all), if the shard Leases tell.
+    pub namespaces: Option<String>,
     /// DatabaseClusters by phase, as the members that are not vacated count their own.
     pub clusters: BTreeMap<&'static str, u64>,
     /// Moves of shards that the reader saw, the latest first.
@@ -134,6 +136,8 @@ pub struct MemberView {
     pub revision: Option<String>,
     /// Number of shards that it is configured for.
     pub shards: Option<u16>,
+    /// The namespaces that it is configured for (`*`: all).
+    pub namespaces: Option<String>,
     /// Shards whose Lease names it.
     pub held: u16,
     /// Shards that it has warmed up for a handover.
@@ -241,6 +245,10 @@ impl FleetView {
         view.shards
             .sort_by_key(|row| (row.shard.is_none(), row.shard, row.lease.clone()));
         view.note_missing_shards(&shards);
+        let held = shards.iter().filter(|shard| holder(shard).is_some());
+        view.namespaces = held
+            .chain(&shards)
+            .find_map(|shard| shown(shard, "namespaces"));
         view.count_clusters();
         view
     }
@@ -449,6 +457,7 @@ fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
         incarnation: shown(lease, "incarnation"),
         revision: shown(lease, "revision"),
         shards,
+        namespaces: shown(lease, "namespaces"),
         held: 0,
         warm: shown(lease, "warm"),
         renewed_seconds_ago: renewed_seconds_ago(lease.spec.as_ref(), now),

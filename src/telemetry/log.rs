@@ -10,9 +10,11 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::log_level::{Apply, LogLevel};
 
 /// `kube_client::client::builder` logs every failed request as an error. The operator reports each
-/// failure itself, once and with what to do, so that module is silent by default.
-const DEFAULT_FILTER: &str = "info,kube=warn,kube_client=warn,kube_runtime=warn,kube_client::client::builder=off,hyper=warn,\
-     hyper_util=warn,rustls=warn,tower=warn,h2=warn";
+/// failure itself, once and with what to do, so that module is silent by default; and so are the
+/// warnings of the one above it, two for each watch that meets a kind that is not there.
+const DEFAULT_FILTER: &str = "info,kube=warn,kube_client=warn,kube_runtime=warn,kube_client::client=error,\
+     kube_client::client::tls=warn,kube_client::client::builder=off,hyper=warn,hyper_util=warn,rustls=warn,tower=warn,\
+     h2=warn";
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -191,12 +193,14 @@ mod tests {
             tracing::info!("ours");
             tracing::debug!("ours too");
             tracing::info!(target: "kube_client::client", "request");
+            tracing::warn!(target: "kube_client::client", "404 page not found");
             tracing::error!(target: "kube_client::client::builder", "failed with error");
             tracing::warn!(target: "kube_runtime::watcher", "trouble");
         };
         assert_eq!(lines(LogFormat::Text, "", events).len(), 2);
         assert_eq!(lines(LogFormat::Text, "debug", events).len(), 3);
-        assert_eq!(lines(LogFormat::Text, "kube_client=debug", events).len(), 3);
+        let asked = lines(LogFormat::Text, "kube_client::client=debug", events);
+        assert_eq!(asked.len(), 4);
         assert_eq!(lines(LogFormat::Text, "off", events).len(), 1);
     }
 

@@ -145,7 +145,7 @@ metrics! {
     queue_capacity: IntGauge = "databasecluster_queue_capacity", "Configured most objects in the queue.", [], &[];
     queue_delayed: IntGauge = "databasecluster_queue_delayed", "Objects in the queue that are not due yet.", [], &[];
     queue_head_age_seconds: Gauge = "databasecluster_queue_head_age_seconds", "How long the oldest due object has waited.", [], &[];
-    queue_refused_total: IntCounter = "databasecluster_queue_refused_total", "Adds refused because the queue was full.", [], &[];
+    queue_refused_total: IntCounter = "databasecluster_queue_refused_total", "Adds refused because the queue was full of what was due no later; they are made again once a minute.", [], &[];
     storm_deferred_total: IntCounter = "databasecluster_storm_deferred_total", "Runs that the storm guard put off.", [], &[];
     reconcile_failures_total: IntCounterVec = "databasecluster_reconcile_failures_total", "Failed reconciles, by cause.", ["cause"], &[];
     reconcile_cancelled_total: IntCounter = "databasecluster_reconcile_cancelled_total", "Reconciles cut short because their shard was stopped.", [], &[];

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::api::{DatabaseCluster, names};
 use crate::core::child::{ChildKind, Fingerprint};
+use crate::core::claims::DATA_VOLUME;
 use crate::core::digest;
 use crate::core::hash::{Bucket, fnv1a64};
 use crate::core::object::ObjectKey;
@@ -131,14 +132,19 @@ pub fn same_spec(meta: &ObjectMeta, known: &StatefulSetRecord) -> bool {
         && meta.generation.unwrap_or_default() == known.generation
 }
 
+/// By name: others may add containers, before ours too.
 fn image(object: &StatefulSet) -> Option<&str> {
     let pod = object.spec.as_ref()?.template.spec.as_ref()?;
-    pod.containers.first()?.image.as_deref()
+    let is_ours = |container: &&Container| container.name == postgres::CONTAINER;
+    pod.containers.iter().find(is_ours)?.image.as_deref()
 }
 
 fn claim(object: &StatefulSet) -> Option<ClaimTemplate> {
     let set = object.spec.as_ref()?;
-    let template = set.volume_claim_templates.as_ref()?.first()?;
+    let templates = set.volume_claim_templates.as_ref()?;
+    let template = templates
+        .iter()
+        .find(|template| template.metadata.name.as_deref() == Some(DATA_VOLUME))?;
     let spec = template.spec.as_ref()?;
     let requests = spec.resources.as_ref()?.requests.as_ref()?;
     Some(ClaimTemplate {
@@ -210,4 +216,41 @@ fn cut(text: &str) -> &str {
 
 fn bounded(text: &str) -> String {
     cut(text).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn containers_and_claim_templates_are_found_by_name_wherever_they_are() {
+        let claim = |name: &str, size: &str| {
+            json!({
+                "metadata": {"name": name},
+                "spec": {"resources": {"requests": {"storage": size}}},
+            })
+        };
+        let of = |containers: serde_json::Value, claims: serde_json::Value| {
+            let object: StatefulSet = serde_json::from_value(json!({
+                "metadata": {"name": "a-db", "namespace": "shop", "uid": "u", "resourceVersion": "1"},
+                "spec": {
+                    "serviceName": "a-db", "selector": {}, "volumeClaimTemplates": claims,
+                    "template": {"spec": {"containers": containers}},
+                },
+            }))
+            .unwrap();
+            let record = statefulset(&object, None).unwrap();
+            (record.image, record.claim.map(|claim| claim.size))
+        };
+        let ours = json!({"name": "postgres", "image": "postgres:18"});
+        let other = json!({"name": "filebeat", "image": "filebeat:9.1.0"});
+        let (data, logs) = (claim("data", "10Gi"), claim("logs", "1Gi"));
+        let expected = ("postgres:18".to_owned(), Some("10Gi".to_owned()));
+        let reversed = of(json!([other, ours]), json!([logs, data]));
+        assert_eq!(reversed, expected);
+        assert_eq!(of(json!([ours, other]), json!([data, logs])), expected);
+        let without = of(json!([other]), json!([logs]));
+        assert_eq!(without, (String::new(), None), "none of it is ours");
+    }
 }

@@ -12,7 +12,7 @@ use kube::core::Status;
 /// replica do not end in step.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 240..=290;
 /// Bookmarks come about once a minute: a watch that is silent for longer is dead.
-const SILENCE_MAX: Duration = Duration::from_secs(100);
+pub const SILENCE_MAX: Duration = Duration::from_secs(100);
 /// Between two objects of a list.
 const LIST_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Far above what etcd stores of one object.

@@ -3,12 +3,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use crate::fleet::tenure::boottime_ms;
 
-/// Least time between two lines about the same trouble.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Least time between two equal lines about the same thing.
+const LINE_EVERY_MS: u64 = 60_000;
+/// Most lines about the same thing within that time.
+const LINES_MAX: usize = 4;
+/// What a missing kind is called.
+const CLUSTERS: &str = "databaseclusters";
+const CRD_MISSING: &str =
+    "the CRD databaseclusters.database.io is missing; apply deploy/base/crd.yaml";
+const WORKS_AGAIN: &str = "works again";
 
 /// Says what an error of the client means, and what to do about it. `what` is what was asked for.
 #[must_use]
@@ -23,10 +29,7 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
                 "not allowed ({what}): {}; apply deploy/base/rbac.yaml",
                 status.message
             ),
-            404 if what == "databaseclusters" => {
-                "the CRD databaseclusters.database.io is missing; apply deploy/base/crd.yaml"
-                    .to_owned()
-            }
+            404 if what == CLUSTERS => CRD_MISSING.to_owned(),
             404 => format!("not found ({what}): {}", status.message),
             code => format!(
                 "the API server answered {code} ({what}): {}",
@@ -55,10 +58,25 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
-    line: String,
-    logged_ms: u64,
+    /// What is wrong now.
+    line: Option<String>,
+    /// What was logged of it a short while ago.
+    logged: Vec<(String, u64)>,
+}
+
+impl Entry {
+    /// Whether to log a line: many sources tell of the same trouble, and some of them may work.
+    fn may_log(&mut self, line: &str, now_ms: u64) -> bool {
+        self.logged
+            .retain(|(_, at_ms)| now_ms.saturating_sub(*at_ms) < LINE_EVERY_MS);
+        let is_new = self.logged.len() < LINES_MAX && !self.logged.iter().any(|(l, _)| l == line);
+        if is_new {
+            self.logged.push((line.to_owned(), now_ms));
+        }
+        is_new
+    }
 }
 
 /// The troubles of this process, by what they concern: a bounded set of names.
@@ -70,37 +88,100 @@ pub struct Troubles {
 }
 
 impl Troubles {
-    /// Notes a trouble, and logs it unless it was logged a moment ago.
+    /// Notes a trouble, and logs it unless the same was logged within a minute.
     pub fn report(&self, what: &'static str, line: String) {
-        let now_ms = boottime_ms();
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let last_ms = entries.get(what).map(|entry| entry.logged_ms);
-        let every_ms = LINE_EVERY.as_millis() as u64;
-        let due = last_ms.is_none_or(|last_ms| now_ms.saturating_sub(last_ms) >= every_ms);
-        if due {
+        if self.note(what, line.clone(), boottime_ms()) {
             tracing::warn!(what, "{line}");
         }
-        let logged_ms = if due {
-            now_ms
-        } else {
-            last_ms.unwrap_or(now_ms)
-        };
-        entries.insert(what, Entry { line, logged_ms });
     }
 
     /// It works again.
     pub fn clear(&self, what: &'static str) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.remove(what).is_some() {
-            tracing::info!(what, "works again");
+        if self.note_end(what, boottime_ms()) {
+            tracing::info!(what, "{WORKS_AGAIN}");
         }
+    }
+
+    fn note(&self, what: &'static str, line: String, now_ms: u64) -> bool {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.entry(what).or_default();
+        let may_log = entry.may_log(&line, now_ms);
+        entry.line = Some(line);
+        may_log
+    }
+
+    fn note_end(&self, what: &'static str, now_ms: u64) -> bool {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = entries.get_mut(what) else {
+            return false;
+        };
+        let may_log = entry.line.take().is_some() && entry.may_log(WORKS_AGAIN, now_ms);
+        if may_log {
+            // What comes after it is news, also if it was so before.
+            entry.logged.retain(|(line, _)| line == WORKS_AGAIN);
+        }
+        may_log
+    }
+
+    /// That the kind `DatabaseCluster` is missing, if it is: the cause of whatever else is wrong then.
+    #[must_use]
+    pub fn missing_kind(&self) -> Option<&'static str> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = entries.get(CLUSTERS)?.line.as_deref()?;
+        (line == CRD_MISSING).then_some(CRD_MISSING)
     }
 
     /// All that is wrong now, in one line; `None` when nothing is.
     #[must_use]
     pub fn summary(&self) -> Option<String> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: Vec<&str> = entries.values().map(|entry| entry.line.as_str()).collect();
+        let lines = entries.values().filter_map(|entry| entry.line.as_deref());
+        let lines: Vec<&str> = lines.collect();
         (!lines.is_empty()).then(|| lines.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_trouble_is_logged_once_a_minute_however_many_tell_of_it() {
+        let troubles = Troubles::default();
+        let mut logged_ms = Vec::new();
+        for now_ms in (0..150_000).step_by(100) {
+            if troubles.note(CLUSTERS, CRD_MISSING.to_owned(), now_ms) {
+                logged_ms.push(now_ms);
+            }
+        }
+        assert_eq!(logged_ms, [0, 60_000, 120_000]);
+        assert_eq!(troubles.missing_kind(), Some(CRD_MISSING));
+        assert_eq!(troubles.summary().as_deref(), Some(CRD_MISSING));
+    }
+
+    #[test]
+    fn one_source_that_works_does_not_make_the_log_flap() {
+        let troubles = Troubles::default();
+        let mut lines = 0;
+        for now_ms in (0..37_000).step_by(100) {
+            lines += usize::from(troubles.note("services", "refused".to_owned(), now_ms));
+            lines += usize::from(troubles.note_end("services", now_ms));
+        }
+        assert_eq!(lines, 3, "that it is refused, that it works, and once more");
+        assert_eq!(troubles.summary(), None);
+        assert!(!troubles.note_end("services", 90_000), "it did work");
+    }
+
+    #[test]
+    fn another_trouble_is_logged_at_once_and_not_without_end() {
+        let troubles = Troubles::default();
+        assert!(troubles.note("services", "refused".to_owned(), 0));
+        assert!(troubles.note("services", "forbidden".to_owned(), 1));
+        assert!(troubles.note("configmaps", "refused".to_owned(), 2));
+        let mut lines = 2;
+        for n in 0..100 {
+            lines += usize::from(troubles.note("services", format!("at {n}"), 3));
+        }
+        assert_eq!(lines, LINES_MAX);
     }
 }

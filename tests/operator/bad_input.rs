@@ -1,6 +1,7 @@
 //! Wrong input: refused by the API server in words that name the field, or by the program in one line.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 
 use databasecluster_operator::api::DatabaseCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -282,6 +283,8 @@ fn a_bad_flag_stops_the_start_in_one_line() {
         ("--lease-duration", "1500ms", "whole seconds"),
         ("--sharded-watch", "perhaps", "auto"),
         ("--rate-limit-scope", "planet", "object or replica"),
+        ("--watch-namespaces", "shop,Not_A_Name", "namespace"),
+        ("--watch-namespaces", "shop,shop", "twice"),
     ] {
         let run = Command::new(env!("CARGO_BIN_EXE_databasecluster-operator"))
             .args(["run", flag, value])
@@ -294,6 +297,63 @@ fn a_bad_flag_stops_the_start_in_one_line() {
             assert!(error.contains(word), "{word} is missing: {error}");
         }
     }
+}
+
+/// An administrator's kubeconfig passes the fence by.
+#[test]
+fn credentials_without_a_pod_join_no_fleet_unless_they_are_allowed_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("admin");
+    let text = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "a",
+        "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "a", "user": {"token": "an-administrators"}}],
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+    });
+    std::fs::write(&kubeconfig, text.to_string()).unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_databasecluster-operator"));
+    program
+        .args([
+            "run",
+            "--listen",
+            "127.0.0.1:0",
+            "--namespace",
+            "production",
+        ])
+        .env("KUBECONFIG", &kubeconfig)
+        .env("NO_COLOR", "1");
+    let run = program.output().unwrap();
+    let error = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(run.status.code(), Some(1), "{error}");
+    let last = error.lines().last().unwrap_or_default();
+    for word in ["bound to a Pod", "--allow-unfenced", "production"] {
+        assert!(last.contains(word), "{word} is missing: {error}");
+    }
+    let mut allowed = program
+        .arg("--allow-unfenced")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It goes on until it listens.
+    let streams: [Box<dyn Read + Send>; 2] = [
+        Box::new(allowed.stdout.take().unwrap()),
+        Box::new(allowed.stderr.take().unwrap()),
+    ];
+    let (found, listens) = std::sync::mpsc::channel();
+    for stream in streams {
+        let found = found.clone();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(stream).lines().map_while(Result::ok);
+            for line in lines.filter(|line| line.contains("listening")) {
+                let _nobody_waits = found.send(line);
+            }
+        });
+    }
+    let listens = listens.recv_timeout(PATIENCE);
+    allowed.kill().unwrap();
+    allowed.wait().unwrap();
+    assert!(listens.is_ok(), "it did not start");
 }
 
 #[test]

@@ -271,7 +271,10 @@ async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
         .await
         .unwrap();
     let columns: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
-    assert_eq!(columns, ["NAME", "READY", "DESIRED", "STATUS", "AGE"]);
+    assert_eq!(
+        columns,
+        ["NAME", "READY", "DESIRED", "STATUS", "AVAILABLE", "AGE"]
+    );
     let explained = control_plane
         .run_kubectl(&["explain", "databaseclusters.spec.storage.retain"])
         .await

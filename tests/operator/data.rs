@@ -1,8 +1,9 @@
 //! What users and administrators do to the children, and that no data volume is ever lost by it.
 
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service,
+    ConfigMap, Event, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -329,12 +330,128 @@ async fn a_cluster_deleted_and_made_again_at_once_gets_its_volumes_back() {
     assert_eq!(Some(&owner[0].uid), second.metadata.uid.as_ref());
 }
 
+/// Nothing listens where the API server is to ask about StatefulSets and Services of this namespace.
+async fn webhook_on_a_closed_port(client: &Client, namespace: &str) {
+    let webhook = serde_json::from_value(json!({
+        "metadata": {"name": "closed"},
+        "webhooks": [{
+            "name": "closed.example.com", "failurePolicy": "Fail", "sideEffects": "None",
+            "admissionReviewVersions": ["v1"], "timeoutSeconds": 2,
+            "clientConfig": {"url": "https://127.0.0.1:1/"},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "rules": [{
+                "apiGroups": ["", "apps"], "apiVersions": ["v1"],
+                "resources": ["services", "statefulsets"], "operations": ["CREATE", "UPDATE"],
+            }],
+        }],
+    }));
+    let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    webhooks
+        .create(&PostParams::default(), &webhook.unwrap())
+        .await
+        .unwrap();
+}
+
+/// A new cluster has a condition, an Event and the time of the next try; an old one is not Ready for a
+/// generation that is not carried out, and Available. Both go on when the webhook is gone.
+async fn a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(
+    control_plane: &ControlPlane,
+) {
+    let (client, namespace) = (control_plane.client(), "hooked");
+    one(control_plane, namespace, "old", load::spec(1)).await;
+    until_cluster(&client, (namespace, "old"), "Ready", is_ready).await;
+    webhook_on_a_closed_port(&client, namespace).await;
+    change(&client, namespace, "old", json!({"replicas": 2})).await;
+    one(control_plane, namespace, "new", load::spec(1)).await;
+    for name in ["new", "old"] {
+        let text = until_degraded(&client, (namespace, name), "ApiServerError").await;
+        for words in ["failed calling webhook", "closed.example.com"] {
+            assert!(text.contains(words), "{text}");
+        }
+        let (_, at) = text.rsplit_once("tries again at ").unwrap();
+        let at: jiff::Timestamp = at.parse().unwrap();
+        let ahead = at.duration_since(jiff::Timestamp::now()).as_secs();
+        assert!((-5..=140).contains(&ahead), "{ahead} s ahead: {text}");
+        let object = cluster(&client, namespace, name).await;
+        let status = &object.data["status"];
+        assert_eq!(status["phase"], "Degraded");
+        assert_eq!(
+            status["observedGeneration"],
+            json!(object.metadata.generation)
+        );
+        let (available, reason, _) = condition(&object, "Available").unwrap();
+        let expected = match name {
+            "old" => ("True", "PrimaryReady"),
+            _ => ("False", "PrimaryNotReady"),
+        };
+        assert_eq!((available.as_str(), reason.as_str()), expected, "{name}");
+        the_warning_has_the_words_of_the_api_server(&client, namespace, name).await;
+    }
+    let all = audit::read(&control_plane.audit_log().unwrap()).unwrap();
+    let written = all.iter().filter(|event| {
+        let of_new = (event.namespace.as_str(), event.name.as_str()) == (namespace, "new");
+        event.user == OPERATOR_USER && event.subresource == "status" && of_new
+    });
+    let written = written.count();
+    assert!(written <= 3, "the status was written {written} times");
+
+    let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    webhooks
+        .delete("closed", &DeleteParams::default())
+        .await
+        .unwrap();
+    // A change does not wait for the next try.
+    for name in ["new", "old"] {
+        change(&client, namespace, name, json!({"replicas": 3})).await;
+        until_cluster(&client, (namespace, name), "Ready with three", |object| {
+            is_ready(object) && object.data["status"]["readyReplicas"] == 3
+        })
+        .await;
+    }
+}
+
+async fn the_warning_has_the_words_of_the_api_server(
+    client: &Client,
+    namespace: &str,
+    cluster: &str,
+) {
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    wait_for(format!("a Warning about {cluster}"), PATIENCE, || async {
+        let all = events.list(&ListParams::default()).await.unwrap();
+        let found = all.iter().any(|event| {
+            event.type_.as_deref() == Some("Warning")
+                && event.involved_object.name.as_deref() == Some(cluster)
+                && event
+                    .message
+                    .as_deref()
+                    .is_some_and(|note| note.contains("failed calling webhook"))
+        });
+        let seen = format!("{} events", all.items.len());
+        Ok(Progress::when(found, (), || seen))
+    })
+    .await
+    .unwrap();
+}
+
 #[tokio::test]
 async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right() {
-    let control_plane = control_plane(options()).await;
+    let control_plane = control_plane(ControlPlaneOptions {
+        audit: AuditLevel::Metadata,
+        ..options()
+    })
+    .await;
     let _fleet = fleet_of_three(&control_plane).await;
+    tokio::join!(
+        what_the_operator_refuses(&control_plane),
+        a_sidecar_is_not_taken_for_postgres(&control_plane),
+        tags_of_no_known_scheme_are_judged_by_the_pod(&control_plane),
+        a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(&control_plane),
+    );
+}
+
+async fn what_the_operator_refuses(control_plane: &ControlPlane) {
     let client = control_plane.client();
-    one(&control_plane, "bad", "db", load::spec(1)).await;
+    one(control_plane, "bad", "db", load::spec(1)).await;
     until_cluster(&client, ("bad", "db"), "Ready", is_ready).await;
     let before = claims(&client, "bad").await;
 
@@ -344,6 +461,16 @@ async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right()
         text.contains("PostgreSQL 17") && text.contains("PostgreSQL 18"),
         "{text}"
     );
+    assert!(text.contains("To upgrade"), "{text}");
+    let refused = cluster(&client, "bad", "db").await;
+    assert_eq!(condition(&refused, "Ready").unwrap().0, "False");
+    assert_eq!(condition(&refused, "Available").unwrap().0, "True");
+    change(&client, "bad", "db", json!({"image": "postgres:16"})).await;
+    until_cluster(&client, ("bad", "db"), "no word of an upgrade", |object| {
+        let (.., text) = condition(object, "Degraded").unwrap();
+        text.contains("no downgrade") && !text.contains("To upgrade")
+    })
+    .await;
     change(&client, "bad", "db", json!({"image": "postgres:17.1"})).await;
     until_cluster(&client, ("bad", "db"), "Ready again", is_ready).await;
 
@@ -360,7 +487,7 @@ async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right()
         .unwrap();
     let mut spec = load::spec(1);
     spec["storage"]["className"] = json!("fixed");
-    one(&control_plane, "bad", "fixed", spec).await;
+    one(control_plane, "bad", "fixed", spec).await;
     until_cluster(&client, ("bad", "fixed"), "Ready", is_ready).await;
     change(&client, "bad", "fixed", json!({"storage": {"size": "2Gi"}})).await;
     let text = until_degraded(&client, ("bad", "fixed"), "StorageNotGrown").await;
@@ -378,7 +505,7 @@ async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right()
     until_cluster(&client, ("bad", "fixed"), "Ready again", is_ready).await;
     a_claim_that_others_have_grown_is_left_alone(&client).await;
 
-    a_lost_secret_comes_back(&control_plane).await;
+    a_lost_secret_comes_back(control_plane).await;
 
     change(&client, "bad", "other", json!({"replicas": 0})).await;
     until_cluster(&client, ("bad", "other"), "paused", |object| {
@@ -418,6 +545,85 @@ async fn a_claim_that_others_have_grown_is_left_alone(client: &Client) {
     .await;
     until_claim_asks_for(client, "bad", "data-db-db-0", "50Gi").await;
     until_cluster(client, ("bad", "db"), "Ready", is_ready).await;
+}
+
+/// Somebody patches a container in, before ours.
+async fn a_sidecar_is_not_taken_for_postgres(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    one(control_plane, "beside", "db", load::spec(1)).await;
+    until_cluster(&client, ("beside", "db"), "Ready", is_ready).await;
+    let sidecar = json!([{
+        "op": "add", "path": "/spec/template/spec/containers/0",
+        // With less, the fence refuses changes of the template.
+        "value": {
+            "name": "filebeat", "image": "filebeat:9.1.0",
+            "securityContext": {"allowPrivilegeEscalation": false},
+        },
+    }]);
+    let sidecar = sidecar.to_string();
+    let patch = [
+        "patch",
+        "statefulset",
+        "db-db",
+        "-n",
+        "beside",
+        "--type=json",
+    ];
+    let patch = [&patch[..], &["-p", &sidecar]].concat();
+    control_plane.run_kubectl(&patch).await.unwrap();
+    change(
+        &client,
+        "beside",
+        "db",
+        json!({"replicas": 2, "image": "postgres:17.2"}),
+    )
+    .await;
+    until_cluster(&client, ("beside", "db"), "the change", |object| {
+        is_ready(object) && object.data["status"]["readyReplicas"] == 2
+    })
+    .await;
+    let set = statefulset(&client, "beside", "db-db").await;
+    let containers = set.spec.unwrap().template.spec.unwrap().containers;
+    let images = containers.iter().filter_map(|c| c.image.as_deref());
+    let images: Vec<&str> = images.collect();
+    assert_eq!(images, ["filebeat:9.1.0", "postgres:17.2"]);
+}
+
+/// Build 42 is not PostgreSQL 42. If it is of another version, the Pod says so.
+async fn tags_of_no_known_scheme_are_judged_by_the_pod(control_plane: &ControlPlane) {
+    let client = control_plane.client();
+    let mut spec = load::spec(1);
+    spec["image"] = json!("registry.test/pg:41");
+    one(control_plane, "tags", "db", spec).await;
+    until_cluster(&client, ("tags", "db"), "Ready", is_ready).await;
+    let newer = "registry.test/pg:42";
+    change(&client, "tags", "db", json!({"image": newer})).await;
+    until_cluster(&client, ("tags", "db"), "Ready with 42", is_ready).await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "tags");
+    wait_for("the Pod to have the new image", PATIENCE, || async {
+        let pod = pods.get_opt("db-db-0").await.unwrap();
+        let spec = pod.and_then(|pod| pod.spec);
+        let has = spec.is_some_and(|spec| spec.containers[0].image.as_deref() == Some(newer));
+        Ok(Progress::when(has, (), || "not yet".into()))
+    })
+    .await
+    .unwrap();
+    let words = "the data is of PostgreSQL 16 and the image is PostgreSQL 17: set spec.image to one of PostgreSQL 16";
+    let refuses = json!({"status": {
+        "conditions": [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "False"}],
+        "initContainerStatuses": [{
+            "name": "prepare", "image": newer, "imageID": "", "ready": false, "restartCount": 1,
+            "state": {"terminated": {"exitCode": 1, "message": words}},
+        }],
+    }});
+    let patch = Patch::Strategic(&refuses);
+    pods.patch_status("db-db-0", &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    let text = until_degraded(&client, ("tags", "db"), "CrashLoopBackOff").await;
+    assert!(text.ends_with(words), "{text}");
+    let stopped = cluster(&client, "tags", "db").await;
+    assert_eq!(condition(&stopped, "Available").unwrap().0, "False");
 }
 
 async fn a_lost_secret_comes_back(control_plane: &ControlPlane) {

@@ -18,7 +18,8 @@ use crate::support::*;
 use crate::{bad_clients, exported};
 
 /// Everything that the program and its libraries have to say.
-const ALL: &str = "trace,kube=trace,kube_client=trace,kube_runtime=trace,kube_client::client::builder=trace,\
+const ALL: &str = "trace,kube=trace,kube_client=trace,kube_runtime=trace,kube_client::client=trace,\
+                   kube_client::client::tls=trace,kube_client::client::builder=trace,\
                    hyper=trace,hyper_util=trace,h2=trace,tower=trace,rustls=trace";
 
 fn log(replica: &Replica) -> String {

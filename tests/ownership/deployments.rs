@@ -53,6 +53,7 @@ async fn a_rolling_update_moves_each_shard_once_and_one_to_another_number_of_sha
     let load = Load::start(client.clone(), keys);
     a_new_revision(&mut fleet).await;
     another_number_of_shards(&mut fleet).await;
+    other_namespaces(&mut fleet).await;
     assert!(load.end(&client).await > 50);
     assert_epochs_never_fall(&control_plane);
 }
@@ -84,6 +85,42 @@ async fn a_new_revision(fleet: &mut Fleet<'_>) {
             replica.name()
         );
     }
+}
+
+/// One that serves other namespaces stands by beside those at work, and they go on as before.
+async fn other_namespaces(fleet: &mut Fleet<'_>) {
+    let client = fleet.control_plane().client();
+    let others: Vec<String> = fleet.alive().map(|r| r.name().to_owned()).collect();
+    let stray = [
+        "--revision=4",
+        "--shards=64",
+        "--watch-namespaces=elsewhere",
+    ];
+    let stray = start(fleet, &stray).await;
+    let name = fleet.replica(stray).unwrap().name().to_owned();
+    wait_for("it to stand by", PATIENCE, || async {
+        let answer = fleet.replica(stray)?.get("/readyz").await?;
+        let said =
+            "standing by: replicas that serve other namespaces than --watch-namespaces elsewhere";
+        let met = answer.status == 200 && answer.body.contains(said);
+        Ok(Progress::when(met, (), || answer.body))
+    })
+    .await
+    .unwrap();
+    let told = fleet.alive().next().unwrap().get("/fleet").await.unwrap();
+    let said = format!("{name} stands by: it serves other namespaces (elsewhere)");
+    assert!(told.body.contains(&said), "{}", told.body);
+    // Where a shard can move, it moves within seconds: a replica leaves, and the stray gets none of it.
+    let leaver = fleet.replicas().iter().position(|r| r.name() == others[0]);
+    leave(fleet, leaver.unwrap()).await;
+    let held = until_shards(&client, "the others to hold all shards", |shards| {
+        shards
+            .values()
+            .all(|shard| others[1..].contains(&shard.holder))
+    })
+    .await;
+    assert_eq!(held.len(), 64);
+    leave(fleet, stray).await;
 }
 
 async fn another_number_of_shards(fleet: &mut Fleet<'_>) {

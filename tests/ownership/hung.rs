@@ -20,7 +20,13 @@ async fn work_that_outlasts_the_drain_timeout_is_cut_short_and_counted_and_the_s
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let proxy = Proxy::start(&control_plane, "hung-0").await;
-    let flags = ["--shards=8", "--drain-timeout=1s", "--concurrency=32"].map(str::to_owned);
+    let flags = [
+        "--shards=8",
+        "--drain-timeout=1s",
+        "--concurrency=32",
+        "--allow-unfenced",
+    ]
+    .map(str::to_owned);
     let options = FleetOptions {
         name_prefix: Some("hung".to_owned()),
         extra_args: flags.to_vec(),
@@ -234,6 +240,8 @@ async fn one<'a>(
         let kubeconfig = front.kubeconfig.display().to_string();
         let through = ("KUBECONFIG".to_owned(), kubeconfig);
         options.extra_env.push(through);
+        // The proxy has its token.
+        options.extra_args.push("--allow-unfenced".to_owned());
     }
     if hasty {
         options.binary = Some(testbed::fleet::planted_binary().unwrap());

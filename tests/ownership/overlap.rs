@@ -76,7 +76,12 @@ async fn one<'a>(
     let kubeconfig = front.kubeconfig.display().to_string();
     let options = FleetOptions {
         name_prefix: Some(name.to_owned()),
-        extra_args: vec!["--shards=1".to_owned(), format!("--lease-duration={lease}")],
+        extra_args: vec![
+            "--shards=1".to_owned(),
+            format!("--lease-duration={lease}"),
+            // The proxy has its token.
+            "--allow-unfenced".to_owned(),
+        ],
         extra_env: vec![("KUBECONFIG".to_owned(), kubeconfig)],
         ..FleetOptions::default()
     };

@@ -281,7 +281,8 @@ async fn paused_one<'a>(
     let kubeconfig = proxy.kubeconfig.display().to_string();
     let mut options = FleetOptions {
         name_prefix: Some("held".to_owned()),
-        extra_args: short_lease(&["--concurrency=1"]),
+        // The proxy has its token.
+        extra_args: short_lease(&["--concurrency=1", "--allow-unfenced"]),
         extra_env: vec![("KUBECONFIG".to_owned(), kubeconfig)],
         ..FleetOptions::default()
     };

@@ -7,16 +7,24 @@ use crate::api::{Condition, ConditionStatus, ConditionType};
 
 use ConditionStatus::{False, True};
 
-/// The conditions that a stage is reported as, and that the cluster is initialized. A condition that keeps its status keeps its
+/// What is reported beside the stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Whether the primary has accepted connections at least once.
+    pub initialized: bool,
+    /// Whether the primary serves; none: what was reported before stays.
+    pub primary: Option<bool>,
+    /// Generation of the spec.
+    pub generation: i64,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// The conditions that a stage is reported as, and those that hold whatever the stage: whether the
+/// primary serves, and that the cluster is initialized. A condition that keeps its status keeps its
 /// `lastTransitionTime`; conditions of types that we do not know stay as they are.
 #[must_use]
-pub fn conditions(
-    stage: &Stage,
-    initialized: bool,
-    before: &[Condition],
-    generation: i64,
-    now: Timestamp,
-) -> Vec<Condition> {
+pub fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> Vec<Condition> {
     let why = stage.why();
     let (ready, progressing, degraded) = match stage {
         Stage::Creating(_) | Stage::Scaling(_) => (False, True, False),
@@ -38,7 +46,8 @@ pub fn conditions(
         (ConditionType::Progressing, progressing, settled),
         (ConditionType::Degraded, degraded, degraded_why),
     ];
-    if initialized {
+    known.extend(available(stage, facts.primary, before));
+    if facts.initialized {
         let text = "the volume of the primary has data".to_owned();
         known.push((
             ConditionType::Initialized,
@@ -49,17 +58,46 @@ pub fn conditions(
     let ours = known
         .into_iter()
         .map(|(type_, status, (reason, message))| Condition {
-            last_transition_time: transition_time(before, &type_, status, now),
+            last_transition_time: transition_time(before, &type_, status, facts.now),
             type_,
             status,
             reason: reason.to_owned(),
             message,
-            observed_generation: generation,
+            observed_generation: facts.generation,
         });
     let others = before
         .iter()
         .filter(|c| matches!(c.type_, ConditionType::Other(_)));
     ours.chain(others.cloned()).collect()
+}
+
+type Reported<'a> = (ConditionType, ConditionStatus, (&'a str, String));
+
+fn available<'a>(
+    stage: &Stage,
+    primary: Option<bool>,
+    before: &'a [Condition],
+) -> Option<Reported<'a>> {
+    let (status, reason, message) = match (primary, stage.why().reason.as_str()) {
+        (_, reason::TERMINATING) => (False, reason::TERMINATING, "being deleted"),
+        (Some(true), _) => (True, reason::PRIMARY_READY, "the primary serves"),
+        (Some(false), reason::PAUSED) => (False, reason::PAUSED, "no instances are asked for"),
+        (Some(false), _) => (
+            False,
+            reason::PRIMARY_NOT_READY,
+            "the primary does not accept connections",
+        ),
+        (None, _) => {
+            let mut before = before.iter();
+            let known = before.find(|c| c.type_ == ConditionType::Available)?;
+            (known.status, known.reason.as_str(), known.message.as_str())
+        }
+    };
+    Some((
+        ConditionType::Available,
+        status,
+        (reason, message.to_owned()),
+    ))
 }
 
 fn transition_time(

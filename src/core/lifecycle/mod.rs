@@ -43,7 +43,7 @@ mod stage;
 
 use std::marker::PhantomData;
 
-pub use conditions::conditions;
+pub use conditions::{Facts, conditions};
 pub use stage::{Seen, Stage, Trouble, Workload, progressing_since, reason};
 
 use crate::api::Phase;

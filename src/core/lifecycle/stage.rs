@@ -54,8 +54,21 @@ pub mod reason {
     pub const TOKEN_AHEAD: &str = "FencingTokenAhead";
     /// The fence keeps refusing a write.
     pub const WRITE_REFUSED: &str = "WriteRefused";
+    /// The API server, or what it asks, keeps failing.
+    pub const API_SERVER_ERROR: &str = "ApiServerError";
+    /// The operator lacks a right.
+    pub const MISSING_RIGHTS: &str = "MissingRights";
+    /// The reconcile keeps failing for another reason.
+    pub const RECONCILE_FAILED: &str = "ReconcileFailed";
+    /// The primary serves.
+    pub const PRIMARY_READY: &str = "PrimaryReady";
+    /// The primary does not serve.
+    pub const PRIMARY_NOT_READY: &str = "PrimaryNotReady";
     /// It is being deleted.
     pub const TERMINATING: &str = "Terminating";
+
+    /// The reasons of failures that are not the object's: the message says when it is tried again.
+    pub const PERSISTENT: [&str; 3] = [API_SERVER_ERROR, MISSING_RIGHTS, RECONCILE_FAILED];
 }
 
 /// A cluster in whatever state of its life.

@@ -35,12 +35,21 @@ fn unsettled(ready: i32) -> Workload {
     }
 }
 
+fn facts(seen: &Seen<'_>, primary: Option<bool>) -> Facts {
+    Facts {
+        initialized: false,
+        primary,
+        generation: seen.generation,
+        now: seen.now,
+    }
+}
+
 /// What is reported after something was seen; what was reported before is all that is known.
 fn report(before: &DatabaseClusterStatus, seen: &Seen<'_>) -> DatabaseClusterStatus {
     let stage = Stage::reconstruct(before).next(seen, before);
     DatabaseClusterStatus {
         phase: Some(stage.phase()),
-        conditions: conditions(&stage, false, &before.conditions, seen.generation, seen.now),
+        conditions: conditions(&stage, &facts(seen, None), &before.conditions),
         observed_generation: seen.generation,
         ..DatabaseClusterStatus::default()
     }
@@ -70,6 +79,36 @@ fn a_cluster_is_created_scaled_and_ready() {
     use Phase::{Creating, Ready, Scaling};
     assert_eq!(phases, [Creating, Creating, Scaling, Ready]);
     assert_eq!(reason(&status, ConditionType::Ready), reason::ALL_READY);
+}
+
+#[test]
+fn a_cluster_is_available_while_its_primary_serves_whatever_else_is_wrong() {
+    let refused = Trouble::Wrong(Why::new(reason::MAJOR_VERSION, "refused"));
+    let mut wrong = seen(Workload::Settled, 10);
+    wrong.trouble = Some(&refused);
+    let mut paused = seen(Workload::Settled, 10);
+    paused.wanted = 0;
+    let mut deleted = seen(unsettled(3), 10);
+    deleted.deleting = true;
+    use ConditionStatus::{False, True};
+    for (seen, primary, expected) in [
+        (&wrong, true, (True, reason::PRIMARY_READY)),
+        (&wrong, false, (False, reason::PRIMARY_NOT_READY)),
+        (&paused, false, (False, reason::PAUSED)),
+        (&deleted, true, (False, reason::TERMINATING)),
+    ] {
+        let before = DatabaseClusterStatus::default();
+        let stage = Stage::reconstruct(&before).next(seen, &before);
+        let told = conditions(&stage, &facts(seen, Some(primary)), &[]);
+        let available = told.iter().find(|c| c.type_ == ConditionType::Available);
+        let available = available.unwrap();
+        assert_eq!((available.status, available.reason.as_str()), expected);
+        // What is not known stays as it was reported.
+        let kept = conditions(&stage, &facts(seen, None), &told);
+        assert!(kept.contains(available), "{kept:?}");
+        let kept = kept.iter().filter(|c| c.type_ == ConditionType::Available);
+        assert_eq!(kept.count(), 1);
+    }
 }
 
 #[test]

@@ -1,4 +1,6 @@
 //! Tests of what is remembered.
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use crate::core::child::ChildKind;
 use crate::core::object::ObjectKey;
@@ -181,4 +183,16 @@ fn a_change_is_timed_once_from_when_its_generation_was_first_seen() {
     assert_eq!(memory.change_done(2, 400), None);
     memory.change_seen(3, 500);
     assert_eq!(memory.change_done(2, 600), None);
+}
+
+#[test]
+fn one_next_try_is_told_at_one_time_and_another_at_its_own() {
+    let mut memory = Memory::new("u".into(), 0);
+    let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+    let first = at("2026-01-01T00:00:30.400Z");
+    assert_eq!(memory.next_try(first), first);
+    assert_eq!(memory.next_try(at("2026-01-01T00:00:31.100Z")), first);
+    assert_eq!(memory.next_try(at("2026-01-01T00:00:29.900Z")), first);
+    let second = at("2026-01-01T00:01:01Z");
+    assert_eq!(memory.next_try(second), second);
 }

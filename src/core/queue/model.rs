@@ -97,6 +97,8 @@ struct Model {
     open: BTreeMap<u16, bool>,
     known: BTreeMap<usize, Known>,
     plans: u64,
+    /// Shards that lack keys.
+    missing: BTreeSet<u16>,
     /// For each shard that waits for its turn: who was served meanwhile.
     served: BTreeMap<u16, BTreeSet<u16>>,
 }
@@ -113,7 +115,23 @@ impl Model {
         if !self.open.contains_key(&shard) {
             return false;
         }
-        let full = self.known.len() >= CAPACITY;
+        let is_new = !self.known.contains_key(&n);
+        let mut full = self.known.len() >= CAPACITY;
+        let later = |(other, known): (&usize, &Known)| {
+            let at = known.planned.filter(|_| known.running.is_none())?;
+            (at.0 > due_ms).then_some((at, *other))
+        };
+        if is_new
+            && full
+            && let Some((_, other)) = self.known.iter().filter_map(later).max()
+        {
+            self.missing.extend(self.known[&other].home);
+            self.forget(other);
+            full = false;
+        }
+        if is_new && full {
+            self.missing.insert(shard);
+        }
         match self.known.get_mut(&n) {
             None if full => return false,
             None => {
@@ -171,8 +189,10 @@ impl Model {
             match end {
                 End::Settled | End::Gone => known.attempts = Attempts::default(),
                 End::Failed => {
-                    known.attempts.failures += 1;
+                    let is_early = known.attempts.retry_ms == Some(due_ms);
+                    known.attempts.failures += u32::from(!is_early);
                     known.attempts.looks = 0;
+                    known.attempts.retry_ms = Some(due_ms);
                 }
                 End::LookAgain => known.attempts.looks += 1,
                 End::Throttled => known.not_before_ms = due_ms,
@@ -281,6 +301,8 @@ impl Model {
                 self.open.get(&shard) == Some(&true)
             );
         }
+        let missing: BTreeSet<u16> = queue.missing.iter().map(|shard| shard.0).collect();
+        prop_assert_eq!(&missing, &self.missing);
         for n in 0..KEYS {
             let attempts = self.known.get(&n).map(|k| k.attempts);
             prop_assert_eq!(queue.attempts(&key(n)), attempts);
@@ -325,6 +347,7 @@ fn play(queue: &mut Queue, model: &mut Model, step: &Step) -> Result<(), TestCas
         Step::Purge(shard) => {
             queue.purge(ShardId(shard));
             model.open.remove(&shard);
+            model.missing.remove(&shard);
             for n in 0..KEYS {
                 if model.known.get(&n).is_some_and(|k| k.home == Some(shard)) {
                     model.forget(n);

@@ -28,7 +28,7 @@ fn a_full_queue_refuses_new_keys_and_keeps_serving_those_it_has() {
     queue.open(ShardId(0));
     queue.add(ShardId(0), &key(0), 50).unwrap();
     queue.add(ShardId(0), &key(1), 60).unwrap();
-    let refused = queue.add(ShardId(0), &key(2), 0);
+    let refused = queue.add(ShardId(0), &key(2), 60);
     assert_eq!(refused, Err(AddError::Full { capacity: 2 }));
     assert_eq!(queue.add(ShardId(0), &key(1), 10), Ok(Added::Queued));
     assert_eq!(queue.add(ShardId(0), &key(1), 20), Ok(Added::Known));
@@ -40,6 +40,31 @@ fn a_full_queue_refuses_new_keys_and_keeps_serving_those_it_has() {
     );
     queue.done(&key(0), Verdict::Gone);
     assert_eq!(queue.add(ShardId(0), &key(2), 0), Ok(Added::Queued));
+}
+
+#[test]
+fn a_change_takes_the_place_of_what_is_due_last_and_neither_is_lost() {
+    let mut queue = queue(2, "100/60s", Scope::Object);
+    (0..2).for_each(|shard| queue.open(ShardId(shard)));
+    queue.add(ShardId(0), &key(0), 300).unwrap();
+    queue.add(ShardId(0), &key(1), 60).unwrap();
+    assert!(queue.take_missing().is_empty() && !queue.has_room());
+    assert_eq!(queue.add(ShardId(1), &key(2), 5), Ok(Added::Queued));
+    assert_eq!(queue.attempts(&key(0)), None, "it was due last");
+    assert_eq!(queue.take_missing(), BTreeSet::from([ShardId(0)]));
+    // Everything else is due no later.
+    let refused = queue.add(ShardId(1), &key(3), 60);
+    assert_eq!(refused, Err(AddError::Full { capacity: 2 }));
+    assert_eq!(queue.take_missing(), BTreeSet::from([ShardId(1)]));
+    assert_eq!(queue.take_missing(), BTreeSet::new());
+    // What is offered anew leaves alone what is there.
+    assert_eq!(queue.add_missing(ShardId(0), &key(1), 0), Ok(Added::Known));
+    assert_eq!(queue.pop(5).unwrap().key, key(2));
+    queue.done(&key(2), Verdict::Settled { due_ms: 300 });
+    assert_eq!(queue.add_missing(ShardId(0), &key(0), 6), Ok(Added::Queued));
+    assert_eq!(queue.attempts(&key(2)), None);
+    queue.purge(ShardId(1));
+    assert!(!queue.has_missing(), "a shard that is closed lacks nothing");
 }
 
 #[test]

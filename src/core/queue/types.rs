@@ -30,7 +30,7 @@ pub enum Added {
 pub enum AddError {
     /// No room for another key.
     #[error(
-        "the queue holds {capacity} objects and is full: add it again later, or raise its capacity"
+        "the queue holds {capacity} objects and is full: it is offered again later; raise --queue-capacity"
     )]
     Full {
         /// Most keys in it.

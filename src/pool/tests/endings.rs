@@ -242,3 +242,21 @@ async fn the_line_repeats_what_a_panic_said() {
     assert!(lines[0].contains("(panic 1): shop/db-1"), "{}", lines[0]);
     assert!(lines[0].contains("the script says so"), "{}", lines[0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_before_the_next_try_neither_counts_nor_moves_it() {
+    let stage = stage(config(1), |_, _| give(0, failed("no")));
+    stage.add(0);
+    stage.settled().await;
+    // The echoes of what the run wrote before it failed.
+    for _ in 0..9 {
+        stage.add(0);
+        stage.settled().await;
+    }
+    assert_eq!(stage.runs(), 10);
+    tokio::time::sleep(Duration::from_secs(80)).await;
+    let later: Vec<f64> = stage.starts(0).split_off(10);
+    assert_eq!(later.len(), 2, "{later:?}");
+    assert!((27.0..=33.1).contains(&later[0]), "{later:?}");
+    assert!((54.0..=66.2).contains(&later[1]), "{later:?}");
+}

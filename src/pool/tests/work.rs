@@ -221,3 +221,58 @@ async fn ten_thousand_objects_make_no_series_more_than_ten() {
     assert_eq!(series(&stage), few);
     assert!(few <= crate::telemetry::metrics_labels::series_most(32));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_too_small_for_all_objects_loses_none() {
+    let config = PoolConfig {
+        queue_capacity: 3,
+        ..config(1)
+    };
+    let stage = stage(config, |_, _| settles(0));
+    let all = || (0..8).map(key).collect::<Vec<_>>();
+    for n in 0..8 {
+        // What is refused for the moment is offered anew.
+        let _full = stage.pool.enqueue(SHARD, &key(n), NOW);
+    }
+    let starts = || -> Vec<usize> { (0..8).map(|n| stage.starts(n).len()).collect() };
+    for round in 0.. {
+        stage.settled().await;
+        let starts = starts();
+        if starts.iter().all(|runs| *runs >= 2) {
+            break;
+        }
+        assert!(round < 200, "{starts:?}");
+        stage.pool.add_missing(|_| all());
+        tokio::time::sleep(Duration::from_secs(61)).await;
+    }
+    let starts = starts();
+    // All have run, and one that changes now takes the place of one that only waits.
+    stage.add(5);
+    stage.settled().await;
+    assert_eq!(stage.starts(5).len(), starts[5] + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_found_no_room_is_taken_in_as_soon_as_there_is_some() {
+    let config = PoolConfig {
+        queue_capacity: 2,
+        ..config(2)
+    };
+    let gone = || Outcome {
+        wrote: false,
+        next: Next::Forget,
+    };
+    let stage = stage(config, move |_, _| give(5, Ok(gone())));
+    stage.add(0);
+    stage.add(1);
+    stage.until_running(2).await;
+    let refused = stage.pool.enqueue(SHARD, &key(2), NOW);
+    assert!(matches!(refused, Err(AddError::Full { .. })));
+    stage.pool.add_missing(|_| vec![key(2)]);
+    assert_eq!(stage.runs(), 2, "there is no room yet");
+    stage.settled().await;
+    stage.pool.add_missing(|_| vec![key(2)]);
+    stage.settled().await;
+    assert_eq!(stage.starts(2).len(), 1);
+    stage.pool.add_missing(|_| panic!("nothing is missing"));
+}

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::fake::Fake;
 use super::*;
 use crate::api::{ConditionStatus, ConditionType, DatabaseCluster, Phase};
+use crate::core::backoff::{Attempts, Outlook};
 use crate::core::child::ChildKind;
 use crate::core::hash::ShardCount;
 use crate::core::outcome::Cause;
@@ -51,6 +52,10 @@ impl Backlog for Idle {
     fn is_last_look(&self) -> bool {
         false
     }
+
+    fn outlook(&self) -> Outlook {
+        Outlook::default()
+    }
 }
 
 /// Nobody waits, and there is no look-again left.
@@ -64,6 +69,10 @@ impl Backlog for LastLook {
     fn is_last_look(&self) -> bool {
         true
     }
+
+    fn outlook(&self) -> Outlook {
+        Outlook::default()
+    }
 }
 
 /// There is always somebody who waits.
@@ -76,6 +85,36 @@ impl Backlog for Crowded {
 
     fn is_last_look(&self) -> bool {
         false
+    }
+
+    fn outlook(&self) -> Outlook {
+        Outlook::default()
+    }
+}
+
+/// It has failed before, and is tried again in half a minute if it fails.
+struct Failing {
+    is_early: bool,
+}
+
+impl Backlog for Failing {
+    fn others_wait(&self) -> bool {
+        false
+    }
+
+    fn is_last_look(&self) -> bool {
+        false
+    }
+
+    fn outlook(&self) -> Outlook {
+        Outlook {
+            attempts: Attempts {
+                failures: 1,
+                ..Attempts::default()
+            },
+            is_early: self.is_early,
+            retry_in_ms: 30_000,
+        }
     }
 }
 
@@ -329,5 +368,6 @@ mod claims;
 mod deletion;
 mod life;
 mod ownership;
+mod persistent;
 mod refused;
 mod trouble;

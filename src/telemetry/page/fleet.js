@@ -186,6 +186,7 @@ function badges(member, view) {
   if (member.draining && !member.vacated) found.push(["warning", "leaving"]);
   if (member.stats.ready === 0 && !member.vacated) found.push(["warning", "not ready"]);
   if (member.shards && view.shard_count && member.shards !== view.shard_count) found.push(["warning", "standby"]);
+  else if (member.namespaces && view.namespaces && member.namespaces !== view.namespaces) found.push(["warning", "standby"]);
   if (member.damage) found.push(["warning", "damaged Lease"]);
   return found.map(([kind, text]) => el("span", { class: "badge " + kind, text }));
 }

@@ -1,0 +1,120 @@
+//! When a failure that is not the object's own fault is reported on the object.
+//!
+//! A webhook that is down, a right that is missing, an API server that answers with errors: the first
+//! time it may pass by itself. What is still so after the pause is reported, with the time of the next
+//! try. Each try writes the status at most once, so that the tiers of the backoff bound these writes.
+
+use super::backoff::{Outlook, bounded};
+use super::lifecycle::reason;
+use super::outcome::{Cause, Failure};
+
+/// Failures in a row, each after its pause, that are not reported: the next one is.
+const UNREPORTED: u32 = 1;
+
+/// What is reported of a failure that persists: the reason and the message. `is_reported`: the status
+/// says already that something persists, so that it is kept true.
+#[must_use]
+pub fn persistent(
+    failure: &Failure,
+    outlook: &Outlook,
+    is_reported: bool,
+) -> Option<(&'static str, String)> {
+    let Failure::Failed { cause, message } = bounded(failure.clone(), outlook.attempts) else {
+        return None;
+    };
+    let is_due = !outlook.is_early && outlook.attempts.failures >= UNREPORTED;
+    if !is_due && !is_reported {
+        return None;
+    }
+    Some(match cause {
+        Cause::Unavailable => (reason::API_SERVER_ERROR, message),
+        Cause::Forbidden => (
+            reason::MISSING_RIGHTS,
+            format!("{message}; apply deploy/base/rbac.yaml"),
+        ),
+        Cause::Invalid
+        | Cause::ForeignChild
+        | Cause::TokenAhead
+        | Cause::Fenced
+        | Cause::Timeout
+        | Cause::Panic
+        | Cause::Other => (reason::RECONCILE_FAILED, message),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::core::backoff::Attempts;
+
+    fn failed(cause: Cause) -> Failure {
+        Failure::Failed {
+            cause,
+            message: "said".to_owned(),
+        }
+    }
+
+    fn outlook(failures: u32, looks: u32, is_early: bool) -> Outlook {
+        Outlook {
+            attempts: Attempts {
+                failures,
+                looks,
+                retry_ms: None,
+            },
+            is_early,
+            retry_in_ms: 30_000,
+        }
+    }
+
+    #[test]
+    fn only_what_fails_again_after_its_pause_is_reported() {
+        let failure = failed(Cause::Unavailable);
+        for (failures, is_early, is_reported, expected) in [
+            (0, false, false, false),
+            (1, true, false, false),
+            (1, false, false, true),
+            (9, true, false, false),
+            (9, false, false, true),
+            (1, true, true, true),
+            (0, false, true, true),
+        ] {
+            let got = persistent(&failure, &outlook(failures, 0, is_early), is_reported);
+            assert_eq!(
+                got.is_some(),
+                expected,
+                "{failures} {is_early} {is_reported}"
+            );
+        }
+    }
+
+    #[test]
+    fn conflicts_are_reported_once_their_tries_are_spent_and_what_passes_never_is() {
+        let conflict = Failure::LookAgain {
+            fenced: false,
+            message: "the object has been modified".to_owned(),
+        };
+        assert_eq!(persistent(&conflict, &outlook(3, 4, false), true), None);
+        let (reason, message) = persistent(&conflict, &outlook(3, 5, false), false).unwrap();
+        assert_eq!(reason, "ReconcileFailed");
+        assert!(message.contains("has been modified"), "{message}");
+        for failure in [
+            Failure::Lost,
+            Failure::Throttled {
+                retry_after: std::time::Duration::from_secs(1),
+            },
+        ] {
+            assert_eq!(persistent(&failure, &outlook(9, 5, false), true), None);
+        }
+    }
+
+    #[test]
+    fn the_reason_says_where_to_look() {
+        let reason = |cause| persistent(&failed(cause), &outlook(1, 0, false), false).unwrap();
+        assert_eq!(reason(Cause::Unavailable).0, "ApiServerError");
+        let (rights, message) = reason(Cause::Forbidden);
+        assert_eq!(rights, "MissingRights");
+        assert!(message.contains("rbac.yaml"), "{message}");
+        assert_eq!(reason(Cause::Other).0, "ReconcileFailed");
+    }
+}

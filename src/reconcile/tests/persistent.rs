@@ -1,0 +1,150 @@
+//! Failures that are not the object's own and do not pass: what is reported of them, and how often.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+
+const STATUS: &str = "PATCH /apis/database.io/v1/namespaces/shop/databaseclusters/orders/status";
+const DUE: Failing = Failing { is_early: false };
+const EARLY: Failing = Failing { is_early: true };
+
+fn webhook_is_down() -> Value {
+    json!({
+        "kind": "Status", "status": "Failure", "code": 500,
+        "message": "Internal error occurred: failed calling webhook \"x.example.com\": connection refused",
+    })
+}
+
+fn no_right() -> Value {
+    json!({
+        "kind": "Status", "status": "Failure", "code": 403,
+        "message": "services is forbidden: User \"operator\" cannot patch resource \"services\"",
+    })
+}
+
+impl World {
+    /// The next request that begins like this is answered so.
+    fn refuse(&self, prefix: &str, answer: Value) {
+        self.fake
+            .with(|state| state.refusals.push((prefix.to_owned(), answer)));
+    }
+
+    /// A run in which the API server answers the first write of a Service like this.
+    async fn fails(&self, backlog: &dyn Backlog, answer: Value) {
+        self.refuse("PATCH /api/v1/namespaces/shop/services/", answer);
+        let ended = self.reconcile_beside(backlog).await;
+        assert!(matches!(ended, Err(Failure::Failed { .. })), "{ended:?}");
+        self.fake.with(|state| state.refusals.clear());
+    }
+
+    fn status_writes(&self) -> usize {
+        let requests = self.requests();
+        requests.iter().filter(|line| *line == STATUS).count()
+    }
+}
+
+#[tokio::test]
+async fn a_new_cluster_that_keeps_failing_says_so_and_when_it_is_tried_again() {
+    for (answer, expected, words) in [
+        (
+            webhook_is_down(),
+            "ApiServerError",
+            "failed calling webhook",
+        ),
+        (no_right(), "MissingRights", "cannot patch resource"),
+    ] {
+        let world = World::new();
+        world.user_applies(json!({"image": "postgres:18"}));
+        world.fails(&Idle, answer.clone()).await;
+        assert_eq!(world.status_writes(), 0, "it may pass by itself");
+        world.fails(&DUE, answer.clone()).await;
+        let (status, reason, message) = world.condition(ConditionType::Degraded);
+        assert_eq!((status, reason.as_str()), (ConditionStatus::True, expected));
+        assert!(message.contains(words), "{message}");
+        let (_, at) = message.rsplit_once("tries again at ").unwrap();
+        let at: jiff::Timestamp = at.parse().unwrap();
+        let seconds = at.duration_since(jiff::Timestamp::now()).as_secs();
+        assert!((27..=31).contains(&seconds), "in {seconds} s: {message}");
+        assert_eq!(world.phase(), Phase::Degraded);
+        let told = world.notes();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("Warning DatabaseError"), "{told:?}");
+        assert!(told[0].contains(words), "{told:?}");
+        // It passes.
+        world.reconcile().await.unwrap();
+        world.set_pods(1, 1);
+        world.reconcile().await.unwrap();
+        assert_eq!(world.phase(), Phase::Ready);
+    }
+}
+
+#[tokio::test]
+async fn an_old_cluster_is_not_ready_for_a_generation_that_cannot_be_carried_out_but_available() {
+    let world = World::with_ready_cluster(1).await;
+    world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
+    for backlog in [&Idle as &dyn Backlog, &DUE] {
+        world.refuse(&format!("PATCH {BUDGET}"), webhook_is_down());
+        world.reconcile_beside(backlog).await.unwrap_err();
+    }
+    let cluster = world.cluster();
+    assert_eq!(cluster.status.observed_generation, cluster.generation);
+    let (ready, reason, _) = world.condition(ConditionType::Ready);
+    assert_eq!(
+        (ready, reason.as_str()),
+        (ConditionStatus::False, "ApiServerError")
+    );
+    let (available, reason, _) = world.condition(ConditionType::Available);
+    assert_eq!(
+        (available, reason.as_str()),
+        (ConditionStatus::True, "PrimaryReady")
+    );
+}
+
+#[tokio::test]
+async fn a_report_brings_no_storm_of_writes() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18"}));
+    world.fails(&DUE, webhook_is_down()).await;
+    assert_eq!(world.status_writes(), 1);
+    // The echo of that write, and whatever else happens before the next try.
+    for _ in 0..20 {
+        world.fails(&EARLY, webhook_is_down()).await;
+    }
+    assert_eq!(world.status_writes(), 0, "the next try is when it was");
+    assert_eq!(world.notes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_written_is_told_of_in_events() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18"}));
+    for backlog in [&Idle as &dyn Backlog, &DUE] {
+        assert_eq!(world.notes(), Vec::<String>::new());
+        world.refuse(STATUS, webhook_is_down());
+        world.reconcile_beside(backlog).await.unwrap_err();
+    }
+    let told = world.notes();
+    let about = |note: &&String| note.contains("writing the status: ");
+    assert!(told.iter().any(|note| about(&note)), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_deletion_that_keeps_failing_says_so() {
+    let world = World::with_ready_cluster(1).await;
+    world.change(CLUSTER, |cluster| {
+        cluster["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    });
+    for backlog in [&Idle as &dyn Backlog, &DUE] {
+        world.refuse(&format!("DELETE {STATEFULSET}"), webhook_is_down());
+        world.reconcile_beside(backlog).await.unwrap_err();
+    }
+    let (status, reason, message) = world.condition(ConditionType::Degraded);
+    assert_eq!(
+        (status, reason.as_str()),
+        (ConditionStatus::True, "ApiServerError")
+    );
+    assert!(message.contains("failed calling webhook"), "{message}");
+    assert_eq!(world.phase(), Phase::Terminating);
+    world.reconcile().await.unwrap();
+    let (status, ..) = world.condition(ConditionType::Degraded);
+    assert_eq!(status, ConditionStatus::False, "it goes on");
+}
