@@ -59,7 +59,12 @@ fn pod(cluster: &ClusterRecord) -> Value {
         "volumes": [
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
+            // What is in it counts as memory of the container, whose limit is the bound: parallel
+            // queries keep their hash tables there.
+            {"name": "shm", "emptyDir": {
+                "medium": "Memory",
+                "sizeLimit": cluster.spec.resources.memory,
+            }},
             {"name": "scripts", "configMap": {"name": name, "defaultMode": 0o555}},
             {"name": "initdb", "configMap": {
                 "name": name,

@@ -236,6 +236,20 @@ fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
 }
 
 #[test]
+fn shared_memory_is_bounded_by_the_memory_of_the_instance() {
+    let mut cluster = cluster();
+    cluster.spec.resources.memory = "6Gi".to_owned();
+    let set = statefulset_manifest(&cluster, None);
+    let volumes = set.pointer("/spec/template/spec/volumes").unwrap();
+    let mut volumes = volumes.as_array().unwrap().iter();
+    let shm = volumes.find(|volume| volume["name"] == "shm").unwrap();
+    assert_eq!(
+        shm["emptyDir"],
+        json!({"medium": "Memory", "sizeLimit": "6Gi"})
+    );
+}
+
+#[test]
 fn a_takeover_and_a_new_generation_do_not_change_the_fingerprint() {
     let before = statefulset(&cluster(), None);
     let mut later = cluster();
