@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod hazards;
+mod network;
 mod pod;
+mod trust;
 mod volumes;
 
 use pod::{Pod, World};

@@ -27,8 +27,8 @@ SELECT 'ALTER ROLE postgres PASSWORD NULL' WHERE :'username' <> 'postgres' \gexe
 SELECT format('CREATE DATABASE %I OWNER %I', :'dbname', :'username')
   WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'dbname') \gexec
 ALTER SYSTEM SET listen_addresses = '*';
--- For 99 replicas and their base backups.
-ALTER SYSTEM SET max_wal_senders = 110;
+-- For 98 replicas, each of which needs two while it copies the primary.
+ALTER SYSTEM SET max_wal_senders = 200;
 SQL
 
 hba=$PGDATA/pg_hba.conf
