@@ -1,4 +1,5 @@
-//! Whom the Pods believe: no other namespace, no server that only poses as the primary, and no edited ConfigMap.
+//! Whom the Pods believe: no other namespace, no server that only poses as the primary, no edited ConfigMap, and no
+//! function that a user of the database made.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::Ipv4Addr;
@@ -79,7 +80,8 @@ fn a_server_that_poses_as_the_primary_gets_neither_the_password_nor_belief() {
 }
 
 #[test]
-fn every_connection_to_the_primary_insists_on_scram() {
+fn every_connection_to_the_primary_insists_on_scram_and_every_session_has_the_search_path_of_the_catalog()
+ {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.stub("psql", NEW_LIBPQ);
@@ -112,6 +114,7 @@ fn every_connection_to_the_primary_insists_on_scram() {
     for pod in [&primary, &replica] {
         let calls = std::fs::read_to_string(pod.path("/tmp/calls")).unwrap();
         for call in calls.lines() {
+            assert!(call.contains("[-c search_path=pg_catalog]"), "{call}");
             if call.contains("user=replicator") {
                 remote += 1;
                 assert!(call.contains("require_auth=scram-sha-256"), "{call}");
@@ -219,4 +222,36 @@ fn no_script_that_differs_from_the_pods_own_is_run() {
         drop(primary);
         world.remove_pods();
     }
+}
+
+#[test]
+fn functions_and_operators_of_users_do_not_run_as_superuser() {
+    let mut world = World::new();
+    let mut primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    // As it is in every database up to PostgreSQL 14.
+    primary
+        .psql_local("GRANT CREATE ON SCHEMA public TO PUBLIC")
+        .unwrap();
+    let uri = world.uri(&primary);
+    let in_postgres = uri.strip_suffix("/app").unwrap().to_owned() + "/postgres";
+    let seize = "CREATE FUNCTION seize() RETURNS void LANGUAGE plpgsql AS
+        $$ BEGIN EXECUTE 'ALTER ROLE app SUPERUSER'; EXCEPTION WHEN insufficient_privilege THEN NULL; END $$";
+    primary.psql(&in_postgres, seize).unwrap();
+    // Planned as a constant: it runs even where its result is not needed.
+    for (arguments, result) in [("text, text", "format"), ("text, text, text", "format")] {
+        let function = format!(
+            "CREATE FUNCTION {result}({arguments}) RETURNS text IMMUTABLE LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM public.seize(); RETURN 'SELECT 1'; END $$"
+        );
+        primary.psql(&in_postgres, &function).unwrap();
+    }
+    primary.stop();
+    world.set_secret("password", "another");
+    primary.mount(&world);
+    primary.prepare().unwrap();
+    let primary = primary.start();
+    primary.until_ready();
+    let superusers = "SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolsuper";
+    assert_eq!(primary.psql_local(superusers).as_deref(), Ok("postgres"));
 }

@@ -3,6 +3,9 @@
 # accepts nothing but local connections. May be run any number of times.
 set -eu
 here=$(dirname "$0")
+# Users of the database may have made functions and operators that go by the names of PostgreSQL's, and would run here as
+# superuser.
+export PGOPTIONS='-c search_path=pg_catalog'
 
 # Nothing of this may get into the server's log: it has passwords. The superuser gets none: it can be used inside the
 # Pod only.

@@ -7,6 +7,8 @@
 set -eu
 umask 077
 export LC_ALL=C
+# Users of the database may have made functions and operators that go by the names of PostgreSQL's.
+export PGOPTIONS='-c search_path=pg_catalog'
 here=$(dirname "$0")
 primary_port=${PRIMARY_PORT:-5432}
 # PostgreSQL looks for its lock file once a minute, and then needs up to five seconds to end.

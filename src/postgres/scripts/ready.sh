@@ -4,6 +4,8 @@
 # A replica is ready once it has followed its primary since its start, and as long as it does; while the primary is
 # away it stays ready with what it has.
 set -eu
+# Users of the database may have made functions and operators that go by the names of PostgreSQL's.
+export PGOPTIONS='-c search_path=pg_catalog'
 pg_isready -q -h 127.0.0.1 -U postgres
 if [ "${POD_NAME##*-}" = 0 ]; then
   [ -s "$PGDATA.roles" ] || { echo "its first start was interrupted: delete the Pod, and the next one ends it"; exit 1; }
