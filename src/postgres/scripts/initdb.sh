@@ -7,6 +7,19 @@ here=$(dirname "$0")
 # superuser.
 export PGOPTIONS='-c search_path=pg_catalog'
 
+# From what all this was made. Each file has a digest of its own: joined, two of them may be two others. Passwords that
+# the operator makes are too long to be found from it.
+digest() {
+  for file in "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
+    "$SECRET_DIR/replication-password"; do
+    sha256sum <"$file"
+  done | sha256sum | cut -d' ' -f1
+}
+if [ "${1:-}" = digest ]; then
+  digest
+  exit 0
+fi
+
 # Nothing of this may get into the server's log: it has passwords. The superuser gets none: it can be used inside the
 # Pod only.
 psql -X -q -v ON_ERROR_STOP=1 -U postgres -d postgres >/dev/null <<'SQL'
@@ -14,10 +27,10 @@ SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 SET log_min_duration_statement = -1;
 SET password_encryption = 'scram-sha-256';
-\set username `cat "$SECRET_DIR/username"`
-\set dbname `cat "$SECRET_DIR/dbname"`
-\set password `cat "$SECRET_DIR/password"`
-\set replication `cat "$SECRET_DIR/replication-password"`
+\set username `tr -d '\r\n' <"$SECRET_DIR/username"`
+\set dbname `tr -d '\r\n' <"$SECRET_DIR/dbname"`
+\set password `tr -d '\r\n' <"$SECRET_DIR/password"`
+\set replication `tr -d '\r\n' <"$SECRET_DIR/replication-password"`
 SELECT format('CREATE ROLE %I LOGIN', :'username')
   WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'username') \gexec
 SELECT 'CREATE ROLE replicator LOGIN REPLICATION'
@@ -45,7 +58,6 @@ if [ ! -s "$PGDATA/made_with_libc" ]; then
   printf '%s\n' "$libc" >"$PGDATA/made_with_libc"
 fi
 
-cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
-  "$SECRET_DIR/replication-password" | sha256sum | cut -d' ' -f1 >"$PGDATA.roles"
+digest >"$PGDATA.roles"
 # The end of a first start.
 rm -f "$PGDATA.begun"

@@ -49,7 +49,11 @@ run() {
 
 check_secret() {
   for key in username password dbname replication-password; do
-    [ -s "$SECRET_DIR/$key" ] || refuse "the Secret $SECRET_NAME has no key $key: add it"
+    # Editors and shells add line ends, of Windows too: they are no part of the value.
+    value=$(cat "$SECRET_DIR/$key" 2>/dev/null | tr '\r' '\n')
+    [ -n "$value" ] || refuse "the Secret $SECRET_NAME has no key $key: add it"
+    [ "$(printf '%s\n' "$value" | wc -l)" -eq 1 ] ||
+      refuse "the key $key of the Secret $SECRET_NAME has more than one line: keep one"
   done
   # Only a Secret that the operator made says whose it is.
   if [ -s "$SECRET_DIR/cluster-uid" ] && [ "$(cat "$SECRET_DIR/cluster-uid")" != "$CLUSTER_UID" ]; then
@@ -95,18 +99,14 @@ check_libc() {
 # pg_isready, too, would reveal it.
 write_passfile() {
   rm -f "$PASSFILE"
-  password=$(sed 's/[\\:]/\\&/g' "$SECRET_DIR/replication-password")
+  password=$(tr -d '\r\n' <"$SECRET_DIR/replication-password" | sed 's/[\\:]/\\&/g')
   printf '%s:*:*:replicator:%s\n' "$PRIMARY_HOST" "$password" >"$PASSFILE"
 }
-
-# What the roles were last made from. Passwords that the operator makes are too long to be found from it.
-wanted_roles() { cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
-  "$SECRET_DIR/replication-password" | sha256sum | cut -d' ' -f1; }
 
 # Also ends a first start that was interrupted. The server answers on a socket of its own, so that no probe and no
 # client sees it.
 update_roles() {
-  [ "$(cat "$PGDATA.roles" 2>/dev/null)" != "$(wanted_roles)" ] || return 0
+  [ "$(cat "$PGDATA.roles" 2>/dev/null)" != "$(sh "$here/initdb.sh" digest)" ] || return 0
   sockets=$(mktemp -d)
   run pg_ctl -D "$PGDATA" -s -w -t 3600 -l "$sockets/log" \
     -o "-c listen_addresses='' -c unix_socket_directories='$sockets'" start ||
