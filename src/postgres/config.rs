@@ -1,6 +1,10 @@
 //! The ConfigMap `{name}-db`: the scripts that the Pods run, and whether there is data already.
 
-use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::{metadata, statefulset_name};
 use crate::api::names;
@@ -14,24 +18,47 @@ pub(super) const INITDB: &str = "initdb.sh";
 pub(super) const ALIVE: &str = "alive.sh";
 /// Whether clients may be sent to a Pod.
 pub(super) const READY: &str = "ready.sh";
+/// The host of the primary.
+const PRIMARY: &str = "primary.sh";
 /// Whether the primary had data: then an empty volume is a lost one.
 const INITIALIZED: &str = "initialized";
+
+const SCRIPTS: [(&str, &str); 5] = [
+    (ALIVE, include_str!("scripts/alive.sh")),
+    (INITDB, include_str!("scripts/initdb.sh")),
+    (PREPARE, include_str!("scripts/prepare.sh")),
+    (PRIMARY, include_str!("scripts/primary.sh")),
+    (READY, include_str!("scripts/ready.sh")),
+];
+
+/// The scripts as `sha256sum --check` reads them. It is in the Pod template, which fewer may change
+/// than ConfigMaps.
+pub(super) static SHA256: LazyLock<String> = LazyLock::new(|| {
+    SCRIPTS
+        .iter()
+        .fold(String::new(), |mut lines, (name, text)| {
+            for byte in Sha256::digest(text) {
+                // Writing to a String cannot fail.
+                let _ok = write!(lines, "{byte:02x}");
+            }
+            lines + "  " + name + "\n"
+        })
+});
 
 pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
     let mut metadata = metadata(cluster, &statefulset_name(&cluster.key.name));
     if initialized {
         metadata["annotations"] = json!({names::INITIALIZED_ANNOTATION: "true"});
     }
+    let mut data: Map<String, Value> = SCRIPTS
+        .iter()
+        .map(|(name, text)| ((*name).to_owned(), json!(text)))
+        .collect();
+    data.insert(INITIALIZED.to_owned(), json!(initialized.to_string()));
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata,
-        "data": {
-            PREPARE: include_str!("scripts/prepare.sh"),
-            INITDB: include_str!("scripts/initdb.sh"),
-            ALIVE: include_str!("scripts/alive.sh"),
-            READY: include_str!("scripts/ready.sh"),
-            INITIALIZED: initialized.to_string(),
-        },
+        "data": data,
     })
 }

@@ -15,6 +15,8 @@ use crate::core::observed::{ClaimTemplate, ClusterRecord, Selector};
 /// User and group of the instances: those of the Debian images. The Alpine ones have no user of that
 /// number and know how to do without.
 const USER: u32 = 999;
+/// Where the image looks for what belongs to a first start.
+const INITDB_DIR: &str = "/docker-entrypoint-initdb.d";
 /// Time for a fast shutdown, which writes everything to the volume first.
 const GRACE_SECONDS: u32 = 300;
 /// A first start on a slow volume can take long. (A server that recovers counts as started.)
@@ -67,13 +69,15 @@ fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {
         "volumes": [
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
-            {"name": "scripts", "configMap": {"name": name, "defaultMode": 0o555}},
-            {"name": "initdb", "configMap": {
-                "name": name,
-                "defaultMode": 0o555,
-                "items": [{"key": config::INITDB, "path": config::INITDB}],
+            // What is in it counts as memory of the container, whose limit is the bound: parallel
+            // queries keep their hash tables there.
+            {"name": "shm", "emptyDir": {
+                "medium": "Memory",
+                "sizeLimit": cluster.spec.resources.memory(),
             }},
+            {"name": "config", "configMap": {"name": name, "defaultMode": 0o444}},
+            {"name": "scripts", "emptyDir": {}},
+            {"name": "initdb", "emptyDir": {}},
             {"name": "secret", "projected": {
                 "defaultMode": 0o440,
                 "sources": [
@@ -99,27 +103,54 @@ fn secret_keys(cluster: &ClusterRecord, keys: &[&str], optional: bool) -> Value 
     }})
 }
 
+/// Copies the scripts from the ConfigMap to where everything of the Pod runs them, and runs the first.
+///
+/// Others may change the ConfigMap, at any time: what is compared is the copy, and it is what runs.
+/// (Without `$(…)`, which Kubernetes takes for a reference to a variable.)
+const INSTALL: &str = r#"set -eu
+cd "$SCRIPTS_DIR"
+rm -f ./*
+printf '%s' "$SCRIPTS_SHA256" >sha256
+while read -r _ script; do cat "$CONFIG_DIR/$script" >"$script" || :; done <sha256
+if ! sha256sum -c sha256 >&2; then
+  rm -f ./*
+  echo "the scripts in the ConfigMap $CONFIG_NAME are not those of this Pod: none was run. The operator restores the ConfigMap; if this stays so, delete the Pod" >&2
+  exit 1
+fi
+chmod 0555 ./*.sh
+cp -f initdb.sh "$INITDB_DIR"
+exec sh "$SCRIPTS_DIR/prepare.sh"
+"#;
+
 /// Makes the volume fit before PostgreSQL starts, or says why it must not.
 fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
+    let mut mounts = mounts(false);
+    if let Some(mounts) = mounts.as_array_mut() {
+        mounts.push(json!({"name": "config", "mountPath": "/config", "readOnly": true}));
+    }
+    let mut environment = environment(cluster, created_for);
+    if let Some(environment) = environment.as_array_mut() {
+        environment.extend([
+            json!({"name": "CONFIG_DIR", "value": "/config"}),
+            json!({"name": "CONFIG_NAME", "value": statefulset_name(&cluster.key.name)}),
+            json!({"name": "INITDB_DIR", "value": INITDB_DIR}),
+            json!({"name": "SCRIPTS_DIR", "value": "/scripts"}),
+            json!({"name": "SCRIPTS_SHA256", "value": *config::SHA256}),
+        ]);
+    }
     json!({
         "name": PREPARE_CONTAINER,
         "image": cluster.spec.image,
-        "command": ["sh", format!("/scripts/{}", config::PREPARE)],
-        "env": environment(cluster, created_for),
+        "command": ["sh", "-c", INSTALL],
+        "env": environment,
         "resources": resources(cluster),
         "securityContext": security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": mounts(),
+        "volumeMounts": mounts,
     })
 }
 
 fn container(cluster: &ClusterRecord, created_for: &str) -> Value {
-    let mut mounts = mounts();
-    if let Some(mounts) = mounts.as_array_mut() {
-        mounts.push(json!({
-            "name": "initdb", "mountPath": "/docker-entrypoint-initdb.d", "readOnly": true,
-        }));
-    }
     let mut environment = environment(cluster, created_for);
     if let Some(environment) = environment.as_array_mut() {
         environment.push(json!({
@@ -140,7 +171,7 @@ fn container(cluster: &ClusterRecord, created_for: &str) -> Value {
         "livenessProbe": probe(&script(config::ALIVE), 10, 6),
         "readinessProbe": probe(&script(config::READY), 5, 3),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": mounts,
+        "volumeMounts": mounts(true),
     })
 }
 
@@ -148,23 +179,25 @@ fn environment(cluster: &ClusterRecord, created_for: &str) -> Value {
     let name = statefulset_name(&cluster.key.name);
     json!([
         {"name": "PGDATA", "value": "/pgdata/data"},
-        {"name": "PGPASSFILE", "value": "/var/run/postgresql/pgpass"},
+        {"name": "PASSFILE", "value": "/var/run/postgresql/pgpass"},
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        {"name": "PRIMARY_HOST", "value": format!("{name}-0.{name}")},
+        {"name": "PRIMARY_NAME", "value": format!("{name}-0.{name}.{}.svc", cluster.key.namespace)},
         {"name": CLUSTER_UID, "value": created_for},
         {"name": "SECRET_DIR", "value": "/secret"},
         {"name": "SECRET_NAME", "value": secret_name(&cluster.key.name)},
     ])
 }
 
-fn mounts() -> Value {
+/// `has_scripts`: whether the scripts are where they belong already.
+fn mounts(has_scripts: bool) -> Value {
     json!([
         {"name": DATA_VOLUME, "mountPath": "/pgdata"},
         {"name": "run", "mountPath": "/var/run/postgresql"},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
-        {"name": "scripts", "mountPath": "/scripts", "readOnly": true},
+        {"name": "scripts", "mountPath": "/scripts", "readOnly": has_scripts},
         {"name": "secret", "mountPath": "/secret", "readOnly": true},
+        {"name": "initdb", "mountPath": INITDB_DIR, "readOnly": has_scripts},
     ])
 }
 

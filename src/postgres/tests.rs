@@ -242,9 +242,9 @@ fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
     );
     let documented = ["POSTGRES_PASSWORD_FILE", "POSTGRES_INITDB_ARGS", "PGDATA"];
     let ours = [
-        "PGPASSFILE",
+        "PASSFILE",
         "POD_NAME",
-        "PRIMARY_HOST",
+        "PRIMARY_NAME",
         "CLUSTER_UID",
         "SECRET_DIR",
         "SECRET_NAME",
@@ -281,6 +281,79 @@ fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
     .map(|probe| probe["exec"]["command"][0].clone());
     assert_eq!(programs, ["sh", "sh", "sh"]);
     assert_eq!(pod["initContainers"][0]["command"][0], "sh");
+}
+
+/// The ConfigMap can be changed by many, and at any time.
+#[test]
+fn what_pods_run_is_compared_with_digests_in_their_template() {
+    let cluster = cluster();
+    let source = source(&cluster, None);
+    let set = statefulset_manifest(&cluster, None);
+    let config = source.manifest(&source.children()[0], &token(1)).unwrap();
+    let pod = set.pointer("/spec/template/spec").unwrap();
+    let init = &pod["initContainers"][0];
+    let digests = init["env"].as_array().unwrap().iter();
+    let digests = digests.filter(|variable| variable["name"] == "SCRIPTS_SHA256");
+    let digests: Vec<&str> = digests
+        .flat_map(|variable| variable["value"].as_str().unwrap().lines())
+        .collect();
+    let data = config["data"].as_object().unwrap();
+    assert_eq!(digests.len() + 1, data.len(), "the last one is no script");
+    for line in digests {
+        let (digest, script) = line.split_once("  ").unwrap();
+        assert!(data.contains_key(script), "{line}");
+        assert!(digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()));
+    }
+    // Nothing else sees the ConfigMap, and nobody writes what was compared.
+    let from_config: Vec<&Value> = pod["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|volume| volume.get("configMap").is_some())
+        .map(|volume| &volume["name"])
+        .collect();
+    assert_eq!(from_config, ["config"]);
+    for mount in pod["containers"][0]["volumeMounts"].as_array().unwrap() {
+        assert_ne!(mount["name"], "config");
+        if mount["name"] == "scripts" || mount["name"] == "initdb" {
+            assert_eq!(mount["readOnly"], true, "{mount}");
+        }
+    }
+    // Kubernetes takes it for a reference to a variable.
+    assert!(!init["command"].to_string().contains("$("), "{init}");
+}
+
+#[test]
+fn shared_memory_is_bounded_by_the_memory_of_the_instance() {
+    let mut cluster = cluster();
+    cluster.spec.resources.memory = Some("6Gi".to_owned());
+    let set = statefulset_manifest(&cluster, None);
+    let volumes = set.pointer("/spec/template/spec/volumes").unwrap();
+    let mut volumes = volumes.as_array().unwrap().iter();
+    let shm = volumes.find(|volume| volume["name"] == "shm").unwrap();
+    assert_eq!(
+        shm["emptyDir"],
+        json!({"medium": "Memory", "sizeLimit": "6Gi"})
+    );
+}
+
+/// Which copy of the data is good is known to people only.
+#[test]
+fn no_script_advises_to_delete_a_claim() {
+    let cluster = cluster();
+    let source = source(&cluster, None);
+    let config = source.manifest(&source.children()[0], &token(1)).unwrap();
+    for (name, text) in config["data"].as_object().unwrap() {
+        let text = text.as_str().unwrap().to_lowercase();
+        for line in text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+        {
+            let both =
+                line.contains("claim") && (line.contains("delete") || line.contains("remove"));
+            assert!(!both, "{name}: {line}");
+        }
+    }
 }
 
 #[test]

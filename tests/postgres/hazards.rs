@@ -52,7 +52,7 @@ fn a_first_start_that_broke_off_half_way_begins_anew_and_nothing_is_deleted() {
         let world = World::new();
         let primary = Pod::new(&world, 0);
         primary.prepare().unwrap();
-        primary.write_volume(left, "15\n");
+        primary.write_volume(left, &primary.version());
         let told = primary.prepare().unwrap();
         assert!(told.contains("beginning anew"), "{told}");
         let aside = left.replace("data/", "data.unfinished/");
@@ -69,7 +69,7 @@ fn a_first_start_that_broke_off_half_way_begins_anew_and_nothing_is_deleted() {
 fn data_that_can_not_be_started_is_left_alone_unless_a_first_start_broke_off() {
     let mut world = World::new();
     let primary = Pod::new(&world, 0);
-    primary.write_volume("data/PG_VERSION", "15\n");
+    primary.write_volume("data/PG_VERSION", &primary.version());
     let told = primary.prepare().unwrap_err();
     assert!(told.contains("did not start to take over"), "{told}");
     assert!(primary.has_data());

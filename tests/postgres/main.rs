@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod hazards;
+mod network;
 mod pod;
+mod trust;
 mod volumes;
 
 use pod::{Pod, World};
@@ -165,6 +167,59 @@ fn a_first_start_that_was_interrupted_is_ended_by_the_next_one() {
     primary.until_ready();
     let uri = world.uri(&primary);
     assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
+}
+
+/// What editors and shells add to a value, and what else looks like another value.
+#[test]
+fn line_ends_after_the_values_of_a_secret_are_no_part_of_them() {
+    let mut world = World::new();
+    let (password, replication) = (
+        world.secret("password"),
+        world.secret("replication-password"),
+    );
+    for (key, end) in [
+        ("username", "\n"),
+        ("dbname", "\r\n"),
+        ("password", "\r\n\r\n"),
+        ("replication-password", "\n\n"),
+    ] {
+        let value = world.secret(key) + end;
+        world.set_secret(key, &value);
+    }
+    let primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let uri = world.uri(&primary);
+    assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
+    assert!(uri.contains(&password));
+    let replicator =
+        format!("host=127.0.0.1 dbname=postgres user=replicator password={replication}");
+    assert_eq!(primary.psql(&replicator, "SELECT 1").as_deref(), Ok("1"));
+    let replica = Pod::new(&world, 1).prepared().start();
+    replica.until_ready();
+
+    world.set_secret("password", "two\nlines\n");
+    let told = Pod::new(&world, 2).prepare().unwrap_err();
+    assert!(
+        told.contains("key password of the Secret orders-app has more than one line"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_character_that_moves_from_one_password_to_the_next_is_a_change() {
+    let mut world = World::new();
+    world.set_secret("password", "one");
+    world.set_secret("replication-password", "two");
+    let mut primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    primary.stop();
+    world.set_secret("password", "onet");
+    world.set_secret("replication-password", "wo");
+    primary.mount(&world);
+    let primary = primary.prepared().start();
+    primary.until_ready();
+    let new = "host=127.0.0.1 user=app dbname=app password=onet";
+    assert_eq!(primary.psql(new, "SELECT 1").as_deref(), Ok("1"));
 }
 
 /// The database itself is made by the image, which has means of its own for such users.

@@ -20,12 +20,16 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A former server takes 75 s to end.
+const PREPARATION_MAX: Duration = Duration::from_secs(150);
 /// Where the volume is mounted.
 const VOLUME: &str = "/pgdata";
 /// The user of Debian's packages: PostgreSQL refuses to run as root.
 const USER: &str = "postgres";
 /// A user and group that have no name here, as 999 has none in images of Alpine.
 const NAMELESS: u32 = 64_999;
+/// The folder of programs that stand in for others.
+const STUBS: &str = "stubs";
 
 fn token() -> FencingToken {
     FencingToken {
@@ -59,9 +63,21 @@ pub(crate) struct Pod {
     server: Option<Child>,
     /// Whether everything runs as a user without a name.
     nameless: bool,
+    /// The resolv.conf of the Pod; without it the primary is reached by its address.
+    resolver: Option<PathBuf>,
 }
 
+/// An init container that runs.
+pub(crate) struct Init {
+    child: Child,
+    said: PathBuf,
+}
+
+/// Those of the newest version that is installed, or those in the folder `POSTGRES_PROGRAMS`.
 fn programs() -> PathBuf {
+    if let Some(folder) = std::env::var_os("POSTGRES_PROGRAMS") {
+        return folder.into();
+    }
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut found: Vec<PathBuf> = versions
         .map(|entry| entry.unwrap().path().join("bin"))
@@ -125,6 +141,18 @@ impl World {
         }
     }
 
+    /// Makes room for Pods of the same names on new volumes.
+    pub(crate) fn remove_pods(&self) {
+        for entry in fs::read_dir(self.folder.path()).unwrap() {
+            fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
+    }
+
+    /// The port of the primary.
+    pub(crate) fn primary_port(&self) -> u16 {
+        self.ports[0]
+    }
+
     pub(crate) fn secret(&self, key: &str) -> String {
         self.secret[key].clone()
     }
@@ -183,16 +211,21 @@ impl Pod {
         let folder = world.folder.path().join(folder);
         fs::create_dir(&folder).unwrap();
         give(&folder, 0o755);
-        let all = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+        let containers = [&spec["initContainers"][0], &spec["containers"][0]];
+        let all = containers.map(|container| container["volumeMounts"].as_array().unwrap());
         let mut mounts: Vec<(String, PathBuf)> = all
             .iter()
+            .copied()
+            .flatten()
             .map(|mount| {
                 let at = mount["mountPath"].as_str().unwrap().to_owned();
                 (at, folder.join(mount["name"].as_str().unwrap()))
             })
             .collect();
-        mounts.sort_by_key(|(at, _)| std::cmp::Reverse(at.len()));
-        for (_, path) in &mounts {
+        mounts.sort_by_key(|(at, _)| (std::cmp::Reverse(at.len()), at.clone()));
+        mounts.dedup();
+        let stubs = folder.join(STUBS);
+        for path in mounts.iter().map(|(_, path)| path).chain([&stubs]) {
             fs::create_dir(path).unwrap();
             give(path, 0o700);
         }
@@ -206,6 +239,7 @@ impl Pod {
             programs: world.programs.clone(),
             server: None,
             nameless: false,
+            resolver: None,
         };
         pod.mount(world);
         pod
@@ -217,15 +251,9 @@ impl Pod {
         let data = config["data"].as_object().unwrap();
         for volume in self.spec["volumes"].as_array().unwrap() {
             let folder = self.folder.join(volume["name"].as_str().unwrap());
-            let source = &volume["configMap"];
-            if let Some(items) = source["items"].as_array() {
-                for item in items {
-                    let text = data[item["key"].as_str().unwrap()].as_str().unwrap();
-                    write(&folder.join(item["path"].as_str().unwrap()), text, 0o555);
-                }
-            } else if source.is_object() {
+            if volume["configMap"].is_object() {
                 for (key, text) in data {
-                    write(&folder.join(key), text.as_str().unwrap(), 0o555);
+                    write(&folder.join(key), text.as_str().unwrap(), 0o444);
                 }
             }
             for source in volume["projected"]["sources"]
@@ -246,7 +274,8 @@ impl Pod {
         }
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    /// Where this path of the Pod is here.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         let found = self.mounts.iter().find(|(at, _)| path.starts_with(at));
         let (at, here) = found.unwrap_or_else(|| panic!("{path} is on no mount"));
         here.join(path[at.len()..].trim_start_matches('/'))
@@ -260,7 +289,16 @@ impl Pod {
     }
 
     fn command(&self, program: &str, environment: &Value) -> Command {
-        let mut command = Command::new("setpriv");
+        let mut command = match &self.resolver {
+            None => Command::new("setpriv"),
+            Some(file) => {
+                let mut command = Command::new("unshare");
+                let bind = "mount --bind \"$0\" /etc/resolv.conf; exec \"$@\"";
+                command.args(["--mount", "sh", "-ec", bind]);
+                command.arg(file).arg("setpriv");
+                command
+            }
+        };
         command.args(["--pdeathsig", "TERM"]);
         let nameless = NAMELESS.to_string();
         match (user(), self.nameless) {
@@ -283,13 +321,17 @@ impl Pod {
             }
         }
         command.arg(program).current_dir(&self.folder);
-        let path = format!("{}:/usr/bin:/bin", self.programs.display());
+        let stubs = self.folder.join(STUBS);
+        let path = format!(
+            "{}:{}:/usr/bin:/bin",
+            stubs.display(),
+            self.programs.display()
+        );
         command.env_clear().env("PATH", path);
         for variable in environment.as_array().into_iter().flatten() {
             let name = variable["name"].as_str().unwrap();
             let value = match name {
                 "POD_NAME" => self.name.clone(),
-                "PRIMARY_HOST" => "127.0.0.1".to_owned(),
                 _ => self.mapped(variable["value"].as_str().unwrap()),
             };
             command.env(name, value);
@@ -302,6 +344,9 @@ impl Pod {
             .env("TMPDIR", self.path("/tmp"))
             .env("INITDB_FOLDER", self.path("/docker-entrypoint-initdb.d"))
             .env("HOLD", self.path("/tmp/hold"));
+        if self.resolver.is_none() {
+            command.env("PRIMARY_HOST", "127.0.0.1");
+        }
         command
     }
 
@@ -325,25 +370,31 @@ impl Pod {
 
     /// The init container: what it said, as an error if it failed.
     pub(crate) fn prepare(&self) -> Result<String, String> {
-        finish(&mut self.init())
+        self.begin().end()
+    }
+
+    /// Starts the init container.
+    pub(crate) fn begin(&self) -> Init {
+        let said = self.folder.join("said");
+        let mut command = self.init();
+        let output = fs::File::create(&said).unwrap();
+        let (input, more) = (Stdio::null(), output.try_clone().unwrap());
+        let command = command.stdin(input).stdout(more).stderr(output);
+        let child = command.spawn().unwrap();
+        Init { child, said }
     }
 
     /// Starts the init container, and once it says this, asks it to end: its exit code, none when it did not end by
     /// itself.
     pub(crate) fn interrupt_once_it_says(&self, words: &str) -> Option<i32> {
-        let said = self.folder.join("said");
-        let mut command = self.init();
-        let mut child = command
-            .stderr(fs::File::create(&said).unwrap())
-            .spawn()
-            .unwrap();
+        let mut init = self.begin();
         self.until(&format!("it says {words:?}"), |_| {
-            fs::read_to_string(&said).unwrap().contains(words)
+            init.said().contains(words)
         });
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let pid = Pid::from_raw(i32::try_from(init.child.id()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
         let asked = Instant::now();
-        let status = child.wait().unwrap();
+        let status = init.child.wait().unwrap();
         assert!(asked.elapsed() < Duration::from_secs(20), "it went on");
         status.code()
     }
@@ -413,7 +464,9 @@ impl Pod {
     pub(crate) fn initdb_only(&self) {
         let data = self.path("/pgdata/data").display().to_string();
         let mut command = self.command("initdb", &Value::Null);
-        finish(command.args(["-D", &data, "-U", "postgres", "-A", "trust"])).unwrap();
+        let password = self.path("/secret/password").display().to_string();
+        command.args(["-D", &data, "-U", "postgres", "--pwfile", &password]);
+        finish(command.args(["--auth-local=trust", "--auth-host=scram-sha-256"])).unwrap();
     }
 
     /// Everything belongs to and runs as a user without a name from now on.
@@ -426,6 +479,54 @@ impl Pod {
             let owner = format!("{NAMELESS}:{NAMELESS}");
             finish(Command::new("chown").args(["-R", &owner]).arg(&self.folder)).unwrap();
         }
+    }
+
+    /// Runs this script instead of a program of this name. `$REAL` in it is where PostgreSQL's programs are.
+    pub(crate) fn stub(&self, program: &str, script: &str) {
+        let script = script.replace("$REAL", &self.programs.display().to_string());
+        let path = self.folder.join(STUBS).join(program);
+        write(&path, &format!("#!/bin/sh\n{script}\n"), 0o555);
+    }
+
+    /// The major version of the programs here.
+    pub(crate) fn version(&self) -> String {
+        let told = finish(self.command("postgres", &Value::Null).arg("--version")).unwrap();
+        let mut numbers = told.split(|letter: char| !letter.is_ascii_digit());
+        let number = numbers.find(|part| !part.is_empty());
+        number.unwrap().to_owned()
+    }
+
+    /// As if everything in /tmp had been written so much earlier.
+    pub(crate) fn age_files_of_tmp(&self, by: Duration) {
+        let then = std::time::SystemTime::now() - by;
+        for entry in fs::read_dir(self.path("/tmp")).unwrap() {
+            let file = fs::File::options()
+                .write(true)
+                .open(entry.unwrap().path())
+                .unwrap();
+            file.set_modified(then).unwrap();
+        }
+    }
+
+    /// Looks names up as this resolv.conf says, instead of going by the address of the primary.
+    pub(crate) fn resolve_by(&mut self, resolver: &str) {
+        let file = self.folder.join("resolv.conf");
+        write(&file, resolver, 0o444);
+        self.resolver = Some(file);
+    }
+
+    /// Replaces a key of the mounted ConfigMap, as the kubelet does when somebody edits it; without a text it is gone.
+    pub(crate) fn edit_config(&self, key: &str, text: Option<&str>) {
+        let file = self.path("/config").join(key);
+        fs::remove_file(&file).unwrap();
+        if let Some(text) = text {
+            write(&file, text, 0o444);
+        }
+    }
+
+    /// Reads a file of the volume.
+    pub(crate) fn read_volume(&self, file: &str) -> String {
+        fs::read_to_string(self.path(VOLUME).join(file)).unwrap()
     }
 
     /// Writes a file of the volume.
@@ -459,6 +560,14 @@ impl Pod {
         finish(command.args(["-XAtqw", "-d", address, "-c", query]))
     }
 
+    /// The data of all databases, as docs/limits.md says to take it.
+    pub(crate) fn pg_dumpall(&self) -> Result<String, String> {
+        finish(
+            self.command("pg_dumpall", &Value::Null)
+                .args(["-U", "postgres"]),
+        )
+    }
+
     /// What the superuser gets inside the Pod.
     pub(crate) fn psql_local(&self, query: &str) -> Result<String, String> {
         self.psql("user=postgres dbname=postgres", query)
@@ -484,6 +593,53 @@ impl Pod {
 
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+}
+
+/// A process that stands still.
+pub(crate) struct Stopped(Pid);
+
+impl Stopped {
+    pub(crate) fn new(id: i32) -> Self {
+        let pid = Pid::from_raw(id).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _gone = kill_process(self.0, Signal::CONT);
+    }
+}
+
+impl Init {
+    /// What it has said so far.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap()
+    }
+
+    /// What it said until it ended, as an error if it failed.
+    pub(crate) fn end(mut self) -> Result<String, String> {
+        let deadline = Instant::now() + PREPARATION_MAX;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() >= deadline {
+                let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+                kill_process(pid, Signal::TERM).unwrap();
+                self.child.wait().unwrap();
+                panic!("it goes on after {PREPARATION_MAX:?}: {}", self.said());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let said = self.said();
+        if status.success() {
+            Ok(said)
+        } else {
+            Err(said)
+        }
     }
 }
 

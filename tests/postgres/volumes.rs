@@ -1,6 +1,10 @@
 //! Volumes that are lost, stale, or another's: nothing is served that is not the primary's, and nothing is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::network::{Demand, Rogue};
 use crate::pod::{Pod, World};
 
 #[test]
@@ -167,4 +171,153 @@ fn a_secret_of_another_cluster_is_taken_over_once_it_has_stayed() {
     world.set_secret("cluster-uid", "u");
     primary.mount(&world);
     primary.prepare().unwrap();
+}
+
+#[test]
+fn a_replica_that_starts_without_its_primary_serves_from_inside_and_is_not_ready_until_it_follows()
+{
+    let world = World::new();
+    let mut primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let uri = world.uri(&primary);
+    primary.psql(&uri, "CREATE TABLE t (n int)").unwrap();
+    primary.psql(&uri, "INSERT INTO t VALUES (42)").unwrap();
+    let mut replica = Pod::new(&world, 1).prepared().start();
+    replica.until_ready();
+    let on_replica = world.uri(&replica);
+    replica.until("the row is there", |pod| {
+        pod.psql(&on_replica, "SELECT n FROM t").as_deref() == Ok("42")
+    });
+    replica.stop();
+    primary.stop();
+
+    // It waits for minutes otherwise.
+    replica.stub("sleep", "exit 0");
+    let told = replica.prepare().unwrap();
+    assert!(
+        told.contains("starting with the data that is there"),
+        "{told}"
+    );
+    let replica = replica.start();
+    replica.until("what docs/limits.md says works", |pod| {
+        pod.pg_dumpall().is_ok_and(|dump| dump.contains("\n42\n"))
+    });
+    replica.probe("startupProbe").unwrap();
+    let told = replica.probe("readinessProbe").unwrap_err();
+    assert!(told.contains("has not followed its primary yet"), "{told}");
+    let primary = primary.prepared().start();
+    primary.until_ready();
+    replica.until_ready();
+}
+
+#[test]
+fn a_replica_that_its_primary_leaves_behind_is_not_ready_and_says_what_to_do() {
+    let world = World::new();
+    let mut primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let replica = Pod::new(&world, 1).prepared().start();
+    replica.until_ready();
+    primary.stop();
+    // It answers, and that is all.
+    let _primary = Rogue::listen(Ipv4Addr::LOCALHOST, world.primary_port(), Demand::Trust);
+    replica.probe("readinessProbe").unwrap();
+    replica.age_files_of_tmp(Duration::from_secs(180));
+    let told = replica.probe("readinessProbe").unwrap_err();
+    assert!(told.contains("does not follow its primary"), "{told}");
+}
+
+#[test]
+fn a_promoted_replica_is_left_alone_also_without_its_primary() {
+    let world = World::new();
+    let replica = Pod::new(&world, 1);
+    replica.initdb_only();
+    replica.stub("sleep", "exit 0");
+    let told = replica.prepare().unwrap_err();
+    assert!(told.contains("data of its own"), "{told}");
+    assert!(replica.has_data() && !replica.is_on_volume("data/standby.signal"));
+}
+
+#[test]
+fn a_tool_that_does_not_run_is_no_statement_about_the_data() {
+    let world = World::new();
+    let primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let mut replica = Pod::new(&world, 1).prepared().start();
+    replica.until_ready();
+    replica.stop();
+    for script in ["exit 127", "echo 'pg_control version number: 1'"] {
+        replica.stub("pg_controldata", script);
+        let told = replica.prepare().unwrap_err();
+        assert!(told.contains("nothing was changed"), "{told}");
+        assert!(
+            told.contains("pg_controldata") && !told.contains("another database"),
+            "{told}"
+        );
+    }
+    replica.stub("pg_controldata", "exec $REAL/pg_controldata \"$@\"");
+    replica.stub("sort", "exit 127");
+    let told = replica.prepare().unwrap_err();
+    assert!(told.contains("sort does not run"), "{told}");
+    replica.stub("postgres", "exit 127");
+    let told = replica.prepare().unwrap_err();
+    assert!(told.contains("does not say its version"), "{told}");
+    assert!(replica.has_data());
+}
+
+#[test]
+fn an_image_that_is_older_than_what_works_is_refused() {
+    let world = World::new();
+    let primary = Pod::new(&world, 0);
+    primary.stub("postgres", "echo 'postgres (PostgreSQL) 11.22'");
+    let told = primary.prepare().unwrap_err();
+    assert!(
+        told.contains("PostgreSQL 11, and the oldest that works is 12"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_connection_to_a_node_that_vanished_ends_and_there_are_enough_of_them() {
+    let world = World::new();
+    let primary = Pod::new(&world, 0).prepared().start();
+    primary.until_ready();
+    let replica = Pod::new(&world, 1);
+    // A copy waits for a checkpoint, and does not get any.
+    let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let checkpointer = primary.psql_local(checkpointer).unwrap();
+    let stopped = crate::pod::Stopped::new(checkpointer.parse().unwrap());
+    let init = replica.begin();
+    replica.until("pg_basebackup waits", |_| {
+        init.said().contains("copying the primary") && idle_seconds(primary.port).is_some()
+    });
+    assert!(idle_seconds(primary.port).unwrap() <= 30);
+    drop(stopped);
+    init.end().unwrap();
+
+    let replica = replica.start();
+    replica.until_ready();
+    replica.until("nothing but replication is connected", |_| {
+        idle_seconds(primary.port).is_some()
+    });
+    assert!(idle_seconds(primary.port).unwrap() <= 30);
+    for pod in [&primary, &replica] {
+        let senders = pod.psql_local("SHOW max_wal_senders").unwrap();
+        assert!(senders.parse::<u32>().unwrap() >= 2 * 98, "{senders}");
+    }
+}
+
+/// After how many seconds, at most, the kernel asks whether the other end of a connection to this port is there; none
+/// when no connection just waits.
+fn idle_seconds(port: u16) -> Option<u64> {
+    const ESTABLISHED: &str = "01";
+    const TICKS_IN_A_SECOND: u64 = 100;
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let waits = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let to = u16::from_str_radix(fields[2].split(':').nth(1)?, 16).ok()?;
+        let (timer, ticks) = fields[5].split_once(':')?;
+        let keepalive = to == port && fields[3] == ESTABLISHED && timer == "02";
+        keepalive.then(|| u64::from_str_radix(ticks, 16).ok())?
+    });
+    waits.max().map(|ticks| ticks / TICKS_IN_A_SECOND)
 }

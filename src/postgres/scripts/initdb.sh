@@ -3,6 +3,22 @@
 # accepts nothing but local connections. May be run any number of times.
 set -eu
 here=$(dirname "$0")
+# Users of the database may have made functions and operators that go by the names of PostgreSQL's, and would run here as
+# superuser.
+export PGOPTIONS='-c search_path=pg_catalog'
+
+# From what all this was made. Each file has a digest of its own: joined, two of them may be two others. Passwords that
+# the operator makes are too long to be found from it.
+digest() {
+  for file in "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
+    "$SECRET_DIR/replication-password"; do
+    sha256sum <"$file"
+  done | sha256sum | cut -d' ' -f1
+}
+if [ "${1:-}" = digest ]; then
+  digest
+  exit 0
+fi
 
 # Nothing of this may get into the server's log: it has passwords. The superuser gets none: it can be used inside the
 # Pod only.
@@ -11,10 +27,10 @@ SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 SET log_min_duration_statement = -1;
 SET password_encryption = 'scram-sha-256';
-\set username `cat "$SECRET_DIR/username"`
-\set dbname `cat "$SECRET_DIR/dbname"`
-\set password `cat "$SECRET_DIR/password"`
-\set replication `cat "$SECRET_DIR/replication-password"`
+\set username `tr -d '\r\n' <"$SECRET_DIR/username"`
+\set dbname `tr -d '\r\n' <"$SECRET_DIR/dbname"`
+\set password `tr -d '\r\n' <"$SECRET_DIR/password"`
+\set replication `tr -d '\r\n' <"$SECRET_DIR/replication-password"`
 -- Under another username the role keeps all that it owns and was granted, and the former name cannot log in any more.
 \set former `[ ! -e "$PGDATA/application_role" ] || cat "$PGDATA/application_role"`
 SELECT format('ALTER ROLE %I RENAME TO %I', :'former', :'username')
@@ -31,8 +47,8 @@ ALTER ROLE postgres PASSWORD NULL;
 SELECT format('CREATE DATABASE %I OWNER %I', :'dbname', :'username')
   WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'dbname') \gexec
 ALTER SYSTEM SET listen_addresses = '*';
--- For 99 replicas and their base backups.
-ALTER SYSTEM SET max_wal_senders = 110;
+-- For 98 replicas, each of which needs two while it copies the primary.
+ALTER SYSTEM SET max_wal_senders = 200;
 SQL
 
 hba=$PGDATA/pg_hba.conf
@@ -48,7 +64,6 @@ fi
 
 # In the data, too: whoever takes over the next Secret has to know whose name changed.
 tr -d '\r\n' <"$SECRET_DIR/username" >"$PGDATA/application_role"
-cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
-  "$SECRET_DIR/replication-password" | sha256sum | cut -d' ' -f1 >"$PGDATA.roles"
+digest >"$PGDATA.roles"
 # The end of a first start.
 rm -f "$PGDATA.begun"

@@ -3,17 +3,22 @@
 # take over the passwords of the Secret, and makes a replica a copy of its primary.
 #
 # Data is deleted only where it is a copy of what the primary has. What this script says last is what the
-# DatabaseCluster reports.
+# DatabaseCluster reports. No message advises deleting a claim: whether another copy is good is not known here.
 set -eu
 umask 077
 export LC_ALL=C
+# Users of the database may have made functions and operators that go by the names of PostgreSQL's.
+export PGOPTIONS='-c search_path=pg_catalog'
 here=$(dirname "$0")
 primary_port=${PRIMARY_PORT:-5432}
-replication="host=$PRIMARY_HOST port=$primary_port user=replicator application_name=$POD_NAME connect_timeout=10"
 # Until then, the Secret of a DatabaseCluster that was deleted has been collected, another one created, and mounted here.
 former_secret_seconds=120
 # PostgreSQL looks for its lock file once a minute, and then needs up to five seconds to end.
 former_server_seconds=75
+# With two seconds between them, longer than a primary needs that waits for a former server and then recovers.
+primary_tries_max=60
+# No older one has standby.signal, or time-outs of connections.
+oldest_version=12
 running=
 sockets=
 trouble=
@@ -22,8 +27,7 @@ say() { printf '%s\n' "$*" >&2; }
 refuse() { say "$*"; exit 1; }
 has_data() { [ -s "$PGDATA/PG_VERSION" ]; }
 is_empty() { [ -z "$(ls -A "$PGDATA" 2>/dev/null)" ]; }
-is_initialized() { [ "$(cat "$here/initialized")" = true ]; }
-control() { pg_controldata "$PGDATA" | sed -n "s/^$1: *//p"; }
+is_initialized() { [ "$(cat "$CONFIG_DIR/initialized")" = true ]; }
 
 # The first process of a container gets no signal that it does not ask for: without this a Pod that waits would use up
 # its whole grace when it is deleted.
@@ -47,7 +51,11 @@ run() {
 
 check_secret() {
   for key in username password dbname replication-password; do
-    [ -s "$SECRET_DIR/$key" ] || refuse "the Secret $SECRET_NAME has no key $key: add it"
+    # Editors and shells add line ends, of Windows too: they are no part of the value.
+    value=$(cat "$SECRET_DIR/$key" 2>/dev/null | tr '\r' '\n')
+    [ -n "$value" ] || refuse "the Secret $SECRET_NAME has no key $key: add it"
+    [ "$(printf '%s\n' "$value" | wc -l)" -eq 1 ] ||
+      refuse "the key $key of the Secret $SECRET_NAME has more than one line: keep one"
   done
   check_name username postgres replicator public none 'pg_*'
   check_name dbname postgres template0 template1
@@ -103,11 +111,14 @@ end_former_server() {
 }
 
 check_version() {
+  image=$(postgres --version | sed -n 's/^[^0-9]*\([0-9][0-9]*\).*/\1/p')
+  [ -n "$image" ] || refuse "postgres --version of this image does not say its version: set spec.image to an image of PostgreSQL"
+  [ "$image" -ge "$oldest_version" ] ||
+    refuse "the image is PostgreSQL $image, and the oldest that works is $oldest_version: set spec.image to a newer one"
   has_data || return 0
   # What was mounted anew may have got the group's rights, with which PostgreSQL does not start.
   chmod 0700 "$PGDATA"
   data=$(cat "$PGDATA/PG_VERSION")
-  image=$(postgres --version | sed -n 's/^[^0-9]*\([0-9][0-9]*\).*/\1/p')
   [ "$data" = "$image" ] ||
     refuse "the data is of PostgreSQL $data and the image is PostgreSQL $image: set spec.image to one of PostgreSQL $data"
 }
@@ -122,20 +133,18 @@ check_libc() {
     refuse "the data was made with $data and the image has $image (Alpine has musl, Debian glibc), with which its indexes would be wrong: set spec.image to one with $data"
 }
 
+# The password is for the primary's name only, and for programs that are given this file: without being asked to,
+# pg_isready, too, would reveal it.
 write_passfile() {
-  rm -f "$PGPASSFILE"
-  password=$(sed 's/[\\:]/\\&/g' "$SECRET_DIR/replication-password")
-  printf '*:*:*:replicator:%s\n' "$password" >"$PGPASSFILE"
+  rm -f "$PASSFILE"
+  password=$(tr -d '\r\n' <"$SECRET_DIR/replication-password" | sed 's/[\\:]/\\&/g')
+  printf '%s:*:*:replicator:%s\n' "$PRIMARY_HOST" "$password" >"$PASSFILE"
 }
-
-# What the roles were last made from. Passwords that the operator makes are too long to be found from it.
-wanted_roles() { cat "$here/initdb.sh" "$SECRET_DIR/username" "$SECRET_DIR/dbname" "$SECRET_DIR/password" \
-  "$SECRET_DIR/replication-password" | sha256sum | cut -d' ' -f1; }
 
 # Also ends a first start that was interrupted. The server answers on a socket of its own, so that no probe and no
 # client sees it.
 update_roles() {
-  [ "$(cat "$PGDATA.roles" 2>/dev/null)" != "$(wanted_roles)" ] || return 0
+  [ "$(cat "$PGDATA.roles" 2>/dev/null)" != "$(sh "$here/initdb.sh" digest)" ] || return 0
   sockets=$(mktemp -d)
   run pg_ctl -D "$PGDATA" -s -w -t 3600 -l "$sockets/log" \
     -o "-c listen_addresses='' -c unix_socket_directories='$sockets'" start ||
@@ -173,7 +182,7 @@ prepare_primary() {
     set_unfinished_aside
   fi
   if is_initialized; then
-    refuse "the volume of the primary has no data, though this cluster had some: nothing is made anew over it. Restore the volume, or delete the DatabaseCluster and its claims to begin anew"
+    refuse "the volume of the primary has no data, though this cluster had some: nothing is made anew over it. Restore the volume, or take the data from a replica"
   fi
   if ! is_empty; then
     [ -e "$PGDATA.begun" ] ||
@@ -183,40 +192,96 @@ prepare_primary() {
   : >"$PGDATA.begun"
 }
 
+# How the primary is reached.
+connect() {
+  # It sets PRIMARY_HOST.
+  # shellcheck source-path=SCRIPTDIR
+  . "$here/primary.sh"
+  write_passfile
+  # A connection whose other end has vanished ends within a minute, also while nothing is sent.
+  remote="host=$PRIMARY_HOST port=$primary_port user=replicator passfile=$PASSFILE application_name=$POD_NAME connect_timeout=10 keepalives=1 keepalives_idle=30 keepalives_interval=10 keepalives_count=3 tcp_user_timeout=60000"
+  # A server that poses as the primary gets no password, and is not believed, as it cannot prove that it knows it. libpq
+  # can insist on that from version 16 on; images of older servers often have a newer libpq.
+  scram=require_auth=scram-sha-256
+  case $(psql -Xw -d "host=/nowhere $scram" -c '' 2>&1) in
+  *'invalid connection option'*) say "libpq of this image cannot insist on SCRAM: use an image of PostgreSQL 16 or newer" ;;
+  *) remote="$remote $scram" ;;
+  esac
+}
+
+answers() { timeout 10 pg_isready -q -h "$PRIMARY_HOST" -p "$primary_port" -U replicator; }
+ask() { timeout 60 psql -XAtqw -F ' ' -d "$remote $1" -c "$2"; }
+
+# Whether the primary answers; not more often than so many times, if it is said.
 wait_for_primary() {
-  until pg_isready -q -h "$PRIMARY_HOST" -p "$primary_port" -U replicator; do
+  tries=0
+  until answers; do
+    tries=$((tries + 1))
+    [ "$tries" != "${1:-}" ] || return 1
     say "waiting for the primary, $PRIMARY_HOST"
     sleep 2
   done
 }
 
-# A position in the write-ahead log as a number; an invalid one is 0.
+# A position in the write-ahead log as a number.
 position() { echo $(((0x${1%/*} << 32) + 0x${1#*/})); }
 
-# Whether the data is an older copy of the primary's that can still catch up. Data that the primary does not have is
-# never deleted.
+# What pg_controldata says of the data. That it fails says nothing of the data.
+read_control() {
+  facts=$(pg_controldata "$PGDATA") || refuse "pg_controldata cannot read the data of $POD_NAME: nothing was changed"
+  for fact in 'Database system identifier' "Latest checkpoint's TimeLineID" "Latest checkpoint's REDO location" \
+    'Minimum recovery ending location' 'Bytes per WAL segment'; do
+    [ -n "$(control "$fact")" ] || refuse "pg_controldata does not say \"$fact\": nothing was changed"
+  done
+}
+control() { printf '%s\n' "$facts" | sed -n "s/^$1: *//p"; }
+
+# Whether the data is an older copy of the primary's that can still catch up: 1 when it lacks what the primary no longer
+# has, 2 when the primary does not say. Data that the primary does not have is never deleted.
 can_follow() {
   # system identifier, timeline, position
-  primary=$(psql -XAtq -F ' ' -d "$replication replication=true" -c IDENTIFY_SYSTEM) ||
-    refuse "the primary, $PRIMARY_HOST, does not answer as it should"
+  primary=$(ask replication=true IDENTIFY_SYSTEM) || return 2
+  oldest=$(ask dbname=postgres \
+    "SELECT min(substr(name, 9)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}\$'") || return 2
+  # Some shells run commands that they find in what they take for a number.
+  printf '%s %s' "$primary" "$oldest" | tr '\n' '?' |
+    grep -qxE '[0-9]+ [0-9]+ [0-9A-F]{1,8}/[0-9A-F]{1,8} +[0-9A-F]{16}' || return 2
   # shellcheck disable=SC2086 # split on purpose
   set -- $primary
+  read_control
+  kept="it is left alone, in the claim data-$POD_NAME. Compare it with the primary's before you decide which of them is good"
   [ "$(control 'Database system identifier')" = "$1" ] ||
-    refuse "the volume of $POD_NAME has the data of another database: it is left alone. Delete the claim data-$POD_NAME if it is not needed"
+    refuse "the volume of $POD_NAME has the data of another database than the primary's: $kept"
   if [ ! -e "$PGDATA/standby.signal" ] || [ "$(control "Latest checkpoint's TimeLineID")" != "$2" ]; then
-    refuse "the volume of $POD_NAME has data of its own (it was promoted, or the primary was restored): it is left alone. Delete the claim data-$POD_NAME if it is not needed"
+    refuse "the volume of $POD_NAME has data of its own (it was promoted, or the primary was restored): $kept"
   fi
   redo=$(position "$(control "Latest checkpoint's REDO location")")
   replayed=$(position "$(control 'Minimum recovery ending location')")
   [ "$replayed" -gt "$redo" ] || replayed=$redo
   [ "$replayed" -le "$(position "$3")" ] ||
-    refuse "the volume of $POD_NAME has data that the primary does not have: it is left alone. Delete the claim data-$POD_NAME if it is not needed"
+    refuse "the volume of $POD_NAME has data that the primary does not have: $kept"
   segment=$(control 'Bytes per WAL segment')
   needed=$(printf '%08X%08X' $((replayed >> 32)) $(((replayed & 0xFFFFFFFF) / segment)))
-  oldest=$(psql -XAtq -d "$replication dbname=postgres" \
-    -c "SELECT min(substr(name, 9)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}\$'") ||
-    refuse "the primary, $PRIMARY_HOST, does not answer as it should"
-  [ "$(printf '%s\n' "$needed" "$oldest" | sort | head -n 1)" = "$oldest" ]
+  case $(printf '%s\n' "$needed" "$oldest" | sort | head -n 1) in
+  "$oldest") return 0 ;;
+  "$needed") return 1 ;;
+  *) refuse "sort does not run in this image: nothing was changed" ;;
+  esac
+}
+
+# A standby follows the primary as is said here and runs no command for it, whatever settings came with the copy. With
+# fewer WAL senders than its primary it does not start.
+set_standby() {
+  settings=$1/postgresql.auto.conf
+  {
+    grep -viE '^[[:blank:]]*(primary_conninfo|(restore|archive_cleanup|recovery_end)_command|max_wal_senders)([[:blank:]=]|$)' \
+      "$settings" || :
+    printf "primary_conninfo = '%s'\n" "$remote"
+    printf "%s = ''\n" restore_command archive_cleanup_command recovery_end_command
+    echo 'max_wal_senders = 200'
+  } >"$settings.new"
+  mv "$settings.new" "$settings"
+  : >"$1/standby.signal"
 }
 
 copy_primary() {
@@ -225,25 +290,43 @@ copy_primary() {
   [ ! -e "$PGDATA" ] || mv "$PGDATA" "$PGDATA.old"
   rm -rf "$PGDATA.old"
   say "copying the primary, $PRIMARY_HOST"
-  run pg_basebackup -D "$PGDATA.part" -d "$replication" -X stream -c fast -R -w
+  run pg_basebackup -D "$PGDATA.part" -d "$remote" -X stream -c fast -w
+  set_standby "$PGDATA.part"
   mv "$PGDATA.part" "$PGDATA"
+  check_libc
 }
 
 prepare_replica() {
-  has_data || is_empty ||
-    refuse "the volume of $POD_NAME has files in $PGDATA that are no database: they are left alone. Delete the claim data-$POD_NAME if they are not needed"
-  wait_for_primary
-  if has_data; then
-    if can_follow; then return 0; fi
-    say "the primary has no longer what this copy lacks: copying it anew"
+  connect
+  if ! has_data; then
+    is_empty ||
+      refuse "the volume of $POD_NAME has files in $PGDATA that are no database: they are left alone, in the claim data-$POD_NAME. Save what is needed of them, and empty the folder"
+    wait_for_primary
+    copy_primary
+    return 0
   fi
-  copy_primary
-  check_libc
+  follows=2
+  if wait_for_primary "$primary_tries_max"; then
+    follows=0
+    can_follow || follows=$?
+  fi
+  case $follows in
+  0) set_standby "$PGDATA" ;;
+  1)
+    say "the primary has no longer what this copy lacks: copying it anew"
+    copy_primary
+    ;;
+  *)
+    [ -e "$PGDATA/standby.signal" ] ||
+      refuse "the volume of $POD_NAME has data of its own, and the primary, $PRIMARY_HOST, does not answer: it is left alone, in the claim data-$POD_NAME"
+    say "the primary, $PRIMARY_HOST, does not answer as it should: starting with the data that is there; it is not ready before it follows the primary"
+    set_standby "$PGDATA"
+    ;;
+  esac
 }
 
 check_secret
 end_former_server
 check_version
 check_libc
-write_passfile
 if [ "${POD_NAME##*-}" = 0 ]; then prepare_primary; else prepare_replica; fi

@@ -4,6 +4,8 @@
 # A replica is ready once it has followed its primary since its start, and as long as it does; while the primary is
 # away it stays ready with what it has.
 set -eu
+# Users of the database may have made functions and operators that go by the names of PostgreSQL's.
+export PGOPTIONS='-c search_path=pg_catalog'
 pg_isready -q -h 127.0.0.1 -U postgres
 if [ "${POD_NAME##*-}" = 0 ]; then
   [ -s "$PGDATA.roles" ] || { echo "its first start was interrupted: delete the Pod, and the next one ends it"; exit 1; }
@@ -15,10 +17,22 @@ start=$(sed -n 3p "$PGDATA/postmaster.pid")
 marks=${TMPDIR:-/tmp}
 if [ "$(psql -XAtq -U postgres -d postgres -c "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")" = 1 ]; then
   : >"$marks/followed-$start"
-  rm -f "$marks/lost"
+  rm -f "$marks/lost-$start"
   exit 0
 fi
-[ -e "$marks/followed-$start" ] || { echo "it has not followed its primary yet"; exit 1; }
-pg_isready -q -t 2 -h "$PRIMARY_HOST" -p "${PRIMARY_PORT:-5432}" -U replicator || exit 0
-[ -e "$marks/lost" ] || : >"$marks/lost"
-[ -z "$(find "$marks/lost" -mmin +1)" ] || { echo "it does not follow its primary any more: delete the Pod, and it is copied anew"; exit 1; }
+followed=
+[ ! -e "$marks/followed-$start" ] || followed=yes
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "$0")/primary.sh"
+# The probe has five seconds in all, and so has an answer of DNS that does not come.
+if ! timeout 3 pg_isready -q -t 2 -h "$PRIMARY_HOST" -p "${PRIMARY_PORT:-5432}" -U replicator; then
+  [ -z "$followed" ] || exit 0
+  echo "it has not followed its primary yet, which does not answer"
+  exit 1
+fi
+[ -e "$marks/lost-$start" ] || : >"$marks/lost-$start"
+if [ -n "$(find "$marks/lost-$start" -mmin +1)" ]; then
+  echo "it does not follow its primary: delete the Pod, and the next one compares both, and copies the primary anew if it has to"
+  exit 1
+fi
+[ -n "$followed" ] || { echo "it has not followed its primary yet"; exit 1; }
