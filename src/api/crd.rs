@@ -1,6 +1,8 @@
 //! The CustomResourceDefinitions, generated from the Rust types.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
 
 use super::{DatabaseCluster, ShardTable};
@@ -33,7 +35,32 @@ pub fn shard_table_crd() -> CustomResourceDefinition {
 fn labelled(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let labels = LABELS.map(|(name, value)| (name.to_owned(), value.to_owned()));
     crd.metadata.labels = Some(labels.into());
+    for version in &mut crd.spec.versions {
+        let schema = version.schema.as_mut();
+        if let Some(schema) = schema.and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            drop_defaults(schema);
+        }
+    }
     crd
+}
+
+/// Drops `nullable: false`, which keeps kube from making an optional property nullable. The API server does not
+/// store it, so a server-side apply by another manager would conflict over it.
+fn drop_defaults(schema: &mut JSONSchemaProps) {
+    schema.nullable = schema.nullable.filter(|nullable| *nullable);
+    for property in schema
+        .properties
+        .iter_mut()
+        .flat_map(|all| all.values_mut())
+    {
+        drop_defaults(property);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        drop_defaults(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        drop_defaults(values);
+    }
 }
 
 /// Both CustomResourceDefinitions as the text of `deploy/base/crd.yaml`.

@@ -4,16 +4,8 @@ use super::Fence;
 use super::policy::{NO_PROBLEM, PROBLEM, Policy, REFUSED, ResourceRule, Scope};
 use super::tokens::{PODS, TARGET};
 
-/// The shard Leases.
-pub(super) fn leases(_: &Fence) -> Policy {
-    Policy {
-        name: "fence-leases",
-        comment: "The shard Leases: the epoch never falls, one epoch has one holder, and nobody hands over what another \
-            replica holds.",
-        reads_table: false,
-        scope: Scope::Namespaces(&["$NAMESPACE"]),
-        rules: vec![ResourceRule::new("coordination.k8s.io", &["leases"])],
-        variables: &[
+/// What the rule of a shard Lease is made from; `problem` is the rule.
+const LEASE_VARIABLES: &[(&str, &str)] = &[
             ("isDelete", "request.operation == 'DELETE'"),
             ("isUpdate", "request.operation == 'UPDATE'"),
             TARGET,
@@ -71,7 +63,18 @@ pub(super) fn leases(_: &Fence) -> Policy {
             ? 'the credentials are bound to the Pod ' + variables.pods.map(p, string(p)).join(',')
             + ', which neither takes nor hands over this shard'
             : ''"),
-        ],
+];
+
+/// The shard Leases.
+pub(super) fn leases(_: &Fence) -> Policy {
+    Policy {
+        name: "fence-leases",
+        comment: "The shard Leases: the epoch never falls, one epoch has one holder, and nobody hands over what another \
+            replica holds.",
+        reads_table: false,
+        scope: Scope::Namespaces(&["$NAMESPACE"]),
+        rules: vec![ResourceRule::new("coordination.k8s.io", &["leases"])],
+        variables: LEASE_VARIABLES,
         condition: NO_PROBLEM,
         message: REFUSED,
         message_expression: PROBLEM,
