@@ -190,15 +190,22 @@ fn environment(cluster: &ClusterRecord, created_for: &str) -> Value {
 
 /// `has_scripts`: whether the scripts are where they belong already.
 fn mounts(has_scripts: bool) -> Value {
-    json!([
+    let mut mounts = json!([
         {"name": DATA_VOLUME, "mountPath": "/pgdata"},
         {"name": "run", "mountPath": "/var/run/postgresql"},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
-        {"name": "scripts", "mountPath": "/scripts", "readOnly": has_scripts},
+        {"name": "scripts", "mountPath": "/scripts"},
         {"name": "secret", "mountPath": "/secret", "readOnly": true},
-        {"name": "initdb", "mountPath": INITDB_DIR, "readOnly": has_scripts},
-    ])
+        {"name": "initdb", "mountPath": INITDB_DIR},
+    ]);
+    // The API server stores no `readOnly: false`, and what is not stored looks like drift.
+    for mount in mounts.as_array_mut().into_iter().flatten() {
+        if has_scripts && (mount["name"] == "scripts" || mount["name"] == "initdb") {
+            mount["readOnly"] = json!(true);
+        }
+    }
+    mounts
 }
 
 fn resources(cluster: &ClusterRecord) -> Value {

@@ -51,6 +51,15 @@ fn token(epoch: u32) -> FencingToken {
     }
 }
 
+/// What is applied and not stored looks like drift, and every reconcile would apply it again.
+#[test]
+fn the_pod_template_holds_no_default_that_the_api_server_drops() {
+    let text = serde_json::to_string(&statefulset_manifest(&cluster(), None)).unwrap();
+    for dropped in [r#""readOnly":false"#, r#":"""#, ":[]"] {
+        assert!(!text.contains(dropped), "{dropped} in {text}");
+    }
+}
+
 /// Set UPDATE_GENERATED to write the file anew, and read what changed before you commit it: when the operator is
 /// upgraded, a changed Pod template restarts every database once.
 #[test]

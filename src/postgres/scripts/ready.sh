@@ -12,10 +12,12 @@ if [ "${POD_NAME##*-}" = 0 ]; then
   exit 0
 fi
 
-# PostgreSQL's start, so that a container that was restarted has to follow anew.
-start=$(sed -n 3p "$PGDATA/postmaster.pid")
+# The server's start, so that a container that was restarted has to follow anew, also within the same second.
+answer=$(psql -XAtq -F ' ' -U postgres -d postgres -c "SELECT extract(epoch FROM pg_postmaster_start_time()), count(*)
+  FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+start=${answer% *}
 marks=${TMPDIR:-/tmp}
-if [ "$(psql -XAtq -U postgres -d postgres -c "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")" = 1 ]; then
+if [ "${answer##* }" = 1 ]; then
   : >"$marks/followed-$start"
   rm -f "$marks/lost-$start"
   exit 0
