@@ -13,8 +13,9 @@ if [ "${POD_NAME##*-}" = 0 ]; then
 fi
 
 # The server's start, so that a container that was restarted has to follow anew, also within the same second.
-answer=$(psql -XAtq -F ' ' -U postgres -d postgres -c "SELECT extract(epoch FROM pg_postmaster_start_time()), count(*)
-  FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+query="SELECT extract(epoch FROM pg_postmaster_start_time()), count(*)"
+query="$query FROM pg_stat_wal_receiver WHERE status = 'streaming'"
+answer=$(psql -XAtq -F ' ' -U postgres -d postgres -c "$query")
 start=${answer% *}
 marks=${TMPDIR:-/tmp}
 if [ "${answer##* }" = 1 ]; then
