@@ -284,14 +284,14 @@ impl Memory {
         self.newer_since = None;
     }
 
-    /// Whether a claim of an instance is being deleted.
-    pub const fn claim_goes(&mut self, goes: bool) {
+    /// Remembers whether a claim of an instance is being deleted.
+    pub const fn set_claim_goes(&mut self, goes: bool) {
         self.claim_goes = goes;
     }
 
     /// Whether a claim of an instance was being deleted when claims were last looked up.
     #[must_use]
-    pub const fn misses_claim(&self) -> bool {
+    pub const fn claim_goes(&self) -> bool {
         self.claim_goes
     }
 

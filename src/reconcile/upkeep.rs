@@ -80,8 +80,10 @@ impl Run<'_> {
         applied: &mut Applied,
     ) -> Result<(), Refused> {
         let (cluster, reconciler) = (self.cluster, self.reconciler);
-        let was_going = reconciler.with_memory(cluster, |memory| memory.misses_claim());
-        let is_new_spec = cluster.status.observed_generation != cluster.generation;
+        let was_going = reconciler.with_memory(cluster, |memory| memory.claim_goes());
+        // Of a cluster that was just created they were looked up before its StatefulSet was.
+        let observed = cluster.status.observed_generation;
+        let is_new_spec = observed != 0 && observed != cluster.generation;
         let look = sweep || was_going || is_new_spec;
         let upkeep = claims::upkeep(cluster, set, look);
         if upkeep.is_none() && !look {
@@ -103,7 +105,7 @@ impl Run<'_> {
             }
         }
         let going = claims::going(&claims, instances);
-        reconciler.with_memory(cluster, |memory| memory.claim_goes(going.is_some()));
+        reconciler.with_memory(cluster, |memory| memory.set_claim_goes(going.is_some()));
         if let Some(claim) = going {
             applied.trouble = worse(applied.trouble.take(), Trouble::Wrong(explain_going(claim)));
         }

@@ -128,4 +128,12 @@ async fn a_quiet_fleet_writes_heartbeats_and_nothing_else() {
     wait_for("ten quiet seconds", PATIENCE, settled)
         .await
         .unwrap();
+    // What the API server does not store as it was applied looks like drift, and is applied again and again.
+    let events = control_plane.audit().unwrap();
+    let applied = events.iter().filter(|event| {
+        event.user == testbed::fleet::OPERATOR_USER
+            && event.full_resource() == "statefulsets"
+            && event.is_accepted_write()
+    });
+    assert_eq!(applied.count(), 30, "writes of 30 StatefulSets");
 }
