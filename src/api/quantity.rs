@@ -35,6 +35,13 @@ macro_rules! quantity_from {
     };
 }
 
+/// What is said of a value that [`CPU`] refuses.
+pub(super) const CPU_SAYS: &str = "cpu must be from 1m to 100k, for example 500m, 2 or 1.5";
+/// What is said of a value that [`BYTES`] refuses, of memory.
+pub(super) const MEMORY_SAYS: &str = "memory must be from 16Mi to 1Ei, for example 512Mi or 4Gi; a number without a unit is in bytes";
+/// What is said of a map that [`MAP`] refuses.
+pub(super) const MAP_SAYS: &str = "each name must have at most 317 characters, and each amount be a quantity, for example 500m or 2Gi";
+
 /// CPU. Kubernetes knows nothing smaller than a thousandth of a core.
 pub(super) const CPU: &str = quantity_from!("self", "1m", "100k");
 /// Bytes of memory or storage. Less than this is a wrong or missing unit: no server starts with it.

@@ -116,7 +116,7 @@ pub struct Resources {
         skip_serializing_if = "Option::is_none"
     )]
     #[schemars(schema_with = "quantity::schema")]
-    #[x_kube(validation = Rule::new(quantity::CPU).message("cpu must be from 1m to 100k, for example 500m, 2 or 1.5"))]
+    #[x_kube(validation = Rule::new(quantity::CPU).message(quantity::CPU_SAYS))]
     pub cpu: Option<String>,
 
     /// Memory of each instance, for example `512Mi` or `4Gi`. 512Mi when only `cpu` is set.
@@ -126,7 +126,7 @@ pub struct Resources {
         skip_serializing_if = "Option::is_none"
     )]
     #[schemars(schema_with = "quantity::schema")]
-    #[x_kube(validation = Rule::new(quantity::BYTES).message("memory must be from 16Mi to 1Ei, for example 512Mi or 4Gi; a number without a unit is in bytes"))]
+    #[x_kube(validation = Rule::new(quantity::BYTES).message(quantity::MEMORY_SAYS))]
     pub memory: Option<String>,
 
     /// What is reserved for each instance, as in a Pod: `cpu`, `memory` and other resources by name.
@@ -136,9 +136,9 @@ pub struct Resources {
         skip_serializing_if = "Option::is_none"
     )]
     #[schemars(schema_with = "quantity::map_schema")]
-    #[x_kube(validation = Rule::new(quantity::MAP).message("each name must have at most 317 characters, and each amount be a quantity, for example 500m or 2Gi"))]
-    #[x_kube(validation = Rule::new(quantity::MAP_CPU).message("cpu must be from 1m to 100k, for example 500m, 2 or 1.5"))]
-    #[x_kube(validation = Rule::new(quantity::MAP_MEMORY).message("memory must be from 16Mi to 1Ei, for example 512Mi or 4Gi; a number without a unit is in bytes"))]
+    #[x_kube(validation = Rule::new(quantity::MAP).message(quantity::MAP_SAYS))]
+    #[x_kube(validation = Rule::new(quantity::MAP_CPU).message(quantity::CPU_SAYS))]
+    #[x_kube(validation = Rule::new(quantity::MAP_MEMORY).message(quantity::MEMORY_SAYS))]
     pub requests: Option<BTreeMap<String, String>>,
 
     /// What each instance may use at most, as in a Pod: `cpu`, `memory` and other resources by name.
@@ -148,9 +148,9 @@ pub struct Resources {
         skip_serializing_if = "Option::is_none"
     )]
     #[schemars(schema_with = "quantity::map_schema")]
-    #[x_kube(validation = Rule::new(quantity::MAP).message("each name must have at most 317 characters, and each amount be a quantity, for example 500m or 2Gi"))]
-    #[x_kube(validation = Rule::new(quantity::MAP_CPU).message("cpu must be from 1m to 100k, for example 500m, 2 or 1.5"))]
-    #[x_kube(validation = Rule::new(quantity::MAP_MEMORY).message("memory must be from 16Mi to 1Ei, for example 512Mi or 4Gi; a number without a unit is in bytes"))]
+    #[x_kube(validation = Rule::new(quantity::MAP).message(quantity::MAP_SAYS))]
+    #[x_kube(validation = Rule::new(quantity::MAP_CPU).message(quantity::CPU_SAYS))]
+    #[x_kube(validation = Rule::new(quantity::MAP_MEMORY).message(quantity::MEMORY_SAYS))]
     pub limits: Option<BTreeMap<String, String>>,
 }
 

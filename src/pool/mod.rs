@@ -51,10 +51,6 @@ pub trait Backlog: Send + Sync {
     /// Whether objects are due that no worker has come to yet.
     fn others_wait(&self) -> bool;
 
-    /// Whether [`Failure::LookAgain`] of this run counts as a failure: what is still refused now has
-    /// been refused each time before.
-    fn is_last_look(&self) -> bool;
-
     /// The tries before this run, and when the next one is if it fails.
     fn outlook(&self) -> Outlook;
 }

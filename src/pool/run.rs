@@ -63,10 +63,6 @@ impl<R: Reconcile> Backlog for Turn<'_, R> {
         self.shared.state().queue.depth(now_ms) > 0
     }
 
-    fn is_last_look(&self) -> bool {
-        self.run.attempts.are_looks_spent()
-    }
-
     fn outlook(&self) -> Outlook {
         let now_ms = self.shared.now_ms();
         self.run.attempts.outlook(now_ms, self.random)

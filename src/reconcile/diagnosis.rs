@@ -117,9 +117,7 @@ pub(super) fn unready(pods: &[Pod]) -> Option<&Pod> {
         pod.metadata.deletion_timestamp.is_none()
             && containers.is_some_and(|all| all.iter().any(started))
     };
-    pods.iter()
-        .filter(is_unready)
-        .min_by(|a, b| a.metadata.name.cmp(&b.metadata.name))
+    first(pods.iter().filter(is_unready))
 }
 
 /// The first Pod, by name, that has a node and whose containers wait for its volumes.
@@ -127,10 +125,6 @@ pub(super) fn unmounted(pods: &[Pod]) -> Option<&Pod> {
     let is_unmounted = |pod: &&Pod| {
         let Some(status) = &pod.status else {
             return false;
-        };
-        let holds = |kind: &str| {
-            let mut all = status.conditions.iter().flatten();
-            all.any(|condition| condition.type_ == kind && condition.status == "True")
         };
         let init = status.init_container_statuses.iter().flatten();
         let mut containers = init.chain(status.container_statuses.iter().flatten());
@@ -142,13 +136,11 @@ pub(super) fn unmounted(pods: &[Pod]) -> Option<&Pod> {
                 .any(|state| state.running.is_some() || state.terminated.is_some())
         };
         pod.metadata.deletion_timestamp.is_none()
-            && holds("PodScheduled")
-            && !holds("PodReadyToStartContainers")
+            && has_condition(pod, "PodScheduled")
+            && !has_condition(pod, "PodReadyToStartContainers")
             && !containers.any(has_run)
     };
-    pods.iter()
-        .filter(is_unmounted)
-        .min_by(|a, b| a.metadata.name.cmp(&b.metadata.name))
+    first(pods.iter().filter(is_unmounted))
 }
 
 /// Why the volumes of a Pod cannot be mounted, by its events. That the Secret is missing is not
@@ -187,10 +179,18 @@ pub(super) fn explain_mount(events: &[Event], pod: &Pod, secret: &str) -> Option
 
 /// Whether clients are sent to a Pod.
 pub(super) fn is_ready(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && has_condition(pod, "Ready")
+}
+
+fn has_condition(pod: &Pod, kind: &str) -> bool {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     let mut conditions = conditions.into_iter().flatten();
-    pod.metadata.deletion_timestamp.is_none()
-        && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    conditions.any(|condition| condition.type_ == kind && condition.status == "True")
+}
+
+/// The first of these Pods, by name.
+fn first<'a>(pods: impl Iterator<Item = &'a Pod>) -> Option<&'a Pod> {
+    pods.min_by(|a, b| a.metadata.name.cmp(&b.metadata.name))
 }
 
 /// What the readiness probe of a Pod said last, by the newest of its events; none when it failed

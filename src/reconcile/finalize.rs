@@ -64,7 +64,7 @@ impl Run<'_> {
         applied: &Applied,
     ) -> Result<(), Failure> {
         let primary = primary_serves(self.cluster, owned);
-        let conclusion = self.conclude(owned, applied, (None, primary));
+        let conclusion = self.conclude(owned, applied, None, primary);
         self.write_conclusion(&conclusion).await
     }
 

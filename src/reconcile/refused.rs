@@ -126,7 +126,7 @@ impl Run<'_> {
         let is_known = self
             .reconciler
             .with_memory(self.cluster, |memory| memory.is_refused(&what));
-        if !is_known && !self.backlog.is_last_look() {
+        if !is_known && !self.backlog.outlook().attempts.are_looks_spent() {
             let refusal = Refusal::Fenced { rule, message };
             return Refused::Failure(refusal.into_failure(&format!("changing {what}")));
         }

@@ -293,7 +293,7 @@ impl<'a> Run<'a> {
         }
         let why = looked.as_ref().and_then(|looked| looked.why.as_ref());
         let primary = self.primary(owned).await;
-        let conclusion = self.conclude(owned, applied, (why, primary));
+        let conclusion = self.conclude(owned, applied, why, primary);
         self.write_conclusion(&conclusion).await?;
         if conclusion.next == Next::Ready {
             let generation = self.cluster.generation;
@@ -438,7 +438,8 @@ impl<'a> Run<'a> {
         &self,
         owned: Option<&StatefulSetRecord>,
         applied: &Applied,
-        (diagnosis, primary): (Option<&Why>, Option<bool>),
+        diagnosis: Option<&Why>,
+        primary: Option<bool>,
     ) -> Conclusion {
         conclude(&Done {
             cluster: self.cluster,

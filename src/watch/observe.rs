@@ -104,7 +104,10 @@ pub fn statefulset(
         labels_digest: postgres::labels_digest(labels),
         image: match unchanged {
             Some(known) => known.image.clone(),
-            None => bounded(image(object).unwrap_or_default()),
+            None => {
+                let image = spec.and_then(container).and_then(|c| c.image.as_deref());
+                bounded(image.unwrap_or_default())
+            }
         },
         claims_done: annotation(&object.metadata, names::CLAIMS_ANNOTATION).map(bounded),
         claim: match unchanged {
@@ -133,10 +136,11 @@ pub fn same_spec(meta: &ObjectMeta, known: &StatefulSetRecord) -> bool {
 }
 
 /// By name: others may add containers, before ours too.
-fn image(object: &StatefulSet) -> Option<&str> {
-    let pod = object.spec.as_ref()?.template.spec.as_ref()?;
-    let is_ours = |container: &&Container| container.name == postgres::CONTAINER;
-    pod.containers.iter().find(is_ours)?.image.as_deref()
+fn container(set: &StatefulSetSpec) -> Option<&Container> {
+    let containers = &set.template.spec.as_ref()?.containers;
+    containers
+        .iter()
+        .find(|container| container.name == postgres::CONTAINER)
 }
 
 fn claim(object: &StatefulSet) -> Option<ClaimTemplate> {
@@ -161,10 +165,7 @@ fn claim(object: &StatefulSet) -> Option<ClaimTemplate> {
 }
 
 fn created_for(set: &StatefulSetSpec) -> Option<&str> {
-    let pod = set.template.spec.as_ref()?;
-    let is_postgres = |container: &&Container| container.name == postgres::CONTAINER;
-    let container = pod.containers.iter().find(is_postgres)?;
-    let mut environment = container.env.iter().flatten();
+    let mut environment = container(set)?.env.iter().flatten();
     let uid = environment.find(|variable| variable.name == postgres::CLUSTER_UID)?;
     uid.value.as_deref()
 }

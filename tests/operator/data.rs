@@ -680,21 +680,11 @@ async fn a_quota_that_lets_no_pod_in_is_named() {
 
 const MARKS: &str = "app.kubernetes.io/managed-by";
 
-async fn delete_cluster(client: &Client, namespace: &str, name: &str, policy: PropagationPolicy) {
-    let clusters = load::clusters_in(client.clone(), namespace);
-    let params = DeleteParams {
+fn by(policy: PropagationPolicy) -> DeleteParams {
+    DeleteParams {
         propagation_policy: Some(policy),
         ..DeleteParams::default()
-    };
-    clusters.delete(name, &params).await.unwrap();
-    wait_for(format!("{name} to be gone"), PATIENCE, || async {
-        let found = clusters.get_opt(name).await.unwrap();
-        Ok(Progress::when(found.is_none(), (), || {
-            format!("{:?}", found.map(|one| one.data))
-        }))
-    })
-    .await
-    .unwrap();
+    }
 }
 
 fn with_retain(retain: &str) -> serde_json::Value {
@@ -738,7 +728,15 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
     until_cluster(&client, ("left", "db"), "Ready", is_ready).await;
     let other = until_cluster(&client, ("left", "other"), "Ready", is_ready).await;
     let before: Vec<_> = claims(&client, "left").await;
-    delete_cluster(&client, "left", "db", PropagationPolicy::Orphan).await;
+    load::delete(
+        &client,
+        "left",
+        "db",
+        &by(PropagationPolicy::Orphan),
+        PATIENCE,
+    )
+    .await
+    .unwrap();
 
     let services: Api<Service> = Api::namespaced(client.clone(), "left");
     // Nobody's and unmarked, and another DatabaseCluster's.
@@ -754,7 +752,15 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
             .unwrap();
         one(control_plane, "left", "db", with_retain("Delete")).await;
         until_degraded(&client, ("left", "db"), "ForeignChild").await;
-        delete_cluster(&client, "left", "db", PropagationPolicy::Background).await;
+        load::delete(
+            &client,
+            "left",
+            "db",
+            &by(PropagationPolicy::Background),
+            PATIENCE,
+        )
+        .await
+        .unwrap();
         assert_eq!(claims_that_stay(&client, "left").await, before, "{owners}");
         until_event(control_plane, "left", "all claims stay").await;
         let service = services.get("db-rw").await.unwrap().metadata;
@@ -868,7 +874,15 @@ async fn backup(control_plane: &ControlPlane) -> Vec<serde_json::Value> {
 
 async fn delete_everything(control_plane: &ControlPlane) {
     let client = control_plane.client();
-    delete_cluster(&client, "back", "db", PropagationPolicy::Foreground).await;
+    load::delete(
+        &client,
+        "back",
+        "db",
+        &by(PropagationPolicy::Foreground),
+        PATIENCE,
+    )
+    .await
+    .unwrap();
     for kind in [
         "services",
         "configmaps",

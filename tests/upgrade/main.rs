@@ -319,19 +319,9 @@ async fn changes_and_deletions_work(
     .await
     .unwrap();
     for name in CLUSTERS {
-        let clusters = load::clusters_in(client.clone(), NAMESPACE);
-        clusters
-            .delete(name, &DeleteParams::default())
+        load::delete(&client, NAMESPACE, name, &DeleteParams::default(), PATIENCE)
             .await
             .unwrap();
-        wait_for(format!("{name} to be gone"), PATIENCE, || async {
-            let found = clusters.get_opt(name).await.unwrap();
-            Ok(Progress::when(found.is_none(), (), || {
-                format!("{:?}", found.map(|one| one.data))
-            }))
-        })
-        .await
-        .unwrap();
     }
     let left = claims(&client)
         .list(&ListParams::default())

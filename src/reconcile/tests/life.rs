@@ -123,7 +123,7 @@ async fn a_change_of_the_spec_is_carried_out_and_reported() {
 async fn while_others_wait_the_work_is_done_first_and_told_in_the_next_run() {
     let world = World::with_ready_cluster(1).await;
     world.user_applies(json!({"image": "postgres:18.1", "replicas": 3}));
-    let outcome = world.reconcile_beside(&Crowded).await.unwrap();
+    let outcome = world.reconcile_beside(&CROWDED).await.unwrap();
     assert_eq!(
         outcome,
         Outcome {
@@ -136,7 +136,7 @@ async fn while_others_wait_the_work_is_done_first_and_told_in_the_next_run() {
     assert_eq!(world.phase(), Phase::Ready);
     assert_eq!(world.cluster().status.observed_generation, 1);
     // Nothing is left to do, so it is told, however many wait.
-    world.reconcile_beside(&Crowded).await.unwrap();
+    world.reconcile_beside(&CROWDED).await.unwrap();
     assert_eq!(world.phase(), Phase::Scaling);
     assert_eq!(world.cluster().status.observed_generation, 2);
 }
@@ -146,7 +146,7 @@ async fn what_is_wrong_is_told_at_once_however_many_wait() {
     let world = World::with_ready_cluster(1).await;
     world.fake.with(|state| state.objects.remove(SECRET));
     world.user_applies(json!({"image": "postgres:18.1", "replicas": 1}));
-    world.reconcile_beside(&Crowded).await.unwrap_err();
+    world.reconcile_beside(&CROWDED).await.unwrap_err();
     assert_eq!(world.phase(), Phase::Degraded);
 }
 

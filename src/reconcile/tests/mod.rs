@@ -41,80 +41,69 @@ const WATCHED: [(&str, ChildKind); 3] = [
 /// Shorter than any machine has been up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Nobody waits.
-struct Idle;
+/// What a run is told of the queue and of the tries before it.
+#[derive(Clone, Copy)]
+struct Told {
+    others_wait: bool,
+    outlook: Outlook,
+}
 
-impl Backlog for Idle {
+impl Backlog for Told {
     fn others_wait(&self) -> bool {
-        false
-    }
-
-    fn is_last_look(&self) -> bool {
-        false
+        self.others_wait
     }
 
     fn outlook(&self) -> Outlook {
-        Outlook::default()
+        self.outlook
     }
 }
+
+const NO_ATTEMPTS: Attempts = Attempts {
+    failures: 0,
+    looks: 0,
+    retry_ms: None,
+};
+
+/// Nobody waits.
+const IDLE: Told = Told {
+    others_wait: false,
+    outlook: Outlook {
+        attempts: NO_ATTEMPTS,
+        is_early: false,
+        retry_in_ms: 0,
+    },
+};
 
 /// Nobody waits, and there is no look-again left.
-struct LastLook;
-
-impl Backlog for LastLook {
-    fn others_wait(&self) -> bool {
-        false
-    }
-
-    fn is_last_look(&self) -> bool {
-        true
-    }
-
-    fn outlook(&self) -> Outlook {
-        Outlook::default()
-    }
-}
+const LAST_LOOK: Told = Told {
+    outlook: Outlook {
+        attempts: Attempts {
+            looks: 5,
+            ..NO_ATTEMPTS
+        },
+        ..IDLE.outlook
+    },
+    ..IDLE
+};
 
 /// There is always somebody who waits.
-struct Crowded;
-
-impl Backlog for Crowded {
-    fn others_wait(&self) -> bool {
-        true
-    }
-
-    fn is_last_look(&self) -> bool {
-        false
-    }
-
-    fn outlook(&self) -> Outlook {
-        Outlook::default()
-    }
-}
+const CROWDED: Told = Told {
+    others_wait: true,
+    ..IDLE
+};
 
 /// It has failed before, and is tried again in half a minute if it fails.
-struct Failing {
-    is_early: bool,
-}
-
-impl Backlog for Failing {
-    fn others_wait(&self) -> bool {
-        false
-    }
-
-    fn is_last_look(&self) -> bool {
-        false
-    }
-
-    fn outlook(&self) -> Outlook {
-        Outlook {
+const fn failing(is_early: bool) -> Told {
+    Told {
+        outlook: Outlook {
             attempts: Attempts {
                 failures: 1,
-                ..Attempts::default()
+                ..NO_ATTEMPTS
             },
-            is_early: self.is_early,
+            is_early,
             retry_in_ms: 30_000,
-        }
+        },
+        ..IDLE
     }
 }
 
@@ -231,7 +220,7 @@ impl World {
     }
 
     async fn reconcile(&self) -> Result<Outcome, Failure> {
-        self.reconcile_beside(&Idle).await
+        self.reconcile_beside(&IDLE).await
     }
 
     async fn reconcile_beside(&self, backlog: &dyn Backlog) -> Result<Outcome, Failure> {

@@ -4,8 +4,8 @@
 use super::*;
 
 const STATUS: &str = "PATCH /apis/database.io/v1/namespaces/shop/databaseclusters/orders/status";
-const DUE: Failing = Failing { is_early: false };
-const EARLY: Failing = Failing { is_early: true };
+const DUE: Told = failing(false);
+const EARLY: Told = failing(true);
 
 fn webhook_is_down() -> Value {
     json!({
@@ -54,7 +54,7 @@ async fn a_new_cluster_that_keeps_failing_says_so_and_when_it_is_tried_again() {
     ] {
         let world = World::new();
         world.user_applies(json!({"image": "postgres:18"}));
-        world.fails(&Idle, answer.clone()).await;
+        world.fails(&IDLE, answer.clone()).await;
         assert_eq!(world.status_writes(), 0, "it may pass by itself");
         world.fails(&DUE, answer.clone()).await;
         let (status, reason, message) = world.condition(ConditionType::Degraded);
@@ -81,7 +81,7 @@ async fn a_new_cluster_that_keeps_failing_says_so_and_when_it_is_tried_again() {
 async fn an_old_cluster_is_not_ready_for_a_generation_that_cannot_be_carried_out_but_available() {
     let world = World::with_ready_cluster(1).await;
     world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
-    for backlog in [&Idle as &dyn Backlog, &DUE] {
+    for backlog in [&IDLE as &dyn Backlog, &DUE] {
         world.refuse(&format!("PATCH {BUDGET}"), webhook_is_down());
         world.reconcile_beside(backlog).await.unwrap_err();
     }
@@ -117,7 +117,7 @@ async fn a_report_brings_no_storm_of_writes() {
 async fn a_status_that_cannot_be_written_is_told_of_in_events() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18"}));
-    for backlog in [&Idle as &dyn Backlog, &DUE] {
+    for backlog in [&IDLE as &dyn Backlog, &DUE] {
         assert_eq!(world.notes(), Vec::<String>::new());
         world.refuse(STATUS, webhook_is_down());
         world.reconcile_beside(backlog).await.unwrap_err();
@@ -133,7 +133,7 @@ async fn a_deletion_that_keeps_failing_says_so() {
     world.change(CLUSTER, |cluster| {
         cluster["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     });
-    for backlog in [&Idle as &dyn Backlog, &DUE] {
+    for backlog in [&IDLE as &dyn Backlog, &DUE] {
         world.refuse(&format!("DELETE {STATEFULSET}"), webhook_is_down());
         world.reconcile_beside(backlog).await.unwrap_err();
     }

@@ -35,7 +35,7 @@ impl World {
                 return ended;
             }
         }
-        self.reconcile_beside(&LastLook).await
+        self.reconcile_beside(&LAST_LOOK).await
     }
 
     fn fails_for(&self, ended: Result<Outcome, Failure>, expected: Cause) -> String {
@@ -117,7 +117,7 @@ async fn a_forged_token_on_one_object_does_not_stop_the_others() {
         world.change(path, |object| object["spec"]["edited"] = json!(true));
     }
     world.requests();
-    world.fails_for(world.reconcile_beside(&LastLook).await, Cause::TokenAhead);
+    world.fails_for(world.reconcile_beside(&LAST_LOOK).await, Cause::TokenAhead);
     let tries = world.requests();
     for path in [CONFIG, READ, READ_WRITE, STATEFULSET, BUDGET] {
         assert!(
@@ -158,7 +158,7 @@ async fn a_refusal_for_another_reason_is_reported_in_the_words_of_the_api_server
                 .refusals
                 .push((format!("PATCH {STATEFULSET}"), answer));
         });
-        let told = world.fails_for(world.reconcile_beside(&LastLook).await, Cause::Fenced);
+        let told = world.fails_for(world.reconcile_beside(&LAST_LOOK).await, Cause::Fenced);
         assert!(told.contains(&message), "{told}");
         let expected = (ConditionStatus::True, "WriteRefused".to_owned());
         assert_eq!(world.degraded(), expected);
@@ -174,7 +174,7 @@ async fn nothing_is_reported_once_the_right_to_act_has_ended() {
     world.user_applies(scaled(2));
     world.requests();
     world.ended.cancel();
-    let ended = world.reconcile_beside(&LastLook).await;
+    let ended = world.reconcile_beside(&LAST_LOOK).await;
     assert_eq!(ended, Err(Failure::Lost));
     assert_eq!(world.requests(), [""; 0]);
 }

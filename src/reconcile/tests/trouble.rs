@@ -15,7 +15,7 @@ async fn a_watch_that_lags_behind_our_own_writes_makes_us_wait_not_write_twice()
     world.store.upsert_cluster((*old).clone());
     let outcome = world
         .reconciler
-        .reconcile(&key(), &world.tenure, &Idle)
+        .reconcile(&key(), &world.tenure, &IDLE)
         .await
         .unwrap();
     assert_eq!(
@@ -31,7 +31,7 @@ async fn a_watch_that_lags_behind_our_own_writes_makes_us_wait_not_write_twice()
     world.store.upsert_cluster((*new).clone());
     let outcome = world
         .reconciler
-        .reconcile(&key(), &world.tenure, &Idle)
+        .reconcile(&key(), &world.tenure, &IDLE)
         .await
         .unwrap();
     assert_eq!(
@@ -55,7 +55,7 @@ async fn an_older_spec_is_never_applied_over_a_child_of_a_newer_one() {
     successor.store.upsert_cluster((*old).clone());
     let outcome = successor
         .reconciler
-        .reconcile(&key(), &successor.tenure, &Idle)
+        .reconcile(&key(), &successor.tenure, &IDLE)
         .await;
     let outcome = outcome.unwrap();
     assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, pin_mut, stream};
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 use crate::control_plane::ControlPlane;
 use crate::error::{Context, Error, Result};
 use crate::fleet::ensure_namespace;
+use crate::wait::{Progress, wait_for};
 
 /// Requests at once while creating or changing.
 const CONCURRENCY: usize = 16;
@@ -144,6 +147,29 @@ async fn patch_one(client: Client, key: Key, change: Value) -> Result<(Key, Dyna
     let patched = api.patch(&key.1, &params, &Patch::Merge(&change)).await;
     let object = patched.context(format!("change DatabaseCluster {}/{}", key.0, key.1))?;
     Ok((key, object))
+}
+
+/// Deletes a DatabaseCluster and waits until it is gone.
+///
+/// # Errors
+/// When the deletion is refused, or the object is still there after `timeout`.
+pub async fn delete(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    params: &DeleteParams,
+    timeout: Duration,
+) -> Result<()> {
+    let clusters = clusters_in(client.clone(), namespace);
+    let what = || format!("delete DatabaseCluster {namespace}/{name}");
+    clusters.delete(name, params).await.context(what())?;
+    wait_for(format!("{name} to be gone"), timeout, || async {
+        let found = clusters.get_opt(name).await.context(what())?;
+        Ok(Progress::when(found.is_none(), (), || {
+            format!("{:?}", found.map(|one| one.data))
+        }))
+    })
+    .await
 }
 
 /// Why a cluster is not Ready, or `None` when it is, for its present generation.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ControlPlane, config, run_kwokctl};
 use crate::error::{Context, Error, Result, failed};
@@ -148,17 +148,10 @@ impl ControlPlane {
         ] {
             let what = format!("the policies on {path} to be usable");
             wait_for(what, RESTART_TIMEOUT, || async {
-                let request = http::Request::post(format!("/{path}?dryRun=All"))
-                    .header(http::header::CONTENT_TYPE, "application/json")
-                    .body(object.to_string().into_bytes());
-                let request = request.map_err(|error| Error::Failed(error.to_string()))?;
-                Ok(match self.client.request_text(request).await {
-                    Err(error) if error.to_string().contains(UNUSABLE_POLICY) => {
-                        Progress::pending(error)
-                    }
-                    // Whether the object itself is welcome does not matter.
-                    _ => Progress::Done(()),
-                })
+                let answer = self.create_in_dry_run(path, &object, None).await?;
+                // Whether the object itself is welcome does not matter.
+                let is_usable = !answer.contains(UNUSABLE_POLICY);
+                Ok(Progress::when(is_usable, (), || answer))
             })
             .await?;
         }
@@ -197,6 +190,29 @@ impl ControlPlane {
             })
         })
         .await
+    }
+
+    /// What the API server answers to the creation of an object in a dry run, as text, refusals included. `path`
+    /// names the collection, without a leading slash; `user` is impersonated.
+    ///
+    /// # Errors
+    /// When the request cannot be built.
+    pub async fn create_in_dry_run(
+        &self,
+        path: &str,
+        object: &Value,
+        user: Option<&str>,
+    ) -> Result<String> {
+        let mut request = http::Request::post(format!("/{path}?dryRun=All"));
+        if let Some(user) = user {
+            request = request.header("Impersonate-User", user);
+        }
+        let request = request
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(object.to_string().into_bytes())
+            .context("build a request")?;
+        let answer = self.client.request_text(request).await;
+        Ok(answer.unwrap_or_else(|error| error.to_string()))
     }
 
     /// The last lines of each program's log, for messages.

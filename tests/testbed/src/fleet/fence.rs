@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use kube::Client;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{OPERATOR_NAMESPACE, OPERATOR_USER};
 use crate::control_plane::ControlPlane;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::wait::{Progress, wait_for};
 
 const IN_FORCE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,32 +31,21 @@ pub async fn wait_in_force(control_plane: &ControlPlane) -> Result<()> {
             "000": {"epoch": 0, "holder": "", "incarnation": ""},
         }},
     });
-    let client = control_plane.client();
     for (root, resource, object) in [
         ("api/v1", "services", service),
         ("apis/coordination.k8s.io/v1", "leases", lease),
         ("apis/database.io/v1", "shardtables", table),
     ] {
-        let path = format!("/{root}/namespaces/{OPERATOR_NAMESPACE}/{resource}?dryRun=All");
+        let path = format!("{root}/namespaces/{OPERATOR_NAMESPACE}/{resource}");
         let what = format!("the fence to refuse {resource} without a fencing token");
         wait_for(what, IN_FORCE_TIMEOUT, || async {
-            let answer = post(&client, &path, &object, OPERATOR_USER).await?;
+            let answer = control_plane
+                .create_in_dry_run(&path, &object, Some(OPERATOR_USER))
+                .await?;
             let refused = answer.contains("databasecluster-fence");
             Ok(Progress::when(refused, (), || answer))
         })
         .await?;
     }
     control_plane.wait_until_policies_are_usable().await
-}
-
-async fn post(client: &Client, path: &str, object: &Value, user: &str) -> Result<String> {
-    let request = http::Request::post(path)
-        .header("Impersonate-User", user)
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(object.to_string().into_bytes())
-        .context("build a request")?;
-    Ok(match client.request_text(request).await {
-        Ok(text) => text,
-        Err(error) => error.to_string(),
-    })
 }
