@@ -330,7 +330,7 @@ fn feeds(
         troubles: Arc::clone(&shared.troubles),
         metrics: Arc::clone(&shared.metrics),
         // A shard that is not admitted yet takes nothing: all its objects are queued when it is.
-        // What a full queue refuses is counted there, and offered to it anew by the health keeper.
+        // What a full queue refuses is counted there, and offered to it again by the health keeper.
         on_change: Box::new(move |shard, key| {
             let _not_now = pool.enqueue(shard, key, Duration::ZERO);
         }),

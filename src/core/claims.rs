@@ -70,7 +70,7 @@ impl Claim {
         self.is_marked && self.cluster_uid.as_deref() == Some(&*cluster.uid)
     }
 
-    /// Whether it asks for less than this. A larger one is left alone, whoever grew it.
+    /// Whether it asks for less than this. A larger one is left alone, also one that a user has grown.
     #[must_use]
     pub fn is_smaller_than(&self, size: &str) -> bool {
         let asks = self.asks.as_deref().and_then(quantity_nano);

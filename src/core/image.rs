@@ -88,7 +88,7 @@ mod tests {
             ("postgres@sha256:abc", None),
             ("postgres:99999999999999999999", None),
             ("", None),
-            // Whoever makes these numbers their tags.
+            // Their publishers number these tags as they like.
             ("registry/pg:41", None),
             ("registry.test:5000/x/postgres:16.1", None),
             ("registry.test/library/postgres:41", None),

@@ -206,7 +206,7 @@ impl Queue {
     }
 
     /// Open shards with objects that found no room, or gave theirs to others, since the last call: all
-    /// that lies in them is to be offered anew.
+    /// that lies in them is to be offered again.
     pub fn take_missing(&mut self) -> BTreeSet<ShardId> {
         std::mem::take(&mut self.missing)
     }

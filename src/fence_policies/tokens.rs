@@ -69,7 +69,7 @@ pub(super) fn holder(fence: &Fence) -> Policy {
         name: "fence-holder",
         comment: "Present holder: the token is that of the shard table's entry for the shard of the object's bucket. Only \
             objects\nwith the bucket's label meet this policy: while the API server does not know the kind ShardTable, it \
-            refuses\neverything that matches, whoever writes.",
+            refuses\neverything that matches, from every user.",
         reads_table: true,
         scope: Scope::Labelled,
         rules: fence.rules(false),

@@ -214,7 +214,7 @@ impl<R: Reconcile> Pool<R> {
         }
     }
 
-    /// Offers the queue anew what found no room in it: at once when there is room again, and once in a
+    /// Offers the queue again what found no room in it: at once when there is room again, and once in a
     /// while in any case, such that in a queue that is too small for good the objects take turns.
     /// `keys` gives all objects of a shard.
     pub fn add_missing(&self, keys: impl Fn(ShardId) -> Vec<ObjectKey>) {

@@ -133,7 +133,7 @@ impl State {
         self.queue.done(key, verdict);
     }
 
-    /// The shards whose objects are to be offered to the queue anew, if that is due.
+    /// The shards whose objects are to be offered to the queue again, if that is due.
     pub(super) fn take_missing(&mut self, now_ms: u64) -> BTreeSet<ShardId> {
         let waited_ms = now_ms.saturating_sub(self.offered_ms);
         let is_due = self.queue.has_room() || waited_ms >= MISSING_EVERY_MS;

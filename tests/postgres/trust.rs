@@ -149,7 +149,7 @@ fn a_standby_runs_no_command_that_came_with_the_copy() {
     replica.until_ready();
     let commands = "SELECT string_agg(name, ' ') FROM pg_settings WHERE name ~ '^(restore|archive_cleanup|recovery_end)_command' AND setting <> ''";
     assert_eq!(replica.psql_local(commands).as_deref(), Ok(""));
-    // Also what is set on the replica, when it starts anew.
+    // Also what is set on the replica, when it starts again.
     replica
         .psql_local("ALTER SYSTEM SET primary_conninfo = 'host=elsewhere'")
         .unwrap();

@@ -1,5 +1,5 @@
 //! From version cc6f500, which has no shard table, to this one, by the commands in docs/operations.md, on a real API
-//! server: each Pod restarts once, for the new template, nothing is created anew, and everything works afterwards.
+//! server: each Pod restarts once, for the new template, nothing is created again, and everything works afterwards.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod earlier;

@@ -57,7 +57,7 @@ fn a_change_takes_the_place_of_what_is_due_last_and_neither_is_lost() {
     assert_eq!(refused, Err(AddError::Full { capacity: 2 }));
     assert_eq!(queue.take_missing(), BTreeSet::from([ShardId(1)]));
     assert_eq!(queue.take_missing(), BTreeSet::new());
-    // What is offered anew leaves alone what is there.
+    // What is offered again leaves alone what is there.
     assert_eq!(queue.add_missing(ShardId(0), &key(1), 0), Ok(Added::Known));
     assert_eq!(queue.pop(5).unwrap().key, key(2));
     queue.done(&key(2), Verdict::Settled { due_ms: 300 });

@@ -231,7 +231,7 @@ async fn a_queue_that_is_too_small_for_all_objects_loses_none() {
     let stage = stage(config, |_, _| settles(0));
     let all = || (0..8).map(key).collect::<Vec<_>>();
     for n in 0..8 {
-        // What is refused for the moment is offered anew.
+        // What is refused for the moment is offered again.
         let _full = stage.pool.enqueue(SHARD, &key(n), NOW);
     }
     let starts = || -> Vec<usize> { (0..8).map(|n| stage.starts(n).len()).collect() };
