@@ -13,7 +13,7 @@ const BEGIN: &str = "<!-- Generated from src/api: UPDATE_DOCS=1 cargo test --tes
 const END: &str = "<!-- End of what is generated -->\n";
 
 fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(name)
 }
 
 fn matches(name: &str, expected: &str) {

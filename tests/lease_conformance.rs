@@ -6,19 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use databasecluster_operator::api::{ShardTable, names, shard_table_crd};
-use databasecluster_operator::core::hash::{ShardCount, ShardId};
-use databasecluster_operator::core::lease::{
-    MemberChange, MemberWrite, ShardWrite, Version, member_lease_name,
-};
-use databasecluster_operator::core::ownership::WriteResult;
-use databasecluster_operator::core::table::{Entry, TableChange, TableWrite};
-use databasecluster_operator::core::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 use databasecluster_operator::fleet::leases::{LeaseStore, SelfDescription};
 use databasecluster_operator::fleet::table::TableStore;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::PostParams;
-use simulation::core as assumed;
+use shard_ownership as assumed;
+use shard_ownership::hash::{ShardCount, ShardId};
+use shard_ownership::lease::{MemberChange, MemberWrite, ShardWrite, Version, member_lease_name};
+use shard_ownership::ownership::WriteResult;
+use shard_ownership::table::{Entry, TableChange, TableWrite};
+use shard_ownership::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 use simulation::{MemberMeta, Random, Sabotage, Server};
 use testbed::{ControlPlane, ControlPlaneOptions, Progress, wait_for};
 

@@ -1,13 +1,13 @@
 //! What is kept of a DatabaseCluster and its children, in bytes: measured in a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use databasecluster_operator::core::hash::{Bucket, ShardCount};
 use databasecluster_operator::watch::kinds::{Clusters, Kept, Kind, MetadataOf, StatefulSets};
 use databasecluster_operator::watch::store::Store;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use shard_ownership::hash::{Bucket, ShardCount};
 
 const CLUSTERS: usize = 10_000;
 /// Seven objects: the DatabaseCluster, its StatefulSet, three Services, ConfigMap and budget.

@@ -18,7 +18,7 @@ pub(crate) const NAME: &str = "databasecluster-operator";
 pub(crate) type Objects = BTreeMap<(String, String, String), Value>;
 
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
 pub(crate) fn deploy(file: &str) -> String {

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use databasecluster_operator::api::DatabaseCluster;
 use databasecluster_operator::core::child::ChildKind;
-use databasecluster_operator::core::hash::ShardId;
 use databasecluster_operator::core::observed::ClusterRecord;
-use databasecluster_operator::core::token::FencingToken;
 use databasecluster_operator::postgres::{Password, Source, secret};
 use databasecluster_operator::watch::observe;
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use serde_json::{Value, json};
+use shard_ownership::hash::ShardId;
+use shard_ownership::token::FencingToken;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A former server takes 75 s to end.
@@ -411,7 +411,10 @@ impl Pod {
 
     /// The main container: the image's entry point with its default command.
     pub(crate) fn start(mut self) -> Self {
-        let entrypoint = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/postgres/entrypoint.sh");
+        let entrypoint = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/postgres/entrypoint.sh"
+        );
         let copy = self.folder.join("entrypoint.sh");
         write(&copy, &fs::read_to_string(entrypoint).unwrap(), 0o555);
         let log = fs::File::options()

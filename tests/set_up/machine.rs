@@ -210,7 +210,7 @@ impl Machine {
 
     /// A script of this repository, on this machine, without a terminal.
     pub(crate) fn command(&self, script: &str, env: &[(&str, &str)]) -> Command {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        let script = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
             .join("tests")
             .join(script);
         // Whoever runs the tests in the background may ignore Ctrl-C, and no shell could undo that.

@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use databasecluster_operator::core::child::ChildKind;
-use databasecluster_operator::core::hash::{Bucket, ShardCount, ShardId};
 use databasecluster_operator::core::object::ObjectKey;
-use databasecluster_operator::core::ownership::Event;
 use databasecluster_operator::core::watch_mode::WatchMode;
 use databasecluster_operator::fleet::agent;
 use databasecluster_operator::telemetry::health::Health;
@@ -24,6 +22,8 @@ use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
+use shard_ownership::hash::{Bucket, ShardCount, ShardId};
+use shard_ownership::ownership::Event;
 use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, wait_for};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::Receiver;

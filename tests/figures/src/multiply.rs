@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use databasecluster_operator::core::hash::ShardCount;
+use shard_ownership::hash::ShardCount;
 use testbed::load::{self, NewCluster};
 use testbed::{ControlPlane, ControlPlaneOptions};
 

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::core::hash::ShardId;
-use crate::core::lease::{MemberLease, ShardLease};
-use crate::core::table::{Entry, ShardTable};
-use crate::core::token::FencingToken;
 use crate::delivery::LATE_MS_MAX;
 use crate::fence;
 use crate::update::Update;
 use crate::world::{Ending, Happening, Who, World};
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::{MemberLease, ShardLease};
+use shard_ownership::table::{Entry, ShardTable};
+use shard_ownership::token::FencingToken;
 
 /// Longest that a shard may stand still while its holder leaves as planned.
 const HANDOVER_GAP_MS_MAX: u64 = 400;

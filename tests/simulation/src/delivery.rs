@@ -1,13 +1,13 @@
 //! Events to the machines and their actions: the network between replicas and the API server.
 
-use crate::core::hash::ShardId;
-use crate::core::lease::{MemberChange, MemberWrite, ShardLease, ShardWrite};
-use crate::core::ownership::WriteId;
-use crate::core::ownership::{Action, Event, ReadFailed, Reason, WriteResult};
-use crate::core::table::{ShardTable, TableChange, TableWrite};
-use crate::core::token::FencingToken;
 use crate::process::Tenure;
 use crate::world::{Happening, Request, Sent, Who, World};
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::{MemberChange, MemberWrite, ShardLease, ShardWrite};
+use shard_ownership::ownership::WriteId;
+use shard_ownership::ownership::{Action, Event, ReadFailed, Reason, WriteResult};
+use shard_ownership::table::{ShardTable, TableChange, TableWrite};
+use shard_ownership::token::FencingToken;
 
 /// How long a caller waits for an answer.
 const CALL_TIMEOUT_MS: u64 = 1000;
@@ -298,7 +298,7 @@ impl World {
         who: Who,
         write: &MemberWrite,
         sent_ms: u64,
-    ) -> WriteResult<crate::core::lease::MemberLease> {
+    ) -> WriteResult<shard_ownership::lease::MemberLease> {
         let Some(meta) = self.meta(who) else {
             return WriteResult::Unknown;
         };

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use crate::core::hash::ShardId;
-use crate::core::lease::Version;
-use crate::core::lease::{MemberLease, Successor};
-use crate::core::ownership::Event;
-use crate::core::planner::{Fleet, churn_budget};
 use crate::process::{Clock, Newcomer, Process};
 use crate::server::MemberMeta;
 use crate::world::{Ending, Happening, Who, World};
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::Version;
+use shard_ownership::lease::{MemberLease, Successor};
+use shard_ownership::ownership::Event;
+use shard_ownership::planner::{Fleet, churn_budget};
 
 /// The end of a fault.
 #[derive(Clone, Debug)]

@@ -3,9 +3,9 @@
 //! Two rules. The holder rule reads the shard table from a cache that may show the past, or nothing at all. The
 //! order rule compares the old and the new token of one register within the transaction, and reads nothing else.
 
-use crate::core::table::ShardTable;
-use crate::core::token::{FencingToken, ObservedToken};
 use crate::server::Sabotage;
+use shard_ownership::table::ShardTable;
+use shard_ownership::token::{FencingToken, ObservedToken};
 
 /// A rule that refused a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

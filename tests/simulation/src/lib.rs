@@ -5,7 +5,6 @@
 //! if anything did, or with a [`Summary`]. The same seed always gives the same run.
 
 mod checks;
-pub mod core;
 mod delivery;
 mod faults;
 pub mod fence;

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 
 use stateright::{Model, Property};
 
-use crate::core::hash::ShardId;
-use crate::core::lease::Version;
-use crate::core::table::{Entry, ShardTable};
-use crate::core::token::{EPOCH_MAX, FencingToken, ObservedToken};
 use crate::fence::{self, FenceRule};
 use crate::server::Sabotage;
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::Version;
+use shard_ownership::table::{Entry, ShardTable};
+use shard_ownership::token::{EPOCH_MAX, FencingToken, ObservedToken};
 
 const SHARD: ShardId = ShardId(0);
 /// Rounds within which everything must have come right.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::hash::{ShardCount, ShardId};
-use crate::core::lease::{MemberLease, ShardLease};
-use crate::core::ownership::{Event, Ownership, Settings, WriteResult};
-use crate::core::planner::Calm;
-use crate::core::table::{TableChange, TableWrite};
-use crate::core::token::FencingToken;
 use crate::server::MemberMeta;
+use shard_ownership::hash::{ShardCount, ShardId};
+use shard_ownership::lease::{MemberLease, ShardLease};
+use shard_ownership::ownership::{Event, Ownership, Settings, WriteResult};
+use shard_ownership::planner::Calm;
+use shard_ownership::table::{TableChange, TableWrite};
+use shard_ownership::token::FencingToken;
 
 /// A clock of its own: it starts somewhere and runs a little too fast or too slow, never jumps.
 #[derive(Clone, Copy, Debug)]

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::core::hash::ShardId;
-use crate::core::lease::{
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::{
     MemberChange, MemberLease, MemberWrite, ShardLease, ShardWrite, Successor, Version,
 };
-use crate::core::ownership::{Event, WriteResult};
-use crate::core::table::{Entry, ShardTable, TableChange, TableRefusal, TableWrite, carried_out};
+use shard_ownership::ownership::{Event, WriteResult};
+use shard_ownership::table::{
+    Entry, ShardTable, TableChange, TableRefusal, TableWrite, carried_out,
+};
 
 /// Parts of the protection that can be switched off, to see whether that is noticed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

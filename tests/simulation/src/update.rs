@@ -1,9 +1,9 @@
 //! Updates at the end of a run: all replicas are replaced one by one, or one that is newer comes and stays.
 
-use crate::core::hash::ShardId;
-use crate::core::planner::QUIET_IN_UPDATE_MS;
 use crate::process::Process;
 use crate::world::{Ending, Happening, Who, World};
+use shard_ownership::hash::ShardId;
+use shard_ownership::planner::QUIET_IN_UPDATE_MS;
 
 /// Clocks go wrong by less than a tenth.
 const CLOCK_PER_CENT: u64 = 10;

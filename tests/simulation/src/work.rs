@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::core::hash::{Bucket, ShardCount, ShardId};
-use crate::core::ownership::Event;
-use crate::core::table::ShardTable;
-use crate::core::token::{EPOCH_MAX, FencingToken, ObservedToken};
 use crate::delivery::LATE_MS_MAX;
 use crate::fence::{self, FenceRule};
 use crate::world::{Happening, Who, World};
+use shard_ownership::hash::{Bucket, ShardCount, ShardId};
+use shard_ownership::ownership::Event;
+use shard_ownership::table::ShardTable;
+use shard_ownership::token::{EPOCH_MAX, FencingToken, ObservedToken};
 
 /// A write that takes this long to arrive is late.
 const LATE_MS: u64 = 200;

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
 
 use crate::checks::Checks;
-use crate::core::hash::{ShardCount, ShardId};
-use crate::core::lease::{MemberWrite, ShardWrite, Successor, Version};
-use crate::core::ownership::{Event, WriteId};
-use crate::core::table::TableWrite;
 use crate::faults::Undo;
 use crate::process::{Newcomer, Process};
 use crate::random::Random;
 use crate::server::{MemberMeta, Sabotage, Server};
 use crate::work::{FencedWrite, Object, TableHistory};
+use shard_ownership::hash::{ShardCount, ShardId};
+use shard_ownership::lease::{MemberWrite, ShardWrite, Successor, Version};
+use shard_ownership::ownership::{Event, WriteId};
+use shard_ownership::table::TableWrite;
 
 /// How a run ends, once its faults have ended and everything has come right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use shard_ownership::hash::ShardCount;
 use simulation::Sabotage;
-use simulation::core::hash::ShardCount;
 use simulation::model::{Opening, OwnershipModel};
 use simulation::objects::ObjectsModel;
 use stateright::{Checker, Model};

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use super::replica::{NextRequest, Replica, Tenure, Up};
 use super::second::Second;
 use super::{LateWrite, OwnershipModel, Step};
-use crate::core::hash::ShardId;
-use crate::core::lease::{MemberWrite, ShardLease, ShardWrite, Successor};
-use crate::core::ownership::{Action, Event, ReadFailed, Reason, WriteId, WriteResult};
-use crate::core::token::FencingToken;
 use crate::fence;
 use crate::server::Server;
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::{MemberWrite, ShardLease, ShardWrite, Successor};
+use shard_ownership::ownership::{Action, Event, ReadFailed, Reason, WriteId, WriteResult};
+use shard_ownership::token::FencingToken;
 
 const STEP_MS: u64 = 1000;
 /// Steps within which everything must have come right again: a pause ends, a lifetime passes, a

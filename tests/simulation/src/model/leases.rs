@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::fleet::{Fleet, RECOVERY_STEPS};
 use super::replica::{Replica, Up};
 use super::{OwnershipModel, Step};
-use crate::core::hash::ShardId;
-use crate::core::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
-use crate::core::ownership::{Event, WriteResult};
 use crate::fence;
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
+use shard_ownership::ownership::{Event, WriteResult};
 
 impl Fleet {
     pub(super) fn serve_member(

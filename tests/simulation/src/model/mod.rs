@@ -17,10 +17,10 @@ use stateright::{Model, Property};
 pub use self::fleet::Fleet;
 pub use self::openings::Opening;
 pub use self::replica::NextRequest;
-use crate::core::hash::{ShardCount, ShardId};
-use crate::core::lease::{MemberWrite, ShardWrite};
-use crate::core::table::TableWrite;
 use crate::server::Sabotage;
+use shard_ownership::hash::{ShardCount, ShardId};
+use shard_ownership::lease::{MemberWrite, ShardWrite};
+use shard_ownership::table::TableWrite;
 
 /// What is searched.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use super::fleet::Fleet;
 use super::{NextRequest, Step};
-use crate::core::hash::ShardId;
+use shard_ownership::hash::ShardId;
 
 /// The shard that the scenes are about.
 const SHARD: ShardId = ShardId(0);

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::core::hash::{ShardCount, ShardId};
-use crate::core::lease::ShardLease;
-use crate::core::ownership::{Event, Ownership, Settings, WriteResult};
-use crate::core::table::TableWrite;
-use crate::core::token::FencingToken;
 use crate::server::MemberMeta;
+use shard_ownership::hash::{ShardCount, ShardId};
+use shard_ownership::lease::ShardLease;
+use shard_ownership::ownership::{Event, Ownership, Settings, WriteResult};
+use shard_ownership::table::TableWrite;
+use shard_ownership::token::FencingToken;
 
 /// What happens to the next request of a replica, of those for Leases or of those for the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use super::fleet::Fleet;
-use crate::core::hash::ShardId;
-use crate::core::lease::{MemberLease, ShardLease};
-use crate::core::ownership::Event;
-use crate::core::table::ShardTable;
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::{MemberLease, ShardLease};
+use shard_ownership::ownership::Event;
+use shard_ownership::table::ShardTable;
 
 /// What it shows, and what it has not heard yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -8,11 +8,11 @@
 use super::fleet::Fleet;
 use super::replica::{NextRequest, Up};
 use super::{LateWrite, OwnershipModel, Step};
-use crate::core::lease::{MemberChange, MemberWrite, ShardWrite};
-use crate::core::ownership::{Event, WriteId, WriteResult};
-use crate::core::table::{ShardTable, TableChange, TableWrite};
-use crate::core::token::FencingToken;
 use crate::fence;
+use shard_ownership::lease::{MemberChange, MemberWrite, ShardWrite};
+use shard_ownership::ownership::{Event, WriteId, WriteResult};
+use shard_ownership::table::{ShardTable, TableChange, TableWrite};
+use shard_ownership::token::FencingToken;
 
 impl Fleet {
     /// What may go wrong with the table for one replica.
@@ -169,7 +169,7 @@ impl Fleet {
             return;
         };
         let replica = &self.replicas[n];
-        let is_own = |(shard, entry): &(_, &crate::core::table::Entry)| {
+        let is_own = |(shard, entry): &(_, &shard_ownership::table::Entry)| {
             let won = replica.won.get(*shard).copied().unwrap_or(0);
             entry.holder == replica.identity
                 && entry.incarnation == replica.incarnation

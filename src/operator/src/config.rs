@@ -1,0 +1,380 @@
+//! Flags and environment, made into limits that have been checked.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::core::storm::{RateLimit, Scope};
+use crate::telemetry::log::LogFormat;
+use shard_ownership::hash::ShardCount;
+use shard_ownership::ownership::Settings;
+
+/// How DatabaseClusters are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShardedWatch {
+    /// The API server filters by shard if it can.
+    Auto,
+    /// This process filters.
+    Off,
+}
+
+/// Namespaces, sorted; none: all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces(Vec<String>);
+
+/// Flags of `run`. Each is also an environment variable: `DBC_` and upper case.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Namespace of the operator's own Leases.
+    #[arg(long, env = "DBC_NAMESPACE", value_parser = name)]
+    pub namespace: Option<String>,
+
+    /// Namespaces whose DatabaseClusters are served, comma-separated, the same for all replicas;
+    /// empty: all.
+    #[arg(
+        long,
+        env = "DBC_WATCH_NAMESPACES",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = namespaces
+    )]
+    pub watch_namespaces: Namespaces,
+
+    /// Identity of this replica; by default the Pod's name, else host name and a random suffix.
+    #[arg(long, env = "DBC_IDENTITY", value_parser = name)]
+    pub identity: Option<String>,
+
+    /// Uid of the Pod: lets a restarted container take its shards back at once.
+    #[arg(long, env = "DBC_POD_UID")]
+    pub pod_uid: Option<String>,
+
+    /// Revision of the Deployment's ReplicaSet.
+    #[arg(long, env = "DBC_REVISION")]
+    pub revision: Option<String>,
+
+    /// Do not begin to act before the API server's fence is proven to hold for this replica.
+    #[arg(long, env = "DBC_REQUIRE_FENCE")]
+    pub require_fence: bool,
+
+    /// Join the fleet with credentials that are not a token bound to a Pod, such as an administrator's
+    /// kubeconfig: the API server's fence does not hold for this replica then.
+    #[arg(long, env = "DBC_ALLOW_UNFENCED")]
+    pub allow_unfenced: bool,
+
+    /// Number of shards: a power of two from 1 to 256, the same for all replicas.
+    #[arg(long, env = "DBC_SHARDS", default_value = "32", value_parser = shards)]
+    pub shards: ShardCount,
+
+    /// How long a member Lease lives without a renewal, in whole seconds (3s to 60s).
+    #[arg(long, env = "DBC_LEASE_DURATION", default_value = "6s", value_parser = lease_duration)]
+    pub lease_duration: Duration,
+
+    /// Time between renewals of the member Lease.
+    #[arg(long, env = "DBC_RENEW_INTERVAL", default_value = "2s", value_parser = duration)]
+    pub renew_interval: Duration,
+
+    /// How long the work of a shard may take to finish before the shard is given up all the same.
+    #[arg(long, env = "DBC_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub drain_timeout: Duration,
+
+    /// Most reconciles at once, 1 to 1000.
+    #[arg(long, env = "DBC_CONCURRENCY", default_value = "10", value_parser = concurrency)]
+    pub concurrency: NonZeroUsize,
+
+    /// Deadline of one reconcile.
+    #[arg(long, env = "DBC_RECONCILE_TIMEOUT", default_value = "60s", value_parser = duration)]
+    pub reconcile_timeout: Duration,
+
+    /// Storm guard: runs per time.
+    #[arg(long, env = "DBC_RATE_LIMIT", default_value = "100/60s")]
+    pub rate_limit: RateLimit,
+
+    /// What the storm guard counts by: `object` or `replica`.
+    #[arg(long, env = "DBC_RATE_LIMIT_SCOPE", default_value = "object")]
+    pub rate_limit_scope: Scope,
+
+    /// Most entries in the cache of look-ups, 1 to 1000000.
+    #[arg(long, env = "DBC_CACHE_ENTRIES", default_value = "1024", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub cache_entries: u64,
+
+    /// How long a look-up stays in the cache.
+    #[arg(long, env = "DBC_CACHE_TTL", default_value = "10m", value_parser = duration)]
+    pub cache_ttl: Duration,
+
+    /// Most objects in the queue; a change beyond takes the place of what is due last, which is taken
+    /// in again later.
+    #[arg(long, env = "DBC_QUEUE_CAPACITY", default_value = "100000", value_parser = concurrency)]
+    pub queue_capacity: NonZeroUsize,
+
+    /// Whether the API server filters watches by shard.
+    #[arg(long, env = "DBC_SHARDED_WATCH", default_value = "auto", value_enum)]
+    pub sharded_watch: ShardedWatch,
+
+    /// Address for /metrics, /livez, /readyz and /fleet.
+    #[arg(long, env = "DBC_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// Form of the log lines.
+    #[arg(long, env = "DBC_LOG_FORMAT", default_value = "text", value_enum)]
+    pub log_format: LogFormat,
+}
+
+/// The namespace used when neither flag nor environment names one.
+pub const DEFAULT_NAMESPACE: &str = "databasecluster-system";
+
+/// A combination of flags that does not work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{flag} {value}: {allowed}")]
+pub struct BadFlags {
+    flag: &'static str,
+    value: String,
+    allowed: String,
+}
+
+/// Longest name that still fits into the name of a member Lease (253 in all).
+const IDENTITY_LENGTH_MAX: usize = 200;
+
+impl RunArgs {
+    /// What the ownership machine needs to know, checked as a whole.
+    ///
+    /// # Errors
+    /// When a renewal would come too late for the lifetime that it renews.
+    pub fn settings(&self, identity: String) -> Result<Settings, BadFlags> {
+        let mut settings = Settings::new(&identity, self.shards);
+        settings.lease_ms = millis(self.lease_duration);
+        settings.renew_ms = millis(self.renew_interval);
+        settings.drain_timeout_ms = millis(self.drain_timeout);
+        settings.pod_uid = self.pod_uid();
+        // Two renewals must fit before the replica has to stop by itself, else one lost reply ends it.
+        let most_ms = (settings.lease_ms - settings.margin_ms) / 2;
+        if settings.renew_ms < settings.retry_ms || settings.renew_ms > most_ms {
+            return Err(BadFlags {
+                flag: "--renew-interval",
+                value: format!("{:?}", self.renew_interval),
+                allowed: format!(
+                    "must be between {} ms and {most_ms} ms, half of what --lease-duration leaves",
+                    settings.retry_ms
+                ),
+            });
+        }
+        if identity.len() > IDENTITY_LENGTH_MAX {
+            return Err(BadFlags {
+                flag: "--identity",
+                value: identity,
+                allowed: format!("at most {IDENTITY_LENGTH_MAX} characters"),
+            });
+        }
+        Ok(settings)
+    }
+
+    /// Namespace of the Leases: flag, `POD_NAMESPACE`, or the default.
+    #[must_use]
+    pub fn own_namespace(&self) -> String {
+        self.namespace
+            .clone()
+            .or_else(|| set("POD_NAMESPACE"))
+            .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
+    }
+
+    /// Uid of the Pod: flag or `POD_UID`; empty outside a cluster.
+    #[must_use]
+    pub fn pod_uid(&self) -> String {
+        self.pod_uid
+            .clone()
+            .or_else(|| set("POD_UID"))
+            .unwrap_or_default()
+    }
+
+    /// Revision: flag or `POD_TEMPLATE_HASH`; empty when unknown.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        self.revision
+            .clone()
+            .or_else(|| set("POD_TEMPLATE_HASH"))
+            .unwrap_or_default()
+    }
+
+    /// Identity: flag or `POD_NAME`; otherwise the caller makes one up.
+    #[must_use]
+    pub fn given_identity(&self) -> Option<String> {
+        self.identity.clone().or_else(|| set("POD_NAME"))
+    }
+
+    /// The namespaces to serve; empty: all.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<String> {
+        self.watch_namespaces.0.clone()
+    }
+}
+
+fn set(variable: &str) -> Option<String> {
+    std::env::var(variable)
+        .ok()
+        .filter(|value| !value.is_empty())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A DNS-1123 subdomain, as Kubernetes wants names.
+fn name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    if text.chars().all(fits) && ends(text.chars().next()) && ends(text.chars().last()) {
+        Ok(text.to_owned())
+    } else {
+        Err("must consist of lower case letters, digits, '-' and '.', and begin and end with a letter or digit".into())
+    }
+}
+
+/// Names of namespaces, which are DNS-1123 labels.
+fn namespaces(text: &str) -> Result<Namespaces, String> {
+    if text.trim().is_empty() {
+        return Ok(Namespaces::default());
+    }
+    let mut names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+    let fits = |name: &&String| name.len() <= 63 && !name.contains('.') && self::name(name).is_ok();
+    if let Some(bad) = names.iter().find(|name| !fits(name)) {
+        return Err(format!(
+            "{bad:?} is not the name of a namespace: at most 63 lower case letters, digits and '-', \
+             beginning and ending with a letter or digit"
+        ));
+    }
+    names.sort_unstable();
+    if let Some([twice, _]) = names.array_windows().find(|[a, b]| a == b) {
+        return Err(format!(
+            "{twice:?} is there twice: name each namespace once"
+        ));
+    }
+    Ok(Namespaces(names))
+}
+
+fn shards(text: &str) -> Result<ShardCount, String> {
+    let allowed = || "must be a power of two from 1 to 256".to_owned();
+    let number: u64 = text.parse().map_err(|_| allowed())?;
+    ShardCount::new(number).map_err(|_| allowed())
+}
+
+fn concurrency(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .ok()
+        .filter(|n: &NonZeroUsize| n.get() <= 1_000_000)
+        .ok_or_else(|| "must be a whole number from 1 to 1000000".to_owned())
+}
+
+/// `500ms`, `6s`, `10m`, `1h`: a whole number above 0 with a unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let allowed = || "must be a whole number above 0 with a unit: 500ms, 6s, 10m, 1h".to_owned();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| allowed())?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(allowed()),
+    };
+    let millis = number
+        .checked_mul(unit_ms)
+        .filter(|ms| *ms > 0 && *ms <= 86_400_000);
+    millis.map(Duration::from_millis).ok_or_else(allowed)
+}
+
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    let parsed = duration(text)?;
+    let whole = parsed.subsec_nanos() == 0;
+    if whole && (3..=60).contains(&parsed.as_secs()) {
+        Ok(parsed)
+    } else {
+        Err("must be in whole seconds, from 3s to 60s (the API has no others)".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn parse(args: &[&str]) -> Result<RunArgs, String> {
+        Cli::try_parse_from([&["x"], args].concat())
+            .map(|cli| cli.run)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let args = parse(&[]).unwrap();
+        assert_eq!(args.shards.get(), 32);
+        assert_eq!(args.lease_duration, Duration::from_secs(6));
+        assert_eq!(args.renew_interval, Duration::from_secs(2));
+        assert_eq!(args.drain_timeout, Duration::from_secs(10));
+        assert_eq!(args.concurrency.get(), 10);
+        assert_eq!(args.reconcile_timeout, Duration::from_secs(60));
+        assert_eq!(args.cache_entries, 1024);
+        assert_eq!(args.cache_ttl, Duration::from_secs(600));
+        assert_eq!(args.listen.to_string(), "0.0.0.0:8080");
+        assert!(args.settings("a".into()).is_ok());
+    }
+
+    #[test]
+    fn a_bad_value_names_the_flag_the_value_and_what_is_allowed() {
+        for (flag, value, allowed) in [
+            ("--shards", "33", "power of two from 1 to 256"),
+            ("--shards", "512", "power of two from 1 to 256"),
+            ("--lease-duration", "1500ms", "whole seconds"),
+            ("--lease-duration", "2s", "3s to 60s"),
+            ("--drain-timeout", "0s", "above 0"),
+            ("--drain-timeout", "10", "with a unit"),
+            ("--concurrency", "0", "from 1"),
+            ("--identity", "Not_A_Name", "lower case"),
+            ("--sharded-watch", "maybe", "auto, off"),
+            ("--rate-limit", "lots", "100/60s"),
+            ("--listen", "8080", "socket address"),
+            ("--watch-namespaces", "Not_A_Name", "namespace"),
+            ("--watch-namespaces", "a.b", "at most 63"),
+            ("--watch-namespaces", "a,,b", "\"\" is not the name"),
+            ("--watch-namespaces", "shop,", "\"\" is not the name"),
+            ("--watch-namespaces", "*", "namespace"),
+            ("--watch-namespaces", "shop-", "\"shop-\""),
+            ("--watch-namespaces", "b,a,b", "\"b\" is there twice"),
+        ] {
+            let error = parse(&[flag, value]).unwrap_err();
+            assert!(error.contains(flag) && error.contains(value), "{error}");
+            assert!(error.contains(allowed), "{flag} {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_renewal_that_would_come_too_late_is_refused() {
+        let args = parse(&["--renew-interval", "3s"]).unwrap();
+        let error = args.settings("a".into()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--renew-interval 3s: must be between"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn namespaces_are_split_and_sorted() {
+        let args = parse(&["--watch-namespaces", "b, a"]).unwrap();
+        assert_eq!(args.namespaces(), ["a", "b"]);
+        for all in ["", " "] {
+            let args = parse(&["--watch-namespaces", all]).unwrap();
+            assert!(args.namespaces().is_empty(), "{all:?} is all namespaces");
+        }
+        let long = "a".repeat(64);
+        assert!(parse(&["--watch-namespaces", &long]).is_err());
+        assert!(parse(&["--watch-namespaces", &long[1..]]).is_ok());
+    }
+}

@@ -1,0 +1,239 @@
+//! From what was seen and done to what is reported: the second half of a reconcile.
+
+use jiff::Timestamp;
+
+use super::lifecycle::{
+    Facts, Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions, reason,
+};
+use super::observed::{ClusterRecord, StatefulSetRecord};
+use super::outcome::Next;
+use crate::api::{DatabaseClusterStatus, ShardStatus};
+use shard_ownership::lease::shard_lease_name;
+use shard_ownership::token::FencingToken;
+
+/// What was seen and done.
+#[derive(Debug)]
+pub struct Done<'a> {
+    /// The cluster.
+    pub cluster: &'a ClusterRecord,
+    /// Its StatefulSet; none when it is missing or someone else's.
+    pub statefulset: Option<&'a StatefulSetRecord>,
+    /// Whether the volume of the primary has data.
+    pub initialized: bool,
+    /// Size of the smallest volume, if it was looked up.
+    pub volume_size: Option<&'a str>,
+    /// Whether a child was changed.
+    pub changed: bool,
+    /// What keeps a child from being as it should.
+    pub trouble: Option<&'a Trouble>,
+    /// Why Pods can not be ready.
+    pub diagnosis: Option<&'a Why>,
+    /// Whether the primary serves; none when that could not be found out.
+    pub primary: Option<bool>,
+    /// Label selector of the Pods, as text.
+    pub selector: &'a str,
+    /// Who writes.
+    pub token: &'a FencingToken,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// An event to publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Normal: the cluster became ready.
+    Ready(String),
+    /// Warning: something is wrong.
+    Error(String),
+}
+
+impl Notice {
+    /// Of what is wrong.
+    #[must_use]
+    pub fn of(why: &Why) -> Self {
+        Self::Error(format!("{}: {}", why.reason, why.message))
+    }
+}
+
+/// What is reported, and when to look again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conclusion {
+    /// The status to write; none when it says what the last one said.
+    pub status: Option<DatabaseClusterStatus>,
+    /// What to tell in an event.
+    pub notice: Option<Notice>,
+    /// When to look again.
+    pub next: Next,
+}
+
+/// Whether all is as it should be, or Pods are to be looked at.
+#[must_use]
+pub fn workload(statefulset: Option<&StatefulSetRecord>, wanted: i32) -> Workload {
+    match statefulset {
+        None => Workload::Absent,
+        Some(set) if set.is_settled() && set.spec_replicas == wanted => Workload::Settled,
+        Some(set) if set.observed_generation < 1 => Workload::New,
+        Some(set) => Workload::Unsettled {
+            exist: set.replicas,
+            ready: set.ready_replicas,
+            rolling: set.is_rolling(),
+            observed: set.is_observed(),
+        },
+    }
+}
+
+/// Whether the primary has accepted connections at least once. No replica gets ready before it.
+#[must_use]
+pub fn is_initialized(cluster: &ClusterRecord, statefulset: Option<&StatefulSetRecord>) -> bool {
+    cluster.status.is_initialized() || statefulset.is_some_and(|set| set.ready_replicas > 0)
+}
+
+/// Whether the primary serves, as far as the counts of Pods tell: not, when some are ready and some
+/// are not, for replicas stay ready without their primary. Before the first start no replica gets
+/// ready without it.
+#[must_use]
+pub fn primary_serves(
+    cluster: &ClusterRecord,
+    statefulset: Option<&StatefulSetRecord>,
+) -> Option<bool> {
+    let Some(set) = statefulset.filter(|set| set.ready_replicas > 0) else {
+        return Some(false);
+    };
+    let all_ready = set.ready_replicas == set.replicas && set.replicas >= set.spec_replicas;
+    (all_ready || !cluster.status.is_initialized()).then_some(true)
+}
+
+/// Decides what is reported.
+#[must_use]
+pub fn conclude(done: &Done<'_>) -> Conclusion {
+    let cluster = done.cluster;
+    let before = &cluster.status;
+    let seen = LifeSeen {
+        generation: cluster.generation,
+        wanted: cluster.spec.replicas,
+        deleting: cluster.deleting,
+        workload: workload(done.statefulset, cluster.spec.replicas),
+        changed: done.changed,
+        trouble: done.trouble,
+        diagnosis: done.diagnosis,
+        now: done.now,
+    };
+    let was = Stage::reconstruct(before);
+    let is = was.clone().next(&seen, before);
+    let status = DatabaseClusterStatus {
+        replicas: done.statefulset.map_or(0, |set| set.replicas),
+        ready_replicas: done.statefulset.map_or(0, |set| set.ready_replicas),
+        selector: done.selector.to_owned(),
+        observed_generation: cluster.generation,
+        phase: Some(is.phase()),
+        conditions: conditions(
+            &is,
+            &Facts {
+                initialized: done.initialized,
+                primary: done.primary,
+                generation: cluster.generation,
+                now: done.now,
+            },
+            &before.conditions,
+        ),
+        storage_size: storage_size(done),
+        shard: Some(ShardStatus {
+            table: done.token.table.to_string(),
+            lease: shard_lease_name(done.token.shard),
+            holder: done.token.holder.to_string(),
+            epoch: i64::from(done.token.epoch),
+            bucket: i32::from(cluster.bucket.0),
+            uid: cluster.uid.to_string(),
+        }),
+    };
+    Conclusion {
+        notice: notice(&was, &is, cluster.spec.replicas),
+        next: if matches!(is, Stage::Ready(_)) {
+            Next::Ready
+        } else {
+            Next::Waiting
+        },
+        status: (!status.says_the_same_as(before)).then_some(status),
+    }
+}
+
+/// The size that the volumes are known to have: below it `spec.storage.size` may not fall.
+fn storage_size(done: &Done<'_>) -> Option<String> {
+    let created = || Some(done.statefulset?.claim.as_ref()?.size.as_str());
+    // The watch has not shown the StatefulSet that was just created.
+    let asked = || {
+        done.changed
+            .then_some(done.cluster.spec.storage.size.as_str())
+    };
+    let known = done.cluster.status.storage_size.as_deref();
+    let size = done.volume_size.or(known).or_else(created).or_else(asked);
+    size.map(str::to_owned)
+}
+
+fn notice(was: &Stage, is: &Stage, wanted: i32) -> Option<Notice> {
+    match (was, is) {
+        (Stage::Ready(_), Stage::Ready(_)) => None,
+        (_, Stage::Ready(_)) => Some(Notice::Ready(format!("ready with {wanted} replicas"))),
+        (_, Stage::Terminating(new)) if new.why().reason == reason::TERMINATING => None,
+        (Stage::Degraded(old), Stage::Degraded(_) | Stage::Terminating(_))
+            if old.why().reason == is.why().reason =>
+        {
+            None
+        }
+        (_, Stage::Degraded(_) | Stage::Terminating(_)) => Some(Notice::of(is.why())),
+        (_, Stage::Creating(_) | Stage::Scaling(_)) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::DatabaseCluster;
+    use crate::watch::observe;
+
+    #[test]
+    fn the_counts_of_pods_tell_of_the_primary_only_when_they_leave_no_doubt() {
+        let cluster = |initialized: bool| {
+            let conditions = match initialized {
+                true => json!([{"type": "Initialized", "status": "True", "reason": "Initialized",
+                    "message": "", "lastTransitionTime": ""}]),
+                false => json!([]),
+            };
+            let object: DatabaseCluster = serde_json::from_value(json!({
+                "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+                "metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "1"},
+                "spec": {"image": "postgres:18"}, "status": {"conditions": conditions},
+            }))
+            .unwrap();
+            observe::cluster(&object).unwrap()
+        };
+        let set = |wanted: i32, exist: i32, ready: i32| {
+            let object = serde_json::from_value(json!({
+                "metadata": {"name": "a-db", "namespace": "n", "uid": "s", "resourceVersion": "1"},
+                "spec": {"serviceName": "a-db", "selector": {}, "template": {}, "replicas": wanted},
+                "status": {"replicas": exist, "readyReplicas": ready},
+            }));
+            observe::statefulset(&object.unwrap(), None).unwrap()
+        };
+        let old = cluster(true);
+        assert_eq!(primary_serves(&old, None), Some(false));
+        for (wanted, exist, ready, expected) in [
+            (3, 3, 3, Some(true)),
+            (3, 3, 0, Some(false)),
+            (0, 0, 0, Some(false)),
+            // It may be the one that is not ready, or not there.
+            (3, 3, 2, None),
+            (3, 2, 2, None),
+            // Some are to go, and all are ready.
+            (1, 3, 3, Some(true)),
+        ] {
+            let got = primary_serves(&old, Some(&set(wanted, exist, ready)));
+            assert_eq!(got, expected, "{ready} of {exist}, {wanted} wanted");
+        }
+        let first = primary_serves(&cluster(false), Some(&set(3, 3, 1)));
+        assert_eq!(first, Some(true), "its copies come after it");
+    }
+}

@@ -1,0 +1,126 @@
+//! Tests of what is planned while a former cluster of the same name may have left something.
+#![allow(clippy::panic)]
+
+use super::*;
+use crate::api::{DatabaseClusterSpec, DatabaseClusterStatus, Resources, Storage};
+use crate::core::child::Fingerprint;
+use crate::core::object::ObjectKey;
+use shard_ownership::hash::Bucket;
+
+fn cluster() -> ClusterRecord {
+    ClusterRecord {
+        key: ObjectKey::new("shop", "orders"),
+        uid: "new".into(),
+        bucket: Bucket::of("new"),
+        generation: 1,
+        resource_version: "5".to_owned(),
+        deleting: false,
+        finalizers: vec![names::FINALIZER.to_owned()],
+        allows_empty_primary: false,
+        has_excess_finalizers: false,
+        spec: DatabaseClusterSpec {
+            replicas: 1,
+            image: "postgres:18".to_owned(),
+            resources: Resources::default(),
+            storage: Storage::default(),
+        },
+        status: DatabaseClusterStatus::default(),
+    }
+}
+
+fn id(kind: ChildKind, name: &str) -> ChildId {
+    ChildId {
+        kind,
+        name: name.into(),
+    }
+}
+
+fn desired() -> Vec<DesiredChild> {
+    let children = [
+        id(ChildKind::Service, "orders-rw"),
+        id(ChildKind::StatefulSet, "orders-db"),
+    ];
+    let desired = children.map(|id| DesiredChild {
+        id,
+        fingerprint: Fingerprint(1),
+        spec_digest: 0,
+        labels_digest: 0,
+    });
+    desired.into()
+}
+
+fn service_of(uid: &str) -> Arc<ChildRecord> {
+    Arc::new(ChildRecord {
+        kind: ChildKind::Service,
+        key: ObjectKey::new("shop", "orders-rw"),
+        uid: "s".to_owned(),
+        resource_version: "4".to_owned(),
+        deleting: false,
+        owner: Some(Owner::new(names::API_VERSION, names::KIND, "orders", uid)),
+        is_marked: true,
+        says_initialized: false,
+        bucket: Some(Bucket::of("new")),
+        token: None,
+        fingerprint: Some(Fingerprint(1)),
+        made_from_generation: Some(1),
+        contents: None,
+    })
+}
+
+/// The Secret's step and the kinds that are applied.
+fn planned(
+    children: &[Arc<ChildRecord>],
+    initialized: bool,
+    memory: &mut Memory,
+    now_ms: u64,
+) -> (SecretStep, Vec<ChildKind>) {
+    let (cluster, desired) = (cluster(), desired());
+    let seen = Seen {
+        cluster: &cluster,
+        statefulset: None,
+        children,
+        desired: &desired,
+        initialized,
+        sweep: false,
+        now_ms,
+    };
+    let Plan::Keep { secret, apply, .. } = plan(&seen, memory) else {
+        panic!("it lives");
+    };
+    let kinds = apply.iter().map(|step| desired[step.index].id.kind);
+    (secret, kinds.collect())
+}
+
+#[test]
+fn nothing_is_begun_while_a_child_of_a_former_cluster_is_there() {
+    let mut memory = Memory::new("new".into(), 0);
+    let former = planned(&[service_of("former")], false, &mut memory, 0);
+    assert_eq!(former, (SecretStep::Leave, vec![]));
+    let (secret, applied) = planned(&[service_of("new")], false, &mut memory, 0);
+    assert_eq!(secret, SecretStep::Create { hold: true });
+    assert_eq!(applied, [ChildKind::StatefulSet]);
+}
+
+#[test]
+fn a_secret_that_is_there_already_holds_the_statefulset_back_for_a_while() {
+    let mut memory = Memory::new("new".into(), 0);
+    let step = |memory: &mut Memory, now_ms| planned(&[], false, memory, now_ms).0;
+    assert_eq!(step(&mut memory, 1_000), SecretStep::Create { hold: true });
+    memory.secret_in_the_way(1_000);
+    memory.secret_in_the_way(5_000);
+    let last_ms = 1_000 + SECRET_HOLD_MS;
+    let hold = |hold| SecretStep::Create { hold };
+    assert_eq!(step(&mut memory, last_ms - 1), hold(true));
+    assert_eq!(step(&mut memory, last_ms), hold(false));
+}
+
+#[test]
+fn a_secret_of_our_own_making_holds_nothing_back() {
+    let mut memory = Memory::new("new".into(), 0);
+    memory.secret_made();
+    memory.secret_in_the_way(1_000);
+    let (secret, _) = planned(&[], false, &mut memory, 1_000);
+    assert_eq!(secret, SecretStep::Create { hold: false });
+    let (secret, _) = planned(&[], true, &mut memory, 1_000);
+    assert_eq!(secret, SecretStep::Probe, "there is data");
+}

@@ -1,0 +1,268 @@
+//! What the children of a cluster look like. One file for each child.
+
+mod budget;
+mod config;
+mod labels;
+mod secret;
+mod service;
+mod statefulset;
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use k8s_openapi::api::apps::v1::StatefulSetSpec;
+use serde_json::{Value, json};
+
+use crate::api::names;
+use crate::core::child::{ChildId, ChildKind, DesiredChild, Fingerprint};
+use crate::core::digest::{self, Shape};
+use crate::core::object::ObjectKey;
+use crate::core::observed::{ClaimTemplate, ClusterRecord};
+use shard_ownership::token::FencingToken;
+
+pub use labels::{claim_selectors, selector_text};
+pub use secret::{Password, RANDOM_BYTES, secret, secret_id, secret_name};
+
+/// Port of PostgreSQL.
+const PORT: u16 = 5432;
+/// Name of the container that runs PostgreSQL.
+pub const CONTAINER: &str = "postgres";
+/// Environment variable of Pods: uid of the cluster that their StatefulSet was created for.
+pub const CLUSTER_UID: &str = "CLUSTER_UID";
+/// Name of the container that makes the volume fit before.
+const PREPARE_CONTAINER: &str = "prepare";
+/// The containers of a Pod that are ours: others may be added to them.
+pub const CONTAINERS: [&str; 2] = [PREPARE_CONTAINER, CONTAINER];
+
+/// Name of the StatefulSet of a cluster, and of its headless Service.
+#[must_use]
+pub fn statefulset_name(cluster: &str) -> String {
+    format!("{cluster}-db")
+}
+
+/// From what the children of a cluster are rendered.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The cluster.
+    pub cluster: &'a ClusterRecord,
+    /// The volume claim template of the StatefulSet that exists: it can not be changed, so it is
+    /// rendered as it is.
+    pub claim: Option<&'a ClaimTemplate>,
+    /// Whether the volume of the primary has data.
+    pub initialized: bool,
+}
+
+/// How one child is rendered; the renderer gives none when the cluster has no need of it.
+struct Renderer {
+    kind: ChildKind,
+    /// The child's name, of the cluster's.
+    name: fn(&str) -> String,
+    render: fn(&Source<'_>) -> Option<Value>,
+}
+
+/// How each child is rendered, in the order in which they are applied: what others refer to comes
+/// first. The Secret is not among them: it is created once, and never compared.
+const RENDERERS: [Renderer; 6] = [
+    Renderer {
+        kind: ChildKind::ConfigMap,
+        name: statefulset_name,
+        render: |source| Some(config::render(source.cluster, source.initialized)),
+    },
+    Renderer {
+        kind: ChildKind::Service,
+        name: statefulset_name,
+        render: |source| Some(service::headless(source.cluster)),
+    },
+    Renderer {
+        kind: ChildKind::Service,
+        name: service::read_write_name,
+        render: |source| Some(service::read_write(source.cluster)),
+    },
+    Renderer {
+        kind: ChildKind::Service,
+        name: service::read_name,
+        render: |source| Some(service::read(source.cluster)),
+    },
+    Renderer {
+        kind: ChildKind::PodDisruptionBudget,
+        name: statefulset_name,
+        render: |source| budget::render(source.cluster),
+    },
+    Renderer {
+        kind: ChildKind::StatefulSet,
+        name: statefulset_name,
+        render: |source| Some(statefulset::render(source.cluster, source.claim)),
+    },
+];
+
+impl Source<'_> {
+    /// The children that the cluster should have, in the order in which they are applied.
+    #[must_use]
+    pub fn children(&self) -> Vec<DesiredChild> {
+        RENDERERS
+            .iter()
+            .filter_map(|how| (how.render)(self).map(|manifest| desired(how.kind, manifest)))
+            .collect()
+    }
+
+    /// What to apply for one of them, with the fencing token of the writer; none when it is none of them.
+    #[must_use]
+    pub fn manifest(&self, child: &DesiredChild, token: &FencingToken) -> Option<Value> {
+        let cluster = &self.cluster.key.name;
+        let how = RENDERERS
+            .iter()
+            .find(|how| how.kind == child.id.kind && (how.name)(cluster) == *child.id.name)?;
+        let mut manifest = (how.render)(self)?;
+        let annotations = [
+            (names::FINGERPRINT_ANNOTATION, child.fingerprint.to_string()),
+            (
+                names::GENERATION_ANNOTATION,
+                self.cluster.generation.to_string(),
+            ),
+            (
+                names::FENCING_TOKEN_ANNOTATION,
+                token.for_cluster(&self.cluster.uid),
+            ),
+        ];
+        for (name, value) in annotations {
+            manifest["metadata"]["annotations"][name] = json!(value);
+        }
+        Some(manifest)
+    }
+}
+
+/// The name of the cluster that a child is named after; none when no child has such a name.
+#[must_use]
+pub fn cluster_name(child: &ChildId) -> Option<&str> {
+    let suffixes = ["-db", "-rw", "-r"];
+    let name = suffixes
+        .iter()
+        .find_map(|suffix| child.name.strip_suffix(suffix))?;
+    let is_child = |how: &Renderer| how.kind == child.kind && (how.name)(name) == *child.name;
+    RENDERERS.iter().any(is_child).then_some(name)
+}
+
+/// Children that a cluster may have had and that [`Source::children`] need not name.
+#[must_use]
+pub fn optional_children(cluster: &str) -> [ChildId; 1] {
+    [ChildId {
+        kind: ChildKind::PodDisruptionBudget,
+        name: statefulset_name(cluster).into(),
+    }]
+}
+
+/// The host name under which the primary is reached from everywhere in the Kubernetes cluster.
+fn rw_host(cluster: &ClusterRecord) -> String {
+    let name = service::read_write_name(&cluster.key.name);
+    format!("{name}.{}.svc", cluster.key.namespace)
+}
+
+/// Digest of the fields of a StatefulSet's spec that we own.
+#[must_use]
+pub fn statefulset_spec_digest(spec: Option<&StatefulSetSpec>) -> u64 {
+    let spec = serde_json::to_value(spec).unwrap_or_default();
+    SHAPES.spec.digest(&spec)
+}
+
+/// Digest of the labels that we own.
+#[must_use]
+pub fn labels_digest(labels: Option<&BTreeMap<String, String>>) -> u64 {
+    let labels = serde_json::to_value(labels).unwrap_or_default();
+    SHAPES.labels.digest(&labels)
+}
+
+/// Which fields of a StatefulSet we own. They are the same for every cluster, apart from those that
+/// can not be changed.
+struct Shapes {
+    spec: Shape,
+    labels: Shape,
+}
+
+static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
+    let mut sample = statefulset::render(&sample(), None);
+    remove_claims(&mut sample["spec"]);
+    Shapes {
+        spec: Shape::of(&sample["spec"]),
+        labels: Shape::of(&sample["metadata"]["labels"]),
+    }
+});
+
+fn desired(kind: ChildKind, mut manifest: Value) -> DesiredChild {
+    let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
+    let id = ChildId {
+        kind,
+        name: name.into(),
+    };
+    let (spec_digest, labels_digest) = match kind {
+        ChildKind::StatefulSet => (
+            SHAPES.spec.digest(&manifest["spec"]),
+            SHAPES.labels.digest(&manifest["metadata"]["labels"]),
+        ),
+        _ => (0, 0),
+    };
+    remove_claims(&mut manifest["spec"]);
+    DesiredChild {
+        id,
+        fingerprint: fingerprint(&manifest),
+        spec_digest,
+        labels_digest,
+    }
+}
+
+fn fingerprint(manifest: &Value) -> Fingerprint {
+    Fingerprint(digest::document(manifest))
+}
+
+/// Takes from a StatefulSet's spec what can not be changed after creation: whether it differs must
+/// not depend on it.
+fn remove_claims(spec: &mut Value) {
+    if let Some(fields) = spec.as_object_mut() {
+        fields.remove("volumeClaimTemplates");
+    }
+}
+
+fn metadata(cluster: &ClusterRecord, name: &str) -> Value {
+    json!({
+        "name": name,
+        "namespace": *cluster.key.namespace,
+        "labels": labels::all(cluster),
+        "ownerReferences": owner_references(cluster),
+    })
+}
+
+/// What makes a cluster the controller of a child.
+#[must_use]
+pub fn owner_references(cluster: &ClusterRecord) -> Value {
+    json!([{
+        "apiVersion": names::API_VERSION,
+        "kind": names::KIND,
+        "name": *cluster.key.name,
+        "uid": *cluster.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    }])
+}
+
+fn sample() -> ClusterRecord {
+    ClusterRecord {
+        key: ObjectKey::new("namespace", "name"),
+        uid: "uid".into(),
+        bucket: shard_ownership::hash::Bucket::of("uid"),
+        generation: 1,
+        resource_version: String::new(),
+        deleting: false,
+        finalizers: Vec::new(),
+        allows_empty_primary: false,
+        has_excess_finalizers: false,
+        spec: crate::api::DatabaseClusterSpec {
+            replicas: 1,
+            image: "image".to_owned(),
+            resources: crate::api::Resources::default(),
+            storage: crate::api::Storage::default(),
+        },
+        status: crate::api::DatabaseClusterStatus::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

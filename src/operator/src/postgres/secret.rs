@@ -1,0 +1,104 @@
+//! The Secret `{name}-app`: how applications reach the database. Created once, never read.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use super::{PORT, fingerprint, metadata, rw_host};
+use crate::api::names;
+use crate::core::child::{ChildId, ChildKind};
+use crate::core::observed::ClusterRecord;
+use shard_ownership::token::FencingToken;
+
+/// Keys that Pods need, and nothing else of the Secret is mounted: whoever may create a DatabaseCluster
+/// chooses what its Pods run, and the name of the DatabaseCluster chooses the Secret. One without all
+/// of them is not mounted at all.
+pub(super) const MOUNTED_KEYS: [&str; 4] =
+    ["username", "password", "dbname", "replication-password"];
+/// Says for which cluster the operator made the Secret. One that a user made does not have it.
+pub(super) const CLUSTER_UID_KEY: &str = "cluster-uid";
+/// Role and database of the applications.
+const USERNAME: &str = "app";
+/// Letters and digits of a password: as many as need no escape in a URI, in a file or in SQL.
+const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+/// Length of a password: 190 bits.
+const PASSWORD_LENGTH: usize = 32;
+/// Random bytes that one password takes: more than it is long, as some are thrown away.
+pub const RANDOM_BYTES: usize = 128;
+
+/// A password. It shows itself to nobody by accident.
+pub struct Password(String);
+
+impl Password {
+    /// A password made from random bytes; none when too few of them can be used.
+    ///
+    /// Bytes that would make some letters more likely than others are thrown away.
+    #[must_use]
+    pub fn from_random(bytes: &[u8; RANDOM_BYTES]) -> Option<Self> {
+        let fair = u8::try_from(256 / ALPHABET.len() * ALPHABET.len()).ok()?;
+        let text: String = bytes
+            .iter()
+            .filter(|byte| **byte < fair)
+            .filter_map(|byte| ALPHABET.get(usize::from(*byte) % ALPHABET.len()))
+            .map(|letter| char::from(*letter))
+            .take(PASSWORD_LENGTH)
+            .collect();
+        (text.len() == PASSWORD_LENGTH).then_some(Self(text))
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+/// Name of the Secret of a cluster.
+#[must_use]
+pub fn secret_name(cluster: &str) -> String {
+    format!("{cluster}-app")
+}
+
+/// Kind and name of the Secret of a cluster.
+#[must_use]
+pub fn secret_id(cluster: &str) -> ChildId {
+    ChildId {
+        kind: ChildKind::Secret,
+        name: secret_name(cluster).into(),
+    }
+}
+
+/// The Secret, with the fencing token of the writer. `replication` is the password of the replicas.
+#[must_use]
+pub fn secret(
+    cluster: &ClusterRecord,
+    password: &Password,
+    replication: &Password,
+    token: &FencingToken,
+) -> Value {
+    let name = secret_name(&cluster.key.name);
+    let mut manifest = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(cluster, &name),
+        "type": "Opaque",
+    });
+    // Before the passwords are in it: they must not be found from the fingerprint.
+    manifest["metadata"]["annotations"] = json!({
+        names::FENCING_TOKEN_ANNOTATION: token.for_cluster(&cluster.uid),
+        names::FINGERPRINT_ANNOTATION: fingerprint(&manifest).to_string(),
+        names::GENERATION_ANNOTATION: cluster.generation.to_string(),
+    });
+    let (host, password) = (rw_host(cluster), &password.0);
+    manifest["stringData"] = json!({
+        "username": USERNAME,
+        "password": password,
+        "host": host,
+        "port": PORT.to_string(),
+        "dbname": USERNAME,
+        "uri": format!("postgresql://{USERNAME}:{password}@{host}:{PORT}/{USERNAME}"),
+        "replication-password": replication.0,
+        CLUSTER_UID_KEY: *cluster.uid,
+    });
+    manifest
+}

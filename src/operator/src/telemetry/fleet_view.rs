@@ -1,0 +1,544 @@
+//! Who holds what, as the Leases say it: a pure view for the fleet page and the `fleet` command.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+
+use super::fleet_history::{Age, History};
+use super::fleet_trouble::Problem;
+use super::text::safe;
+use crate::api::{Phase, ShardTable};
+use shard_ownership::hash::{ShardCount, ShardId};
+use shard_ownership::lease::member_lease_name;
+use shard_ownership::token::EPOCH_MAX;
+
+/// Label that tells the operator's own Leases from others.
+pub const APP_LABEL: (&str, &str) = ("app.kubernetes.io/name", "databasecluster-operator");
+/// Name of the fleet leader's Lease.
+pub const LEADER_LEASE: &str = "databasecluster-leader";
+
+const MEMBER_PREFIX: &str = "databasecluster-member-";
+const SHARD_PREFIX: &str = "databasecluster-shard-";
+/// 256 shards and as many replicas fit; a page of more helps nobody.
+const LEASES_MAX: usize = 1024;
+const NAME_CHARS_MAX: usize = 100;
+const STATS_CHARS_MAX: usize = 1000;
+const STATS_MAX: usize = 32;
+/// The figure of each phase in the stats of a member, such as `clusters_ready`.
+const CLUSTERS_PREFIX: &str = "clusters_";
+
+/// The fleet as its Leases describe it. All text is safe to print.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct FleetView {
+    /// The fleet leader's Lease, if there is one.
+    pub leader: Option<LeaderView>,
+    /// One for each member Lease, by identity.
+    pub members: Vec<MemberView>,
+    /// One for each shard Lease, by number; those of no number come last.
+    pub shards: Vec<ShardView>,
+    /// The shard table, if the reader has read it and there is one.
+    pub table: Option<ShardTableView>,
+    /// What is wrong with the whole, such as shards without a Lease.
+    pub notes: Vec<String>,
+    /// How many shards there are to be, if the Leases tell.
+    pub shard_count: Option<u16>,
+    /// The namespaces that are served (`*`: all), if the shard Leases tell.
+    pub namespaces: Option<String>,
+    /// DatabaseClusters by phase, as the members that are not vacated count their own.
+    pub clusters: BTreeMap<&'static str, u64>,
+    /// Moves of shards that the reader saw, the latest first.
+    pub moves: Vec<MoveView>,
+    /// What is wrong, the worst first; filled in by [`FleetView::judged`].
+    pub problems: Vec<Problem>,
+    /// Who made this view; none: somebody who is no replica.
+    pub observer: Option<ObserverView>,
+}
+
+/// The replica that made a view.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ObserverView {
+    /// Its identity.
+    pub identity: String,
+    /// Version of the program.
+    pub version: &'static str,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Its checks, as `/readyz` has them.
+    pub checks: Vec<CheckView>,
+    /// How long it has watched the Leases.
+    pub watching_seconds: f64,
+    /// When it made the view, by its own clock.
+    pub at: String,
+}
+
+/// One check of a replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CheckView {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether readiness depends on it.
+    pub gate: bool,
+    /// Why it is not ok; none: it is.
+    pub problem: Option<String>,
+}
+
+/// A shard that changed hands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct MoveView {
+    /// Which shard.
+    pub shard: u16,
+    /// Who held it; none: nobody.
+    pub from: Option<String>,
+    /// Who holds it since; none: nobody.
+    pub to: Option<String>,
+    /// Its epoch since.
+    pub epoch: i32,
+    /// How long ago the reader saw it.
+    pub seconds_ago: f64,
+    /// When that was, by the reader's clock.
+    pub at: String,
+    /// Why, in a word.
+    pub why: &'static str,
+}
+
+/// The fleet leader, as its Lease names it. Whether it still lives, the Lease alone does not tell.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LeaderView {
+    /// The replica named, if any.
+    pub identity: Option<String>,
+    /// Age of the last renewal by the reader's own clock.
+    pub renewed_seconds_ago: Option<f64>,
+    /// Whether it lives, if the reader has watched it for long enough to know.
+    pub live: Option<bool>,
+    /// How long it leads without a renewal.
+    pub lease_seconds: Option<i32>,
+}
+
+/// One member Lease.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct MemberView {
+    /// The replica.
+    pub identity: String,
+    /// Whether it lives, if the reader has watched it for long enough to know.
+    pub live: Option<bool>,
+    /// Nobody is named in the Lease: that incarnation is dead.
+    pub vacated: bool,
+    /// It is about to stop, and hands its shards over.
+    pub draining: bool,
+    /// The API server refuses its writes of the shard table: it is given no shards.
+    pub barred: bool,
+    /// Its present life.
+    pub incarnation: Option<String>,
+    /// Which rollout it belongs to.
+    pub revision: Option<String>,
+    /// Number of shards that it is configured for.
+    pub shards: Option<u16>,
+    /// The namespaces that it is configured for (`*`: all).
+    pub namespaces: Option<String>,
+    /// Shards whose Lease names it.
+    pub held: u16,
+    /// Shards that it has warmed up for a handover.
+    pub warm: Option<String>,
+    /// Age of the last renewal by the reader's own clock.
+    pub renewed_seconds_ago: Option<f64>,
+    /// Time since the reader saw a renewal, or came to know the Lease.
+    pub heartbeat_age_seconds: Option<f64>,
+    /// How long it lives without a renewal.
+    pub lease_seconds: Option<i32>,
+    /// Figures that it publishes about itself.
+    pub stats: BTreeMap<String, f64>,
+    /// What is wrong with the Lease.
+    pub damage: Option<String>,
+}
+
+/// One shard Lease.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ShardView {
+    /// Name of the Lease.
+    pub lease: String,
+    /// Number of the shard, if the name has one.
+    pub shard: Option<u16>,
+    /// Its holder; none: vacant.
+    pub holder: Option<String>,
+    /// The holder's life that took it.
+    pub incarnation: Option<String>,
+    /// Its epoch.
+    pub epoch: Option<u32>,
+    /// Its range of buckets.
+    pub buckets: Option<String>,
+    /// The planned next holder.
+    pub successor: Option<String>,
+    /// How long it has been so, by the reader's clock against the writer's.
+    pub held_seconds: Option<f64>,
+    /// The holder's member Lease tells of another life, or there is none.
+    pub orphaned: bool,
+    /// The epoch of its entry in the shard table.
+    pub table_epoch: Option<u32>,
+    /// The holder of its entry in the shard table; none: nobody may write.
+    pub table_holder: Option<String>,
+    /// Whether the shard table grants the shard to its holder under its epoch, if there is a table.
+    pub granted: Option<bool>,
+    /// What is wrong with the Lease.
+    pub damage: Option<String>,
+}
+
+/// The shard table, by which the API server's fence decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ShardTableView {
+    /// Its uid, the first part of every fencing token.
+    pub uid: String,
+    /// Number of shards.
+    pub shards: i32,
+    /// Shards that it does not grant to the holders of their Leases: for some milliseconds after each
+    /// move, and longer only when something is wrong.
+    pub not_granted: Vec<u16>,
+}
+
+impl FleetView {
+    /// The view of these Leases. With `now`, ages are told by that clock.
+    #[must_use]
+    pub fn from_leases<'a>(
+        leases: impl IntoIterator<Item = &'a Lease>,
+        now: Option<Timestamp>,
+    ) -> Self {
+        let mut view = Self::default();
+        let mut members = Vec::new();
+        let mut shards = Vec::new();
+        for (count, lease) in leases.into_iter().enumerate() {
+            if count == LEASES_MAX {
+                view.notes
+                    .push(format!("only the first {LEASES_MAX} Leases are shown"));
+                break;
+            }
+            let name = lease.metadata.name.as_deref().unwrap_or_default();
+            if name == LEADER_LEASE {
+                view.leader = Some(leader(lease, now));
+            } else if let Some(identity) = name.strip_prefix(MEMBER_PREFIX) {
+                members.push((identity, lease));
+            } else if name.starts_with(SHARD_PREFIX) {
+                shards.push(lease);
+            }
+        }
+        members.sort_by_key(|(identity, _)| *identity);
+        for (identity, lease) in &members {
+            let mut row = member(identity, lease, now);
+            let held = shards
+                .iter()
+                .filter(|shard| holder(shard) == Some(identity));
+            row.held = u16::try_from(held.count()).unwrap_or(u16::MAX);
+            view.members.push(row);
+        }
+        for lease in &shards {
+            let mut row = shard(lease, now);
+            row.orphaned = holder(lease).is_some_and(|holder| {
+                !members.iter().any(|(identity, member)| {
+                    *identity == holder
+                        && !vacated(member)
+                        && annotation(member, "incarnation") == annotation(lease, "incarnation")
+                })
+            });
+            view.shards.push(row);
+        }
+        view.shards
+            .sort_by_key(|row| (row.shard.is_none(), row.shard, row.lease.clone()));
+        view.note_missing_shards(&shards);
+        let held = shards.iter().filter(|shard| holder(shard).is_some());
+        view.namespaces = held
+            .chain(&shards)
+            .find_map(|shard| shown(shard, "namespaces"));
+        view.count_clusters();
+        view
+    }
+
+    /// Fills in what the shard table grants; `None`: there is no table.
+    #[must_use]
+    pub fn with_table(mut self, table: Option<&ShardTable>) -> Self {
+        let Some(table) = table else {
+            let note = "there is no shard table: until a replica creates it, nobody works";
+            self.notes.push(note.to_owned());
+            return self;
+        };
+        let mut not_granted = Vec::new();
+        for row in &mut self.shards {
+            let Some(shard) = row.shard else { continue };
+            let entry = table.spec.entries.get(&format!("{shard:03}"));
+            row.table_epoch = entry.and_then(|entry| u32::try_from(entry.epoch).ok());
+            row.table_holder = entry
+                .filter(|entry| !entry.holder.is_empty())
+                .map(|entry| safe(&entry.holder, NAME_CHARS_MAX));
+            if row.holder.is_some() {
+                let is_granted = row.table_epoch == row.epoch
+                    && row.table_holder == row.holder
+                    && entry.map(|entry| entry.incarnation.as_str()) == row.incarnation.as_deref();
+                row.granted = Some(is_granted);
+                if !is_granted {
+                    not_granted.push(shard);
+                }
+            }
+        }
+        self.table = Some(ShardTableView {
+            uid: table.metadata.uid.clone().unwrap_or_default(),
+            shards: table.spec.shards,
+            not_granted,
+        });
+        self
+    }
+
+    /// Fills in what the reader has observed itself.
+    #[must_use]
+    pub fn with_history(mut self, history: &History, now_ms: u64) -> Self {
+        for member in &mut self.members {
+            let age = history.age(&member_lease_name(&member.identity), now_ms);
+            member.heartbeat_age_seconds = age.map(|age| seconds(age.age_ms));
+            member.live = match (member.vacated, age) {
+                (true, _) => Some(false),
+                (false, age) => live(age, member.lease_seconds),
+            };
+        }
+        if let Some(leader) = &mut self.leader {
+            let age = history.age(LEADER_LEASE, now_ms);
+            leader.live = live(age, leader.lease_seconds);
+        }
+        let shown = history.moves().map(|seen| MoveView {
+            shard: seen.shard,
+            from: (!seen.from.is_empty()).then(|| seen.from.clone()),
+            to: (!seen.to.is_empty()).then(|| seen.to.clone()),
+            epoch: seen.epoch,
+            seconds_ago: seconds(now_ms.saturating_sub(seen.seen_ms)),
+            at: seen.seen_at.to_string(),
+            why: seen.why.label(),
+        });
+        self.moves = shown.collect();
+        self
+    }
+
+    /// Says who made the view.
+    #[must_use]
+    pub fn with_observer(mut self, observer: ObserverView) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Whether a live replica holds the shard, as far as the reader knows.
+    #[must_use]
+    pub fn is_owned(&self, shard: &ShardView) -> bool {
+        let Some(holder) = shard.holder.as_deref().filter(|_| !shard.orphaned) else {
+            return false;
+        };
+        let member = self.members.iter().find(|m| m.identity == holder);
+        member.is_some_and(|member| member.live != Some(false))
+    }
+
+    fn count_clusters(&mut self) {
+        for phase in Phase::ALL {
+            let figure = format!("{CLUSTERS_PREFIX}{}", phase.label().to_lowercase());
+            let counts = self.members.iter().filter(|member| !member.vacated);
+            let counts = counts.filter_map(|member| member.stats.get(&figure));
+            // A negative or absurd figure counts as none, or as very many: it harms nobody.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let count = counts
+                .map(|count| *count as u64)
+                .fold(0, u64::saturating_add);
+            self.clusters.insert(phase.label(), count);
+        }
+    }
+
+    fn note_missing_shards(&mut self, leases: &[&Lease]) {
+        let counts: Vec<u64> = leases
+            .iter()
+            .filter_map(|lease| annotation(lease, "shards")?.parse().ok())
+            .collect();
+        let Some(count) = counts.iter().copied().max() else {
+            return;
+        };
+        if counts.iter().any(|other| *other != count) {
+            self.notes
+                .push("the shard Leases differ in the number of shards".to_owned());
+        }
+        let Ok(count) = ShardCount::new(count) else {
+            return;
+        };
+        self.shard_count = Some(count.get());
+        let missing: Vec<String> = count
+            .shards()
+            .filter(|shard| !self.shards.iter().any(|row| row.shard == Some(shard.0)))
+            .map(|shard| shard.to_string())
+            .collect();
+        if !missing.is_empty() {
+            self.notes
+                .push(format!("no Lease for shard {}", missing.join(", ")));
+        }
+    }
+}
+
+fn annotation<'a>(lease: &'a Lease, name: &str) -> Option<&'a str> {
+    let annotations = lease.metadata.annotations.as_ref()?;
+    let value = annotations.get(&format!("database.io/{name}"))?;
+    (!value.is_empty()).then_some(value.as_str())
+}
+
+fn shown(lease: &Lease, name: &str) -> Option<String> {
+    annotation(lease, name).map(|text| safe(text, NAME_CHARS_MAX))
+}
+
+fn holder(lease: &Lease) -> Option<&str> {
+    let holder = lease.spec.as_ref()?.holder_identity.as_deref()?;
+    (!holder.is_empty()).then_some(holder)
+}
+
+fn vacated(lease: &Lease) -> bool {
+    holder(lease).is_none()
+}
+
+fn renewed_seconds_ago(spec: Option<&LeaseSpec>, now: Option<Timestamp>) -> Option<f64> {
+    age_seconds(spec?.renew_time.as_ref(), now)
+}
+
+fn age_seconds(then: Option<&MicroTime>, now: Option<Timestamp>) -> Option<f64> {
+    let age = now?.duration_since(then?.0);
+    Some((age.as_secs_f64() * 1000.0).round() / 1000.0)
+}
+
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+/// `None`: not watched for long enough to know.
+fn live(age: Option<Age>, lease_seconds: Option<i32>) -> Option<bool> {
+    let (age, lease_seconds) = (age?, u64::try_from(lease_seconds?).ok()?);
+    if age.age_ms > lease_seconds * 1000 {
+        return Some(false);
+    }
+    age.renewed.then_some(true)
+}
+
+fn leader(lease: &Lease, now: Option<Timestamp>) -> LeaderView {
+    LeaderView {
+        identity: holder(lease).map(|holder| safe(holder, NAME_CHARS_MAX)),
+        renewed_seconds_ago: renewed_seconds_ago(lease.spec.as_ref(), now),
+        live: None,
+        lease_seconds: lease_seconds(lease),
+    }
+}
+
+fn lease_seconds(lease: &Lease) -> Option<i32> {
+    lease.spec.as_ref()?.lease_duration_seconds
+}
+
+fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
+    let mut damage = Vec::new();
+    let shards = annotation(lease, "shards").map(|text| text.parse().map(ShardCount::new));
+    let shards = match shards {
+        Some(Ok(Ok(count))) => Some(count.get()),
+        Some(_) => {
+            damage.push("annotation database.io/shards is no number of shards");
+            None
+        }
+        None => None,
+    };
+    if annotation(lease, "incarnation").is_none() {
+        damage.push("annotation database.io/incarnation is missing");
+    }
+    if holder(lease).is_some_and(|holder| holder != identity) {
+        damage.push("it names another holder than the replica it is called after");
+    }
+    if !vacated(lease) && lease.spec.as_ref().is_none_or(|s| s.renew_time.is_none()) {
+        damage.push("renewTime is missing");
+    }
+    MemberView {
+        identity: safe(identity, NAME_CHARS_MAX),
+        live: None,
+        vacated: vacated(lease),
+        draining: annotation(lease, "draining") == Some("true"),
+        barred: annotation(lease, "barred") == Some("true"),
+        incarnation: shown(lease, "incarnation"),
+        revision: shown(lease, "revision"),
+        shards,
+        namespaces: shown(lease, "namespaces"),
+        held: 0,
+        warm: shown(lease, "warm"),
+        renewed_seconds_ago: renewed_seconds_ago(lease.spec.as_ref(), now),
+        heartbeat_age_seconds: None,
+        lease_seconds: lease_seconds(lease),
+        stats: stats(annotation(lease, "stats").unwrap_or_default()),
+        damage: joined(&damage),
+    }
+}
+
+/// Figures written as a JSON object of numbers; anything else is nothing.
+fn stats(text: &str) -> BTreeMap<String, f64> {
+    if text.len() > STATS_CHARS_MAX {
+        return BTreeMap::new();
+    }
+    let figures: BTreeMap<String, f64> = serde_json::from_str(text).unwrap_or_default();
+    let bounded = figures.into_iter().take(STATS_MAX);
+    bounded
+        .map(|(name, value)| (safe(&name, NAME_CHARS_MAX), value))
+        .collect()
+}
+
+fn shard(lease: &Lease, now: Option<Timestamp>) -> ShardView {
+    let name = lease.metadata.name.as_deref().unwrap_or_default();
+    let spec = lease.spec.as_ref();
+    let mut damage = Vec::new();
+    let number = shard_number(name);
+    if number.is_none() {
+        damage.push("the name does not end in three digits below 256");
+    }
+    let epoch = spec.and_then(|spec| spec.lease_transitions);
+    let epoch = epoch.and_then(|epoch| u32::try_from(epoch).ok());
+    if epoch.is_none() {
+        damage.push("leaseTransitions, the epoch, is missing or negative");
+    }
+    if epoch.is_some_and(|epoch| epoch >= EPOCH_MAX) {
+        damage.push("no epoch is left above leaseTransitions: delete this Lease");
+    }
+    if holder(lease).is_some() && annotation(lease, "incarnation").is_none() {
+        damage.push("annotation database.io/incarnation is missing");
+    }
+    let count = annotation(lease, "shards").and_then(|text| text.parse().ok());
+    match (number, count.map(ShardCount::new)) {
+        (Some(number), Some(Ok(count))) if number < count.get() => {
+            let (first, last) = count.buckets(ShardId(number));
+            let expected = format!("{first}-{last}");
+            if annotation(lease, "buckets") != Some(expected.as_str()) {
+                damage.push("annotation database.io/buckets is not the range of this shard");
+            }
+        }
+        (Some(_), _) => damage.push("annotation database.io/shards does not fit the name"),
+        (None, _) => {}
+    }
+    ShardView {
+        lease: safe(name, NAME_CHARS_MAX),
+        shard: number,
+        holder: holder(lease).map(|holder| safe(holder, NAME_CHARS_MAX)),
+        incarnation: shown(lease, "incarnation"),
+        epoch,
+        buckets: shown(lease, "buckets"),
+        successor: shown(lease, "successor"),
+        held_seconds: age_seconds(spec.and_then(|spec| spec.acquire_time.as_ref()), now),
+        orphaned: false,
+        table_epoch: None,
+        table_holder: None,
+        granted: None,
+        damage: joined(&damage),
+    }
+}
+
+fn shard_number(name: &str) -> Option<u16> {
+    let digits = name.strip_prefix(SHARD_PREFIX)?;
+    let plain = digits.len() == 3 && digits.bytes().all(|b| b.is_ascii_digit());
+    let number = digits.parse().ok()?;
+    (plain && number < 256).then_some(number)
+}
+
+fn joined(damage: &[&str]) -> Option<String> {
+    (!damage.is_empty()).then(|| damage.join("; "))
+}
+
+#[cfg(test)]
+#[path = "fleet_view_tests.rs"]
+pub(super) mod tests;

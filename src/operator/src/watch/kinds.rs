@@ -1,0 +1,400 @@
+//! The kinds that are watched: where they are found, how they are read, what is kept of them.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetStatus};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Resource;
+use kube::core::NamespaceResourceScope;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::observe;
+use super::store::Store;
+use super::wire::{ArrivedMeta, Head};
+use crate::api::{DatabaseCluster, DatabaseClusterSpec, DatabaseClusterStatus};
+use crate::core::child::{ChildId, ChildKind};
+use crate::core::object::ObjectKey;
+use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
+use crate::core::plan::is_orphan;
+use crate::postgres;
+use shard_ownership::hash::Bucket;
+
+/// A kind that is watched.
+pub trait Kind: Send + Sync + 'static {
+    /// Its plural, for logs, health and metrics.
+    const PLURAL: &'static str;
+    /// Whether only metadata is asked for.
+    const METADATA_ONLY: bool;
+    /// What is kept of it.
+    type Record: Kept;
+
+    /// The path of its collection: of one namespace, or of all.
+    fn path(namespace: Option<&str>) -> String;
+
+    /// The bucket, where the head of an object tells it: then what is not ours is read no further.
+    fn bucket_of(head: &Head<'_>) -> Option<Bucket>;
+
+    /// Reads an object; `None` when it lacks what every stored object has.
+    ///
+    /// # Errors
+    /// When the text is no object of this kind.
+    fn read(object: &RawValue, store: &Store) -> serde_json::Result<Option<Self::Record>>;
+}
+
+/// What the store keeps of one kind.
+pub trait Kept: Sized + Send {
+    /// Namespace and name of the object itself.
+    fn key(&self) -> &ObjectKey;
+    /// The bucket in which its cluster lies.
+    fn bucket(&self) -> Option<Bucket>;
+    /// The cluster to look at when it changes.
+    fn cluster_key(&self) -> Option<ObjectKey>;
+    /// Whether the store knows something newer under its name, from the watch of another shard.
+    fn is_outdated(&self, store: &Store) -> bool;
+    /// Keeps it.
+    fn upsert(self, store: &Store);
+    /// The bucket of what lies under this key.
+    fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket>;
+    /// Removes what lies under this key, if it has this bucket and this uid (whatever its uid, if
+    /// `None`); gives the cluster to look at.
+    fn remove(
+        store: &Store,
+        key: &ObjectKey,
+        uid: Option<&str>,
+        bucket: Bucket,
+    ) -> Option<ObjectKey>;
+    /// Names of all that lies in buckets that are `ours`.
+    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
+}
+
+/// A name can be given to another object, which may lie in another shard: then two watches tell of
+/// it, in an order that nobody promises. The greater resource version is the newer object.
+fn is_outdated(
+    store: &Store,
+    known: (Option<Bucket>, &str),
+    arrived: (Option<Bucket>, &str),
+) -> bool {
+    let shard = |bucket: Option<Bucket>| bucket.map(|bucket| store.shards().shard_of(bucket));
+    let versions = (known.1.parse::<u64>(), arrived.1.parse::<u64>());
+    shard(known.0) != shard(arrived.0)
+        && matches!(versions, (Ok(known), Ok(arrived)) if known > arrived)
+}
+
+/// DatabaseClusters.
+pub struct Clusters;
+
+impl Kind for Clusters {
+    const PLURAL: &'static str = "databaseclusters";
+    const METADATA_ONLY: bool = false;
+    type Record = ClusterRecord;
+
+    fn path(namespace: Option<&str>) -> String {
+        DatabaseCluster::url_path(&(), namespace)
+    }
+
+    fn bucket_of(head: &Head<'_>) -> Option<Bucket> {
+        Some(Bucket::of(&head.uid))
+    }
+
+    fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<ClusterRecord>> {
+        #[derive(Deserialize)]
+        struct Arrived {
+            metadata: ArrivedMeta,
+            spec: DatabaseClusterSpec,
+            status: Option<DatabaseClusterStatus>,
+        }
+        let arrived: Arrived = serde_json::from_str(object.get())?;
+        Ok(observe::cluster(&DatabaseCluster {
+            metadata: arrived.metadata.into(),
+            spec: arrived.spec,
+            status: arrived.status,
+        }))
+    }
+}
+
+impl Kept for ClusterRecord {
+    fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+
+    fn bucket(&self) -> Option<Bucket> {
+        Some(self.bucket)
+    }
+
+    fn cluster_key(&self) -> Option<ObjectKey> {
+        Some(self.key.clone())
+    }
+
+    fn is_outdated(&self, store: &Store) -> bool {
+        store.cluster(&self.key).is_some_and(|known| {
+            let known = (Some(known.bucket), known.resource_version.as_str());
+            is_outdated(store, known, (Some(self.bucket), &self.resource_version))
+        })
+    }
+
+    fn upsert(self, store: &Store) {
+        store.upsert_cluster(self);
+    }
+
+    fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket> {
+        store.cluster(key).map(|known| known.bucket)
+    }
+
+    fn remove(
+        store: &Store,
+        key: &ObjectKey,
+        uid: Option<&str>,
+        bucket: Bucket,
+    ) -> Option<ObjectKey> {
+        let known = store.cluster(key).filter(|known| known.bucket == bucket)?;
+        let uid = uid.unwrap_or(&known.uid);
+        store.remove_cluster(key, uid).then(|| key.clone())
+    }
+
+    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        store.cluster_keys(ours)
+    }
+}
+
+/// StatefulSets.
+pub struct StatefulSets;
+
+impl Kind for StatefulSets {
+    const PLURAL: &'static str = "statefulsets";
+    const METADATA_ONLY: bool = false;
+    type Record = StatefulSetRecord;
+
+    fn path(namespace: Option<&str>) -> String {
+        StatefulSet::url_path(&(), namespace)
+    }
+
+    fn bucket_of(_: &Head<'_>) -> Option<Bucket> {
+        None
+    }
+
+    fn read(object: &RawValue, store: &Store) -> serde_json::Result<Option<StatefulSetRecord>> {
+        #[derive(Deserialize)]
+        struct Arrived<'a> {
+            metadata: ArrivedMeta,
+            #[serde(borrow)]
+            spec: Option<&'a RawValue>,
+            status: Option<StatefulSetStatus>,
+        }
+        let arrived: Arrived<'_> = serde_json::from_str(object.get())?;
+        let mut object = StatefulSet {
+            metadata: arrived.metadata.into(),
+            spec: None,
+            status: arrived.status,
+        };
+        let known = observe::key(&object.metadata).and_then(|key| store.statefulset(&key));
+        let known = known.as_deref();
+        // Most changes are of the status alone.
+        if !known.is_some_and(|known| observe::same_spec(&object.metadata, known)) {
+            let spec = arrived.spec.map(RawValue::get);
+            object.spec = spec
+                .map(serde_json::from_str::<StatefulSetSpec>)
+                .transpose()?;
+        }
+        Ok(observe::statefulset(&object, known))
+    }
+}
+
+impl KeptChild for StatefulSetRecord {
+    fn child(&self) -> &ChildRecord {
+        &self.child
+    }
+
+    fn known<T>(
+        store: &Store,
+        key: &ObjectKey,
+        look: impl FnOnce(&ChildRecord) -> Option<T>,
+    ) -> Option<T> {
+        look(&store.statefulset(key)?.child)
+    }
+
+    fn put(self, store: &Store) {
+        store.upsert_statefulset(self);
+    }
+
+    fn take(store: &Store, key: &ObjectKey, uid: &str) -> bool {
+        store.remove_statefulset(key, uid)
+    }
+
+    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        store.statefulset_keys(ours)
+    }
+}
+
+/// What the store keeps of a kind of child: everything follows from its metadata but where it lies.
+pub trait KeptChild: Sized + Send {
+    /// Its metadata.
+    fn child(&self) -> &ChildRecord;
+    /// Looks at the metadata of what lies under this key.
+    fn known<T>(
+        store: &Store,
+        key: &ObjectKey,
+        look: impl FnOnce(&ChildRecord) -> Option<T>,
+    ) -> Option<T>;
+    /// Keeps it.
+    fn put(self, store: &Store);
+    /// Removes what lies under this key, if it has this uid; whether it did.
+    fn take(store: &Store, key: &ObjectKey, uid: &str) -> bool;
+    /// Names of all that lies in buckets that are `ours`.
+    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
+}
+
+/// The cluster to look at when a child changes: its controller, or, where it has none, the cluster that
+/// is to adopt it.
+fn cluster_of(child: &ChildRecord) -> Option<ObjectKey> {
+    if !is_orphan(child) {
+        return child.cluster_key();
+    }
+    let id = child.id();
+    let name = postgres::cluster_name(&id)?;
+    Some(ObjectKey::new(&child.key.namespace, name))
+}
+
+impl<C: KeptChild> Kept for C {
+    fn key(&self) -> &ObjectKey {
+        &self.child().key
+    }
+
+    fn bucket(&self) -> Option<Bucket> {
+        self.child().bucket
+    }
+
+    fn cluster_key(&self) -> Option<ObjectKey> {
+        cluster_of(self.child())
+    }
+
+    fn is_outdated(&self, store: &Store) -> bool {
+        let arrived = self.child();
+        let arrived_as = (arrived.bucket, arrived.resource_version.as_str());
+        let outdated = C::known(store, &arrived.key, |known| {
+            let known = (known.bucket, known.resource_version.as_str());
+            Some(is_outdated(store, known, arrived_as))
+        });
+        outdated.unwrap_or(false)
+    }
+
+    fn upsert(self, store: &Store) {
+        self.put(store);
+    }
+
+    fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket> {
+        C::known(store, key, |known| known.bucket)
+    }
+
+    fn remove(
+        store: &Store,
+        key: &ObjectKey,
+        uid: Option<&str>,
+        bucket: Bucket,
+    ) -> Option<ObjectKey> {
+        let (known_uid, cluster) = C::known(store, key, |known| {
+            let is_there = known.bucket == Some(bucket);
+            is_there.then(|| (known.uid.clone(), cluster_of(known)))
+        })?;
+        let uid = uid.unwrap_or(&known_uid);
+        C::take(store, key, uid).then_some(cluster)?
+    }
+
+    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        <C as KeptChild>::keys(store, ours)
+    }
+}
+
+/// A kind of child of which only metadata is watched. Secrets are none: they are not watched at all.
+pub trait MetadataChild:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Debug + Send + Sync + 'static
+{
+    /// Its kind.
+    const KIND: ChildKind;
+    /// Its plural.
+    const PLURAL: &'static str;
+}
+
+impl MetadataChild for Service {
+    const KIND: ChildKind = ChildKind::Service;
+    const PLURAL: &'static str = "services";
+}
+
+impl MetadataChild for ConfigMap {
+    const KIND: ChildKind = ChildKind::ConfigMap;
+    const PLURAL: &'static str = "configmaps";
+}
+
+impl MetadataChild for PodDisruptionBudget {
+    const KIND: ChildKind = ChildKind::PodDisruptionBudget;
+    const PLURAL: &'static str = "poddisruptionbudgets";
+}
+
+/// The metadata of children of the kind `K`.
+pub struct MetadataOf<K>(PhantomData<fn() -> K>);
+
+impl<K: MetadataChild> Kind for MetadataOf<K> {
+    const PLURAL: &'static str = K::PLURAL;
+    const METADATA_ONLY: bool = true;
+    type Record = OfKind<K>;
+
+    fn path(namespace: Option<&str>) -> String {
+        K::url_path(&(), namespace)
+    }
+
+    fn bucket_of(_: &Head<'_>) -> Option<Bucket> {
+        None
+    }
+
+    fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<OfKind<K>>> {
+        #[derive(Deserialize)]
+        struct Arrived {
+            metadata: ArrivedMeta,
+        }
+        let arrived: Arrived = serde_json::from_str(object.get())?;
+        let record = observe::child(K::KIND, &arrived.metadata.into());
+        Ok(record.map(|record| OfKind {
+            record,
+            kind: PhantomData,
+        }))
+    }
+}
+
+/// What is kept of a child of the kind `K`.
+pub struct OfKind<K> {
+    record: ChildRecord,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K: MetadataChild> KeptChild for OfKind<K> {
+    fn child(&self) -> &ChildRecord {
+        &self.record
+    }
+
+    fn known<T>(
+        store: &Store,
+        key: &ObjectKey,
+        look: impl FnOnce(&ChildRecord) -> Option<T>,
+    ) -> Option<T> {
+        let id = ChildId {
+            kind: K::KIND,
+            name: Arc::clone(&key.name),
+        };
+        look(&*store.child(&key.namespace, &id)?)
+    }
+
+    fn put(self, store: &Store) {
+        store.upsert_child(self.record);
+    }
+
+    fn take(store: &Store, key: &ObjectKey, uid: &str) -> bool {
+        store.remove_child(K::KIND, key, uid)
+    }
+
+    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        store.child_keys(K::KIND, ours)
+    }
+}

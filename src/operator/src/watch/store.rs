@@ -1,0 +1,255 @@
+//! The records of all objects in the shards of this replica.
+//!
+//! Guarantees: each map's locks live for one map operation, never over an await, and no two of them
+//! are held at once. What a watch brings goes in by [`Store::with_ticket`]: once a shard is closed,
+//! no watch that was too late to notice can put anything into it. A removal names the uid, so that a
+//! late one can not remove a successor of the same name. Records are handed out as `Arc`s: a reader
+//! holds no lock.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use dashmap::DashMap;
+
+use crate::api::Phase;
+use crate::core::child::{ChildId, ChildKind};
+use crate::core::object::ObjectKey;
+use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
+use shard_ownership::hash::{Bucket, ShardCount, ShardId};
+
+/// The right to put objects of one kind in one shard into the store, until the shard is closed or
+/// opened anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    kind: &'static str,
+    number: u64,
+}
+
+/// The tickets in force.
+#[derive(Debug, Default)]
+struct Tickets {
+    open: BTreeMap<(ShardId, &'static str), u64>,
+    given: u64,
+}
+
+/// The records. Bounded by the number of objects in the shards held.
+#[derive(Debug)]
+pub struct Store {
+    shards: ShardCount,
+    /// Read-locked while one object is put in or taken out, before any lock of a map; write-locked
+    /// to open or close a shard.
+    tickets: RwLock<Tickets>,
+    /// Locked for one look-up, insertion or removal, or entry by entry during a scan.
+    clusters: DashMap<ObjectKey, Arc<ClusterRecord>>,
+    /// Locked as `clusters`.
+    statefulsets: DashMap<ObjectKey, Arc<StatefulSetRecord>>,
+    /// Locked as `clusters`. StatefulSets are not in here.
+    children: DashMap<(ChildKind, ObjectKey), Arc<ChildRecord>>,
+}
+
+impl Store {
+    /// An empty store for this number of shards.
+    #[must_use]
+    pub fn new(shards: ShardCount) -> Self {
+        Self {
+            shards,
+            tickets: RwLock::default(),
+            clusters: DashMap::new(),
+            statefulsets: DashMap::new(),
+            children: DashMap::new(),
+        }
+    }
+
+    /// The number of shards.
+    #[must_use]
+    pub fn shards(&self) -> ShardCount {
+        self.shards
+    }
+
+    /// Opens a shard for one kind. Tickets given out for both before are void from now on; what they
+    /// brought stays.
+    pub fn open(&self, shard: ShardId, kind: &'static str) -> Ticket {
+        let mut tickets = self.tickets.write().unwrap_or_else(PoisonError::into_inner);
+        tickets.given += 1;
+        let number = tickets.given;
+        tickets.open.insert((shard, kind), number);
+        Ticket { kind, number }
+    }
+
+    /// Puts something in or takes it out, if the ticket is in force; the shard is not closed meanwhile.
+    pub fn with_ticket<T>(
+        &self,
+        shard: ShardId,
+        ticket: Ticket,
+        act: impl FnOnce(&Self) -> T,
+    ) -> Option<T> {
+        let tickets = self.tickets.read().unwrap_or_else(PoisonError::into_inner);
+        let in_force = tickets.open.get(&(shard, ticket.kind)) == Some(&ticket.number);
+        in_force.then(|| act(self))
+    }
+
+    /// Voids all tickets of a shard and drops everything that lies in it.
+    pub fn close(&self, shard: ShardId) {
+        let mut tickets = self.tickets.write().unwrap_or_else(PoisonError::into_inner);
+        tickets.open.retain(|(open, _), _| *open != shard);
+        drop(tickets);
+        self.purge_shard(shard);
+    }
+
+    /// Keeps a cluster as it was seen now; returns what was kept before.
+    pub fn upsert_cluster(&self, record: ClusterRecord) -> Option<Arc<ClusterRecord>> {
+        self.clusters.insert(record.key.clone(), Arc::new(record))
+    }
+
+    /// Keeps a StatefulSet as it was seen now; returns what was kept before.
+    pub fn upsert_statefulset(&self, record: StatefulSetRecord) -> Option<Arc<StatefulSetRecord>> {
+        self.statefulsets
+            .insert(record.child.key.clone(), Arc::new(record))
+    }
+
+    /// Keeps another child as it was seen now; returns what was kept before.
+    pub fn upsert_child(&self, record: ChildRecord) -> Option<Arc<ChildRecord>> {
+        self.children
+            .insert((record.kind, record.key.clone()), Arc::new(record))
+    }
+
+    /// The cluster of this name.
+    #[must_use]
+    pub fn cluster(&self, key: &ObjectKey) -> Option<Arc<ClusterRecord>> {
+        self.clusters.get(key).map(|entry| Arc::clone(&entry))
+    }
+
+    /// The shard in which the cluster of this name lies.
+    #[must_use]
+    pub fn shard_of_cluster(&self, key: &ObjectKey) -> Option<ShardId> {
+        let entry = self.clusters.get(key)?;
+        Some(self.shards.shard_of(entry.bucket))
+    }
+
+    /// The StatefulSet of this name.
+    #[must_use]
+    pub fn statefulset(&self, key: &ObjectKey) -> Option<Arc<StatefulSetRecord>> {
+        self.statefulsets.get(key).map(|entry| Arc::clone(&entry))
+    }
+
+    /// Another child of this kind and name.
+    #[must_use]
+    pub fn child(&self, namespace: &Arc<str>, id: &ChildId) -> Option<Arc<ChildRecord>> {
+        let key = ObjectKey {
+            namespace: Arc::clone(namespace),
+            name: Arc::clone(&id.name),
+        };
+        let entry = self.children.get(&(id.kind, key))?;
+        Some(Arc::clone(&entry))
+    }
+
+    /// Drops the cluster with this name and uid; whether there was one.
+    pub fn remove_cluster(&self, key: &ObjectKey, uid: &str) -> bool {
+        self.clusters
+            .remove_if(key, |_, record| *record.uid == *uid)
+            .is_some()
+    }
+
+    /// Drops the StatefulSet with this name and uid; whether there was one.
+    pub fn remove_statefulset(&self, key: &ObjectKey, uid: &str) -> bool {
+        self.statefulsets
+            .remove_if(key, |_, record| record.child.uid == uid)
+            .is_some()
+    }
+
+    /// Drops another child with this kind, name and uid; whether there was one.
+    pub fn remove_child(&self, kind: ChildKind, key: &ObjectKey, uid: &str) -> bool {
+        self.children
+            .remove_if(&(kind, key.clone()), |_, record| record.uid == uid)
+            .is_some()
+    }
+
+    /// Drops everything that lies in a shard.
+    pub fn purge_shard(&self, shard: ShardId) {
+        self.clusters
+            .retain(|_, record| !self.lies_in(record.bucket, shard));
+        self.statefulsets
+            .retain(|_, record| !self.child_lies_in(&record.child, shard));
+        self.children
+            .retain(|_, record| !self.child_lies_in(record, shard));
+    }
+
+    /// Number of clusters in a shard.
+    #[must_use]
+    pub fn count(&self, shard: ShardId) -> usize {
+        self.clusters
+            .iter()
+            .filter(|record| self.lies_in(record.bucket, shard))
+            .count()
+    }
+
+    /// Number of clusters in every shard, in one pass: shard `n` is at place `n`.
+    #[must_use]
+    pub fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; usize::from(self.shards.get())];
+        for record in &self.clusters {
+            let shard = self.shards.shard_of(record.bucket);
+            if let Some(count) = counts.get_mut(usize::from(shard.0)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    /// Names of the clusters in a shard.
+    #[must_use]
+    pub fn keys(&self, shard: ShardId) -> Vec<ObjectKey> {
+        self.clusters
+            .iter()
+            .filter(|record| self.lies_in(record.bucket, shard))
+            .map(|record| record.key.clone())
+            .collect()
+    }
+
+    /// Names of the clusters in these buckets.
+    #[must_use]
+    pub fn cluster_keys(&self, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        let found = self.clusters.iter().filter(|entry| wanted(entry.bucket));
+        found.map(|entry| entry.key.clone()).collect()
+    }
+
+    /// Names of the StatefulSets in these buckets.
+    #[must_use]
+    pub fn statefulset_keys(&self, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        let lies = |child: &ChildRecord| child.bucket.is_some_and(wanted);
+        let found = self.statefulsets.iter().filter(|entry| lies(&entry.child));
+        found.map(|entry| entry.key().clone()).collect()
+    }
+
+    /// Names of the other children of one kind in these buckets.
+    #[must_use]
+    pub fn child_keys(&self, kind: ChildKind, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
+        let found = self
+            .children
+            .iter()
+            .filter(|entry| entry.kind == kind && entry.bucket.is_some_and(wanted));
+        found.map(|entry| entry.key.clone()).collect()
+    }
+
+    /// Number of clusters in each phase; those that have none yet are being created.
+    #[must_use]
+    pub fn phases(&self) -> [(Phase, usize); 5] {
+        let mut counts = Phase::ALL.map(|phase| (phase, 0));
+        for record in &self.clusters {
+            let phase = record.status.phase.unwrap_or(Phase::Creating);
+            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == phase) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    fn lies_in(&self, bucket: Bucket, shard: ShardId) -> bool {
+        self.shards.shard_of(bucket) == shard
+    }
+
+    fn child_lies_in(&self, record: &ChildRecord, shard: ShardId) -> bool {
+        let bucket = record.bucket;
+        bucket.is_some_and(|bucket| self.lies_in(bucket, shard))
+    }
+}

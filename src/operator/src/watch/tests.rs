@@ -1,0 +1,195 @@
+//! Tests of the store and of the conversions into it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use serde_json::json;
+
+use super::observe;
+use super::store::Store;
+use crate::api::{DatabaseCluster, Phase};
+use crate::core::child::{ChildId, ChildKind};
+use crate::core::object::ObjectKey;
+use crate::core::observed::{ChildRecord, ClusterRecord};
+use shard_ownership::hash::{Bucket, ShardCount, ShardId};
+
+fn cluster(name: &str, uid: &str) -> ClusterRecord {
+    let object: DatabaseCluster = serde_json::from_value(json!({
+        "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+        "metadata": {"name": name, "namespace": "shop", "uid": uid, "resourceVersion": "5"},
+        "spec": {"image": "postgres:18"},
+    }))
+    .unwrap();
+    observe::cluster(&object).unwrap()
+}
+
+fn child(name: &str, uid: &str, bucket: Bucket) -> ChildRecord {
+    let meta = serde_json::from_value(json!({
+        "name": name, "namespace": "shop", "uid": uid, "resourceVersion": "5",
+        "labels": {"database.io/bucket": bucket.to_string()},
+    }))
+    .unwrap();
+    observe::child(ChildKind::Service, &meta).unwrap()
+}
+
+fn store() -> Store {
+    Store::new(ShardCount::new(32).unwrap())
+}
+
+fn shard_of(uid: &str) -> ShardId {
+    ShardCount::new(32).unwrap().shard_of(Bucket::of(uid))
+}
+
+#[test]
+fn a_late_removal_does_not_remove_the_successor_of_the_same_name() {
+    let store = store();
+    store.upsert_cluster(cluster("a", "old"));
+    store.upsert_cluster(cluster("a", "new"));
+    let key = ObjectKey::new("shop", "a");
+    assert!(!store.remove_cluster(&key, "old"));
+    assert_eq!(&*store.cluster(&key).unwrap().uid, "new");
+    assert!(store.remove_cluster(&key, "new"));
+    assert_eq!(store.cluster(&key), None);
+
+    store.upsert_child(child("a-db", "new", Bucket(3)));
+    let key = ObjectKey::new("shop", "a-db");
+    assert!(!store.remove_child(ChildKind::Service, &key, "old"));
+    assert!(!store.remove_child(ChildKind::Secret, &key, "new"));
+    assert!(store.remove_child(ChildKind::Service, &key, "new"));
+}
+
+#[test]
+fn a_purged_shard_leaves_nothing_and_the_others_stay() {
+    let store = store();
+    for n in 0..200 {
+        let uid = format!("uid-{n}");
+        store.upsert_cluster(cluster(&format!("c{n}"), &uid));
+        store.upsert_child(child(
+            &format!("c{n}-db"),
+            &format!("s{n}"),
+            Bucket::of(&uid),
+        ));
+    }
+    let shard = shard_of("uid-0");
+    let gone = store.count(shard);
+    assert!(gone > 0);
+    assert_eq!(store.keys(shard).len(), gone);
+    assert_eq!(store.counts()[usize::from(shard.0)], gone);
+    store.purge_shard(shard);
+    assert_eq!(store.count(shard), 0);
+    assert_eq!(store.counts().iter().sum::<usize>(), 200 - gone);
+    let id = ChildId {
+        kind: ChildKind::Service,
+        name: "c0-db".into(),
+    };
+    assert_eq!(store.child(&"shop".into(), &id), None);
+}
+
+#[test]
+fn phases_are_counted_and_a_cluster_without_one_is_being_created() {
+    let store = store();
+    store.upsert_cluster(cluster("a", "u1"));
+    let mut ready = cluster("b", "u2");
+    ready.status.phase = Some(Phase::Ready);
+    store.upsert_cluster(ready);
+    let phases = store.phases();
+    assert!(phases.contains(&(Phase::Creating, 1)), "{phases:?}");
+    assert!(phases.contains(&(Phase::Ready, 1)), "{phases:?}");
+    assert_eq!(phases.iter().map(|(_, count)| count).sum::<usize>(), 2);
+}
+
+#[test]
+fn what_a_newer_version_wrote_can_still_be_read() {
+    let object: DatabaseCluster = serde_json::from_value(json!({
+        "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+        "metadata": {"name": "a", "namespace": "shop", "uid": "u", "resourceVersion": "5"},
+        "spec": {"image": "postgres:18", "future": true},
+        "status": {"phase": "Hibernating", "conditions": [{
+            "type": "Backed", "status": "Perhaps", "reason": "R", "message": "M",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]},
+    }))
+    .unwrap();
+    let record = observe::cluster(&object).unwrap();
+    assert_eq!(record.status.phase, None);
+    assert_eq!(record.status.conditions.len(), 1);
+}
+
+#[test]
+fn a_closed_shard_takes_nothing_in_and_gives_nothing_away() {
+    let store = store();
+    let (uid, key) = ("u", ObjectKey::new("shop", "a"));
+    let shard = shard_of(uid);
+    let ticket = store.open(shard, "databaseclusters");
+    let put = |ticket| {
+        store.with_ticket(shard, ticket, |store| {
+            store.upsert_cluster(cluster("a", uid));
+        })
+    };
+    assert!(put(ticket).is_some());
+    // Of another kind: this one stays in force.
+    let children = store.open(shard, "services");
+    assert!(put(ticket).is_some());
+    let newer = store.open(shard, "databaseclusters");
+    assert!(store.cluster(&key).is_some(), "what was brought stays");
+    assert!(put(ticket).is_none() && put(newer).is_some());
+    store.close(shard);
+    assert_eq!(store.cluster(&key), None);
+    assert!(put(newer).is_none() && put(children).is_none());
+    assert_eq!(store.cluster(&key), None);
+}
+
+#[test]
+fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
+    use super::kinds::Kept as _;
+    let store = store();
+    let other = (0..).map(|n| format!("other-{n}"));
+    let other = other.into_iter().find(|uid| shard_of(uid) != shard_of("u"));
+    let mut newer = cluster("a", &other.unwrap());
+    newer.resource_version = "10".into();
+    store.upsert_cluster(newer.clone());
+    let mut former = cluster("a", "u");
+    former.resource_version = "9".into();
+    assert!(former.is_outdated(&store));
+    former.resource_version = "11".into();
+    assert!(!former.is_outdated(&store));
+    // Within a shard the order is that of one watch; after a restored backup versions begin lower.
+    newer.resource_version = "3".into();
+    assert!(!newer.is_outdated(&store));
+    let key = ObjectKey::new("shop", "a");
+    assert_eq!(
+        ClusterRecord::remove(&store, &key, None, Bucket::of("u")),
+        None
+    );
+    assert!(
+        store.cluster(&key).is_some(),
+        "removed by the former one's shard"
+    );
+}
+
+#[test]
+fn a_child_without_a_controller_wakes_the_cluster_that_is_to_adopt_it() {
+    use super::kinds::{Kept, Kind, MetadataOf};
+    use k8s_openapi::api::core::v1::Service;
+    let store = store();
+    let key = |labels: serde_json::Value, owners: serde_json::Value| {
+        let object = json!({"metadata": {
+            "name": "orders-rw", "namespace": "shop", "uid": "s", "resourceVersion": "5",
+            "labels": labels, "ownerReferences": owners,
+            "annotations": {"database.io/fingerprint": "0123456789abcdef"},
+        }});
+        let raw = serde_json::value::to_raw_value(&object).unwrap();
+        let record = MetadataOf::<Service>::read(&raw, &store).unwrap().unwrap();
+        record.cluster_key()
+    };
+    let ours = json!({
+        "database.io/bucket": "7", "app.kubernetes.io/managed-by": "databasecluster-operator",
+    });
+    let orders = Some(ObjectKey::new("shop", "orders"));
+    assert_eq!(key(ours.clone(), json!(null)), orders);
+    let dependent = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x"}]);
+    assert_eq!(key(ours.clone(), dependent), orders);
+    let other = json!([{
+        "apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x", "controller": true,
+    }]);
+    assert_eq!(key(ours, other), None, "it is somebody else's");
+    assert_eq!(key(json!({"database.io/bucket": "7"}), json!(null)), None);
+}

@@ -1,0 +1,304 @@
+//! What the Leases say, as plain records: members, shards, and the writes that change them.
+
+use std::collections::BTreeSet;
+
+use super::hash::{Bucket, ShardCount, ShardId, fnv1a64};
+
+/// In the place of the number of shards: the Lease of a replica that serves other namespaces. No fleet
+/// has so many shards, so that such a replica is one of another fleet, beside which ours stands by.
+pub const OTHER_NAMESPACES: u16 = u16::MAX;
+/// The text for replicas that serve all namespaces.
+const ALL_NAMESPACES: &str = "*";
+/// Longest text for the namespaces that a replica serves, in bytes: every heartbeat carries it.
+const SERVED_LENGTH_MAX: usize = 512;
+
+/// The text by which replicas know whether they serve the same namespaces (sorted, without duplicates;
+/// none: all). A long list is cut, and its digest tells it from others.
+#[must_use]
+pub fn served_text(namespaces: &[String]) -> String {
+    let all = namespaces.join(",");
+    match all.len() {
+        0 => ALL_NAMESPACES.to_owned(),
+        length if length <= SERVED_LENGTH_MAX => all,
+        _ => {
+            let digest = format!(",… {:016x}", fnv1a64(all.as_bytes()));
+            let end = all.floor_char_boundary(SERVED_LENGTH_MAX - digest.len());
+            format!("{}{digest}", all.get(..end).unwrap_or_default())
+        }
+    }
+}
+
+/// Uid and resourceVersion of a Lease: the two together make a write a compare-and-swap.
+/// (resourceVersion alone re-creates a Lease that was deleted.)
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+}
+
+impl Version {
+    /// Whether `self` is certainly older than `other`: then it is a late answer and to be ignored.
+    ///
+    /// Resource versions of one object are comparable as numbers (Kubernetes KEP-5504); where they
+    /// are no numbers, nothing is certain.
+    #[must_use]
+    pub fn is_older_than(&self, other: &Self) -> bool {
+        match (self.number(), other.number()) {
+            (Some(mine), Some(theirs)) => mine < theirs,
+            _ => false,
+        }
+    }
+
+    fn number(&self) -> Option<u128> {
+        self.resource_version.parse().ok()
+    }
+}
+
+/// One replica's heartbeat, as last seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MemberLease {
+    /// Identity of the replica (from the Lease's name).
+    pub identity: String,
+    /// For compare-and-swap.
+    pub version: Version,
+    /// The identity again, or empty: vacated, that incarnation is dead.
+    pub holder: String,
+    /// Nonce of this life of the replica.
+    pub incarnation: String,
+    /// Number of this renewal within its incarnation: tells which of several sent ones arrived.
+    pub renewal: u64,
+    /// How long it lives without a renewal.
+    pub lease_ms: u64,
+    /// Uid of its Pod, or empty outside a cluster.
+    pub pod_uid: String,
+    /// Revision of its ReplicaSet, or empty.
+    pub revision: String,
+    /// Number of shards it works with, or [`OTHER_NAMESPACES`].
+    pub shards: u16,
+    /// Whether it is about to leave.
+    pub draining: bool,
+    /// Whether it may not write the shard table: it can begin nothing.
+    pub barred: bool,
+    /// Shards of which it has listed everything, so that they can be handed to it.
+    pub warm: BTreeSet<ShardId>,
+    /// When the Lease was created, in seconds since the Unix epoch by the API server's clock.
+    pub created_seconds: i64,
+}
+
+impl MemberLease {
+    /// Whether its incarnation was vacated.
+    #[must_use]
+    pub fn is_vacated(&self) -> bool {
+        self.holder.is_empty()
+    }
+}
+
+/// The lock of one shard, as last seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ShardLease {
+    /// The shard (from the Lease's name).
+    pub shard: ShardId,
+    /// For compare-and-swap.
+    pub version: Version,
+    /// Identity of the holder, or empty: vacant.
+    pub holder: String,
+    /// Incarnation of the holder.
+    pub incarnation: String,
+    /// Grows whenever the holder changes.
+    pub epoch: u32,
+    /// Number of shards for which this Lease was written, or [`OTHER_NAMESPACES`].
+    pub shards: u16,
+    /// Planned next holder.
+    pub successor: Option<Successor>,
+}
+
+/// The planned next holder of a shard: a replica, in one of its lives.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Successor {
+    /// Identity of the replica.
+    pub identity: String,
+    /// Its incarnation: a restarted replica is not the one that was planned for.
+    pub incarnation: String,
+}
+
+/// What a write of a member Lease says. `base` absent: create.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MemberWrite {
+    /// Whose Lease.
+    pub identity: String,
+    /// The version that it replaces.
+    pub base: Option<Version>,
+    /// What it says.
+    pub change: MemberChange,
+}
+
+/// The three things that may be done to a member Lease.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum MemberChange {
+    /// Our own heartbeat.
+    Renew {
+        /// Our incarnation.
+        incarnation: String,
+        /// Number of this renewal.
+        renewal: u64,
+        /// Whether we are about to leave.
+        draining: bool,
+        /// Whether we may not write the shard table.
+        barred: bool,
+        /// Shards of which we have listed everything.
+        warm: BTreeSet<ShardId>,
+    },
+    /// Somebody's incarnation is declared dead.
+    Vacate,
+    /// We leave, and take our Lease with us.
+    Delete,
+}
+
+/// What a write of a shard Lease says. `base` absent: create.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ShardWrite {
+    /// Which shard.
+    pub shard: ShardId,
+    /// The version that it replaces.
+    pub base: Option<Version>,
+    /// The new holder, or empty.
+    pub holder: String,
+    /// The new holder's incarnation, or empty.
+    pub incarnation: String,
+    /// The new epoch.
+    pub epoch: u32,
+    /// The planned next holder.
+    pub successor: Option<Successor>,
+}
+
+const MEMBER_PREFIX: &str = "databasecluster-member-";
+const SHARD_PREFIX: &str = "databasecluster-shard-";
+
+/// Name of a replica's member Lease.
+#[must_use]
+pub fn member_lease_name(identity: &str) -> String {
+    format!("{MEMBER_PREFIX}{identity}")
+}
+
+/// The identity in a member Lease's name.
+#[must_use]
+pub fn identity_of(lease_name: &str) -> Option<&str> {
+    lease_name
+        .strip_prefix(MEMBER_PREFIX)
+        .filter(|identity| !identity.is_empty())
+}
+
+/// Name of a shard's Lease.
+#[must_use]
+pub fn shard_lease_name(shard: ShardId) -> String {
+    format!("{SHARD_PREFIX}{:03}", shard.0)
+}
+
+/// The shard in a shard Lease's name.
+#[must_use]
+pub fn shard_of(lease_name: &str) -> Option<ShardId> {
+    let digits = lease_name.strip_prefix(SHARD_PREFIX)?;
+    if digits.len() != 3 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok().filter(|n| *n < 256).map(ShardId)
+}
+
+/// The text of a shard's range of buckets: `0-7`.
+#[must_use]
+pub fn bucket_range(count: ShardCount, shard: ShardId) -> String {
+    let (Bucket(first), Bucket(last)) = count.buckets(shard);
+    format!("{first}-{last}")
+}
+
+/// Leases for tests: a fleet of 32 shards.
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::*;
+
+    fn version() -> Version {
+        Version {
+            uid: "u".into(),
+            resource_version: "1".into(),
+        }
+    }
+
+    /// One that lives.
+    pub(crate) fn member(identity: &str, revision: &str) -> MemberLease {
+        MemberLease {
+            identity: identity.into(),
+            version: version(),
+            holder: identity.into(),
+            incarnation: format!("{identity}-1"),
+            renewal: 1,
+            lease_ms: 6000,
+            pod_uid: String::new(),
+            revision: revision.into(),
+            shards: 32,
+            draining: false,
+            barred: false,
+            warm: BTreeSet::new(),
+            created_seconds: 0,
+        }
+    }
+
+    pub(crate) fn shard(number: u16, holder: &str) -> ShardLease {
+        ShardLease {
+            shard: ShardId(number),
+            version: version(),
+            holder: holder.into(),
+            incarnation: format!("{holder}-1"),
+            epoch: 1,
+            shards: 32,
+            successor: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_what_they_name() {
+        assert_eq!(shard_of(&shard_lease_name(ShardId(7))), Some(ShardId(7)));
+        assert_eq!(identity_of(&member_lease_name("a-0")), Some("a-0"));
+        for foreign in [
+            "databasecluster-shard-7",
+            "databasecluster-shard-0007",
+            "databasecluster-shard-999",
+            "x",
+            "databasecluster-shard-+07",
+        ] {
+            assert_eq!(shard_of(foreign), None, "{foreign}");
+        }
+        assert_eq!(identity_of("databasecluster-member-"), None);
+    }
+
+    #[test]
+    fn other_namespaces_are_another_text_however_long_the_list() {
+        let names = |count: usize| -> Vec<String> {
+            (0..count).map(|n| format!("namespace-{n:04}")).collect()
+        };
+        assert_eq!(served_text(&[]), "*");
+        assert_eq!(served_text(&names(2)), "namespace-0000,namespace-0001");
+        let (long, longer) = (served_text(&names(900)), served_text(&names(901)));
+        assert!(long.len() <= SERVED_LENGTH_MAX, "{}", long.len());
+        assert_ne!(long, longer);
+        assert_eq!(long, served_text(&names(900)));
+    }
+
+    #[test]
+    fn an_older_version_is_known_as_such_only_between_numbers() {
+        let version = |rv: &str| Version {
+            uid: "u".into(),
+            resource_version: rv.into(),
+        };
+        assert!(version("9").is_older_than(&version("10")));
+        assert!(!version("10").is_older_than(&version("9")));
+        assert!(!version("10").is_older_than(&version("10")));
+        assert!(!version("x").is_older_than(&version("10")));
+    }
+}

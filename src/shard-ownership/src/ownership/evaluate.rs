@@ -1,0 +1,367 @@
+//! What the Leases, as they are, call for: the rules of ownership, shard by shard.
+
+use std::collections::BTreeMap;
+
+use super::record::{Intent, Pending, Stage};
+use super::shard::Shard;
+use super::table::Grant;
+use super::{Action, Leaving, Ownership, Reason};
+use crate::hash::ShardId;
+use crate::lease::ShardWrite;
+use crate::members::Life;
+use crate::ring::place;
+
+/// What a shard Lease (or its absence) means for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It names this incarnation.
+    Ours,
+    /// It may be taken, by rank.
+    Free(Reason),
+    /// It may be taken, and only by us: it names a former life of ours.
+    FormerSelf,
+    /// Somebody else's, or not to be judged yet.
+    Others,
+}
+
+impl Ownership {
+    pub(super) fn evaluate_shards(&mut self, now_ms: u64) {
+        let plan = if self.gives_back() || self.any_is_free() {
+            self.plan()
+        } else {
+            BTreeMap::new()
+        };
+        let ids: Vec<ShardId> = self.shards.keys().copied().collect();
+        for id in ids {
+            let Some(mut shard) = self.shards.remove(&id) else {
+                continue;
+            };
+            self.look_and_retry(now_ms, &mut shard);
+            self.stop_if_lost(now_ms, &mut shard);
+            if self.synced && shard.pending.is_none() && !shard.must_look() {
+                let target = plan.get(&id).map(String::as_str);
+                self.advance(now_ms, &mut shard, target);
+            }
+            self.shards.insert(id, shard);
+        }
+    }
+
+    /// Whether a shard is not held by a life that lasts: only then somebody has to be chosen.
+    fn any_is_free(&self) -> bool {
+        self.shards.values().any(|shard| {
+            let Some(lease) = &shard.lease else {
+                return true;
+            };
+            let member = self.members.get(&lease.holder);
+            member.is_none_or(|m| m.is_vacated() || m.incarnation != lease.incarnation)
+        })
+    }
+
+    /// Who should hold each shard, given who holds it now.
+    fn plan(&self) -> BTreeMap<ShardId, String> {
+        let held: BTreeMap<ShardId, &str> = self
+            .shards
+            .values()
+            .filter_map(|shard| shard.lease.as_ref().map(|lease| (shard.id(), lease)))
+            .filter(|(_, lease)| !lease.holder.is_empty())
+            .map(|(id, lease)| (id, lease.holder.as_str()))
+            .collect();
+        place(&self.ranking, &held, |member| self.newest.contains(member))
+            .into_iter()
+            .zip(self.settings.shards.shards())
+            .filter_map(|(holder, id)| holder.map(|holder| (id, holder.to_owned())))
+            .collect()
+    }
+
+    fn look_and_retry(&mut self, now_ms: u64, shard: &mut Shard) {
+        if shard.wants_look(now_ms) {
+            self.out.push(Action::ReadShard(shard.id()));
+        }
+        let due = |pending: &Pending| pending.id.is_none() && now_ms >= pending.again_ms;
+        if let Some(pending) = shard.pending.clone().filter(due) {
+            self.send(shard, pending);
+        }
+    }
+
+    fn stop_if_lost(&mut self, now_ms: u64, shard: &mut Shard) {
+        if shard.stage == Stage::Idle {
+            return;
+        }
+        let settling = shard.pending.is_some() || shard.must_look();
+        let given_up = matches!(shard.stage, Stage::Drained | Stage::Halted);
+        let ours = shard.still_ours(&self.settings.identity, self.heartbeat.incarnation());
+        let ended = if !self.heartbeat.is_valid(now_ms) {
+            Some(Reason::Lapsed)
+        } else if ours || (given_up && settling) {
+            None
+        } else if given_up {
+            Some(self.giving_up_reason())
+        } else {
+            Some(Reason::Lost)
+        };
+        if let Some(reason) = ended {
+            shard.halt(reason, &mut self.out);
+        } else if matches!(shard.stage, Stage::Running | Stage::Draining(_)) {
+            self.stop_if_not_granted(shard);
+        }
+    }
+
+    /// A shard is worked on only while the table under which that began names us.
+    fn stop_if_not_granted(&mut self, shard: &mut Shard) {
+        if self.table_uid() != shard.table() {
+            shard.halt(Reason::TableLost, &mut self.out);
+        } else if self.grant(shard) != Grant::Granted {
+            shard.pause(Reason::Raised, &mut self.out);
+        }
+    }
+
+    fn advance(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+        if !self.heartbeat.is_valid(now_ms) || now_ms < shard.not_before_ms {
+            return;
+        }
+        if shard.stage == Stage::Idle {
+            self.consider(now_ms, shard, target);
+        }
+        match shard.stage {
+            Stage::Idle => {}
+            Stage::Listing => self.begin(now_ms, shard, target),
+            Stage::Running => self.prepare_to_give_away(now_ms, shard, target),
+            Stage::Draining(since_ms) => self.wait_for_work(now_ms, shard, since_ms, target),
+            Stage::Drained | Stage::Halted => self.give_away(shard, target),
+        }
+    }
+
+    /// A shard whose Lease is ours: begins once the table grants it and everything is listed.
+    fn begin(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+        if self.gives_back() || self.is_entry_refused(now_ms, shard) {
+            shard.stage = Stage::Halted;
+            self.give_away(shard, target);
+            return;
+        }
+        match self.grant(shard) {
+            // The entry is written together with those of other shards.
+            Grant::NoTable | Grant::Behind => {}
+            Grant::Granted => {
+                let table = self.table_uid().map(str::to_owned);
+                if let (true, Some(table)) = (shard.is_warm(), table) {
+                    shard.admit(table, &mut self.out);
+                }
+            }
+            Grant::Ahead => {
+                if shard.has_looked_ahead()
+                    && let Some(epoch) = shard.next_epoch()
+                {
+                    self.write(shard, Intent::Raise, epoch);
+                }
+            }
+        }
+    }
+
+    /// Whether everything is to be given to others: we leave, or may not write the table.
+    pub(super) fn gives_back(&self) -> bool {
+        self.leaving != Leaving::No || self.table.is_refused()
+    }
+
+    fn consider(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+        let standing = self.standing(shard);
+        shard.is_free = matches!(standing, Standing::Free(_));
+        if !shard.is_free {
+            shard.free_ms = 0;
+        }
+        let gives_back = self.gives_back();
+        match standing {
+            Standing::Ours if gives_back => shard.stage = Stage::Halted,
+            Standing::Ours => {
+                if self.all_leases_carry_our_count() && self.table_uid().is_some() {
+                    shard.start(&mut self.out);
+                }
+            }
+            Standing::Others => self.warm_up_if_planned(shard),
+            Standing::Free(_) | Standing::FormerSelf
+                if gives_back || self.table_uid().is_none() => {}
+            Standing::FormerSelf => {
+                if let Some(epoch) = shard.next_epoch() {
+                    self.write(shard, Intent::Take(Reason::Resumed), epoch);
+                }
+            }
+            Standing::Free(reason) => {
+                let patience_ms = self.patience_ms(shard.id(), target);
+                let calm =
+                    reason == Reason::Takeover || self.settled_ms(now_ms) >= Some(patience_ms);
+                if calm
+                    && shard.free_ms >= patience_ms
+                    && self.may_begin(shard)
+                    && let Some(epoch) = shard.next_epoch()
+                {
+                    self.write(shard, Intent::Take(reason), epoch);
+                }
+            }
+        }
+    }
+
+    /// Whether a free shard may be taken. One without a Lease, of which nobody here has seen the end,
+    /// waits a lifetime for a holder that may come back with it.
+    fn may_begin(&self, shard: &Shard) -> bool {
+        shard.lease.is_some() || shard.epoch_known() == 0 || self.may_trust_memory(shard)
+    }
+
+    /// Watches a shard that is planned for us, so that its holder can hand it over without a gap.
+    fn warm_up_if_planned(&mut self, shard: &mut Shard) {
+        if self.is_planned_for_us(shard) && !self.gives_back() {
+            shard.warm_up(&mut self.out);
+        } else {
+            shard.cool_down(&mut self.out);
+        }
+    }
+
+    /// "Nobody starts a shard until all Leases carry its number of shards."
+    fn all_leases_carry_our_count(&self) -> bool {
+        let ours = self.settings.shards.get();
+        self.shards
+            .values()
+            .filter_map(|shard| shard.lease.as_ref())
+            // One that says nothing readable is damaged, and must not stop the others.
+            .all(|lease| lease.shards == ours || lease.shards == 0)
+    }
+
+    fn standing(&mut self, shard: &mut Shard) -> Standing {
+        let ours = self.settings.shards.get();
+        if shard.is_damaged() {
+            return Standing::Others;
+        }
+        let (holder, incarnation, version, reason) = match (&shard.lease, &shard.memory) {
+            (Some(lease), _) => {
+                if lease.shards != ours && self.members.another_count_is_alive(ours) {
+                    return Standing::Others;
+                }
+                (
+                    &lease.holder,
+                    &lease.incarnation,
+                    &lease.version,
+                    Reason::Vacant,
+                )
+            }
+            (None, Some(memory)) => (
+                &memory.holder,
+                &memory.incarnation,
+                &memory.version,
+                Reason::Created,
+            ),
+            (None, None) if self.is_standby() => return Standing::Others,
+            (None, None) => return Standing::Free(Reason::Created),
+        };
+        if *holder == self.settings.identity {
+            return match (*incarnation == self.heartbeat.incarnation(), &shard.lease) {
+                // What epoch it has is compared with the table.
+                (true, Some(lease)) if lease.shards == ours => Standing::Ours,
+                (_, Some(_)) => Standing::FormerSelf,
+                // As long as we live, nobody takes from us what we did not give away.
+                (true, None) if shard.memory.as_ref().is_some_and(|m| !m.given_away) => {
+                    Standing::FormerSelf
+                }
+                (_, None) if self.may_trust_memory(shard) => Standing::FormerSelf,
+                (_, None) => Standing::Others,
+            };
+        }
+        if shard.lease.is_none() && !self.may_trust_memory(shard) {
+            return Standing::Others;
+        }
+        if holder.is_empty() {
+            return Standing::Free(reason);
+        }
+        let life = self
+            .members
+            .life(holder, incarnation, self.settings.lease_ms, version);
+        match life {
+            Life::Dead => Standing::Free(Reason::Takeover),
+            Life::Doubtful if shard.found_dead() => Standing::Free(Reason::Takeover),
+            Life::Doubtful => {
+                let (holder, version) = (holder.clone(), version.clone());
+                if shard.doubts(&holder, &version) && self.checking.insert(holder.clone()) {
+                    self.out.push(Action::ReadMember(holder));
+                }
+                Standing::Others
+            }
+            // We may not have seen the last of it. A holder that lives and knows that it is one would
+            // have come back with it by now; one that does not know it waits as we do.
+            Life::Alive if shard.is_missing_with_doubt() => Standing::Free(Reason::Created),
+            Life::Alive | Life::Unknown => Standing::Others,
+        }
+    }
+
+    /// Whether what we remember of a Lease that is gone is all that happened to it. If not, somebody
+    /// may have had it whom we never saw: the holder gets a whole lifetime to come back with it.
+    fn may_trust_memory(&self, shard: &Shard) -> bool {
+        shard.memory.as_ref().is_some_and(|m| m.is_complete)
+            || shard.missing_ms >= self.settings.lease_ms
+    }
+
+    /// How long we wait before we take a free shard: nothing when it is planned for us, a step more
+    /// for each replica before us.
+    fn patience_ms(&self, shard: ShardId, target: Option<&str>) -> u64 {
+        let me = self.settings.identity.as_str();
+        if target == Some(me) {
+            return 0;
+        }
+        let before_us = self
+            .ranking
+            .order(shard)
+            .filter(|member| self.newest.contains(*member) && Some(*member) != target)
+            .position(|member| member == me);
+        match before_us {
+            Some(position) => (position as u64 + 1) * self.settings.step_ms,
+            // We are not eligible ourselves (leaving, or not seen yet).
+            None => u64::MAX,
+        }
+    }
+
+    /// For how long nobody came or went, less a moment: where nobody held a shard, all may be just starting.
+    /// Who comes first would list everything, and its shards would move on at once.
+    fn settled_ms(&self, now_ms: u64) -> Option<u64> {
+        let same_ms = now_ms.saturating_sub(self.fleet_changed_ms);
+        same_ms.checked_sub(self.settings.step_ms)
+    }
+
+    pub(super) fn write(&mut self, shard: &mut Shard, intent: Intent, epoch: u32) {
+        let pending = Pending {
+            intent,
+            epoch,
+            base: shard.lease.as_ref().map(|lease| lease.version.clone()),
+            id: None,
+            again_ms: 0,
+            unsure: false,
+        };
+        self.send(shard, pending);
+    }
+
+    fn send(&mut self, shard: &mut Shard, mut pending: Pending) {
+        let id = self.new_id();
+        let us = || {
+            let incarnation = self.heartbeat.incarnation().to_owned();
+            (self.settings.identity.clone(), incarnation)
+        };
+        let (holder, incarnation) = match &pending.intent {
+            Intent::Take(_) | Intent::Raise | Intent::Name(_) => us(),
+            Intent::HandOver(heir) => (heir.identity.clone(), heir.incarnation.clone()),
+            Intent::Vacate => (String::new(), String::new()),
+        };
+        let successor = match &pending.intent {
+            Intent::Name(heir) => Some(heir.clone()),
+            Intent::Raise => shard.successor().cloned(),
+            Intent::Take(_) | Intent::HandOver(_) | Intent::Vacate => None,
+        };
+        self.out.push(Action::WriteShard(
+            id,
+            ShardWrite {
+                shard: shard.id(),
+                base: pending.base.clone(),
+                holder,
+                incarnation,
+                epoch: pending.epoch,
+                successor,
+            },
+        ));
+        pending.id = Some(id);
+        shard.pending = Some(pending);
+    }
+}

@@ -1,0 +1,303 @@
+//! The heartbeat: renewing our own member Lease, and until when it lets us act.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::{ReadFailed, Settings, WriteId, WriteResult};
+use crate::hash::ShardId;
+use crate::lease::{MemberChange, MemberLease, MemberWrite, Version};
+
+/// Renewals whose outcome is not known that are remembered at once. At 5 a second this covers more
+/// than a lifetime; an older one could not extend the validity any more.
+const UNSETTLED_MAX: usize = 64;
+
+/// What our own Lease turned out to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OwnLease {
+    /// It is ours, or free to be ours.
+    Usable,
+    /// Our incarnation was vacated or replaced: it is dead and never returns.
+    Dead,
+    /// Somebody lives under our identity.
+    Taken,
+}
+
+/// What goes along with a renewal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Says {
+    /// Whether we are about to leave.
+    pub(super) draining: bool,
+    /// Whether we may not write the shard table.
+    pub(super) barred: bool,
+    /// Shards of which we have listed everything.
+    pub(super) warm: BTreeSet<ShardId>,
+}
+
+/// Renewal of our own member Lease by compare-and-swap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Heartbeat {
+    incarnation: String,
+    /// Whether our incarnation ever was in the Lease.
+    established: bool,
+    base: Option<Version>,
+    /// A request of ours to create the Lease had no answer. It names no version, and may yet arrive
+    /// whenever there is no Lease.
+    may_return: bool,
+    renewal: u64,
+    /// Renewals that may or may not have arrived: number, and when they were sent.
+    unsettled: VecDeque<(u64, u64)>,
+    in_flight: Option<(WriteId, u64)>,
+    must_read: bool,
+    reading: bool,
+    next_send_ms: u64,
+    last_success_ms: Option<u64>,
+    last_failed: bool,
+    valid_until_ms: u64,
+    failures: u64,
+    failed_in_a_row: u64,
+}
+
+impl Heartbeat {
+    pub(super) fn new(incarnation: String, now_ms: u64) -> Self {
+        Self {
+            incarnation,
+            established: false,
+            base: None,
+            may_return: false,
+            renewal: 0,
+            unsettled: VecDeque::new(),
+            in_flight: None,
+            // Our identity may have a Lease already: look before writing.
+            must_read: true,
+            reading: false,
+            next_send_ms: now_ms,
+            last_success_ms: None,
+            last_failed: false,
+            valid_until_ms: 0,
+            failures: 0,
+            failed_in_a_row: 0,
+        }
+    }
+
+    /// The next life of the same identity.
+    pub(super) fn reborn(&self, incarnation: String, now_ms: u64) -> Self {
+        Self {
+            may_return: self.may_return,
+            ..Self::new(incarnation, now_ms)
+        }
+    }
+
+    pub(super) fn incarnation(&self) -> &str {
+        &self.incarnation
+    }
+
+    pub(super) fn valid_until_ms(&self) -> u64 {
+        self.valid_until_ms
+    }
+
+    pub(super) fn is_valid(&self, now_ms: u64) -> bool {
+        now_ms < self.valid_until_ms
+    }
+
+    pub(super) fn last_success_ms(&self) -> Option<u64> {
+        self.last_success_ms
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// Whether the API server hears us now, so that the silence of others means something.
+    pub(super) fn is_heard(&self, now_ms: u64, tick_max_ms: u64) -> bool {
+        let waiting_long = self
+            .in_flight
+            .is_some_and(|(_, sent_ms)| now_ms.saturating_sub(sent_ms) > tick_max_ms);
+        self.is_valid(now_ms) && !self.last_failed && !waiting_long
+    }
+
+    /// How to end our Lease when we leave, if there is one: from which version, and what takes its place.
+    pub(super) fn ending(&self) -> Option<(Version, MemberChange)> {
+        let base = self.base.clone()?;
+        // A late request to create it would find nothing in its way, and we would seem to live. A dead
+        // Lease stands in its way until the fleet leader removes it.
+        let change = if self.may_return {
+            MemberChange::Vacate
+        } else {
+            MemberChange::Delete
+        };
+        Some((base, change))
+    }
+
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// Our incarnation is dead: nothing may begin any more, not even before the next one.
+    pub(super) fn end(&mut self) {
+        self.valid_until_ms = 0;
+    }
+
+    /// Whether a read of our own Lease is under way.
+    pub(super) fn is_reading(&self) -> bool {
+        self.reading
+    }
+
+    /// Renews now instead of waiting for its turn, unless the API server just refused us.
+    pub(super) fn hurry(&mut self, now_ms: u64) {
+        if !self.last_failed {
+            self.next_send_ms = self.next_send_ms.min(now_ms);
+        }
+    }
+
+    /// Whether our Lease must be read now.
+    pub(super) fn wants_read(&mut self, now_ms: u64) -> bool {
+        let wants = self.must_read && !self.reading && now_ms >= self.next_send_ms;
+        if wants {
+            self.reading = true;
+        }
+        wants
+    }
+
+    /// The renewal that is due, if one is.
+    pub(super) fn due(
+        &mut self,
+        now_ms: u64,
+        id: WriteId,
+        says: &Says,
+        identity: &str,
+    ) -> Option<MemberWrite> {
+        if self.must_read || self.in_flight.is_some() || now_ms < self.next_send_ms {
+            return None;
+        }
+        self.renewal += 1;
+        self.unsettled.push_back((self.renewal, now_ms));
+        if self.unsettled.len() > UNSETTLED_MAX {
+            self.unsettled.pop_front();
+        }
+        self.in_flight = Some((id, now_ms));
+        Some(MemberWrite {
+            identity: identity.to_owned(),
+            base: self.base.clone(),
+            change: MemberChange::Renew {
+                incarnation: self.incarnation.clone(),
+                renewal: self.renewal,
+                draining: says.draining,
+                barred: says.barred,
+                warm: says.warm.clone(),
+            },
+        })
+    }
+
+    /// The outcome of a write of ours; false when it was none.
+    pub(super) fn written(
+        &mut self,
+        now_ms: u64,
+        id: WriteId,
+        result: &WriteResult<MemberLease>,
+        settings: &Settings,
+    ) -> bool {
+        let Some((in_flight, sent_ms)) = self.in_flight else {
+            return false;
+        };
+        if in_flight != id {
+            return false;
+        }
+        self.in_flight = None;
+        match result {
+            WriteResult::Done(lease) => {
+                self.adopt(now_ms, lease, settings);
+                self.next_send_ms = sent_ms + settings.renew_ms;
+            }
+            WriteResult::Conflict => {
+                self.must_read = true;
+                self.failed(now_ms, self.conflict_pause_ms(settings));
+            }
+            WriteResult::Unknown => {
+                self.may_return |= self.base.is_none();
+                self.failed(now_ms, settings.retry_ms);
+            }
+            WriteResult::Rejected => {
+                self.unsettled.retain(|(number, _)| *number != self.renewal);
+                self.failed(now_ms, settings.retry_ms);
+            }
+        }
+        true
+    }
+
+    fn failed(&mut self, now_ms: u64, again_in_ms: u64) {
+        self.failures += 1;
+        self.failed_in_a_row += 1;
+        self.last_failed = true;
+        self.next_send_ms = now_ms + again_in_ms;
+    }
+
+    /// At once after a first conflict; then no faster than any other retry.
+    fn conflict_pause_ms(&self, settings: &Settings) -> u64 {
+        if self.failed_in_a_row == 0 {
+            0
+        } else {
+            settings.retry_ms
+        }
+    }
+
+    /// The Lease holds one of our renewals: we may act for a lifetime less the margin, counted from
+    /// the instant before that renewal was sent.
+    fn adopt(&mut self, now_ms: u64, lease: &MemberLease, settings: &Settings) {
+        self.base = Some(lease.version.clone());
+        self.established = true;
+        self.last_failed = false;
+        self.failed_in_a_row = 0;
+        self.last_success_ms = Some(now_ms);
+        if let Some((_, sent_ms)) = self.unsettled.iter().find(|(n, _)| *n == lease.renewal) {
+            let until_ms = sent_ms + settings.lease_ms.saturating_sub(settings.margin_ms);
+            self.valid_until_ms = self.valid_until_ms.max(until_ms);
+        }
+        // Everything sent from an older version can not arrive any more.
+        self.unsettled.clear();
+    }
+
+    /// Whether the Lease ever named our incarnation, as far as can be told: a renewal without an
+    /// answer may have arrived, and others may know our incarnation for a dead one.
+    fn was_in_force(&self) -> bool {
+        self.established || !self.unsettled.is_empty()
+    }
+
+    /// A fresh read of our own Lease (`Err`: it could not be read).
+    pub(super) fn read(
+        &mut self,
+        now_ms: u64,
+        read: Result<Option<&MemberLease>, ReadFailed>,
+        settings: &Settings,
+        others_silent: bool,
+    ) -> OwnLease {
+        self.reading = false;
+        let Ok(found) = read else {
+            self.failed(now_ms, settings.retry_ms);
+            return OwnLease::Usable;
+        };
+        self.next_send_ms = now_ms;
+        let Some(lease) = found else {
+            if self.was_in_force() {
+                return OwnLease::Dead;
+            }
+            self.base = None;
+            self.must_read = false;
+            return OwnLease::Usable;
+        };
+        if !lease.is_vacated() && lease.incarnation == self.incarnation {
+            self.adopt(now_ms, lease, settings);
+            self.must_read = false;
+            return OwnLease::Usable;
+        }
+        if self.was_in_force() {
+            return OwnLease::Dead;
+        }
+        let same_pod = !settings.pod_uid.is_empty() && lease.pod_uid == settings.pod_uid;
+        if lease.is_vacated() || same_pod || others_silent {
+            self.base = Some(lease.version.clone());
+            self.must_read = false;
+            return OwnLease::Usable;
+        }
+        self.next_send_ms = now_ms + settings.renew_ms;
+        OwnLease::Taken
+    }
+}

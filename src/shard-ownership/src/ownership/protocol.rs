@@ -1,0 +1,245 @@
+//! The words between the ownership machine and its surroundings: settings, events, actions.
+
+use crate::hash::{ShardCount, ShardId};
+use crate::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
+use crate::table::{ShardTable, TableWrite};
+
+/// Names one write, so that its outcome finds back to it.
+pub type WriteId = u64;
+
+/// What this replica is and how patient it is. All times in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// Our identity: Pod name, or host name and a random suffix.
+    pub identity: String,
+    /// Uid of our Pod, or empty.
+    pub pod_uid: String,
+    /// Number of shards.
+    pub shards: ShardCount,
+    /// How long a member Lease lives.
+    pub lease_ms: u64,
+    /// Time between renewals.
+    pub renew_ms: u64,
+    /// Time until a failed renewal is tried again.
+    pub retry_ms: u64,
+    /// Taken off the lifetime for ourselves, so that we stop before others start.
+    pub margin_ms: u64,
+    /// Longest tick that counts as silence of others.
+    pub tick_max_ms: u64,
+    /// How much longer each next replica waits before it takes a free shard.
+    pub step_ms: u64,
+    /// How long the work of a shard may take to finish before the shard is given up.
+    pub drain_timeout_ms: u64,
+}
+
+impl Settings {
+    /// The defaults for an identity: a lifetime of 6 s, renewed every 2 s.
+    #[must_use]
+    pub fn new(identity: &str, shards: ShardCount) -> Self {
+        Self {
+            identity: identity.to_owned(),
+            pod_uid: String::new(),
+            shards,
+            lease_ms: 6000,
+            renew_ms: 2000,
+            retry_ms: 200,
+            margin_ms: 1000,
+            tick_max_ms: 500,
+            step_ms: 500,
+            drain_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// How a write ended, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum WriteResult<L> {
+    /// It is in the API server, as this.
+    Done(L),
+    /// Something else is there (409), or nothing (404).
+    Conflict,
+    /// It was refused for good (403, 422): nothing changed.
+    Rejected,
+    /// No reply: it may have arrived, or may arrive yet.
+    Unknown,
+}
+
+/// The API server did not answer a read, or not with the object or 404.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReadFailed;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// All Leases, after a fresh list.
+    Listed {
+        /// Member Leases.
+        members: Vec<MemberLease>,
+        /// Shard Leases.
+        shards: Vec<ShardLease>,
+    },
+    /// A member Lease changed.
+    MemberSeen(MemberLease),
+    /// A member Lease was deleted.
+    MemberGone {
+        /// Whose.
+        identity: String,
+        /// Uid of the deleted one.
+        uid: String,
+    },
+    /// A shard Lease changed.
+    ShardSeen(ShardLease),
+    /// A shard Lease was deleted.
+    ShardGone {
+        /// Which.
+        shard: ShardId,
+        /// Uid of the deleted one.
+        uid: String,
+    },
+    /// Outcome of [`Action::WriteMember`].
+    MemberWritten(WriteId, WriteResult<MemberLease>),
+    /// Outcome of [`Action::WriteShard`].
+    ShardWritten(WriteId, WriteResult<ShardLease>),
+    /// Answer to [`Action::ReadMember`].
+    MemberRead(String, Result<Option<MemberLease>, ReadFailed>),
+    /// Answer to [`Action::ReadShard`].
+    ShardRead(ShardId, Result<Option<ShardLease>, ReadFailed>),
+    /// The shard table, or its absence, after a fresh list.
+    TableListed(Option<ShardTable>),
+    /// The shard table changed.
+    TableObserved(ShardTable),
+    /// The shard table with this uid was deleted.
+    TableDeleted(String),
+    /// Outcome of [`Action::WriteTable`].
+    TableWritten(WriteId, WriteResult<ShardTable>),
+    /// Answer to [`Action::ReadTable`].
+    TableRead(Result<Option<ShardTable>, ReadFailed>),
+    /// Answer to [`Action::ProbeTable`]: whether we may write the table.
+    TableProbed(bool),
+    /// Everything in the shard has been listed.
+    Warm(ShardId),
+    /// No reconcile of the shard runs any more.
+    Drained(ShardId),
+    /// Leave: hand everything back.
+    Shutdown,
+    /// Answer to [`Action::NeedIncarnation`]: a fresh random nonce.
+    Reincarnate(String),
+}
+
+/// Why a shard changed hands, as a bounded set for a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Its Lease did not exist.
+    Created,
+    /// It was vacant.
+    Vacant,
+    /// Its holder died.
+    Takeover,
+    /// It was ours in a former life.
+    Resumed,
+    /// It was handed to us, or already ours: validity had lapsed, or we had not looked yet.
+    Named,
+    /// Handed over as planned.
+    HandedOver,
+    /// Handed back because we leave.
+    Leaving,
+    /// Our validity ended.
+    Lapsed,
+    /// The Lease no longer names us as we were.
+    Lost,
+    /// Our incarnation is dead.
+    Dead,
+    /// The table is ahead of our Lease: the epoch is raised above it.
+    Raised,
+    /// The shard table is gone, or another one.
+    TableLost,
+}
+
+impl Reason {
+    /// Every reason, for metrics that start at zero.
+    pub const ALL: [Self; 12] = [
+        Self::Created,
+        Self::Vacant,
+        Self::Takeover,
+        Self::Resumed,
+        Self::Named,
+        Self::HandedOver,
+        Self::Leaving,
+        Self::Lapsed,
+        Self::Lost,
+        Self::Dead,
+        Self::Raised,
+        Self::TableLost,
+    ];
+
+    /// The label value.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Vacant => "vacant",
+            Self::Takeover => "takeover",
+            Self::Resumed => "resumed",
+            Self::Named => "named",
+            Self::HandedOver => "handed_over",
+            Self::Leaving => "leaving",
+            Self::Lapsed => "lapsed",
+            Self::Lost => "lost",
+            Self::Dead => "dead",
+            Self::Raised => "raised",
+            Self::TableLost => "table_lost",
+        }
+    }
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Write a member Lease; answer with [`Event::MemberWritten`].
+    WriteMember(WriteId, MemberWrite),
+    /// Write a shard Lease; answer with [`Event::ShardWritten`].
+    WriteShard(WriteId, ShardWrite),
+    /// Read a member Lease from the API server, not from a cache.
+    ReadMember(String),
+    /// Read a shard Lease from the API server, not from a cache.
+    ReadShard(ShardId),
+    /// Write the shard table; answer with [`Event::TableWritten`].
+    WriteTable(WriteId, TableWrite),
+    /// Read the shard table from the API server, not from a cache.
+    ReadTable,
+    /// Find out whether we may write the table, by a dry run.
+    ProbeTable,
+    /// We may act until then.
+    ValidUntil(u64),
+    /// Watch the objects of a shard; answer with [`Event::Warm`] when all are listed.
+    Watch(ShardId),
+    /// Stop watching a shard and forget its objects.
+    Unwatch(ShardId),
+    /// Work on the shard under this epoch.
+    Admit {
+        /// The shard.
+        shard: ShardId,
+        /// Uid of the shard table that grants the right.
+        table: String,
+        /// Its epoch.
+        epoch: u32,
+        /// How we came to hold it.
+        reason: Reason,
+        /// From knowing that it was free to holding it.
+        waited_ms: u64,
+    },
+    /// Go on working on a shard that was to be given up: its successor is gone.
+    Resume(ShardId),
+    /// Start no more work in the shard; answer with [`Event::Drained`] when none runs.
+    Drain(ShardId),
+    /// Stop the shard at once: cancel what runs before its next write.
+    Halt(ShardId, Reason),
+    /// Our incarnation is dead: send [`Event::Reincarnate`] with a fresh nonce.
+    NeedIncarnation,
+    /// Another replica lives under our identity.
+    IdentityTaken,
+    /// Everything was handed back: exit.
+    Exit,
+}

@@ -1,0 +1,492 @@
+//! One shard as this replica sees it: its Lease, what we do with it, and the write under way.
+
+use super::record::{Held, Intent, Memory, Pending, Stage};
+use super::{Action, ReadFailed, Reason, WriteId, WriteResult};
+use crate::hash::ShardId;
+use crate::lease::{ShardLease, Successor, Version};
+use crate::table::Entry;
+use crate::token::{EPOCH_MAX, EPOCH_STEP_MAX};
+
+/// One shard.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Shard {
+    id: ShardId,
+    pub(super) lease: Option<ShardLease>,
+    /// What the table says of it, if there is one with our number of shards.
+    pub(super) entry: Option<Entry>,
+    pub(super) memory: Option<Memory>,
+    pub(super) stage: Stage,
+    held: Option<Held>,
+    pub(super) pending: Option<Pending>,
+    /// A write met something unexpected: look before the next one.
+    must_look: Option<u64>,
+    looking: bool,
+    /// What was known when the read under way was sent.
+    looked_from: Option<Version>,
+    /// Conflicts since the last write that arrived.
+    conflicts: u32,
+    /// Whether its objects were listed.
+    warm: bool,
+    /// The epoch of an entry ahead of our Lease, once the Lease was read afresh because of it.
+    looked_ahead: Option<u32>,
+    watching: bool,
+    /// For how long it has been free to take, in credited time.
+    pub(super) free_ms: u64,
+    /// For how long its Lease has been missing, in credited time.
+    pub(super) missing_ms: u64,
+    pub(super) is_free: bool,
+    /// Not before this: the API server refused a write for good.
+    pub(super) not_before_ms: u64,
+    /// The holder's incarnation was read afresh and found dead, at this version of the shard Lease.
+    found_dead: Option<Version>,
+    /// The doubt that is being looked into.
+    doubt: Option<(String, Version)>,
+}
+
+impl Shard {
+    pub(super) fn new(id: ShardId) -> Self {
+        Self {
+            id,
+            lease: None,
+            entry: None,
+            memory: None,
+            stage: Stage::Idle,
+            held: None,
+            pending: None,
+            must_look: None,
+            looking: false,
+            looked_from: None,
+            conflicts: 0,
+            warm: false,
+            looked_ahead: None,
+            watching: false,
+            free_ms: 0,
+            missing_ms: 0,
+            is_free: false,
+            not_before_ms: 0,
+            found_dead: None,
+            doubt: None,
+        }
+    }
+
+    pub(super) fn id(&self) -> ShardId {
+        self.id
+    }
+
+    pub(super) fn running_epoch(&self) -> Option<u32> {
+        let held = self.held.as_ref()?;
+        matches!(self.stage, Stage::Running | Stage::Draining(_)).then_some(held.epoch)
+    }
+
+    pub(super) fn named_holder(&self) -> Option<&str> {
+        match (&self.lease, &self.memory) {
+            (Some(lease), _) => Some(lease.holder.as_str()),
+            (None, Some(memory)) => Some(memory.holder.as_str()),
+            (None, None) => None,
+        }
+        .filter(|holder| !holder.is_empty())
+    }
+
+    /// Whether leaving has to wait for it: we hold it, or a write of ours is not settled.
+    pub(super) fn keeps_us(&self) -> bool {
+        self.stage != Stage::Idle || self.pending.is_some()
+    }
+
+    /// The highest epoch that anybody here knows of.
+    pub(super) fn epoch_known(&self) -> u32 {
+        let of_lease = self.lease.as_ref().map_or(0, |lease| lease.epoch);
+        let of_memory = self.memory.as_ref().map_or(0, |memory| memory.epoch);
+        let of_table = self.entry.as_ref().map_or(0, |entry| entry.epoch);
+        // Nobody worked under an epoch so far ahead of the table: a Lease that somebody else edited is
+        // not remembered once it was deleted.
+        let is_believed = of_memory <= of_table.saturating_add(EPOCH_STEP_MAX);
+        let of_memory = if is_believed { of_memory } else { 0 };
+        of_lease.max(of_memory).max(of_table)
+    }
+
+    /// The epoch under which it changes hands next, if epochs are left. Nobody has worked under a
+    /// higher one than the table's, so that one above everything known was never anybody else's.
+    pub(super) fn next_epoch(&self) -> Option<u32> {
+        Some(self.epoch_known() + 1).filter(|epoch| *epoch <= EPOCH_MAX)
+    }
+
+    /// Whether its Lease has an epoch above which none is left: somebody else wrote it.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.lease.as_ref().is_some_and(|l| l.epoch >= EPOCH_MAX)
+    }
+
+    /// The epoch of the Lease under which it is ours.
+    pub(super) fn held_epoch(&self) -> Option<u32> {
+        self.held.as_ref().map(|held| held.epoch)
+    }
+
+    /// Uid of the table under which we work on it.
+    pub(super) fn table(&self) -> Option<&str> {
+        self.held.as_ref()?.table.as_deref()
+    }
+
+    /// Whether the watch has shown the end of the Lease with this uid.
+    fn is_over(&self, version: &Version) -> bool {
+        let ended = self.memory.as_ref().filter(|memory| memory.is_complete);
+        ended.is_some_and(|memory| memory.version.uid == version.uid)
+    }
+
+    /// The Lease as it is now; a late answer is ignored.
+    pub(super) fn saw(&mut self, lease: ShardLease) {
+        if self.is_over(&lease.version) {
+            // Late as well, or a restored API server: only a read that is sent now can tell.
+            self.must_look = self.must_look.or(Some(0));
+            return;
+        }
+        if let Some(known) = &self.lease
+            && known.version.uid == lease.version.uid
+            && lease.version.is_older_than(&known.version)
+        {
+            return;
+        }
+        let known = self.memory.take().map_or(0, |memory| memory.epoch);
+        let of_lease = Some(lease.epoch).filter(|epoch| *epoch <= EPOCH_MAX);
+        let epoch = known.max(of_lease.unwrap_or(0));
+        self.memory = Some(Memory {
+            holder: lease.holder.clone(),
+            incarnation: lease.incarnation.clone(),
+            epoch,
+            version: lease.version.clone(),
+            is_complete: false,
+            given_away: false,
+        });
+        let outdated = |pending: &&Pending| pending.is_outdated_by(&lease);
+        if self
+            .pending
+            .as_ref()
+            .filter(outdated)
+            .is_some_and(|p| p.id.is_none())
+        {
+            // Whatever was sent from the older version can not arrive any more.
+            self.pending = None;
+        }
+        self.missing_ms = 0;
+        self.lease = Some(lease);
+    }
+
+    pub(super) fn gone(&mut self, uid: &str) {
+        let is_it = |version: &Version| version.uid == uid;
+        if self.lease.as_ref().is_some_and(|l| is_it(&l.version)) {
+            self.lease = None;
+            self.missing_ms = 0;
+        }
+        if let Some(memory) = self.memory.as_mut().filter(|m| is_it(&m.version)) {
+            // The watch shows every change of one Lease, in order.
+            memory.is_complete = true;
+            memory.given_away = false;
+        }
+    }
+
+    /// What a fresh list of all Leases says of this one.
+    pub(super) fn listed(&mut self, lease: Option<ShardLease>) {
+        match lease {
+            Some(lease) => {
+                let known = self.lease.as_ref().map(|known| &known.version);
+                if known.is_some_and(|known| lease.version.is_older_than(known)) {
+                    // A late list, or a restored API server: only a read that is sent now can tell.
+                    self.must_look = self.must_look.or(Some(0));
+                }
+                self.saw(lease);
+            }
+            None => self.lease = None,
+        }
+    }
+
+    pub(super) fn credit(&mut self, elapsed_ms: u64) {
+        if self.is_free {
+            self.free_ms = self.free_ms.saturating_add(elapsed_ms);
+        }
+        if self.lease.is_none() {
+            self.missing_ms = self.missing_ms.saturating_add(elapsed_ms);
+        }
+    }
+
+    pub(super) fn awaits(&self, id: WriteId) -> bool {
+        self.pending
+            .as_ref()
+            .is_some_and(|pending| pending.id == Some(id))
+    }
+
+    pub(super) fn written(&mut self, now_ms: u64, result: WriteResult<ShardLease>, retry_ms: u64) {
+        let Some(pending) = self.pending.as_mut() else {
+            return;
+        };
+        let lease_now = self.lease.as_ref();
+        let has_moved_on = lease_now.is_some_and(|lease| pending.is_outdated_by(lease));
+        match result {
+            WriteResult::Done(lease) => {
+                self.conflicts = 0;
+                let (intent, waited_ms) = (pending.intent.clone(), self.free_ms);
+                self.pending = None;
+                let (epoch, uid) = (lease.epoch, lease.version.uid.clone());
+                self.saw(lease);
+                if self.lease.is_some() {
+                    self.carry_on(intent, epoch, uid, waited_ms);
+                }
+            }
+            WriteResult::Conflict => {
+                self.remember_lost();
+                // At once after a first conflict; then no faster than any other retry.
+                let pause_ms = if self.conflicts == 0 { 0 } else { retry_ms };
+                self.conflicts += 1;
+                self.must_look = Some(now_ms + pause_ms);
+            }
+            // This one changed nothing; an earlier one may still.
+            WriteResult::Rejected if pending.unsure => {
+                pending.id = None;
+                pending.again_ms = now_ms + 5 * retry_ms;
+            }
+            WriteResult::Rejected => {
+                self.pending = None;
+                self.not_before_ms = now_ms + 5 * retry_ms;
+            }
+            // The Lease moved on meanwhile, by this write or by another's: there is nothing to repeat.
+            WriteResult::Unknown if has_moved_on => self.pending = None,
+            WriteResult::Unknown => {
+                pending.id = None;
+                pending.again_ms = now_ms + retry_ms;
+                pending.unsure = true;
+            }
+        }
+    }
+
+    /// A write lost its compare-and-swap. An earlier request of it may have won: should the Lease
+    /// turn out to be gone, it may have been given away before.
+    fn remember_lost(&mut self) {
+        let lost = self.pending.take().filter(|pending| pending.unsure);
+        if let (Some(lost), Some(memory)) = (lost, self.memory.as_mut()) {
+            let gives_away = matches!(lost.intent, Intent::HandOver(_) | Intent::Vacate);
+            memory.given_away = gives_away && !memory.is_complete;
+            memory.epoch = memory.epoch.max(lost.epoch);
+        }
+    }
+
+    /// A write of ours arrived.
+    fn carry_on(&mut self, intent: Intent, epoch: u32, uid: String, waited_ms: u64) {
+        match intent {
+            Intent::Take(reason) => {
+                self.held = Some(Held {
+                    epoch,
+                    uid,
+                    reason,
+                    waited_ms,
+                    table: None,
+                })
+            }
+            Intent::Raise => {
+                if let Some(held) = self.held.as_mut() {
+                    held.epoch = epoch;
+                }
+            }
+            Intent::Name(_) | Intent::HandOver(_) | Intent::Vacate => {}
+        }
+    }
+
+    /// Whether the Lease must be read before anything else is done with it.
+    pub(super) fn wants_look(&mut self, now_ms: u64) -> bool {
+        let wants = self.must_look.is_some_and(|at_ms| now_ms >= at_ms) && !self.looking;
+        if wants {
+            self.looking = true;
+            self.looked_from = self.lease.as_ref().map(|lease| lease.version.clone());
+        }
+        wants
+    }
+
+    pub(super) fn must_look(&self) -> bool {
+        self.must_look.is_some()
+    }
+
+    pub(super) fn read(
+        &mut self,
+        now_ms: u64,
+        read: Result<Option<ShardLease>, ReadFailed>,
+        retry_ms: u64,
+    ) {
+        self.looking = false;
+        match read {
+            Ok(Some(lease)) => {
+                self.must_look = None;
+                match (self.looked_from.take(), self.memory.as_mut()) {
+                    // Older than what was known before we asked: the API server went back in time.
+                    (Some(from), _) if lease.version.is_older_than(&from) => self.lease = None,
+                    // Or it is back though its end was known.
+                    (None, Some(memory)) => memory.is_complete = false,
+                    _ => {}
+                }
+                self.saw(lease);
+            }
+            Ok(None) => {
+                self.must_look = None;
+                self.lease = None;
+            }
+            Err(ReadFailed) => self.must_look = Some(now_ms + retry_ms),
+        }
+    }
+
+    pub(super) fn warmed(&mut self) {
+        self.warm = self.watching;
+    }
+
+    pub(super) fn drained(&mut self) {
+        if matches!(self.stage, Stage::Draining(_)) {
+            self.stage = Stage::Drained;
+        }
+    }
+
+    pub(super) fn forget_pending(&mut self) {
+        self.pending = None;
+        self.must_look = None;
+    }
+
+    /// Whether the Lease still says what we started on.
+    pub(super) fn still_ours(&self, identity: &str, incarnation: &str) -> bool {
+        match (&self.lease, &self.held) {
+            (Some(lease), Some(held)) => {
+                lease.holder == identity
+                    && lease.incarnation == incarnation
+                    && lease.epoch == held.epoch
+                    && lease.version.uid == held.uid
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether there is no Lease, and what we remember of it may not be all that happened to it.
+    pub(super) fn is_missing_with_doubt(&self) -> bool {
+        self.lease.is_none() && self.memory.as_ref().is_some_and(|m| !m.is_complete)
+    }
+
+    /// Begins to watch a shard whose Lease names us.
+    pub(super) fn start(&mut self, out: &mut Vec<Action>) {
+        let Some(lease) = &self.lease else { return };
+        let fits = |held: &Held| held.epoch == lease.epoch && held.uid == lease.version.uid;
+        if !self.held.as_ref().is_some_and(fits) {
+            self.held = Some(Held {
+                epoch: lease.epoch,
+                uid: lease.version.uid.clone(),
+                reason: Reason::Named,
+                waited_ms: 0,
+                table: None,
+            });
+        }
+        self.stage = Stage::Listing;
+        self.free_ms = 0;
+        self.is_free = false;
+        self.warm_up(out);
+    }
+
+    /// Watches the shard, unless it is watched already.
+    pub(super) fn warm_up(&mut self, out: &mut Vec<Action>) {
+        if !self.watching {
+            self.watching = true;
+            self.warm = false;
+            out.push(Action::Watch(self.id));
+        }
+    }
+
+    /// Stops watching a shard that will not be ours after all.
+    pub(super) fn cool_down(&mut self, out: &mut Vec<Action>) {
+        if self.watching {
+            self.watching = false;
+            self.warm = false;
+            out.push(Action::Unwatch(self.id));
+        }
+    }
+
+    /// Whether everything is listed of a shard that we do not hold: its holder may hand it over.
+    pub(super) fn is_warmed_for_us(&self) -> bool {
+        self.stage == Stage::Idle && self.watching && self.warm
+    }
+
+    /// The planned next holder, as the Lease says.
+    pub(super) fn successor(&self) -> Option<&Successor> {
+        self.lease.as_ref()?.successor.as_ref()
+    }
+
+    /// Whether the Lease was read afresh since an entry ahead of it was observed. If not, it is read.
+    pub(super) fn has_looked_ahead(&mut self) -> bool {
+        let ahead = self.entry.as_ref().map(|entry| entry.epoch);
+        let looked = self.looked_ahead == ahead;
+        if !looked {
+            self.looked_ahead = ahead;
+            self.must_look = self.must_look.or(Some(0));
+        }
+        looked
+    }
+
+    /// Everything is listed and the table grants it: work begins.
+    pub(super) fn admit(&mut self, table: String, out: &mut Vec<Action>) {
+        if let Some(held) = self.held.as_mut() {
+            held.table = Some(table.clone());
+            self.stage = Stage::Running;
+            out.push(Action::Admit {
+                shard: self.id,
+                table,
+                epoch: held.epoch,
+                reason: held.reason,
+                waited_ms: held.waited_ms,
+            });
+        }
+    }
+
+    pub(super) fn is_warm(&self) -> bool {
+        self.warm
+    }
+
+    /// Back to listing until the table grants it again: what runs is cancelled, the watch goes on.
+    pub(super) fn pause(&mut self, reason: Reason, out: &mut Vec<Action>) {
+        out.push(Action::Halt(self.id, reason));
+        self.stage = Stage::Listing;
+    }
+
+    /// Ends everything at once.
+    pub(super) fn halt(&mut self, reason: Reason, out: &mut Vec<Action>) {
+        if matches!(self.stage, Stage::Running | Stage::Draining(_)) {
+            out.push(Action::Halt(self.id, reason));
+        }
+        self.stage = Stage::Idle;
+        self.held = None;
+        if reason != Reason::Lapsed {
+            // One that lapsed is most likely ours again soon: spare a busy API server a new list.
+            self.cool_down(out);
+        }
+    }
+
+    pub(super) fn found_dead(&self) -> bool {
+        match (&self.lease, &self.memory) {
+            (Some(lease), _) => self.found_dead.as_ref() == Some(&lease.version),
+            (None, Some(memory)) => self.found_dead.as_ref() == Some(&memory.version),
+            (None, None) => false,
+        }
+    }
+
+    /// Whether a read of the holder's member Lease is to be started.
+    pub(super) fn doubts(&mut self, holder: &str, at: &Version) -> bool {
+        let doubt = (holder.to_owned(), at.clone());
+        if self.doubt.as_ref() == Some(&doubt) {
+            return false;
+        }
+        self.doubt = Some(doubt);
+        true
+    }
+
+    /// The holder's member Lease was read after the shard Lease: it names `incarnation` (empty: none;
+    /// absent: not known).
+    pub(super) fn checked(&mut self, identity: &str, incarnation: Option<&str>) {
+        let Some((holder, at)) = self.doubt.take_if(|(holder, _)| holder == identity) else {
+            return;
+        };
+        let named = self.memory.as_ref().filter(|memory| memory.version == at);
+        if let (Some(memory), Some(incarnation)) = (named, incarnation)
+            && memory.holder == holder
+            && memory.incarnation != incarnation
+        {
+            self.found_dead = Some(at);
+        }
+    }
+}

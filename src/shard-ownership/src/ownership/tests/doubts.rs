@@ -1,0 +1,360 @@
+//! Doubts about the machine, each put as a test: what the simulation and the model found, and bad days.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+#[test]
+fn who_saw_only_part_of_a_deleted_lease_leaves_it_to_its_holder() {
+    let mut world = World::balanced_three();
+    let is_of_c = |lease: &&crate::lease::ShardLease| lease.holder == "c";
+    let id = world.server.shards.values().find(is_of_c).unwrap().shard;
+    world.node("c").frozen = true;
+    world.until("the survivors to hold all", 9000, |w| w.all_run(32));
+    let taken = world.server.shards[&id].clone();
+    // Its holder stands still for a moment; the one who comes back remembers it as its own.
+    world.node(&taken.holder).frozen = true;
+    world.server.shards.remove(&id);
+    world.node("c").frozen = false;
+    world.run(2000);
+    assert!(
+        world
+            .server
+            .shards
+            .get(&id)
+            .is_none_or(|lease| lease.epoch > taken.epoch),
+        "an epoch that another works in was given away: {:?}",
+        world.server.shards[&id]
+    );
+    world.node(&taken.holder).frozen = false;
+    world.until("its holder to go on", 1000, |w| {
+        w.nodes[&taken.holder]
+            .running
+            .get(&id)
+            .is_some_and(|epoch| *epoch > taken.epoch)
+    });
+}
+
+/// Those who saw everything leave it to the holder, who does not know that it is; it remembers the
+/// former one, who knows that it is not.
+#[test]
+fn a_lease_that_is_deleted_before_its_new_holder_knew_of_it_comes_back() {
+    let mut world = World::new();
+    world.leader = false;
+    for name in ["a", "b"] {
+        world.join(name, 4);
+    }
+    world.until("all to run", 3000, |w| w.all_run(4));
+    // Everybody has seen all Leases.
+    world.run(100);
+    world.tampered = true;
+    let mut lease = world.server.shards[&ShardId(0)].clone();
+    let (from, to) = if lease.holder == "a" {
+        ("a", "b")
+    } else {
+        ("b", "a")
+    };
+    world.node(to).frozen = true;
+    lease.epoch += 1;
+    (lease.holder, lease.incarnation) = (to.to_owned(), format!("{to}-1"));
+    lease.version = world.server.next(Some(&lease.version));
+    world.server.shards.insert(lease.shard, lease.clone());
+    world.run(100);
+    world.server.shards.remove(&lease.shard);
+    let (shard, uid) = (lease.shard, lease.version.uid.clone());
+    world.node(from).queue.push(Event::ShardGone { shard, uid });
+    world.run(100);
+    world.node(to).frozen = false;
+    world.until("all to run again", 9000, |w| w.all_run(4));
+    let back = &world.server.shards[&shard];
+    // Nobody had begun under the epoch of the deleted one: the table would know.
+    assert!(back.epoch >= lease.epoch, "{lease:?} became {back:?}");
+}
+
+#[test]
+fn a_newcomer_to_deleted_leases_does_not_begin_where_others_began() {
+    let mut world = World::new();
+    world.join("a", 4);
+    world.until("all to run", 3000, |w| w.all_run(4));
+    world.node("a").frozen = true;
+    world.tampered = true;
+    world.server.shards.clear();
+    world.join("b", 4);
+    world.run(2000);
+    assert!(
+        world
+            .server
+            .shards
+            .values()
+            .all(|lease| lease.epoch > world.nodes["a"].running[&lease.shard])
+    );
+}
+
+#[test]
+fn who_leaves_right_after_a_lapse_hands_over_and_does_not_vacate() {
+    let mut world = World::balanced_three();
+    world.server.away = true;
+    world.run(6000);
+    world.node("a").queue.push(Event::Shutdown);
+    world.server.away = false;
+    world.until("it to be gone", 12_000, |w| {
+        let vacant = w
+            .server
+            .shards
+            .values()
+            .filter(|lease| lease.holder.is_empty());
+        assert_eq!(vacant.count(), 0, "shards were vacated though others live");
+        w.nodes["a"].exited
+    });
+    world.until("all to run", 3000, |w| w.all_run(32));
+}
+
+#[test]
+fn leaving_without_an_api_server_asks_no_faster_than_any_retry() {
+    let mut world = World::new();
+    world.leader = false;
+    world.join("a", 4);
+    world.until("all to run", 3000, |w| w.all_run(4));
+    world.join("b", 4);
+    world.run(1000);
+    assert_eq!(world.held("b"), 0);
+    world.server.away = true;
+    world.node("b").queue.push(Event::Shutdown);
+    let before = world.server.requests;
+    world.run(2000);
+    let asked = world.server.requests - before;
+    assert!((2..=30).contains(&asked), "{asked} requests in 2 s");
+    world.server.away = false;
+    world.until("it to be gone", 2000, |w| w.nodes["b"].exited);
+}
+
+#[test]
+fn an_epoch_lowered_by_hand_is_raised_above_the_table() {
+    let mut world = World::balanced_three();
+    let id = ShardId(3);
+    let version = world
+        .server
+        .next(Some(&world.server.shards[&id].version.clone()));
+    let lease = world.server.shards.get_mut(&id).unwrap();
+    let (holder, epoch) = (lease.holder.clone(), lease.epoch);
+    (lease.epoch, lease.version) = (0, version);
+    world.until("the holder to go on above it", 1000, |w| {
+        w.nodes[&holder]
+            .running
+            .get(&id)
+            .is_some_and(|now| *now > epoch)
+    });
+}
+
+#[test]
+fn a_lease_edited_to_name_a_former_life_of_its_holder_is_taken_back() {
+    let mut world = World::balanced_three();
+    let id = ShardId(5);
+    let version = world
+        .server
+        .next(Some(&world.server.shards[&id].version.clone()));
+    let lease = world.server.shards.get_mut(&id).unwrap();
+    let (holder, epoch) = (lease.holder.clone(), lease.epoch);
+    (lease.incarnation, lease.version) = ("another life".into(), version);
+    world.until("the holder to go on above", 1000, |w| {
+        w.nodes[&holder]
+            .running
+            .get(&id)
+            .is_some_and(|now| *now > epoch)
+    });
+}
+
+#[test]
+fn a_successor_that_is_the_holder_itself_changes_nothing() {
+    let mut world = World::balanced_three();
+    world.leader = false;
+    let id = ShardId(5);
+    let version = world
+        .server
+        .next(Some(&world.server.shards[&id].version.clone()));
+    let lease = world.server.shards.get_mut(&id).unwrap();
+    lease.successor = Some(crate::lease::Successor {
+        identity: lease.holder.clone(),
+        incarnation: lease.incarnation.clone(),
+    });
+    lease.version = version;
+    let before = lease.clone();
+    world.run(2000);
+    assert_eq!(world.server.shards[&id], before);
+    assert!(world.all_run(32));
+}
+
+#[test]
+fn leases_restored_from_a_backup_under_a_running_fleet_come_right() {
+    let mut world = World::balanced_three();
+    let backup = (
+        world.server.members.clone(),
+        world.server.shards.clone(),
+        world.server.revision,
+    );
+    world.join("d", 32);
+    world.until("the fourth to hold eight", 10_000, |w| {
+        w.all_run(32) && w.held("d") == 8
+    });
+    let epochs: BTreeMap<ShardId, u32> = world
+        .server
+        .shards
+        .iter()
+        .map(|(id, lease)| (*id, lease.epoch))
+        .collect();
+    (
+        world.server.members,
+        world.server.shards,
+        world.server.revision,
+    ) = backup;
+    world.tampered = true;
+    world.run(2000);
+    world.until("everything to run", 12_000, |w| {
+        w.all_run(32) && w.held("d") == 8
+    });
+    for (id, lease) in &world.server.shards {
+        assert!(
+            lease.epoch >= epochs[id],
+            "shard {id} fell back to epoch {}",
+            lease.epoch
+        );
+    }
+    world.node("a").queue.push(Event::Shutdown);
+    world.until("a to leave as ever", 5000, |w| {
+        w.nodes["a"].exited && w.all_run(32)
+    });
+}
+
+#[test]
+fn a_dead_incarnation_starts_nothing_while_the_next_one_is_awaited() {
+    let mut world = World::new();
+    world.join("a", 4);
+    world.until("all to run", 3000, |w| w.all_run(4));
+    let machine = &mut world.node("a").machine;
+    let now_ms = machine.last_renewal_ms().unwrap() + 100;
+    let died = machine.handle(now_ms, Event::MemberRead("a".into(), Ok(None)));
+    assert!(died.contains(&Action::NeedIncarnation), "{died:?}");
+    let after = machine.handle(now_ms + 1, Event::Tick);
+    let starts = |action: &Action| matches!(action, Action::Admit { .. } | Action::Watch(_));
+    assert!(!died.iter().chain(&after).any(starts), "{died:?} {after:?}");
+}
+
+#[test]
+fn a_refusal_after_a_lost_reply_settles_nothing() {
+    use crate::lease::{ShardLease, Version};
+    let version = |n: u64| Version {
+        uid: "u".into(),
+        resource_version: n.to_string(),
+    };
+    let mut shard = Shard::new(ShardId(0));
+    shard.saw(ShardLease {
+        shard: ShardId(0),
+        version: version(1),
+        holder: "a".into(),
+        incarnation: "a-1".into(),
+        epoch: 1,
+        shards: 1,
+        successor: None,
+    });
+    shard.pending = Some(record::Pending {
+        intent: record::Intent::Vacate,
+        epoch: 2,
+        base: Some(version(1)),
+        id: Some(7),
+        again_ms: 0,
+        unsure: false,
+    });
+    shard.written(0, WriteResult::Unknown, 200);
+    shard.pending.as_mut().unwrap().id = Some(8);
+    shard.written(300, WriteResult::Rejected, 200);
+    assert!(
+        shard.pending.is_some(),
+        "the first request may still arrive"
+    );
+}
+
+/// What happens to a replica whose watch shows nothing meanwhile.
+fn unseen(world: &mut World, name: &str, event: Event) {
+    let mut node = world.nodes.remove(name).unwrap();
+    node.queue.push(event);
+    while let Some(event) = (!node.queue.is_empty()).then(|| node.queue.remove(0)) {
+        for action in node.machine.handle(world.now_ms, event) {
+            world.act(name, &mut node, action);
+        }
+    }
+    world.nodes.insert(name.to_owned(), node);
+}
+
+/// Whom the shards of a replica are to go to.
+fn heirs(world: &World, of: &str) -> BTreeSet<String> {
+    let shards = world.server.shards.values();
+    let own = shards.filter(|lease| lease.holder == of);
+    own.filter_map(|lease| Some(lease.successor.clone()?.identity))
+        .collect()
+}
+
+/// An update asks an older one to leave as soon as a newer one is ready.
+fn asked_to_leave_before_it_sees_who_came() -> World {
+    let mut world = World::balanced_three();
+    world.join("x", 32);
+    world.node("x").revision = "2".into();
+    world.step();
+    assert!(world.server.members.contains_key("x"));
+    unseen(&mut world, "a", Event::Shutdown);
+    assert!(world.server.members["a"].draining);
+    assert_eq!(heirs(&world, "a"), BTreeSet::new());
+    world
+}
+
+#[test]
+fn who_leaves_looks_who_came_until_then_before_it_gives_anything_away() {
+    let mut world = asked_to_leave_before_it_sees_who_came();
+    world.step();
+    assert_eq!(heirs(&world, "a"), BTreeSet::from(["x".to_owned()]));
+}
+
+#[test]
+fn who_leaves_and_sees_nothing_does_not_wait_for_long() {
+    let mut world = asked_to_leave_before_it_sees_who_came();
+    world.now_ms += 900;
+    unseen(&mut world, "a", Event::Tick);
+    assert_eq!(heirs(&world, "a"), BTreeSet::new());
+    world.now_ms += 100;
+    unseen(&mut world, "a", Event::Tick);
+    assert_ne!(heirs(&world, "a"), BTreeSet::new());
+}
+
+/// It learns of the new holder by a read, whose member Lease its watch never showed.
+#[test]
+fn who_hears_nothing_of_a_newcomer_takes_nothing_from_it() {
+    let mut world = World::new();
+    world.leader = false;
+    world.join("a", 4);
+    world.until("all to run", 3000, |w| w.all_run(4));
+    world.tampered = true;
+    world.node("a").frozen = true;
+    world.server.shards.remove(&ShardId(0));
+    world.join("b", 4);
+    let hears_nothing = |world: &mut World| {
+        for _ in 0..400 {
+            world.step();
+            unseen(world, "a", Event::Tick);
+        }
+    };
+    hears_nothing(&mut world);
+    let taken = world.server.shards[&ShardId(0)].clone();
+    assert_eq!(taken.holder, "b");
+    unseen(
+        &mut world,
+        "a",
+        Event::ShardRead(ShardId(0), Ok(Some(taken.clone()))),
+    );
+    hears_nothing(&mut world);
+    let now = &world.server.shards[&ShardId(0)];
+    assert_eq!((&now.holder, now.epoch), (&taken.holder, taken.epoch));
+    assert!(!world.server.members["b"].is_vacated());
+    assert_eq!(
+        world.nodes["b"].running.get(&ShardId(0)),
+        Some(&taken.epoch)
+    );
+}
