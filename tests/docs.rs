@@ -9,7 +9,8 @@ use databasecluster_operator::api;
 use databasecluster_operator::telemetry::metrics_doc;
 use serde_json::Value;
 
-const BEGIN: &str = "<!-- Generated from src/api: UPDATE_DOCS=1 cargo test --test docs -->\n";
+const BEGIN: &str =
+    "<!-- Generated from src/operator/src/api: UPDATE_DOCS=1 cargo test --test docs -->\n";
 const END: &str = "<!-- End of what is generated -->\n";
 
 fn path(name: &str) -> PathBuf {
@@ -43,7 +44,7 @@ fn the_reference_of_the_kind_matches_the_crd() {
 
 #[test]
 fn every_reason_of_a_condition_is_explained() {
-    let code = fs::read_to_string(path("src/core/lifecycle/stage.rs")).unwrap();
+    let code = fs::read_to_string(path("src/operator/src/core/lifecycle/stage.rs")).unwrap();
     let page = fs::read_to_string(path("docs/databasecluster.md")).unwrap();
     let (_, reasons) = code.split_once("pub mod reason {").unwrap();
     let (reasons, _) = reasons.split_once("\n}\n").unwrap();

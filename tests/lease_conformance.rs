@@ -5,18 +5,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use databasecluster_operator::api::{ShardTable, names, shard_table_crd};
-use databasecluster_operator::fleet::leases::{LeaseStore, SelfDescription};
-use databasecluster_operator::fleet::table::TableStore;
+use databasecluster_operator::api::names::NAMES;
+use databasecluster_operator::api::shard_table_crd;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::PostParams;
 use shard_ownership as assumed;
 use shard_ownership::hash::{ShardCount, ShardId};
-use shard_ownership::lease::{MemberChange, MemberWrite, ShardWrite, Version, member_lease_name};
+use shard_ownership::lease::{MemberChange, MemberWrite, ShardWrite, Version};
 use shard_ownership::ownership::WriteResult;
 use shard_ownership::table::{Entry, TableChange, TableWrite};
 use shard_ownership::token::{EPOCH_MAX, EPOCH_STEP_MAX};
+use sharded_controller::fleet::leases::{LeaseCodec, LeaseStore, SelfDescription};
+use sharded_controller::fleet::shard_table::ShardTable;
+use sharded_controller::fleet::table::TableStore;
 use simulation::{MemberMeta, Random, Sabotage, Server};
 use testbed::{ControlPlane, ControlPlaneOptions, Progress, wait_for};
 
@@ -180,7 +182,7 @@ impl Pair {
         }
         let exists = self
             .store
-            .read(&member_lease_name("m"))
+            .read(&NAMES.member_lease("m"))
             .await
             .unwrap()
             .is_some();
@@ -224,9 +226,12 @@ async fn random_operations_end_alike_on_the_model_and_on_the_real_api_server() {
         pod_uid: "pod".into(),
         revision: String::new(),
         shards: ShardCount::new(4).unwrap(),
-        namespaces: "*".to_owned(),
     };
-    let mut pair = Pair::new(LeaseStore::new(api.clone(), me));
+    let mut pair = Pair::new(LeaseStore::new(
+        api.clone(),
+        LeaseCodec::new(NAMES, "*".to_owned()),
+        me,
+    ));
     for number in 0..OPERATIONS {
         if pair.random.per_mille(400) {
             pair.write_shard(number).await;
@@ -445,7 +450,7 @@ async fn random_writes_of_the_table_end_alike_on_the_model_and_on_the_real_api_s
         .create(&PostParams::default(), &crd)
         .await
         .unwrap();
-    let store = TableStore::new(client.clone(), "default");
+    let store = TableStore::new(client.clone(), "default", NAMES);
     wait_for("the kind ShardTable", Duration::from_secs(30), || async {
         let answer = store.probe().await;
         Ok(Progress::when(answer.is_ok(), (), || format!("{answer:?}")))
@@ -453,7 +458,7 @@ async fn random_writes_of_the_table_end_alike_on_the_model_and_on_the_real_api_s
     .await
     .unwrap();
     // The first write of a kind makes the API server compile its rules, for longer than a write may take.
-    let api: Api<ShardTable> = Api::namespaced(client.clone(), "default");
+    let api: Api<ShardTable> = Api::namespaced_with(client.clone(), "default", &NAMES);
     let create = TableWrite {
         shards: 2,
         change: TableChange::Create,
@@ -465,7 +470,7 @@ async fn random_writes_of_the_table_end_alike_on_the_model_and_on_the_real_api_s
     })
     .await
     .unwrap();
-    api.delete(names::SHARD_TABLE, &Default::default())
+    api.delete(&NAMES.shard_table(), &Default::default())
         .await
         .unwrap();
     let mut tables = Tables {
@@ -481,8 +486,8 @@ async fn random_writes_of_the_table_end_alike_on_the_model_and_on_the_real_api_s
         }
         if round + 1 < TABLE_ROUNDS {
             // Late writes of this table reach the next one.
-            let api: Api<ShardTable> = Api::namespaced(client.clone(), "default");
-            api.delete(names::SHARD_TABLE, &Default::default())
+            let api: Api<ShardTable> = Api::namespaced_with(client.clone(), "default", &NAMES);
+            api.delete(&NAMES.shard_table(), &Default::default())
                 .await
                 .unwrap();
             tables.model.delete_table();

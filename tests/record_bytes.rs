@@ -1,13 +1,14 @@
 //! What is kept of a DatabaseCluster and its children, in bytes: measured in a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use databasecluster_operator::watch::kinds::{Clusters, Kept, Kind, MetadataOf, StatefulSets};
+use databasecluster_operator::watch::kinds::{Clusters, MetadataOf, StatefulSets};
 use databasecluster_operator::watch::store::Store;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use shard_ownership::hash::{Bucket, ShardCount};
+use sharded_controller::watch::kinds::{Record as _, ShardCache as _, WatchedKind};
 
 const CLUSTERS: usize = 10_000;
 /// Seven objects: the DatabaseCluster, its StatefulSet, three Services, ConfigMap and budget.
@@ -19,7 +20,7 @@ fn resident_bytes() -> usize {
     pages * rustix::param::page_size()
 }
 
-fn keep<K: Kind>(store: &Store, object: &Value) {
+fn keep<K: WatchedKind<Store>>(store: &Store, object: &Value) {
     let raw: Box<RawValue> = serde_json::value::to_raw_value(object).unwrap();
     K::read(&raw, store).unwrap().unwrap().upsert(store);
 }

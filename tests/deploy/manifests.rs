@@ -35,7 +35,7 @@ fn no_pod_is_stopped_before_the_last_one_can_have_ended_and_every_drain_fits() {
         hook >= 3,
         "a replacement takes this long to start: {hook} s"
     );
-    // src/shutdown.rs waits for the drain and 4 s more.
+    // sharded-controller/src/shutdown.rs waits for the drain and 4 s more.
     let ends = hook + drain + 4 + 2;
     assert!(grace >= ends, "grace {grace} s, needs {ends} s");
     assert!(seconds(&deployment["minReadySeconds"]) >= grace);

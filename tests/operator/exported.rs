@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use databasecluster_operator::telemetry::metrics::CATALOGUE;
+use databasecluster_operator::api::names::NAMES;
+use databasecluster_operator::telemetry::metrics::catalogue;
 use databasecluster_operator::telemetry::metrics_doc::ON_OCCASION;
 use databasecluster_operator::telemetry::metrics_labels::LABELS;
 use testbed::Fleet;
@@ -27,9 +28,9 @@ async fn families(fleet: &Fleet<'_>) -> BTreeMap<String, String> {
 /// what is documented as coming on an occasion.
 pub(crate) async fn is_what_is_documented(fleet: &Fleet<'_>) {
     let exported = families(fleet).await;
-    let documented: BTreeMap<String, String> = CATALOGUE
+    let documented: BTreeMap<String, String> = catalogue()
         .iter()
-        .map(|metric| (metric.name.to_owned(), metric.kind.to_owned()))
+        .map(|metric| (metric.name(&NAMES), metric.kind.to_owned()))
         .collect();
     for (name, kind) in &exported {
         assert_eq!(documented.get(name), Some(kind), "{name} is exported");
@@ -50,9 +51,10 @@ pub(crate) async fn is_what_is_documented(fleet: &Fleet<'_>) {
 
 /// Each series has its metric's labels and no other, and no label more values than it is said to have.
 fn labels_are_as_documented(metrics: &Metrics) {
-    let mut values: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+    let catalogue = catalogue();
+    let mut values: BTreeMap<(String, &str), BTreeSet<&str>> = BTreeMap::new();
     for sample in metrics.samples() {
-        let of = |name: &str| CATALOGUE.iter().find(|metric| metric.name == name);
+        let of = |name: &str| catalogue.iter().find(|metric| metric.name(&NAMES) == name);
         let family = ["_bucket", "_sum", "_count"]
             .iter()
             .find_map(|suffix| of(sample.name.strip_suffix(suffix)?))
@@ -63,7 +65,10 @@ fn labels_are_as_documented(metrics: &Metrics) {
         let documented: BTreeSet<&str> = metric.labels.iter().copied().collect();
         assert_eq!(names, documented, "labels of {}", sample.name);
         for (name, value) in own {
-            values.entry((metric.name, name)).or_default().insert(value);
+            values
+                .entry((metric.name(&NAMES), name))
+                .or_default()
+                .insert(value);
         }
     }
     for ((metric, name), values) in values {

@@ -1,10 +1,11 @@
 //! A fleet that exists in Leases only: three replicas, 32 shards, and what may happen to them.
 
-use databasecluster_operator::telemetry::fleet_history::History;
+use databasecluster_operator::api::names::NAMES;
 use databasecluster_operator::telemetry::fleet_view::{CheckView, FleetView, ObserverView};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::{Value, json};
+use sharded_controller::fleet::history::History;
 
 const SHARDS: u16 = 32;
 
@@ -81,7 +82,7 @@ impl Fleet {
         let mut fleet = Self {
             members: members.collect(),
             shards: shards.collect(),
-            history: History::default(),
+            history: History::new(NAMES),
             now_ms: 1_000,
             problem,
         };

@@ -6,10 +6,14 @@ mod made_up;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use databasecluster_operator::telemetry::health::Health;
-use databasecluster_operator::telemetry::metrics::Metrics;
-use databasecluster_operator::telemetry::server::Server;
+use databasecluster_operator::api::names::NAMES;
+use databasecluster_operator::telemetry::log_level::LogLevel;
+use databasecluster_operator::telemetry::routes::{PATHS, routes};
 use made_up::Fleet;
+use prometheus::Registry;
+use sharded_controller::health::Health;
+use sharded_controller::metrics::Metrics;
+use sharded_controller::server::Server;
 use testbed::browser::{Browser, Look};
 use testbed::{Progress, wait_for};
 use tokio::net::TcpListener;
@@ -30,9 +34,11 @@ async fn serve(fleet: Fleet) -> Served {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let fleet = Arc::new(Mutex::new(fleet));
     let shown = Arc::clone(&fleet);
-    let metrics = Arc::new(Metrics::new().unwrap());
-    let server = Server::new(metrics, Arc::new(Health::new(&[])))
-        .with_fleet(Box::new(move || Some(shown.lock().unwrap().view())));
+    let metrics = Arc::new(Metrics::register(Registry::new(), NAMES).unwrap());
+    let view = Box::new(move || Some(shown.lock().unwrap().view()));
+    let routes = routes(view, LogLevel::fixed());
+    let health = Arc::new(Health::new(&[]));
+    let server = Server::with_routes(metrics, health, Box::new(|| {}), routes, &PATHS);
     let stop = CancellationToken::new();
     let task = tokio::spawn(server.serve(listener, stop.clone()));
     Served {

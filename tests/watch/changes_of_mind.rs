@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use databasecluster_operator::core::watch_mode::WatchMode;
+use sharded_controller::watch::watch_mode::WatchMode;
 use testbed::load;
 
 use crate::support::*;
@@ -69,7 +69,7 @@ async fn api_servers_of_two_minds_behind_one_address_do_no_harm() {
     let replicas = replicas.into_inner().unwrap();
     for replica in &replicas {
         assert_eq!(replica.strays(), Vec::<String>::new());
-        let changes = replica.metrics.watch_mode_changes_total.get();
+        let changes = replica.metrics.watch.watch_mode_changes_total.get();
         assert!(
             changes <= 3,
             "it changed its way of watching {changes} times"

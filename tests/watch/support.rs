@@ -5,25 +5,28 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use databasecluster_operator::api::names::NAMES;
 use databasecluster_operator::core::child::ChildKind;
-use databasecluster_operator::core::object::ObjectKey;
-use databasecluster_operator::core::watch_mode::WatchMode;
-use databasecluster_operator::fleet::agent;
-use databasecluster_operator::telemetry::health::Health;
-use databasecluster_operator::telemetry::metrics::Metrics;
-use databasecluster_operator::watch::feed::{FeedParts, Feeds};
-use databasecluster_operator::watch::lists::Lists;
-use databasecluster_operator::watch::mode::{Doubts, first_look};
 use databasecluster_operator::watch::store::Store;
-use databasecluster_operator::watch::trouble::Troubles;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
+use prometheus::Registry;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 use shard_ownership::ownership::Event;
+use sharded_controller::fleet::agent;
+use sharded_controller::health::Health;
+use sharded_controller::metrics::Metrics;
+use sharded_controller::object::ObjectKey;
+use sharded_controller::watch::feed::{FeedParts, Feeds};
+use sharded_controller::watch::kinds::ShardCache as _;
+use sharded_controller::watch::lists::Lists;
+use sharded_controller::watch::mode::{Doubts, first_look};
+use sharded_controller::watch::trouble::Troubles;
+use sharded_controller::watch::watch_mode::WatchMode;
 use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, wait_for};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::Receiver;
@@ -54,7 +57,7 @@ pub(crate) fn shards(count: u64) -> ShardCount {
 
 /// The watches of one replica.
 pub(crate) struct Replica {
-    pub(crate) feeds: Feeds,
+    pub(crate) feeds: Feeds<Store>,
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watched: BTreeSet<ShardId>,
@@ -66,10 +69,12 @@ impl Replica {
     pub(crate) async fn new(client: Client, count: ShardCount) -> Self {
         let (handle, events) = agent::channel();
         let store = Arc::new(Store::new(count));
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let troubles = Arc::new(Troubles::default());
-        let mode = first_look(&client, &[], true, &troubles, &Health::new(&["api-server"])).await;
+        let metrics = Arc::new(Metrics::register(Registry::new(), NAMES).unwrap());
+        let troubles = Arc::new(Troubles::new::<Store>(&NAMES));
+        let health = Health::new(&["api-server"]);
+        let mode = first_look::<Store>(&client, &[], true, &troubles, &health).await;
         let parts = FeedParts {
+            names: NAMES,
             client,
             namespaces: Vec::new(),
             count,
@@ -115,7 +120,12 @@ impl Replica {
 
     pub(crate) fn lists_made_anew(&self) -> u64 {
         let kinds = ["databaseclusters", "services"];
-        let of = |kind| self.metrics.lists_total.with_label_values(&[kind, "again"]);
+        let of = |kind| {
+            self.metrics
+                .watch
+                .lists_total
+                .with_label_values(&[kind, "again"])
+        };
         kinds.into_iter().map(|kind| of(kind).get()).sum()
     }
 }

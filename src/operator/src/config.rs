@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::core::storm::{RateLimit, Scope};
 use crate::telemetry::log::LogFormat;
 use shard_ownership::hash::ShardCount;
-use shard_ownership::ownership::Settings;
+use sharded_controller::config::{Config, random_identity};
+use sharded_controller::pool::PoolConfig;
+use sharded_controller::storm::{RateLimit, Scope};
 
 /// How DatabaseClusters are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -124,49 +125,32 @@ pub struct RunArgs {
 /// The namespace used when neither flag nor environment names one.
 pub const DEFAULT_NAMESPACE: &str = "databasecluster-system";
 
-/// A combination of flags that does not work.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{flag} {value}: {allowed}")]
-pub struct BadFlags {
-    flag: &'static str,
-    value: String,
-    allowed: String,
-}
-
-/// Longest name that still fits into the name of a member Lease (253 in all).
-const IDENTITY_LENGTH_MAX: usize = 200;
-
 impl RunArgs {
-    /// What the ownership machine needs to know, checked as a whole.
-    ///
-    /// # Errors
-    /// When a renewal would come too late for the lifetime that it renews.
-    pub fn settings(&self, identity: String) -> Result<Settings, BadFlags> {
-        let mut settings = Settings::new(&identity, self.shards);
-        settings.lease_ms = millis(self.lease_duration);
-        settings.renew_ms = millis(self.renew_interval);
-        settings.drain_timeout_ms = millis(self.drain_timeout);
-        settings.pod_uid = self.pod_uid();
-        // Two renewals must fit before the replica has to stop by itself, else one lost reply ends it.
-        let most_ms = (settings.lease_ms - settings.margin_ms) / 2;
-        if settings.renew_ms < settings.retry_ms || settings.renew_ms > most_ms {
-            return Err(BadFlags {
-                flag: "--renew-interval",
-                value: format!("{:?}", self.renew_interval),
-                allowed: format!(
-                    "must be between {} ms and {most_ms} ms, half of what --lease-duration leaves",
-                    settings.retry_ms
-                ),
-            });
+    /// What the library's controller is started with.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        Config {
+            namespace: self.own_namespace(),
+            identity: self.given_identity().unwrap_or_else(random_identity),
+            pod_uid: self.pod_uid(),
+            revision: self.revision(),
+            served: self.namespaces(),
+            shards: self.shards,
+            lease_duration: self.lease_duration,
+            renew_interval: self.renew_interval,
+            drain_timeout: self.drain_timeout,
+            pool: PoolConfig {
+                concurrency: self.concurrency,
+                reconcile_timeout: self.reconcile_timeout,
+                rate_limit: self.rate_limit,
+                rate_limit_scope: self.rate_limit_scope,
+                queue_capacity: self.queue_capacity.get(),
+            },
+            require_fence: self.require_fence,
+            allow_unfenced: self.allow_unfenced,
+            sharded_watch: self.sharded_watch == ShardedWatch::Auto,
+            listen: self.listen,
         }
-        if identity.len() > IDENTITY_LENGTH_MAX {
-            return Err(BadFlags {
-                flag: "--identity",
-                value: identity,
-                allowed: format!("at most {IDENTITY_LENGTH_MAX} characters"),
-            });
-        }
-        Ok(settings)
     }
 
     /// Namespace of the Leases: flag, `POD_NAMESPACE`, or the default.
@@ -213,10 +197,6 @@ fn set(variable: &str) -> Option<String> {
     std::env::var(variable)
         .ok()
         .filter(|value| !value.is_empty())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A DNS-1123 subdomain, as Kubernetes wants names.
@@ -324,7 +304,7 @@ mod tests {
         assert_eq!(args.cache_entries, 1024);
         assert_eq!(args.cache_ttl, Duration::from_secs(600));
         assert_eq!(args.listen.to_string(), "0.0.0.0:8080");
-        assert!(args.settings("a".into()).is_ok());
+        assert!(args.config().settings().is_ok());
     }
 
     #[test]
@@ -358,7 +338,7 @@ mod tests {
     #[test]
     fn a_renewal_that_would_come_too_late_is_refused() {
         let args = parse(&["--renew-interval", "3s"]).unwrap();
-        let error = args.settings("a".into()).unwrap_err().to_string();
+        let error = args.config().settings().unwrap_err().to_string();
         assert!(
             error.starts_with("--renew-interval 3s: must be between"),
             "{error}"

@@ -13,18 +13,13 @@ pub mod config;
 
 pub mod api;
 pub mod core;
-pub mod credentials;
-pub mod fence_policies;
+pub mod fence;
 
-pub mod fleet;
 pub mod watch;
 
-pub mod pool;
 pub mod reconcile;
 
 pub mod postgres;
 pub mod telemetry;
 
-pub mod planted;
 pub mod replica;
-pub mod shutdown;

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use databasecluster_operator::config::{DEFAULT_NAMESPACE, RunArgs};
-use databasecluster_operator::fence_policies::Fence;
+use databasecluster_operator::fence::fence_yaml;
 use databasecluster_operator::telemetry::fleet_command::{Output, fleet_command};
-use databasecluster_operator::telemetry::{log, process};
+use databasecluster_operator::telemetry::log;
 use databasecluster_operator::{api, replica};
+use sharded_controller::process;
 
 #[cfg(feature = "mimalloc")]
 #[global_allocator]
@@ -108,7 +109,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Fence { namespace } => {
-            print!("{}", Fence::of_this_operator(&namespace).yaml());
+            print!("{}", fence_yaml(&namespace));
             Ok(())
         }
         Command::Fleet { namespace, output } => runtime()?.block_on(async {
@@ -120,7 +121,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             let log_level = log::init(args.log_format)?;
             process::count_panics();
             install_crypto();
-            runtime()?.block_on(replica::run(*args, log_level))
+            Ok(runtime()?.block_on(replica::run(*args, log_level))?)
         }
     }
 }

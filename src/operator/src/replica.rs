@@ -1,418 +1,88 @@
-//! One replica put together: clients, watches, pool, ownership, HTTP; and what a shard means here.
+//! A replica of this operator: the library's controller with this operator's reconciler and pages.
 
-mod telling;
-
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use kube::{Api, Client, Config};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use prometheus::Registry;
+use sharded_controller::clock::boottime_ms;
+use sharded_controller::controller::{Controller, ControllerError};
+use sharded_controller::fleet::state::FleetState;
+use sharded_controller::health::Health;
 
-use crate::config::{RunArgs, ShardedWatch};
-use crate::core::object::ObjectKey;
-use crate::core::outcome::{Failure, Outcome};
-use crate::core::watch_mode::WatchMode;
-use crate::credentials::is_bound_to_pod;
-use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, ShardHost};
-use crate::fleet::fence::{FenceMonitor, FenceProbe, LeaseRefresher, TABLE_CHECK};
-use crate::fleet::leader::{Leader, LeaderParts};
-use crate::fleet::leases::{LeaseStore, SelfDescription};
-use crate::fleet::state::FleetState;
-use crate::fleet::table::TableStore;
-use crate::fleet::tenure::{Tenure, Validity};
-use crate::planted::{self, Fault, is_planted};
-use crate::pool::{Backlog, Pool, PoolConfig, Reconcile};
+use crate::api::names::NAMES;
+use crate::config::RunArgs;
 use crate::reconcile::{Reconciler, ReconcilerConfig};
-use crate::shutdown::{self, Signals};
-use crate::telemetry::client::{ClientKind, build_client};
-use crate::telemetry::figures::Rates;
-use crate::telemetry::health::Health;
+use crate::telemetry::fleet_view::{FleetView, ObserverView};
 use crate::telemetry::log_level::LogLevel;
-use crate::telemetry::metrics::Metrics;
-use crate::telemetry::process::ProcessCollector;
-use crate::watch::feed::{FeedParts, Feeds};
-use crate::watch::firsts::FirstRuns;
-use crate::watch::lists::Lists;
-use crate::watch::mode::{Doubts, first_look};
+use crate::telemetry::metrics::ReconcilerMetrics;
+use crate::telemetry::routes::{PATHS, routes};
 use crate::watch::store::Store;
-use crate::watch::trouble::Troubles;
-use shard_ownership::hash::{ShardCount, ShardId};
-use shard_ownership::lease::served_text;
-use shard_ownership::ownership::{Event, Settings};
 
-/// How often everything is applied once more, for drift that nobody saw.
+/// How often everything is applied once more, for drift that no watch reports.
 const SWEEP: Duration = Duration::from_secs(3600);
-
-/// The pool's work is the reconciler's; what the fence refuses has ownership read afresh.
-struct Work {
-    reconciler: Arc<Reconciler>,
-    firsts: Arc<FirstRuns>,
-    metrics: Arc<Metrics>,
-    refresher: Arc<OnceLock<LeaseRefresher>>,
-}
-
-impl Reconcile for Work {
-    async fn reconcile(
-        &self,
-        key: &ObjectKey,
-        tenure: &Tenure,
-        backlog: &dyn Backlog,
-    ) -> Result<Outcome, Failure> {
-        if let Some(took) = self.firsts.run(tenure.shard()) {
-            let histogram = &self.metrics.shard_first_reconcile_seconds;
-            histogram.observe(took.as_secs_f64());
-        }
-        let ended = self.reconciler.reconcile(key, tenure, backlog).await;
-        if matches!(&ended, Err(failure) if failure.is_by_fence())
-            && let Some(refresher) = self.refresher.get()
-        {
-            refresher.refresh(tenure.shard()).await;
-        }
-        ended
-    }
-}
-
-/// What the parts of a replica share.
-struct Shared {
-    identity: String,
-    shards: ShardCount,
-    /// The namespaces that are served, as text.
-    namespaces: String,
-    rates: Rates,
-    log_level: Arc<LogLevel>,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    /// How often the health keeper has looked.
-    looks: AtomicU64,
-    troubles: Arc<Troubles>,
-    process: Arc<ProcessCollector>,
-    fleet: Arc<FleetState>,
-    store: Arc<Store>,
-    pool: Arc<Pool<Work>>,
-    reconciler: Arc<Reconciler>,
-    refresher: Arc<OnceLock<LeaseRefresher>>,
-    firsts: Arc<FirstRuns>,
-}
 
 /// Runs a replica until it is asked to stop and has handed everything back.
 ///
 /// # Errors
-/// When it can not start (no configuration, address in use), or another replica lives under its
+/// When it cannot start (no configuration, address in use), or another replica lives under its
 /// identity.
-pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> {
-    planted::check().map_err(anyhow::Error::msg)?;
-    let identity = args.given_identity().unwrap_or_else(made_up_identity);
-    let settings = args.settings(identity.clone())?;
-    let metrics = Arc::new(Metrics::new().context("two metrics share a name")?);
-    metrics.tell_limits(&args);
-    let clients = clients(&args, &identity, &metrics).await?;
-    let health = Arc::new(Health::new(&["api-server", "leases", TABLE_CHECK]));
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .and_then(TcpListener::into_std)
-        .with_context(|| format!("--listen {}: the address can not be used", args.listen))?;
-    let url = format!("http://{}", listener.local_addr()?);
-    tracing::info!(identity, url, shards = args.shards.get(), "listening");
-    let told = (&metrics, &health, log_level);
-    let shared = share(&args, &identity, told, clients.write.clone());
-
-    let stop = CancellationToken::new();
-    let serving = telling::serve(&shared, listener, &stop).context("start the HTTP server")?;
-    let signals = shutdown::signals(&args)?;
-    let (namespaces, may_shard) = (args.namespaces(), may_shard(&args));
-    let look = first_look(
-        &clients.watch,
-        &namespaces,
-        may_shard,
-        &shared.troubles,
-        &shared.health,
-    );
-    let mode = tokio::select! {
-        mode = look => Some(mode),
-        () = signals.asked() => None,
-    };
-    let ended = match mode {
-        Some(mode) => work(&args, settings, &clients, &shared, mode, &signals, &stop).await,
-        None => Some(Ended::HandedBack),
-    };
-    stop.cancel();
-    shared.pool.shutdown().await;
-    let _ended = serving.await;
-    anyhow::ensure!(
-        ended != Some(Ended::IdentityTaken),
-        "another replica lives under the identity {identity}; give each its own --identity"
-    );
-    let cut_short = metrics.reconcile_cancelled_total.get();
-    tracing::info!(reconciles_cut_short = cut_short, "stopped");
-    Ok(())
-}
-
-/// A client for each kind of traffic, so that none can delay another.
-struct Clients {
-    lease: Client,
-    watch: Client,
-    write: Client,
-}
-
-async fn clients(
-    args: &RunArgs,
-    identity: &str,
-    metrics: &Arc<Metrics>,
-) -> anyhow::Result<Clients> {
-    let config = Config::infer().await.context(
-        "no way to the API server: set KUBECONFIG, or run in a Pod with a service account",
-    )?;
-    anyhow::ensure!(
-        args.allow_unfenced || is_bound_to_pod(&config.auth_info),
-        "the credentials are not a token that is bound to a Pod, so that the API server's fence does not hold for \
-         this replica: run it as a Pod, or pass --allow-unfenced to join the fleet in namespace {} all the same",
-        args.own_namespace()
-    );
-    let client = |kind| build_client(&config, kind, identity, Arc::clone(metrics));
-    Ok(Clients {
-        lease: client(ClientKind::Lease)?,
-        watch: client(ClientKind::Watch)?,
-        write: client(ClientKind::Write)?,
-    })
-}
-
-/// Takes part in the fleet until everything was handed back. `None`: it could not be in time.
-async fn work(
-    args: &RunArgs,
-    settings: Settings,
-    clients: &Clients,
-    shared: &Arc<Shared>,
-    mode: WatchMode,
-    signals: &Signals,
-    stop: &CancellationToken,
-) -> Option<Ended> {
-    tracing::info!(mode = mode.label(), "watching");
-    let namespace = args.own_namespace();
-    let probe = FenceProbe::new(clients.write.clone(), &namespace);
-    let (to_health, to_metrics) = (Arc::clone(&shared.health), Arc::clone(&shared.metrics));
-    let mut fence = FenceMonitor::new(probe, to_health, to_metrics, args.require_fence);
-    tokio::select! {
-        () = fence.before_start() => {}
-        () = signals.asked() => return Some(Ended::HandedBack),
-    }
-    let fencing = shared.part("the fence's monitor", fence.run(stop.child_token()), stop);
-    let (handle, events) = agent::channel();
-    let caring = telling::look_after(Arc::clone(shared), stop.child_token());
-    let caring = shared.part("the health keeper", caring, stop);
-    let me = description(args, shared);
-    let store = LeaseStore::new(Api::namespaced(clients.lease.clone(), &namespace), me);
-    let leader = Leader::new(LeaderParts {
-        client: clients.lease.clone(),
-        namespace: namespace.clone(),
-        identity: settings.identity.clone(),
-        lease: args.lease_duration,
-        renew: args.renew_interval,
-        shards: args.shards,
-        namespaces: shared.namespaces.clone(),
-        store: store.clone(),
-        state: Arc::clone(&shared.fleet),
-        metrics: Arc::clone(&shared.metrics),
-    });
-    let leading = shared.part("the leader's part", leader.run(stop.child_token()), stop);
-    let table = TableStore::new(clients.lease.clone(), &namespace);
-    let fleet = Arc::clone(&shared.fleet);
-    let refresher = LeaseRefresher::new(store.clone(), table.clone(), handle.clone(), fleet);
-    let _set_once = shared.refresher.set(refresher);
-    let parts = AgentParts {
-        settings,
-        store,
-        table,
-        watch_api: Api::namespaced(clients.watch.clone(), &namespace),
-        watch_table: Api::namespaced(clients.watch.clone(), &namespace),
-        host: Host {
-            feeds: feeds(args, shared, clients.watch.clone(), handle.clone(), mode),
-            shared: Arc::clone(shared),
-            agent: handle.clone(),
-            tasks: TaskTracker::new(),
-        },
-        validity: Arc::new(Validity::default()),
-        state: Arc::clone(&shared.fleet),
-        metrics: Arc::clone(&shared.metrics),
-        events,
-    };
-    let ended = shutdown::run_until_handed_back(parts, handle, signals, &shared.health).await;
-    stop.cancel();
-    for task in [leading, caring, fencing] {
-        let _ended = task.await;
-    }
-    ended
-}
-
-/// What this replica says of itself in its Leases.
-fn description(args: &RunArgs, shared: &Shared) -> SelfDescription {
-    SelfDescription {
-        lease_seconds: i32::try_from(args.lease_duration.as_secs()).unwrap_or(i32::MAX),
-        pod_uid: args.pod_uid(),
-        revision: args.revision(),
-        shards: args.shards,
-        namespaces: shared.namespaces.clone(),
-    }
-}
-
-fn share(
-    args: &RunArgs,
-    identity: &str,
-    (metrics, health, log_level): (&Arc<Metrics>, &Arc<Health>, Arc<LogLevel>),
-    client: Client,
-) -> Arc<Shared> {
-    let store = Arc::new(Store::new(args.shards));
-    let config = ReconcilerConfig {
-        identity: identity.to_owned(),
+pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), ControllerError> {
+    let config = args.config();
+    let registry = Registry::new();
+    let store = Arc::new(Store::new(config.shards));
+    let controller =
+        Controller::new(NAMES, config.clone(), Arc::clone(&store), registry.clone()).await?;
+    let metrics = ReconcilerMetrics::register(&registry, &NAMES);
+    let metrics = metrics.map_err(ControllerError::Metrics)?;
+    metrics
+        .cache_capacity
+        .set(i64::try_from(args.cache_entries).unwrap_or(i64::MAX));
+    let limits = ReconcilerConfig {
+        identity: config.identity.clone(),
         cache_entries: args.cache_entries,
         cache_ttl: args.cache_ttl,
         sweep_interval: SWEEP,
     };
-    let reconciler = Arc::new(Reconciler::new(
-        client,
-        Arc::clone(&store),
-        Arc::clone(metrics),
-        &config,
-    ));
-    let limits = PoolConfig {
-        concurrency: args.concurrency,
-        reconcile_timeout: args.reconcile_timeout,
-        rate_limit: args.rate_limit,
-        rate_limit_scope: args.rate_limit_scope,
-        queue_capacity: args.queue_capacity.get(),
+    let reconciler = Reconciler::new(controller.client(), store, Arc::new(metrics), &limits);
+    let observer = Observer {
+        fleet: controller.fleet(),
+        health: controller.health(),
+        identity: config.identity,
     };
-    let refresher = Arc::new(OnceLock::new());
-    let firsts = Arc::new(FirstRuns::default());
-    let work = Work {
-        reconciler: Arc::clone(&reconciler),
-        firsts: Arc::clone(&firsts),
-        metrics: Arc::clone(metrics),
-        refresher: Arc::clone(&refresher),
-    };
-    let pool = Pool::start(limits, work, Arc::clone(metrics));
-    let runtime = tokio::runtime::Handle::current();
-    Arc::new(Shared {
-        identity: identity.to_owned(),
-        shards: args.shards,
-        namespaces: served_text(&args.namespaces()),
-        rates: Rates::default(),
-        log_level,
-        metrics: Arc::clone(metrics),
-        health: Arc::clone(health),
-        looks: AtomicU64::new(0),
-        troubles: Arc::new(Troubles::default()),
-        process: Arc::new(ProcessCollector::new(Arc::clone(metrics), runtime)),
-        fleet: Arc::new(FleetState::default()),
-        store,
-        pool: Arc::new(pool),
-        reconciler,
-        refresher,
-        firsts,
-    })
+    let routes = routes(Box::new(move || observer.view()), log_level);
+    controller.with_routes(routes, &PATHS).run(reconciler).await
 }
 
-fn feeds(
-    args: &RunArgs,
-    shared: &Arc<Shared>,
-    client: Client,
-    agent: AgentHandle,
-    mode: WatchMode,
-) -> Feeds {
-    let pool = Arc::clone(&shared.pool);
-    let parts = FeedParts {
-        client,
-        namespaces: args.namespaces(),
-        count: args.shards,
-        store: Arc::clone(&shared.store),
-        troubles: Arc::clone(&shared.troubles),
-        metrics: Arc::clone(&shared.metrics),
-        // A shard that is not admitted yet takes nothing: all its objects are queued when it is.
-        // What a full queue refuses is counted there, and offered to it again by the health keeper.
-        on_change: Box::new(move |shard, key| {
-            let _not_now = pool.enqueue(shard, key, Duration::ZERO);
-        }),
-        agent,
-        lists: Lists::default(),
-        doubts: Doubts::default(),
-        firsts: Arc::clone(&shared.firsts),
-    };
-    Feeds::new(Arc::new(parts), mode, may_shard(args))
+/// Sees the fleet for the pages.
+struct Observer {
+    fleet: Arc<FleetState>,
+    health: Arc<Health>,
+    identity: String,
 }
 
-fn may_shard(args: &RunArgs) -> bool {
-    args.sharded_watch == ShardedWatch::Auto
-}
-
-/// What a shard means in this process: watches, queue, workers.
-struct Host {
-    feeds: Feeds,
-    shared: Arc<Shared>,
-    agent: AgentHandle,
-    tasks: TaskTracker,
-}
-
-impl ShardHost for Host {
-    fn watch(&mut self, shard: ShardId) {
-        self.feeds.watch(shard);
-    }
-
-    fn unwatch(&mut self, shard: ShardId) {
-        self.shared.pool.stop_shard(shard);
-        self.feeds.unwatch(shard);
-        let reconciler = Arc::clone(&self.shared.reconciler);
-        self.tasks
-            .spawn(async move { reconciler.invalidate_shard(shard).await });
-    }
-
-    fn admit(&mut self, tenure: Tenure) {
-        let shard = tenure.shard();
-        self.feeds.admitted(shard);
-        self.shared.pool.start_shard(tenure);
-        if is_planted(Fault::Resync) {
-            return;
+impl Observer {
+    /// The fleet as this replica sees it; `None` while it has not seen the Leases.
+    fn view(&self) -> Option<FleetView> {
+        let leases = self.fleet.leases();
+        if leases.is_empty() {
+            return None;
         }
-        for key in self.shared.store.keys(shard) {
-            let _offered_again_if_full = self.shared.pool.enqueue(shard, &key, Duration::ZERO);
-        }
+        let (now, now_ms) = (jiff::Timestamp::now(), boottime_ms());
+        let table = self.fleet.table();
+        let view = FleetView::from_leases(leases.iter().map(AsRef::as_ref), Some(now))
+            .with_table(table.as_deref());
+        let (view, since_ms) = self
+            .fleet
+            .recall(|history| (view.with_history(history, now_ms), history.since_ms()));
+        let watching_ms = since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms));
+        let observer = ObserverView {
+            identity: self.identity.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            ready: self.health.readyz().ok,
+            checks: self.health.checks(),
+            watching_seconds: watching_ms as f64 / 1000.0,
+            at: now.to_string(),
+        };
+        Some(view.with_observer(observer).judged())
     }
-
-    fn drain(&mut self, shard: ShardId) {
-        let (shared, agent) = (Arc::clone(&self.shared), self.agent.clone());
-        self.tasks.spawn(async move {
-            if is_planted(Fault::Drain) || shared.pool.drain_shard(shard).await {
-                agent.send(Event::Drained(shard)).await;
-            }
-        });
-    }
-
-    fn resume(&mut self, shard: ShardId) {
-        self.shared.pool.resume_shard(shard);
-    }
-
-    fn halt(&mut self, shard: ShardId) {
-        self.shared.pool.stop_shard(shard);
-    }
-
-    fn stats(&self) -> String {
-        self.shared.stats()
-    }
-}
-
-/// Host name and a random suffix: outside a cluster no one else vouches that a name is free.
-fn made_up_identity() -> String {
-    let system = rustix::system::uname();
-    let host = system.nodename().to_string_lossy().to_lowercase();
-    let fits = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-';
-    let host: String = host.chars().filter(fits).take(60).collect();
-    let host = host.trim_matches('-');
-    let suffix: String = std::iter::repeat_with(|| fastrand::alphanumeric().to_ascii_lowercase())
-        .take(6)
-        .collect();
-    format!(
-        "{}-{suffix}",
-        if host.is_empty() { "replica" } else { host }
-    )
 }

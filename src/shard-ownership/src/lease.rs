@@ -173,39 +173,6 @@ pub struct ShardWrite {
     pub successor: Option<Successor>,
 }
 
-const MEMBER_PREFIX: &str = "databasecluster-member-";
-const SHARD_PREFIX: &str = "databasecluster-shard-";
-
-/// Name of a replica's member Lease.
-#[must_use]
-pub fn member_lease_name(identity: &str) -> String {
-    format!("{MEMBER_PREFIX}{identity}")
-}
-
-/// The identity in a member Lease's name.
-#[must_use]
-pub fn identity_of(lease_name: &str) -> Option<&str> {
-    lease_name
-        .strip_prefix(MEMBER_PREFIX)
-        .filter(|identity| !identity.is_empty())
-}
-
-/// Name of a shard's Lease.
-#[must_use]
-pub fn shard_lease_name(shard: ShardId) -> String {
-    format!("{SHARD_PREFIX}{:03}", shard.0)
-}
-
-/// The shard in a shard Lease's name.
-#[must_use]
-pub fn shard_of(lease_name: &str) -> Option<ShardId> {
-    let digits = lease_name.strip_prefix(SHARD_PREFIX)?;
-    if digits.len() != 3 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse().ok().filter(|n| *n < 256).map(ShardId)
-}
-
 /// The text of a shard's range of buckets: `0-7`.
 #[must_use]
 pub fn bucket_range(count: ShardCount, shard: ShardId) -> String {
@@ -260,22 +227,6 @@ pub(crate) mod samples {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_lead_back_to_what_they_name() {
-        assert_eq!(shard_of(&shard_lease_name(ShardId(7))), Some(ShardId(7)));
-        assert_eq!(identity_of(&member_lease_name("a-0")), Some("a-0"));
-        for foreign in [
-            "databasecluster-shard-7",
-            "databasecluster-shard-0007",
-            "databasecluster-shard-999",
-            "x",
-            "databasecluster-shard-+07",
-        ] {
-            assert_eq!(shard_of(foreign), None, "{foreign}");
-        }
-        assert_eq!(identity_of("databasecluster-member-"), None);
-    }
 
     #[test]
     fn other_namespaces_are_another_text_however_long_the_list() {

@@ -4,7 +4,6 @@ use anyhow::{Context, Result, ensure};
 use databasecluster_operator::api::{DatabaseCluster, names};
 use databasecluster_operator::core::child::{ChildKind, DesiredChild};
 use databasecluster_operator::core::conclude::is_initialized;
-use databasecluster_operator::core::object::ObjectKey;
 use databasecluster_operator::core::observed::{ClaimTemplate, ClusterRecord};
 use databasecluster_operator::postgres::Source;
 use databasecluster_operator::watch::observe;
@@ -12,7 +11,7 @@ use k8s_openapi::ByteString;
 use kube::Client;
 use serde_json::{Value, json};
 use shard_ownership::hash::{Bucket, ShardCount};
-use shard_ownership::lease::shard_lease_name;
+use sharded_controller::object::ObjectKey;
 use testbed::ControlPlane;
 use testbed::control_plane::Stored;
 use testbed::fencing::{self, Token};
@@ -229,7 +228,7 @@ impl Model {
             let fingerprint = part.fingerprint.clone().unwrap_or_default();
             filling.insert(Place::Fingerprint(number), fingerprint);
         }
-        let lease = shard_lease_name(shards.shard_of(record.bucket));
+        let lease = names::NAMES.shard_lease(shards.shard_of(record.bucket));
         filling.insert(Place::Shard, lease.trim_start_matches(LEASE).to_owned());
         filling.insert(Place::Bucket, record.bucket.to_string());
     }

@@ -5,9 +5,12 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use super::{DatabaseCluster, ShardTable};
+use sharded_controller::fleet::shard_table::ShardTable;
 
-const HEADER: &str = "# Generated, do not edit: change src/api and run `make manifests`.\n";
+use super::DatabaseCluster;
+use super::names::NAMES;
+
+const HEADER: &str = "# Generated, do not edit: change src/operator/src/api or src/sharded-controller/src/fleet/shard_table.rs and run `make manifests`.\n";
 
 /// A CRD could not be written as YAML.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +32,7 @@ pub fn cluster_crd() -> CustomResourceDefinition {
 /// The CustomResourceDefinition of `ShardTable`.
 #[must_use]
 pub fn shard_table_crd() -> CustomResourceDefinition {
-    labelled(ShardTable::crd())
+    labelled(ShardTable::crd(&NAMES))
 }
 
 fn labelled(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
@@ -105,7 +108,7 @@ mod tests {
         let committed = std::fs::read_to_string(path).unwrap();
         assert!(
             committed == crd_yaml().unwrap(),
-            "deploy/base/crd.yaml differs from src/api: run `make manifests`"
+            "deploy/base/crd.yaml differs from what the code generates: run `make manifests`"
         );
     }
 

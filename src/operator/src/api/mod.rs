@@ -3,12 +3,10 @@
 mod crd;
 pub mod names;
 mod quantity;
-mod shard_table;
 mod spec;
 mod status;
 
 pub use crd::{CrdError, cluster_crd, crd_yaml, shard_table_crd};
-pub use shard_table::{ShardTable, ShardTableEntry, ShardTableSpec};
 pub use spec::{
     DatabaseCluster, DatabaseClusterSpec, NAME_LENGTH_MAX, REPLICAS_MAX, Resources, Retain, Storage,
 };

@@ -1,5 +1,14 @@
 //! Names that users, scripts and the fence rely on: labels, annotations, finalizer, managers.
 
+use sharded_controller::names::Names;
+
+/// The names of this operator.
+pub const NAMES: Names = Names {
+    app: "databasecluster-operator",
+    prefix: "databasecluster",
+    domain: GROUP,
+    manifests: "deploy/base",
+};
 /// API group of the kind and of our labels and annotations.
 pub const GROUP: &str = "database.io";
 /// API version of the kind.
@@ -25,8 +34,6 @@ pub const EMPTY_PRIMARY_ANNOTATION: &str = "database.io/allow-empty-primary";
 /// Annotation of the ConfigMap: the volume of the primary has data. It outlives the status, which a
 /// restore from a backup drops.
 pub const INITIALIZED_ANNOTATION: &str = "database.io/initialized";
-/// Name of the shard table, in the operator's namespace.
-pub const SHARD_TABLE: &str = "databasecluster-shards";
 /// Annotation of children: hash of what was applied, without the fencing token.
 pub const FINGERPRINT_ANNOTATION: &str = "database.io/fingerprint";
 /// Annotation of children: generation of the `DatabaseCluster` that the child was made from.
@@ -35,7 +42,7 @@ pub const GENERATION_ANNOTATION: &str = "database.io/generation";
 /// grown, and `/<cluster uid>/marked` when each was labelled.
 pub const CLAIMS_ANNOTATION: &str = "database.io/claims";
 /// Field manager of every write.
-pub const FIELD_MANAGER: &str = "databasecluster-operator";
+pub const FIELD_MANAGER: &str = NAMES.app;
 /// Reporter of Events.
 pub const REPORTER: &str = "database-controller";
 /// Recommended label, by which Argo CD may know the objects of an application.
@@ -43,4 +50,4 @@ pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 /// Label of children: who manages them.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// The operator's name in `app.kubernetes.io/managed-by`.
-pub const MANAGED_BY: &str = "databasecluster-operator";
+pub const MANAGED_BY: &str = NAMES.app;

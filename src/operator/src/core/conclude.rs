@@ -6,10 +6,10 @@ use super::lifecycle::{
     Facts, Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions, reason,
 };
 use super::observed::{ClusterRecord, StatefulSetRecord};
-use super::outcome::Next;
+use crate::api::names::NAMES;
 use crate::api::{DatabaseClusterStatus, ShardStatus};
-use shard_ownership::lease::shard_lease_name;
 use shard_ownership::token::FencingToken;
+use sharded_controller::outcome::Next;
 
 /// What was seen and done.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ pub fn conclude(done: &Done<'_>) -> Conclusion {
         storage_size: storage_size(done),
         shard: Some(ShardStatus {
             table: done.token.table.to_string(),
-            lease: shard_lease_name(done.token.shard),
+            lease: NAMES.shard_lease(done.token.shard),
             holder: done.token.holder.to_string(),
             epoch: i64::from(done.token.epoch),
             bucket: i32::from(cluster.bucket.0),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::child::{ChildId, ChildKind, Fingerprint};
-use super::object::ObjectKey;
 use crate::api::{DatabaseClusterSpec, DatabaseClusterStatus, names};
 use shard_ownership::hash::Bucket;
+use sharded_controller::object::ObjectKey;
 
 /// Most finalizers of one cluster that are kept: users add them, and memory is bounded.
 pub const FINALIZERS_MAX: usize = 64;

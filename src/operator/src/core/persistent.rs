@@ -4,9 +4,9 @@
 //! time it may pass by itself. What is still so after the pause is reported, with the time of the next
 //! try. Each try writes the status at most once, so that the tiers of the backoff bound these writes.
 
-use super::backoff::{Outlook, bounded};
 use super::lifecycle::reason;
-use super::outcome::{Cause, Failure};
+use sharded_controller::backoff::{Outlook, bounded};
+use sharded_controller::outcome::{Cause, Failure};
 
 /// Failures in a row, each after its pause, that are not reported: the next one is.
 const UNREPORTED: u32 = 1;
@@ -46,7 +46,7 @@ pub fn persistent(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::core::backoff::Attempts;
+    use sharded_controller::backoff::Attempts;
 
     fn failed(cause: Cause) -> Failure {
         Failure::Failed {

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use crate::api::names;
 use crate::core::child::{ChildId, ChildKind, DesiredChild, Fingerprint};
 use crate::core::digest::{self, Shape};
-use crate::core::object::ObjectKey;
 use crate::core::observed::{ClaimTemplate, ClusterRecord};
 use shard_ownership::token::FencingToken;
+use sharded_controller::object::ObjectKey;
 
 pub use labels::{claim_selectors, selector_text};
 pub use secret::{Password, RANDOM_BYTES, secret, secret_id, secret_name};

@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::lifecycle::{Trouble, Why, reason};
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
-use crate::core::outcome::{Cause, Failure};
 use crate::core::plan::{
     Apply, Delete, Precondition, SecretStep, is_orphan, ownership_trouble, worse,
 };
-use crate::fleet::tenure::boottime_ms;
 use crate::postgres;
 use crate::watch::observe;
+use sharded_controller::clock::boottime_ms;
+use sharded_controller::outcome::{Cause, Failure};
+use sharded_controller::refusal::Refusal;
 
 /// What was planned for a cluster that lives.
 pub(super) struct Steps<'a> {
@@ -151,7 +151,7 @@ impl Run<'_> {
             };
             let known = owned.and_then(|set| set.claim.as_ref());
             let source = self.source(owned, over_claims.as_ref().or(known));
-            let manifest = source.manifest(child, self.tenure.token());
+            let manifest = source.manifest(child, self.permit.token());
             let done = self.apply_one(child, manifest, step, owned).await;
             applied.changed |= applied.pass_over(done)?;
         }
@@ -202,7 +202,7 @@ impl Run<'_> {
             })
         })?;
         let answer = writer
-            .apply(self.tenure, namespace, &child.id, manifest, precondition)
+            .apply(self.permit, namespace, &child.id, manifest, precondition)
             .await;
         if matches!(answer, Err(Refusal::Conflict(_))) && *precondition == Precondition::Absent {
             return self.bring_into_sight(child).await;
@@ -250,7 +250,7 @@ impl Run<'_> {
             self.may_adopt().await?;
         }
         let marked = writer
-            .mark_child(self.tenure, self.cluster, &record, None)
+            .mark_child(self.permit, self.cluster, &record, None)
             .await;
         let target = Target::Child(&self.cluster.key, &child.id);
         let version = marked.map_err(|refusal| self.refused(&target, refusal))?;

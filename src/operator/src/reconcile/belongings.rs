@@ -5,16 +5,20 @@ use std::sync::LazyLock;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, Preconditions};
+use kube::core::Request;
 use serde_json::{Value, json};
 
-use super::failure::{Refusal, judge};
 use super::writer::{Writer, merge_params};
 use crate::api::names;
 use crate::core::claims;
 use crate::core::observed::ClusterRecord;
-use crate::fleet::tenure::Tenure;
 use crate::postgres;
+use sharded_controller::permit::ShardPermit;
+use sharded_controller::refusal::Refusal;
+use sharded_controller::write::Write;
 
 /// Most claims of one cluster that are looked at: more than instances can leave behind.
 const CLAIMS_MAX: u32 = 500;
@@ -37,9 +41,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    pub(super) fn of(
-        meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    ) -> Option<Self> {
+    pub(super) fn of(meta: &ObjectMeta) -> Option<Self> {
         Some(Self {
             name: meta.name.clone()?,
             uid: meta.uid.clone()?,
@@ -131,10 +133,12 @@ impl Writer {
         cluster: &ClusterRecord,
         params: &ListParams,
     ) -> Result<Vec<(Found, claims::Claim)>, Refusal> {
-        let api: Api<PersistentVolumeClaim> =
-            Api::namespaced(self.client(), &cluster.key.namespace);
-        let list = api.list(params).await.map_err(|error| judge(&error))?;
-        let claims = list.items.iter();
+        let namespace = &cluster.key.namespace;
+        let list = self
+            .client()
+            .list::<PersistentVolumeClaim>(namespace, params);
+        let list = list.await.map_err(|error| self.client().judge(&error))?;
+        let claims = list.iter();
         Ok(claims
             .filter_map(|claim| claim_of(cluster, claim))
             .collect())
@@ -143,12 +147,12 @@ impl Writer {
     /// Labels a claim as this cluster's, and asks for this size, if one is given.
     pub(super) async fn update_claim(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         cluster: &ClusterRecord,
         claim: &Found,
         size: Option<&str>,
     ) -> Result<(), Refusal> {
-        let mut metadata = marks(tenure, cluster);
+        let mut metadata = marks(permit, cluster);
         metadata["uid"] = json!(claim.uid);
         metadata["resourceVersion"] = json!(claim.resource_version);
         metadata["labels"][names::CLUSTER_UID_LABEL] = json!(*cluster.uid);
@@ -162,12 +166,9 @@ impl Writer {
         if let Some(size) = size {
             patch["spec"] = json!({"resources": {"requests": {"storage": size}}});
         }
-        let api = self.belongings(&cluster.key.namespace, Belonging::Claim);
-        let params = merge_params();
-        let patch = Patch::Merge(&patch);
-        let request = api.patch_metadata(&claim.name, &params, &patch);
-        self.guarded(tenure, Belonging::Claim.label(), request)
-            .await?;
+        let namespace = &cluster.key.namespace;
+        let write = self.patch_belonging(namespace, Belonging::Claim, &claim.name, &patch);
+        permit.guard(write).await?;
         Ok(())
     }
 
@@ -175,12 +176,12 @@ impl Writer {
     /// failure. A conflict is one: it is still there, and somebody else changed it meanwhile.
     pub(super) async fn delete_belonging(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         cluster: &ClusterRecord,
         kind: Belonging,
         found: &Found,
     ) -> Result<(), Refusal> {
-        let answer = self.mark_and_delete(tenure, cluster, kind, found).await;
+        let answer = self.mark_and_delete(permit, cluster, kind, found).await;
         match answer {
             Err(Refusal::Gone) => Ok(()),
             answer => answer,
@@ -189,39 +190,50 @@ impl Writer {
 
     async fn mark_and_delete(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         cluster: &ClusterRecord,
         kind: Belonging,
         found: &Found,
     ) -> Result<(), Refusal> {
-        let api = self.belongings(&cluster.key.namespace, kind);
-        let mut metadata = marks(tenure, cluster);
+        let namespace = &cluster.key.namespace;
+        let mut metadata = marks(permit, cluster);
         metadata["resourceVersion"] = json!(found.resource_version);
-        let (params, patch) = (merge_params(), json!({ "metadata": metadata }));
-        let patch = Patch::Merge(&patch);
-        let request = api.patch_metadata(&found.name, &params, &patch);
-        let marked = self.guarded(tenure, kind.label(), request).await?;
+        let patch = json!({ "metadata": metadata });
+        let marked = self.patch_belonging(namespace, kind, &found.name, &patch);
+        let marked = permit.guard(marked).await?;
         let params = DeleteParams {
             preconditions: Some(Preconditions {
                 uid: Some(found.uid.clone()),
-                resource_version: marked.metadata.resource_version,
+                resource_version: marked.resource_version,
             }),
             ..DeleteParams::default()
         };
-        let request = api.delete(&found.name, &params);
-        self.guarded(tenure, kind.label(), request).await?;
+        let (name, namespace) = (found.name.clone(), namespace.to_string());
+        let write = self.client().write_with(kind.label(), |client| async move {
+            let api: Api<DynamicObject> = Api::namespaced_with(client, &namespace, kind.resource());
+            api.delete(&name, &params).await
+        });
+        permit.guard(write).await?;
         Ok(())
     }
 
-    fn belongings(&self, namespace: &str, kind: Belonging) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client(), namespace, kind.resource())
+    fn patch_belonging(
+        &self,
+        namespace: &str,
+        kind: Belonging,
+        name: &str,
+        patch: &Value,
+    ) -> Write<ObjectMeta> {
+        let url = DynamicObject::url_path(kind.resource(), Some(namespace));
+        let request = Request::new(url).patch(name, &merge_params(), &Patch::Merge(patch));
+        self.client().write(kind.label(), request)
     }
 }
 
 /// What the fence asks of every object that is written.
-fn marks(tenure: &Tenure, cluster: &ClusterRecord) -> Value {
+fn marks(permit: &ShardPermit, cluster: &ClusterRecord) -> Value {
     json!({
         "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
-        "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
+        "annotations": {names::FENCING_TOKEN_ANNOTATION: permit.token().for_cluster(&cluster.uid)},
     })
 }

@@ -1,14 +1,13 @@
 //! Events about clusters. They are best effort: one that can not be published fails nothing.
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
-use super::writer::Writer;
 use crate::api::names;
 use crate::core::conclude::Notice;
 use crate::core::observed::ClusterRecord;
-use crate::fleet::tenure::Tenure;
+use sharded_controller::permit::ShardPermit;
+use sharded_controller::write::GuardedClient;
 
 /// Longest note that the API server accepts, in bytes.
 const NOTE_LENGTH_MAX: usize = 1000;
@@ -16,28 +15,23 @@ const NOTE_LENGTH_MAX: usize = 1000;
 /// Publishes events, one reporter for all.
 #[derive(Clone)]
 pub(super) struct Events {
-    client: Client,
+    client: GuardedClient,
     reporter: Reporter,
-    writer: Writer,
 }
 
 impl Events {
-    pub(super) fn new(client: Client, writer: Writer, identity: &str) -> Self {
+    pub(super) fn new(client: GuardedClient, identity: &str) -> Self {
         let reporter = Reporter {
             controller: names::REPORTER.to_owned(),
             instance: Some(identity.to_owned()),
         };
-        Self {
-            client,
-            reporter,
-            writer,
-        }
+        Self { client, reporter }
     }
 
     /// Tells of something; whether it was told.
     pub(super) async fn publish(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         cluster: &ClusterRecord,
         notice: &Notice,
     ) -> bool {
@@ -63,9 +57,12 @@ impl Events {
         };
         // A recorder that is used again counts an event with the same reason, whatever its note says, and
         // the new note is lost (kube-runtime 4, `EventKey`).
-        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        let request = recorder.publish(&event, &regarding);
-        match self.writer.send(tenure, request).await {
+        let reporter = self.reporter.clone();
+        let write = self.client.write_unfenced(|client| async move {
+            let recorder = Recorder::new(client, reporter);
+            recorder.publish(&event, &regarding).await
+        });
+        match permit.guard(write).await {
             Ok(()) => true,
             Err(refusal) => {
                 tracing::debug!(object = %cluster.key, ?refusal, "an event was not published");

@@ -7,6 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use http::{Method, Request, Response};
 use kube::Client;
+use prometheus::Registry;
+use sharded_controller::metrics::Metrics;
+use sharded_controller::write::GuardedClient;
+
+use crate::api::names::NAMES;
 use kube::client::Body;
 use serde_json::{Value, json};
 
@@ -295,7 +300,14 @@ impl State {
 
 impl Fake {
     /// A client of this server.
-    pub(super) fn client(&self) -> Client {
+    /// The client of a reconciler, with its metrics.
+    pub(super) fn guarded(&self, registry: Registry) -> (GuardedClient, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::register(registry, NAMES).unwrap());
+        let client = GuardedClient::new(self.client(), NAMES, Arc::clone(&metrics));
+        (client, metrics)
+    }
+
+    fn client(&self) -> Client {
         let state = Arc::clone(&self.0);
         let service = tower::service_fn(move |request: Request<Body>| {
             let state = Arc::clone(&state);

@@ -2,17 +2,17 @@
 
 use super::apply::{Applied, Refused};
 use super::belongings::Belonging;
-use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
 use crate::api::{ConditionType, Retain, names};
 use crate::core::conclude::{Notice, primary_serves};
 use crate::core::lifecycle::reason;
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
-use crate::core::outcome::{Failure, Next, Outcome};
 use crate::core::plan::{Delete, is_owned_by};
 use crate::postgres;
 use shard_ownership::hash::fnv1a64;
+use sharded_controller::outcome::{Failure, Next, Outcome};
+use sharded_controller::refusal::Refusal;
 
 impl Run<'_> {
     /// Says that the cluster is terminating, then deletes its StatefulSet, then waits for that.
@@ -76,18 +76,18 @@ impl Run<'_> {
     ) -> Result<(), Refusal> {
         let writer = &self.reconciler.writer;
         let mut version = delete.resource_version.clone();
-        let token = self.tenure.token().for_cluster(&self.cluster.uid);
+        let token = self.permit.token().for_cluster(&self.cluster.uid);
         let is_marked = child.owner.is_some()
             && child.token == Some(fnv1a64(token.as_bytes()))
             && child.bucket == Some(self.cluster.bucket);
         if !is_marked {
             version = writer
-                .mark_child(self.tenure, self.cluster, child, Some(&version))
+                .mark_child(self.permit, self.cluster, child, Some(&version))
                 .await?;
         }
         let namespace = &self.cluster.key.namespace;
         writer
-            .delete_child(self.tenure, namespace, &delete.id, &delete.uid, &version)
+            .delete_child(self.permit, namespace, &delete.id, &delete.uid, &version)
             .await
     }
 
@@ -135,7 +135,7 @@ impl Run<'_> {
         };
         let id = record.id();
         let writer = &self.reconciler.writer;
-        let marked = writer.mark_child(self.tenure, cluster, &record, None).await;
+        let marked = writer.mark_child(self.permit, cluster, &record, None).await;
         match marked {
             Ok(_) => self.wrote = true,
             Err(refusal) => return Err(self.refused(&Target::Child(&cluster.key, &id), refusal)),
@@ -156,7 +156,7 @@ impl Run<'_> {
                 postgres::statefulset_name(&cluster.key.name)
             ));
             let events = &self.reconciler.events;
-            self.wrote |= events.publish(self.tenure, cluster, &notice).await;
+            self.wrote |= events.publish(self.permit, cluster, &notice).await;
             return;
         }
         if let Err(refusal) = self.delete_claims(applied).await {
@@ -180,7 +180,7 @@ impl Run<'_> {
             }
             let writer = &self.reconciler.writer;
             let deleted = writer
-                .delete_belonging(self.tenure, cluster, Belonging::Claim, &found)
+                .delete_belonging(self.permit, cluster, Belonging::Claim, &found)
                 .await;
             match deleted {
                 Ok(()) => self.wrote = true,
@@ -203,7 +203,7 @@ impl Run<'_> {
                 names::CLUSTER_UID_LABEL
             ));
             let events = &self.reconciler.events;
-            self.wrote |= events.publish(self.tenure, cluster, &notice).await;
+            self.wrote |= events.publish(self.permit, cluster, &notice).await;
         }
         Ok(())
     }

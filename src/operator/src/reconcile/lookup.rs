@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::Client;
-use kube::api::{Api, ListParams};
+use kube::api::ListParams;
 use moka::Expiry;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
+use sharded_controller::write::GuardedClient;
 
 use super::belongings::Found;
 use super::diagnosis::{
@@ -21,7 +21,7 @@ use super::diagnosis::{
 use crate::core::lifecycle::Why;
 use crate::core::observed::{ClusterRecord, StatefulSetRecord};
 use crate::postgres;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::ReconcilerMetrics;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 
 /// Most Pods of a cluster that are looked at.
@@ -76,15 +76,15 @@ impl Expiry<Key, Entry> for TimeToLive {
 
 /// The look-ups and their cache.
 pub(super) struct Lookups {
-    client: Client,
-    metrics: Arc<Metrics>,
+    client: GuardedClient,
+    metrics: Arc<ReconcilerMetrics>,
     cache: Cache<Key, Entry>,
 }
 
 impl Lookups {
     pub(super) fn new(
-        client: Client,
-        metrics: Arc<Metrics>,
+        client: GuardedClient,
+        metrics: Arc<ReconcilerMetrics>,
         entries_max: u64,
         time_to_live: Duration,
     ) -> Self {
@@ -117,12 +117,14 @@ impl Lookups {
             return Ok(entry.looked);
         }
         self.metrics.cache_misses_total.inc();
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &cluster.key.namespace);
         let params = ListParams::default()
             .labels(&postgres::selector_text(&cluster.key.name))
             .limit(PODS_MAX)
             .match_any();
-        let pods = api.list(&params).await?.items;
+        let pods = self
+            .client
+            .list::<Pod>(&cluster.key.namespace, &params)
+            .await?;
         let claim = set.claim.as_ref();
         let class_name = claim.and_then(|claim| claim.class_name.as_deref());
         let mut looked = Looked {
@@ -154,11 +156,10 @@ impl Lookups {
     /// without a change of the counts.
     pub(super) async fn is_primary_ready(&self, set: &StatefulSetRecord) -> kube::Result<bool> {
         let key = &set.child.key;
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         // A list, as the operator has no right to get Pods.
         let fields = format!("metadata.name={}-0", key.name);
         let params = ListParams::default().fields(&fields).match_any();
-        let pods = api.list(&params).await?.items;
+        let pods = self.client.list::<Pod>(&key.namespace, &params).await?;
         Ok(pods.iter().any(is_ready))
     }
 
@@ -196,11 +197,10 @@ impl Lookups {
         namespace: &str,
         (kind, name, reason): (&str, &str, &str),
     ) -> kube::Result<Vec<Event>> {
-        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let fields =
             format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
         let params = ListParams::default().fields(&fields).limit(EVENTS_MAX);
-        Ok(api.list(&params).await?.items)
+        Ok(self.client.list::<Event>(namespace, &params).await?)
     }
 
     /// Drops what is cached about the clusters of a shard.
@@ -231,7 +231,9 @@ mod tests {
     use super::super::fake::Fake;
     use super::*;
     use crate::api::DatabaseCluster;
+    use crate::api::names::NAMES;
     use crate::watch::observe;
+    use prometheus::Registry;
 
     fn cluster(uid: &str) -> ClusterRecord {
         let object: DatabaseCluster = serde_json::from_value(json!({
@@ -264,14 +266,15 @@ mod tests {
         fake
     }
 
-    fn lookups(fake: &Fake, entries_max: u64, time_to_live: Duration) -> (Lookups, Arc<Metrics>) {
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let lookups = Lookups::new(
-            fake.client(),
-            Arc::clone(&metrics),
-            entries_max,
-            time_to_live,
-        );
+    fn lookups(
+        fake: &Fake,
+        entries_max: u64,
+        time_to_live: Duration,
+    ) -> (Lookups, Arc<ReconcilerMetrics>) {
+        let registry = Registry::new();
+        let metrics = Arc::new(ReconcilerMetrics::register(&registry, &NAMES).unwrap());
+        let (client, _) = fake.guarded(registry);
+        let lookups = Lookups::new(client, Arc::clone(&metrics), entries_max, time_to_live);
         (lookups, metrics)
     }
 

@@ -7,7 +7,6 @@ mod apply;
 mod belongings;
 mod diagnosis;
 mod events;
-mod failure;
 mod finalize;
 mod lookup;
 mod refused;
@@ -15,23 +14,24 @@ mod run;
 mod secret;
 mod upkeep;
 mod writer;
-mod writes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use kube::Client;
+use sharded_controller::write::GuardedClient;
 
 use crate::core::memory::Memory;
-use crate::core::object::ObjectKey;
 use crate::core::observed::ClusterRecord;
-use crate::core::outcome::{Failure, Next, Outcome};
-use crate::fleet::tenure::{Tenure, boottime_ms};
-use crate::pool::Backlog;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::ReconcilerMetrics;
 use crate::watch::store::Store;
 use shard_ownership::hash::{Bucket, ShardId, fnv1a64};
+use sharded_controller::clock::boottime_ms;
+use sharded_controller::object::ObjectKey;
+use sharded_controller::outcome::{Failure, Next, Outcome};
+use sharded_controller::permit::ShardPermit;
+use sharded_controller::pool::{Backlog, Reconcile};
+use sharded_controller::watch::kinds::ShardCache as _;
 
 pub use diagnosis::diagnose;
 
@@ -56,7 +56,7 @@ pub struct ReconcilerConfig {
 /// Makes clusters what their specs ask for, one at a time.
 pub struct Reconciler {
     store: Arc<Store>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ReconcilerMetrics>,
     writer: Writer,
     events: Events,
     lookups: Lookups,
@@ -70,15 +70,14 @@ impl Reconciler {
     /// A reconciler that reads the store and writes with the client.
     #[must_use]
     pub fn new(
-        client: Client,
+        client: GuardedClient,
         store: Arc<Store>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ReconcilerMetrics>,
         config: &ReconcilerConfig,
     ) -> Self {
-        let writer = Writer::new(client.clone(), Arc::clone(&metrics));
         Self {
-            events: Events::new(client.clone(), writer.clone(), &config.identity),
-            writer,
+            events: Events::new(client.clone(), &config.identity),
+            writer: Writer::new(client.clone()),
             lookups: Lookups::new(
                 client,
                 Arc::clone(&metrics),
@@ -89,79 +88,6 @@ impl Reconciler {
             store,
             metrics,
             memories: DashMap::new(),
-        }
-    }
-
-    /// Makes one cluster what its spec asks for, as far as that can be done now.
-    ///
-    /// # Errors
-    /// See [`Failure`]: the right to act ended, the object has to be looked at again, the API
-    /// server asks for a pause, or the object failed.
-    pub async fn reconcile(
-        &self,
-        key: &ObjectKey,
-        tenure: &Tenure,
-        backlog: &dyn Backlog,
-    ) -> Result<Outcome, Failure> {
-        let cluster = self
-            .store
-            .cluster(key)
-            .filter(|cluster| self.store.shards().shard_of(cluster.bucket) == tenure.shard());
-        let Some(cluster) = cluster else {
-            self.memories.remove(key);
-            return Ok(Outcome {
-                wrote: false,
-                next: Next::Forget,
-            });
-        };
-        let outcome = Run::new(self, &cluster, tenure, backlog).carry_out().await;
-        if matches!(
-            outcome,
-            Ok(Outcome {
-                next: Next::Forget,
-                ..
-            })
-        ) {
-            self.memories.remove(key);
-        }
-        outcome
-    }
-
-    /// Forgets what is remembered and cached about the clusters of a shard: for when it starts and
-    /// when it ends, so that a new tenure begins with nothing that an older one knew.
-    pub async fn invalidate_shard(&self, shard: ShardId) {
-        let shards = self.store.shards();
-        self.memories
-            .retain(|_, memory| shards.shard_of(Bucket::of(memory.uid())) != shard);
-        self.writer.writes().forget(shard);
-        self.lookups.invalidate_shard(shards, shard).await;
-    }
-
-    /// Why no write is accepted in a shard, if that is so: the first such shard, and how many there
-    /// are.
-    #[must_use]
-    pub fn refused_shards(&self) -> Option<String> {
-        let refused = self.writer.writes().all_refused(boottime_ms());
-        let (shard, message) = refused.first()?;
-        let others = match refused.len() - 1 {
-            0 => String::new(),
-            others => format!(" and {others} more"),
-        };
-        Some(format!(
-            "the API server refuses all writes in shard {shard}{others}: {message}"
-        ))
-    }
-
-    /// Brings the figures of the look-up cache and of refused writes up to date.
-    pub async fn refresh_metrics(&self) {
-        let entries = self.lookups.entries().await;
-        self.metrics
-            .cache_entries
-            .set(i64::try_from(entries).unwrap_or(i64::MAX));
-        let refused = &self.metrics.shard_writes_refused;
-        refused.reset();
-        for (shard, _) in self.writer.writes().all_refused(boottime_ms()) {
-            refused.with_label_values(&[&shard.0.to_string()]).set(1);
         }
     }
 
@@ -184,6 +110,69 @@ impl Reconciler {
             *entry = fresh();
         }
         act(&mut entry)
+    }
+}
+
+impl Reconcile for Reconciler {
+    async fn reconcile(
+        &self,
+        key: &ObjectKey,
+        permit: &ShardPermit,
+        backlog: &dyn Backlog,
+    ) -> Result<Outcome, Failure> {
+        let cluster = self
+            .store
+            .cluster(key)
+            .filter(|cluster| self.store.shards().shard_of(cluster.bucket) == permit.shard());
+        let Some(cluster) = cluster else {
+            self.memories.remove(key);
+            return Ok(Outcome {
+                wrote: false,
+                next: Next::Forget,
+            });
+        };
+        let outcome = Run::new(self, &cluster, permit, backlog).carry_out().await;
+        if matches!(
+            outcome,
+            Ok(Outcome {
+                next: Next::Forget,
+                ..
+            })
+        ) {
+            self.memories.remove(key);
+        }
+        outcome
+    }
+
+    async fn release_shard(&self, shard: ShardId) {
+        let shards = self.store.shards();
+        self.memories
+            .retain(|_, memory| shards.shard_of(Bucket::of(memory.uid())) != shard);
+        self.lookups.invalidate_shard(shards, shard).await;
+    }
+
+    async fn maintain(&self) {
+        let entries = self.lookups.entries().await;
+        let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+        self.metrics.cache_entries.set(entries);
+    }
+
+    fn refresh_metrics(&self) {
+        for (phase, number) in self.store.phases() {
+            let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn stats(&self) -> Vec<(String, f64)> {
+        let phases = self.store.phases().into_iter();
+        phases
+            .filter(|(_, number)| *number > 0)
+            .map(|(phase, number)| {
+                let name = format!("clusters_{}", phase.label().to_lowercase());
+                (name, number as f64)
+            })
+            .collect()
     }
 }
 

@@ -3,14 +3,14 @@
 use std::fmt;
 
 use super::apply::Refused;
-use super::failure::{Refusal, Rule};
 use super::run::Run;
 use crate::api::names;
 use crate::core::child::ChildId;
 use crate::core::conclude::Notice;
 use crate::core::lifecycle::{Trouble, Why, reason};
-use crate::core::object::ObjectKey;
-use crate::core::outcome::{Cause, Failure};
+use sharded_controller::object::ObjectKey;
+use sharded_controller::outcome::{Cause, Failure};
+use sharded_controller::refusal::{Refusal, Rule};
 
 /// What a write was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Run<'_> {
             Refusal::Fenced { rule, message } => (rule, message),
             other => return Refused::by(other, &format!("changing {what}")),
         };
-        if self.tenure.check().is_err() {
+        if self.permit.check().is_err() {
             return Refused::Failure(Failure::Lost);
         }
         let is_known = self
@@ -156,7 +156,7 @@ impl Run<'_> {
                     let notice = Notice::of(&why);
                     for notice in [Some(&notice), unsaid].into_iter().flatten() {
                         let events = &self.reconciler.events;
-                        self.wrote |= events.publish(self.tenure, self.cluster, notice).await;
+                        self.wrote |= events.publish(self.permit, self.cluster, notice).await;
                     }
                 }
                 failure

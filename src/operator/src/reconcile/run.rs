@@ -6,25 +6,26 @@ use jiff::{SignedDuration, Timestamp, Unit};
 
 use super::Reconciler;
 use super::apply::{Applied, Refused, Steps};
-use super::failure::Refusal;
 use super::lookup::Looked;
 use super::refused::Target;
 use crate::api::{ConditionStatus, ConditionType, names};
-use crate::core::backoff::Outlook;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::conclude::{
     Conclusion, Done, Notice, conclude, is_initialized, primary_serves, workload,
 };
 use crate::core::lifecycle::{Stage, Trouble, Why, Workload, progressing_since, reason};
 use crate::core::memory::{Basis, Memory};
-use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, StatefulSetRecord};
-use crate::core::outcome::{Cause, Failure, Next, Outcome};
 use crate::core::persistent::persistent;
 use crate::core::plan::{self, Plan, SecretStep, Seen, is_ours};
-use crate::fleet::tenure::{Tenure, boottime_ms};
-use crate::pool::Backlog;
 use crate::postgres::{self, Source};
+use sharded_controller::backoff::Outlook;
+use sharded_controller::clock::boottime_ms;
+use sharded_controller::object::ObjectKey;
+use sharded_controller::outcome::{Cause, Failure, Next, Outcome};
+use sharded_controller::permit::ShardPermit;
+use sharded_controller::pool::Backlog;
+use sharded_controller::refusal::Refusal;
 
 /// A cluster that has been on its way for this long is asked why.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
@@ -40,7 +41,7 @@ const FORMER_MS: (u64, u64) = (1_000, 30_000);
 pub(super) struct Run<'a> {
     pub(super) reconciler: &'a Reconciler,
     pub(super) cluster: &'a ClusterRecord,
-    pub(super) tenure: &'a Tenure,
+    pub(super) permit: &'a ShardPermit,
     pub(super) backlog: &'a dyn Backlog,
     /// The cluster's version after our last write.
     version: String,
@@ -55,13 +56,13 @@ impl<'a> Run<'a> {
     pub(super) fn new(
         reconciler: &'a Reconciler,
         cluster: &'a ClusterRecord,
-        tenure: &'a Tenure,
+        permit: &'a ShardPermit,
         backlog: &'a dyn Backlog,
     ) -> Self {
         Self {
             reconciler,
             cluster,
-            tenure,
+            permit,
             backlog,
             version: cluster.resource_version.clone(),
             wrote: false,
@@ -249,7 +250,7 @@ impl<'a> Run<'a> {
     pub(super) async fn set_finalizers(&mut self, finalizers: &[&str]) -> Result<(), Refusal> {
         let writer = &self.reconciler.writer;
         let version = writer
-            .set_finalizers(self.tenure, self.cluster, &self.version, finalizers)
+            .set_finalizers(self.permit, self.cluster, &self.version, finalizers)
             .await?;
         self.wrote_cluster(version);
         Ok(())
@@ -413,7 +414,7 @@ impl<'a> Run<'a> {
         let why = Why::new(reason, self.with_next_try(&message, &outlook));
         for notice in [Some(&Notice::of(&why)), unsaid].into_iter().flatten() {
             let events = &self.reconciler.events;
-            self.wrote |= events.publish(self.tenure, self.cluster, notice).await;
+            self.wrote |= events.publish(self.permit, self.cluster, notice).await;
         }
     }
 
@@ -451,7 +452,7 @@ impl<'a> Run<'a> {
             diagnosis,
             primary,
             selector: &postgres::selector_text(&self.cluster.key.name),
-            token: self.tenure.token(),
+            token: self.permit.token(),
             now: Timestamp::now(),
         })
     }
@@ -463,7 +464,7 @@ impl<'a> Run<'a> {
         if let Some(status) = &conclusion.status {
             let writer = &self.reconciler.writer;
             let written = writer
-                .set_status(self.tenure, &self.cluster.key, &self.version, status)
+                .set_status(self.permit, &self.cluster.key, &self.version, status)
                 .await;
             match written {
                 Ok(version) => self.wrote_cluster(version),
@@ -482,7 +483,7 @@ impl<'a> Run<'a> {
         }
         if let Some(notice) = &conclusion.notice {
             let events = &self.reconciler.events;
-            self.wrote |= events.publish(self.tenure, self.cluster, notice).await;
+            self.wrote |= events.publish(self.permit, self.cluster, notice).await;
         }
         Ok(())
     }

@@ -1,15 +1,15 @@
 //! The Secret of a cluster: created once, found by asking to create it, never read.
 
 use super::apply::Refused;
-use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
 use crate::core::lifecycle::{Trouble, Why, reason};
 use crate::core::memory::Memory;
-use crate::core::outcome::{Cause, Failure};
 use crate::core::plan::{SECRET_HOLD_MS, SecretStep};
-use crate::fleet::tenure::boottime_ms;
 use crate::postgres::{self, Password, RANDOM_BYTES};
+use sharded_controller::clock::boottime_ms;
+use sharded_controller::outcome::{Cause, Failure};
+use sharded_controller::refusal::Refusal;
 
 impl Run<'_> {
     /// Carries out what was planned for the Secret.
@@ -43,12 +43,12 @@ impl Run<'_> {
     async fn create_secret(&mut self, trial: bool) -> Result<bool, Refused> {
         let id = postgres::secret_id(&self.cluster.key.name);
         let (password, replication) = (new_password()?, new_password()?);
-        let token = self.tenure.token();
+        let token = self.permit.token();
         let manifest = postgres::secret(self.cluster, &password, &replication, token);
         let namespace = &self.cluster.key.namespace;
         let writer = &self.reconciler.writer;
         match writer
-            .create(self.tenure, namespace, &id, manifest, trial)
+            .create(self.permit, namespace, &id, manifest, trial)
             .await
         {
             Ok(()) => Ok(true),

@@ -3,17 +3,17 @@
 
 use super::apply::{Applied, Refused};
 use super::belongings::{Belonging, Found};
-use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
 use crate::api::names;
 use crate::core::claims::{self, Claim};
 use crate::core::lifecycle::{Trouble, Why, reason};
 use crate::core::observed::{ClaimTemplate, Selector, StatefulSetRecord};
-use crate::core::outcome::Failure;
 use crate::core::plan::worse;
-use crate::fleet::tenure::boottime_ms;
 use crate::postgres;
+use sharded_controller::clock::boottime_ms;
+use sharded_controller::outcome::Failure;
+use sharded_controller::refusal::Refusal;
 
 impl Run<'_> {
     /// What a StatefulSet that is about to be created has to have as its claim template, when there are
@@ -150,7 +150,7 @@ impl Run<'_> {
         let writer = &self.reconciler.writer;
         let annotated = writer
             .annotate_child(
-                self.tenure,
+                self.permit,
                 cluster,
                 &set.child,
                 (names::CLAIMS_ANNOTATION, &upkeep.done),
@@ -186,7 +186,7 @@ impl Run<'_> {
     ) -> Result<(), Refused> {
         let writer = &self.reconciler.writer;
         let updated = writer
-            .update_claim(self.tenure, self.cluster, claim, size)
+            .update_claim(self.permit, self.cluster, claim, size)
             .await;
         match (updated, size) {
             (Ok(()), _) => {
@@ -218,7 +218,7 @@ impl Run<'_> {
             tracing::info!(object = %self.cluster.key, pod = pod.name, "replacing a Pod that hangs on a former template");
             let writer = &self.reconciler.writer;
             let answer = writer
-                .delete_belonging(self.tenure, self.cluster, Belonging::Pod, pod)
+                .delete_belonging(self.permit, self.cluster, Belonging::Pod, pod)
                 .await;
             match answer {
                 Ok(()) => self.wrote = true,

@@ -1,114 +1,56 @@
-//! Every write of the operator: checked against the tenure right before it is sent, marked with the
-//! fencing token, and bound to the version or uid of what was seen.
+//! Every write of the operator: sent under a permit, marked with the fencing token, and bound to the
+//! version or uid of what was observed.
 
 use std::fmt::Debug;
-use std::future::Future;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
-use http::header::{ACCEPT, HeaderValue};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions,
     PropagationPolicy,
 };
 use kube::core::Request;
-use kube::{Client, Resource};
-use serde::{Deserialize, Serialize};
+use kube::core::request::Error as RequestError;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::failure::{Refusal, judge};
-use super::writes::RefusedWrites;
 use crate::api::{DatabaseCluster, DatabaseClusterStatus, names};
 use crate::core::child::{ChildId, ChildKind};
-use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord};
-use crate::core::outcome::Failure;
 use crate::core::plan::Precondition;
-use crate::fleet::tenure::{Tenure, boottime_ms};
 use crate::postgres;
-use crate::telemetry::metrics::Metrics;
-use crate::watch::wire::ArrivedMeta;
+use sharded_controller::object::ObjectKey;
+use sharded_controller::permit::ShardPermit;
+use sharded_controller::refusal::Refusal;
+use sharded_controller::write::{GuardedClient, Write};
 
 /// No object ever has this version: etcd's first write gets 2. An apply that names it creates the
 /// object or conflicts with whatever is there.
 const VERSION_OF_NOTHING: &str = "1";
-const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
-/// What is read of the answer to a write.
-#[derive(Deserialize)]
-struct Answer {
-    metadata: ArrivedMeta,
-}
-
-/// Sends writes.
+/// Describes and sends the writes of the reconciler.
 #[derive(Clone)]
 pub(super) struct Writer {
-    client: Client,
-    metrics: Arc<Metrics>,
-    writes: Arc<RefusedWrites>,
+    client: GuardedClient,
 }
 
 impl Writer {
-    pub(super) fn new(client: Client, metrics: Arc<Metrics>) -> Self {
-        Self {
-            client,
-            metrics,
-            writes: Arc::default(),
-        }
+    pub(super) fn new(client: GuardedClient) -> Self {
+        Self { client }
     }
 
-    /// What is refused in whole shards.
-    pub(super) fn writes(&self) -> &RefusedWrites {
-        &self.writes
-    }
-
-    /// Sends a write of a fenced kind, and books whether it was accepted; see [`Self::send`].
-    pub(super) async fn guarded<T>(
-        &self,
-        tenure: &Tenure,
-        kind: &str,
-        request: impl Future<Output = kube::Result<T>>,
-    ) -> Result<T, Refusal> {
-        let answer = self.send(tenure, request).await;
-        match &answer {
-            Ok(_) => self.writes.accepted(tenure.shard()),
-            Err(refusal) => {
-                self.writes.refused(tenure.shard(), refusal, boottime_ms());
-                if matches!(refusal, Refusal::Fenced { .. }) {
-                    let counter = &self.metrics.fenced_writes_total;
-                    counter.with_label_values(&[kind]).inc();
-                }
-            }
-        }
-        answer
-    }
-
-    /// Sends a write unless the right to act has ended, and stops waiting for its answer when that
-    /// ends.
-    pub(super) async fn send<T>(
-        &self,
-        tenure: &Tenure,
-        request: impl Future<Output = kube::Result<T>>,
-    ) -> Result<T, Refusal> {
-        if tenure.check().is_err() {
-            self.metrics.tenure_lost_total.inc();
-            return Err(Refusal::Failure(Failure::Lost));
-        }
-        let answer = tokio::select! {
-            biased;
-            () = tenure.ended() => return Err(Refusal::Failure(Failure::Lost)),
-            answer = request => answer,
-        };
-        answer.map_err(|error| judge(&error))
+    pub(super) fn client(&self) -> &GuardedClient {
+        &self.client
     }
 
     /// Applies a child; returns its metadata.
     pub(super) async fn apply(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         namespace: &str,
         id: &ChildId,
         mut manifest: Value,
@@ -121,15 +63,15 @@ impl Writer {
             Precondition::Uid(uid) => manifest["metadata"]["uid"] = json!(uid),
         }
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        let request = self.patch_child(namespace, id, params, Patch::Apply(&manifest));
-        self.guarded(tenure, id.kind.label(), request).await
+        let write = self.patch_child(namespace, id, params, Patch::Apply(&manifest));
+        permit.guard(write).await
     }
 
     /// Creates a child that is never changed, or finds out whether that could be done. That there is
     /// one of its name is a conflict.
     pub(super) async fn create(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         namespace: &str,
         id: &ChildId,
         manifest: Value,
@@ -139,19 +81,20 @@ impl Writer {
             dry_run: trial,
             field_manager: Some(names::FIELD_MANAGER.to_owned()),
         };
-        let request = async {
-            let url = DynamicObject::url_path(resource(id.kind), Some(namespace));
-            let body = serde_json::to_vec(&manifest).map_err(kube::Error::SerdeError)?;
-            self.ask(Request::new(url).create(&params, body)).await
-        };
-        self.guarded(tenure, id.kind.label(), request).await?;
+        let url = DynamicObject::url_path(resource(id.kind), Some(namespace));
+        let request = serde_json::to_vec(&manifest)
+            .map_err(RequestError::SerializeBody)
+            .and_then(|body| Request::new(url).create(&params, body));
+        permit
+            .guard(self.client.write(id.kind.label(), request))
+            .await?;
         Ok(())
     }
 
     /// Sets an annotation of a child; returns its new version.
     pub(super) async fn annotate_child(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         cluster: &ClusterRecord,
         child: &ChildRecord,
         (annotation, value): (&str, &str),
@@ -161,17 +104,13 @@ impl Writer {
             "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
             "annotations": {
                 annotation: value,
-                names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid),
+                names::FENCING_TOKEN_ANNOTATION: permit.token().for_cluster(&cluster.uid),
             },
         }});
         let id = child.id();
-        let request = self.patch_child(
-            &cluster.key.namespace,
-            &id,
-            merge_params(),
-            Patch::Merge(&patch),
-        );
-        let answer = self.guarded(tenure, id.kind.label(), request).await?;
+        let patch = Patch::Merge(&patch);
+        let write = self.patch_child(&cluster.key.namespace, &id, merge_params(), patch);
+        let answer = permit.guard(write).await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
 
@@ -181,18 +120,17 @@ impl Writer {
         namespace: &str,
         id: &ChildId,
     ) -> Result<Option<ObjectMeta>, Refusal> {
-        let api = self.children(namespace, id.kind);
-        match api.get_metadata_opt(&id.name).await {
-            Ok(found) => Ok(found.map(|object| object.metadata)),
-            Err(error) => Err(judge(&error)),
-        }
+        let resource = resource(id.kind);
+        self.client
+            .get_metadata(resource, namespace, &id.name)
+            .await
     }
 
     /// Sets our fencing token and bucket on a child, and makes the cluster its controller if it has
     /// none; `version`: what the child must be at. Returns its new version.
     pub(super) async fn mark_child(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         cluster: &ClusterRecord,
         child: &ChildRecord,
         version: Option<&str>,
@@ -200,7 +138,7 @@ impl Writer {
         let mut metadata = json!({
             "uid": child.uid,
             "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},
-            "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
+            "annotations": {names::FENCING_TOKEN_ANNOTATION: permit.token().for_cluster(&cluster.uid)},
         });
         if let Some(version) = version {
             metadata["resourceVersion"] = json!(version);
@@ -213,15 +151,15 @@ impl Writer {
         let id = child.id();
         // Other than a merge patch, this one leaves other ownerReferences alone.
         let patch = Patch::Strategic(json!({ "metadata": metadata }));
-        let request = self.patch_child(&cluster.key.namespace, &id, merge_params(), patch);
-        let answer = self.guarded(tenure, id.kind.label(), request).await?;
+        let write = self.patch_child(&cluster.key.namespace, &id, merge_params(), patch);
+        let answer = permit.guard(write).await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
 
     /// Deletes a child and, first, what belongs to it.
     pub(super) async fn delete_child(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         namespace: &str,
         id: &ChildId,
         uid: &str,
@@ -235,16 +173,19 @@ impl Writer {
             }),
             ..DeleteParams::default()
         };
-        let api = self.children(namespace, id.kind);
-        let request = api.delete(&id.name, &params);
-        self.guarded(tenure, id.kind.label(), request).await?;
+        let (name, namespace, kind) = (id.name.to_string(), namespace.to_owned(), id.kind);
+        let write = self.client.write_with(kind.label(), |client| async move {
+            let api: Api<DynamicObject> = Api::namespaced_with(client, &namespace, resource(kind));
+            api.delete(&name, &params).await
+        });
+        permit.guard(write).await?;
         Ok(())
     }
 
     /// Sets the finalizers of a cluster, and the fencing token with them; returns its new version.
     pub(super) async fn set_finalizers(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         cluster: &ClusterRecord,
         resource_version: &str,
         finalizers: &[&str],
@@ -252,22 +193,21 @@ impl Writer {
         let patch = json!({"metadata": {
             "resourceVersion": resource_version,
             "finalizers": finalizers,
-            "annotations": {names::FENCING_TOKEN_ANNOTATION: tenure.token().for_cluster(&cluster.uid)},
+            "annotations": {names::FENCING_TOKEN_ANNOTATION: permit.token().for_cluster(&cluster.uid)},
         }});
-        let request = async {
-            let url = DatabaseCluster::url_path(&(), Some(&cluster.key.namespace));
-            let patch = Patch::Merge(&patch);
-            self.ask(Request::new(url).patch(&cluster.key.name, &merge_params(), &patch))
-                .await
-        };
-        let answer = self.guarded(tenure, names::KIND, request).await?;
+        let url = DatabaseCluster::url_path(&(), Some(&cluster.key.namespace));
+        let patch = Patch::Merge(&patch);
+        let request = Request::new(url).patch(&cluster.key.name, &merge_params(), &patch);
+        let answer = permit
+            .guard(self.client.write(names::KIND, request))
+            .await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
 
     /// Writes the status of a cluster; returns its new version.
     pub(super) async fn set_status(
         &self,
-        tenure: &Tenure,
+        permit: &ShardPermit,
         key: &ObjectKey,
         resource_version: &str,
         status: &DatabaseClusterStatus,
@@ -277,48 +217,25 @@ impl Writer {
             "metadata": {"resourceVersion": resource_version},
             "status": status,
         }));
-        let request = async {
-            let url = DatabaseCluster::url_path(&(), Some(&key.namespace));
-            let params = merge_params();
-            self.ask(Request::new(url).patch_subresource("status", &key.name, &params, &patch))
-                .await
-        };
-        let answer = self.guarded(tenure, names::KIND, request).await?;
+        let url = DatabaseCluster::url_path(&(), Some(&key.namespace));
+        let params = merge_params();
+        let request = Request::new(url).patch_subresource("status", &key.name, &params, &patch);
+        let answer = permit
+            .guard(self.client.write(names::KIND, request))
+            .await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
 
-    async fn patch_child<P: Serialize + Debug>(
+    fn patch_child<P: Serialize + Debug>(
         &self,
         namespace: &str,
         id: &ChildId,
         params: PatchParams,
         patch: Patch<P>,
-    ) -> kube::Result<ObjectMeta> {
+    ) -> Write<ObjectMeta> {
         let url = DynamicObject::url_path(resource(id.kind), Some(namespace));
-        self.ask(Request::new(url).patch(&id.name, &params, &patch))
-            .await
-    }
-
-    /// Sends a write and asks for no more than metadata in return: what was written need not come
-    /// back.
-    async fn ask(
-        &self,
-        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
-    ) -> kube::Result<ObjectMeta> {
-        let mut request = request.map_err(kube::Error::BuildRequest)?;
-        request
-            .headers_mut()
-            .insert(ACCEPT, HeaderValue::from_static(METADATA_ONLY));
-        let answer: Answer = self.client.request(request).await?;
-        Ok(answer.metadata.into())
-    }
-
-    pub(super) fn client(&self) -> Client {
-        self.client.clone()
-    }
-
-    fn children(&self, namespace: &str, kind: ChildKind) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), namespace, resource(kind))
+        let request = Request::new(url).patch(&id.name, &params, &patch);
+        self.client.write(id.kind.label(), request)
     }
 }
 

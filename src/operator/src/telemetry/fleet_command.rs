@@ -12,8 +12,9 @@ use kube::{Api, Client};
 
 use super::fleet_table;
 use super::fleet_view::{APP_LABEL, FleetView, LEADER_LEASE};
-use super::text::safe;
-use crate::api::{ShardTable, names};
+use crate::api::names::NAMES;
+use sharded_controller::fleet::shard_table::ShardTable;
+use sharded_controller::text::safe;
 
 const PAGE: u32 = 500;
 const PAGES_MAX: usize = 8;
@@ -141,8 +142,8 @@ async fn read_leases(client: Client, namespace: &str) -> anyhow::Result<Vec<Leas
 
 /// The shard table. The Leases alone tell which replica holds what, so that its absence is no failure.
 async fn read_table(client: Client, namespace: &str) -> Result<Option<ShardTable>, String> {
-    let api: Api<ShardTable> = Api::namespaced(client, namespace);
-    let table = api.get_opt(names::SHARD_TABLE).await;
+    let api: Api<ShardTable> = Api::namespaced_with(client, namespace, &NAMES);
+    let table = api.get_opt(&NAMES.shard_table()).await;
     table.map_err(|error| {
         let why = safe(&error.to_string(), WHY_CHARS_MAX);
         format!("the shard table cannot be read ({why}); may you get shardtables.database.io?")

@@ -139,8 +139,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::fleet_view::tests::{lease, whole_fleet};
     use super::*;
-    use crate::api::ShardTable;
     use k8s_openapi::jiff::Timestamp;
+    use sharded_controller::fleet::shard_table::ShardTable;
 
     #[test]
     fn the_table_tells_who_holds_what() {

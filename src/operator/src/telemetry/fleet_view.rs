@@ -7,13 +7,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-use super::fleet_history::{Age, History};
 use super::fleet_trouble::Problem;
-use super::text::safe;
-use crate::api::{Phase, ShardTable};
+use crate::api::Phase;
+use crate::api::names::NAMES;
 use shard_ownership::hash::{ShardCount, ShardId};
-use shard_ownership::lease::member_lease_name;
 use shard_ownership::token::EPOCH_MAX;
+use sharded_controller::fleet::history::{Age, History};
+use sharded_controller::fleet::shard_table::ShardTable;
+pub use sharded_controller::health::CheckView;
+use sharded_controller::text::safe;
 
 /// Label that tells the operator's own Leases from others.
 pub const APP_LABEL: (&str, &str) = ("app.kubernetes.io/name", "databasecluster-operator");
@@ -72,17 +74,6 @@ pub struct ObserverView {
     pub watching_seconds: f64,
     /// When it made the view, by its own clock.
     pub at: String,
-}
-
-/// One check of a replica.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct CheckView {
-    /// Its name.
-    pub name: &'static str,
-    /// Whether readiness depends on it.
-    pub gate: bool,
-    /// Why it is not ok; none: it is.
-    pub problem: Option<String>,
 }
 
 /// A shard that changed hands.
@@ -291,7 +282,7 @@ impl FleetView {
     #[must_use]
     pub fn with_history(mut self, history: &History, now_ms: u64) -> Self {
         for member in &mut self.members {
-            let age = history.age(&member_lease_name(&member.identity), now_ms);
+            let age = history.age(&NAMES.member_lease(&member.identity), now_ms);
             member.heartbeat_age_seconds = age.map(|age| seconds(age.age_ms));
             member.live = match (member.vacated, age) {
                 (true, _) => Some(false),

@@ -138,7 +138,7 @@ fn liveness_is_the_readers_own_observation() {
     for lease in &mut leases {
         lease.spec.as_mut().unwrap().lease_duration_seconds = Some(6);
     }
-    let mut history = History::default();
+    let mut history = History::new(NAMES);
     leases.iter().for_each(|lease| history.note(lease, 0, NOW));
     let renewed = Some(MicroTime(NOW + SignedDuration::from_secs(3)));
     leases[1].spec.as_mut().unwrap().renew_time = renewed;

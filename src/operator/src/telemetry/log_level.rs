@@ -3,8 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Our own code in log directives.
-const OWN_TARGET: &str = "databasecluster_operator";
+/// Our own crates in log directives.
+const OWN_TARGETS: [&str; 3] = [
+    "databasecluster_operator",
+    "sharded_controller",
+    "shard_ownership",
+];
 /// How long a change lasts when nothing else is asked for.
 pub const LASTS_DEFAULT: Duration = Duration::from_secs(15 * 60);
 /// The longest that a change lasts: nobody has to remember to take it back.
@@ -94,7 +98,10 @@ impl LogLevel {
 
     fn change(&self, level: Option<&'static str>) -> Result<u64, String> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let directives = level.map(|level| format!("{OWN_TARGET}={level}"));
+        let directives = level.map(|level| {
+            let directives = OWN_TARGETS.map(|target| format!("{target}={level}"));
+            directives.join(",")
+        });
         // Before it counts, so that silence is announced too.
         tracing::warn!(
             level = level.unwrap_or("default"),
@@ -207,7 +214,10 @@ mod tests {
         assert_eq!(level.changed_to(), None);
         assert_eq!(
             *applied.lock().unwrap(),
-            ["databasecluster_operator=debug", ""]
+            [
+                "databasecluster_operator=debug,sharded_controller=debug,shard_ownership=debug",
+                ""
+            ]
         );
     }
 

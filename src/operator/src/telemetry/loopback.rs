@@ -1,9 +1,8 @@
 //! Tells a request that a person on this machine makes from one that somebody passes on.
 
-use std::net::SocketAddr;
-
 use axum::http::HeaderMap;
 use axum::http::header::{FORWARDED, HOST, ORIGIN, VIA};
+use sharded_controller::server::Peer;
 
 /// What proxies and service meshes add. A request that has one was made somewhere else.
 const PASSED_ON: [&str; 6] = [
@@ -14,10 +13,6 @@ const PASSED_ON: [&str; 6] = [
     "x-request-id",
     "x-envoy-external-address",
 ];
-
-/// Who sent a request.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) Option<SocketAddr>);
 
 /// Whether the request comes from this machine (or this Pod: `kubectl port-forward` does), was made
 /// here, and not by a page in somebody's browser.

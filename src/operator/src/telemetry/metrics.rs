@@ -1,351 +1,42 @@
-//! Every metric that a replica exports, named in this one file.
+//! The metrics of this operator beside those of the library, and the catalogue of both.
 
-use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use prometheus::{Histogram, IntCounter, IntGauge, IntGaugeVec};
+use sharded_controller::metrics::{Described, Metrics};
 
-use prometheus::core::Collector;
-use prometheus::{
-    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry,
-};
-
-use crate::api::names;
-use crate::config::RunArgs;
-use crate::core::child::ChildKind;
-use crate::core::outcome::Cause;
-use crate::fleet::leader::LEADER_LEASE;
-use crate::telemetry::client::code_label;
-use shard_ownership::ownership::Reason;
-use shard_ownership::planner::Overview;
-
-/// `controller` and `name` label of the one controller in this process.
-pub const CONTROLLER: &str = "databasecluster";
-/// `reason` label of a shard whose holder starts no more work in it, because it moves as planned.
-pub const GIVEN_UP: &str = "given_up";
-
-const RECONCILE_BUCKETS_SECONDS: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
-    30.0, 60.0,
-];
-const QUEUE_BUCKETS_SECONDS: &[f64] = &[
-    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-];
-const MOVE_BUCKETS_SECONDS: &[f64] = &[
-    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
 const CONVERGENCE_BUCKETS_SECONDS: &[f64] = &[
     0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0,
 ];
 
-/// Builds a metric of one kind from its name, help and labels.
-trait Build: Sized {
-    const KIND: &'static str;
-    fn build(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self>;
-}
-
-macro_rules! impl_build {
-    ($($kind:ty, $type_name:literal => |$name:ident, $help:ident, $labels:ident, $buckets:ident| $make:expr;)*) => {
-        $(impl Build for $kind {
-            const KIND: &'static str = $type_name;
-
-            fn build($name: &str, $help: &str, $labels: &[&str], $buckets: &[f64]) -> prometheus::Result<Self> {
-                $make
-            }
-        })*
-    };
-}
-
-impl_build! {
-    Counter, "counter" => |name, help, _labels, _buckets| Self::new(name, help);
-    IntCounter, "counter" => |name, help, _labels, _buckets| Self::new(name, help);
-    IntGauge, "gauge" => |name, help, _labels, _buckets| Self::new(name, help);
-    Gauge, "gauge" => |name, help, _labels, _buckets| Self::new(name, help);
-    GaugeVec, "gauge" => |name, help, labels, _buckets| Self::new(Opts::new(name, help), labels);
-    IntCounterVec, "counter" => |name, help, labels, _buckets| Self::new(Opts::new(name, help), labels);
-    IntGaugeVec, "gauge" => |name, help, labels, _buckets| Self::new(Opts::new(name, help), labels);
-    Histogram, "histogram" => |name, help, _labels, buckets| Self::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()));
-    HistogramVec, "histogram" => |name, help, labels, buckets| Self::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels);
-}
-
-/// One metric family, for the documentation and for checks of dashboards and alerts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Described {
-    /// Its name, without `_bucket`, `_sum` or `_count`.
-    pub name: &'static str,
-    /// `counter`, `gauge` or `histogram`.
-    pub kind: &'static str,
-    /// What it says.
-    pub help: &'static str,
-    /// Its labels.
-    pub labels: &'static [&'static str],
-    /// Upper bounds of a histogram's buckets, without the last, which has none.
-    pub buckets: &'static [f64],
-}
-
-macro_rules! metrics {
-    ($($field:ident: $kind:ty = $name:literal, $help:literal, $labels:expr, $buckets:expr;)*) => {
-        /// The metrics of this process. All label sets are bounded: never an object's name.
-        #[derive(Debug)]
-        pub struct Metrics {
-            registry: Registry,
-            /// The API server's address, once there is a client.
-            api_server: OnceLock<String>,
-            $(#[doc = $help] pub $field: $kind,)*
-        }
-
-        /// Every metric above.
-        pub const CATALOGUE: &[Described] = &[$(Described {
-            name: $name,
-            kind: <$kind as Build>::KIND,
-            help: $help,
-            labels: &$labels,
-            buckets: $buckets,
-        },)*];
-
-        impl Metrics {
-            /// Registers everything in a registry of its own.
-            ///
-            /// # Errors
-            /// When two metrics share a name.
-            pub fn new() -> prometheus::Result<Self> {
-                let registry = Registry::new();
-                $(
-                    let labels: &[&str] = &$labels;
-                    let $field: $kind = Build::build($name, $help, labels, $buckets)?;
-                    registry.register(boxed(&$field))?;
-                )*
-                let metrics = Self { registry, api_server: OnceLock::new(), $($field,)* };
-                metrics.start_at_zero();
-                Ok(metrics)
-            }
-        }
-    };
-}
-
-fn boxed<C: Collector + Clone + 'static>(collector: &C) -> Box<dyn Collector> {
-    Box::new(collector.clone())
-}
-
-metrics! {
-    reconcile_total: IntCounterVec = "controller_runtime_reconcile_total", "Reconciles, by how they ended (success, error, requeue, requeue_after).", ["controller", "result"], &[];
-    reconcile_errors_total: IntCounterVec = "controller_runtime_reconcile_errors_total", "Reconciles that failed.", ["controller"], &[];
-    reconcile_panics_total: IntCounterVec = "controller_runtime_reconcile_panics_total", "Reconciles that panicked; each was caught.", ["controller"], &[];
-    reconcile_timeouts_total: IntCounterVec = "controller_runtime_reconcile_timeouts_total", "Reconciles that ran into their deadline.", ["controller"], &[];
-    reconcile_time_seconds: HistogramVec = "controller_runtime_reconcile_time_seconds", "How long a reconcile took.", ["controller"], RECONCILE_BUCKETS_SECONDS;
-    active_workers: IntGaugeVec = "controller_runtime_active_workers", "Reconciles that run now.", ["controller"], &[];
-    max_concurrent_reconciles: IntGaugeVec = "controller_runtime_max_concurrent_reconciles", "Most reconciles that may run at once.", ["controller"], &[];
-    workqueue_depth: IntGaugeVec = "workqueue_depth", "Objects that are due and wait for a worker.", ["name", "controller", "priority"], &[];
-    workqueue_adds_total: IntCounterVec = "workqueue_adds_total", "Objects put into the queue.", ["name", "controller"], &[];
-    workqueue_retries_total: IntCounterVec = "workqueue_retries_total", "Objects put back after a failure.", ["name", "controller"], &[];
-    workqueue_queue_duration_seconds: HistogramVec = "workqueue_queue_duration_seconds", "How long an object was due before a worker took it.", ["name", "controller"], QUEUE_BUCKETS_SECONDS;
-    workqueue_work_duration_seconds: HistogramVec = "workqueue_work_duration_seconds", "How long a worker was busy with an object.", ["name", "controller"], RECONCILE_BUCKETS_SECONDS;
-    workqueue_unfinished_work_seconds: GaugeVec = "workqueue_unfinished_work_seconds", "Sum of the ages of all reconciles that run now.", ["name", "controller"], &[];
-    workqueue_longest_running_processor_seconds: GaugeVec = "workqueue_longest_running_processor_seconds", "Age of the oldest reconcile that runs now.", ["name", "controller"], &[];
-    reconcile_timeout_seconds: Gauge = "databasecluster_reconcile_timeout_seconds", "Configured deadline of a reconcile.", [], &[];
-    queue_capacity: IntGauge = "databasecluster_queue_capacity", "Configured most objects in the queue.", [], &[];
-    queue_delayed: IntGauge = "databasecluster_queue_delayed", "Objects in the queue that are not due yet.", [], &[];
-    queue_head_age_seconds: Gauge = "databasecluster_queue_head_age_seconds", "How long the oldest due object has waited.", [], &[];
-    queue_refused_total: IntCounter = "databasecluster_queue_refused_total", "Adds refused because the queue was full of what was due no later; they are made again once a minute.", [], &[];
-    storm_deferred_total: IntCounter = "databasecluster_storm_deferred_total", "Runs that the storm guard put off.", [], &[];
-    reconcile_failures_total: IntCounterVec = "databasecluster_reconcile_failures_total", "Failed reconciles, by cause.", ["cause"], &[];
-    reconcile_cancelled_total: IntCounter = "databasecluster_reconcile_cancelled_total", "Reconciles cut short because their shard was stopped.", [], &[];
-    fenced_writes_total: IntCounterVec = "databasecluster_fenced_writes_total", "Writes that the fence refused, by kind.", ["kind"], &[];
-    shard_writes_refused: IntGaugeVec = "databasecluster_shard_writes_refused", "1 for each shard of this replica in which the API server has refused every write for 10 s or longer; absent for the others.", ["shard"], &[];
-    fence_in_force: IntGauge = "databasecluster_fence_in_force", "1 once the API server was seen to refuse what a stale replica would write.", [], &[];
-    tenure_lost_total: IntCounter = "databasecluster_tenure_lost_total", "Writes not sent because the right to act had ended.", [], &[];
-    convergence_seconds: Histogram = "databasecluster_convergence_seconds", "From a change of the spec seen to Ready.", [], CONVERGENCE_BUCKETS_SECONDS;
-    shards: IntGauge = "databasecluster_shards", "Configured number of shards.", [], &[];
-    shard_owned: IntGaugeVec = "databasecluster_shard_owned", "1 for each shard that this replica holds.", ["shard"], &[];
-    shard_objects: IntGaugeVec = "databasecluster_shard_objects", "DatabaseClusters in each shard that this replica holds.", ["shard"], &[];
-    shard_epoch: IntGaugeVec = "databasecluster_shard_epoch", "Epoch of each shard that this replica holds.", ["shard"], &[];
-    shard_moves_total: IntCounterVec = "databasecluster_shard_moves_total", "Shards taken or given up, by reason.", ["reason"], &[];
-    takeover_duration_seconds: Histogram = "databasecluster_takeover_duration_seconds", "From knowing that a holder is dead to holding its shard.", [], MOVE_BUCKETS_SECONDS;
-    shard_list_seconds: Histogram = "databasecluster_shard_list_seconds", "From asking for the objects of a shard to having all of them.", [], MOVE_BUCKETS_SECONDS;
-    shard_first_reconcile_seconds: Histogram = "databasecluster_shard_first_reconcile_seconds", "From taking a shard, or being given one that was warmed before, to the begin of the first reconcile in it.", [], MOVE_BUCKETS_SECONDS;
-    handover_duration_seconds: Histogram = "databasecluster_handover_duration_seconds", "From starting no more work in a shard to its Lease naming the successor, as the one who gives it sees it.", [], MOVE_BUCKETS_SECONDS;
-    shard_unowned_seconds_total: Counter = "databasecluster_shard_unowned_seconds_total", "Time for which the shards that this replica took had had no live holder, summed over them: what is left of a dead holder's lifetime counts as dead.", [], &[];
-    lease_duration_seconds: Gauge = "databasecluster_lease_duration_seconds", "Configured lifetime of the member Lease.", [], &[];
-    heartbeat_age_seconds: Gauge = "databasecluster_heartbeat_age_seconds", "Time since the last renewal of the member Lease that succeeded.", [], &[];
-    heartbeat_failures_total: IntCounter = "databasecluster_heartbeat_failures_total", "Renewals of the member Lease that failed.", [], &[];
-    shards_unowned: IntGaugeVec = "databasecluster_shards_unowned", "Shards that no live replica holds, as this one sees the Leases; absent while it can not tell, because its own Lease is not in force.", [], &[];
-    shard_imbalance: IntGaugeVec = "databasecluster_shard_imbalance", "Shards of the replica with most less those of the one with least, as this one sees the Leases; absent while it can not tell, because its own Lease is not in force.", [], &[];
-    members: IntGauge = "databasecluster_members", "Live replicas that this one sees, itself included.", [], &[];
-    leader: IntGaugeVec = "leader_election_master_status", "1 while this replica is the fleet leader.", ["name"], &[];
-    clusters: IntGaugeVec = "databasecluster_clusters", "DatabaseClusters of this replica, by phase.", ["phase"], &[];
-    watch_mode: IntGaugeVec = "databasecluster_watch_mode", "1 for the way this replica watches (sharded: the server filters; filtered: this process does).", ["mode"], &[];
-    objects_received_total: IntCounterVec = "databasecluster_objects_received_total", "Objects that the API server sent, by kind.", ["kind"], &[];
-    objects_kept_total: IntCounterVec = "databasecluster_objects_kept_total", "Objects received that lie in a shard of this replica, by kind.", ["kind"], &[];
-    received_bytes_total: IntCounterVec = "databasecluster_received_bytes_total", "Bytes of lists and watches that the API server sent, by kind.", ["kind"], &[];
-    lists_total: IntCounterVec = "databasecluster_lists_total", "Lists begun, by kind, and by whether it was the first of its shard or one made anew (first, again).", ["kind", "turn"], &[];
-    watch_mode_changes_total: IntCounter = "databasecluster_watch_mode_changes_total", "Changes of the way this replica watches.", [], &[];
-    cache_hits_total: IntCounter = "databasecluster_cache_hits_total", "Look-ups answered by the cache.", [], &[];
-    cache_misses_total: IntCounter = "databasecluster_cache_misses_total", "Look-ups that asked the API server.", [], &[];
-    cache_entries: IntGauge = "databasecluster_cache_entries", "Entries in the look-up cache.", [], &[];
-    cache_capacity: IntGauge = "databasecluster_cache_capacity", "Configured most entries in the look-up cache.", [], &[];
-    rest_client_requests_total: IntCounterVec = "rest_client_requests_total", "Requests to the API server, by status code (`<error>`: no answer; `<cancelled>`: nobody waited for it any more) and HTTP method.", ["code", "method", "host"], &[];
-    rest_client_request_duration_seconds: HistogramVec = "rest_client_request_duration_seconds", "How long a request took until its answer's headers; reads are told apart into GET, LIST and WATCH.", ["verb", "host"], RECONCILE_BUCKETS_SECONDS;
-    rest_client_request_retries_total: IntCounterVec = "rest_client_request_retries_total", "Requests sent once more because of the answer before, by that answer; only lists and watches are, by who watches.", ["code", "verb", "host"], &[];
-    http_connections: IntGauge = "databasecluster_http_connections", "Connections open to this process's own HTTP server.", [], &[];
-    http_evictions_total: IntCounter = "databasecluster_http_evictions_total", "Idle connections to this process's own HTTP server closed to make room for new ones.", [], &[];
-    build_info: IntGaugeVec = "databasecluster_build_info", "Always 1; version and source revision of this program.", ["version", "revision"], &[];
-    tokio_workers: IntGauge = "databasecluster_tokio_workers", "Worker threads of the asynchronous runtime.", [], &[];
-    tokio_alive_tasks: IntGauge = "databasecluster_tokio_alive_tasks", "Tasks that are alive in the asynchronous runtime.", [], &[];
-    tokio_global_queue_depth: IntGauge = "databasecluster_tokio_global_queue_depth", "Tasks in the global queue of the asynchronous runtime.", [], &[];
-    tokio_busy_seconds_total: Counter = "databasecluster_tokio_busy_seconds_total", "Time in which worker threads of the asynchronous runtime were busy, summed over them.", [], &[];
-    panics_total: IntCounter = "databasecluster_panics_total", "Panics anywhere in this process, those of reconciles included.", [], &[];
-    cgroup_memory_usage_bytes: IntGauge = "databasecluster_cgroup_memory_usage_bytes", "Memory charged to this process's cgroup, page cache included; 0: unknown.", [], &[];
-    cgroup_memory_limit_bytes: IntGauge = "databasecluster_cgroup_memory_limit_bytes", "Lowest memory limit from this process's cgroup upwards; 0: none.", [], &[];
-    cgroup_memory_working_set_bytes: IntGauge = "databasecluster_cgroup_memory_working_set_bytes", "Memory of this process's cgroup that can not be reclaimed at once: its use less inactive page cache; 0: unknown.", [], &[];
-    cgroup_cpu_seconds_total: Counter = "databasecluster_cgroup_cpu_seconds_total", "CPU time of this process's cgroup.", [], &[];
-    cgroup_cpu_throttled_seconds_total: Counter = "databasecluster_cgroup_cpu_throttled_seconds_total", "Time for which this process's cgroup was kept from running by its CPU limit.", [], &[];
-    cgroup_cpu_limit_cores: Gauge = "databasecluster_cgroup_cpu_limit_cores", "Lowest CPU limit from this process's cgroup upwards, in cores; 0: none.", [], &[];
-    process_cpu_seconds_total: Counter = "process_cpu_seconds_total", "CPU time of this process, user and system.", [], &[];
-    process_resident_memory_bytes: IntGauge = "process_resident_memory_bytes", "Resident memory of this process.", [], &[];
-    process_virtual_memory_bytes: IntGauge = "process_virtual_memory_bytes", "Virtual memory of this process.", [], &[];
-    process_open_fds: IntGauge = "process_open_fds", "Open file descriptors of this process.", [], &[];
-    process_max_fds: IntGauge = "process_max_fds", "Most file descriptors that this process may open.", [], &[];
-    process_start_time_seconds: Gauge = "process_start_time_seconds", "Start of this process, in seconds since the Unix epoch.", [], &[];
-    process_threads: IntGauge = "process_threads", "Threads of this process.", [], &[];
-}
-
-impl Metrics {
-    /// The registry that holds them.
-    #[must_use]
-    pub fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
-    /// Everything in the Prometheus text format.
-    ///
-    /// # Errors
-    /// When a family can not be encoded, which means that it was registered wrongly.
-    pub fn render(&self) -> prometheus::Result<String> {
-        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
-    }
-
-    /// The limits that this replica was started with.
-    pub fn tell_limits(&self, args: &RunArgs) {
-        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        self.shards.set(i64::from(args.shards.get()));
-        self.queue_capacity
-            .set(signed(args.queue_capacity.get() as u64));
-        self.cache_capacity.set(signed(args.cache_entries));
-        self.reconcile_timeout_seconds
-            .set(args.reconcile_timeout.as_secs_f64());
-        self.lease_duration_seconds
-            .set(args.lease_duration.as_secs_f64());
-    }
-
-    /// Whom the requests go to. All clients have one API server: the first to tell is right.
-    pub fn tell_api_server(&self, host: &str) {
-        let _known = self.api_server.set(host.to_owned());
-    }
-
-    /// Books that a watch is begun anew because it ended before its time.
-    pub fn watch_retried(&self, code: Option<u16>) {
-        let host = self.api_server.get().map_or("unknown", String::as_str);
-        let code = code.map_or("<error>", |code| code_label(&code.to_string()));
-        self.rest_client_request_retries_total
-            .with_label_values(&[code, "WATCH", host])
-            .inc();
-    }
-
-    /// How the fleet stands as this replica sees it; `None`: it can not tell, and says nothing.
-    pub fn tell_fleet(&self, overview: Option<Overview>) {
-        let told = |gauge: &IntGaugeVec, number: Option<usize>| match number {
-            None => gauge.reset(),
-            Some(number) => {
-                let gauge = gauge.with_label_values::<&str>(&[]);
-                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
-            }
-        };
-        told(&self.shards_unowned, overview.map(|all| all.unowned));
-        told(&self.shard_imbalance, overview.map(|all| all.imbalance));
-    }
-
-    /// The number of objects in each shard that is held, by the number of the shard.
-    pub fn tell_objects(&self, counts: &[usize]) {
-        let held = labels_of(&self.shard_owned);
-        for label in &held {
-            let shard = label.parse().ok();
-            if let Some(count) = shard.and_then(|shard: usize| counts.get(shard)) {
-                let gauge = self.shard_objects.with_label_values(&[label]);
-                gauge.set(i64::try_from(*count).unwrap_or(i64::MAX));
-            }
-        }
-        // A shard may have gone while we looked.
-        for label in labels_of(&self.shard_objects).difference(&held) {
-            let _absent = self.shard_objects.remove_label_values(&[label]);
-        }
-    }
-
-    /// Creates the series that are sure to come: a rate over a series that appears with its first
-    /// event misses that event.
-    fn start_at_zero(&self) {
-        let (one, two) = (&[CONTROLLER], &[CONTROLLER, CONTROLLER]);
-        for family in [
-            &self.reconcile_errors_total,
-            &self.reconcile_panics_total,
-            &self.reconcile_timeouts_total,
-        ] {
-            family.with_label_values(one);
-        }
-        for result in ["success", "error", "requeue", "requeue_after"] {
-            self.reconcile_total
-                .with_label_values(&[CONTROLLER, result]);
-        }
-        self.reconcile_time_seconds.with_label_values(one);
-        for gauge in [&self.active_workers, &self.max_concurrent_reconciles] {
-            gauge.with_label_values(one);
-        }
-        for family in [&self.workqueue_adds_total, &self.workqueue_retries_total] {
-            family.with_label_values(two);
-        }
-        for family in [
-            &self.workqueue_queue_duration_seconds,
-            &self.workqueue_work_duration_seconds,
-        ] {
-            family.with_label_values(two);
-        }
-        for gauge in [
-            &self.workqueue_unfinished_work_seconds,
-            &self.workqueue_longest_running_processor_seconds,
-        ] {
-            gauge.with_label_values(two);
-        }
-        for kind in ChildKind::ALL {
-            self.fenced_writes_total.with_label_values(&[kind.label()]);
-        }
-        self.fenced_writes_total.with_label_values(&[names::KIND]);
-        for cause in Cause::ALL {
-            self.reconcile_failures_total
-                .with_label_values(&[cause.label()]);
-        }
-        for reason in Reason::ALL {
-            self.shard_moves_total.with_label_values(&[reason.label()]);
-        }
-        self.shard_moves_total.with_label_values(&[GIVEN_UP]);
-        self.leader.with_label_values(&[LEADER_LEASE]);
+sharded_controller::metrics! {
+    /// What the reconciler measures.
+    pub struct ReconcilerMetrics {
+    convergence_seconds: Histogram = "{prefix}_convergence_seconds", "From a change of the spec seen to Ready.", [], CONVERGENCE_BUCKETS_SECONDS;
+    clusters: IntGaugeVec = "{prefix}_clusters", "DatabaseClusters of this replica, by phase.", ["phase"], &[];
+    cache_hits_total: IntCounter = "{prefix}_cache_hits_total", "Look-ups answered by the cache.", [], &[];
+    cache_misses_total: IntCounter = "{prefix}_cache_misses_total", "Look-ups that asked the API server.", [], &[];
+    cache_entries: IntGauge = "{prefix}_cache_entries", "Entries in the look-up cache.", [], &[];
+    cache_capacity: IntGauge = "{prefix}_cache_capacity", "Configured most entries in the look-up cache.", [], &[];
     }
 }
 
-/// The values that a family with one label has now. Asking it for one by value would create it.
-fn labels_of(family: &IntGaugeVec) -> BTreeSet<String> {
-    let families = family.collect();
-    let series = families.iter().flat_map(|family| family.get_metric());
-    let labels = series.flat_map(|series| series.get_label());
-    labels.map(|label| label.value().to_owned()).collect()
+/// Every metric that a replica exports.
+#[must_use]
+pub fn catalogue() -> Vec<Described> {
+    [&Metrics::catalogue(), ReconcilerMetrics::CATALOGUE].concat()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use prometheus::Registry;
+
     use super::*;
+    use crate::api::names::NAMES;
 
     #[test]
     fn names_follow_the_rules_of_the_field() {
-        for metric in CATALOGUE {
-            let name = metric.name;
+        for metric in catalogue() {
+            let name = metric.name(&NAMES);
             assert_eq!(
                 metric.kind == "counter",
                 name.ends_with("_total"),
@@ -369,53 +60,11 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_has_objects_only_while_it_is_held_and_none_when_it_is_empty() {
-        let metrics = Metrics::new().unwrap();
-        metrics.shard_owned.with_label_values(&["1"]).set(1);
-        let told = |counts: &[usize]| {
-            metrics.tell_objects(counts);
-            let text = metrics.render().unwrap();
-            let of = |line: &&str| line.starts_with("databasecluster_shard_objects{");
-            text.lines()
-                .filter(of)
-                .map(ToOwned::to_owned)
-                .collect::<Vec<_>>()
-        };
-        let line = |n: u8| vec![format!("databasecluster_shard_objects{{shard=\"1\"}} {n}")];
-        assert_eq!(told(&[7, 3]), line(3));
-        assert_eq!(told(&[7, 0]), line(0));
-        assert_eq!(
-            labels_of(&metrics.shard_owned).len(),
-            1,
-            "looking makes none"
-        );
-        metrics.shard_owned.remove_label_values(&["1"]).unwrap();
-        assert_eq!(told(&[7, 3]), Vec::<String>::new());
-    }
-
-    #[test]
-    fn what_a_replica_can_not_tell_is_absent_and_not_nought() {
-        let metrics = Metrics::new().unwrap();
-        let told = |overview| {
-            metrics.tell_fleet(overview);
-            let text = metrics.render().unwrap();
-            let line = |line: &&str| line.starts_with("databasecluster_shards_unowned");
-            text.lines().find(line).map(ToOwned::to_owned)
-        };
-        assert_eq!(told(None), None);
-        let seen = Overview {
-            unowned: 3,
-            imbalance: 0,
-        };
-        let line = "databasecluster_shards_unowned 3";
-        assert_eq!(told(Some(seen)).as_deref(), Some(line));
-        assert_eq!(told(None), None);
-    }
-
-    #[test]
-    fn what_is_rendered_is_what_is_catalogued() {
-        let metrics = Metrics::new().unwrap();
-        metrics.shard_owned.with_label_values(&["7"]).set(1);
+    fn rendered_metrics_are_those_of_the_catalogue() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(registry.clone(), NAMES).unwrap();
+        let _of_the_reconciler = ReconcilerMetrics::register(&registry, &NAMES).unwrap();
+        metrics.fleet.shard_owned.with_label_values(&["7"]).set(1);
         let text = metrics.render().unwrap();
         assert!(text.contains("databasecluster_shard_owned{shard=\"7\"} 1\n"));
         assert!(text.contains(
@@ -423,8 +72,9 @@ mod tests {
         ));
         for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let (name, kind) = line.split_once(' ').unwrap();
-            let found = CATALOGUE.iter().find(|metric| metric.name == name).unwrap();
-            assert_eq!(found.kind, kind, "{name}");
+            let catalogue = catalogue();
+            let found = catalogue.iter().find(|metric| metric.name(&NAMES) == name);
+            assert_eq!(found.unwrap().kind, kind, "{name}");
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::metrics::CATALOGUE;
+use super::metrics::catalogue;
 use super::metrics_labels::{DEFAULT_SHARDS, LABELS, series_most};
+use crate::api::names::NAMES;
 
 const INTRODUCTION: &str = "# Metrics
 
 Every metric that a replica exports on `/metrics`. This page is generated from the catalogue in \
-[src/telemetry/metrics.rs](../src/telemetry/metrics.rs): after a change, run `UPDATE_DOCS=1 cargo test --test docs`.
+[the library](../src/sharded-controller/src/metrics.rs) and in [the operator](../src/operator/src/telemetry/metrics.rs): after a change, run `UPDATE_DOCS=1 cargo test --test docs`.
 
 `controller_runtime_*`, `workqueue_*`, `leader_election_*`, `rest_client_*` and `process_*` have the names, labels and \
 meanings that controllers of the field export, so that existing dashboards work. Times are in seconds, sizes in bytes. \
@@ -34,8 +35,8 @@ pub fn page() -> String {
     let mut text =
         format!("{INTRODUCTION}\n| name | type | labels | meaning |\n| --- | --- | --- | --- |\n");
     // Writing into a String can not fail.
-    let mut rows: Vec<_> = CATALOGUE.iter().collect();
-    rows.sort_by_key(|metric| metric.name);
+    let mut rows = catalogue();
+    rows.sort_by_key(|metric| metric.name(&NAMES));
     for metric in rows {
         let labels: Vec<String> = metric.labels.iter().map(|l| format!("`{l}`")).collect();
         // A bar would end the cell.
@@ -43,7 +44,7 @@ pub fn page() -> String {
         let _ = writeln!(
             text,
             "| `{}` | {} | {} | {help} |",
-            metric.name,
+            metric.name(&NAMES),
             metric.kind,
             labels.join(", ")
         );

@@ -1,16 +1,9 @@
 //! What a replica tells: metrics, process figures, health, the fleet.
 
-pub mod cgroup;
-pub mod client;
-mod connections;
-pub mod figures;
 pub mod fleet_command;
-pub mod fleet_history;
 pub mod fleet_table;
 pub mod fleet_trouble;
 pub mod fleet_view;
-pub mod health;
-pub mod liveness;
 pub mod log;
 pub mod log_level;
 mod loopback;
@@ -18,6 +11,4 @@ pub mod metrics;
 pub mod metrics_doc;
 pub mod metrics_labels;
 mod page;
-pub mod process;
-pub mod server;
-pub mod text;
+pub mod routes;

@@ -8,89 +8,43 @@ use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetStatus
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Resource;
-use kube::core::NamespaceResourceScope;
+use kube::core::{NamespaceResourceScope, TypeMeta};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::observe;
 use super::store::Store;
-use super::wire::{ArrivedMeta, Head};
-use crate::api::{DatabaseCluster, DatabaseClusterSpec, DatabaseClusterStatus};
+use crate::api::{DatabaseCluster, DatabaseClusterSpec, DatabaseClusterStatus, names};
 use crate::core::child::{ChildId, ChildKind};
-use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use crate::core::plan::is_orphan;
 use crate::postgres;
 use shard_ownership::hash::Bucket;
+use sharded_controller::object::ObjectKey;
+use sharded_controller::watch::kinds::{
+    Record, ShardCache as _, WatchedKind, is_outdated, type_meta,
+};
+use sharded_controller::watch::wire::{Annotations, ArrivedMeta, Head};
 
-/// A kind that is watched.
-pub trait Kind: Send + Sync + 'static {
-    /// Its plural, for logs, health and metrics.
-    const PLURAL: &'static str;
-    /// Whether only metadata is asked for.
-    const METADATA_ONLY: bool;
-    /// What is kept of it.
-    type Record: Kept;
+/// The annotations of this operator.
+struct Ours;
 
-    /// The path of its collection: of one namespace, or of all.
-    fn path(namespace: Option<&str>) -> String;
-
-    /// The bucket, where the head of an object tells it: then what is not ours is read no further.
-    fn bucket_of(head: &Head<'_>) -> Option<Bucket>;
-
-    /// Reads an object; `None` when it lacks what every stored object has.
-    ///
-    /// # Errors
-    /// When the text is no object of this kind.
-    fn read(object: &RawValue, store: &Store) -> serde_json::Result<Option<Self::Record>>;
-}
-
-/// What the store keeps of one kind.
-pub trait Kept: Sized + Send {
-    /// Namespace and name of the object itself.
-    fn key(&self) -> &ObjectKey;
-    /// The bucket in which its cluster lies.
-    fn bucket(&self) -> Option<Bucket>;
-    /// The cluster to look at when it changes.
-    fn cluster_key(&self) -> Option<ObjectKey>;
-    /// Whether the store knows something newer under its name, from the watch of another shard.
-    fn is_outdated(&self, store: &Store) -> bool;
-    /// Keeps it.
-    fn upsert(self, store: &Store);
-    /// The bucket of what lies under this key.
-    fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket>;
-    /// Removes what lies under this key, if it has this bucket and this uid (whatever its uid, if
-    /// `None`); gives the cluster to look at.
-    fn remove(
-        store: &Store,
-        key: &ObjectKey,
-        uid: Option<&str>,
-        bucket: Bucket,
-    ) -> Option<ObjectKey>;
-    /// Names of all that lies in buckets that are `ours`.
-    fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
-}
-
-/// A name can be given to another object, which may lie in another shard: then two watches tell of
-/// it, in an order that nobody promises. The greater resource version is the newer object.
-fn is_outdated(
-    store: &Store,
-    known: (Option<Bucket>, &str),
-    arrived: (Option<Bucket>, &str),
-) -> bool {
-    let shard = |bucket: Option<Bucket>| bucket.map(|bucket| store.shards().shard_of(bucket));
-    let versions = (known.1.parse::<u64>(), arrived.1.parse::<u64>());
-    shard(known.0) != shard(arrived.0)
-        && matches!(versions, (Ok(known), Ok(arrived)) if known > arrived)
+impl Annotations for Ours {
+    const PREFIX: &'static str = "database.io/";
 }
 
 /// DatabaseClusters.
 pub struct Clusters;
 
-impl Kind for Clusters {
+impl WatchedKind<Store> for Clusters {
+    const GROUP: &'static str = names::GROUP;
     const PLURAL: &'static str = "databaseclusters";
     const METADATA_ONLY: bool = false;
     type Record = ClusterRecord;
+
+    fn type_meta() -> TypeMeta {
+        type_meta::<DatabaseCluster>()
+    }
 
     fn path(namespace: Option<&str>) -> String {
         DatabaseCluster::url_path(&(), namespace)
@@ -103,7 +57,7 @@ impl Kind for Clusters {
     fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<ClusterRecord>> {
         #[derive(Deserialize)]
         struct Arrived {
-            metadata: ArrivedMeta,
+            metadata: ArrivedMeta<Ours>,
             spec: DatabaseClusterSpec,
             status: Option<DatabaseClusterStatus>,
         }
@@ -116,7 +70,7 @@ impl Kind for Clusters {
     }
 }
 
-impl Kept for ClusterRecord {
+impl Record<Store> for ClusterRecord {
     fn key(&self) -> &ObjectKey {
         &self.key
     }
@@ -125,14 +79,18 @@ impl Kept for ClusterRecord {
         Some(self.bucket)
     }
 
-    fn cluster_key(&self) -> Option<ObjectKey> {
+    fn owner_key(&self) -> Option<ObjectKey> {
         Some(self.key.clone())
     }
 
     fn is_outdated(&self, store: &Store) -> bool {
         store.cluster(&self.key).is_some_and(|known| {
             let known = (Some(known.bucket), known.resource_version.as_str());
-            is_outdated(store, known, (Some(self.bucket), &self.resource_version))
+            is_outdated(
+                store.shards(),
+                known,
+                (Some(self.bucket), &self.resource_version),
+            )
         })
     }
 
@@ -163,10 +121,15 @@ impl Kept for ClusterRecord {
 /// StatefulSets.
 pub struct StatefulSets;
 
-impl Kind for StatefulSets {
+impl WatchedKind<Store> for StatefulSets {
+    const GROUP: &'static str = "apps";
     const PLURAL: &'static str = "statefulsets";
     const METADATA_ONLY: bool = false;
-    type Record = StatefulSetRecord;
+    type Record = Dependent<StatefulSetRecord>;
+
+    fn type_meta() -> TypeMeta {
+        type_meta::<StatefulSet>()
+    }
 
     fn path(namespace: Option<&str>) -> String {
         StatefulSet::url_path(&(), namespace)
@@ -176,10 +139,13 @@ impl Kind for StatefulSets {
         None
     }
 
-    fn read(object: &RawValue, store: &Store) -> serde_json::Result<Option<StatefulSetRecord>> {
+    fn read(
+        object: &RawValue,
+        store: &Store,
+    ) -> serde_json::Result<Option<Dependent<StatefulSetRecord>>> {
         #[derive(Deserialize)]
         struct Arrived<'a> {
-            metadata: ArrivedMeta,
+            metadata: ArrivedMeta<Ours>,
             #[serde(borrow)]
             spec: Option<&'a RawValue>,
             status: Option<StatefulSetStatus>,
@@ -199,7 +165,7 @@ impl Kind for StatefulSets {
                 .map(serde_json::from_str::<StatefulSetSpec>)
                 .transpose()?;
         }
-        Ok(observe::statefulset(&object, known))
+        Ok(observe::statefulset(&object, known).map(Dependent))
     }
 }
 
@@ -258,31 +224,34 @@ fn cluster_of(child: &ChildRecord) -> Option<ObjectKey> {
     Some(ObjectKey::new(&child.key.namespace, name))
 }
 
-impl<C: KeptChild> Kept for C {
+/// A dependent, as the library keeps it.
+pub struct Dependent<C>(C);
+
+impl<C: KeptChild> Record<Store> for Dependent<C> {
     fn key(&self) -> &ObjectKey {
-        &self.child().key
+        &self.0.child().key
     }
 
     fn bucket(&self) -> Option<Bucket> {
-        self.child().bucket
+        self.0.child().bucket
     }
 
-    fn cluster_key(&self) -> Option<ObjectKey> {
-        cluster_of(self.child())
+    fn owner_key(&self) -> Option<ObjectKey> {
+        cluster_of(self.0.child())
     }
 
     fn is_outdated(&self, store: &Store) -> bool {
-        let arrived = self.child();
+        let arrived = self.0.child();
         let arrived_as = (arrived.bucket, arrived.resource_version.as_str());
         let outdated = C::known(store, &arrived.key, |known| {
             let known = (known.bucket, known.resource_version.as_str());
-            Some(is_outdated(store, known, arrived_as))
+            Some(is_outdated(store.shards(), known, arrived_as))
         });
         outdated.unwrap_or(false)
     }
 
     fn upsert(self, store: &Store) {
-        self.put(store);
+        self.0.put(store);
     }
 
     fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket> {
@@ -304,7 +273,7 @@ impl<C: KeptChild> Kept for C {
     }
 
     fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
-        <C as KeptChild>::keys(store, ours)
+        C::keys(store, ours)
     }
 }
 
@@ -314,32 +283,42 @@ pub trait MetadataChild:
 {
     /// Its kind.
     const KIND: ChildKind;
+    /// Its API group.
+    const GROUP: &'static str;
     /// Its plural.
     const PLURAL: &'static str;
 }
 
 impl MetadataChild for Service {
     const KIND: ChildKind = ChildKind::Service;
+    const GROUP: &'static str = "";
     const PLURAL: &'static str = "services";
 }
 
 impl MetadataChild for ConfigMap {
     const KIND: ChildKind = ChildKind::ConfigMap;
+    const GROUP: &'static str = "";
     const PLURAL: &'static str = "configmaps";
 }
 
 impl MetadataChild for PodDisruptionBudget {
     const KIND: ChildKind = ChildKind::PodDisruptionBudget;
+    const GROUP: &'static str = "policy";
     const PLURAL: &'static str = "poddisruptionbudgets";
 }
 
 /// The metadata of children of the kind `K`.
 pub struct MetadataOf<K>(PhantomData<fn() -> K>);
 
-impl<K: MetadataChild> Kind for MetadataOf<K> {
+impl<K: MetadataChild> WatchedKind<Store> for MetadataOf<K> {
+    const GROUP: &'static str = K::GROUP;
     const PLURAL: &'static str = K::PLURAL;
     const METADATA_ONLY: bool = true;
-    type Record = OfKind<K>;
+    type Record = Dependent<OfKind<K>>;
+
+    fn type_meta() -> TypeMeta {
+        type_meta::<K>()
+    }
 
     fn path(namespace: Option<&str>) -> String {
         K::url_path(&(), namespace)
@@ -349,16 +328,18 @@ impl<K: MetadataChild> Kind for MetadataOf<K> {
         None
     }
 
-    fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<OfKind<K>>> {
+    fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<Dependent<OfKind<K>>>> {
         #[derive(Deserialize)]
         struct Arrived {
-            metadata: ArrivedMeta,
+            metadata: ArrivedMeta<Ours>,
         }
         let arrived: Arrived = serde_json::from_str(object.get())?;
         let record = observe::child(K::KIND, &arrived.metadata.into());
-        Ok(record.map(|record| OfKind {
-            record,
-            kind: PhantomData,
+        Ok(record.map(|record| {
+            Dependent(OfKind {
+                record,
+                kind: PhantomData,
+            })
         }))
     }
 }

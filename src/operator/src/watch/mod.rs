@@ -1,16 +1,7 @@
-//! What this replica sees: records of the objects in its shards.
+//! What a replica keeps of what it watches: the kinds and their records.
 
-pub mod feed;
-pub mod firsts;
 pub mod kinds;
-pub mod lists;
-pub mod mode;
 pub mod observe;
-pub mod request;
-pub mod selector;
-pub mod source;
 pub mod store;
 #[cfg(test)]
 mod tests;
-pub mod trouble;
-pub mod wire;

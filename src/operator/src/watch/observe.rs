@@ -11,12 +11,12 @@ use crate::api::{DatabaseCluster, names};
 use crate::core::child::{ChildKind, Fingerprint};
 use crate::core::claims::DATA_VOLUME;
 use crate::core::digest;
-use crate::core::object::ObjectKey;
 use crate::core::observed::{
     ChildRecord, ClaimTemplate, ClusterRecord, FINALIZERS_MAX, Owner, Selector, StatefulSetRecord,
 };
 use crate::postgres;
 use shard_ownership::hash::{Bucket, fnv1a64};
+use sharded_controller::object::ObjectKey;
 
 /// The record of a `DatabaseCluster`; none when it lacks what every stored object has.
 #[must_use]

@@ -1,44 +1,32 @@
 //! The records of all objects in the shards of this replica.
 //!
 //! Guarantees: each map's locks live for one map operation, never over an await, and no two of them
-//! are held at once. What a watch brings goes in by [`Store::with_ticket`]: once a shard is closed,
+//! are held at once. What a watch brings goes in by its ticket ([`Tickets`]): once a shard is closed,
 //! no watch that was too late to notice can put anything into it. A removal names the uid, so that a
 //! late one can not remove a successor of the same name. Records are handed out as `Arc`s: a reader
 //! holds no lock.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use dashmap::DashMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use sharded_controller::watch::kinds::{ShardCache, WatchDependents};
+use sharded_controller::watch::tickets::Tickets;
+
+use super::kinds::{Clusters, MetadataOf, StatefulSets};
 
 use crate::api::Phase;
 use crate::core::child::{ChildId, ChildKind};
-use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
-
-/// The right to put objects of one kind in one shard into the store, until the shard is closed or
-/// opened anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket {
-    kind: &'static str,
-    number: u64,
-}
-
-/// The tickets in force.
-#[derive(Debug, Default)]
-struct Tickets {
-    open: BTreeMap<(ShardId, &'static str), u64>,
-    given: u64,
-}
+use sharded_controller::object::ObjectKey;
 
 /// The records. Bounded by the number of objects in the shards held.
 #[derive(Debug)]
 pub struct Store {
     shards: ShardCount,
-    /// Read-locked while one object is put in or taken out, before any lock of a map; write-locked
-    /// to open or close a shard.
-    tickets: RwLock<Tickets>,
+    tickets: Tickets,
     /// Locked for one look-up, insertion or removal, or entry by entry during a scan.
     clusters: DashMap<ObjectKey, Arc<ClusterRecord>>,
     /// Locked as `clusters`.
@@ -53,47 +41,11 @@ impl Store {
     pub fn new(shards: ShardCount) -> Self {
         Self {
             shards,
-            tickets: RwLock::default(),
+            tickets: Tickets::default(),
             clusters: DashMap::new(),
             statefulsets: DashMap::new(),
             children: DashMap::new(),
         }
-    }
-
-    /// The number of shards.
-    #[must_use]
-    pub fn shards(&self) -> ShardCount {
-        self.shards
-    }
-
-    /// Opens a shard for one kind. Tickets given out for both before are void from now on; what they
-    /// brought stays.
-    pub fn open(&self, shard: ShardId, kind: &'static str) -> Ticket {
-        let mut tickets = self.tickets.write().unwrap_or_else(PoisonError::into_inner);
-        tickets.given += 1;
-        let number = tickets.given;
-        tickets.open.insert((shard, kind), number);
-        Ticket { kind, number }
-    }
-
-    /// Puts something in or takes it out, if the ticket is in force; the shard is not closed meanwhile.
-    pub fn with_ticket<T>(
-        &self,
-        shard: ShardId,
-        ticket: Ticket,
-        act: impl FnOnce(&Self) -> T,
-    ) -> Option<T> {
-        let tickets = self.tickets.read().unwrap_or_else(PoisonError::into_inner);
-        let in_force = tickets.open.get(&(shard, ticket.kind)) == Some(&ticket.number);
-        in_force.then(|| act(self))
-    }
-
-    /// Voids all tickets of a shard and drops everything that lies in it.
-    pub fn close(&self, shard: ShardId) {
-        let mut tickets = self.tickets.write().unwrap_or_else(PoisonError::into_inner);
-        tickets.open.retain(|(open, _), _| *open != shard);
-        drop(tickets);
-        self.purge_shard(shard);
     }
 
     /// Keeps a cluster as it was seen now; returns what was kept before.
@@ -117,13 +69,6 @@ impl Store {
     #[must_use]
     pub fn cluster(&self, key: &ObjectKey) -> Option<Arc<ClusterRecord>> {
         self.clusters.get(key).map(|entry| Arc::clone(&entry))
-    }
-
-    /// The shard in which the cluster of this name lies.
-    #[must_use]
-    pub fn shard_of_cluster(&self, key: &ObjectKey) -> Option<ShardId> {
-        let entry = self.clusters.get(key)?;
-        Some(self.shards.shard_of(entry.bucket))
     }
 
     /// The StatefulSet of this name.
@@ -164,16 +109,6 @@ impl Store {
             .is_some()
     }
 
-    /// Drops everything that lies in a shard.
-    pub fn purge_shard(&self, shard: ShardId) {
-        self.clusters
-            .retain(|_, record| !self.lies_in(record.bucket, shard));
-        self.statefulsets
-            .retain(|_, record| !self.child_lies_in(&record.child, shard));
-        self.children
-            .retain(|_, record| !self.child_lies_in(record, shard));
-    }
-
     /// Number of clusters in a shard.
     #[must_use]
     pub fn count(&self, shard: ShardId) -> usize {
@@ -181,29 +116,6 @@ impl Store {
             .iter()
             .filter(|record| self.lies_in(record.bucket, shard))
             .count()
-    }
-
-    /// Number of clusters in every shard, in one pass: shard `n` is at place `n`.
-    #[must_use]
-    pub fn counts(&self) -> Vec<usize> {
-        let mut counts = vec![0; usize::from(self.shards.get())];
-        for record in &self.clusters {
-            let shard = self.shards.shard_of(record.bucket);
-            if let Some(count) = counts.get_mut(usize::from(shard.0)) {
-                *count += 1;
-            }
-        }
-        counts
-    }
-
-    /// Names of the clusters in a shard.
-    #[must_use]
-    pub fn keys(&self, shard: ShardId) -> Vec<ObjectKey> {
-        self.clusters
-            .iter()
-            .filter(|record| self.lies_in(record.bucket, shard))
-            .map(|record| record.key.clone())
-            .collect()
     }
 
     /// Names of the clusters in these buckets.
@@ -251,5 +163,57 @@ impl Store {
     fn child_lies_in(&self, record: &ChildRecord, shard: ShardId) -> bool {
         let bucket = record.bucket;
         bucket.is_some_and(|bucket| self.lies_in(bucket, shard))
+    }
+}
+
+impl ShardCache for Store {
+    type Owner = Clusters;
+
+    fn dependents(watches: &mut impl WatchDependents<Self>) {
+        watches.watch::<StatefulSets>();
+        watches.watch::<MetadataOf<Service>>();
+        watches.watch::<MetadataOf<ConfigMap>>();
+        watches.watch::<MetadataOf<PodDisruptionBudget>>();
+    }
+
+    fn shards(&self) -> ShardCount {
+        self.shards
+    }
+
+    fn tickets(&self) -> &Tickets {
+        &self.tickets
+    }
+
+    fn shard_of(&self, key: &ObjectKey) -> Option<ShardId> {
+        let entry = self.clusters.get(key)?;
+        Some(self.shards.shard_of(entry.bucket))
+    }
+
+    fn keys(&self, shard: ShardId) -> Vec<ObjectKey> {
+        self.clusters
+            .iter()
+            .filter(|record| self.lies_in(record.bucket, shard))
+            .map(|record| record.key.clone())
+            .collect()
+    }
+
+    fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; usize::from(self.shards.get())];
+        for record in &self.clusters {
+            let shard = self.shards.shard_of(record.bucket);
+            if let Some(count) = counts.get_mut(usize::from(shard.0)) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    fn purge_shard(&self, shard: ShardId) {
+        self.clusters
+            .retain(|_, record| !self.lies_in(record.bucket, shard));
+        self.statefulsets
+            .retain(|_, record| !self.child_lies_in(&record.child, shard));
+        self.children
+            .retain(|_, record| !self.child_lies_in(record, shard));
     }
 }

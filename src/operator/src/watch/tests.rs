@@ -7,9 +7,10 @@ use super::observe;
 use super::store::Store;
 use crate::api::{DatabaseCluster, Phase};
 use crate::core::child::{ChildId, ChildKind};
-use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord};
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
+use sharded_controller::object::ObjectKey;
+use sharded_controller::watch::kinds::ShardCache as _;
 
 fn cluster(name: &str, uid: &str) -> ClusterRecord {
     let object: DatabaseCluster = serde_json::from_value(json!({
@@ -118,20 +119,21 @@ fn a_closed_shard_takes_nothing_in_and_gives_nothing_away() {
     let store = store();
     let (uid, key) = ("u", ObjectKey::new("shop", "a"));
     let shard = shard_of(uid);
-    let ticket = store.open(shard, "databaseclusters");
+    let ticket = store.tickets().open(shard, "databaseclusters");
     let put = |ticket| {
-        store.with_ticket(shard, ticket, |store| {
+        store.tickets().with(shard, ticket, || {
             store.upsert_cluster(cluster("a", uid));
         })
     };
     assert!(put(ticket).is_some());
     // Of another kind: this one stays in force.
-    let children = store.open(shard, "services");
+    let children = store.tickets().open(shard, "services");
     assert!(put(ticket).is_some());
-    let newer = store.open(shard, "databaseclusters");
+    let newer = store.tickets().open(shard, "databaseclusters");
     assert!(store.cluster(&key).is_some(), "what was brought stays");
     assert!(put(ticket).is_none() && put(newer).is_some());
-    store.close(shard);
+    store.tickets().close(shard);
+    store.purge_shard(shard);
     assert_eq!(store.cluster(&key), None);
     assert!(put(newer).is_none() && put(children).is_none());
     assert_eq!(store.cluster(&key), None);
@@ -139,7 +141,7 @@ fn a_closed_shard_takes_nothing_in_and_gives_nothing_away() {
 
 #[test]
 fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
-    use super::kinds::Kept as _;
+    use sharded_controller::watch::kinds::Record as _;
     let store = store();
     let other = (0..).map(|n| format!("other-{n}"));
     let other = other.into_iter().find(|uid| shard_of(uid) != shard_of("u"));
@@ -167,8 +169,9 @@ fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
 
 #[test]
 fn a_child_without_a_controller_wakes_the_cluster_that_is_to_adopt_it() {
-    use super::kinds::{Kept, Kind, MetadataOf};
+    use super::kinds::MetadataOf;
     use k8s_openapi::api::core::v1::Service;
+    use sharded_controller::watch::kinds::{Record as _, WatchedKind as _};
     let store = store();
     let key = |labels: serde_json::Value, owners: serde_json::Value| {
         let object = json!({"metadata": {
@@ -178,7 +181,7 @@ fn a_child_without_a_controller_wakes_the_cluster_that_is_to_adopt_it() {
         }});
         let raw = serde_json::value::to_raw_value(&object).unwrap();
         let record = MetadataOf::<Service>::read(&raw, &store).unwrap().unwrap();
-        record.cluster_key()
+        record.owner_key()
     };
     let ours = json!({
         "database.io/bucket": "7", "app.kubernetes.io/managed-by": "databasecluster-operator",

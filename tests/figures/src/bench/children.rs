@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use databasecluster_operator::api::{DatabaseClusterSpec, DatabaseClusterStatus};
-use databasecluster_operator::core::object::ObjectKey;
 use databasecluster_operator::core::observed::ClusterRecord;
 use databasecluster_operator::postgres::Source;
 use serde_json::{Value, json};
 use shard_ownership::hash::{Bucket, ShardId};
 use shard_ownership::token::FencingToken;
+use sharded_controller::object::ObjectKey;
 
 /// Every child but the Secret, as a list. The peer puts the values of a cluster in the places of the words.
 pub(super) fn templates() -> Result<Value> {

@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::core::child::ChildKind;
-use crate::core::object::ObjectKey;
 use crate::core::observed::Selector;
+use sharded_controller::object::ObjectKey;
 
 fn child(resource_version: &str) -> ChildRecord {
     ChildRecord {

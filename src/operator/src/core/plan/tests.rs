@@ -4,8 +4,8 @@
 use super::*;
 use crate::api::{DatabaseClusterSpec, DatabaseClusterStatus, Resources, Storage};
 use crate::core::child::Fingerprint;
-use crate::core::object::ObjectKey;
 use shard_ownership::hash::Bucket;
+use sharded_controller::object::ObjectKey;
 
 fn cluster() -> ClusterRecord {
     ClusterRecord {

@@ -82,7 +82,7 @@ impl World {
         let children = source.children();
         let is_set = |child: &&DesiredChild| child.id.kind == ChildKind::StatefulSet;
         let set = children.iter().find(is_set).unwrap();
-        let older = source.manifest(set, self.tenure.token()).unwrap();
+        let older = source.manifest(set, self.permit.token()).unwrap();
         self.change(STATEFULSET, |set| {
             set["spec"] = older["spec"].clone();
             set["metadata"]["annotations"] = older["metadata"]["annotations"].clone();

@@ -3,20 +3,23 @@
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use prometheus::Registry;
 use serde_json::{Value, json};
+use sharded_controller::metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
 use super::fake::Fake;
 use super::*;
+use crate::api::names::NAMES;
 use crate::api::{ConditionStatus, ConditionType, DatabaseCluster, Phase};
-use crate::core::backoff::{Attempts, Outlook};
 use crate::core::child::ChildKind;
-use crate::core::outcome::Cause;
 use crate::core::plan::SECRET_HOLD_MS;
-use crate::fleet::tenure::Validity;
 use crate::watch::observe;
 use shard_ownership::hash::ShardCount;
 use shard_ownership::token::FencingToken;
+use sharded_controller::backoff::{Attempts, Outlook};
+use sharded_controller::outcome::Cause;
+use sharded_controller::permit::Validity;
 
 const CLUSTER: &str = "/apis/database.io/v1/namespaces/shop/databaseclusters/orders";
 const STATEFULSET: &str = "/apis/apps/v1/namespaces/shop/statefulsets/orders-db";
@@ -112,8 +115,9 @@ struct World {
     fake: Fake,
     reconciler: Reconciler,
     store: Arc<Store>,
-    metrics: Arc<Metrics>,
-    tenure: Tenure,
+    metrics: Arc<ReconcilerMetrics>,
+    shared_metrics: Arc<Metrics>,
+    permit: ShardPermit,
     ended: CancellationToken,
 }
 
@@ -130,7 +134,9 @@ impl World {
     fn on(fake: Fake, epoch: u32) -> Self {
         let shards = ShardCount::new(1).unwrap();
         let store = Arc::new(Store::new(shards));
-        let metrics = Arc::new(Metrics::new().unwrap());
+        let registry = Registry::new();
+        let metrics = Arc::new(ReconcilerMetrics::register(&registry, &NAMES).unwrap());
+        let (client, shared_metrics) = fake.guarded(registry);
         let config = ReconcilerConfig {
             identity: "operator-0".to_owned(),
             cache_entries: 16,
@@ -147,16 +153,12 @@ impl World {
             holder: format!("operator-{epoch}").into(),
         };
         let world = Self {
-            reconciler: Reconciler::new(
-                fake.client(),
-                Arc::clone(&store),
-                Arc::clone(&metrics),
-                &config,
-            ),
-            tenure: Tenure::new(token, validity, ended.clone()),
+            reconciler: Reconciler::new(client, Arc::clone(&store), Arc::clone(&metrics), &config),
+            permit: ShardPermit::new(token, validity, ended.clone()),
             fake,
             store,
             metrics,
+            shared_metrics,
             ended,
         };
         world.watch();
@@ -226,7 +228,7 @@ impl World {
     async fn reconcile_beside(&self, backlog: &dyn Backlog) -> Result<Outcome, Failure> {
         self.watch();
         self.reconciler
-            .reconcile(&key(), &self.tenure, backlog)
+            .reconcile(&key(), &self.permit, backlog)
             .await
     }
 

@@ -149,7 +149,7 @@ async fn orphans_are_adopted_without_a_change_of_their_pods() {
             }
             let reconciler = &world.reconciler;
             reconciler
-                .reconcile(&key(), &world.tenure, &IDLE)
+                .reconcile(&key(), &world.permit, &IDLE)
                 .await
                 .unwrap();
         }

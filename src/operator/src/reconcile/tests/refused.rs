@@ -162,7 +162,7 @@ async fn a_refusal_for_another_reason_is_reported_in_the_words_of_the_api_server
         assert!(told.contains(&message), "{told}");
         let expected = (ConditionStatus::True, "WriteRefused".to_owned());
         assert_eq!(world.degraded(), expected);
-        let counter = &world.metrics.fenced_writes_total;
+        let counter = &world.shared_metrics.fleet.fenced_writes_total;
         assert!(counter.with_label_values(&["StatefulSet"]).get() > 0);
     }
 }
@@ -370,30 +370,4 @@ async fn a_generation_from_the_future_is_waited_for_as_long_as_a_watch_may_lag_a
         assert_eq!(world.phase(), Phase::Ready);
         assert_eq!(world.cluster().status.observed_generation, 2);
     }
-}
-
-#[tokio::test]
-async fn all_writes_of_a_shard_refused_is_told_and_one_object_alone_is_not() {
-    let world = World::with_ready_cluster(1).await;
-    assert_eq!(world.reconciler.refused_shards(), None);
-    let refusal = failure::Refusal::Fenced {
-        rule: failure::Rule::Holder,
-        message: "not yours".to_owned(),
-    };
-    let now_ms = boottime_ms();
-    let writes = world.reconciler.writer.writes();
-    writes.refused(ShardId(0), &refusal, now_ms.saturating_sub(11_000));
-    writes.refused(ShardId(0), &refusal, now_ms);
-    let told = world.reconciler.refused_shards().unwrap();
-    assert!(told.contains("shard 0: not yours"), "{told}");
-    world.reconciler.refresh_metrics().await;
-    let text = world.metrics.render().unwrap();
-    let line = "databasecluster_shard_writes_refused{shard=\"0\"} 1\n";
-    assert!(text.contains(line), "{text}");
-
-    world.user_applies(scaled(2));
-    world.reconcile().await.unwrap();
-    assert_eq!(world.reconciler.refused_shards(), None, "one was accepted");
-    world.reconciler.refresh_metrics().await;
-    assert!(!world.metrics.render().unwrap().contains(line));
 }

@@ -15,7 +15,7 @@ async fn a_watch_that_lags_behind_our_own_writes_makes_us_wait_not_write_twice()
     world.store.upsert_cluster((*old).clone());
     let outcome = world
         .reconciler
-        .reconcile(&key(), &world.tenure, &IDLE)
+        .reconcile(&key(), &world.permit, &IDLE)
         .await
         .unwrap();
     assert_eq!(
@@ -31,7 +31,7 @@ async fn a_watch_that_lags_behind_our_own_writes_makes_us_wait_not_write_twice()
     world.store.upsert_cluster((*new).clone());
     let outcome = world
         .reconciler
-        .reconcile(&key(), &world.tenure, &IDLE)
+        .reconcile(&key(), &world.permit, &IDLE)
         .await
         .unwrap();
     assert_eq!(
@@ -55,7 +55,7 @@ async fn an_older_spec_is_never_applied_over_a_child_of_a_newer_one() {
     successor.store.upsert_cluster((*old).clone());
     let outcome = successor
         .reconciler
-        .reconcile(&key(), &successor.tenure, &IDLE)
+        .reconcile(&key(), &successor.permit, &IDLE)
         .await;
     let outcome = outcome.unwrap();
     assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
@@ -69,7 +69,7 @@ async fn nothing_is_written_once_the_right_to_act_has_ended() {
     world.ended.cancel();
     assert_eq!(world.reconcile().await, Err(Failure::Lost));
     assert_eq!(world.requests(), [""; 0]);
-    assert_eq!(world.metrics.tenure_lost_total.get(), 1);
+    assert_eq!(world.shared_metrics.fleet.tenure_lost_total.get(), 1);
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn a_conflict_is_looked_at_again_and_a_refusal_by_the_fence_is_counted() {
             panic!("{failure:?}");
         };
         assert_eq!(seen, fenced);
-        let counted = &world.metrics.fenced_writes_total;
+        let counted = &world.shared_metrics.fleet.fenced_writes_total;
         let counted = counted.with_label_values(&["DatabaseCluster"]).get();
         assert_eq!(counted, u64::from(fenced));
     }
@@ -184,7 +184,7 @@ async fn a_degraded_cluster_says_which_pod_is_why_and_asks_once() {
 async fn an_object_of_another_shard_or_of_none_is_forgotten() {
     let world = World::with_ready_cluster(1).await;
     assert_eq!(world.reconciler.memories.len(), 1);
-    world.reconciler.invalidate_shard(ShardId(0)).await;
+    world.reconciler.release_shard(ShardId(0)).await;
     assert_eq!(world.reconciler.memories.len(), 0);
     world.reconcile().await.unwrap();
     world.fake.with(|state| state.objects.remove(CLUSTER));

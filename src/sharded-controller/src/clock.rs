@@ -1,0 +1,14 @@
+//! The clock of ownership.
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::planted::clock_ms;
+
+/// Milliseconds on a clock that counts suspended time and never jumps (`CLOCK_BOOTTIME`).
+#[must_use]
+pub fn boottime_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    clock_ms(seconds * 1000 + nanos / 1_000_000)
+}

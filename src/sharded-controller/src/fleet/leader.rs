@@ -1,0 +1,316 @@
+//! The fleet leader: elected by `kube-leader-election`, never needed for safety or for failover.
+//!
+//! Two leaders at once are harmless: a leader only plans and tidies, each of its writes is a
+//! compare-and-swap, and a holder obeys a plan only by handing over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::leases::{CALL_TIMEOUT, LeaseStore};
+use super::state::FleetState;
+use crate::clock::boottime_ms;
+use crate::metrics::Metrics;
+use crate::names::Names;
+use crate::planted::{Fault, is_planted};
+use shard_ownership::dead_members::DeadMembers;
+use shard_ownership::hash::ShardCount;
+use shard_ownership::lease::MemberLease;
+use shard_ownership::ownership::WriteResult;
+use shard_ownership::planner::{Calm, Fleet, churn_budget};
+
+/// How often a leader looks whether a shard should move. It looks at what it has in memory: only a
+/// plan costs a request.
+const PLAN_EVERY: Duration = Duration::from_millis(200);
+
+/// What a candidate needs.
+pub struct LeaderParts {
+    /// Names of the operator.
+    pub names: Names,
+    /// Client for the election, and for tidying.
+    pub client: kube::Client,
+    /// Namespace of the Leases.
+    pub namespace: String,
+    /// Identity of this replica.
+    pub identity: String,
+    /// Lifetime of the leader's Lease.
+    pub lease: Duration,
+    /// Time between renewals.
+    pub renew: Duration,
+    /// Number of shards.
+    pub shards: ShardCount,
+    /// The Leases, for planning.
+    pub store: LeaseStore,
+    /// What is known of the fleet.
+    pub state: Arc<FleetState>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Takes part in the election until `stop`.
+pub struct Leader {
+    /// Name of its Lease.
+    name: String,
+    lock: LeaseLock,
+    api: Api<Lease>,
+    parts: LeaderParts,
+    dead: DeadMembers,
+    calm: Calm,
+}
+
+impl Leader {
+    /// A candidate.
+    #[must_use]
+    pub fn new(parts: LeaderParts) -> Self {
+        let name = parts.names.leader_lease();
+        let params = LeaseLockParams {
+            lease_name: name.clone(),
+            holder_id: parts.identity.clone(),
+            lease_ttl: parts.lease,
+        };
+        Self {
+            name,
+            lock: LeaseLock::new(parts.client.clone(), &parts.namespace, params),
+            api: Api::namespaced(parts.client.clone(), &parts.namespace),
+            parts,
+            dead: DeadMembers::default(),
+            calm: Calm::default(),
+        }
+    }
+
+    /// Runs until `stop`, then steps down.
+    pub async fn run(mut self, stop: CancellationToken) {
+        if is_planted(Fault::Election) {
+            return;
+        }
+        let mut renewals = interval(self.parts.renew);
+        renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut plans = interval(PLAN_EVERY);
+        plans.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leading = false;
+        loop {
+            let renew = tokio::select! {
+                () = stop.cancelled() => break,
+                _ = renewals.tick() => true,
+                _ = plans.tick(), if leading => false,
+            };
+            if !renew {
+                self.plan().await;
+                continue;
+            }
+            let now_leading = self.try_lead().await;
+            if now_leading != leading {
+                tracing::info!(leader = now_leading, "fleet leadership changed");
+                leading = now_leading;
+            }
+            self.gauge(leading);
+            if leading {
+                self.tidy().await;
+            }
+        }
+        self.gauge(false);
+        if leading
+            && !matches!(
+                timeout(CALL_TIMEOUT, self.lock.step_down()).await,
+                Ok(Ok(()))
+            )
+        {
+            tracing::debug!("could not step down; the leader's Lease runs out by itself");
+        }
+    }
+
+    fn gauge(&self, leading: bool) {
+        let metrics = &self.parts.metrics;
+        metrics
+            .fleet
+            .leader
+            .with_label_values(&[&self.name])
+            .set(i64::from(leading));
+    }
+
+    /// Plans the moves that are due; a plan that loses its compare-and-swap is made again.
+    async fn plan(&mut self) {
+        let (members, shards) = self.parts.state.decoded();
+        let fleet = Fleet::new(self.parts.shards, &members, &shards);
+        if !self.calm.allows_moves(boottime_ms(), &fleet) {
+            return;
+        }
+        let moves = fleet.moves(churn_budget(self.parts.shards));
+        let writes = moves.iter().filter_map(|(id, next)| {
+            let shard = shards.iter().find(|shard| shard.shard == *id)?;
+            Some(self.parts.store.plan(shard, next.as_ref()))
+        });
+        for result in futures::future::join_all(writes).await {
+            match result {
+                WriteResult::Done(lease) => tracing::debug!(shard = %lease.shard, "planned a move"),
+                other => tracing::debug!(?other, "a plan was not taken"),
+            }
+        }
+        if !moves.is_empty() {
+            // Until the watch shows them, the same plan would be made again, only to lose.
+            tokio::time::sleep(PLAN_EVERY / 2).await;
+        }
+    }
+
+    async fn try_lead(&self) -> bool {
+        if is_planted(Fault::Leader) {
+            return true;
+        }
+        match timeout(2 * CALL_TIMEOUT, self.lock.try_acquire_or_renew()).await {
+            Ok(Ok(result)) => {
+                let leading = matches!(result, LeaseLockResult::Acquired(_));
+                if let Some(lease) = result.lease() {
+                    self.parts.state.remember(lease.clone());
+                }
+                leading
+            }
+            Ok(Err(kube_leader_election::Error::TraverseLease { key })) => {
+                tracing::warn!(key, "the leader's Lease lacks a field; mending it");
+                self.mend().await;
+                false
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "could not take part in the election");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The library fails for ever on a Lease that lacks a field: make it one that has just run out.
+    async fn mend(&self) {
+        let mended = async {
+            let found = self.api.get(&self.name).await?;
+            if let Some(patch) = mending(&found) {
+                let params = PatchParams::default();
+                let patch = Patch::Merge(patch);
+                self.api.patch(&self.name, &params, &patch).await?;
+            }
+            Ok::<(), kube::Error>(())
+        };
+        if let Ok(Err(error)) = timeout(2 * CALL_TIMEOUT, mended).await {
+            tracing::debug!(%error, "could not mend the leader's Lease");
+        }
+    }
+
+    /// Removes the Leases of dead members that no shard names any more.
+    async fn tidy(&mut self) {
+        let (members, shards) = self.parts.state.decoded();
+        for member in self.dead.removable(boottime_ms(), members, &shards) {
+            self.remove(&member).await;
+        }
+    }
+
+    async fn remove(&self, member: &MemberLease) {
+        let name = self.parts.names.member_lease(&member.identity);
+        match timeout(CALL_TIMEOUT, self.api.delete(&name, &removal(member))).await {
+            Ok(Ok(_)) => tracing::info!(
+                member = member.identity,
+                "removed the Lease of a dead member"
+            ),
+            Ok(Err(error)) => tracing::debug!(%error, "could not remove a dead member's Lease"),
+            Err(_) => {}
+        }
+    }
+}
+
+/// What makes a Lease that lacks a field one that has just run out; `None` when it lacks none, because another
+/// replica was here first and may lead by now.
+fn mending(found: &Lease) -> Option<serde_json::Value> {
+    let whole = found.spec.as_ref().is_some_and(|spec| {
+        spec.holder_identity.is_some()
+            && spec.renew_time.is_some()
+            && spec.lease_duration_seconds.is_some()
+            && spec.lease_transitions.is_some()
+    });
+    (!whole).then(|| {
+        serde_json::json!({
+            "metadata": {
+                "uid": found.metadata.uid,
+                "resourceVersion": found.metadata.resource_version,
+            },
+            "spec": {
+                "holderIdentity": "",
+                "renewTime": "1970-01-01T00:00:00.000000Z",
+                "leaseDurationSeconds": 1,
+                "leaseTransitions": 0,
+            },
+        })
+    })
+}
+
+/// Removes a member Lease as it was seen, and not one that was made or renewed since.
+fn removal(member: &MemberLease) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(member.version.uid.clone()),
+            resource_version: Some(member.version.resource_version.clone()),
+        }),
+        ..DeleteParams::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+    use shard_ownership::lease::Version;
+
+    fn lease(spec: serde_json::Value) -> Lease {
+        let metadata = json!({"name": "leader", "uid": "u-1", "resourceVersion": "7"});
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_damaged_leaders_lease_is_mended_only_as_it_was_seen() {
+        let whole = json!({
+            "holderIdentity": "a", "renewTime": "2026-01-01T00:00:00.000000Z",
+            "leaseDurationSeconds": 6, "leaseTransitions": 3,
+        });
+        assert_eq!(mending(&lease(whole.clone())), None, "another was first");
+        for field in whole.as_object().unwrap().keys() {
+            let mut damaged = whole.clone();
+            damaged.as_object_mut().unwrap().remove(field);
+            let patch = mending(&lease(damaged)).unwrap();
+            assert_eq!(
+                patch["metadata"],
+                json!({"uid": "u-1", "resourceVersion": "7"}),
+                "{field}"
+            );
+            assert_eq!(patch["spec"]["holderIdentity"], "", "{field}");
+        }
+    }
+
+    #[test]
+    fn a_dead_members_lease_is_removed_only_as_it_was_seen() {
+        let member = MemberLease {
+            identity: "a".to_owned(),
+            version: Version {
+                uid: "u".to_owned(),
+                resource_version: "1".to_owned(),
+            },
+            holder: "a".to_owned(),
+            incarnation: "a-1".to_owned(),
+            renewal: 1,
+            lease_ms: 6000,
+            pod_uid: String::new(),
+            revision: "1".to_owned(),
+            shards: 32,
+            draining: false,
+            barred: false,
+            warm: [].into(),
+            created_seconds: 0,
+        };
+        let seen = removal(&member).preconditions.unwrap();
+        assert_eq!(seen.uid, Some(member.version.uid));
+        assert_eq!(seen.resource_version, Some(member.version.resource_version));
+    }
+}

@@ -1,0 +1,11 @@
+//! Carries ownership decisions out: heartbeat, locks, fleet leader, fence.
+
+pub mod agent;
+mod careless;
+pub mod fence;
+pub mod history;
+pub mod leader;
+pub mod leases;
+pub mod shard_table;
+pub mod state;
+pub mod table;

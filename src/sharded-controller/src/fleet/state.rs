@@ -1,0 +1,279 @@
+//! What the other parts may know of the fleet: the Leases as last seen, and how we stand.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::jiff::Timestamp;
+
+use super::leases::LeaseCodec;
+use super::shard_table::ShardTable;
+use crate::clock::boottime_ms;
+use crate::fleet::history::History;
+use crate::names::Names;
+use shard_ownership::hash::ShardCount;
+use shard_ownership::lease::{MemberLease, ShardLease};
+use shard_ownership::planner::{Fleet, Overview};
+
+/// What others may know of the fleet: the Leases as last seen, and how we stand.
+///
+/// The lock is held for a look-up or an insertion only, never over an await.
+#[derive(Debug)]
+pub struct FleetState {
+    names: Names,
+    codec: LeaseCodec,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Clone, Debug)]
+struct Inner {
+    leases: BTreeMap<String, Arc<Lease>>,
+    table: Option<Arc<ShardTable>>,
+    history: History,
+    standing: Standing,
+}
+
+/// How this replica stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The Leases were listed and our own is in force.
+    pub settled: bool,
+    /// Another number of shards is at work: we hold nothing until it has gone.
+    pub standby: bool,
+    /// Replicas that serve other namespaces are at work.
+    pub other_namespaces: bool,
+    /// Boot-time milliseconds of the last renewal that succeeded.
+    pub last_renewal_ms: Option<u64>,
+    /// Why the Leases can not be watched, if they can not.
+    pub watch_error: Option<String>,
+    /// Why the shard table cannot be watched, if it cannot.
+    pub table_error: Option<String>,
+    /// That the kind `ShardTable` is missing, if it is.
+    pub table_kind_missing: Option<String>,
+    /// The shard table is known, with our number of shards.
+    pub has_table: bool,
+    /// The API server refuses our writes of the shard table.
+    pub table_refused: bool,
+    /// Grows with every step of the agent, several a second whatever the world outside is like.
+    pub steps: u64,
+}
+
+impl FleetState {
+    /// Nothing is known yet. `served`: the namespaces that this replica serves, as text.
+    #[must_use]
+    pub fn new(names: Names, served: &str) -> Self {
+        Self {
+            names,
+            codec: LeaseCodec::new(names, served.to_owned()),
+            inner: Mutex::new(Inner {
+                leases: BTreeMap::new(),
+                table: None,
+                history: History::new(names),
+                standing: Standing::default(),
+            }),
+        }
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+        // A panic elsewhere leaves nothing half-written here.
+        look(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The Leases of the fleet as last seen.
+    #[must_use]
+    pub fn leases(&self) -> Vec<Arc<Lease>> {
+        self.with(|inner| inner.leases.values().cloned().collect())
+    }
+
+    /// The shard table as last observed.
+    #[must_use]
+    pub fn table(&self) -> Option<Arc<ShardTable>> {
+        self.with(|inner| inner.table.clone())
+    }
+
+    /// Takes in the shard table, or its absence.
+    pub fn set_table(&self, table: Option<ShardTable>) {
+        let table = table.map(Arc::new);
+        self.with(|inner| inner.table = table);
+    }
+
+    /// Takes in a Lease: one that the watch shows, or the fleet leader's, which carries no labels.
+    pub fn remember(&self, lease: Lease) {
+        let now = (boottime_ms(), Timestamp::now());
+        self.with(|inner| inner.take(lease, now));
+    }
+
+    /// Takes in all Leases that there are, in one step: whoever looks never sees but some of them.
+    pub fn listed(&self, leases: Vec<Lease>) {
+        let now = (boottime_ms(), Timestamp::now());
+        self.with(|inner| {
+            let leader = self.names.leader_lease();
+            inner.leases.retain(|name, _| *name == leader);
+            for lease in leases {
+                inner.take(lease, now);
+            }
+            inner
+                .history
+                .all_noted(|name| inner.leases.contains_key(name));
+        });
+    }
+
+    /// Forgets a Lease that was deleted.
+    pub fn forget(&self, name: &str) {
+        self.with(|inner| {
+            inner.leases.remove(name);
+            inner.history.forget(name);
+        });
+    }
+
+    /// What was seen of the Leases over time.
+    pub fn recall<T>(&self, look: impl FnOnce(&History) -> T) -> T {
+        self.with(|inner| look(&inner.history))
+    }
+
+    /// How we stand.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.with(|inner| inner.standing.clone())
+    }
+
+    /// Says anew how we stand.
+    pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
+        self.with(|inner| change(&mut inner.standing));
+    }
+
+    /// How the fleet stands as we see it, whoever leads it; `None` while we can not tell: before the
+    /// Leases were listed, while ours is not in force, for then we may be cut off and see nobody
+    /// live, and while those at work count in another number of shards.
+    ///
+    /// A member that we saw silent for its whole lifetime counts as dead, before anybody has said so
+    /// in its Lease.
+    #[must_use]
+    pub fn overview(&self, count: ShardCount, now_ms: u64) -> Option<Overview> {
+        let standing = self.standing();
+        if !standing.settled || standing.standby {
+            return None;
+        }
+        let (mut members, shards) = self.decoded();
+        self.recall(|history| {
+            members.retain(|member| {
+                let age = history.age(&self.names.member_lease(&member.identity), now_ms);
+                age.is_none_or(|age| age.age_ms <= member.lease_ms)
+            });
+        });
+        Some(Fleet::new(count, &members, &shards).overview())
+    }
+}
+
+impl FleetState {
+    /// All member and shard Leases.
+    pub(super) fn decoded(&self) -> (Vec<MemberLease>, Vec<ShardLease>) {
+        let leases = self.leases();
+        self.codec.decode_all(leases.iter().map(AsRef::as_ref))
+    }
+}
+
+impl Inner {
+    fn take(&mut self, lease: Lease, (now_ms, now): (u64, Timestamp)) {
+        let name = lease.metadata.name.clone().unwrap_or_default();
+        self.history.note(&lease, now_ms, now);
+        self.leases.insert(name, Arc::new(lease));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::names::testing::NAMES;
+    use serde_json::json;
+    use shard_ownership::hash::ShardId;
+
+    fn count() -> ShardCount {
+        ShardCount::new(4).unwrap()
+    }
+
+    fn lease(name: &str, holder: &str) -> Lease {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "uid": name, "resourceVersion": "1", "annotations": {
+                NAMES.label("incarnation"): format!("{holder}-1"), NAMES.label("shards"): "4",
+            }},
+            "spec": {
+                "holderIdentity": holder, "leaseDurationSeconds": 6, "leaseTransitions": 1,
+                "renewTime": "2026-01-01T00:00:00.000000Z",
+            },
+        }))
+        .unwrap()
+    }
+
+    fn member(name: &str) -> Lease {
+        lease(&NAMES.member_lease(name), name)
+    }
+
+    fn shard(number: u16, holder: &str) -> Lease {
+        lease(&NAMES.shard_lease(ShardId(number)), holder)
+    }
+
+    /// Two replicas with two shards each; no fleet leader.
+    fn state() -> FleetState {
+        let state = FleetState::new(NAMES, "*");
+        let shards = [shard(0, "a"), shard(1, "b"), shard(2, "a"), shard(3, "b")];
+        let all = [member("a"), member("b")].into_iter().chain(shards);
+        state.listed(all.collect());
+        state.stand(|own| own.settled = true);
+        state
+    }
+
+    fn seen(state: &FleetState, later_ms: u64) -> Option<(usize, usize)> {
+        let overview = state.overview(count(), boottime_ms() + later_ms)?;
+        Some((overview.unowned, overview.imbalance))
+    }
+
+    #[test]
+    fn what_nobody_holds_is_seen_without_a_fleet_leader() {
+        let state = state();
+        assert_eq!(seen(&state, 0), Some((0, 0)));
+        state.remember(shard(3, ""));
+        assert_eq!(seen(&state, 0), Some((1, 1)), "vacant");
+        state.forget(&NAMES.shard_lease(ShardId(0)));
+        assert_eq!(seen(&state, 0), Some((2, 0)), "without a Lease");
+        state.remember(shard(2, "c"));
+        assert_eq!(
+            seen(&state, 0),
+            Some((3, 1)),
+            "its holder has no member Lease"
+        );
+    }
+
+    #[test]
+    fn a_member_that_is_silent_for_its_lifetime_holds_nothing() {
+        let state = state();
+        let long_ago = boottime_ms().saturating_sub(60_000);
+        state.with(|inner| {
+            inner.history = History::new(NAMES);
+            let now = (long_ago, Timestamp::UNIX_EPOCH);
+            inner.take(member("a"), now);
+            inner.take(member("b"), now);
+            inner.history.all_noted(|_| true);
+        });
+        let mut renewed = member("b");
+        renewed.spec.as_mut().unwrap().renew_time = None;
+        state.remember(renewed);
+        assert_eq!(seen(&state, 0), Some((2, 0)), "a was not heard of since");
+        assert_eq!(seen(&state, 6_500), Some((4, 0)), "nor was b");
+    }
+
+    #[test]
+    fn who_can_not_tell_says_nothing() {
+        assert_eq!(
+            seen(&FleetState::new(NAMES, "*"), 0),
+            None,
+            "nothing is known"
+        );
+        let state = state();
+        state.stand(|own| own.settled = false);
+        assert_eq!(seen(&state, 0), None, "we may be cut off");
+        state.stand(|own| (own.settled, own.standby) = (true, true));
+        assert_eq!(seen(&state, 0), None, "others count in another number");
+    }
+}

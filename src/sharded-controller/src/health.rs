@@ -1,0 +1,230 @@
+//! Whether this replica lives and is ready, check by check, with reasons.
+
+use std::fmt::{Display, Write as _};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::text::safe;
+
+const REASON_CHARS_MAX: usize = 300;
+
+/// The state of one named check.
+/// One check of a replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CheckView {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether readiness depends on it.
+    pub gate: bool,
+    /// Why it failed; none: it passed.
+    pub problem: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Check {
+    name: &'static str,
+    gate: bool,
+    /// Why it is not ok.
+    problem: Option<String>,
+}
+
+/// The named checks of this process. Names are constants of the program, so their number is bounded.
+#[derive(Debug, Default)]
+pub struct Health {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    checks: Vec<Check>,
+    beyond_recovery: Option<String>,
+}
+
+/// The answer to one probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the probe passes.
+    pub ok: bool,
+    /// The same, line by line.
+    pub text: String,
+}
+
+impl Health {
+    /// A health that is not ready before each of `gates` was set.
+    #[must_use]
+    pub fn new(gates: &[&'static str]) -> Self {
+        let health = Self::default();
+        for gate in gates {
+            health.set(gate, Err("nothing known yet"));
+        }
+        health
+    }
+
+    /// Sets a check that readiness depends on.
+    pub fn set<E: Display>(&self, name: &'static str, result: Result<(), E>) {
+        self.record(name, true, result.err().map(|problem| problem.to_string()));
+    }
+
+    /// Says that a check that readiness depends on is ok.
+    pub fn ok(&self, name: &'static str) {
+        self.record(name, true, None);
+    }
+
+    /// Sets a check that is shown but fails nothing.
+    pub fn inform<E: Display>(&self, name: &'static str, result: Result<(), E>) {
+        self.record(name, false, result.err().map(|problem| problem.to_string()));
+    }
+
+    /// Says that this process can not recover by itself and must be restarted. There is no way back.
+    pub fn give_up(&self, reason: impl Display) {
+        let reason = safe(&reason.to_string(), REASON_CHARS_MAX);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.beyond_recovery.get_or_insert(reason);
+    }
+
+    /// Whether to restart this process. Trouble outside of it is no reason: a restart mends no API server.
+    #[must_use]
+    pub fn livez(&self) -> Verdict {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &state.beyond_recovery {
+            None => Verdict {
+                ok: true,
+                text: "[+] alive ok\nlivez check passed\n".to_owned(),
+            },
+            Some(reason) => Verdict {
+                ok: false,
+                text: format!("[-] alive: {reason}\nlivez check failed\n"),
+            },
+        }
+    }
+
+    /// Whether this replica does its work, and why not.
+    #[must_use]
+    pub fn readyz(&self) -> Verdict {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        let mut ok = true;
+        if let Some(reason) = &state.beyond_recovery {
+            ok = false;
+            text.push_str("[-] alive: ");
+            text.push_str(reason);
+            text.push('\n');
+        }
+        for check in &state.checks {
+            let mark = match (&check.problem, check.gate) {
+                (None, _) => '+',
+                (Some(_), true) => '-',
+                (Some(_), false) => ' ',
+            };
+            ok &= mark != '-';
+            // Writing into a String can not fail.
+            let _ = match &check.problem {
+                None => writeln!(text, "[{mark}] {} ok", check.name),
+                Some(problem) => writeln!(text, "[{mark}] {}: {problem}", check.name),
+            };
+        }
+        text.push_str(if ok {
+            "readyz check passed\n"
+        } else {
+            "readyz check failed\n"
+        });
+        Verdict { ok, text }
+    }
+
+    /// Each check, for the fleet page.
+    #[must_use]
+    pub fn checks(&self) -> Vec<CheckView> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let alive = state.beyond_recovery.clone().map(|problem| CheckView {
+            name: "alive",
+            gate: true,
+            problem: Some(problem),
+        });
+        let checks = state.checks.iter().map(|check| CheckView {
+            name: check.name,
+            gate: check.gate,
+            problem: check.problem.clone(),
+        });
+        alive.into_iter().chain(checks).collect()
+    }
+
+    fn record(&self, name: &'static str, gate: bool, problem: Option<String>) {
+        let problem = problem.map(|problem| safe(&problem, REASON_CHARS_MAX));
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let check = Check {
+            name,
+            gate,
+            problem,
+        };
+        match state.checks.iter_mut().find(|known| known.name == name) {
+            Some(known) => *known = check,
+            None => state.checks.push(check),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_ready_before_every_gate_has_spoken() {
+        let health = Health::new(&["heartbeat", "api-server"]);
+        assert_eq!(
+            health.readyz(),
+            Verdict {
+                ok: false,
+                text: "[-] heartbeat: nothing known yet\n[-] api-server: nothing known yet\n\
+                       readyz check failed\n"
+                    .into()
+            }
+        );
+        health.ok("heartbeat");
+        assert!(!health.readyz().ok);
+        health.ok("api-server");
+        assert_eq!(
+            health.readyz(),
+            Verdict {
+                ok: true,
+                text: "[+] heartbeat ok\n[+] api-server ok\nreadyz check passed\n".into()
+            }
+        );
+    }
+
+    #[test]
+    fn a_failed_gate_says_why_on_one_line() {
+        let health = Health::new(&[]);
+        health.ok("heartbeat");
+        health.set("api-server", Err("connection\nrefused"));
+        health.inform("fence", Err("not installed"));
+        assert_eq!(
+            health.readyz(),
+            Verdict {
+                ok: false,
+                text: "[+] heartbeat ok\n[-] api-server: connection?refused\n\
+                       [ ] fence: not installed\nreadyz check failed\n"
+                    .into()
+            }
+        );
+        health.ok("api-server");
+        assert!(health.readyz().ok, "information alone fails nothing");
+    }
+
+    #[test]
+    fn only_giving_up_fails_liveness() {
+        let health = Health::new(&["api-server"]);
+        health.set("api-server", Err("away"));
+        assert!(health.livez().ok);
+        health.give_up("the queue task ended");
+        health.give_up("a later reason");
+        assert_eq!(
+            health.livez().text,
+            "[-] alive: the queue task ended\nlivez check failed\n"
+        );
+        assert!(!health.readyz().ok);
+        let checks = health.checks();
+        assert_eq!((checks[0].name, checks[1].name), ("alive", "api-server"));
+        assert!(checks.iter().all(|check| check.problem.is_some()));
+    }
+}

@@ -1,0 +1,35 @@
+//! Sharding, fencing and handover for operators that are written with kube-rs.
+
+pub mod backoff;
+pub mod cgroup;
+pub mod client;
+pub mod clock;
+pub mod config;
+mod connections;
+pub mod controller;
+pub mod credentials;
+pub mod failures;
+pub mod fence_policies;
+pub mod fleet;
+pub mod health;
+mod host;
+pub mod liveness;
+pub mod metrics;
+pub mod names;
+pub mod object;
+pub mod outcome;
+pub mod permit;
+pub mod planted;
+pub mod pool;
+pub mod process;
+pub mod queue;
+pub mod refusal;
+pub mod refused_writes;
+pub mod reporting;
+pub mod server;
+pub mod shutdown;
+pub mod stats;
+pub mod storm;
+pub mod text;
+pub mod watch;
+pub mod write;

@@ -1,0 +1,156 @@
+//! Tells when a part of this process has ended or stopped for good, which only a restart mends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::health::Health;
+
+/// Looks in a row at which a part must have made no progress to be given up: 30 s at two a second.
+///
+/// Looks are counted and not time: a process that was frozen, or a machine that slept, looks again
+/// only when the part runs again too.
+pub const LOOKS_MAX: u32 = 60;
+
+/// Looks in a row after which a part is told to be behind: 2 s.
+const BEHIND_LOOKS: u32 = 4;
+
+/// Time between two looks.
+pub const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Watches one counter that a healthy part keeps moving, whatever the world outside is like.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    last: Option<u64>,
+    still: u32,
+}
+
+impl Progress {
+    /// Takes a look; whether the part has stopped for good.
+    pub fn has_stopped(&mut self, counter: u64) -> bool {
+        self.still = match self.last == Some(counter) {
+            true => self.still.saturating_add(1),
+            false => 0,
+        };
+        self.last = Some(counter);
+        self.still >= LOOKS_MAX
+    }
+
+    /// Whether it has not moved for some looks.
+    const fn is_behind(&self) -> bool {
+        self.still >= BEHIND_LOOKS
+    }
+}
+
+/// Looks from a thread of its own whether the rest of the process runs at all: `looks` counts what
+/// the health keeper there did, and is 0 before that has begun.
+///
+/// A thread that only serves HTTP would go on saying that all is well otherwise.
+pub async fn oversee(looks: impl Fn() -> u64, health: Arc<Health>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut rest = Progress::default();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let looks = looks();
+        if looks == 0 {
+            continue;
+        }
+        if rest.has_stopped(looks) {
+            health.give_up("nothing but the HTTP server has run for half a minute");
+        } else if rest.is_behind() {
+            health.set("leases", Err("nothing but the HTTP server has run for 2 s"));
+        }
+    }
+}
+
+/// Runs a part without which the process is no use. When it ends before `stop`, by a panic or by
+/// itself, the process is given up: `/livez` fails from then on and says why.
+pub async fn essential(
+    name: &'static str,
+    part: impl Future<Output = ()>,
+    health: Arc<Health>,
+    stop: CancellationToken,
+) {
+    let ended = std::panic::AssertUnwindSafe(part).catch_unwind().await;
+    if stop.is_cancelled() && ended.is_ok() {
+        return;
+    }
+    let how = if ended.is_ok() { "ended" } else { "panicked" };
+    tracing::error!(
+        part = name,
+        "a part of this process {how}, which is a bug; it must be restarted"
+    );
+    health.give_up(format!(
+        "{name} {how}, which is a bug; restart this process"
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::panic, clippy::unwrap_used)]
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    #[test]
+    fn only_a_counter_that_stands_still_for_long_means_the_end() {
+        let mut progress = Progress::default();
+        assert!(!progress.has_stopped(1));
+        for look in 1..LOOKS_MAX {
+            assert!(!progress.has_stopped(1), "look {look}");
+        }
+        assert!(!progress.clone().has_stopped(2), "it moved in time");
+        assert!(progress.has_stopped(1));
+        assert!(!progress.has_stopped(2));
+        assert!(!progress.has_stopped(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_only_serves_http_is_neither_ready_nor_alive_for_long() {
+        let health = Arc::new(Health::new(&["leases"]));
+        let (looks, stop) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
+        let counter = Arc::clone(&looks);
+        let counter = move || counter.load(Relaxed);
+        let overseer = tokio::spawn(oversee(counter, Arc::clone(&health), stop.clone()));
+        tokio::time::sleep(LOOK_EVERY * 2 * LOOKS_MAX).await;
+        assert!(health.livez().ok, "it has not begun yet");
+        for _ in 0..2 * LOOKS_MAX {
+            looks.fetch_add(1, Relaxed);
+            health.ok("leases");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        assert!(health.readyz().ok && health.livez().ok);
+        tokio::time::sleep(LOOK_EVERY * (BEHIND_LOOKS + 1)).await;
+        assert!(!health.readyz().ok && health.livez().ok);
+        tokio::time::sleep(LOOK_EVERY * LOOKS_MAX).await;
+        assert!(!health.livez().ok);
+        stop.cancel();
+        overseer.await.unwrap();
+    }
+
+    async fn after(part: impl Future<Output = ()>, stopping: bool) -> (bool, String) {
+        let health = Arc::new(Health::new(&[]));
+        let stop = CancellationToken::new();
+        if stopping {
+            stop.cancel();
+        }
+        essential("the keeper", part, Arc::clone(&health), stop).await;
+        let verdict = health.livez();
+        (verdict.ok, verdict.text)
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_too_early_fails_liveness() {
+        assert!(after(async {}, true).await.0, "it was asked to end");
+        let (ok, text) = after(async {}, false).await;
+        assert!(!ok && text.contains("the keeper ended"), "{text}");
+        let (ok, text) = after(async { panic!("on purpose") }, false).await;
+        assert!(!ok && text.contains("the keeper panicked"), "{text}");
+        let (ok, _) = after(async { panic!("on purpose") }, true).await;
+        assert!(!ok, "a panic while stopping may leave shards behind");
+    }
+}

@@ -1,0 +1,148 @@
+//! The pool's part of the metrics, with label sets resolved once.
+
+use std::sync::Arc;
+
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
+
+use super::state::Figures;
+use crate::metrics::Metrics;
+use crate::outcome::{Cause, Failure, Next, Outcome};
+
+pub(super) struct Meters {
+    controller: &'static str,
+    metrics: Arc<Metrics>,
+    pub(super) adds: IntCounter,
+    retries: IntCounter,
+    depth: IntGauge,
+    waited: Histogram,
+    worked: Histogram,
+    took: Histogram,
+    active: IntGauge,
+    errors: IntCounter,
+    panics: IntCounter,
+    timeouts: IntCounter,
+    unfinished: Gauge,
+    longest: Gauge,
+}
+
+const RESULTS: [&str; 4] = ["success", "error", "requeue", "requeue_after"];
+
+impl Meters {
+    pub(super) fn new(metrics: Arc<Metrics>, concurrency: usize) -> Self {
+        let controller = metrics.names().prefix;
+        let (one, two) = (&[controller], &[controller, controller]);
+        let pool = &metrics.pool;
+        pool.max_concurrent_reconciles
+            .with_label_values(one)
+            .set(signed(concurrency));
+        for result in RESULTS {
+            pool.reconcile_total
+                .with_label_values(&[controller, result]);
+        }
+        for cause in Cause::ALL {
+            pool.reconcile_failures_total
+                .with_label_values(&[cause.label()]);
+        }
+        Self {
+            adds: pool.workqueue_adds_total.with_label_values(two),
+            retries: pool.workqueue_retries_total.with_label_values(two),
+            depth: pool
+                .workqueue_depth
+                .with_label_values(&[controller, controller, ""]),
+            waited: pool.workqueue_queue_duration_seconds.with_label_values(two),
+            worked: pool.workqueue_work_duration_seconds.with_label_values(two),
+            took: pool.reconcile_time_seconds.with_label_values(one),
+            active: pool.active_workers.with_label_values(one),
+            errors: pool.reconcile_errors_total.with_label_values(one),
+            panics: pool.reconcile_panics_total.with_label_values(one),
+            timeouts: pool.reconcile_timeouts_total.with_label_values(one),
+            unfinished: pool
+                .workqueue_unfinished_work_seconds
+                .with_label_values(two),
+            longest: pool
+                .workqueue_longest_running_processor_seconds
+                .with_label_values(two),
+            controller,
+            metrics,
+        }
+    }
+
+    pub(super) fn refused(&self) {
+        self.metrics.pool.queue_refused_total.inc();
+    }
+
+    pub(super) fn deferred(&self, runs: u64) {
+        self.metrics.pool.storm_deferred_total.inc_by(runs);
+    }
+
+    pub(super) fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    pub(super) fn timed_out(&self) {
+        self.timeouts.inc();
+    }
+
+    /// Call it with the pool's lock held, or an older number may overwrite a newer one.
+    pub(super) fn active(&self, running: usize) {
+        self.active.set(signed(running));
+    }
+
+    pub(super) fn started(&self, waited_ms: u64) {
+        self.waited.observe(seconds(waited_ms));
+    }
+
+    /// Books the end of a run; `None`: it was cancelled or did not count.
+    pub(super) fn ended(&self, ended: Option<&Result<Outcome, Failure>>, took_ms: u64) {
+        self.worked.observe(seconds(took_ms));
+        let Some(ended) = ended else {
+            self.metrics.pool.reconcile_cancelled_total.inc();
+            return;
+        };
+        self.took.observe(seconds(took_ms));
+        let result = match ended {
+            Ok(Outcome {
+                next: Next::Waiting | Next::After { .. },
+                ..
+            }) => "requeue_after",
+            Ok(_) => "success",
+            Err(Failure::Failed { cause, .. }) => {
+                self.errors.inc();
+                self.metrics
+                    .pool
+                    .reconcile_failures_total
+                    .with_label_values(&[cause.label()])
+                    .inc();
+                "error"
+            }
+            Err(_) => "requeue",
+        };
+        self.metrics
+            .pool
+            .reconcile_total
+            .with_label_values(&[self.controller, result])
+            .inc();
+        if !matches!(ended, Ok(_) | Err(Failure::Lost)) {
+            self.retries.inc();
+        }
+    }
+
+    pub(super) fn show(&self, figures: &Figures) {
+        self.depth.set(signed(figures.depth));
+        self.metrics.pool.queue_delayed.set(signed(figures.delayed));
+        self.metrics
+            .pool
+            .queue_head_age_seconds
+            .set(seconds(figures.head_age_ms));
+        self.unfinished.set(seconds(figures.unfinished_ms));
+        self.longest.set(seconds(figures.longest_ms));
+    }
+}
+
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}

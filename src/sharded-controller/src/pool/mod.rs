@@ -1,0 +1,347 @@
+//! Runs the queue: bounded workers, deadlines, drain, and the figures that tell how it goes.
+//!
+//! One scheduler task takes runs off the queue ([`crate::queue`]) as workers come free and
+//! spawns one task for each. The state behind one lock is only touched between awaits.
+
+mod meters;
+mod run;
+mod scheduler;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::backoff::Outlook;
+use crate::metrics::Metrics;
+use crate::object::ObjectKey;
+use crate::outcome::{Failure, Outcome};
+use crate::permit::ShardPermit;
+use crate::queue::{AddError, Added, Limits, Queue};
+use crate::storm::{RateLimit, Scope};
+use meters::Meters;
+use shard_ownership::hash::ShardId;
+use state::State;
+
+/// What the pool runs.
+pub trait Reconcile: Send + Sync + 'static {
+    /// Brings one object closer to what its spec asks for.
+    ///
+    /// The future is dropped at any await when the permit ends or the deadline passes.
+    fn reconcile(
+        &self,
+        key: &ObjectKey,
+        permit: &ShardPermit,
+        backlog: &dyn Backlog,
+    ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
+
+    /// Drops what is remembered of the objects of a shard that was released: the next permit for it
+    /// begins with nothing that an older one knew.
+    fn release_shard(&self, _shard: ShardId) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
+    /// Brings slow gauges up to date, twice a second.
+    fn maintain(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
+    /// Brings gauges up to date, before each scrape and heartbeat. It must not block.
+    fn refresh_metrics(&self) {}
+
+    /// Figures that go along with each heartbeat, by name. Few: every replica reads them all.
+    fn stats(&self) -> Vec<(String, f64)> {
+        Vec::new()
+    }
+}
+
+/// What a run may know of the queue.
+pub trait Backlog: Send + Sync {
+    /// Whether objects are due that no worker has come to yet.
+    fn others_wait(&self) -> bool;
+
+    /// The tries before this run, and when the next one is if it fails.
+    fn outlook(&self) -> Outlook;
+}
+
+/// Limits of a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolConfig {
+    /// Most reconciles at once.
+    pub concurrency: NonZeroUsize,
+    /// Deadline of one reconcile.
+    pub reconcile_timeout: Duration,
+    /// The storm guard.
+    pub rate_limit: RateLimit,
+    /// Whether each object has its own storm guard.
+    pub rate_limit_scope: Scope,
+    /// Most objects in the queue, running ones included.
+    pub queue_capacity: usize,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            concurrency: NonZeroUsize::MIN.saturating_add(9),
+            reconcile_timeout: Duration::from_secs(60),
+            rate_limit: RateLimit::default(),
+            rate_limit_scope: Scope::Object,
+            queue_capacity: 100_000,
+        }
+    }
+}
+
+/// Runs reconciles of the shards that were started, until it is shut down or its last clone drops.
+pub struct Pool<R> {
+    shared: Arc<Shared<R>>,
+    scheduler: AbortHandle,
+    _last_clone: Arc<DropGuard>,
+}
+
+struct Shared<R> {
+    reconcile: R,
+    config: PoolConfig,
+    meters: Meters,
+    state: Mutex<State>,
+    started: Instant,
+    /// Something may be due sooner than the scheduler thinks.
+    wake: Notify,
+    /// A run ended, or keys were dropped: whoever waits for quiet looks again.
+    quieter: Notify,
+    workers: Arc<Semaphore>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl<R> Clone for Pool<R> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            scheduler: self.scheduler.clone(),
+            _last_clone: Arc::clone(&self._last_clone),
+        }
+    }
+}
+
+impl<R> fmt::Debug for Pool<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("config", &self.shared.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R> Shared<R> {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Panics of reconciles happen outside the lock, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl<R: Reconcile> Pool<R> {
+    /// Starts a pool without shards. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn start(config: PoolConfig, reconcile: R, metrics: Arc<Metrics>) -> Self {
+        // More workers than the semaphore can count are as good as no bound at all.
+        let workers = config.concurrency.get().min(Semaphore::MAX_PERMITS);
+        let shutdown = CancellationToken::new();
+        let queue = Queue::new(Limits {
+            capacity: config.queue_capacity,
+            rate_limit: config.rate_limit,
+            scope: config.rate_limit_scope,
+        });
+        let shared = Arc::new(Shared {
+            reconcile,
+            config,
+            meters: Meters::new(metrics, workers),
+            state: Mutex::new(State::new(queue)),
+            started: Instant::now(),
+            wake: Notify::new(),
+            quieter: Notify::new(),
+            workers: Arc::new(Semaphore::new(workers)),
+            tasks: TaskTracker::new(),
+            shutdown: shutdown.clone(),
+        });
+        let scheduler = shared.tasks.spawn(scheduler::run(Arc::clone(&shared)));
+        Self {
+            shared,
+            scheduler: scheduler.abort_handle(),
+            _last_clone: Arc::new(shutdown.drop_guard()),
+        }
+    }
+
+    /// Runs objects of a shard under this permit from now on; add them all with [`Pool::enqueue`].
+    ///
+    /// A permit that the shard had before is replaced: what runs under it is cancelled and runs
+    /// again under the new one.
+    pub fn start_shard(&self, permit: ShardPermit) {
+        if self.shared.shutdown.is_cancelled() {
+            return;
+        }
+        let stop = self.shared.shutdown.child_token();
+        self.shared.state().start_shard(permit, stop);
+        self.shared.wake.notify_one();
+        self.shared.quieter.notify_waiters();
+    }
+
+    /// Asks for a run of an object after a delay (zero: a change was seen), or sooner if one is
+    /// planned sooner. An object that was known under another shard moves to this one.
+    ///
+    /// # Errors
+    /// When the shard is not started here, or the queue is full (which is counted, and made good by
+    /// [`Pool::add_missing`]).
+    pub fn enqueue(
+        &self,
+        shard: ShardId,
+        key: &ObjectKey,
+        delay: Duration,
+    ) -> Result<(), AddError> {
+        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        let due_ms = self.shared.now_ms().saturating_add(delay_ms);
+        let added = self.shared.state().queue.add(shard, key, due_ms);
+        self.added(added)
+    }
+
+    fn added(&self, added: Result<Added, AddError>) -> Result<(), AddError> {
+        match added {
+            Ok(Added::Queued) => {
+                self.shared.meters.adds.inc();
+                self.shared.wake.notify_one();
+                Ok(())
+            }
+            Ok(Added::Known) => Ok(()),
+            Err(error) => {
+                if matches!(error, AddError::Full { .. }) {
+                    self.shared.meters.refused();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Offers the queue again what found no room in it: at once when there is room again, and once in a
+    /// while in any case, such that in a queue that is too small for good the objects take turns.
+    /// `keys` gives all objects of a shard.
+    pub fn add_missing(&self, keys: impl Fn(ShardId) -> Vec<ObjectKey>) {
+        let now_ms = self.shared.now_ms();
+        let shards = self.shared.state().take_missing(now_ms);
+        let mut all: Vec<(ShardId, ObjectKey)> = Vec::new();
+        for shard in &shards {
+            all.extend(keys(*shard).into_iter().map(|key| (*shard, key)));
+        }
+        // From another place each time: where all find no room, none of them may always come first.
+        if !all.is_empty() {
+            let start = fastrand::usize(..all.len());
+            all.rotate_left(start);
+        }
+        for (shard, key) in all {
+            let added = self.shared.state().queue.add_missing(shard, &key, now_ms);
+            if matches!(self.added(added), Err(AddError::Full { .. })) {
+                self.shared.state().queue.mark_missing(&shards);
+                return;
+            }
+        }
+    }
+
+    /// Starts no more runs of a shard and waits until none of it runs, even one cancelled by
+    /// [`Pool::stop_shard`]. Changes seen meanwhile are kept.
+    ///
+    /// Gives `false` when the shard was resumed or started again during the wait. It has no
+    /// deadline of its own: drop it, and the shard stays drained until it is resumed or stopped.
+    pub async fn drain_shard(&self, shard: ShardId) -> bool {
+        self.shared.state().queue.drain(shard);
+        let drained = |state: &mut State, _now_ms| {
+            if state.queue.admits(shard) {
+                return Some(false);
+            }
+            (state.queue.in_flight(shard) == 0).then_some(true)
+        };
+        self.shared.wait_until(drained).await
+    }
+
+    /// Ends a drain that was called off: the shard starts runs again, first of all those asked for
+    /// during the drain.
+    pub fn resume_shard(&self, shard: ShardId) {
+        self.shared.state().resume_shard(shard);
+        self.shared.wake.notify_one();
+        self.shared.quieter.notify_waiters();
+    }
+
+    /// Cancels what runs of a shard, throws the results away and drops its objects.
+    pub fn stop_shard(&self, shard: ShardId) {
+        self.shared.state().stop_shard(shard);
+        self.shared.quieter.notify_waiters();
+    }
+
+    /// Drops an object that is no more; a run of it that has begun ends by itself.
+    pub fn forget(&self, key: &ObjectKey) {
+        self.shared.state().queue.forget(key);
+        self.shared.quieter.notify_waiters();
+    }
+
+    /// Whether nothing runs and nothing is due.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let now_ms = self.shared.now_ms();
+        self.shared.state().is_settled(now_ms)
+    }
+
+    /// Whether the task that starts runs is still there. When it is not, nothing ever runs again.
+    #[must_use]
+    pub fn is_scheduling(&self) -> bool {
+        !self.scheduler.is_finished()
+    }
+
+    /// Completes when nothing runs and nothing is due.
+    pub async fn settled(&self) {
+        let settled = |state: &mut State, now_ms| state.is_settled(now_ms).then_some(());
+        self.shared.wait_until(settled).await;
+    }
+
+    /// Brings the gauges that change with time up to date: call it for each scrape.
+    pub fn refresh_metrics(&self) {
+        let now_ms = self.shared.now_ms();
+        let figures = self.shared.state().figures(now_ms);
+        self.shared.meters.show(&figures);
+    }
+
+    /// Cancels everything and waits until no task of the pool is left.
+    pub async fn shutdown(&self) {
+        self.shared.shutdown.cancel();
+        self.shared.state().stop_all();
+        self.shared.quieter.notify_waiters();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+}
+
+impl<R> Shared<R> {
+    async fn wait_until<T>(&self, ready: impl Fn(&mut State, u64) -> Option<T>) -> T {
+        loop {
+            let quieter = self.quieter.notified();
+            tokio::pin!(quieter);
+            // Registered before looking, so that nothing slips through between the two.
+            quieter.as_mut().enable();
+            let now_ms = self.now_ms();
+            let answer = ready(&mut self.state(), now_ms);
+            match answer {
+                Some(answer) => return answer,
+                None => quieter.await,
+            }
+        }
+    }
+}

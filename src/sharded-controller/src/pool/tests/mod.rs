@@ -1,0 +1,259 @@
+//! The pool under paused time, with a reconciler that does as it is told and keeps a diary.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod endings;
+mod shards;
+mod work;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::names::testing::NAMES;
+use prometheus::Registry;
+
+const CONTROLLER: &str = NAMES.prefix;
+use crate::outcome::{Cause, Next};
+use crate::permit::Validity;
+use shard_ownership::token::FencingToken;
+
+const SHARD: ShardId = ShardId(0);
+const NOW: Duration = Duration::ZERO;
+
+/// How one run goes: it takes a while, then ends like this.
+#[derive(Clone, Debug)]
+enum Act {
+    Give(Duration, Result<Outcome, Failure>),
+    Panic(Duration),
+    /// Panics when it is dropped on the way, too.
+    Bomb(Duration),
+}
+
+fn settles(seconds: u64) -> Act {
+    give(seconds, Ok(ready()))
+}
+
+fn give(seconds: u64, ended: Result<Outcome, Failure>) -> Act {
+    Act::Give(Duration::from_secs(seconds), ended)
+}
+
+fn ready() -> Outcome {
+    Outcome {
+        wrote: false,
+        next: Next::Ready,
+    }
+}
+
+fn failed(message: &str) -> Result<Outcome, Failure> {
+    Err(Failure::Failed {
+        cause: Cause::Forbidden,
+        message: message.to_owned(),
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    key: ObjectKey,
+    epoch: u32,
+    from: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Diary {
+    runs: Vec<Entry>,
+    now: HashMap<ObjectKey, usize>,
+    peak: usize,
+    peak_of_one: usize,
+    /// Runs in which others waited.
+    crowded: usize,
+    completed: usize,
+}
+
+type Script = Box<dyn Fn(&ObjectKey, usize) -> Act + Send + Sync>;
+
+/// Plays a script: what to do in the n-th run of an object.
+struct Actor {
+    script: Script,
+    diary: Arc<Mutex<Diary>>,
+}
+
+/// Notes the end of a run, also of one that is dropped or panics.
+struct OnStage {
+    diary: Arc<Mutex<Diary>>,
+    key: ObjectKey,
+}
+
+impl Drop for OnStage {
+    fn drop(&mut self) {
+        *self.diary.lock().unwrap().now.get_mut(&self.key).unwrap() -= 1;
+    }
+}
+
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("dropped");
+        }
+    }
+}
+
+impl Reconcile for Actor {
+    async fn reconcile(
+        &self,
+        key: &ObjectKey,
+        permit: &ShardPermit,
+        backlog: &dyn Backlog,
+    ) -> Result<Outcome, Failure> {
+        let nth = {
+            let mut diary = self.diary.lock().unwrap();
+            *diary.now.entry(key.clone()).or_insert(0) += 1;
+            diary.peak = diary.peak.max(diary.now.values().sum());
+            diary.peak_of_one = diary.peak_of_one.max(diary.now[key]);
+            diary.runs.push(Entry {
+                key: key.clone(),
+                epoch: permit.token().epoch,
+                from: Instant::now(),
+            });
+            diary.runs.iter().filter(|run| run.key == *key).count()
+        };
+        let _on_stage = OnStage {
+            diary: Arc::clone(&self.diary),
+            key: key.clone(),
+        };
+        let act = (self.script)(key, nth);
+        let (Act::Give(pause, _) | Act::Panic(pause) | Act::Bomb(pause)) = &act;
+        let _bomb = matches!(act, Act::Bomb(_)).then(|| Bomb);
+        if !pause.is_zero() {
+            tokio::time::sleep(*pause).await;
+        }
+        let others_wait = backlog.others_wait();
+        let mut diary = self.diary.lock().unwrap();
+        diary.completed += 1;
+        diary.crowded += usize::from(others_wait);
+        drop(diary);
+        match act {
+            Act::Give(_, ended) => ended,
+            Act::Panic(_) | Act::Bomb(_) => panic!("the script says so"),
+        }
+    }
+}
+
+/// A pool with one started shard, its metrics, and the diary of its reconciler.
+struct Stage {
+    pool: Pool<Actor>,
+    metrics: Arc<Metrics>,
+    diary: Arc<Mutex<Diary>>,
+    began: Instant,
+}
+
+fn key(n: usize) -> ObjectKey {
+    ObjectKey::new("shop", &format!("db-{n}"))
+}
+
+fn permit(shard: ShardId, epoch: u32, ended: &CancellationToken) -> ShardPermit {
+    let validity = Arc::new(Validity::default());
+    validity.set_until_ms(u64::MAX);
+    let token = FencingToken {
+        table: "table".into(),
+        shard,
+        epoch,
+        holder: "operator-0".into(),
+    };
+    ShardPermit::new(token, validity, ended.clone())
+}
+
+fn config(concurrency: usize) -> PoolConfig {
+    PoolConfig {
+        concurrency: concurrency.try_into().unwrap(),
+        ..PoolConfig::default()
+    }
+}
+
+fn stage(
+    config: PoolConfig,
+    script: impl Fn(&ObjectKey, usize) -> Act + Send + Sync + 'static,
+) -> Stage {
+    let metrics = Arc::new(Metrics::register(Registry::new(), NAMES).unwrap());
+    let diary = Arc::new(Mutex::new(Diary::default()));
+    let actor = Actor {
+        script: Box::new(script),
+        diary: Arc::clone(&diary),
+    };
+    let pool = Pool::start(config, actor, Arc::clone(&metrics));
+    pool.start_shard(permit(SHARD, 1, &CancellationToken::new()));
+    Stage {
+        pool,
+        metrics,
+        diary,
+        began: Instant::now(),
+    }
+}
+
+impl Stage {
+    fn add(&self, n: usize) {
+        self.pool.enqueue(SHARD, &key(n), NOW).unwrap();
+    }
+
+    /// Seconds from the beginning to the start of each run of an object.
+    fn starts(&self, n: usize) -> Vec<f64> {
+        let diary = self.diary.lock().unwrap();
+        let mine = diary.runs.iter().filter(|run| run.key == key(n));
+        mine.map(|run| (run.from - self.began).as_secs_f64())
+            .collect()
+    }
+
+    fn runs(&self) -> usize {
+        self.diary.lock().unwrap().runs.len()
+    }
+
+    fn on_stage(&self) -> usize {
+        self.diary.lock().unwrap().now.values().sum()
+    }
+
+    fn results(&self, result: &str) -> u64 {
+        let total = &self.metrics.pool.reconcile_total;
+        total.with_label_values(&[CONTROLLER, result]).get()
+    }
+
+    fn depth(&self) -> i64 {
+        self.pool.refresh_metrics();
+        let depth = &self.metrics.pool.workqueue_depth;
+        depth.with_label_values(&[CONTROLLER, CONTROLLER, ""]).get()
+    }
+
+    fn active(&self) -> i64 {
+        self.metrics
+            .pool
+            .active_workers
+            .with_label_values(&[CONTROLLER])
+            .get()
+    }
+
+    async fn settled(&self) {
+        within("the pool to settle", self.pool.settled()).await;
+    }
+
+    async fn until_running(&self, count: usize) {
+        let reached = async {
+            while self.on_stage() != count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within(&format!("{count} reconciles to run"), reached).await;
+    }
+}
+
+/// Waits an hour of the test's time, which costs nothing while it is paused.
+async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    let deadline = Duration::from_secs(3600);
+    match tokio::time::timeout(deadline, wait).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited an hour for {what}"),
+    }
+}

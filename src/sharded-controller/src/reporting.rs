@@ -1,0 +1,211 @@
+//! What a replica reports: the HTTP server, health, figures for heartbeats and scrapes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::boottime_ms;
+use crate::controller::{Parts, Replica};
+use crate::fleet::fence::TABLE_CHECK;
+use crate::fleet::state::Standing;
+use crate::host::Work;
+use crate::liveness::{LOOK_EVERY, Progress, oversee};
+use crate::names::Names;
+use crate::pool::{Pool, Reconcile};
+use crate::server::Server;
+use crate::watch::kinds::ShardCache;
+
+/// Name of the check that fails while the API server does not serve one of the operator's kinds.
+pub const KIND_CHECK: &str = "crd";
+
+/// Serves HTTP until `stop`, on a thread of its own: requests, however many and however large, compete
+/// with each other, and not with heartbeats. Gives the end of it.
+pub(crate) fn serve<C: ShardCache, R: Reconcile>(
+    replica: &Replica<C, R>,
+    listener: std::net::TcpListener,
+    (routes, paths): (Router, Vec<&'static str>),
+    stop: &CancellationToken,
+) -> std::io::Result<oneshot::Receiver<()>> {
+    let parts = &replica.parts;
+    let (source, pool) = (Arc::clone(parts), Arc::clone(&replica.pool));
+    let reconcile = Arc::clone(&replica.work.reconcile);
+    let server = Server::with_routes(
+        Arc::clone(&parts.metrics),
+        Arc::clone(&parts.health),
+        Box::new(move || refresh(&source, &pool, &*reconcile)),
+        routes,
+        &paths,
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listener = {
+        let _registered_there = runtime.enter();
+        TcpListener::from_std(listener)?
+    };
+    let (looks, health) = (Arc::clone(parts), Arc::clone(&parts.health));
+    let looks = move || looks.looks.load(Ordering::Relaxed);
+    let overseer = oversee(looks, health, stop.child_token());
+    let serving = server.serve(listener, stop.child_token());
+    let (ended, has_ended) = oneshot::channel();
+    // Not one of the runtime's own blocking threads: the end of the process would wait for those.
+    std::thread::Builder::new()
+        .name("http".to_owned())
+        .spawn(move || {
+            runtime.block_on(async { tokio::join!(serving, overseer) });
+            let _nobody_waits = ended.send(());
+        })?;
+    Ok(has_ended)
+}
+
+/// Keeps health and the figures of slow things true.
+pub(crate) async fn health_loop<C: ShardCache, R: Reconcile>(
+    parts: Arc<Parts<C>>,
+    pool: Arc<Pool<Work<C, R>>>,
+    work: Work<C, R>,
+    stop: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut agent = Progress::default();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        parts.looks.fetch_add(1, Ordering::Relaxed);
+        work.reconcile.maintain().await;
+        pool.add_missing(|shard| parts.cache.keys(shard));
+        let standing = parts.fleet.standing();
+        if agent.has_stopped(standing.steps) {
+            let why = "the task that renews our Lease has not run for half a minute";
+            parts.health.give_up(why);
+        }
+        if !pool.is_scheduling() && !stop.is_cancelled() {
+            parts
+                .health
+                .give_up("the task that starts reconciles has ended");
+        }
+        match &standing.watch_error {
+            Some(line) => parts.troubles.report("leases", line.clone()),
+            None if standing.settled => parts.troubles.clear("leases"),
+            None => {}
+        }
+        let waiting = "our member Lease is not in force: the API server does not take renewals";
+        if standing.settled {
+            parts.health.ok("leases");
+        } else {
+            parts.health.set("leases", Err(waiting));
+        }
+        match table_problem(&parts.names, &standing) {
+            None => parts.health.ok(TABLE_CHECK),
+            Some(problem) => parts.health.set(TABLE_CHECK, Err(problem)),
+        }
+        report_refused_writes(&parts);
+        let missing = standing.table_kind_missing.as_deref();
+        match missing.or_else(|| parts.troubles.missing_kind()) {
+            None => parts.health.ok(KIND_CHECK),
+            Some(problem) => parts.health.set(KIND_CHECK, Err(problem)),
+        }
+        match parts.troubles.summary() {
+            Some(line) => parts.health.set("api-server", Err(line)),
+            None => parts.health.ok("api-server"),
+        }
+        let role = if standing.standby {
+            Err(standby(&parts, &standing))
+        } else {
+            Ok(())
+        };
+        parts.health.inform("shards", role);
+    }
+}
+
+/// Why this replica stands by.
+fn standby<C>(parts: &Parts<C>, standing: &Standing) -> String {
+    match standing.other_namespaces {
+        true => format!(
+            "standing by: replicas that serve other namespaces than --watch-namespaces {} are at work",
+            parts.served
+        ),
+        false => format!(
+            "standing by: another number of shards than --shards {} is at work",
+            parts.config.shards.get()
+        ),
+    }
+}
+
+/// Reports the shards in which every write is refused.
+fn report_refused_writes<C>(parts: &Parts<C>) {
+    let refused = parts.client.refused().all_refused(boottime_ms());
+    let gauge = &parts.metrics.fleet.shard_writes_refused;
+    gauge.reset();
+    for (shard, _) in &refused {
+        gauge.with_label_values(&[&shard.0.to_string()]).set(1);
+    }
+    let Some((shard, message)) = refused.first() else {
+        parts.health.ok("writes");
+        return;
+    };
+    let others = match refused.len() - 1 {
+        0 => String::new(),
+        others => format!(" and {others} more"),
+    };
+    let problem = format!("the API server refuses all writes in shard {shard}{others}: {message}");
+    parts.health.set("writes", Err(problem));
+}
+
+/// Why the shard table keeps this replica from working, if it does.
+fn table_problem(names: &Names, standing: &Standing) -> Option<String> {
+    if standing.table_refused {
+        return Some(format!(
+            "the API server refuses our writes of the shard table: see the log, and apply \
+             {0}/rbac.yaml and {0}/fence.yaml",
+            names.manifests
+        ));
+    }
+    let error = standing.table_error.as_ref();
+    match (error, standing.has_table || standing.standby) {
+        (Some(error), _) => Some(format!("the shard table cannot be watched: {error}")),
+        (None, true) => None,
+        (None, false) => Some("there is no shard table for our number of shards yet".to_owned()),
+    }
+}
+
+/// Copies what changes by itself into the metrics; for each scrape and heartbeat.
+fn refresh<C: ShardCache, R: Reconcile>(parts: &Parts<C>, pool: &Pool<Work<C, R>>, reconcile: &R) {
+    parts.process.refresh();
+    pool.refresh_metrics();
+    let now_ms = boottime_ms();
+    let renewed_ms = parts.fleet.standing().last_renewal_ms;
+    let age_ms = renewed_ms.map_or(0, |at_ms| now_ms.saturating_sub(at_ms));
+    let fleet = &parts.metrics.fleet;
+    let age = Duration::from_millis(age_ms);
+    fleet.heartbeat_age_seconds.set(age.as_secs_f64());
+    fleet.set_fleet(parts.fleet.overview(parts.config.shards, now_ms));
+    fleet.set_objects(&parts.cache.counts());
+    reconcile.refresh_metrics();
+}
+
+/// The figures that go along with a heartbeat.
+pub(crate) fn stats<C: ShardCache, R: Reconcile>(
+    parts: &Parts<C>,
+    pool: &Pool<Work<C, R>>,
+    reconcile: &R,
+) -> String {
+    refresh(parts, pool, reconcile);
+    let ready = parts.health.readyz().ok;
+    let objects = parts.cache.counts().iter().sum();
+    let more = reconcile.stats();
+    crate::stats::stats(
+        &parts.metrics,
+        &parts.rates,
+        ready,
+        objects,
+        more,
+        boottime_ms(),
+    )
+}

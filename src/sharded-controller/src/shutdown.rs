@@ -1,0 +1,92 @@
+//! The order of stopping: say so, hand every shard back, then end what served them.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, ShardHost};
+use crate::health::Health;
+use shard_ownership::ownership::Event;
+
+/// Beyond the drain, for announcing that we leave and for the Lease writes themselves.
+const GRACE: Duration = Duration::from_secs(4);
+
+/// How often the process was asked to stop, and how long it may take.
+pub struct Signals {
+    count: watch::Receiver<u32>,
+    patience: Duration,
+}
+
+/// Listens to SIGTERM and SIGINT from now on.
+///
+/// # Errors
+/// When the process may not handle signals.
+pub fn signals(drain_timeout: Duration) -> std::io::Result<Signals> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (sender, count) = watch::channel(0);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                () = sender.closed() => return,
+            }
+            sender.send_modify(|count| *count += 1);
+        }
+    });
+    Ok(Signals {
+        count,
+        patience: drain_timeout + GRACE,
+    })
+}
+
+impl Signals {
+    /// Completes when the process was asked to stop.
+    pub async fn asked(&self) {
+        self.asked_times(1).await;
+    }
+
+    async fn asked_times(&self, times: u32) {
+        let mut count = self.count.clone();
+        if count.wait_for(|count| *count >= times).await.is_err() {
+            // Nobody listens to signals any more: nobody will ask.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Runs the agent; when asked to stop, has it hand back its shards. A second request, or the end
+/// of patience, ends it at once: then others wait for our Lease to run out. `None`: it came to that.
+pub async fn run_until_handed_back<H: ShardHost>(
+    parts: AgentParts<H>,
+    handle: AgentHandle,
+    signals: &Signals,
+    health: &Health,
+) -> Option<Ended> {
+    let running = agent::run(parts);
+    tokio::pin!(running);
+    tokio::select! {
+        ended = &mut running => return Some(ended),
+        () = signals.asked() => {}
+    }
+    tracing::info!("asked to stop: handing the shards back");
+    health.set("leaving", Err("asked to stop"));
+    let hand_back = async {
+        handle.send(Event::Shutdown).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = &mut running => Some(ended),
+        () = hand_back => None,
+        () = tokio::time::sleep(signals.patience) => {
+            tracing::warn!("could not hand everything back in time; our Lease runs out by itself");
+            None
+        }
+        () = signals.asked_times(2) => {
+            tracing::warn!("asked twice: stopping at once; our Lease runs out by itself");
+            None
+        }
+    }
+}

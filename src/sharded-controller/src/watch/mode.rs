@@ -1,0 +1,119 @@
+//! Finds out how the API server can be watched, at the start and whenever there is doubt.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::Notify;
+
+use super::feed::Inner;
+use super::kinds::{ShardCache, WatchedKind};
+use super::selector::probe;
+use super::trouble::Troubles;
+use crate::clock::boottime_ms;
+use crate::health::Health;
+use crate::watch::watch_mode::{ModeChooser, WatchMode};
+
+/// Pause between two questions, at least.
+const PROBE_AGAIN: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer that came at a regular hour is asked for again within this part of the time, so that
+/// the replicas of a fleet do not ask in step.
+const PROBE_JITTER: f64 = 0.2;
+
+/// What casts doubt on the way of watching.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    sent_everything: AtomicBool,
+    raised: Notify,
+}
+
+impl Doubts {
+    /// A watch failed: it may be another API server that answers next.
+    pub fn failed(&self) {
+        self.raised.notify_one();
+    }
+
+    /// An object came that the API server had been asked to leave out.
+    pub fn sent_everything(&self) {
+        if !self.sent_everything.swap(true, Ordering::AcqRel) {
+            self.raised.notify_one();
+        }
+    }
+
+    async fn raised(&self) {
+        self.raised.notified().await;
+    }
+
+    fn take_sent_everything(&self) -> bool {
+        self.sent_everything.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// Waits for the API server and finds out how to watch; where the server is not to filter, only waits.
+pub async fn first_look<C: ShardCache>(
+    client: &Client,
+    namespaces: &[String],
+    may_shard: bool,
+    troubles: &Troubles,
+    health: &Health,
+) -> WatchMode {
+    loop {
+        match ask::<C>(client, namespaces, troubles).await {
+            Ok(filters) => {
+                troubles.clear(C::Owner::PLURAL);
+                return match may_shard && filters {
+                    true => WatchMode::Sharded,
+                    false => WatchMode::Filtered,
+                };
+            }
+            Err(line) => {
+                health.set("api-server", Err(&line));
+                troubles.report(C::Owner::PLURAL, line);
+            }
+        }
+        tokio::time::sleep(PROBE_AGAIN).await;
+    }
+}
+
+async fn ask<C: ShardCache>(
+    client: &Client,
+    namespaces: &[String],
+    troubles: &Troubles,
+) -> Result<bool, String> {
+    let path = C::Owner::path(namespaces.first().map(String::as_str));
+    match tokio::time::timeout(PROBE_TIMEOUT, probe(client, &path)).await {
+        Ok(answer) => answer.map_err(|error| troubles.explain(C::Owner::PLURAL, &error)),
+        Err(_) => Err(format!(
+            "the API server does not answer ({})",
+            C::Owner::PLURAL
+        )),
+    }
+}
+
+/// Keeps the way of watching right, until the feeds are dropped.
+pub(super) async fn keep_right<C: ShardCache>(inner: Arc<Inner<C>>, mut chooser: ModeChooser) {
+    let parts = &inner.parts;
+    loop {
+        let wait_ms = chooser.probe_due_ms().saturating_sub(boottime_ms());
+        let wait = Duration::from_millis(wait_ms).mul_f64(1.0 + PROBE_JITTER * fastrand::f64());
+        tokio::select! {
+            () = inner.stop.cancelled() => return,
+            () = parts.doubts.raised() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        if parts.doubts.take_sent_everything() {
+            inner.set_mode(chooser.sent_everything(boottime_ms()));
+        }
+        match ask::<C>(&parts.client, &parts.namespaces, &parts.troubles).await {
+            Ok(filters) => inner.set_mode(chooser.probed(boottime_ms(), filters)),
+            // Those that watch report it.
+            Err(_) => parts.doubts.failed(),
+        }
+        tokio::select! {
+            () = inner.stop.cancelled() => return,
+            () = tokio::time::sleep(PROBE_AGAIN.mul_f64(1.0 + fastrand::f64())) => {}
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How the sharded kind is watched: decided by what the API server was seen to do.
+
+/// How the sharded kind is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchMode {
+    /// The API server sends each shard by itself.
+    Sharded,
+    /// The API server sends everything; this process filters.
+    Filtered,
+}
+
+impl WatchMode {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Sharded, Self::Filtered];
+
+    /// The label value.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Sharded => "sharded",
+            Self::Filtered => "filtered",
+        }
+    }
+}
+
+/// Time between two questions when nothing casts doubt on the answer.
+pub const PROBE_EVERY_MS: u64 = 600_000;
+/// How long an API server is not believed that said it filters and then did not. It doubles each
+/// time, so that API servers of two minds behind one address do not make a replica list for ever.
+const DISTRUST_MIN_MS: u64 = 60_000;
+const DISTRUST_MAX_MS: u64 = 3_600_000;
+
+/// Chooses the mode from answers and from evidence.
+#[derive(Clone, Debug)]
+pub struct ModeChooser {
+    mode: WatchMode,
+    since_ms: u64,
+    probed_ms: u64,
+    distrust_ms: u64,
+    distrust_until_ms: u64,
+}
+
+impl ModeChooser {
+    /// Begins with the mode that a first question led to.
+    #[must_use]
+    pub const fn new(now_ms: u64, mode: WatchMode) -> Self {
+        Self {
+            mode,
+            since_ms: now_ms,
+            probed_ms: now_ms,
+            distrust_ms: DISTRUST_MIN_MS,
+            distrust_until_ms: 0,
+        }
+    }
+
+    /// The API server said whether it filters.
+    pub fn probed(&mut self, now_ms: u64, filters: bool) -> WatchMode {
+        self.probed_ms = now_ms;
+        let mode = if filters && now_ms >= self.distrust_until_ms {
+            WatchMode::Sharded
+        } else {
+            WatchMode::Filtered
+        };
+        self.set(now_ms, mode)
+    }
+
+    /// It sent what it had been asked to leave out.
+    pub fn sent_everything(&mut self, now_ms: u64) -> WatchMode {
+        if self.mode == WatchMode::Filtered {
+            // A late word from a watch that has been given up.
+            return self.mode;
+        }
+        if now_ms.saturating_sub(self.since_ms) >= DISTRUST_MAX_MS {
+            self.distrust_ms = DISTRUST_MIN_MS;
+        }
+        self.distrust_until_ms = now_ms.saturating_add(self.distrust_ms);
+        self.distrust_ms = self.distrust_ms.saturating_mul(2).min(DISTRUST_MAX_MS);
+        self.set(now_ms, WatchMode::Filtered)
+    }
+
+    /// When to ask again, if nothing casts doubt before.
+    #[must_use]
+    pub fn probe_due_ms(&self) -> u64 {
+        let regular_ms = self.probed_ms.saturating_add(PROBE_EVERY_MS);
+        if self.distrust_until_ms > self.probed_ms {
+            regular_ms.min(self.distrust_until_ms)
+        } else {
+            regular_ms
+        }
+    }
+
+    fn set(&mut self, now_ms: u64, mode: WatchMode) -> WatchMode {
+        if self.mode != mode {
+            self.since_ms = now_ms;
+            self.mode = mode;
+        }
+        mode
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_decides_at_once_in_both_directions() {
+        let mut chooser = ModeChooser::new(0, WatchMode::Sharded);
+        assert_eq!(chooser.probed(10, false), WatchMode::Filtered);
+        assert_eq!(chooser.probed(20, true), WatchMode::Sharded);
+        assert_eq!(chooser.probe_due_ms(), 20 + PROBE_EVERY_MS);
+    }
+
+    #[test]
+    fn a_server_that_did_not_filter_is_not_believed_for_a_while_and_longer_each_time() {
+        let mut chooser = ModeChooser::new(0, WatchMode::Sharded);
+        let mut now_ms = 1000;
+        let mut waited = Vec::new();
+        for _ in 0..9 {
+            assert_eq!(chooser.sent_everything(now_ms), WatchMode::Filtered);
+            assert_eq!(chooser.probed(now_ms + 1, true), WatchMode::Filtered);
+            let begun_ms = now_ms;
+            while chooser.probed(now_ms, true) == WatchMode::Filtered {
+                assert!(chooser.probe_due_ms() > now_ms, "asked without a pause");
+                now_ms = chooser.probe_due_ms();
+            }
+            waited.push(now_ms - begun_ms);
+        }
+        assert_eq!(waited[..3], [60_000, 120_000, 240_000]);
+        assert_eq!(*waited.iter().max().unwrap_or(&0), DISTRUST_MAX_MS);
+        // Long after, it is judged afresh.
+        now_ms += DISTRUST_MAX_MS;
+        chooser.sent_everything(now_ms);
+        assert_eq!(
+            chooser.probed(now_ms + DISTRUST_MIN_MS, true),
+            WatchMode::Sharded
+        );
+    }
+
+    #[test]
+    fn a_late_word_from_a_watch_given_up_changes_nothing() {
+        let mut chooser = ModeChooser::new(0, WatchMode::Filtered);
+        assert_eq!(chooser.sent_everything(5), WatchMode::Filtered);
+        assert_eq!(chooser.probed(6, true), WatchMode::Sharded);
+    }
+}

@@ -1,0 +1,282 @@
+//! What the API server sends in a list or a watch, read no further than it is needed.
+//!
+//! `managedFields` and other people's annotations are passed over: they are never decoded, and make
+//! up more than half of an object.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::object::ObjectKey;
+
+/// Which annotations of an object are decoded.
+pub trait Annotations {
+    /// What their names begin with.
+    const PREFIX: &'static str;
+}
+
+/// All annotations.
+pub struct All;
+
+impl Annotations for All {
+    const PREFIX: &'static str = "";
+}
+
+/// One line of a watch.
+#[derive(Deserialize)]
+pub struct Line<'a> {
+    /// `ADDED`, `MODIFIED`, `DELETED`, `BOOKMARK` or `ERROR`.
+    #[serde(borrow, rename = "type")]
+    pub what: Cow<'a, str>,
+    /// The object, not read yet.
+    #[serde(borrow)]
+    pub object: &'a RawValue,
+}
+
+/// One page of a list.
+#[derive(Deserialize)]
+pub struct Page<'a> {
+    /// Where the list stands.
+    #[serde(borrow)]
+    pub metadata: PageMeta<'a>,
+    /// The objects, not read yet.
+    #[serde(borrow, default, deserialize_with = "null_is_empty")]
+    pub items: Vec<&'a RawValue>,
+}
+
+/// A list of metadata with nothing in it says `null`.
+fn null_is_empty<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<&'de RawValue>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
+/// See [`Page`].
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PageMeta<'a> {
+    /// From where to watch.
+    #[serde(borrow, default)]
+    pub resource_version: Cow<'a, str>,
+    /// How to ask for the next page; empty after the last.
+    #[serde(borrow, default, rename = "continue")]
+    pub next: Cow<'a, str>,
+}
+
+/// What tells which object it is: all that is read of one that lies in no shard of ours.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Head<'a> {
+    #[serde(borrow, default)]
+    name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    namespace: Cow<'a, str>,
+    /// Uid.
+    #[serde(borrow, default)]
+    pub uid: Cow<'a, str>,
+    /// Resource version.
+    #[serde(borrow, default)]
+    pub resource_version: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct Headed<'a> {
+    #[serde(borrow)]
+    metadata: Head<'a>,
+}
+
+impl<'a> Head<'a> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When the text is no object with metadata.
+    pub fn read(object: &'a RawValue) -> serde_json::Result<Self> {
+        serde_json::from_str::<Headed<'_>>(object.get()).map(|headed| headed.metadata)
+    }
+
+    /// Namespace and name.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        ObjectKey::new(&self.namespace, &self.name)
+    }
+}
+
+/// What a bookmark says.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Bookmark {
+    /// From where to go on.
+    pub resource_version: String,
+    /// Whether everything that was there has been sent.
+    pub ends_list: bool,
+}
+
+impl Bookmark {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When the text is no object with metadata.
+    pub fn read(object: &RawValue) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Meta {
+            resource_version: String,
+            #[serde(default)]
+            annotations: BTreeMap<String, String>,
+        }
+        #[derive(Deserialize)]
+        struct Object {
+            metadata: Meta,
+        }
+        let meta = serde_json::from_str::<Object>(object.get())?.metadata;
+        Ok(Self {
+            ends_list: meta.annotations.contains_key("k8s.io/initial-events-end"),
+            resource_version: meta.resource_version,
+        })
+    }
+}
+
+/// The metadata of an object as it arrives: what is of no use here is never decoded. `A` chooses the
+/// annotations.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", bound = "A: Annotations")]
+pub struct ArrivedMeta<A> {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    generation: Option<i64>,
+    deletion_timestamp: Option<Time>,
+    finalizers: Option<Vec<String>>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<Chosen<A>>,
+    owner_references: Option<Vec<OwnerReference>>,
+}
+
+impl<A> From<ArrivedMeta<A>> for ObjectMeta {
+    fn from(meta: ArrivedMeta<A>) -> Self {
+        Self {
+            name: meta.name,
+            namespace: meta.namespace,
+            uid: meta.uid,
+            resource_version: meta.resource_version,
+            generation: meta.generation,
+            deletion_timestamp: meta.deletion_timestamp,
+            finalizers: meta.finalizers,
+            labels: meta.labels,
+            annotations: meta.annotations.map(|chosen| chosen.found),
+            owner_references: meta.owner_references,
+            ..Self::default()
+        }
+    }
+}
+
+struct Chosen<A> {
+    found: BTreeMap<String, String>,
+    chosen_by: PhantomData<A>,
+}
+
+impl<'de, A: Annotations> Deserialize<'de> for Chosen<A> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Choice<A>(PhantomData<A>);
+        impl<'de, A: Annotations> Visitor<'de> for Choice<A> {
+            type Value = Chosen<A>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut found = BTreeMap::new();
+                while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
+                    if key.starts_with(A::PREFIX) {
+                        found.insert(key.into_owned(), map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Chosen {
+                    found,
+                    chosen_by: PhantomData,
+                })
+            }
+        }
+        deserializer.deserialize_map(Choice(PhantomData))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    struct Ours;
+
+    impl Annotations for Ours {
+        const PREFIX: &'static str = "example.io/";
+    }
+
+    const EVENT: &str = r#"{"type":"MODIFIED","object":{"kind":"X","metadata":{
+        "name":"a","namespace":"n","uid":"u","resourceVersion":"7","generation":3,
+        "annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{\"a\":1}",
+            "example.io/fencing-token":"t/001/1/h/c","example.com/note":"x"},
+        "labels":{"example.io/bucket":"3"},
+        "managedFields":[{"manager":"m","fieldsV1":{"f:metadata":{}}}]},"spec":{"a":[1,2]}}}"#;
+
+    #[test]
+    fn a_head_is_read_without_the_rest() {
+        let line: Line<'_> = serde_json::from_slice(EVENT.as_bytes()).unwrap();
+        assert_eq!(line.what, "MODIFIED");
+        let head = Head::read(line.object).unwrap();
+        assert_eq!(head.key(), ObjectKey::new("n", "a"));
+        assert_eq!((&*head.uid, &*head.resource_version), ("u", "7"));
+        assert!(matches!(head.uid, Cow::Borrowed(_)), "the uid was copied");
+    }
+
+    #[test]
+    fn managed_fields_and_annotations_of_others_are_dropped_on_arrival() {
+        #[derive(Deserialize)]
+        struct Object {
+            metadata: ArrivedMeta<Ours>,
+        }
+        let line: Line<'_> = serde_json::from_str(EVENT).unwrap();
+        let object: Object = serde_json::from_str(line.object.get()).unwrap();
+        let meta = ObjectMeta::from(object.metadata);
+        assert_eq!(meta.managed_fields, None);
+        let annotations: Vec<String> = meta.annotations.unwrap().into_keys().collect();
+        assert_eq!(annotations, ["example.io/fencing-token"]);
+        assert_eq!((meta.generation, meta.uid.as_deref()), (Some(3), Some("u")));
+        assert_eq!(meta.labels.unwrap()["example.io/bucket"], "3");
+    }
+
+    #[test]
+    fn the_bookmark_that_ends_a_list_is_told_from_others() {
+        let bookmark = |text: &str| Bookmark::read(serde_json::from_str(text).unwrap()).unwrap();
+        let plain = bookmark(r#"{"metadata":{"resourceVersion":"9"}}"#);
+        assert!(!plain.ends_list && plain.resource_version == "9");
+        let last = r#"{"metadata":{"resourceVersion":"9","annotations":{"k8s.io/initial-events-end":"true"}}}"#;
+        assert!(bookmark(last).ends_list);
+    }
+
+    #[test]
+    fn a_page_says_where_it_stands() {
+        let text = r#"{"kind":"List","metadata":{"resourceVersion":"5","continue":"t"},"items":[{"a":1},{}]}"#;
+        let page: Page<'_> = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (&*page.metadata.resource_version, &*page.metadata.next),
+            ("5", "t")
+        );
+        assert_eq!(page.items.len(), 2);
+        for empty in [r#"{"metadata":{}}"#, r#"{"metadata":{},"items":null}"#] {
+            let last: Page<'_> = serde_json::from_str(empty).unwrap();
+            assert!(last.metadata.next.is_empty() && last.items.is_empty());
+        }
+    }
+}
