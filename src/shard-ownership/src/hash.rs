@@ -56,6 +56,9 @@ pub struct ShardCount(u16);
 pub struct BadShardCount(pub u64);
 
 impl ShardCount {
+    /// 32 shards: enough for tens of replicas, and few enough Leases.
+    pub const DEFAULT: Self = Self(32);
+
     /// A count, checked.
     ///
     /// # Errors

@@ -56,6 +56,38 @@ pub struct ConfigError {
 }
 
 impl Config {
+    /// Defaults, with what a Pod knows of itself from the environment: `POD_NAMESPACE` (else
+    /// `namespace`), `POD_NAME`, `POD_UID`, `POD_TEMPLATE_HASH`, and `LISTEN` as the address of the HTTP
+    /// server.
+    ///
+    /// # Errors
+    /// When `LISTEN` is no address.
+    pub fn from_env(namespace: &str) -> Result<Self, ConfigError> {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let listen = set("LISTEN").unwrap_or_else(|| "0.0.0.0:8080".to_owned());
+        let listen = listen.parse().map_err(|_| ConfigError {
+            flag: "LISTEN",
+            value: listen,
+            allowed: "must be an address and a port, such as 0.0.0.0:8080".to_owned(),
+        })?;
+        Ok(Self {
+            namespace: set("POD_NAMESPACE").unwrap_or_else(|| namespace.to_owned()),
+            identity: set("POD_NAME").unwrap_or_else(random_identity),
+            pod_uid: set("POD_UID").unwrap_or_default(),
+            revision: set("POD_TEMPLATE_HASH").unwrap_or_default(),
+            served: Vec::new(),
+            shards: ShardCount::DEFAULT,
+            lease_duration: Duration::from_secs(6),
+            renew_interval: Duration::from_secs(2),
+            drain_timeout: Duration::from_secs(10),
+            pool: PoolConfig::default(),
+            require_fence: true,
+            allow_unfenced: false,
+            sharded_watch: true,
+            listen,
+        })
+    }
+
     /// What the ownership machine needs to know.
     ///
     /// # Errors

@@ -78,6 +78,19 @@ pub enum Belongs {
     ByToken,
 }
 
+impl Owner {
+    /// A kind of which nothing may be written: no finalizer, no status.
+    #[must_use]
+    pub fn read_only(group: &str, kind: &str, resource: &str) -> Self {
+        Self {
+            group: group.to_owned(),
+            kind: kind.to_owned(),
+            resource: resource.to_owned(),
+            written: false,
+        }
+    }
+}
+
 impl FencedKind {
     /// A kind of which objects are created, changed and deleted, and that has subresources.
     #[must_use]

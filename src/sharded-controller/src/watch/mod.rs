@@ -5,6 +5,7 @@ pub mod firsts;
 pub mod kinds;
 pub mod lists;
 pub mod mode;
+pub mod object_cache;
 pub mod request;
 pub mod selector;
 pub mod source;
