@@ -21,11 +21,11 @@ use sharded_controller::fleet::agent;
 use sharded_controller::health::Health;
 use sharded_controller::metrics::Metrics;
 use sharded_controller::object::ObjectKey;
-use sharded_controller::watch::feed::{FeedParts, Feeds};
+use sharded_controller::watch::feed::{ReflectorParts, ShardReflector};
 use sharded_controller::watch::kinds::ShardCache as _;
 use sharded_controller::watch::lists::Lists;
-use sharded_controller::watch::mode::{Doubts, first_look};
-use sharded_controller::watch::trouble::Troubles;
+use sharded_controller::watch::mode::{FilterDoubts, detect_mode};
+use sharded_controller::watch::trouble::ApiErrors;
 use sharded_controller::watch::watch_mode::WatchMode;
 use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, wait_for};
 use tokio::net::{TcpListener, TcpStream};
@@ -57,7 +57,7 @@ pub(crate) fn shards(count: u64) -> ShardCount {
 
 /// The watches of one replica.
 pub(crate) struct Replica {
-    pub(crate) feeds: Feeds<Store>,
+    pub(crate) reflector: ShardReflector<Store>,
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watched: BTreeSet<ShardId>,
@@ -70,25 +70,25 @@ impl Replica {
         let (handle, events) = agent::channel();
         let store = Arc::new(Store::new(count));
         let metrics = Arc::new(Metrics::register(Registry::new(), NAMES).unwrap());
-        let troubles = Arc::new(Troubles::new::<Store>(&NAMES));
+        let api_errors = Arc::new(ApiErrors::new::<Store>(&NAMES));
         let health = Health::new(&["api-server"]);
-        let mode = first_look::<Store>(&client, &[], true, &troubles, &health).await;
-        let parts = FeedParts {
+        let mode = detect_mode::<Store>(&client, &[], true, &api_errors, &health).await;
+        let parts = ReflectorParts {
             names: NAMES,
             client,
             namespaces: Vec::new(),
             count,
             store: Arc::clone(&store),
-            troubles,
+            api_errors,
             metrics: Arc::clone(&metrics),
             on_change: Box::new(|_, _| {}),
             agent: handle,
             lists: Lists::default(),
-            doubts: Doubts::default(),
-            firsts: Arc::default(),
+            doubts: FilterDoubts::default(),
+            first_reconciles: Arc::default(),
         };
         Self {
-            feeds: Feeds::new(Arc::new(parts), mode, true),
+            reflector: ShardReflector::new(Arc::new(parts), mode, true),
             store,
             metrics,
             watched: BTreeSet::new(),
@@ -98,13 +98,13 @@ impl Replica {
 
     pub(crate) fn watch(&mut self, shard: ShardId) {
         if self.watched.insert(shard) {
-            self.feeds.watch(shard);
+            self.reflector.watch(shard);
         }
     }
 
     pub(crate) fn unwatch(&mut self, shard: ShardId) {
         if self.watched.remove(&shard) {
-            self.feeds.unwatch(shard);
+            self.reflector.unwatch(shard);
         }
     }
 
@@ -134,7 +134,7 @@ impl Replica {
 pub(crate) async fn until_mode(replicas: &Mutex<Vec<Replica>>, mode: WatchMode) {
     wait_for(format!("the mode {mode:?}"), PATIENCE, || async {
         let replicas = replicas.lock().unwrap();
-        let modes: Vec<WatchMode> = replicas.iter().map(|r| r.feeds.mode()).collect();
+        let modes: Vec<WatchMode> = replicas.iter().map(|r| r.reflector.mode()).collect();
         let met = modes.iter().all(|now| *now == mode);
         Ok(Progress::when(met, (), || format!("{modes:?}")))
     })

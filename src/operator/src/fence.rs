@@ -1,13 +1,13 @@
 //! The admission policies of this operator: what it writes, for the library's generator.
 
-use sharded_controller::fence_policies::{Belongs, Fence, FencedKind, Owner};
+use sharded_controller::fence_policies::{Fence, FencedKind, Owner, OwnerReference};
 
 use crate::api::names::{self, NAMES};
 
 /// The fence of this operator, installed in `namespace`.
 #[must_use]
 pub fn fence(namespace: &str) -> Fence {
-    let child = |group, resource| FencedKind::new(group, resource, Belongs::ByController);
+    let child = |group, resource| FencedKind::new(group, resource, OwnerReference::ByController);
     Fence {
         names: NAMES,
         namespace: namespace.to_owned(),
@@ -30,8 +30,8 @@ pub fn fence(namespace: &str) -> Fence {
                 has_subresources: false,
                 ..child("", "secrets")
             },
-            FencedKind::new("", "persistentvolumeclaims", Belongs::ByLabel),
-            FencedKind::new("", "pods", Belongs::ByToken),
+            FencedKind::new("", "persistentvolumeclaims", OwnerReference::ByLabel),
+            FencedKind::new("", "pods", OwnerReference::ByToken),
             child("policy", "poddisruptionbudgets"),
         ],
     }

@@ -83,6 +83,6 @@ impl Observer {
             watching_seconds: watching_ms as f64 / 1000.0,
             at: now.to_string(),
         };
-        Some(view.with_observer(observer).judged())
+        Some(view.with_observer(observer).with_problems())
     }
 }

@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_namespaces_are_another_text_however_long_the_list() {
+    fn different_namespace_lists_have_different_text_at_any_length() {
         let names = |count: usize| -> Vec<String> {
             (0..count).map(|n| format!("namespace-{n:04}")).collect()
         };
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_version_is_known_as_such_only_between_numbers() {
+    fn versions_are_ordered_only_if_both_are_numbers() {
         let version = |rv: &str| Version {
             uid: "u".into(),
             resource_version: rv.into(),

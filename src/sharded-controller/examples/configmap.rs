@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use shard_ownership::hash::Bucket;
 use sharded_controller::config::Config;
 use sharded_controller::controller::Controller;
-use sharded_controller::fence_policies::{Belongs, Fence, FencedKind, Owner};
+use sharded_controller::fence_policies::{Fence, FencedKind, Owner, OwnerReference};
 use sharded_controller::fleet::shard_table::ShardTable;
 use sharded_controller::names::Names;
 use sharded_controller::object::ObjectKey;
@@ -108,7 +108,7 @@ fn derived(
 
 /// The admission policies: what this operator writes, and for whom.
 fn fence(namespace: &str) -> Fence {
-    let kind = FencedKind::new("", "configmaps", Belongs::ByController);
+    let kind = FencedKind::new("", "configmaps", OwnerReference::ByController);
     Fence {
         names: NAMES,
         namespace: namespace.to_owned(),

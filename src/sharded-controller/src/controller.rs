@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{ClientKind, build_client};
 use crate::config::{Config, ConfigError};
 use crate::credentials::is_bound_to_pod;
-use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended};
+use crate::fleet::agent::{self, AgentHandle, AgentParts, ExitReason};
 use crate::fleet::fence::{FenceMonitor, FenceProbe, LeaseRefresher, TABLE_CHECK};
 use crate::fleet::leader::{Leader, LeaderParts};
 use crate::fleet::leases::{LeaseCodec, LeaseStore, SelfDescription};
@@ -34,12 +34,12 @@ use crate::process::ProcessCollector;
 use crate::reporting;
 use crate::shutdown::{self, Signals};
 use crate::stats::Rates;
-use crate::watch::feed::{FeedParts, Feeds};
-use crate::watch::firsts::FirstRuns;
+use crate::watch::feed::{ReflectorParts, ShardReflector};
+use crate::watch::firsts::FirstReconcileTimer;
 use crate::watch::kinds::{ShardCache, WatchedKind as _};
 use crate::watch::lists::Lists;
-use crate::watch::mode::{Doubts, first_look};
-use crate::watch::trouble::Troubles;
+use crate::watch::mode::{FilterDoubts, detect_mode};
+use crate::watch::trouble::ApiErrors;
 use crate::watch::watch_mode::WatchMode;
 use crate::write::GuardedClient;
 
@@ -118,14 +118,14 @@ pub(crate) struct Parts<C> {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Arc<Health>,
     /// How often the health loop has run.
-    pub(crate) looks: AtomicU64,
-    pub(crate) troubles: Arc<Troubles>,
+    pub(crate) checks: AtomicU64,
+    pub(crate) api_errors: Arc<ApiErrors>,
     pub(crate) process: ProcessCollector,
     pub(crate) fleet: Arc<FleetState>,
     pub(crate) cache: Arc<C>,
     pub(crate) client: GuardedClient,
     pub(crate) refresher: OnceLock<LeaseRefresher>,
-    pub(crate) firsts: Arc<FirstRuns>,
+    pub(crate) first_reconciles: Arc<FirstReconcileTimer>,
 }
 
 impl<C: ShardCache> Controller<C> {
@@ -158,14 +158,14 @@ impl<C: ShardCache> Controller<C> {
             names,
             rates: Rates::default(),
             health: Arc::new(Health::new(&["api-server", "leases", TABLE_CHECK])),
-            looks: AtomicU64::new(0),
-            troubles: Arc::new(Troubles::new::<C>(&names)),
+            checks: AtomicU64::new(0),
+            api_errors: Arc::new(ApiErrors::new::<C>(&names)),
             process: ProcessCollector::new(Arc::clone(&metrics), runtime),
             fleet: Arc::new(FleetState::new(names, &served)),
             cache,
             client: GuardedClient::new(clients.write.clone(), names, Arc::clone(&metrics)),
             refresher: OnceLock::new(),
-            firsts: Arc::default(),
+            first_reconciles: Arc::default(),
             config: config.clone(),
             served,
             metrics,
@@ -238,7 +238,7 @@ impl<C: ShardCache> Controller<C> {
         stop.cancel();
         replica.pool.shutdown().await;
         let _ended = serving.await;
-        if ended == Some(Ended::IdentityTaken) {
+        if ended == Some(ExitReason::IdentityTaken) {
             return Err(ControllerError::IdentityTaken {
                 identity: config.identity,
             });
@@ -265,24 +265,24 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
         settings: Settings,
         signals: &Signals,
         stop: &CancellationToken,
-    ) -> Option<Ended> {
+    ) -> Option<ExitReason> {
         let parts = &self.parts;
-        let look = first_look::<C>(
+        let mode = detect_mode::<C>(
             &self.clients.watch,
             &parts.config.served,
             parts.config.sharded_watch,
-            &parts.troubles,
+            &parts.api_errors,
             &parts.health,
         );
         let mode = tokio::select! {
-            mode = look => mode,
-            () = signals.asked() => return Some(Ended::HandedBack),
+            mode = mode => mode,
+            () = signals.asked() => return Some(ExitReason::HandedBack),
         };
         tracing::info!(mode = mode.label(), "watching");
         let mut fence = self.fence();
         tokio::select! {
             () = fence.before_start() => {}
-            () = signals.asked() => return Some(Ended::HandedBack),
+            () = signals.asked() => return Some(ExitReason::HandedBack),
         }
         let fencing = self.part("the fence's monitor", fence.run(stop.child_token()), stop);
         let reporting = reporting::health_loop(
@@ -375,7 +375,7 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
             watch_api: Api::namespaced(self.clients.watch.clone(), namespace),
             watch_table: Api::namespaced_with(self.clients.watch.clone(), namespace, &names),
             host: Host::new(
-                self.feeds(handle.clone(), mode),
+                self.reflector(handle.clone(), mode),
                 Arc::clone(&self.pool),
                 self.work.clone(),
                 handle,
@@ -387,7 +387,7 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
         }
     }
 
-    fn feeds(&self, agent: AgentHandle, mode: WatchMode) -> Feeds<C> {
+    fn reflector(&self, agent: AgentHandle, mode: WatchMode) -> ShardReflector<C> {
         let (parts, pool) = (&self.parts, Arc::clone(&self.pool));
         let config = &parts.config;
         // A shard that is not admitted yet takes nothing: all its objects are queued when it is. What
@@ -395,21 +395,21 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
         let on_change = move |shard, key: &ObjectKey| {
             let _not_now = pool.enqueue(shard, key, Duration::ZERO);
         };
-        let feed = FeedParts {
+        let feed = ReflectorParts {
             names: parts.names,
             client: self.clients.watch.clone(),
             namespaces: config.served.clone(),
             count: config.shards,
             store: Arc::clone(&parts.cache),
-            troubles: Arc::clone(&parts.troubles),
+            api_errors: Arc::clone(&parts.api_errors),
             metrics: Arc::clone(&parts.metrics),
             on_change: Box::new(on_change),
             agent,
             lists: Lists::default(),
-            doubts: Doubts::default(),
-            firsts: Arc::clone(&parts.firsts),
+            doubts: FilterDoubts::default(),
+            first_reconciles: Arc::clone(&parts.first_reconciles),
         };
-        Feeds::new(Arc::new(feed), mode, config.sharded_watch)
+        ShardReflector::new(Arc::new(feed), mode, config.sharded_watch)
     }
 }
 

@@ -12,10 +12,10 @@ use crate::fleet::agent::{AgentHandle, ShardHost};
 use crate::object::ObjectKey;
 use crate::outcome::{Failure, Outcome};
 use crate::permit::ShardPermit;
-use crate::planted::{Fault, is_planted};
+use crate::planted::{Failpoint, is_active};
 use crate::pool::{Backlog, Pool, Reconcile};
 use crate::reporting;
-use crate::watch::feed::Feeds;
+use crate::watch::feed::ShardReflector;
 use crate::watch::kinds::ShardCache;
 
 /// The reconciler as the pool runs it: what the fence refuses has ownership read afresh.
@@ -50,7 +50,7 @@ impl<C: ShardCache, R: Reconcile> Reconcile for Work<C, R> {
         backlog: &dyn Backlog,
     ) -> Result<Outcome, Failure> {
         let parts = &self.parts;
-        if let Some(took) = parts.firsts.run(permit.shard()) {
+        if let Some(took) = parts.first_reconciles.run(permit.shard()) {
             let histogram = &parts.metrics.watch.shard_first_reconcile_seconds;
             histogram.observe(took.as_secs_f64());
         }
@@ -66,7 +66,7 @@ impl<C: ShardCache, R: Reconcile> Reconcile for Work<C, R> {
 
 /// Watches, queue and workers, as the agent commands them.
 pub(crate) struct Host<C: ShardCache, R> {
-    feeds: Feeds<C>,
+    reflector: ShardReflector<C>,
     pool: Arc<Pool<Work<C, R>>>,
     work: Work<C, R>,
     agent: AgentHandle,
@@ -75,13 +75,13 @@ pub(crate) struct Host<C: ShardCache, R> {
 
 impl<C: ShardCache, R> Host<C, R> {
     pub(crate) fn new(
-        feeds: Feeds<C>,
+        reflector: ShardReflector<C>,
         pool: Arc<Pool<Work<C, R>>>,
         work: Work<C, R>,
         agent: AgentHandle,
     ) -> Self {
         Self {
-            feeds,
+            reflector,
             pool,
             work,
             agent,
@@ -92,12 +92,12 @@ impl<C: ShardCache, R> Host<C, R> {
 
 impl<C: ShardCache, R: Reconcile> ShardHost for Host<C, R> {
     fn watch(&mut self, shard: ShardId) {
-        self.feeds.watch(shard);
+        self.reflector.watch(shard);
     }
 
     fn unwatch(&mut self, shard: ShardId) {
         self.pool.stop_shard(shard);
-        self.feeds.unwatch(shard);
+        self.reflector.unwatch(shard);
         self.work.parts.client.refused().forget(shard);
         let reconcile = Arc::clone(&self.work.reconcile);
         self.tasks
@@ -106,9 +106,9 @@ impl<C: ShardCache, R: Reconcile> ShardHost for Host<C, R> {
 
     fn admit(&mut self, permit: ShardPermit) {
         let shard = permit.shard();
-        self.feeds.admitted(shard);
+        self.reflector.admitted(shard);
         self.pool.start_shard(permit);
-        if is_planted(Fault::Resync) {
+        if is_active(Failpoint::Resync) {
             return;
         }
         for key in self.work.parts.cache.keys(shard) {
@@ -119,7 +119,7 @@ impl<C: ShardCache, R: Reconcile> ShardHost for Host<C, R> {
     fn drain(&mut self, shard: ShardId) {
         let (pool, agent) = (Arc::clone(&self.pool), self.agent.clone());
         self.tasks.spawn(async move {
-            if is_planted(Fault::Drain) || pool.drain_shard(shard).await {
+            if is_active(Failpoint::Drain) || pool.drain_shard(shard).await {
                 agent.send(Event::Drained(shard)).await;
             }
         });

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::boottime_ms;
 use crate::outcome::Failure;
-use crate::planted::{Fault, is_planted};
+use crate::planted::{Failpoint, is_active};
 use crate::refusal::Refusal;
 use crate::write::Write;
 use shard_ownership::hash::ShardId;
@@ -91,7 +91,7 @@ impl ShardPermit {
     /// # Errors
     /// When the shard was stopped or the incarnation's validity has run out.
     pub fn check(&self) -> Result<(), PermitLost> {
-        let valid = self.inner.validity.holds() || is_planted(Fault::Validity);
+        let valid = self.inner.validity.holds() || is_active(Failpoint::Validity);
         if self.inner.ended.is_cancelled() || !valid {
             return Err(PermitLost {
                 shard: self.inner.token.shard,

@@ -14,7 +14,7 @@ use crate::controller::{Parts, Replica};
 use crate::fleet::fence::TABLE_CHECK;
 use crate::fleet::state::Standing;
 use crate::host::Work;
-use crate::liveness::{LOOK_EVERY, Progress, oversee};
+use crate::liveness::{CHECK_EVERY, Progress, monitor};
 use crate::names::Names;
 use crate::pool::{Pool, Reconcile};
 use crate::server::Server;
@@ -48,17 +48,17 @@ pub(crate) fn serve<C: ShardCache, R: Reconcile>(
         let _registered_there = runtime.enter();
         TcpListener::from_std(listener)?
     };
-    let (looks, health) = (Arc::clone(parts), Arc::clone(&parts.health));
-    let looks = move || looks.looks.load(Ordering::Relaxed);
-    let overseer = oversee(looks, health, stop.child_token());
+    let (checks, health) = (Arc::clone(parts), Arc::clone(&parts.health));
+    let checks = move || checks.checks.load(Ordering::Relaxed);
+    let monitoring = monitor(checks, health, stop.child_token());
     let serving = server.serve(listener, stop.child_token());
     let (ended, has_ended) = oneshot::channel();
     // Not one of the runtime's own blocking threads: the end of the process would wait for those.
     std::thread::Builder::new()
         .name("http".to_owned())
         .spawn(move || {
-            runtime.block_on(async { tokio::join!(serving, overseer) });
-            let _nobody_waits = ended.send(());
+            runtime.block_on(async { tokio::join!(serving, monitoring) });
+            let _no_receiver = ended.send(());
         })?;
     Ok(has_ended)
 }
@@ -70,14 +70,14 @@ pub(crate) async fn health_loop<C: ShardCache, R: Reconcile>(
     work: Work<C, R>,
     stop: CancellationToken,
 ) {
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut ticks = tokio::time::interval(CHECK_EVERY);
     let mut agent = Progress::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        parts.looks.fetch_add(1, Ordering::Relaxed);
+        parts.checks.fetch_add(1, Ordering::Relaxed);
         work.reconcile.maintain().await;
         pool.add_missing(|shard| parts.cache.keys(shard));
         let standing = parts.fleet.standing();
@@ -91,8 +91,8 @@ pub(crate) async fn health_loop<C: ShardCache, R: Reconcile>(
                 .give_up("the task that starts reconciles has ended");
         }
         match &standing.watch_error {
-            Some(line) => parts.troubles.report("leases", line.clone()),
-            None if standing.settled => parts.troubles.clear("leases"),
+            Some(line) => parts.api_errors.report("leases", line.clone()),
+            None if standing.settled => parts.api_errors.clear("leases"),
             None => {}
         }
         let waiting = "our member Lease is not in force: the API server does not take renewals";
@@ -107,11 +107,11 @@ pub(crate) async fn health_loop<C: ShardCache, R: Reconcile>(
         }
         report_refused_writes(&parts);
         let missing = standing.table_kind_missing.as_deref();
-        match missing.or_else(|| parts.troubles.missing_kind()) {
+        match missing.or_else(|| parts.api_errors.missing_kind()) {
             None => parts.health.ok(KIND_CHECK),
             Some(problem) => parts.health.set(KIND_CHECK, Err(problem)),
         }
-        match parts.troubles.summary() {
+        match parts.api_errors.summary() {
             Some(line) => parts.health.set("api-server", Err(line)),
             None => parts.health.ok("api-server"),
         }

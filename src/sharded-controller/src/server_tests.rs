@@ -49,16 +49,16 @@ async fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
     // A reset is one way of being closed.
-    let _ = read.expect_or_tell("the server to close the connection");
+    let _ = read.expect_or_report("the server to close the connection");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-trait ExpectOrTell<T> {
-    fn expect_or_tell(self, what: &str) -> T;
+trait ExpectOrReport<T> {
+    fn expect_or_report(self, what: &str) -> T;
 }
 
-impl<T, E> ExpectOrTell<T> for Result<T, E> {
-    fn expect_or_tell(self, what: &str) -> T {
+impl<T, E> ExpectOrReport<T> for Result<T, E> {
+    fn expect_or_report(self, what: &str) -> T {
         self.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
     }
 }
@@ -102,7 +102,7 @@ async fn metrics_are_refreshed_at_each_scrape() {
 }
 
 #[tokio::test]
-async fn readiness_explains_itself_and_liveness_bears_trouble_outside() {
+async fn readiness_reports_reasons_and_liveness_ignores_external_failures() {
     let running = start().await;
     let (status, text) = get(running.address, "/readyz").await;
     assert_eq!(status, 503);
@@ -118,7 +118,7 @@ async fn readiness_explains_itself_and_liveness_bears_trouble_outside() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_idle_connections_do_no_harm() {
+async fn thousand_idle_connections_are_tolerated() {
     let nofile = rustix::process::Resource::Nofile;
     let mut limit = rustix::process::getrlimit(nofile);
     limit.current = limit.maximum;
@@ -150,7 +150,7 @@ async fn a_thousand_idle_connections_do_no_harm() {
     let begun = Instant::now();
     running.stop.cancel();
     let stopped = tokio::time::timeout(PATIENCE, running.task).await;
-    stopped.expect_or_tell("the server to stop").unwrap();
+    stopped.expect_or_report("the server to stop").unwrap();
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -196,6 +196,6 @@ async fn stopping_ends_kept_connections_and_takes_no_new_ones() {
     let rest = read_all(&mut kept).await;
     assert!(rest.contains("livez check passed"), "{rest}");
     let stopped = tokio::time::timeout(PATIENCE, running.task).await;
-    stopped.expect_or_tell("the server to stop").unwrap();
+    stopped.expect_or_report("the server to stop").unwrap();
     assert!(TcpStream::connect(running.address).await.is_err());
 }

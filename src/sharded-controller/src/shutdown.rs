@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, ShardHost};
+use crate::fleet::agent::{self, AgentHandle, AgentParts, ExitReason, ShardHost};
 use crate::health::Health;
 use shard_ownership::ownership::Event;
 
@@ -64,7 +64,7 @@ pub async fn run_until_handed_back<H: ShardHost>(
     handle: AgentHandle,
     signals: &Signals,
     health: &Health,
-) -> Option<Ended> {
+) -> Option<ExitReason> {
     let running = agent::run(parts);
     tokio::pin!(running);
     tokio::select! {

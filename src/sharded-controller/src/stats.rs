@@ -38,7 +38,7 @@ pub struct Rate {
 
 impl Rates {
     /// The rates now.
-    pub fn look(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
+    pub fn update(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let age_ms = |sample: &Sample| now_ms.saturating_sub(sample.at_ms);
         while samples
@@ -89,15 +89,15 @@ pub fn stats(
     let (pool, process) = (&metrics.pool, &metrics.process);
     let cpu_seconds = process.process_cpu_seconds_total.get();
     let failures = pool.reconcile_errors_total.with_label_values(one).get();
-    let rate = rates.look(now_ms, cpu_seconds, failures);
+    let rate = rates.update(now_ms, cpu_seconds, failures);
     let depth = pool
         .workqueue_depth
         .with_label_values(&[controller, controller, ""]);
     let workers = pool.max_concurrent_reconciles.with_label_values(one);
-    let mut figures = Map::new();
+    let mut stats = Map::new();
     let mut set = |name: &str, value: f64| {
         let rounded = (value * 1000.0).round() / 1000.0;
-        figures.insert(name.to_owned(), Value::from(rounded));
+        stats.insert(name.to_owned(), Value::from(rounded));
     };
     set("ready", f64::from(u8::from(ready)));
     set("cpu_seconds", cpu_seconds);
@@ -132,8 +132,8 @@ pub fn stats(
     }
     set("objects", objects as f64);
     // Limits of 0 mean that there is none: not worth a word in every heartbeat.
-    figures.retain(|name, value| !name.contains("limit") || value.as_f64() != Some(0.0));
-    Value::Object(figures).to_string()
+    stats.retain(|name, value| !name.contains("limit") || value.as_f64() != Some(0.0));
+    Value::Object(stats).to_string()
 }
 
 #[cfg(test)]
@@ -144,35 +144,35 @@ mod tests {
     use prometheus::Registry;
 
     #[test]
-    fn a_rate_is_that_of_the_last_second_or_so() {
+    fn rate_covers_about_the_last_second() {
         let rates = Rates::default();
-        assert_eq!(rates.look(10_000, 5.0, 0).cpu_cores, None);
-        assert_eq!(rates.look(10_200, 5.1, 0).cpu_cores, None);
-        assert_eq!(rates.look(12_000, 6.0, 0).cpu_cores, Some(0.5));
+        assert_eq!(rates.update(10_000, 5.0, 0).cpu_cores, None);
+        assert_eq!(rates.update(10_200, 5.1, 0).cpu_cores, None);
+        assert_eq!(rates.update(12_000, 6.0, 0).cpu_cores, Some(0.5));
         // A retry of the heartbeat a moment later measures from the same sample.
-        assert_eq!(rates.look(12_500, 6.25, 0).cpu_cores, Some(0.5));
-        assert_eq!(rates.look(14_000, 6.0, 0).cpu_cores, Some(0.0));
+        assert_eq!(rates.update(12_500, 6.25, 0).cpu_cores, Some(0.5));
+        assert_eq!(rates.update(14_000, 6.0, 0).cpu_cores, Some(0.0));
     }
 
     #[test]
-    fn failures_are_those_of_a_minute() {
+    fn failures_cover_the_last_minute() {
         let rates = Rates::default();
         assert_eq!(
-            rates.look(0, 0.0, 7).failures,
+            rates.update(0, 0.0, 7).failures,
             0,
             "those before the first look are old"
         );
-        assert_eq!(rates.look(30_000, 0.0, 9).failures, 2);
-        assert_eq!(rates.look(60_000, 0.0, 9).failures, 2);
-        assert_eq!(rates.look(70_000, 0.0, 9).failures, 0);
+        assert_eq!(rates.update(30_000, 0.0, 9).failures, 2);
+        assert_eq!(rates.update(60_000, 0.0, 9).failures, 2);
+        assert_eq!(rates.update(70_000, 0.0, 9).failures, 0);
         for n in 0..10_000 {
-            rates.look(70_000 + n * 10, 0.0, 9 + n);
+            rates.update(70_000 + n * 10, 0.0, 9 + n);
         }
         assert!(rates.samples.lock().unwrap().len() <= SAMPLES_MAX);
     }
 
     #[test]
-    fn the_figures_are_short_numbers_that_the_view_takes() {
+    fn stats_are_short_numbers_accepted_by_the_fleet_view() {
         let metrics = Metrics::register(Registry::new(), NAMES).unwrap();
         metrics.process.cgroup_memory_limit_bytes.set(1 << 28);
         metrics
@@ -183,11 +183,11 @@ mod tests {
         let more = vec![("examples_ready".to_owned(), 12.0)];
         let text = stats(&metrics, &rates, true, 12, more, 0);
         assert!(text.len() < 400, "{text}");
-        let figures: std::collections::BTreeMap<String, f64> = serde_json::from_str(&text).unwrap();
-        assert_eq!(figures["examples_ready"], 12.0);
-        assert_eq!(figures["objects"], 12.0);
-        assert_eq!(figures["ready"], 1.0);
-        assert_eq!(figures["memory_limit_bytes"], f64::from(1 << 28));
-        assert!(!figures.contains_key("cpu_limit_cores"), "there is none");
+        let stats: std::collections::BTreeMap<String, f64> = serde_json::from_str(&text).unwrap();
+        assert_eq!(stats["examples_ready"], 12.0);
+        assert_eq!(stats["objects"], 12.0);
+        assert_eq!(stats["ready"], 1.0);
+        assert_eq!(stats["memory_limit_bytes"], f64::from(1 << 28));
+        assert!(!stats.contains_key("cpu_limit_cores"), "there is none");
     }
 }

@@ -40,7 +40,7 @@ use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::refusal::{Refusal, judge};
 use crate::refused_writes::RefusedWrites;
-use crate::watch::wire::{All, ArrivedMeta};
+use crate::watch::wire::{All, WireMeta};
 
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
@@ -136,7 +136,7 @@ impl GuardedClient {
     ) -> Write<ObjectMeta> {
         #[derive(serde::Deserialize)]
         struct Answer {
-            metadata: ArrivedMeta<All>,
+            metadata: WireMeta<All>,
         }
         self.write_with(kind, |client| async move {
             let mut request = request.map_err(kube::Error::BuildRequest)?;

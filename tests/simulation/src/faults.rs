@@ -9,7 +9,7 @@ use shard_ownership::hash::ShardId;
 use shard_ownership::lease::Version;
 use shard_ownership::lease::{MemberLease, Successor};
 use shard_ownership::ownership::Event;
-use shard_ownership::planner::{Fleet, churn_budget};
+use shard_ownership::planner::{Fleet, move_budget};
 
 /// The end of a fault.
 #[derive(Clone, Debug)]
@@ -274,7 +274,7 @@ impl World {
                     lease.incarnation.clear();
                 });
                 if let Some(lease) = self.server.shards.get(&shard).cloned() {
-                    self.publish(Event::ShardSeen(lease));
+                    self.publish(Event::ShardObserved(lease));
                 }
             }
             _ => {}
@@ -284,7 +284,7 @@ impl World {
     fn delete_shard(&mut self, shard: ShardId) {
         if let Some(uid) = self.server.delete_shard(shard) {
             self.tell(|| format!("Lease of shard {shard} deleted"));
-            self.publish(Event::ShardGone { shard, uid });
+            self.publish(Event::ShardDeleted { shard, uid });
         }
     }
 
@@ -294,7 +294,7 @@ impl World {
             self.note_deleted(identity.to_owned());
             self.check_member(self.now_ms, before.as_ref(), None);
             self.tell(|| format!("Lease of member {identity} deleted"));
-            self.publish(Event::MemberGone {
+            self.publish(Event::MemberDeleted {
                 identity: identity.to_owned(),
                 uid,
             });
@@ -387,12 +387,12 @@ impl World {
             let poor = process.poor_network;
             let fleet = Fleet::new(self.count, &members, &shards);
             let time = process.clock.shows(now_ms);
-            if !process.calm.allows_moves(time, &fleet)
+            if !process.stabilization.allows_moves(time, &fleet)
                 || !std::mem::take(&mut process.view_changed)
             {
                 continue;
             }
-            let moves = fleet.moves(churn_budget(self.count));
+            let moves = fleet.moves(move_budget(self.count));
             for (shard, next) in moves {
                 let seen = shards
                     .iter()
@@ -420,7 +420,7 @@ impl World {
         }
         if let Some(lease) = self.server.shards.get(&shard).cloned() {
             self.tell(|| format!("planned shard {shard} for {:?}", lease.successor));
-            self.publish(Event::ShardSeen(lease));
+            self.publish(Event::ShardObserved(lease));
         }
     }
 

@@ -27,20 +27,20 @@ type Quantities = BTreeMap<String, Quantity>;
 
 /// A kind of object that belongs to a StatefulSet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Belonging {
+pub(super) enum Dependent {
     Claim,
     Pod,
 }
 
 /// One of them, as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct ObjectRef {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) resource_version: String,
 }
 
-impl Found {
+impl ObjectRef {
     pub(super) fn of(meta: &ObjectMeta) -> Option<Self> {
         Some(Self {
             name: meta.name.clone()?,
@@ -54,8 +54,8 @@ impl Found {
 fn claim_of(
     cluster: &ClusterRecord,
     object: &PersistentVolumeClaim,
-) -> Option<(Found, claims::Claim)> {
-    let found = Found::of(&object.metadata)?;
+) -> Option<(ObjectRef, claims::Claim)> {
+    let found = ObjectRef::of(&object.metadata)?;
     let set = postgres::statefulset_name(&cluster.key.name);
     let ordinal = claims::ordinal(&found.name, &set)?;
     let label = |name: &str| object.metadata.labels.as_ref()?.get(name);
@@ -81,7 +81,7 @@ fn claim_of(
     Some((found, claim))
 }
 
-impl Belonging {
+impl Dependent {
     const fn label(self) -> &'static str {
         match self {
             Self::Claim => "PersistentVolumeClaim",
@@ -107,7 +107,7 @@ impl Writer {
         &self,
         cluster: &ClusterRecord,
         all: bool,
-    ) -> Result<Vec<(Found, claims::Claim)>, Refusal> {
+    ) -> Result<Vec<(ObjectRef, claims::Claim)>, Refusal> {
         let mut found = Vec::new();
         let selectors = postgres::claim_selectors(&cluster.key.name);
         for selector in selectors.iter().take(if all { 2 } else { 1 }) {
@@ -122,7 +122,7 @@ impl Writer {
         &self,
         cluster: &ClusterRecord,
         name: &str,
-    ) -> Result<Option<(Found, claims::Claim)>, Refusal> {
+    ) -> Result<Option<(ObjectRef, claims::Claim)>, Refusal> {
         // A list, as the operator has no right to get claims.
         let params = ListParams::default().fields(&format!("metadata.name={name}"));
         Ok(self.list_claims(cluster, &params).await?.pop())
@@ -132,7 +132,7 @@ impl Writer {
         &self,
         cluster: &ClusterRecord,
         params: &ListParams,
-    ) -> Result<Vec<(Found, claims::Claim)>, Refusal> {
+    ) -> Result<Vec<(ObjectRef, claims::Claim)>, Refusal> {
         let namespace = &cluster.key.namespace;
         let list = self
             .client()
@@ -149,7 +149,7 @@ impl Writer {
         &self,
         permit: &ShardPermit,
         cluster: &ClusterRecord,
-        claim: &Found,
+        claim: &ObjectRef,
         size: Option<&str>,
     ) -> Result<(), Refusal> {
         let mut metadata = marks(permit, cluster);
@@ -167,19 +167,19 @@ impl Writer {
             patch["spec"] = json!({"resources": {"requests": {"storage": size}}});
         }
         let namespace = &cluster.key.namespace;
-        let write = self.patch_belonging(namespace, Belonging::Claim, &claim.name, &patch);
+        let write = self.patch_belonging(namespace, Dependent::Claim, &claim.name, &patch);
         permit.guard(write).await?;
         Ok(())
     }
 
     /// Sets our fencing token on one of them and deletes it, with the grace that it has; that it is gone already is no
     /// failure. A conflict is one: it is still there, and somebody else changed it meanwhile.
-    pub(super) async fn delete_belonging(
+    pub(super) async fn delete_dependent(
         &self,
         permit: &ShardPermit,
         cluster: &ClusterRecord,
-        kind: Belonging,
-        found: &Found,
+        kind: Dependent,
+        found: &ObjectRef,
     ) -> Result<(), Refusal> {
         let answer = self.mark_and_delete(permit, cluster, kind, found).await;
         match answer {
@@ -192,8 +192,8 @@ impl Writer {
         &self,
         permit: &ShardPermit,
         cluster: &ClusterRecord,
-        kind: Belonging,
-        found: &Found,
+        kind: Dependent,
+        found: &ObjectRef,
     ) -> Result<(), Refusal> {
         let namespace = &cluster.key.namespace;
         let mut metadata = marks(permit, cluster);
@@ -220,7 +220,7 @@ impl Writer {
     fn patch_belonging(
         &self,
         namespace: &str,
-        kind: Belonging,
+        kind: Dependent,
         name: &str,
         patch: &Value,
     ) -> Write<ObjectMeta> {

@@ -131,7 +131,7 @@ impl Reconcile for Reconciler {
                 next: Next::Forget,
             });
         };
-        let outcome = Run::new(self, &cluster, permit, backlog).carry_out().await;
+        let outcome = Run::new(self, &cluster, permit, backlog).execute().await;
         if matches!(
             outcome,
             Ok(Outcome {

@@ -53,7 +53,7 @@ pub struct FleetView {
     pub clusters: BTreeMap<&'static str, u64>,
     /// Moves of shards that the reader saw, the latest first.
     pub moves: Vec<MoveView>,
-    /// What is wrong, the worst first; filled in by [`FleetView::judged`].
+    /// What is wrong, the worst first; filled in by [`FleetView::with_problems`].
     pub problems: Vec<Problem>,
     /// Who made this view; none: somebody who is no replica.
     pub observer: Option<ObserverView>,
@@ -325,9 +325,9 @@ impl FleetView {
 
     fn count_clusters(&mut self) {
         for phase in Phase::ALL {
-            let figure = format!("{CLUSTERS_PREFIX}{}", phase.label().to_lowercase());
+            let stat = format!("{CLUSTERS_PREFIX}{}", phase.label().to_lowercase());
             let counts = self.members.iter().filter(|member| !member.vacated);
-            let counts = counts.filter_map(|member| member.stats.get(&figure));
+            let counts = counts.filter_map(|member| member.stats.get(&stat));
             // A negative or absurd figure counts as none, or as very many: it harms nobody.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             let count = counts
@@ -464,8 +464,8 @@ fn stats(text: &str) -> BTreeMap<String, f64> {
     if text.len() > STATS_CHARS_MAX {
         return BTreeMap::new();
     }
-    let figures: BTreeMap<String, f64> = serde_json::from_str(text).unwrap_or_default();
-    let bounded = figures.into_iter().take(STATS_MAX);
+    let stats: BTreeMap<String, f64> = serde_json::from_str(text).unwrap_or_default();
+    let bounded = stats.into_iter().take(STATS_MAX);
     bounded
         .map(|(name, value)| (safe(&name, NAME_CHARS_MAX), value))
         .collect()

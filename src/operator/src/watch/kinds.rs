@@ -24,7 +24,7 @@ use sharded_controller::object::ObjectKey;
 use sharded_controller::watch::kinds::{
     Record, ShardCache as _, WatchedKind, is_outdated, type_meta,
 };
-use sharded_controller::watch::wire::{Annotations, ArrivedMeta, Head};
+use sharded_controller::watch::wire::{Annotations, Head, WireMeta};
 
 /// The annotations of this operator.
 struct Ours;
@@ -56,12 +56,12 @@ impl WatchedKind<Store> for Clusters {
 
     fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<ClusterRecord>> {
         #[derive(Deserialize)]
-        struct Arrived {
-            metadata: ArrivedMeta<Ours>,
+        struct WireObject {
+            metadata: WireMeta<Ours>,
             spec: DatabaseClusterSpec,
             status: Option<DatabaseClusterStatus>,
         }
-        let arrived: Arrived = serde_json::from_str(object.get())?;
+        let arrived: WireObject = serde_json::from_str(object.get())?;
         Ok(observe::cluster(&DatabaseCluster {
             metadata: arrived.metadata.into(),
             spec: arrived.spec,
@@ -144,13 +144,13 @@ impl WatchedKind<Store> for StatefulSets {
         store: &Store,
     ) -> serde_json::Result<Option<Dependent<StatefulSetRecord>>> {
         #[derive(Deserialize)]
-        struct Arrived<'a> {
-            metadata: ArrivedMeta<Ours>,
+        struct WireObject<'a> {
+            metadata: WireMeta<Ours>,
             #[serde(borrow)]
             spec: Option<&'a RawValue>,
             status: Option<StatefulSetStatus>,
         }
-        let arrived: Arrived<'_> = serde_json::from_str(object.get())?;
+        let arrived: WireObject<'_> = serde_json::from_str(object.get())?;
         let mut object = StatefulSet {
             metadata: arrived.metadata.into(),
             spec: None,
@@ -169,7 +169,7 @@ impl WatchedKind<Store> for StatefulSets {
     }
 }
 
-impl KeptChild for StatefulSetRecord {
+impl StoredChild for StatefulSetRecord {
     fn child(&self) -> &ChildRecord {
         &self.child
     }
@@ -177,9 +177,9 @@ impl KeptChild for StatefulSetRecord {
     fn known<T>(
         store: &Store,
         key: &ObjectKey,
-        look: impl FnOnce(&ChildRecord) -> Option<T>,
+        read: impl FnOnce(&ChildRecord) -> Option<T>,
     ) -> Option<T> {
-        look(&store.statefulset(key)?.child)
+        read(&store.statefulset(key)?.child)
     }
 
     fn put(self, store: &Store) {
@@ -196,14 +196,14 @@ impl KeptChild for StatefulSetRecord {
 }
 
 /// What the store keeps of a kind of child: everything follows from its metadata but where it lies.
-pub trait KeptChild: Sized + Send {
+pub trait StoredChild: Sized + Send {
     /// Its metadata.
     fn child(&self) -> &ChildRecord;
     /// Looks at the metadata of what lies under this key.
     fn known<T>(
         store: &Store,
         key: &ObjectKey,
-        look: impl FnOnce(&ChildRecord) -> Option<T>,
+        read: impl FnOnce(&ChildRecord) -> Option<T>,
     ) -> Option<T>;
     /// Keeps it.
     fn put(self, store: &Store);
@@ -227,7 +227,7 @@ fn cluster_of(child: &ChildRecord) -> Option<ObjectKey> {
 /// A dependent, as the library keeps it.
 pub struct Dependent<C>(C);
 
-impl<C: KeptChild> Record<Store> for Dependent<C> {
+impl<C: StoredChild> Record<Store> for Dependent<C> {
     fn key(&self) -> &ObjectKey {
         &self.0.child().key
     }
@@ -308,13 +308,13 @@ impl MetadataChild for PodDisruptionBudget {
 }
 
 /// The metadata of children of the kind `K`.
-pub struct MetadataOf<K>(PhantomData<fn() -> K>);
+pub struct PartialMetadata<K>(PhantomData<fn() -> K>);
 
-impl<K: MetadataChild> WatchedKind<Store> for MetadataOf<K> {
+impl<K: MetadataChild> WatchedKind<Store> for PartialMetadata<K> {
     const GROUP: &'static str = K::GROUP;
     const PLURAL: &'static str = K::PLURAL;
     const METADATA_ONLY: bool = true;
-    type Record = Dependent<OfKind<K>>;
+    type Record = Dependent<MetadataRecord<K>>;
 
     fn type_meta() -> TypeMeta {
         type_meta::<K>()
@@ -328,15 +328,18 @@ impl<K: MetadataChild> WatchedKind<Store> for MetadataOf<K> {
         None
     }
 
-    fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<Dependent<OfKind<K>>>> {
+    fn read(
+        object: &RawValue,
+        _: &Store,
+    ) -> serde_json::Result<Option<Dependent<MetadataRecord<K>>>> {
         #[derive(Deserialize)]
-        struct Arrived {
-            metadata: ArrivedMeta<Ours>,
+        struct WireObject {
+            metadata: WireMeta<Ours>,
         }
-        let arrived: Arrived = serde_json::from_str(object.get())?;
+        let arrived: WireObject = serde_json::from_str(object.get())?;
         let record = observe::child(K::KIND, &arrived.metadata.into());
         Ok(record.map(|record| {
-            Dependent(OfKind {
+            Dependent(MetadataRecord {
                 record,
                 kind: PhantomData,
             })
@@ -345,12 +348,12 @@ impl<K: MetadataChild> WatchedKind<Store> for MetadataOf<K> {
 }
 
 /// What is kept of a child of the kind `K`.
-pub struct OfKind<K> {
+pub struct MetadataRecord<K> {
     record: ChildRecord,
     kind: PhantomData<fn() -> K>,
 }
 
-impl<K: MetadataChild> KeptChild for OfKind<K> {
+impl<K: MetadataChild> StoredChild for MetadataRecord<K> {
     fn child(&self) -> &ChildRecord {
         &self.record
     }
@@ -358,13 +361,13 @@ impl<K: MetadataChild> KeptChild for OfKind<K> {
     fn known<T>(
         store: &Store,
         key: &ObjectKey,
-        look: impl FnOnce(&ChildRecord) -> Option<T>,
+        read: impl FnOnce(&ChildRecord) -> Option<T>,
     ) -> Option<T> {
         let id = ChildId {
             kind: K::KIND,
             name: Arc::clone(&key.name),
         };
-        look(&*store.child(&key.namespace, &id)?)
+        read(&*store.child(&key.namespace, &id)?)
     }
 
     fn put(self, store: &Store) {

@@ -14,7 +14,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use sharded_controller::watch::kinds::{ShardCache, WatchDependents};
 use sharded_controller::watch::tickets::Tickets;
 
-use super::kinds::{Clusters, MetadataOf, StatefulSets};
+use super::kinds::{Clusters, PartialMetadata, StatefulSets};
 
 use crate::api::Phase;
 use crate::core::child::{ChildId, ChildKind};
@@ -171,9 +171,9 @@ impl ShardCache for Store {
 
     fn dependents(watches: &mut impl WatchDependents<Self>) {
         watches.watch::<StatefulSets>();
-        watches.watch::<MetadataOf<Service>>();
-        watches.watch::<MetadataOf<ConfigMap>>();
-        watches.watch::<MetadataOf<PodDisruptionBudget>>();
+        watches.watch::<PartialMetadata<Service>>();
+        watches.watch::<PartialMetadata<ConfigMap>>();
+        watches.watch::<PartialMetadata<PodDisruptionBudget>>();
     }
 
     fn shards(&self) -> ShardCount {

@@ -98,7 +98,7 @@ fn phases_are_counted_and_a_cluster_without_one_is_being_created() {
 }
 
 #[test]
-fn what_a_newer_version_wrote_can_still_be_read() {
+fn objects_written_by_newer_versions_are_readable() {
     let object: DatabaseCluster = serde_json::from_value(json!({
         "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
         "metadata": {"name": "a", "namespace": "shop", "uid": "u", "resourceVersion": "5"},
@@ -115,7 +115,7 @@ fn what_a_newer_version_wrote_can_still_be_read() {
 }
 
 #[test]
-fn a_closed_shard_takes_nothing_in_and_gives_nothing_away() {
+fn closed_shard_stores_nothing_and_returns_nothing() {
     let store = store();
     let (uid, key) = ("u", ObjectKey::new("shop", "a"));
     let shard = shard_of(uid);
@@ -140,7 +140,7 @@ fn a_closed_shard_takes_nothing_in_and_gives_nothing_away() {
 }
 
 #[test]
-fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
+fn newer_object_of_the_same_name_in_two_shards_wins() {
     use sharded_controller::watch::kinds::Record as _;
     let store = store();
     let other = (0..).map(|n| format!("other-{n}"));
@@ -168,8 +168,8 @@ fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
 }
 
 #[test]
-fn a_child_without_a_controller_wakes_the_cluster_that_is_to_adopt_it() {
-    use super::kinds::MetadataOf;
+fn child_without_controller_enqueues_the_adopting_cluster() {
+    use super::kinds::PartialMetadata;
     use k8s_openapi::api::core::v1::Service;
     use sharded_controller::watch::kinds::{Record as _, WatchedKind as _};
     let store = store();
@@ -180,7 +180,9 @@ fn a_child_without_a_controller_wakes_the_cluster_that_is_to_adopt_it() {
             "annotations": {"database.io/fingerprint": "0123456789abcdef"},
         }});
         let raw = serde_json::value::to_raw_value(&object).unwrap();
-        let record = MetadataOf::<Service>::read(&raw, &store).unwrap().unwrap();
+        let record = PartialMetadata::<Service>::read(&raw, &store)
+            .unwrap()
+            .unwrap();
         record.owner_key()
     };
     let ours = json!({

@@ -60,7 +60,7 @@ pub struct FencedKind {
     /// Plural name of the resource. No two kinds of one fence may share it.
     pub resource: String,
     /// How an object shows to which owner it belongs.
-    pub belongs: Belongs,
+    pub owner_reference: OwnerReference,
     /// The operator creates such objects, and never changes or deletes them.
     pub create_only: bool,
     /// The kind has subresources that change objects.
@@ -69,7 +69,7 @@ pub struct FencedKind {
 
 /// How an object shows to which owner it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Belongs {
+pub enum OwnerReference {
     /// By its controller reference, which the operator sets.
     ByController,
     /// By the label `<domain>/cluster-uid`: it outlives its owner, and another one may take it over.
@@ -94,11 +94,11 @@ impl Owner {
 impl FencedKind {
     /// A kind of which objects are created, changed and deleted, and that has subresources.
     #[must_use]
-    pub fn new(group: &str, resource: &str, belongs: Belongs) -> Self {
+    pub fn new(group: &str, resource: &str, owner_reference: OwnerReference) -> Self {
         Self {
             group: group.to_owned(),
             resource: resource.to_owned(),
-            belongs,
+            owner_reference,
             create_only: false,
             has_subresources: true,
         }
@@ -152,8 +152,8 @@ impl Fence {
             ("$OWNER_GROUP", &self.owner.group),
             ("$OWNER_KIND", &self.owner.kind),
             ("$OWNERS", &self.owner.resource),
-            ("$BY_LABEL", &self.resources(Belongs::ByLabel)),
-            ("$BY_TOKEN", &self.resources(Belongs::ByToken)),
+            ("$BY_LABEL", &self.resources(OwnerReference::ByLabel)),
+            ("$BY_TOKEN", &self.resources(OwnerReference::ByToken)),
             ("$CREATE_ONLY", &self.create_only()),
             ("$EPOCH_MAX", &EPOCH_MAX.to_string()),
             ("$EPOCH_STEP_MAX", &EPOCH_STEP_MAX.to_string()),
@@ -165,8 +165,11 @@ impl Fence {
         })
     }
 
-    fn resources(&self, belongs: Belongs) -> String {
-        let chosen = self.kinds.iter().filter(|kind| kind.belongs == belongs);
+    fn resources(&self, owner_reference: OwnerReference) -> String {
+        let chosen = self
+            .kinds
+            .iter()
+            .filter(|kind| kind.owner_reference == owner_reference);
         list(chosen)
     }
 
@@ -207,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_placeholder_is_left_and_all_names_are_the_given_ones() {
+    fn policies_contain_no_placeholders_and_use_the_given_names() {
         let fence = Fence {
             names: Names {
                 app: "app",
@@ -223,7 +226,11 @@ mod tests {
                 resource: "owners".to_owned(),
                 written: true,
             },
-            kinds: vec![FencedKind::new("", "configmaps", Belongs::ByController)],
+            kinds: vec![FencedKind::new(
+                "",
+                "configmaps",
+                OwnerReference::ByController,
+            )],
         };
         let text = fence.yaml();
         let body = text;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::agent::AgentHandle;
-use super::leases::{LeaseStore, Seen};
+use super::leases::{LeaseStore, ObservedLease};
 use super::shard_table::{ShardTable, ShardTableEntry, ShardTableSpec};
 use super::state::FleetState;
 use super::table::TableStore;
@@ -28,7 +28,7 @@ use crate::clock::boottime_ms;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::names::Names;
-use crate::planted::{Fault, is_planted};
+use crate::planted::{Failpoint, is_active};
 use shard_ownership::hash::ShardId;
 use shard_ownership::ownership::{Event, ReadFailed};
 use shard_ownership::token::FencingToken;
@@ -144,7 +144,7 @@ impl FenceProbe {
 
     /// Breaks a rule of each policy in a dry run.
     pub async fn prove(&self) -> Proof {
-        if is_planted(Fault::Fence) {
+        if is_active(Failpoint::Fence) {
             return Proof::Held;
         }
         match self.try_prove().await {
@@ -448,15 +448,18 @@ impl LeaseRefresher {
         let is_it = |lease: &&Arc<Lease>| lease.metadata.name.as_ref() == Some(&name);
         let known = self.fleet.leases().iter().find(is_it).cloned();
         match self.leases.read(&name).await {
-            Ok(Some(Seen::Shard(lease))) => self.agent.send(Event::ShardSeen(lease)).await,
+            Ok(Some(ObservedLease::Shard(lease))) => {
+                self.agent.send(Event::ShardObserved(lease)).await
+            }
             Ok(None) => {
-                if let Some(Seen::Shard(gone)) = known.and_then(|lease| self.leases.decode(&lease))
+                if let Some(ObservedLease::Shard(deleted)) =
+                    known.and_then(|lease| self.leases.decode(&lease))
                 {
-                    let uid = gone.version.uid;
-                    self.agent.send(Event::ShardGone { shard, uid }).await;
+                    let uid = deleted.version.uid;
+                    self.agent.send(Event::ShardDeleted { shard, uid }).await;
                 }
             }
-            Ok(Some(Seen::Member(_))) | Err(ReadFailed) => {}
+            Ok(Some(ObservedLease::Member(_))) | Err(ReadFailed) => {}
         }
         if let Ok(table) = self.table.read().await {
             self.agent.send(Event::TableListed(table)).await;
@@ -510,10 +513,10 @@ mod tests {
                 TypeMeta::default(),
             );
             let proof = probe.prove().await;
-            let said = proof.to_string();
+            let message = proof.to_string();
             assert!(!proof.may_start());
             let named = format!("Kubernetes v1.{minor}.4; the fence needs 1.30");
-            assert_eq!(said.contains(&named), old, "{said}");
+            assert_eq!(message.contains(&named), old, "{message}");
         }
     }
 }

@@ -17,12 +17,12 @@ use super::state::FleetState;
 use crate::clock::boottime_ms;
 use crate::metrics::Metrics;
 use crate::names::Names;
-use crate::planted::{Fault, is_planted};
+use crate::planted::{Failpoint, is_active};
 use shard_ownership::dead_members::DeadMembers;
 use shard_ownership::hash::ShardCount;
 use shard_ownership::lease::MemberLease;
 use shard_ownership::ownership::WriteResult;
-use shard_ownership::planner::{Calm, Fleet, churn_budget};
+use shard_ownership::planner::{Fleet, Stabilization, move_budget};
 
 /// How often a leader looks whether a shard should move. It looks at what it has in memory: only a
 /// plan costs a request.
@@ -60,7 +60,7 @@ pub struct Leader {
     api: Api<Lease>,
     parts: LeaderParts,
     dead: DeadMembers,
-    calm: Calm,
+    stabilization: Stabilization,
 }
 
 impl Leader {
@@ -79,13 +79,13 @@ impl Leader {
             api: Api::namespaced(parts.client.clone(), &parts.namespace),
             parts,
             dead: DeadMembers::default(),
-            calm: Calm::default(),
+            stabilization: Stabilization::default(),
         }
     }
 
     /// Runs until `stop`, then steps down.
     pub async fn run(mut self, stop: CancellationToken) {
-        if is_planted(Fault::Election) {
+        if is_active(Failpoint::Election) {
             return;
         }
         let mut renewals = interval(self.parts.renew);
@@ -110,7 +110,7 @@ impl Leader {
             }
             self.gauge(leading);
             if leading {
-                self.tidy().await;
+                self.remove_dead_members().await;
             }
         }
         self.gauge(false);
@@ -137,10 +137,10 @@ impl Leader {
     async fn plan(&mut self) {
         let (members, shards) = self.parts.state.decoded();
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
-        if !self.calm.allows_moves(boottime_ms(), &fleet) {
+        if !self.stabilization.allows_moves(boottime_ms(), &fleet) {
             return;
         }
-        let moves = fleet.moves(churn_budget(self.parts.shards));
+        let moves = fleet.moves(move_budget(self.parts.shards));
         let writes = moves.iter().filter_map(|(id, next)| {
             let shard = shards.iter().find(|shard| shard.shard == *id)?;
             Some(self.parts.store.plan(shard, next.as_ref()))
@@ -158,7 +158,7 @@ impl Leader {
     }
 
     async fn try_lead(&self) -> bool {
-        if is_planted(Fault::Leader) {
+        if is_active(Failpoint::Leader) {
             return true;
         }
         match timeout(2 * CALL_TIMEOUT, self.lock.try_acquire_or_renew()).await {
@@ -171,7 +171,7 @@ impl Leader {
             }
             Ok(Err(kube_leader_election::Error::TraverseLease { key })) => {
                 tracing::warn!(key, "the leader's Lease lacks a field; mending it");
-                self.mend().await;
+                self.repair_leases().await;
                 false
             }
             Ok(Err(error)) => {
@@ -183,23 +183,23 @@ impl Leader {
     }
 
     /// The library fails for ever on a Lease that lacks a field: make it one that has just run out.
-    async fn mend(&self) {
-        let mended = async {
+    async fn repair_leases(&self) {
+        let repaired = async {
             let found = self.api.get(&self.name).await?;
-            if let Some(patch) = mending(&found) {
+            if let Some(patch) = repair(&found) {
                 let params = PatchParams::default();
                 let patch = Patch::Merge(patch);
                 self.api.patch(&self.name, &params, &patch).await?;
             }
             Ok::<(), kube::Error>(())
         };
-        if let Ok(Err(error)) = timeout(2 * CALL_TIMEOUT, mended).await {
+        if let Ok(Err(error)) = timeout(2 * CALL_TIMEOUT, repaired).await {
             tracing::debug!(%error, "could not mend the leader's Lease");
         }
     }
 
     /// Removes the Leases of dead members that no shard names any more.
-    async fn tidy(&mut self) {
+    async fn remove_dead_members(&mut self) {
         let (members, shards) = self.parts.state.decoded();
         for member in self.dead.removable(boottime_ms(), members, &shards) {
             self.remove(&member).await;
@@ -221,7 +221,7 @@ impl Leader {
 
 /// What makes a Lease that lacks a field one that has just run out; `None` when it lacks none, because another
 /// replica was here first and may lead by now.
-fn mending(found: &Lease) -> Option<serde_json::Value> {
+fn repair(found: &Lease) -> Option<serde_json::Value> {
     let whole = found.spec.as_ref().is_some_and(|spec| {
         spec.holder_identity.is_some()
             && spec.renew_time.is_some()
@@ -275,11 +275,11 @@ mod tests {
             "holderIdentity": "a", "renewTime": "2026-01-01T00:00:00.000000Z",
             "leaseDurationSeconds": 6, "leaseTransitions": 3,
         });
-        assert_eq!(mending(&lease(whole.clone())), None, "another was first");
+        assert_eq!(repair(&lease(whole.clone())), None, "another was first");
         for field in whole.as_object().unwrap().keys() {
             let mut damaged = whole.clone();
             damaged.as_object_mut().unwrap().remove(field);
-            let patch = mending(&lease(damaged)).unwrap();
+            let patch = repair(&lease(damaged)).unwrap();
             assert_eq!(
                 patch["metadata"],
                 json!({"uid": "u-1", "resourceVersion": "7"}),

@@ -74,9 +74,9 @@ impl FleetState {
         }
     }
 
-    fn with<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+    fn with<T>(&self, read: impl FnOnce(&mut Inner) -> T) -> T {
         // A panic elsewhere leaves nothing half-written here.
-        look(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The Leases of the fleet as last seen.
@@ -127,8 +127,8 @@ impl FleetState {
     }
 
     /// What was seen of the Leases over time.
-    pub fn recall<T>(&self, look: impl FnOnce(&History) -> T) -> T {
-        self.with(|inner| look(&inner.history))
+    pub fn recall<T>(&self, read: impl FnOnce(&History) -> T) -> T {
+        self.with(|inner| read(&inner.history))
     }
 
     /// How we stand.
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_is_seen_without_a_fleet_leader() {
+    fn unowned_shards_are_counted_without_a_fleet_leader() {
         let state = state();
         assert_eq!(seen(&state, 0), Some((0, 0)));
         state.remember(shard(3, ""));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_is_silent_for_its_lifetime_holds_nothing() {
+    fn member_silent_for_its_lifetime_owns_nothing() {
         let state = state();
         let long_ago = boottime_ms().saturating_sub(60_000);
         state.with(|inner| {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn who_can_not_tell_says_nothing() {
+    fn incomplete_state_reports_no_overview() {
         assert_eq!(
             seen(&FleetState::new(NAMES, "*"), 0),
             None,

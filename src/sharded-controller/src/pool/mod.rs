@@ -29,7 +29,7 @@ use crate::outcome::{Failure, Outcome};
 use crate::permit::ShardPermit;
 use crate::queue::{AddError, Added, Limits, Queue};
 use crate::storm::{RateLimit, Scope};
-use meters::Meters;
+use meters::PoolMetrics;
 use shard_ownership::hash::ShardId;
 use state::State;
 
@@ -111,7 +111,7 @@ pub struct Pool<R> {
 struct Shared<R> {
     reconcile: R,
     config: PoolConfig,
-    meters: Meters,
+    pool_metrics: PoolMetrics,
     state: Mutex<State>,
     started: Instant,
     /// Something may be due sooner than the scheduler thinks.
@@ -167,7 +167,7 @@ impl<R: Reconcile> Pool<R> {
         let shared = Arc::new(Shared {
             reconcile,
             config,
-            meters: Meters::new(metrics, workers),
+            pool_metrics: PoolMetrics::new(metrics, workers),
             state: Mutex::new(State::new(queue)),
             started: Instant::now(),
             wake: Notify::new(),
@@ -219,14 +219,14 @@ impl<R: Reconcile> Pool<R> {
     fn added(&self, added: Result<Added, AddError>) -> Result<(), AddError> {
         match added {
             Ok(Added::Queued) => {
-                self.shared.meters.adds.inc();
+                self.shared.pool_metrics.adds.inc();
                 self.shared.wake.notify_one();
                 Ok(())
             }
             Ok(Added::Known) => Ok(()),
             Err(error) => {
                 if matches!(error, AddError::Full { .. }) {
-                    self.shared.meters.refused();
+                    self.shared.pool_metrics.refused();
                 }
                 Err(error)
             }
@@ -315,8 +315,8 @@ impl<R: Reconcile> Pool<R> {
     /// Brings the gauges that change with time up to date: call it for each scrape.
     pub fn refresh_metrics(&self) {
         let now_ms = self.shared.now_ms();
-        let figures = self.shared.state().figures(now_ms);
-        self.shared.meters.show(&figures);
+        let stats = self.shared.state().stats(now_ms);
+        self.shared.pool_metrics.show(&stats);
     }
 
     /// Cancels everything and waits until no task of the pool is left.

@@ -200,7 +200,7 @@ impl<K: Objects> Place<K> for Dependents<K> {
 }
 
 /// What arrived of one object.
-pub struct Arrived<P, T> {
+pub struct WireObject<P, T> {
     key: ObjectKey,
     stored: Stored<T>,
     place: PhantomData<fn() -> P>,
@@ -209,7 +209,7 @@ pub struct Arrived<P, T> {
 fn arrived<P, T: Object>(
     object: &RawValue,
     bucket: impl FnOnce(&ObjectMeta) -> Option<Bucket>,
-) -> serde_json::Result<Option<Arrived<P, T>>> {
+) -> serde_json::Result<Option<WireObject<P, T>>> {
     let mut object: T = serde_json::from_str(object.get())?;
     object.meta_mut().managed_fields = None;
     let meta = object.meta();
@@ -221,7 +221,7 @@ fn arrived<P, T: Object>(
         bucket: bucket(meta),
         object: Arc::new(object),
     };
-    Ok(Some(Arrived {
+    Ok(Some(WireObject {
         key,
         stored,
         place: PhantomData,
@@ -233,7 +233,7 @@ impl<K: Objects> WatchedKind<ObjectCache<K>> for Owners<K> {
     const PLURAL: &'static str = K::OWNER_PLURAL;
     const WATCH: &'static str = "owners";
     const METADATA_ONLY: bool = false;
-    type Record = Arrived<Self, K::Owner>;
+    type Record = WireObject<Self, K::Owner>;
 
     fn type_meta() -> TypeMeta {
         type_meta::<K::Owner>()
@@ -254,7 +254,7 @@ impl<K: Objects> WatchedKind<ObjectCache<K>> for Owners<K> {
     fn read(
         object: &RawValue,
         _: &ObjectCache<K>,
-    ) -> serde_json::Result<Option<Arrived<Self, K::Owner>>> {
+    ) -> serde_json::Result<Option<WireObject<Self, K::Owner>>> {
         arrived(object, |meta| meta.uid.as_deref().map(Bucket::of))
     }
 }
@@ -264,7 +264,7 @@ impl<K: Objects> WatchedKind<ObjectCache<K>> for Dependents<K> {
     const PLURAL: &'static str = K::DEPENDENT_PLURAL;
     const WATCH: &'static str = "dependents";
     const METADATA_ONLY: bool = false;
-    type Record = Arrived<Self, K::Dependent>;
+    type Record = WireObject<Self, K::Dependent>;
 
     fn type_meta() -> TypeMeta {
         type_meta::<K::Dependent>()
@@ -281,7 +281,7 @@ impl<K: Objects> WatchedKind<ObjectCache<K>> for Dependents<K> {
     fn read(
         object: &RawValue,
         cache: &ObjectCache<K>,
-    ) -> serde_json::Result<Option<Arrived<Self, K::Dependent>>> {
+    ) -> serde_json::Result<Option<WireObject<Self, K::Dependent>>> {
         arrived(object, |meta| {
             let label = meta.labels.as_ref()?.get(&cache.names.bucket_label())?;
             label.parse().ok().map(Bucket)
@@ -289,7 +289,7 @@ impl<K: Objects> WatchedKind<ObjectCache<K>> for Dependents<K> {
     }
 }
 
-impl<K: Objects, P: Place<K>> Record<ObjectCache<K>> for Arrived<P, P::Kind> {
+impl<K: Objects, P: Place<K>> Record<ObjectCache<K>> for WireObject<P, P::Kind> {
     fn key(&self) -> &ObjectKey {
         &self.key
     }
@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(cache.counts().iter().sum::<usize>(), 1);
         let remove = |uid| {
             let bucket = Bucket::of("new");
-            <Arrived<Owners<Example>, ConfigMap> as Record<_>>::remove(
+            <WireObject<Owners<Example>, ConfigMap> as Record<_>>::remove(
                 &cache,
                 &key,
                 Some(uid),

@@ -143,7 +143,7 @@ impl Bookmark {
 /// annotations.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", bound = "A: Annotations")]
-pub struct ArrivedMeta<A> {
+pub struct WireMeta<A> {
     name: Option<String>,
     namespace: Option<String>,
     uid: Option<String>,
@@ -156,8 +156,8 @@ pub struct ArrivedMeta<A> {
     owner_references: Option<Vec<OwnerReference>>,
 }
 
-impl<A> From<ArrivedMeta<A>> for ObjectMeta {
-    fn from(meta: ArrivedMeta<A>) -> Self {
+impl<A> From<WireMeta<A>> for ObjectMeta {
+    fn from(meta: WireMeta<A>) -> Self {
         Self {
             name: meta.name,
             namespace: meta.namespace,
@@ -244,7 +244,7 @@ mod tests {
     fn managed_fields_and_annotations_of_others_are_dropped_on_arrival() {
         #[derive(Deserialize)]
         struct Object {
-            metadata: ArrivedMeta<Ours>,
+            metadata: WireMeta<Ours>,
         }
         let line: Line<'_> = serde_json::from_str(EVENT).unwrap();
         let object: Object = serde_json::from_str(line.object.get()).unwrap();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bookmark_that_ends_a_list_is_told_from_others() {
+    fn bookmark_ending_a_list_is_distinguished() {
         let bookmark = |text: &str| Bookmark::read(serde_json::from_str(text).unwrap()).unwrap();
         let plain = bookmark(r#"{"metadata":{"resourceVersion":"9"}}"#);
         assert!(!plain.ends_list && plain.resource_version == "9");
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_says_where_it_stands() {
+    fn page_reports_its_continue_token() {
         let text = r#"{"kind":"List","metadata":{"resourceVersion":"5","continue":"t"},"items":[{"a":1},{}]}"#;
         let page: Page<'_> = serde_json::from_str(text).unwrap();
         assert_eq!(

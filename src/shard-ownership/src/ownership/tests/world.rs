@@ -5,7 +5,7 @@ use crate::hash::{ShardCount, ShardId};
 use crate::lease::{MemberChange, MemberLease, MemberWrite, ShardLease};
 use crate::lease::{ShardWrite, Version};
 use crate::ownership::*;
-use crate::planner::{Fleet, churn_budget};
+use crate::planner::{Fleet, move_budget};
 use crate::table::{ShardTable, TableRefusal, TableWrite, carried_out};
 
 /// The API server's Leases: compare-and-swap on uid and resourceVersion.
@@ -132,11 +132,15 @@ impl Server {
 }
 
 impl Server {
-    pub(super) fn write_table(&mut self, who: &str, write: &TableWrite) -> WriteResult<ShardTable> {
+    pub(super) fn write_table(
+        &mut self,
+        replicas: &str,
+        write: &TableWrite,
+    ) -> WriteResult<ShardTable> {
         if self.away {
             return WriteResult::Unknown;
         }
-        if self.refuses_table_of.as_deref() == Some(who) {
+        if self.refuses_table_of.as_deref() == Some(replicas) {
             return WriteResult::Rejected;
         }
         let (shards, entries) = match carried_out(self.table.as_ref(), write) {
@@ -282,7 +286,7 @@ impl World {
         if fleet.is_mixed() {
             return;
         }
-        for (id, successor) in fleet.moves(churn_budget(count)) {
+        for (id, successor) in fleet.moves(move_budget(count)) {
             let base = self.server.shards[&id].version.clone();
             let version = self.server.next(Some(&base));
             let lease = self.server.shards.get_mut(&id).unwrap();
@@ -413,8 +417,11 @@ impl World {
                 }
             }
         }
-        for ((shard, epoch), who) in &self.history {
-            assert!(who.len() == 1, "shard {shard} epoch {epoch}: {who:?}");
+        for ((shard, epoch), replicas) in &self.history {
+            assert!(
+                replicas.len() == 1,
+                "shard {shard} epoch {epoch}: {replicas:?}"
+            );
         }
     }
 

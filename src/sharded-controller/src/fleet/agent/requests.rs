@@ -3,7 +3,7 @@
 use tokio::time::timeout;
 
 use super::{Agent, ShardHost};
-use crate::fleet::leases::{CALL_TIMEOUT, Seen};
+use crate::fleet::leases::{CALL_TIMEOUT, ObservedLease};
 use shard_ownership::ownership::{Action, Event};
 
 impl<H: ShardHost> Agent<H> {
@@ -27,7 +27,7 @@ impl<H: ShardHost> Agent<H> {
                 self.requests.spawn(async move {
                     let read = store.read(&name).await;
                     let member = read.map(|found| match found {
-                        Some(Seen::Member(member)) => Some(member),
+                        Some(ObservedLease::Member(member)) => Some(member),
                         _ => None,
                     });
                     Event::MemberRead(identity, member)
@@ -39,7 +39,7 @@ impl<H: ShardHost> Agent<H> {
                 self.requests.spawn(async move {
                     let read = store.read(&name).await;
                     let lease = read.map(|found| match found {
-                        Some(Seen::Shard(lease)) => Some(lease),
+                        Some(ObservedLease::Shard(lease)) => Some(lease),
                         _ => None,
                     });
                     Event::ShardRead(shard, lease)
