@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_names_the_flag_the_value_and_what_is_allowed() {
+    fn error_for_a_bad_value_names_flag_value_and_allowed_range() {
         for (flag, value, allowed) in [
             ("--shards", "33", "power of two from 1 to 256"),
             ("--shards", "512", "power of two from 1 to 256"),
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_that_would_come_too_late_is_refused() {
+    fn renewal_interval_too_long_for_the_lease_is_rejected() {
         let args = parse(&["--renew-interval", "3s"]).unwrap();
         let error = args.settings("a".into()).unwrap_err().to_string();
         assert!(

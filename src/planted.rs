@@ -1,12 +1,12 @@
 //! Faults that experiments plant on purpose, to show that tests and judges notice them.
 //!
 //! They exist only in a program that was built with the feature `planted-faults`, which no release
-//! is; elsewhere [`is_planted`] is the constant `false` and what hangs on it is not compiled in.
+//! is; elsewhere [`is_active`] is the constant `false` and what hangs on it is not compiled in.
 //! There, `DBC_PLANTED_FAULTS=validity,drain` plants them, for the whole life of the process.
 
 /// One part of the protection, switched off; or a part of the program that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
+pub enum Failpoint {
     /// The replica goes on after its validity ended, until the Leases show it another holder.
     Validity,
     /// Lease writes name neither uid nor version: the last one wins.
@@ -38,7 +38,7 @@ pub enum Fault {
     HalfClock,
 }
 
-impl Fault {
+impl Failpoint {
     /// All of them, with their names.
     pub const ALL: [(Self, &'static str); 14] = [
         (Self::Validity, "validity"),
@@ -60,11 +60,11 @@ impl Fault {
 
 #[cfg(not(feature = "planted-faults"))]
 mod switch {
-    use super::Fault;
+    use super::Failpoint;
 
     /// Whether this fault was planted: never in this build.
     #[must_use]
-    pub const fn is_planted(_: Fault) -> bool {
+    pub const fn is_active(_: Failpoint) -> bool {
         false
     }
 
@@ -87,19 +87,19 @@ mod switch {
 mod switch {
     use std::sync::{LazyLock, OnceLock};
 
-    use super::Fault;
+    use super::Failpoint;
 
     const VARIABLE: &str = "DBC_PLANTED_FAULTS";
 
-    static PLANTED: LazyLock<Result<Vec<Fault>, String>> =
+    static ACTIVE: LazyLock<Result<Vec<Failpoint>, String>> =
         LazyLock::new(|| super::parse(&std::env::var(VARIABLE).unwrap_or_default()));
 
     /// Whether this fault was planted.
     #[must_use]
-    pub fn is_planted(fault: Fault) -> bool {
-        PLANTED
+    pub fn is_active(failpoint: Failpoint) -> bool {
+        ACTIVE
             .as_ref()
-            .is_ok_and(|planted| planted.contains(&fault))
+            .is_ok_and(|active| active.contains(&failpoint))
     }
 
     /// What a clock shows that may run at another rate than the kernel's, from its first reading on.
@@ -107,13 +107,13 @@ mod switch {
     pub fn clock_ms(kernel_ms: u64) -> u64 {
         static FIRST_MS: OnceLock<u64> = OnceLock::new();
         let rates = [
-            (Fault::SlowClock, (19, 20)),
-            (Fault::FastClock, (21, 20)),
-            (Fault::HalfClock, (1, 2)),
+            (Failpoint::SlowClock, (19, 20)),
+            (Failpoint::FastClock, (21, 20)),
+            (Failpoint::HalfClock, (1, 2)),
         ];
-        let planted = rates.iter().find(|(fault, _)| is_planted(*fault));
+        let active = rates.iter().find(|(failpoint, _)| is_active(*failpoint));
         let first_ms = *FIRST_MS.get_or_init(|| kernel_ms);
-        planted.map_or(kernel_ms, |(_, (parts, whole))| {
+        active.map_or(kernel_ms, |(_, (parts, whole))| {
             first_ms + kernel_ms.saturating_sub(first_ms) * parts / whole
         })
     }
@@ -123,12 +123,12 @@ mod switch {
     /// # Errors
     /// When a name is none of a fault: an experiment must not pass because it was misspelt.
     pub fn check() -> Result<(), String> {
-        let planted = PLANTED
+        let active = ACTIVE
             .as_ref()
             .map_err(|why| format!("{VARIABLE}: {why}"))?;
-        if !planted.is_empty() {
+        if !active.is_empty() {
             tracing::warn!(
-                ?planted,
+                ?active,
                 "faults are planted: this replica is not to be trusted"
             );
         }
@@ -136,22 +136,22 @@ mod switch {
     }
 }
 
-pub use switch::{check, clock_ms, is_planted};
+pub use switch::{check, clock_ms, is_active};
 
 #[cfg(any(test, feature = "planted-faults"))]
-fn parse(text: &str) -> Result<Vec<Fault>, String> {
+fn parse(text: &str) -> Result<Vec<Failpoint>, String> {
     let names = text
         .split(',')
         .map(str::trim)
         .filter(|name| !name.is_empty());
-    let fault = |name: &str| {
-        let known = Fault::ALL.iter().find(|(_, known)| *known == name);
-        known.map(|(fault, _)| *fault).ok_or_else(|| {
-            let known: Vec<&str> = Fault::ALL.iter().map(|(_, name)| *name).collect();
+    let failpoint = |name: &str| {
+        let known = Failpoint::ALL.iter().find(|(_, known)| *known == name);
+        known.map(|(failpoint, _)| *failpoint).ok_or_else(|| {
+            let known: Vec<&str> = Failpoint::ALL.iter().map(|(_, name)| *name).collect();
             format!("{name:?} is no fault; there are {}", known.join(", "))
         })
     };
-    names.map(fault).collect()
+    names.map(failpoint).collect()
 }
 
 #[cfg(test)]
@@ -160,10 +160,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_understood_and_no_other() {
-        let all: Vec<&str> = Fault::ALL.iter().map(|(_, name)| *name).collect();
+    fn all_failpoint_names_parse_and_no_others() {
+        let all: Vec<&str> = Failpoint::ALL.iter().map(|(_, name)| *name).collect();
         let understood = parse(&all.join(" , ")).unwrap();
-        assert_eq!(understood, Fault::ALL.map(|(fault, _)| fault));
+        assert_eq!(understood, Failpoint::ALL.map(|(failpoint, _)| failpoint));
         assert_eq!(parse("").unwrap(), []);
         assert!(
             parse("validty")
@@ -174,8 +174,12 @@ mod tests {
 
     #[test]
     #[cfg(not(feature = "planted-faults"))]
-    fn a_program_without_the_feature_has_none() {
-        assert!(Fault::ALL.iter().all(|(fault, _)| !is_planted(*fault)));
+    fn failpoints_are_inactive_without_the_feature() {
+        assert!(
+            Failpoint::ALL
+                .iter()
+                .all(|(failpoint, _)| !is_active(*failpoint))
+        );
         assert_eq!(clock_ms(7), 7);
     }
 }

@@ -20,14 +20,14 @@ use crate::core::outcome::{Failure, Outcome};
 use crate::core::ownership::{Event, Settings};
 use crate::core::watch_mode::WatchMode;
 use crate::credentials::is_bound_to_pod;
-use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, ShardHost};
+use crate::fleet::agent::{self, AgentHandle, AgentParts, ExitReason, ShardHost};
 use crate::fleet::fence::{FenceMonitor, FenceProbe, LeaseRefresher, TABLE_CHECK};
 use crate::fleet::leader::{Leader, LeaderParts};
 use crate::fleet::leases::{LeaseStore, SelfDescription};
 use crate::fleet::state::FleetState;
 use crate::fleet::table::TableStore;
 use crate::fleet::tenure::{Tenure, Validity};
-use crate::planted::{self, Fault, is_planted};
+use crate::planted::{self, Failpoint, is_active};
 use crate::pool::{Backlog, Pool, PoolConfig, Reconcile};
 use crate::reconcile::{Reconciler, ReconcilerConfig};
 use crate::shutdown::{self, Signals};
@@ -37,12 +37,12 @@ use crate::telemetry::health::Health;
 use crate::telemetry::log_level::LogLevel;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::process::ProcessCollector;
-use crate::watch::feed::{FeedParts, Feeds};
-use crate::watch::firsts::FirstRuns;
+use crate::watch::feed::{ReflectorParts, ShardReflector};
+use crate::watch::firsts::FirstReconcileTimer;
 use crate::watch::lists::Lists;
-use crate::watch::mode::{Doubts, first_look};
+use crate::watch::mode::{FilterDoubts, detect_mode};
 use crate::watch::store::Store;
-use crate::watch::trouble::Troubles;
+use crate::watch::trouble::ApiErrors;
 
 /// How often everything is applied once more, for drift that nobody saw.
 const SWEEP: Duration = Duration::from_secs(3600);
@@ -50,7 +50,7 @@ const SWEEP: Duration = Duration::from_secs(3600);
 /// The pool's work is the reconciler's; what the fence refuses has ownership read afresh.
 struct Work {
     reconciler: Arc<Reconciler>,
-    firsts: Arc<FirstRuns>,
+    first_reconciles: Arc<FirstReconcileTimer>,
     metrics: Arc<Metrics>,
     refresher: Arc<OnceLock<LeaseRefresher>>,
 }
@@ -62,7 +62,7 @@ impl Reconcile for Work {
         tenure: &Tenure,
         backlog: &dyn Backlog,
     ) -> Result<Outcome, Failure> {
-        if let Some(took) = self.firsts.run(tenure.shard()) {
+        if let Some(took) = self.first_reconciles.run(tenure.shard()) {
             let histogram = &self.metrics.shard_first_reconcile_seconds;
             histogram.observe(took.as_secs_f64());
         }
@@ -87,15 +87,15 @@ struct Shared {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     /// How often the health keeper has looked.
-    looks: AtomicU64,
-    troubles: Arc<Troubles>,
+    checks: AtomicU64,
+    api_errors: Arc<ApiErrors>,
     process: Arc<ProcessCollector>,
     fleet: Arc<FleetState>,
     store: Arc<Store>,
     pool: Arc<Pool<Work>>,
     reconciler: Arc<Reconciler>,
     refresher: Arc<OnceLock<LeaseRefresher>>,
-    firsts: Arc<FirstRuns>,
+    first_reconciles: Arc<FirstReconcileTimer>,
 }
 
 /// Runs a replica until it is asked to stop and has handed everything back.
@@ -105,10 +105,10 @@ struct Shared {
 /// identity.
 pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> {
     planted::check().map_err(anyhow::Error::msg)?;
-    let identity = args.given_identity().unwrap_or_else(made_up_identity);
+    let identity = args.given_identity().unwrap_or_else(generated_identity);
     let settings = args.settings(identity.clone())?;
     let metrics = Arc::new(Metrics::new().context("two metrics share a name")?);
-    metrics.tell_limits(&args);
+    metrics.set_limits(&args);
     let clients = clients(&args, &identity, &metrics).await?;
     let health = Arc::new(Health::new(&["api-server", "leases", TABLE_CHECK]));
     let listener = TcpListener::bind(args.listen)
@@ -117,33 +117,33 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
         .with_context(|| format!("--listen {}: the address can not be used", args.listen))?;
     let url = format!("http://{}", listener.local_addr()?);
     tracing::info!(identity, url, shards = args.shards.get(), "listening");
-    let told = (&metrics, &health, log_level);
-    let shared = share(&args, &identity, told, clients.write.clone());
+    let reporting = (&metrics, &health, log_level);
+    let shared = share(&args, &identity, reporting, clients.write.clone());
 
     let stop = CancellationToken::new();
     let serving = telling::serve(&shared, listener, &stop).context("start the HTTP server")?;
     let signals = shutdown::signals(&args)?;
     let (namespaces, may_shard) = (args.namespaces(), may_shard(&args));
-    let look = first_look(
+    let mode = detect_mode(
         &clients.watch,
         &namespaces,
         may_shard,
-        &shared.troubles,
+        &shared.api_errors,
         &shared.health,
     );
     let mode = tokio::select! {
-        mode = look => Some(mode),
+        mode = mode => Some(mode),
         () = signals.asked() => None,
     };
     let ended = match mode {
         Some(mode) => work(&args, settings, &clients, &shared, mode, &signals, &stop).await,
-        None => Some(Ended::HandedBack),
+        None => Some(ExitReason::HandedBack),
     };
     stop.cancel();
     shared.pool.shutdown().await;
     let _ended = serving.await;
     anyhow::ensure!(
-        ended != Some(Ended::IdentityTaken),
+        ended != Some(ExitReason::IdentityTaken),
         "another replica lives under the identity {identity}; give each its own --identity"
     );
     let cut_short = metrics.reconcile_cancelled_total.get();
@@ -189,7 +189,7 @@ async fn work(
     mode: WatchMode,
     signals: &Signals,
     stop: &CancellationToken,
-) -> Option<Ended> {
+) -> Option<ExitReason> {
     tracing::info!(mode = mode.label(), "watching");
     let namespace = args.own_namespace();
     let probe = FenceProbe::new(clients.write.clone(), &namespace);
@@ -197,12 +197,12 @@ async fn work(
     let mut fence = FenceMonitor::new(probe, to_health, to_metrics, args.require_fence);
     tokio::select! {
         () = fence.before_start() => {}
-        () = signals.asked() => return Some(Ended::HandedBack),
+        () = signals.asked() => return Some(ExitReason::HandedBack),
     }
     let fencing = shared.part("the fence's monitor", fence.run(stop.child_token()), stop);
     let (handle, events) = agent::channel();
-    let caring = telling::look_after(Arc::clone(shared), stop.child_token());
-    let caring = shared.part("the health keeper", caring, stop);
+    let health_loop = telling::health_loop(Arc::clone(shared), stop.child_token());
+    let health_loop = shared.part("the health keeper", health_loop, stop);
     let me = description(args, shared);
     let store = LeaseStore::new(Api::namespaced(clients.lease.clone(), &namespace), me);
     let leader = Leader::new(LeaderParts {
@@ -229,7 +229,7 @@ async fn work(
         watch_api: Api::namespaced(clients.watch.clone(), &namespace),
         watch_table: Api::namespaced(clients.watch.clone(), &namespace),
         host: Host {
-            feeds: feeds(args, shared, clients.watch.clone(), handle.clone(), mode),
+            reflector: reflector(args, shared, clients.watch.clone(), handle.clone(), mode),
             shared: Arc::clone(shared),
             agent: handle.clone(),
             tasks: TaskTracker::new(),
@@ -241,7 +241,7 @@ async fn work(
     };
     let ended = shutdown::run_until_handed_back(parts, handle, signals, &shared.health).await;
     stop.cancel();
-    for task in [leading, caring, fencing] {
+    for task in [leading, health_loop, fencing] {
         let _ended = task.await;
     }
     ended
@@ -285,10 +285,10 @@ fn share(
         queue_capacity: args.queue_capacity.get(),
     };
     let refresher = Arc::new(OnceLock::new());
-    let firsts = Arc::new(FirstRuns::default());
+    let first_reconciles = Arc::new(FirstReconcileTimer::default());
     let work = Work {
         reconciler: Arc::clone(&reconciler),
-        firsts: Arc::clone(&firsts),
+        first_reconciles: Arc::clone(&first_reconciles),
         metrics: Arc::clone(metrics),
         refresher: Arc::clone(&refresher),
     };
@@ -302,32 +302,32 @@ fn share(
         log_level,
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),
-        looks: AtomicU64::new(0),
-        troubles: Arc::new(Troubles::default()),
+        checks: AtomicU64::new(0),
+        api_errors: Arc::new(ApiErrors::default()),
         process: Arc::new(ProcessCollector::new(Arc::clone(metrics), runtime)),
         fleet: Arc::new(FleetState::default()),
         store,
         pool: Arc::new(pool),
         reconciler,
         refresher,
-        firsts,
+        first_reconciles,
     })
 }
 
-fn feeds(
+fn reflector(
     args: &RunArgs,
     shared: &Arc<Shared>,
     client: Client,
     agent: AgentHandle,
     mode: WatchMode,
-) -> Feeds {
+) -> ShardReflector {
     let pool = Arc::clone(&shared.pool);
-    let parts = FeedParts {
+    let parts = ReflectorParts {
         client,
         namespaces: args.namespaces(),
         count: args.shards,
         store: Arc::clone(&shared.store),
-        troubles: Arc::clone(&shared.troubles),
+        api_errors: Arc::clone(&shared.api_errors),
         metrics: Arc::clone(&shared.metrics),
         // A shard that is not admitted yet takes nothing: all its objects are queued when it is.
         // What a full queue refuses is counted there, and offered to it again by the health keeper.
@@ -336,10 +336,10 @@ fn feeds(
         }),
         agent,
         lists: Lists::default(),
-        doubts: Doubts::default(),
-        firsts: Arc::clone(&shared.firsts),
+        doubts: FilterDoubts::default(),
+        first_reconciles: Arc::clone(&shared.first_reconciles),
     };
-    Feeds::new(Arc::new(parts), mode, may_shard(args))
+    ShardReflector::new(Arc::new(parts), mode, may_shard(args))
 }
 
 fn may_shard(args: &RunArgs) -> bool {
@@ -348,7 +348,7 @@ fn may_shard(args: &RunArgs) -> bool {
 
 /// What a shard means in this process: watches, queue, workers.
 struct Host {
-    feeds: Feeds,
+    reflector: ShardReflector,
     shared: Arc<Shared>,
     agent: AgentHandle,
     tasks: TaskTracker,
@@ -356,12 +356,12 @@ struct Host {
 
 impl ShardHost for Host {
     fn watch(&mut self, shard: ShardId) {
-        self.feeds.watch(shard);
+        self.reflector.watch(shard);
     }
 
     fn unwatch(&mut self, shard: ShardId) {
         self.shared.pool.stop_shard(shard);
-        self.feeds.unwatch(shard);
+        self.reflector.unwatch(shard);
         let reconciler = Arc::clone(&self.shared.reconciler);
         self.tasks
             .spawn(async move { reconciler.invalidate_shard(shard).await });
@@ -369,9 +369,9 @@ impl ShardHost for Host {
 
     fn admit(&mut self, tenure: Tenure) {
         let shard = tenure.shard();
-        self.feeds.admitted(shard);
+        self.reflector.admitted(shard);
         self.shared.pool.start_shard(tenure);
-        if is_planted(Fault::Resync) {
+        if is_active(Failpoint::Resync) {
             return;
         }
         for key in self.shared.store.keys(shard) {
@@ -382,7 +382,7 @@ impl ShardHost for Host {
     fn drain(&mut self, shard: ShardId) {
         let (shared, agent) = (Arc::clone(&self.shared), self.agent.clone());
         self.tasks.spawn(async move {
-            if is_planted(Fault::Drain) || shared.pool.drain_shard(shard).await {
+            if is_active(Failpoint::Drain) || shared.pool.drain_shard(shard).await {
                 agent.send(Event::Drained(shard)).await;
             }
         });
@@ -402,7 +402,7 @@ impl ShardHost for Host {
 }
 
 /// Host name and a random suffix: outside a cluster no one else vouches that a name is free.
-fn made_up_identity() -> String {
+fn generated_identity() -> String {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy().to_lowercase();
     let fits = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-';

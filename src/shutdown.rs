@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::config::RunArgs;
 use crate::core::ownership::Event;
-use crate::fleet::agent::{self, AgentHandle, AgentParts, Ended, ShardHost};
+use crate::fleet::agent::{self, AgentHandle, AgentParts, ExitReason, ShardHost};
 use crate::telemetry::health::Health;
 
 /// Beyond the drain, for announcing that we leave and for the Lease writes themselves.
@@ -65,7 +65,7 @@ pub async fn run_until_handed_back<H: ShardHost>(
     handle: AgentHandle,
     signals: &Signals,
     health: &Health,
-) -> Option<Ended> {
+) -> Option<ExitReason> {
     let running = agent::run(parts);
     tokio::pin!(running);
     tokio::select! {

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use databasecluster_operator::core::hash::{Bucket, ShardCount};
-use databasecluster_operator::watch::kinds::{Clusters, Kept, Kind, MetadataOf, StatefulSets};
+use databasecluster_operator::watch::kinds::{
+    Clusters, Kind, PartialMetadata, Record, StatefulSets,
+};
 use databasecluster_operator::watch::store::Store;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -87,11 +89,11 @@ fn a_cluster_with_its_children_takes_a_few_kilobytes() {
         keep::<StatefulSets>(&store, &set);
         for suffix in ["db", "rw", "r"] {
             let meta = meta(&format!("{name}-{suffix}"), number, bucket);
-            keep::<MetadataOf<Service>>(&store, &json!({"metadata": meta}));
+            keep::<PartialMetadata<Service>>(&store, &json!({"metadata": meta}));
         }
         let other = json!({"metadata": meta(&format!("{name}-db"), number, bucket)});
-        keep::<MetadataOf<ConfigMap>>(&store, &other);
-        keep::<MetadataOf<PodDisruptionBudget>>(&store, &other);
+        keep::<PartialMetadata<ConfigMap>>(&store, &other);
+        keep::<PartialMetadata<PodDisruptionBudget>>(&store, &other);
     };
     // What the first ones cause is not theirs: buffers, code that is paged in.
     (0..100).for_each(put);

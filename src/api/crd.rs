@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_yaml_says_what_the_crds_say() {
+    fn generated_yaml_matches_the_crds() {
         let text = crd_yaml().unwrap();
         let documents: Vec<Value> = text
             .split("---\n")

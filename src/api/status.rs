@@ -75,7 +75,7 @@ impl DatabaseClusterStatus {
 
     /// Whether both say the same, whoever wrote them.
     #[must_use]
-    pub fn says_the_same_as(&self, other: &Self) -> bool {
+    pub fn is_same_report_as(&self, other: &Self) -> bool {
         self.replicas == other.replicas
             && self.ready_replicas == other.ready_replicas
             && self.selector == other.selector

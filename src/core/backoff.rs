@@ -11,7 +11,7 @@ pub const AFTER_MS: (u64, u64) = (1_000, 60_000);
 /// Pause after the right to act was lost: the heartbeat may bring it back.
 pub const LOST_MS: u64 = 1_000;
 /// Pauses of the look-agains in a row after a conflict or a write that the fence refused; one more is a failure.
-pub const LOOK_AGAIN_MS: [u64; 5] = [50, 100, 250, 500, 1_000];
+pub const RETRY_MS: [u64; 5] = [50, 100, 250, 500, 1_000];
 /// Longest pause that a 429 is granted for its object.
 pub const THROTTLE_MAX_MS: u64 = 600_000;
 /// Shortest pause after a 429; `Retry-After` has whole seconds, so 0 means that none was named.
@@ -25,7 +25,7 @@ pub struct Attempts {
     /// Failures.
     pub failures: u32,
     /// Look-agains since the last failure.
-    pub looks: u32,
+    pub retries: u32,
     /// When the last failure is to be tried again. What brings the object here sooner, such as the
     /// echo of our own write, does not count as that try.
     pub retry_ms: Option<u64>,
@@ -45,8 +45,8 @@ pub struct Outlook {
 impl Attempts {
     /// Whether one more look-again is a failure.
     #[must_use]
-    pub const fn are_looks_spent(self) -> bool {
-        self.looks as usize >= LOOK_AGAIN_MS.len()
+    pub const fn are_retries_spent(self) -> bool {
+        self.retries as usize >= RETRY_MS.len()
     }
 
     /// When a failure at `now_ms` is tried again: after the pause that its tier calls for; one that
@@ -75,7 +75,7 @@ impl Attempts {
         match verdict {
             Verdict::Settled { .. } | Verdict::Gone => Self {
                 failures: 0,
-                looks: 0,
+                retries: 0,
                 retry_ms: None,
             },
             Verdict::Failed { due_ms } => Self {
@@ -83,12 +83,12 @@ impl Attempts {
                     Some(retry_ms) if retry_ms == due_ms => self.failures,
                     _ => self.failures.saturating_add(1),
                 },
-                looks: 0,
+                retries: 0,
                 retry_ms: Some(due_ms),
             },
-            Verdict::LookAgain { .. } => Self {
+            Verdict::Retry { .. } => Self {
                 failures: self.failures,
-                looks: self.looks.saturating_add(1),
+                retries: self.retries.saturating_add(1),
                 retry_ms: self.retry_ms,
             },
             Verdict::Throttled { .. } | Verdict::Again { .. } => self,
@@ -112,7 +112,7 @@ pub enum Verdict {
         due_ms: u64,
     },
     /// One more look-again.
-    LookAgain {
+    Retry {
         /// When to try again.
         due_ms: u64,
     },
@@ -154,8 +154,8 @@ pub const fn tier_ms(failures: u32) -> u64 {
 #[must_use]
 pub fn bounded(failure: Failure, attempts: Attempts) -> Failure {
     match failure {
-        Failure::LookAgain { message, .. } if attempts.are_looks_spent() => {
-            let tries = attempts.looks + 1;
+        Failure::Retry { message, .. } if attempts.are_retries_spent() => {
+            let tries = attempts.retries + 1;
             let message = format!(
                 "refused {tries} times in a row, something else keeps writing this object: {message}"
             );
@@ -183,7 +183,7 @@ pub fn verdict(
             Next::Waiting => Verdict::Settled {
                 due_ms: in_about(WAITING_MS),
             },
-            Next::After { ms } => Verdict::Settled {
+            Next::RequeueAfter { ms } => Verdict::Settled {
                 due_ms: in_about(ms.clamp(AFTER_MS.0, AFTER_MS.1)),
             },
             Next::Forget => Verdict::Gone,
@@ -191,10 +191,10 @@ pub fn verdict(
         Err(Failure::Lost) => Verdict::Again {
             due_ms: in_about(LOST_MS),
         },
-        Err(Failure::LookAgain { .. }) => {
-            let step = (attempts.looks as usize).min(LOOK_AGAIN_MS.len() - 1);
-            Verdict::LookAgain {
-                due_ms: in_about(LOOK_AGAIN_MS[step]),
+        Err(Failure::Retry { .. }) => {
+            let step = (attempts.retries as usize).min(RETRY_MS.len() - 1);
+            Verdict::Retry {
+                due_ms: in_about(RETRY_MS[step]),
             }
         }
         Err(Failure::Throttled { retry_after }) => {
@@ -228,8 +228,8 @@ mod tests {
         })
     }
 
-    fn look_again() -> Failure {
-        Failure::LookAgain {
+    fn retry() -> Failure {
+        Failure::Retry {
             fenced: false,
             message: "the object has been modified".into(),
         }
@@ -312,33 +312,38 @@ mod tests {
     }
 
     #[test]
-    fn what_no_watch_reports_is_looked_at_when_asked_for_within_bounds() {
+    fn requeue_after_is_honored_within_bounds() {
         for (ms, due_ms) in [(0, 1_000), (5_000, 5_000), (u64::MAX, 60_000)] {
-            let got = verdict(&ended(Next::After { ms }), Attempts::default(), 0, MIDDLE);
+            let got = verdict(
+                &ended(Next::RequeueAfter { ms }),
+                Attempts::default(),
+                0,
+                MIDDLE,
+            );
             assert_eq!(got, Verdict::Settled { due_ms });
         }
     }
 
     #[test]
-    fn look_again_is_granted_five_times_with_growing_pauses_and_then_is_a_failure() {
+    fn retry_is_granted_five_times_with_growing_pauses_then_counts_as_failure() {
         let mut pauses_ms = Vec::new();
-        for looks in 0..5 {
+        for retries in 0..5 {
             let attempts = Attempts {
-                looks,
+                retries,
                 ..Attempts::default()
             };
-            let failure = bounded(look_again(), attempts);
+            let failure = bounded(retry(), attempts);
             match verdict(&Err(failure), attempts, 0, MIDDLE) {
-                Verdict::LookAgain { due_ms } => pauses_ms.push(due_ms),
-                other => panic!("look-again {looks} became {other:?}"),
+                Verdict::Retry { due_ms } => pauses_ms.push(due_ms),
+                other => panic!("look-again {retries} became {other:?}"),
             }
         }
         assert_eq!(pauses_ms, [50, 100, 250, 500, 1000]);
         let spent = Attempts {
-            looks: 5,
+            retries: 5,
             ..Attempts::default()
         };
-        let Failure::Failed { cause, message } = bounded(look_again(), spent) else {
+        let Failure::Failed { cause, message } = bounded(retry(), spent) else {
             panic!("the sixth look-again in a row must be a failure");
         };
         assert_eq!(cause, Cause::Other);

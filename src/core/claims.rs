@@ -91,7 +91,7 @@ pub fn without_primary(claims: &[Claim]) -> Option<&Claim> {
 
 /// The first claim of an instance that is being deleted.
 #[must_use]
-pub fn going(claims: &[Claim], instances: i32) -> Option<&Claim> {
+pub fn terminating(claims: &[Claim], instances: i32) -> Option<&Claim> {
     let used = claims.iter().filter(|claim| claim.ordinal < instances);
     used.filter(|claim| claim.deleting)
         .min_by_key(|claim| claim.ordinal)
@@ -111,20 +111,20 @@ pub fn smallest(claims: &[Claim], instances: i32) -> Option<&str> {
 /// What to do about a claim that is not allowed to grow, by what the API server said; the volumes have
 /// `size`.
 #[must_use]
-pub fn cure(refusal: &str, size: &str) -> String {
-    let cure = if refusal.contains("support resize") {
+pub fn remedy(refusal: &str, size: &str) -> String {
+    let remedy = if refusal.contains("support resize") {
         "set allowVolumeExpansion of its StorageClass"
     } else if refusal.contains("exceeded quota") {
         "raise the quota"
     } else {
         "remove the cause"
     };
-    format!("{cure}, or set spec.storage.size back to {size}")
+    format!("{remedy}, or set spec.storage.size back to {size}")
 }
 
 /// What has to be done for the claims of a StatefulSet that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upkeep {
+pub struct ClaimMaintenance {
     /// Whether claims may be there that no template of ours labelled.
     pub label: bool,
     /// Whether the claims of all instances have to ask for the size in the spec.
@@ -134,7 +134,7 @@ pub struct Upkeep {
     pub done: String,
 }
 
-/// What was remembered on a StatefulSet, see [`Upkeep::done`].
+/// What was remembered on a StatefulSet, see [`ClaimMaintenance::done`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Remembered<'a> {
     size: &'a str,
@@ -159,7 +159,11 @@ impl<'a> Remembered<'a> {
 /// What has to be done for the claims now; none when there is nothing. `again`: whether what is
 /// remembered is not believed.
 #[must_use]
-pub fn upkeep(cluster: &ClusterRecord, set: &StatefulSetRecord, again: bool) -> Option<Upkeep> {
+pub fn maintenance(
+    cluster: &ClusterRecord,
+    set: &StatefulSetRecord,
+    again: bool,
+) -> Option<ClaimMaintenance> {
     let (spec, uid) = (&cluster.spec, &*cluster.uid);
     let template = set.claim.as_ref()?;
     let known = set.claims_done.as_deref().and_then(Remembered::parse);
@@ -186,7 +190,7 @@ pub fn upkeep(cluster: &ClusterRecord, set: &StatefulSetRecord, again: bool) -> 
         true => format!("{size}/{count}/{uid}/marked"),
         false => format!("{size}/{count}"),
     };
-    Some(Upkeep { label, grow, done })
+    Some(ClaimMaintenance { label, grow, done })
 }
 
 #[cfg(test)]
@@ -198,7 +202,7 @@ mod tests {
     use crate::watch::observe;
 
     #[test]
-    fn claims_are_told_from_those_of_clusters_with_longer_or_shorter_names() {
+    fn claims_of_clusters_with_longer_or_shorter_names_are_not_confused() {
         assert_eq!(ordinal(&name("a-db", 12), "a-db"), Some(12));
         for other in [
             "data-a-db-",
@@ -252,11 +256,11 @@ mod tests {
     fn claims_that_their_template_labels_are_touched_only_to_grow() {
         let ours = |pods, done| set(Some("new"), pods, done);
         let plan = |size, replicas, set: &StatefulSetRecord, again| {
-            upkeep(&cluster(size, replicas), set, again)
+            maintenance(&cluster(size, replicas), set, again)
         };
         assert_eq!(plan("1Gi", 2, &ours(2, None), true), None);
         let grow = |done: &str| {
-            Some(Upkeep {
+            Some(ClaimMaintenance {
                 label: false,
                 grow: true,
                 done: done.to_owned(),
@@ -285,14 +289,14 @@ mod tests {
     fn claims_of_older_and_of_former_statefulsets_are_labelled_once_for_each_number() {
         for template in [None, Some("former")] {
             let labels = |done: &str| {
-                Some(Upkeep {
+                Some(ClaimMaintenance {
                     label: true,
                     grow: false,
                     done: format!("{done}/marked"),
                 })
             };
             let plan = |size, replicas, pods, done| {
-                upkeep(&cluster(size, replicas), &set(template, pods, done), false)
+                maintenance(&cluster(size, replicas), &set(template, pods, done), false)
             };
             assert_eq!(plan("1Gi", 2, 2, None), labels("1Gi/2/new"));
             assert_eq!(plan("1Gi", 2, 2, Some("1Gi/2")), labels("1Gi/2/new"));
@@ -318,7 +322,7 @@ mod tests {
                 labels("1Gi/1/new"),
                 "and grown later"
             );
-            let both = Some(Upkeep {
+            let both = Some(ClaimMaintenance {
                 label: true,
                 grow: true,
                 done: "2Gi/2/new/marked".to_owned(),
@@ -336,7 +340,7 @@ mod tests {
     fn claims_of_a_statefulset_with_recommended_labels_are_marked_once() {
         let mut old = set(Some("new"), 2, None);
         old.claim.as_mut().unwrap().selector = Selector::Recommended;
-        let plan = |old: &StatefulSetRecord| upkeep(&cluster("1Gi", 2), old, false);
+        let plan = |old: &StatefulSetRecord| maintenance(&cluster("1Gi", 2), old, false);
         assert_eq!(plan(&old).unwrap().done, "1Gi/2/new/marked");
         old.claims_done = Some("1Gi/2/new/marked".to_owned());
         assert_eq!(plan(&old), None);
@@ -372,22 +376,36 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_is_missed_only_among_claims_that_stay() {
+    fn missing_primary_claim_is_detected_only_among_claims_that_stay() {
         let (first, second) = (claim(0, "1Gi", None), claim(1, "1Gi", None));
-        let mut going_first = first.clone();
-        going_first.deleting = true;
-        let mut going_second = second.clone();
-        going_second.deleting = true;
+        let mut terminating_first = first.clone();
+        terminating_first.deleting = true;
+        let mut terminating_second = second.clone();
+        terminating_second.deleting = true;
         let missed = |claims: &[Claim]| without_primary(claims).map(|claim| claim.ordinal);
         assert_eq!(missed(&[]), None);
         assert_eq!(missed(&[second.clone(), first.clone()]), None);
         assert_eq!(missed(&[claim(2, "1Gi", None), second.clone()]), Some(1));
-        assert_eq!(missed(&[going_first.clone(), second.clone()]), Some(1));
-        assert_eq!(missed(&[going_first.clone(), going_second.clone()]), None);
-        let gone = |claims: &[Claim], instances| going(claims, instances).map(|c| c.ordinal);
-        assert_eq!(gone(&[first, second], 2), None);
-        assert_eq!(gone(&[going_second.clone(), going_first], 2), Some(0));
-        assert_eq!(gone(&[going_second], 1), None, "no instance uses it");
+        assert_eq!(
+            missed(&[terminating_first.clone(), second.clone()]),
+            Some(1)
+        );
+        assert_eq!(
+            missed(&[terminating_first.clone(), terminating_second.clone()]),
+            None
+        );
+        let terminating_ordinal =
+            |claims: &[Claim], instances| terminating(claims, instances).map(|c| c.ordinal);
+        assert_eq!(terminating_ordinal(&[first, second], 2), None);
+        assert_eq!(
+            terminating_ordinal(&[terminating_second.clone(), terminating_first], 2),
+            Some(0)
+        );
+        assert_eq!(
+            terminating_ordinal(&[terminating_second], 1),
+            None,
+            "no instance uses it"
+        );
     }
 
     #[test]
@@ -403,14 +421,14 @@ mod tests {
     }
 
     #[test]
-    fn what_to_do_about_a_claim_follows_from_the_refusal() {
+    fn remedy_for_a_claim_follows_from_the_api_servers_message() {
         let class = "only dynamically provisioned pvc can be resized and the storageclass that \
                      provisions the pvc must support resize";
-        assert!(cure(class, "1Gi").contains("allowVolumeExpansion"));
-        let quota = cure("exceeded quota: small", "1Gi");
+        assert!(remedy(class, "1Gi").contains("allowVolumeExpansion"));
+        let quota = remedy("exceeded quota: small", "1Gi");
         assert!(quota.contains("quota") && !quota.contains("allowVolumeExpansion"));
         for refusal in [class, "exceeded quota: small", "no"] {
-            assert!(cure(refusal, "1Gi").ends_with("set spec.storage.size back to 1Gi"));
+            assert!(remedy(refusal, "1Gi").ends_with("set spec.storage.size back to 1Gi"));
         }
     }
 }

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 
 use super::lease::shard_lease_name;
 use super::lifecycle::{
-    Facts, Seen as LifeSeen, Stage, Trouble, Why, Workload, conditions, reason,
+    ConditionReason, Facts, Observed as LifecycleObserved, Problem, Stage, Workload, conditions,
+    reason,
 };
 use super::observed::{ClusterRecord, StatefulSetRecord};
 use super::outcome::Next;
@@ -25,9 +26,9 @@ pub struct Done<'a> {
     /// Whether a child was changed.
     pub changed: bool,
     /// What keeps a child from being as it should.
-    pub trouble: Option<&'a Trouble>,
+    pub problem: Option<&'a Problem>,
     /// Why Pods can not be ready.
-    pub diagnosis: Option<&'a Why>,
+    pub diagnosis: Option<&'a ConditionReason>,
     /// Whether the primary serves; none when that could not be found out.
     pub primary: Option<bool>,
     /// Label selector of the Pods, as text.
@@ -50,14 +51,14 @@ pub enum Notice {
 impl Notice {
     /// Of what is wrong.
     #[must_use]
-    pub fn of(why: &Why) -> Self {
+    pub fn of(why: &ConditionReason) -> Self {
         Self::Error(format!("{}: {}", why.reason, why.message))
     }
 }
 
 /// What is reported, and when to look again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conclusion {
+pub struct StatusUpdate {
     /// The status to write; none when it says what the last one said.
     pub status: Option<DatabaseClusterStatus>,
     /// What to tell in an event.
@@ -105,16 +106,16 @@ pub fn primary_serves(
 
 /// Decides what is reported.
 #[must_use]
-pub fn conclude(done: &Done<'_>) -> Conclusion {
+pub fn compute_status(done: &Done<'_>) -> StatusUpdate {
     let cluster = done.cluster;
     let before = &cluster.status;
-    let seen = LifeSeen {
+    let seen = LifecycleObserved {
         generation: cluster.generation,
         wanted: cluster.spec.replicas,
         deleting: cluster.deleting,
         workload: workload(done.statefulset, cluster.spec.replicas),
         changed: done.changed,
-        trouble: done.trouble,
+        problem: done.problem,
         diagnosis: done.diagnosis,
         now: done.now,
     };
@@ -146,14 +147,14 @@ pub fn conclude(done: &Done<'_>) -> Conclusion {
             uid: cluster.uid.to_string(),
         }),
     };
-    Conclusion {
+    StatusUpdate {
         notice: notice(&was, &is, cluster.spec.replicas),
         next: if matches!(is, Stage::Ready(_)) {
             Next::Ready
         } else {
             Next::Waiting
         },
-        status: (!status.says_the_same_as(before)).then_some(status),
+        status: (!status.is_same_report_as(before)).then_some(status),
     }
 }
 
@@ -195,7 +196,7 @@ mod tests {
     use crate::watch::observe;
 
     #[test]
-    fn the_counts_of_pods_tell_of_the_primary_only_when_they_leave_no_doubt() {
+    fn pod_counts_decide_about_the_primary_only_when_unambiguous() {
         let cluster = |initialized: bool| {
             let conditions = match initialized {
                 true => json!([{"type": "Initialized", "status": "True", "reason": "Initialized",

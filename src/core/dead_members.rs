@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_one_goes_after_a_minute_and_a_living_one_never() {
+    fn dead_member_is_removed_after_a_minute_and_live_one_never() {
         let mut dead = DeadMembers::default();
         let mut at = |now_ms, holder| dead.removable(now_ms, member(holder), &[]).len();
         assert_eq!(at(1000, ""), 0);
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_lived_in_between_is_kept_for_another_minute() {
+    fn member_seen_alive_in_between_is_kept_for_another_minute() {
         let mut dead = DeadMembers::default();
         let mut at = |now_ms, holder| dead.removable(now_ms, member(holder), &[]).len();
         assert_eq!(at(0, ""), 0);
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_a_shard_names_is_kept() {
+    fn member_named_by_a_shard_is_kept() {
         let mut dead = DeadMembers::default();
         let mut at = |now_ms, of| {
             dead.removable(now_ms, member(""), &[samples::shard(0, of)])

@@ -335,7 +335,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_document_digest_tells_texts_apart(a in ".{0,8}", b in ".{0,8}", c in ".{0,8}", d in ".{0,8}") {
+        fn document_digest_distinguishes_texts(a in ".{0,8}", b in ".{0,8}", c in ".{0,8}", d in ".{0,8}") {
             let (left, right) = (json!([a, b]), json!([c, d]));
             prop_assert_eq!(left == right, document(&left) == document(&right));
         }

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_of_failures_gives_one_line_a_minute() {
+    fn many_failures_produce_one_log_line_per_minute() {
         let mut log = FailureLog::default();
         let mut lines_ms = Vec::new();
         for now_ms in (0..600_000).step_by(100) {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_while_nothing_fails_and_nothing_is_said_twice() {
+    fn nothing_is_logged_without_failures_and_nothing_is_logged_twice() {
         let mut log = FailureLog::default();
         assert_eq!(log.next_line_ms(), None);
         assert_eq!(log.take(u64::MAX), None);
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_stays_bounded_and_the_line_says_so() {
+    fn failure_log_is_bounded_and_reports_what_it_dropped() {
         let mut log = FailureLog::default();
         for n in 0..5000 {
             log.record(&key(n), Cause::Other, &"é".repeat(5000), 0);

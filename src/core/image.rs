@@ -4,7 +4,7 @@
 //! `22.04-pg16` may be a build, the version of an extension or of a distribution. What is not certain
 //! is not judged here: each Pod compares its image with its data before it starts.
 
-use super::lifecycle::{Why, reason};
+use super::lifecycle::{ConditionReason, reason};
 
 /// Newest major version that a tag is believed to name: higher numbers are dates or builds.
 const MAJOR_MAX: u32 = 99;
@@ -36,7 +36,7 @@ pub fn major(image: &str) -> Option<u32> {
 /// Why the image of a cluster that has data may not be changed like this; none when it may, or when
 /// that is not certain.
 #[must_use]
-pub fn refuse_change(from: &str, to: &str) -> Option<Why> {
+pub fn refuse_change(from: &str, to: &str) -> Option<ConditionReason> {
     let (old, new) = (major(from)?, major(to)?);
     if old == new {
         return None;
@@ -51,7 +51,7 @@ pub fn refuse_change(from: &str, to: &str) -> Option<Why> {
              load a dump, as far as PostgreSQL {new} understands what PostgreSQL {old} wrote"
         )
     };
-    Some(Why::new(
+    Some(ConditionReason::new(
         reason::MAJOR_VERSION,
         format!(
             "the data is of PostgreSQL {old} ({from}), and spec.image asks for PostgreSQL {new} \
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_downgrade_is_not_told_to_upgrade() {
+    fn downgrade_message_does_not_recommend_an_upgrade() {
         let down = refuse_change("postgres:18", "postgres:17").unwrap().message;
         assert!(
             down.contains("no downgrade") && !down.contains("To upgrade"),

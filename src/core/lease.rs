@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lead_back_to_what_they_name() {
+    fn lease_names_round_trip() {
         assert_eq!(shard_of(&shard_lease_name(ShardId(7))), Some(ShardId(7)));
         assert_eq!(identity_of(&member_lease_name("a-0")), Some("a-0"));
         for foreign in [
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn other_namespaces_are_another_text_however_long_the_list() {
+    fn different_namespace_lists_have_different_text_at_any_length() {
         let names = |count: usize| -> Vec<String> {
             (0..count).map(|n| format!("namespace-{n:04}")).collect()
         };
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_version_is_known_as_such_only_between_numbers() {
+    fn versions_are_ordered_only_if_both_are_numbers() {
         let version = |rv: &str| Version {
             uid: "u".into(),
             resource_version: rv.into(),

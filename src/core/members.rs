@@ -50,7 +50,7 @@ pub enum Life {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Seen {
+struct ObservedMember {
     lease: MemberLease,
     silence_ms: u64,
 }
@@ -61,16 +61,16 @@ struct Seen {
 /// which the observer itself could not reach the API server says nothing about others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Members {
-    seen: BTreeMap<String, Seen>,
+    observed: BTreeMap<String, ObservedMember>,
     /// Identities named by a shard Lease but without a member Lease, and for how long (ms).
     missing_ms: BTreeMap<String, u64>,
 }
 
 impl Members {
     /// Takes in what was seen; a late answer is ignored. Says whether anything is new.
-    pub fn saw(&mut self, lease: MemberLease) -> bool {
+    pub fn observe(&mut self, lease: MemberLease) -> bool {
         self.missing_ms.remove(&lease.identity);
-        if let Some(known) = self.seen.get_mut(&lease.identity) {
+        if let Some(known) = self.observed.get_mut(&lease.identity) {
             let stale = known.lease.version.uid == lease.version.uid
                 && lease.version.is_older_than(&known.lease.version);
             if stale || known.lease == lease {
@@ -80,9 +80,9 @@ impl Members {
             known.silence_ms = 0;
         } else {
             let identity = lease.identity.clone();
-            self.seen.insert(
+            self.observed.insert(
                 identity,
-                Seen {
+                ObservedMember {
                     lease,
                     silence_ms: 0,
                 },
@@ -92,20 +92,20 @@ impl Members {
     }
 
     /// The Lease with this uid is gone.
-    pub fn gone(&mut self, identity: &str, uid: &str) {
+    pub fn observe_deleted(&mut self, identity: &str, uid: &str) {
         if self
-            .seen
+            .observed
             .get(identity)
-            .is_some_and(|seen| seen.lease.version.uid == uid)
+            .is_some_and(|observed| observed.lease.version.uid == uid)
         {
-            self.seen.remove(identity);
+            self.observed.remove(identity);
         }
     }
 
     /// Everything that exists, after a fresh list: what is not in it is gone. Says of whom the list
     /// shows less than is known: it is a late one, or the API server went back in time.
     pub fn listed(&mut self, leases: Vec<MemberLease>) -> Vec<(String, Version)> {
-        self.seen
+        self.observed
             .retain(|identity, _| leases.iter().any(|lease| &lease.identity == identity));
         let mut rewound = Vec::new();
         for lease in leases {
@@ -114,21 +114,21 @@ impl Members {
             {
                 rewound.push((lease.identity.clone(), known.version.clone()));
             }
-            self.saw(lease);
+            self.observe(lease);
         }
         rewound
     }
 
     /// Takes in a Lease although it is older than what was known.
     pub fn go_back(&mut self, lease: MemberLease) {
-        self.seen.remove(&lease.identity);
-        self.saw(lease);
+        self.observed.remove(&lease.identity);
+        self.observe(lease);
     }
 
     /// Adds time in which everybody could have been heard.
     pub fn credit(&mut self, elapsed_ms: u64) {
-        for seen in self.seen.values_mut() {
-            seen.silence_ms = seen.silence_ms.saturating_add(elapsed_ms);
+        for observed in self.observed.values_mut() {
+            observed.silence_ms = observed.silence_ms.saturating_add(elapsed_ms);
         }
         for missing_ms in self.missing_ms.values_mut() {
             *missing_ms = missing_ms.saturating_add(elapsed_ms);
@@ -139,7 +139,7 @@ impl Members {
     /// shard Leases name. Bounded by the number of shards.
     pub fn count_missing<'a>(&mut self, named: impl Iterator<Item = &'a str>) {
         let absent: Vec<String> = named
-            .filter(|identity| !self.seen.contains_key(*identity))
+            .filter(|identity| !self.observed.contains_key(*identity))
             .map(str::to_owned)
             .collect();
         self.missing_ms
@@ -152,12 +152,12 @@ impl Members {
     /// The Lease of one replica.
     #[must_use]
     pub fn get(&self, identity: &str) -> Option<&MemberLease> {
-        self.seen.get(identity).map(|seen| &seen.lease)
+        self.observed.get(identity).map(|observed| &observed.lease)
     }
 
     /// All Leases, vacated ones too, sorted by identity.
     pub fn all(&self) -> impl Iterator<Item = &MemberLease> + Clone {
-        self.seen.values().map(|seen| &seen.lease)
+        self.observed.values().map(|observed| &observed.lease)
     }
 
     /// Replicas that may be given shards. A silent one counts until somebody vacates it, so that all
@@ -206,15 +206,15 @@ impl Members {
         lease_ms: u64,
         named_at: &Version,
     ) -> Life {
-        match self.seen.get(identity) {
-            Some(seen) if seen.lease.incarnation == incarnation => {
-                if seen.lease.is_vacated() {
+        match self.observed.get(identity) {
+            Some(observed) if observed.lease.incarnation == incarnation => {
+                if observed.lease.is_vacated() {
                     Life::Dead
                 } else {
                     Life::Alive
                 }
             }
-            Some(seen) if named_at.is_older_than(&seen.lease.version) => Life::Dead,
+            Some(observed) if named_at.is_older_than(&observed.lease.version) => Life::Dead,
             Some(_) => Life::Doubtful,
             None if self.is_long_gone(identity, lease_ms) => Life::Doubtful,
             None => Life::Unknown,
@@ -225,25 +225,25 @@ impl Members {
     #[must_use]
     pub fn is_long_gone(&self, identity: &str, lease_ms: u64) -> bool {
         let missing_ms = self.missing_ms.get(identity);
-        !self.seen.contains_key(identity) && missing_ms.is_some_and(|ms| *ms >= lease_ms)
+        !self.observed.contains_key(identity) && missing_ms.is_some_and(|ms| *ms >= lease_ms)
     }
 
     /// Replicas (but `me`) whose Lease has been silent for its whole lifetime: to be vacated.
     pub fn expired<'a>(&'a self, me: &'a str) -> impl Iterator<Item = &'a MemberLease> {
-        self.seen
+        self.observed
             .values()
-            .filter(move |seen| {
-                seen.lease.identity != me
-                    && !seen.lease.is_vacated()
-                    && seen.silence_ms >= seen.lease.lease_ms
+            .filter(move |observed| {
+                observed.lease.identity != me
+                    && !observed.lease.is_vacated()
+                    && observed.silence_ms >= observed.lease.lease_ms
             })
-            .map(|seen| &seen.lease)
+            .map(|observed| &observed.lease)
     }
 
     /// Lets a replica live a little longer: a write that would have vacated it did not succeed.
-    pub fn reprieve(&mut self, identity: &str, by_ms: u64) {
-        if let Some(seen) = self.seen.get_mut(identity) {
-            seen.silence_ms = seen.silence_ms.saturating_sub(by_ms);
+    pub fn extend_deadline(&mut self, identity: &str, by_ms: u64) {
+        if let Some(observed) = self.observed.get_mut(identity) {
+            observed.silence_ms = observed.silence_ms.saturating_sub(by_ms);
         }
     }
 }
@@ -280,25 +280,25 @@ mod tests {
     #[test]
     fn a_late_answer_does_not_undo_a_newer_one() {
         let mut members = Members::default();
-        assert!(members.saw(lease("a", "two", 9)));
-        assert!(!members.saw(lease("a", "one", 8)));
+        assert!(members.observe(lease("a", "two", 9)));
+        assert!(!members.observe(lease("a", "one", 8)));
         assert_eq!(members.life("a", "two", 6000, &at(9)), Life::Alive);
     }
 
     #[test]
-    fn only_silence_that_was_credited_kills() {
+    fn member_dies_only_of_credited_silence() {
         let mut members = Members::default();
-        members.saw(lease("a", "one", 1));
+        members.observe(lease("a", "one", 1));
         members.credit(5999);
         assert_eq!(members.expired("me").count(), 0);
         members.credit(1);
         assert_eq!(members.expired("me").count(), 1);
-        members.saw(lease("a", "one", 2));
+        members.observe(lease("a", "one", 2));
         assert_eq!(members.expired("me").count(), 0);
     }
 
     #[test]
-    fn a_missing_lease_is_waited_out() {
+    fn missing_member_lease_counts_as_dead_only_after_its_lifetime() {
         let mut members = Members::default();
         members.count_missing(["a"].into_iter());
         assert_eq!(members.life("a", "one", 6000, &at(1)), Life::Unknown);
@@ -309,9 +309,9 @@ mod tests {
     #[test]
     fn an_incarnation_named_after_the_member_lease_was_seen_is_not_taken_for_dead() {
         let mut members = Members::default();
-        members.saw(lease("a", "one", 5));
+        members.observe(lease("a", "one", 5));
         assert_eq!(members.life("a", "two", 6000, &at(6)), Life::Doubtful);
-        members.saw(lease("a", "three", 7));
+        members.observe(lease("a", "three", 7));
         assert_eq!(members.life("a", "two", 6000, &at(6)), Life::Dead);
     }
 }

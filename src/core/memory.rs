@@ -48,7 +48,7 @@ pub struct Memory {
     /// Our generation of the cluster, and since when a child claims a newer one.
     newer_since: Option<(i64, u64)>,
     /// Whether a claim of an instance was being deleted when claims were last looked up.
-    claim_goes: bool,
+    is_claim_terminating: bool,
     /// Objects of which the fence keeps refusing our writes, as last reported. Bounded by the number
     /// of objects that belong to the cluster.
     refused: Vec<Box<str>>,
@@ -104,7 +104,7 @@ impl Memory {
             awaited_since_ms: None,
             desired: None,
             newer_since: None,
-            claim_goes: false,
+            is_claim_terminating: false,
             refused: Vec::new(),
             next_try: None,
         }
@@ -223,7 +223,7 @@ impl Memory {
     }
 
     /// The Secret was created by us: no other of that name can be in the way.
-    pub const fn secret_made(&mut self) {
+    pub const fn secret_created(&mut self) {
         self.secret = Secret::Made;
     }
 
@@ -242,13 +242,13 @@ impl Memory {
 
     /// Whether there is a Secret of which nothing says whose it is.
     #[must_use]
-    pub const fn doubts_secret(&self) -> bool {
+    pub const fn suspects_secret(&self) -> bool {
         matches!(self.secret, Secret::InTheWay { .. })
     }
 
     /// For how long a Secret has been in the way, in milliseconds.
     #[must_use]
-    pub const fn secret_doubted_ms(&self, now_ms: u64) -> u64 {
+    pub const fn secret_suspected_ms(&self, now_ms: u64) -> u64 {
         match self.secret {
             Secret::InTheWay { since_ms } => now_ms.saturating_sub(since_ms),
             Secret::Unknown | Secret::Made => 0,
@@ -285,14 +285,14 @@ impl Memory {
     }
 
     /// Remembers whether a claim of an instance is being deleted.
-    pub const fn set_claim_goes(&mut self, goes: bool) {
-        self.claim_goes = goes;
+    pub const fn set_claim_terminating(&mut self, terminating: bool) {
+        self.is_claim_terminating = terminating;
     }
 
     /// Whether a claim of an instance was being deleted when claims were last looked up.
     #[must_use]
-    pub const fn claim_goes(&self) -> bool {
-        self.claim_goes
+    pub const fn is_claim_terminating(&self) -> bool {
+        self.is_claim_terminating
     }
 
     /// The fence keeps refusing our writes of an object; whether that is new.

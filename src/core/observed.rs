@@ -127,7 +127,7 @@ pub struct ChildRecord {
     /// Whether it carries what the operator gives to each child: labels, bucket and fingerprint.
     pub is_marked: bool,
     /// Whether it says that the volume of the primary has data.
-    pub says_initialized: bool,
+    pub reports_initialized: bool,
     /// The bucket in its label; none when it is malformed.
     pub bucket: Option<Bucket>,
     /// Digest of the fencing token in its annotation; none when there is no token.
@@ -135,7 +135,7 @@ pub struct ChildRecord {
     /// The fingerprint in its annotation.
     pub fingerprint: Option<Fingerprint>,
     /// The generation of the `DatabaseCluster` that it was made from.
-    pub made_from_generation: Option<i64>,
+    pub rendered_from_generation: Option<i64>,
     /// Digest of everything but its status; none for kinds whose objects do not count the
     /// generations of their spec.
     pub contents: Option<u64>,
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_owner_is_told_apart_again_whatever_is_in_its_parts() {
+    fn owner_text_round_trips_whatever_its_parts_contain() {
         for [api_version, kind, name, uid] in [
             ["database.io/v1", "DatabaseCluster", "orders", "u"],
             ["", "", "", ""],

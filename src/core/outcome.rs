@@ -10,7 +10,7 @@ pub enum Next {
     /// Something is under way that a watch will report: the short safety net.
     Waiting,
     /// Something may be so after this time that no watch of ours reports.
-    After {
+    RequeueAfter {
         /// Milliseconds from now.
         ms: u64,
     },
@@ -87,7 +87,7 @@ pub enum Failure {
     /// The right to act was lost on the way: the object is another replica's. Not a failure of the object.
     Lost,
     /// 409, or a refusal by the fence: look afresh and run again, a bounded number of times.
-    LookAgain {
+    Retry {
         /// Whether it was the fence that refused.
         fenced: bool,
         /// What the API server said.
@@ -113,7 +113,7 @@ impl Failure {
     pub const fn is_by_fence(&self) -> bool {
         matches!(
             self,
-            Self::LookAgain { fenced: true, .. }
+            Self::Retry { fenced: true, .. }
                 | Self::Failed {
                     cause: Cause::TokenAhead | Cause::Fenced,
                     ..

@@ -55,11 +55,11 @@ mod tests {
         }
     }
 
-    fn outlook(failures: u32, looks: u32, is_early: bool) -> Outlook {
+    fn outlook(failures: u32, retries: u32, is_early: bool) -> Outlook {
         Outlook {
             attempts: Attempts {
                 failures,
-                looks,
+                retries,
                 retry_ms: None,
             },
             is_early,
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_fails_again_after_its_pause_is_reported() {
+    fn only_repeated_failures_are_reported() {
         let failure = failed(Cause::Unavailable);
         for (failures, is_early, is_reported, expected) in [
             (0, false, false, false),
@@ -89,8 +89,8 @@ mod tests {
     }
 
     #[test]
-    fn conflicts_are_reported_once_their_tries_are_spent_and_what_passes_never_is() {
-        let conflict = Failure::LookAgain {
+    fn conflicts_are_reported_only_when_retries_are_exhausted() {
+        let conflict = Failure::Retry {
             fenced: false,
             message: "the object has been modified".to_owned(),
         };
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_says_where_to_look() {
+    fn reported_reason_follows_the_cause() {
         let reason = |cause| persistent(&failed(cause), &outlook(1, 0, false), false).unwrap();
         assert_eq!(reason(Cause::Unavailable).0, "ApiServerError");
         let (rights, message) = reason(Cause::Forbidden);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::child::{ChildId, ChildKind, DesiredChild};
 use super::image;
-use super::lifecycle::{Trouble, Why, reason};
+use super::lifecycle::{ConditionReason, Problem, reason};
 use super::memory::{Memory, Standing};
 use super::observed::{
     ChildRecord, ClusterRecord, FINALIZERS_MAX, Owner, StatefulSetRecord, is_our_group,
@@ -18,7 +18,7 @@ pub const SECRET_HOLD_MS: u64 = 10_000;
 
 /// What the plan is made from.
 #[derive(Debug)]
-pub struct Seen<'a> {
+pub struct Observed<'a> {
     /// The cluster.
     pub cluster: &'a ClusterRecord,
     /// The StatefulSet of the child's name, whoever owns it.
@@ -47,7 +47,7 @@ pub enum Precondition {
 /// One child to apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Apply {
-    /// Its place in `Seen::desired`.
+    /// Its place in `Observed::desired`.
     pub index: usize,
     /// What must hold.
     pub precondition: Precondition,
@@ -102,7 +102,7 @@ pub enum Plan {
         /// Children that are not wanted any more.
         delete: Vec<Delete>,
         /// What keeps a child from being as it should.
-        trouble: Option<Trouble>,
+        problem: Option<Problem>,
     },
     /// The cluster is being deleted; its StatefulSet is still there.
     TearDown {
@@ -117,23 +117,23 @@ enum Difference {
     Same,
     Lagging,
     Apply(Precondition),
-    Trouble(Trouble),
+    Problem(Problem),
 }
 
 /// Decides what has to be written.
 #[must_use]
-pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
-    let cluster = seen.cluster;
-    if memory.cluster_lags(&cluster.resource_version, seen.now_ms) {
+pub fn plan(observation: &Observed<'_>, memory: &mut Memory) -> Plan {
+    let cluster = observation.cluster;
+    if memory.cluster_lags(&cluster.resource_version, observation.now_ms) {
         return wait("the watch has not shown our last write to it yet".to_owned());
     }
     if cluster.deleting {
-        return plan_deletion(seen);
+        return plan_deletion(observation);
     }
-    match rendered_from_newer(seen) {
+    match rendered_from_newer(observation) {
         None => memory.awaits_no_newer(),
         Some(id) => {
-            let rest_ms = memory.awaits_newer(cluster.generation, seen.now_ms);
+            let rest_ms = memory.awaits_newer(cluster.generation, observation.now_ms);
             if let Some(rest_ms) = rest_ms {
                 return Plan::Wait {
                     why: format!("{id} says that it was rendered from a newer generation"),
@@ -143,9 +143,9 @@ pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
         }
     }
     let mut apply = Vec::new();
-    let mut trouble = None;
-    for (index, desired) in seen.desired.iter().enumerate() {
-        match difference(seen, desired, memory) {
+    let mut problem = None;
+    for (index, desired) in observation.desired.iter().enumerate() {
+        match difference(observation, desired, memory) {
             Difference::Same => {}
             Difference::Lagging => {
                 return wait(format!("the watch has not shown {} as it is", desired.id));
@@ -154,28 +154,28 @@ pub fn plan(seen: &Seen<'_>, memory: &mut Memory) -> Plan {
                 index,
                 precondition,
             }),
-            Difference::Trouble(found) => trouble = worse(trouble, found),
+            Difference::Problem(found) => problem = worst(problem, found),
         }
     }
     if cluster.has_excess_finalizers {
-        trouble = worse(trouble, Trouble::Wrong(excess_finalizers()));
+        problem = worst(problem, Problem::Permanent(excess_finalizers()));
     }
-    if let Some(why) = refused_image(seen) {
-        trouble = worse(trouble, Trouble::Wrong(why));
+    if let Some(why) = refused_image(observation) {
+        problem = worst(problem, Problem::Permanent(why));
     }
-    let has_set = seen
+    let has_set = observation
         .statefulset
         .is_some_and(|set| is_ours(&set.child, cluster));
-    if !has_set && trouble.as_ref().is_some_and(is_wait_for_former) {
+    if !has_set && problem.as_ref().is_some_and(is_waiting_for_former) {
         // Nothing is begun among what a former cluster left.
         apply.clear();
     }
     Plan::Keep {
         add_finalizer: !cluster.has_finalizer() && !cluster.has_excess_finalizers,
-        secret: secret_step(seen, &apply, has_set, memory),
+        secret: secret_step(observation, &apply, has_set, memory),
         apply,
-        delete: unwanted(seen),
-        trouble,
+        delete: unwanted(observation),
+        problem,
     }
 }
 
@@ -188,61 +188,69 @@ fn wait(why: String) -> Plan {
 
 /// A child that says that it was rendered from a later generation of the cluster than the one we see:
 /// our view of the cluster is old, or somebody edited the child.
-fn rendered_from_newer(seen: &Seen<'_>) -> Option<ChildId> {
-    let others = seen.children.iter().map(|child| &**child);
-    let set = seen.statefulset.map(|set| &set.child);
+fn rendered_from_newer(observation: &Observed<'_>) -> Option<ChildId> {
+    let others = observation.children.iter().map(|child| &**child);
+    let set = observation.statefulset.map(|set| &set.child);
     others
         .chain(set)
-        .find(|child| is_made_from_newer(child, seen.cluster))
+        .find(|child| is_rendered_from_newer(child, observation.cluster))
         .map(ChildRecord::id)
 }
 
-fn is_wait_for_former(trouble: &Trouble) -> bool {
-    matches!(trouble, Trouble::Wait(why) if why.reason == reason::WAITING)
+fn is_waiting_for_former(problem: &Problem) -> bool {
+    matches!(problem, Problem::Transient(why) if why.reason == reason::WAITING)
 }
 
-fn secret_step(seen: &Seen<'_>, apply: &[Apply], has_set: bool, memory: &Memory) -> SecretStep {
+fn secret_step(
+    observation: &Observed<'_>,
+    apply: &[Apply],
+    has_set: bool,
+    memory: &Memory,
+) -> SecretStep {
     let applies_set = apply.iter().any(|step| {
-        let child = seen.desired.get(step.index);
+        let child = observation.desired.get(step.index);
         child.is_some_and(|child| child.id.kind == ChildKind::StatefulSet)
     });
-    match (seen.initialized, applies_set) {
+    match (observation.initialized, applies_set) {
         (true, true) => SecretStep::Probe,
         (true, false) => SecretStep::Leave,
         (false, true) => SecretStep::Create {
             hold: !has_set
                 && !memory.has_secret()
-                && memory.secret_doubted_ms(seen.now_ms) < SECRET_HOLD_MS,
+                && memory.secret_suspected_ms(observation.now_ms) < SECRET_HOLD_MS,
         },
         // Until there is data: what was there may have been a former cluster's and be gone by now.
-        (false, false) if has_set && !memory.has_secret() && seen.cluster.spec.replicas > 0 => {
+        (false, false)
+            if has_set && !memory.has_secret() && observation.cluster.spec.replicas > 0 =>
+        {
             SecretStep::Create { hold: false }
         }
         (false, false) => SecretStep::Leave,
     }
 }
 
-fn excess_finalizers() -> Why {
+fn excess_finalizers() -> ConditionReason {
     let message = format!(
         "it has more than {FINALIZERS_MAX} finalizers, and the operator cannot add its own: remove some"
     );
-    Why::new(reason::FINALIZERS, message)
+    ConditionReason::new(reason::FINALIZERS, message)
 }
 
-fn refused_image(seen: &Seen<'_>) -> Option<Why> {
-    let set = seen.statefulset?;
-    if !seen.initialized || !is_ours(&set.child, seen.cluster) {
+fn refused_image(observation: &Observed<'_>) -> Option<ConditionReason> {
+    let set = observation.statefulset?;
+    if !observation.initialized || !is_ours(&set.child, observation.cluster) {
         return None;
     }
-    image::refuse_change(&set.image, &seen.cluster.spec.image)
+    image::refuse_change(&set.image, &observation.cluster.spec.image)
 }
 
 /// Children of ours that were seen and are not among the desired ones.
-fn unwanted(seen: &Seen<'_>) -> Vec<Delete> {
-    let is_desired = |child: &ChildRecord| seen.desired.iter().any(|d| d.id == child.id());
-    seen.children
+fn unwanted(observation: &Observed<'_>) -> Vec<Delete> {
+    let is_desired = |child: &ChildRecord| observation.desired.iter().any(|d| d.id == child.id());
+    observation
+        .children
         .iter()
-        .filter(|child| is_ours(child, seen.cluster) && !child.deleting)
+        .filter(|child| is_ours(child, observation.cluster) && !child.deleting)
         .filter(|child| !is_desired(child))
         .map(|child| Delete::of(child))
         .collect()
@@ -258,15 +266,15 @@ impl Delete {
     }
 }
 
-fn plan_deletion(seen: &Seen<'_>) -> Plan {
-    let cluster = seen.cluster;
+fn plan_deletion(observation: &Observed<'_>) -> Plan {
+    let cluster = observation.cluster;
     if cluster.has_excess_finalizers {
         return wait(format!("it has more than {FINALIZERS_MAX} finalizers"));
     }
     if !cluster.has_finalizer() {
         return Plan::Forget;
     }
-    let owned = seen
+    let owned = observation
         .statefulset
         .map(|statefulset| &statefulset.child)
         .filter(|child| is_owned_by(child, cluster));
@@ -278,35 +286,39 @@ fn plan_deletion(seen: &Seen<'_>) -> Plan {
     }
 }
 
-fn difference(seen: &Seen<'_>, desired: &DesiredChild, memory: &mut Memory) -> Difference {
-    let statefulset = seen
+fn difference(
+    observation: &Observed<'_>,
+    desired: &DesiredChild,
+    memory: &mut Memory,
+) -> Difference {
+    let statefulset = observation
         .statefulset
         .filter(|_| desired.id.kind == ChildKind::StatefulSet);
     let child = match statefulset {
         Some(statefulset) => Some(&statefulset.child),
-        None => seen
+        None => observation
             .children
             .iter()
             .map(|child| &**child)
             .find(|child| child.kind == desired.id.kind && child.key.name == desired.id.name),
     };
     let Some(child) = child else {
-        if memory.expects(&desired.id, seen.now_ms) {
+        if memory.expects(&desired.id, observation.now_ms) {
             return Difference::Lagging;
         }
         memory.forget_child(&desired.id);
         return Difference::Apply(Precondition::Absent);
     };
-    if let Some(trouble) = ownership_trouble(child, seen.cluster) {
-        return Difference::Trouble(trouble);
+    if let Some(problem) = ownership_problem(child, observation.cluster) {
+        return Difference::Problem(problem);
     }
     if child.deleting {
-        return Difference::Trouble(Trouble::Wait(Why::new(
+        return Difference::Problem(Problem::Transient(ConditionReason::new(
             reason::REPAIRING,
             format!("{} is being deleted; it will be made again", desired.id),
         )));
     }
-    let standing = memory.standing(child, seen.now_ms);
+    let standing = memory.standing(child, observation.now_ms);
     let same_inside = match statefulset {
         Some(set) => {
             set.spec_digest == desired.spec_digest && set.labels_digest == desired.labels_digest
@@ -317,12 +329,12 @@ fn difference(seen: &Seen<'_>, desired: &DesiredChild, memory: &mut Memory) -> D
         return Difference::Lagging;
     }
     // Under another bucket, the watch of its shard would not show it.
-    let same_bucket = child.bucket == Some(seen.cluster.bucket);
+    let same_bucket = child.bucket == Some(observation.cluster.bucket);
     let same = same_inside
         && same_bucket
         && child.fingerprint == Some(desired.fingerprint)
-        && is_owned_by(child, seen.cluster);
-    if same && !seen.sweep {
+        && is_owned_by(child, observation.cluster);
+    if same && !observation.sweep {
         return Difference::Same;
     }
     Difference::Apply(Precondition::Uid(child.uid.clone()))
@@ -353,30 +365,32 @@ pub fn is_ours(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
 
 /// Whether a child was made from a later generation of the same cluster than the one we see.
 #[must_use]
-pub fn is_made_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
+pub fn is_rendered_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
     is_owned_by(child, cluster)
         && child
-            .made_from_generation
+            .rendered_from_generation
             .is_some_and(|generation| generation > cluster.generation)
 }
 
 /// What is wrong with who owns an object of a child's name; none when it is this cluster, or shall be.
 #[must_use]
-pub fn ownership_trouble(child: &ChildRecord, cluster: &ClusterRecord) -> Option<Trouble> {
+pub fn ownership_problem(child: &ChildRecord, cluster: &ClusterRecord) -> Option<Problem> {
     if is_ours(child, cluster) {
         return None;
     }
     let id = child.id();
     match &child.owner {
-        Some(owner) if is_former_self(owner, cluster) => Some(Trouble::Wait(Why::new(
-            reason::WAITING,
-            format!(
-                "{id} still belongs to a former DatabaseCluster of this name (uid {}); waiting \
+        Some(owner) if is_former_self(owner, cluster) => {
+            Some(Problem::Transient(ConditionReason::new(
+                reason::WAITING,
+                format!(
+                    "{id} still belongs to a former DatabaseCluster of this name (uid {}); waiting \
                  until it is gone",
-                owner.uid()
-            ),
-        ))),
-        owner => Some(Trouble::Wrong(Why::new(
+                    owner.uid()
+                ),
+            )))
+        }
+        owner => Some(Problem::Permanent(ConditionReason::new(
             reason::FOREIGN_CHILD,
             foreign_message(&id, owner.as_ref()),
         ))),
@@ -399,9 +413,9 @@ fn is_former_self(owner: &Owner, cluster: &ClusterRecord) -> bool {
 
 /// Of two troubles the one that somebody has to look at; of equals the first.
 #[must_use]
-pub fn worse(known: Option<Trouble>, found: Trouble) -> Option<Trouble> {
+pub fn worst(known: Option<Problem>, found: Problem) -> Option<Problem> {
     match (&known, &found) {
-        (None, _) | (Some(Trouble::Wait(_)), Trouble::Wrong(_)) => Some(found),
+        (None, _) | (Some(Problem::Transient(_)), Problem::Permanent(_)) => Some(found),
         _ => known,
     }
 }

@@ -35,12 +35,12 @@ pub const QUIET_IN_UPDATE_MS: u64 = 120_000;
 
 /// Since when the fleet is the same.
 #[derive(Clone, Debug, Default)]
-pub struct Calm {
+pub struct Stabilization {
     live: Vec<(String, String)>,
     since_ms: u64,
 }
 
-impl Calm {
+impl Stabilization {
     /// Takes a look at the fleet: whether it has been the same for long enough to move shards.
     pub fn allows_moves(&mut self, now_ms: u64, fleet: &Fleet<'_>) -> bool {
         let live = fleet.eligible.values();
@@ -164,10 +164,10 @@ impl<'a> Fleet<'a> {
         let mut left = budget.saturating_sub(under_way);
         for (shard, stale) in movable {
             let target = wanted.get(usize::from(shard.shard.0)).copied().flatten();
-            match target.and_then(|target| self.heir(shard, target)) {
-                Some(heir) if left > 0 => {
+            match target.and_then(|target| self.successor(shard, target)) {
+                Some(successor) if left > 0 => {
                     left -= 1;
-                    moves.push((shard.shard, Some(heir)));
+                    moves.push((shard.shard, Some(successor)));
                 }
                 _ if stale => moves.push((shard.shard, None)),
                 _ => {}
@@ -177,7 +177,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// The target as a successor, if the shard may move there.
-    fn heir(&self, shard: &ShardLease, target: &str) -> Option<Successor> {
+    fn successor(&self, shard: &ShardLease, target: &str) -> Option<Successor> {
         let from_old = !self.newest.contains(shard.holder.as_str());
         let allowed = self.newest.contains(target) && (!self.is_mixed() || from_old);
         let member = self.eligible.get(target)?;
@@ -208,11 +208,11 @@ mod tests {
             if moves.is_empty() {
                 return moved;
             }
-            for (id, heir) in moves {
-                let heir = heir.unwrap();
+            for (id, successor) in moves {
+                let successor = successor.unwrap();
                 let lease = shards.iter_mut().find(|lease| lease.shard == id).unwrap();
-                lease.holder = heir.identity;
-                lease.incarnation = heir.incarnation;
+                lease.holder = successor.identity;
+                lease.incarnation = successor.incarnation;
                 moved += 1;
                 assert!(moved <= 256, "the plan does not settle");
             }
@@ -225,8 +225,8 @@ mod tests {
         let mut shards: Vec<ShardLease> = (0..32).map(|n| shard(n, "a")).collect();
         let first = Fleet::new(count(), &members, &shards).moves(4);
         assert_eq!(first.len(), 4);
-        for (id, heir) in first {
-            shards[usize::from(id.0)].successor = heir;
+        for (id, successor) in first {
+            shards[usize::from(id.0)].successor = successor;
         }
         assert_eq!(Fleet::new(count(), &members, &shards).moves(4), []);
     }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn older_revisions_are_given_nothing_new_and_lose_to_newer_ones() {
+    fn older_revisions_receive_no_shards_and_lose_them_to_newer_ones() {
         let members = [member("a", "1"), member("b", "1"), member("c", "2")];
         let mut shards: Vec<ShardLease> = (0..32)
             .map(|n| shard(n, if n < 31 { "a" } else { "c" }))
@@ -256,10 +256,10 @@ mod tests {
     }
 
     #[test]
-    fn shards_move_when_the_fleet_has_been_the_same_for_a_moment() {
-        let mut calm = Calm::default();
+    fn shards_move_only_once_membership_is_stable() {
+        let mut stabilization = Stabilization::default();
         let mut allows = |now_ms, members: &[MemberLease]| {
-            calm.allows_moves(now_ms, &Fleet::new(count(), members, &[]))
+            stabilization.allows_moves(now_ms, &Fleet::new(count(), members, &[]))
         };
         let two = [member("a", ""), member("b", "")];
         assert!(!allows(1000, &two));
@@ -281,10 +281,10 @@ mod tests {
     }
 
     #[test]
-    fn an_update_that_stands_still_is_balanced_after_two_minutes() {
-        let mut calm = Calm::default();
+    fn stalled_rollout_is_balanced_after_two_minutes() {
+        let mut stabilization = Stabilization::default();
         let mut allows = |now_ms, members: &[MemberLease]| {
-            calm.allows_moves(now_ms, &Fleet::new(count(), members, &[]))
+            stabilization.allows_moves(now_ms, &Fleet::new(count(), members, &[]))
         };
         let mixed = [member("a", "1"), member("b", "1"), member("c", "2")];
         assert!(!allows(5000, &mixed));

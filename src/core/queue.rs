@@ -545,7 +545,7 @@ fn judge(entry: &mut Entry, again_ms: Option<u64>, verdict: Verdict) -> Option<u
         }
         Verdict::Settled { due_ms }
         | Verdict::Failed { due_ms }
-        | Verdict::LookAgain { due_ms }
+        | Verdict::Retry { due_ms }
         | Verdict::Again { due_ms } => due_ms,
     };
     Some(again_ms.map_or(due_ms, |again_ms| again_ms.min(due_ms)))

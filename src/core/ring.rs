@@ -141,7 +141,7 @@ impl Ranking {
 /// a second call with the result changes nothing; when a member joins or leaves a balanced fleet,
 /// at most `ceil(S/R)` shards move.
 ///
-/// What is free goes to those who `may_be_given` it: in a rolling update, to the newest revision. The
+/// What is free goes to those who `may_receive` it: in a rolling update, to the newest revision. The
 /// others keep what they hold, within the same bound, so that each newcomer is given the share that it
 /// will have in the end, and a shard moves once. What fits within nobody's bound goes to whoever may
 /// be given it and has least: somebody must own it.
@@ -149,7 +149,7 @@ impl Ranking {
 pub fn place<'a>(
     ranking: &'a Ranking,
     held: &BTreeMap<ShardId, &str>,
-    may_be_given: impl Fn(&str) -> bool,
+    may_receive: impl Fn(&str) -> bool,
 ) -> Vec<Option<&'a str>> {
     let shards = ranking.preferred.len();
     let members = ranking.members.len();
@@ -163,7 +163,7 @@ pub fn place<'a>(
     for member in assigned.iter().flatten() {
         load[*member] += 1;
     }
-    let open: Vec<bool> = ranking.members.iter().map(|m| may_be_given(m)).collect();
+    let open: Vec<bool> = ranking.members.iter().map(|m| may_receive(m)).collect();
     for (shard, slot) in assigned.iter_mut().enumerate() {
         if slot.is_none() {
             let candidates = || {
@@ -283,7 +283,7 @@ mod tests {
     const GOLDEN_FIRST_OF_EIGHT: &str = "aacbabcc";
 
     #[test]
-    fn nobody_holds_anything_in_an_empty_fleet() {
+    fn empty_fleet_has_no_holders() {
         let ranking = Ranking::new(ShardCount::new(4).unwrap(), []);
         assert_eq!(placed(&ranking, &BTreeMap::new()), vec![None; 4]);
     }
@@ -392,7 +392,7 @@ mod tests {
         }
 
         #[test]
-        fn the_answer_does_not_depend_on_the_order_in_which_members_are_seen(
+        fn placement_is_independent_of_member_order(
             (shards, members) in fleet(),
         ) {
             let count = ShardCount::new(shards).unwrap();

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rate_limit_is_refused_with_what_is_allowed() {
+    fn invalid_rate_limit_error_lists_the_allowed_format() {
         for text in [
             "",
             "100",
@@ -214,7 +214,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_span_of_time_sees_more_runs_than_the_bucket_and_what_dripped_in(
+        fn rate_never_exceeds_bucket_size_plus_refill(
             runs in 1_u32..50,
             period_seconds in 1_u64..100,
             steps_ms in prop::collection::vec(0_u64..3000, 1..300),

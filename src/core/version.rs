@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_version_that_is_no_number_nothing_is_known() {
+    fn non_numeric_versions_do_not_compare() {
         assert_eq!(compare("a", "1"), None);
         assert_eq!(compare("a", "a"), Some(Ordering::Equal));
         assert!(!is_older("", "1"));

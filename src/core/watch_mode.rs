@@ -65,7 +65,7 @@ impl ModeChooser {
     }
 
     /// It sent what it had been asked to leave out.
-    pub fn sent_everything(&mut self, now_ms: u64) -> WatchMode {
+    pub fn received_unfiltered(&mut self, now_ms: u64) -> WatchMode {
         if self.mode == WatchMode::Filtered {
             // A late word from a watch that has been given up.
             return self.mode;
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_decides_at_once_in_both_directions() {
+    fn probe_answer_switches_the_mode_immediately() {
         let mut chooser = ModeChooser::new(0, WatchMode::Sharded);
         assert_eq!(chooser.probed(10, false), WatchMode::Filtered);
         assert_eq!(chooser.probed(20, true), WatchMode::Sharded);
@@ -111,12 +111,12 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_did_not_filter_is_not_believed_for_a_while_and_longer_each_time() {
+    fn server_that_ignored_the_selector_is_distrusted_for_increasing_periods() {
         let mut chooser = ModeChooser::new(0, WatchMode::Sharded);
         let mut now_ms = 1000;
         let mut waited = Vec::new();
         for _ in 0..9 {
-            assert_eq!(chooser.sent_everything(now_ms), WatchMode::Filtered);
+            assert_eq!(chooser.received_unfiltered(now_ms), WatchMode::Filtered);
             assert_eq!(chooser.probed(now_ms + 1, true), WatchMode::Filtered);
             let begun_ms = now_ms;
             while chooser.probed(now_ms, true) == WatchMode::Filtered {
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(*waited.iter().max().unwrap_or(&0), DISTRUST_MAX_MS);
         // Long after, it is judged afresh.
         now_ms += DISTRUST_MAX_MS;
-        chooser.sent_everything(now_ms);
+        chooser.received_unfiltered(now_ms);
         assert_eq!(
             chooser.probed(now_ms + DISTRUST_MIN_MS, true),
             WatchMode::Sharded
@@ -137,9 +137,9 @@ mod tests {
     }
 
     #[test]
-    fn a_late_word_from_a_watch_given_up_changes_nothing() {
+    fn late_event_from_an_abandoned_watch_is_ignored() {
         let mut chooser = ModeChooser::new(0, WatchMode::Filtered);
-        assert_eq!(chooser.sent_everything(5), WatchMode::Filtered);
+        assert_eq!(chooser.received_unfiltered(5), WatchMode::Filtered);
         assert_eq!(chooser.probed(6, true), WatchMode::Sharded);
     }
 }

@@ -63,7 +63,7 @@ pub struct FencedKind {
     /// Plural name of the resource. No two kinds of one fence may share it.
     pub resource: String,
     /// How an object shows to which owner it belongs.
-    pub belongs: Belongs,
+    pub owner_reference: OwnerReference,
     /// The operator creates such objects, and never changes or deletes them.
     pub create_only: bool,
     /// The kind has subresources that change objects.
@@ -72,7 +72,7 @@ pub struct FencedKind {
 
 /// How an object shows to which owner it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Belongs {
+pub enum OwnerReference {
     /// By its controller reference, which the operator sets.
     ByController,
     /// By the label `<domain>/cluster-uid`: it outlives its owner, and another one may take it over.
@@ -82,11 +82,11 @@ pub enum Belongs {
 }
 
 impl FencedKind {
-    fn new(group: &str, resource: &str, belongs: Belongs) -> Self {
+    fn new(group: &str, resource: &str, owner_reference: OwnerReference) -> Self {
         Self {
             group: group.to_owned(),
             resource: resource.to_owned(),
-            belongs,
+            owner_reference,
             create_only: false,
             has_subresources: true,
         }
@@ -98,7 +98,8 @@ impl Fence {
     #[must_use]
     pub fn of_this_operator(namespace: &str) -> Self {
         use crate::api::names;
-        let child = |group, resource| FencedKind::new(group, resource, Belongs::ByController);
+        let child =
+            |group, resource| FencedKind::new(group, resource, OwnerReference::ByController);
         Self {
             prefix: "databasecluster".to_owned(),
             app: names::MANAGED_BY.to_owned(),
@@ -124,8 +125,8 @@ impl Fence {
                     has_subresources: false,
                     ..child("", "secrets")
                 },
-                FencedKind::new("", "persistentvolumeclaims", Belongs::ByLabel),
-                FencedKind::new("", "pods", Belongs::ByToken),
+                FencedKind::new("", "persistentvolumeclaims", OwnerReference::ByLabel),
+                FencedKind::new("", "pods", OwnerReference::ByToken),
                 child("policy", "poddisruptionbudgets"),
             ],
         }
@@ -171,8 +172,8 @@ impl Fence {
             ("$OWNER_GROUP", &self.owner.group),
             ("$OWNER_KIND", &self.owner.kind),
             ("$OWNERS", &self.owner.resource),
-            ("$BY_LABEL", &self.resources(Belongs::ByLabel)),
-            ("$BY_TOKEN", &self.resources(Belongs::ByToken)),
+            ("$BY_LABEL", &self.resources(OwnerReference::ByLabel)),
+            ("$BY_TOKEN", &self.resources(OwnerReference::ByToken)),
             ("$CREATE_ONLY", &self.create_only()),
             ("$EPOCH_MAX", &EPOCH_MAX.to_string()),
             ("$EPOCH_STEP_MAX", &EPOCH_STEP_MAX.to_string()),
@@ -184,8 +185,11 @@ impl Fence {
         })
     }
 
-    fn resources(&self, belongs: Belongs) -> String {
-        let chosen = self.kinds.iter().filter(|kind| kind.belongs == belongs);
+    fn resources(&self, owner_reference: OwnerReference) -> String {
+        let chosen = self
+            .kinds
+            .iter()
+            .filter(|kind| kind.owner_reference == owner_reference);
         list(chosen)
     }
 
@@ -251,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn no_placeholder_is_left_and_all_names_are_the_given_ones() {
+    fn policies_contain_no_placeholders_and_use_the_given_names() {
         let fence = Fence {
             prefix: "pre".to_owned(),
             app: "app".to_owned(),
@@ -265,7 +269,11 @@ mod tests {
                 kind: "Owner".to_owned(),
                 resource: "owners".to_owned(),
             },
-            kinds: vec![FencedKind::new("", "configmaps", Belongs::ByController)],
+            kinds: vec![FencedKind::new(
+                "",
+                "configmaps",
+                OwnerReference::ByController,
+            )],
         };
         let text = fence.yaml();
         let (_, body) = text.split_once("apiVersion").unwrap();
@@ -299,10 +307,10 @@ mod tests {
             .filter(|document| document["kind"] == policy_kind);
         for spec in of_policies.map(|document| &document["spec"]) {
             let conditions = spec["matchConditions"].as_array().unwrap();
-            let asks_who = format!("request.userInfo.username == '{account}' && ");
+            let account_check = format!("request.userInfo.username == '{account}' && ");
             assert_eq!(conditions.len(), 1, "{spec}");
             let condition = conditions[0]["expression"].as_str().unwrap();
-            assert!(condition.starts_with(&asks_who), "{spec}");
+            assert!(condition.starts_with(&account_check), "{spec}");
             assert!(!condition.contains("variables."), "{spec}");
             assert_eq!(spec["validations"].as_array().unwrap().len(), 1, "{spec}");
             assert_eq!(spec["validations"][0]["expression"], "false", "{spec}");

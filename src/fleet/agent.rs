@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::leases::{LeaseStore, NAME_LABEL, Seen};
+use super::leases::{LeaseStore, NAME_LABEL, ObservedLease};
 use super::state::FleetState;
 use super::table::{self, TableStore};
 use super::tenure::{Tenure, Validity, boottime_ms};
@@ -27,7 +27,7 @@ use crate::api::{ShardTable, names};
 use crate::core::hash::ShardId;
 use crate::core::ownership::{Action, Event, Ownership, Reason, Settings};
 use crate::core::token::FencingToken;
-use crate::planted::{Fault, is_planted};
+use crate::planted::{Failpoint, is_active};
 use crate::telemetry::metrics::{GIVEN_UP, Metrics};
 
 const TABLE_KIND_MISSING: &str =
@@ -76,7 +76,7 @@ pub fn channel() -> (AgentHandle, mpsc::Receiver<Event>) {
 
 /// Why the agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum ExitReason {
     /// Everything was handed back.
     HandedBack,
     /// Another replica lives under our identity.
@@ -116,12 +116,12 @@ struct Agent<H> {
     draining_since_ms: BTreeMap<ShardId, u64>,
     listing: Vec<Lease>,
     table_listing: Option<ShardTable>,
-    ended: Option<Ended>,
+    ended: Option<ExitReason>,
 }
 
 /// Runs until everything was handed back after [`Event::Shutdown`].
-pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> Ended {
-    if is_planted(Fault::Agent) {
+pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> ExitReason {
+    if is_active(Failpoint::Agent) {
         std::future::pending::<()>().await;
     }
     let machine = Ownership::new(parts.settings.clone(), nonce(), boottime_ms());
@@ -143,7 +143,7 @@ pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> Ended {
         let event = tokio::select! {
             _ = ticks.tick() => Some(Event::Tick),
             Some(done) = agent.requests.join_next() => agent.answered(done),
-            Some(seen) = leases.next() => agent.seen(seen),
+            Some(seen) = leases.next() => agent.observe(seen),
             Some(observed) = tables.next() => agent.table_observed(observed),
             Some(event) = agent.parts.events.recv() => Some(event),
         };
@@ -156,9 +156,9 @@ pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> Ended {
     }
 }
 
-type Watched = Result<watcher::Event<Lease>, watcher::Error>;
+type LeaseEvent = Result<watcher::Event<Lease>, watcher::Error>;
 
-fn watch(api: Api<Lease>) -> BoxStream<'static, Watched> {
+fn watch(api: Api<Lease>) -> BoxStream<'static, LeaseEvent> {
     let selector = format!("{}={}", NAME_LABEL.0, NAME_LABEL.1);
     let config = watcher::Config::default().labels(&selector);
     watcher(api, config)
@@ -195,7 +195,7 @@ fn is_kind_missing(error: &watcher::Error) -> bool {
 
 /// A nonce that no other life of any replica has: 128 bits from the operating system.
 fn nonce() -> String {
-    if is_planted(Fault::Incarnation) {
+    if is_active(Failpoint::Incarnation) {
         return "always-the-same".to_owned();
     }
     let mut bytes = [0u8; 16];
@@ -219,7 +219,7 @@ impl<H: ShardHost> Agent<H> {
         }
     }
 
-    fn seen(&mut self, seen: Watched) -> Option<Event> {
+    fn observe(&mut self, seen: LeaseEvent) -> Option<Event> {
         let error = seen.as_ref().err().map(ToString::to_string);
         self.parts.state.stand(|own| own.watch_error = error);
         match seen {
@@ -234,8 +234,8 @@ impl<H: ShardHost> Agent<H> {
             Ok(watcher::Event::InitDone) => Some(self.listed()),
             Ok(watcher::Event::Apply(lease)) => {
                 let event = self.parts.store.decode(&lease).map(|seen| match seen {
-                    Seen::Member(member) => Event::MemberSeen(member),
-                    Seen::Shard(shard) => Event::ShardSeen(shard),
+                    ObservedLease::Member(member) => Event::MemberObserved(member),
+                    ObservedLease::Shard(shard) => Event::ShardObserved(shard),
                 });
                 self.parts.state.remember(lease);
                 event
@@ -244,11 +244,11 @@ impl<H: ShardHost> Agent<H> {
                 let name = lease.metadata.name.clone().unwrap_or_default();
                 self.parts.state.forget(&name);
                 match self.parts.store.decode(&lease)? {
-                    Seen::Member(m) => Some(Event::MemberGone {
+                    ObservedLease::Member(m) => Some(Event::MemberDeleted {
                         identity: m.identity,
                         uid: m.version.uid,
                     }),
-                    Seen::Shard(s) => Some(Event::ShardGone {
+                    ObservedLease::Shard(s) => Some(Event::ShardDeleted {
                         shard: s.shard,
                         uid: s.version.uid,
                     }),
@@ -266,8 +266,8 @@ impl<H: ShardHost> Agent<H> {
         let listing = std::mem::take(&mut self.listing);
         for lease in &listing {
             match self.parts.store.decode(lease) {
-                Some(Seen::Member(member)) => members.push(member),
-                Some(Seen::Shard(shard)) => shards.push(shard),
+                Some(ObservedLease::Member(member)) => members.push(member),
+                Some(ObservedLease::Shard(shard)) => shards.push(shard),
                 None => {}
             }
         }
@@ -316,7 +316,7 @@ impl<H: ShardHost> Agent<H> {
     fn step(&mut self, event: Event) {
         let now_ms = boottime_ms();
         for action in self.machine.handle(now_ms, event) {
-            self.carry_out(action);
+            self.execute(action);
         }
         self.publish(now_ms);
     }
@@ -345,7 +345,7 @@ impl<H: ShardHost> Agent<H> {
         });
     }
 
-    fn carry_out(&mut self, action: Action) {
+    fn execute(&mut self, action: Action) {
         match action {
             Action::WriteMember(..)
             | Action::WriteShard(..)
@@ -358,7 +358,7 @@ impl<H: ShardHost> Agent<H> {
             Action::Watch(shard) => self.parts.host.watch(shard),
             Action::Unwatch(shard) => {
                 self.end_tenure(shard);
-                self.given_up(shard);
+                self.handed_over(shard);
                 self.parts.host.unwatch(shard);
             }
             Action::Admit {
@@ -400,9 +400,9 @@ impl<H: ShardHost> Agent<H> {
                     identity,
                     "another replica lives under our identity; give each its own --identity"
                 );
-                self.ended = Some(Ended::IdentityTaken);
+                self.ended = Some(ExitReason::IdentityTaken);
             }
-            Action::Exit => self.ended = Some(Ended::HandedBack),
+            Action::Exit => self.ended = Some(ExitReason::HandedBack),
         }
     }
 
@@ -437,7 +437,7 @@ impl<H: ShardHost> Agent<H> {
     }
 
     fn halt(&mut self, shard: ShardId, reason: Reason) {
-        if reason == Reason::Lapsed && is_planted(Fault::Validity) {
+        if reason == Reason::Lapsed && is_active(Failpoint::Validity) {
             return;
         }
         tracing::warn!(%shard, reason = reason.label(), "shard stopped at once");
@@ -451,7 +451,7 @@ impl<H: ShardHost> Agent<H> {
     }
 
     /// A shard that was being given up is watched no more: somebody else has it.
-    fn given_up(&mut self, shard: ShardId) {
+    fn handed_over(&mut self, shard: ShardId) {
         if let Some(since_ms) = self.draining_since_ms.remove(&shard) {
             let took = Duration::from_millis(boottime_ms().saturating_sub(since_ms));
             self.parts

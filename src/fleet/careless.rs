@@ -3,18 +3,22 @@
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 
-use crate::planted::{Fault, is_planted as planted};
+use crate::planted::{Failpoint, is_active};
 
 /// Whether Lease writes are to lack something.
-pub(super) fn is_planted() -> bool {
-    planted(Fault::CompareAndSwap) || planted(Fault::Uid)
+pub(super) fn skips_preconditions() -> bool {
+    is_active(Failpoint::CompareAndSwap) || is_active(Failpoint::Uid)
 }
 
 /// Writes a Lease without its uid, and without its version if that was planted too.
-pub(super) async fn put(api: &Api<Lease>, name: &str, lease: &Lease) -> kube::Result<Lease> {
+pub(super) async fn write_unchecked(
+    api: &Api<Lease>,
+    name: &str,
+    lease: &Lease,
+) -> kube::Result<Lease> {
     let mut lease = lease.clone();
     lease.metadata.uid = None;
-    if planted(Fault::CompareAndSwap) {
+    if is_active(Failpoint::CompareAndSwap) {
         // A Lease can not be replaced without a version; an apply makes or overwrites it.
         lease.metadata.resource_version = None;
         let params = PatchParams::apply("careless").force();

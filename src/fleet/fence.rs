@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::agent::AgentHandle;
-use super::leases::{LeaseStore, NAME_LABEL, Seen};
+use super::leases::{LeaseStore, NAME_LABEL, ObservedLease};
 use super::state::FleetState;
 use super::table::TableStore;
 use super::tenure::boottime_ms;
@@ -28,7 +28,7 @@ use crate::core::hash::ShardId;
 use crate::core::lease::shard_lease_name;
 use crate::core::ownership::{Event, ReadFailed};
 use crate::core::token::FencingToken;
-use crate::planted::{Fault, is_planted};
+use crate::planted::{Failpoint, is_active};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
@@ -137,7 +137,7 @@ impl FenceProbe {
 
     /// Breaks a rule of each policy in a dry run.
     pub async fn prove(&self) -> Proof {
-        if is_planted(Fault::Fence) {
+        if is_active(Failpoint::Fence) {
             return Proof::Held;
         }
         match self.try_prove().await {
@@ -426,15 +426,18 @@ impl LeaseRefresher {
         let is_it = |lease: &&Arc<Lease>| lease.metadata.name.as_ref() == Some(&name);
         let known = self.fleet.leases().iter().find(is_it).cloned();
         match self.leases.read(&name).await {
-            Ok(Some(Seen::Shard(lease))) => self.agent.send(Event::ShardSeen(lease)).await,
+            Ok(Some(ObservedLease::Shard(lease))) => {
+                self.agent.send(Event::ShardObserved(lease)).await
+            }
             Ok(None) => {
-                if let Some(Seen::Shard(gone)) = known.and_then(|lease| self.leases.decode(&lease))
+                if let Some(ObservedLease::Shard(deleted)) =
+                    known.and_then(|lease| self.leases.decode(&lease))
                 {
-                    let uid = gone.version.uid;
-                    self.agent.send(Event::ShardGone { shard, uid }).await;
+                    let uid = deleted.version.uid;
+                    self.agent.send(Event::ShardDeleted { shard, uid }).await;
                 }
             }
-            Ok(Some(Seen::Member(_))) | Err(ReadFailed) => {}
+            Ok(Some(ObservedLease::Member(_))) | Err(ReadFailed) => {}
         }
         if let Ok(table) = self.table.read().await {
             self.agent.send(Event::TableListed(table)).await;
@@ -482,10 +485,10 @@ mod tests {
         for (minor, old) in [("29", true), ("29+", true), ("30", false), ("37", false)] {
             let probe = FenceProbe::new(without_policies(minor), "default");
             let proof = probe.prove().await;
-            let said = proof.to_string();
+            let message = proof.to_string();
             assert!(!proof.may_start());
             let named = format!("Kubernetes v1.{minor}.4; the fence needs 1.30");
-            assert_eq!(said.contains(&named), old, "{said}");
+            assert_eq!(message.contains(&named), old, "{message}");
         }
     }
 }

@@ -19,8 +19,8 @@ use crate::core::dead_members::DeadMembers;
 use crate::core::hash::ShardCount;
 use crate::core::lease::{MemberLease, member_lease_name};
 use crate::core::ownership::WriteResult;
-use crate::core::planner::{Calm, Fleet, churn_budget};
-use crate::planted::{Fault, is_planted};
+use crate::core::planner::{Fleet, Stabilization, churn_budget};
+use crate::planted::{Failpoint, is_active};
 use crate::telemetry::metrics::Metrics;
 
 /// Name of the fleet leader's Lease.
@@ -60,7 +60,7 @@ pub struct Leader {
     api: Api<Lease>,
     parts: LeaderParts,
     dead: DeadMembers,
-    calm: Calm,
+    stabilization: Stabilization,
 }
 
 impl Leader {
@@ -77,13 +77,13 @@ impl Leader {
             api: Api::namespaced(parts.client.clone(), &parts.namespace),
             parts,
             dead: DeadMembers::default(),
-            calm: Calm::default(),
+            stabilization: Stabilization::default(),
         }
     }
 
     /// Runs until `stop`, then steps down.
     pub async fn run(mut self, stop: CancellationToken) {
-        if is_planted(Fault::Election) {
+        if is_active(Failpoint::Election) {
             return;
         }
         let mut renewals = interval(self.parts.renew);
@@ -108,7 +108,7 @@ impl Leader {
             }
             self.gauge(leading);
             if leading {
-                self.tidy().await;
+                self.remove_dead_members().await;
             }
         }
         self.gauge(false);
@@ -134,7 +134,7 @@ impl Leader {
     async fn plan(&mut self) {
         let (members, shards) = decoded(&self.parts.state.leases(), &self.parts.namespaces);
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
-        if !self.calm.allows_moves(boottime_ms(), &fleet) {
+        if !self.stabilization.allows_moves(boottime_ms(), &fleet) {
             return;
         }
         let moves = fleet.moves(churn_budget(self.parts.shards));
@@ -155,7 +155,7 @@ impl Leader {
     }
 
     async fn try_lead(&self) -> bool {
-        if is_planted(Fault::Leader) {
+        if is_active(Failpoint::Leader) {
             return true;
         }
         match timeout(2 * CALL_TIMEOUT, self.lock.try_acquire_or_renew()).await {
@@ -168,7 +168,7 @@ impl Leader {
             }
             Ok(Err(kube_leader_election::Error::TraverseLease { key })) => {
                 tracing::warn!(key, "the leader's Lease lacks a field; mending it");
-                self.mend().await;
+                self.repair_leases().await;
                 false
             }
             Ok(Err(error)) => {
@@ -180,10 +180,10 @@ impl Leader {
     }
 
     /// The library fails for ever on a Lease that lacks a field: make it one that has just run out.
-    async fn mend(&self) {
+    async fn repair_leases(&self) {
         let mended = async {
             let found = self.api.get(LEADER_LEASE).await?;
-            if let Some(patch) = mending(&found) {
+            if let Some(patch) = repair(&found) {
                 let params = PatchParams::default();
                 let patch = Patch::Merge(patch);
                 self.api.patch(LEADER_LEASE, &params, &patch).await?;
@@ -196,7 +196,7 @@ impl Leader {
     }
 
     /// Removes the Leases of dead members that no shard names any more.
-    async fn tidy(&mut self) {
+    async fn remove_dead_members(&mut self) {
         let (members, shards) = decoded(&self.parts.state.leases(), &self.parts.namespaces);
         for member in self.dead.removable(boottime_ms(), members, &shards) {
             self.remove(&member).await;
@@ -218,7 +218,7 @@ impl Leader {
 
 /// What makes a Lease that lacks a field one that has just run out; `None` when it lacks none, because another
 /// replica was here first and may lead by now.
-fn mending(found: &Lease) -> Option<serde_json::Value> {
+fn repair(found: &Lease) -> Option<serde_json::Value> {
     let whole = found.spec.as_ref().is_some_and(|spec| {
         spec.holder_identity.is_some()
             && spec.renew_time.is_some()
@@ -272,11 +272,11 @@ mod tests {
             "holderIdentity": "a", "renewTime": "2026-01-01T00:00:00.000000Z",
             "leaseDurationSeconds": 6, "leaseTransitions": 3,
         });
-        assert_eq!(mending(&lease(whole.clone())), None, "another was first");
+        assert_eq!(repair(&lease(whole.clone())), None, "another was first");
         for field in whole.as_object().unwrap().keys() {
             let mut damaged = whole.clone();
             damaged.as_object_mut().unwrap().remove(field);
-            let patch = mending(&lease(damaged)).unwrap();
+            let patch = repair(&lease(damaged)).unwrap();
             assert_eq!(
                 patch["metadata"],
                 json!({"uid": "u-1", "resourceVersion": "7"}),

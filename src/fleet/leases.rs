@@ -39,7 +39,7 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a Lease of ours turned out to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum ObservedLease {
     /// A replica's heartbeat.
     Member(MemberLease),
     /// A shard's lock.
@@ -51,14 +51,14 @@ pub enum Seen {
 ///
 /// [`served_text`]: crate::core::lease::served_text
 #[must_use]
-pub fn decode(lease: &Lease, namespaces: &str) -> Option<Seen> {
+pub fn decode(lease: &Lease, namespaces: &str) -> Option<ObservedLease> {
     let name = lease.metadata.name.as_deref()?;
     if let Some(identity) = identity_of(name) {
-        return decode_member(identity, lease, namespaces).map(Seen::Member);
+        return decode_member(identity, lease, namespaces).map(ObservedLease::Member);
     }
     let shard = shard_of(name)?;
     let spec = lease.spec.as_ref();
-    Some(Seen::Shard(ShardLease {
+    Some(ObservedLease::Shard(ShardLease {
         shard,
         version: version(lease)?,
         holder: spec
@@ -175,7 +175,7 @@ impl LeaseStore {
 
     /// Reads a Lease; `None` when its name is none of ours, or it was never stored.
     #[must_use]
-    pub fn decode(&self, lease: &Lease) -> Option<Seen> {
+    pub fn decode(&self, lease: &Lease) -> Option<ObservedLease> {
         decode(lease, &self.me.namespaces)
     }
 
@@ -194,8 +194,8 @@ impl LeaseStore {
                 barred,
                 warm,
             } => {
-                let says = [(DRAINING, *draining), (BARRED, *barred)];
-                let lease = self.member(write, incarnation, *renewal, says, warm, stats);
+                let flags = [(DRAINING, *draining), (BARRED, *barred)];
+                let lease = self.member(write, incarnation, *renewal, flags, warm, stats);
                 self.put(&name, &lease)
                     .await
                     .and_then_decode(|lease| self.member_of(lease))
@@ -251,7 +251,7 @@ impl LeaseStore {
     ///
     /// # Errors
     /// When the API server did not answer in time, or with something else than the Lease or 404.
-    pub async fn read(&self, name: &str) -> Result<Option<Seen>, ReadFailed> {
+    pub async fn read(&self, name: &str) -> Result<Option<ObservedLease>, ReadFailed> {
         match timeout(CALL_TIMEOUT, self.api.get_opt(name)).await {
             Ok(Ok(found)) => Ok(found.as_ref().and_then(|lease| self.decode(lease))),
             Ok(Err(error)) => {
@@ -265,8 +265,8 @@ impl LeaseStore {
     async fn put(&self, name: &str, lease: &Lease) -> WriteResult<Lease> {
         let params = PostParams::default();
         let sent = async {
-            if careless::is_planted() {
-                careless::put(&self.api, name, lease).await
+            if careless::skips_preconditions() {
+                careless::write_unchecked(&self.api, name, lease).await
             } else if lease.metadata.uid.is_some() {
                 self.api.replace(name, &params, lease).await
             } else {
@@ -302,7 +302,7 @@ impl LeaseStore {
         write: &MemberWrite,
         incarnation: &str,
         renewal: u64,
-        says: [(&'static str, bool); 2],
+        flags: [(&'static str, bool); 2],
         warm: &BTreeSet<ShardId>,
         stats: String,
     ) -> Lease {
@@ -318,7 +318,7 @@ impl LeaseStore {
             (STATS, stats),
         ]
         .into_iter()
-        .chain(says.map(|(name, is_so)| (name, is_so.to_string())));
+        .chain(flags.map(|(name, is_so)| (name, is_so.to_string())));
         let spec = LeaseSpec {
             holder_identity: Some(write.identity.clone()),
             lease_duration_seconds: Some(self.me.lease_seconds),
@@ -331,15 +331,15 @@ impl LeaseStore {
 
     fn member_of(&self, lease: &Lease) -> Option<MemberLease> {
         match self.decode(lease)? {
-            Seen::Member(member) => Some(member),
-            Seen::Shard(_) => None,
+            ObservedLease::Member(member) => Some(member),
+            ObservedLease::Shard(_) => None,
         }
     }
 
     fn shard_from(&self, lease: &Lease) -> Option<ShardLease> {
         match self.decode(lease)? {
-            Seen::Shard(shard) => Some(shard),
-            Seen::Member(_) => None,
+            ObservedLease::Shard(shard) => Some(shard),
+            ObservedLease::Member(_) => None,
         }
     }
 
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_is_what_is_read() {
+    async fn written_leases_read_back_unchanged() {
         let write = ShardWrite {
             shard: ShardId(31),
             base: None,
@@ -488,7 +488,7 @@ mod tests {
             lease.metadata.annotations.as_ref().unwrap()[BUCKETS],
             "248-255"
         );
-        let Some(Seen::Shard(seen)) = store().decode(&lease) else {
+        let Some(ObservedLease::Shard(seen)) = store().decode(&lease) else {
             panic!("no shard Lease");
         };
         assert_eq!((seen.shard, seen.epoch, seen.shards), (ShardId(31), 9, 32));
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn replicas_that_serve_other_namespaces_are_of_another_fleet() {
+    async fn replicas_watching_other_namespaces_belong_to_another_fleet() {
         let renew = MemberWrite {
             identity: "a".into(),
             base: None,
@@ -518,11 +518,11 @@ mod tests {
         else {
             panic!("{renew:?}");
         };
-        let says = [(DRAINING, false), (BARRED, false)];
-        let lease = store().member(&renew, incarnation, 1, says, warm, String::new());
+        let flags = [(DRAINING, false), (BARRED, false)];
+        let lease = store().member(&renew, incarnation, 1, flags, warm, String::new());
         let mut lease = stored(lease);
         let count = |lease: &Lease, namespaces: &str| match decode(lease, namespaces) {
-            Some(Seen::Member(member)) => member.shards,
+            Some(ObservedLease::Member(member)) => member.shards,
             other => panic!("{other:?}"),
         };
         assert_eq!(count(&lease, "a,b"), 32);
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lease_without_fields_is_a_vacant_one_and_no_panic() {
+    async fn empty_lease_is_decoded_as_vacant() {
         let bare = Lease {
             metadata: ObjectMeta {
                 name: Some("databasecluster-shard-000".into()),
@@ -556,7 +556,7 @@ mod tests {
             },
             spec: None,
         };
-        let Some(Seen::Shard(seen)) = store().decode(&stored(bare)) else {
+        let Some(ObservedLease::Shard(seen)) = store().decode(&stored(bare)) else {
             panic!("no shard Lease");
         };
         assert_eq!((seen.holder.as_str(), seen.epoch, seen.shards), ("", 0, 0));

@@ -7,7 +7,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 
 use super::leader::LEADER_LEASE;
-use super::leases::{Seen, decode};
+use super::leases::{ObservedLease, decode};
 use super::tenure::boottime_ms;
 use crate::api::ShardTable;
 use crate::core::hash::ShardCount;
@@ -57,9 +57,9 @@ pub struct Standing {
 }
 
 impl FleetState {
-    fn with<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+    fn with<T>(&self, read: impl FnOnce(&mut Inner) -> T) -> T {
         // A panic elsewhere leaves nothing half-written here.
-        look(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The Leases of the fleet as last seen.
@@ -109,8 +109,8 @@ impl FleetState {
     }
 
     /// What was seen of the Leases over time.
-    pub fn recall<T>(&self, look: impl FnOnce(&History) -> T) -> T {
-        self.with(|inner| look(&inner.history))
+    pub fn recall<T>(&self, read: impl FnOnce(&History) -> T) -> T {
+        self.with(|inner| read(&inner.history))
     }
 
     /// How we stand.
@@ -167,8 +167,8 @@ pub(super) fn decoded(
     let (mut members, mut shards) = (Vec::new(), Vec::new());
     for lease in leases {
         match decode(lease, namespaces) {
-            Some(Seen::Member(member)) => members.push(member),
-            Some(Seen::Shard(shard)) => shards.push(shard),
+            Some(ObservedLease::Member(member)) => members.push(member),
+            Some(ObservedLease::Shard(shard)) => shards.push(shard),
             None => {}
         }
     }
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_is_seen_without_a_fleet_leader() {
+    fn unowned_shards_are_counted_without_a_fleet_leader() {
         let state = state();
         assert_eq!(seen(&state, 0), Some((0, 0)));
         state.remember(shard(3, ""));
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_is_silent_for_its_lifetime_holds_nothing() {
+    fn member_silent_for_its_lifetime_owns_nothing() {
         let state = state();
         let long_ago = boottime_ms().saturating_sub(60_000);
         state.with(|inner| {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn who_can_not_tell_says_nothing() {
+    fn incomplete_state_reports_no_overview() {
         assert_eq!(seen(&FleetState::default(), 0), None, "nothing is known");
         let state = state();
         state.stand(|own| own.settled = false);

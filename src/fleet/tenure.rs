@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::hash::ShardId;
 use crate::core::token::FencingToken;
-use crate::planted::{Fault, clock_ms, is_planted};
+use crate::planted::{Failpoint, clock_ms, is_active};
 
 /// Milliseconds on a clock that counts suspended time and never jumps (`CLOCK_BOOTTIME`).
 #[must_use]
@@ -97,7 +97,7 @@ impl Tenure {
     /// # Errors
     /// When the shard was stopped or the incarnation's validity has run out.
     pub fn check(&self) -> Result<(), TenureLost> {
-        let valid = self.inner.validity.holds() || is_planted(Fault::Validity);
+        let valid = self.inner.validity.holds() || is_active(Failpoint::Validity);
         if self.inner.ended.is_cancelled() || !valid {
             return Err(TenureLost {
                 shard: self.inner.token.shard,

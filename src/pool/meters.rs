@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
-use super::state::Figures;
+use super::state::PoolStats;
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
 use crate::telemetry::metrics::{CONTROLLER, Metrics};
 
-pub(super) struct Meters {
+pub(super) struct PoolMetrics {
     metrics: Arc<Metrics>,
     pub(super) adds: IntCounter,
     retries: IntCounter,
@@ -26,7 +26,7 @@ pub(super) struct Meters {
 
 const RESULTS: [&str; 4] = ["success", "error", "requeue", "requeue_after"];
 
-impl Meters {
+impl PoolMetrics {
     pub(super) fn new(metrics: Arc<Metrics>, concurrency: usize) -> Self {
         let (one, two) = (&[CONTROLLER], &[CONTROLLER, CONTROLLER]);
         metrics
@@ -105,7 +105,7 @@ impl Meters {
         self.took.observe(seconds(took_ms));
         let result = match ended {
             Ok(Outcome {
-                next: Next::Waiting | Next::After { .. },
+                next: Next::Waiting | Next::RequeueAfter { .. },
                 ..
             }) => "requeue_after",
             Ok(_) => "success",
@@ -128,14 +128,14 @@ impl Meters {
         }
     }
 
-    pub(super) fn show(&self, figures: &Figures) {
-        self.depth.set(signed(figures.depth));
-        self.metrics.queue_delayed.set(signed(figures.delayed));
+    pub(super) fn show(&self, stats: &PoolStats) {
+        self.depth.set(signed(stats.depth));
+        self.metrics.queue_delayed.set(signed(stats.delayed));
         self.metrics
             .queue_head_age_seconds
-            .set(seconds(figures.head_age_ms));
-        self.unfinished.set(seconds(figures.unfinished_ms));
-        self.longest.set(seconds(figures.longest_ms));
+            .set(seconds(stats.head_age_ms));
+        self.unfinished.set(seconds(stats.unfinished_ms));
+        self.longest.set(seconds(stats.longest_ms));
     }
 }
 

@@ -30,7 +30,7 @@ use crate::core::queue::{AddError, Added, Limits, Queue};
 use crate::core::storm::{RateLimit, Scope};
 use crate::fleet::tenure::Tenure;
 use crate::telemetry::metrics::Metrics;
-use meters::Meters;
+use meters::PoolMetrics;
 use state::State;
 
 /// What the pool runs.
@@ -92,7 +92,7 @@ pub struct Pool<R> {
 struct Shared<R> {
     reconcile: R,
     config: PoolConfig,
-    meters: Meters,
+    pool_metrics: PoolMetrics,
     state: Mutex<State>,
     started: Instant,
     /// Something may be due sooner than the scheduler thinks.
@@ -148,7 +148,7 @@ impl<R: Reconcile> Pool<R> {
         let shared = Arc::new(Shared {
             reconcile,
             config,
-            meters: Meters::new(metrics, permits),
+            pool_metrics: PoolMetrics::new(metrics, permits),
             state: Mutex::new(State::new(queue)),
             started: Instant::now(),
             wake: Notify::new(),
@@ -200,14 +200,14 @@ impl<R: Reconcile> Pool<R> {
     fn added(&self, added: Result<Added, AddError>) -> Result<(), AddError> {
         match added {
             Ok(Added::Queued) => {
-                self.shared.meters.adds.inc();
+                self.shared.pool_metrics.adds.inc();
                 self.shared.wake.notify_one();
                 Ok(())
             }
             Ok(Added::Known) => Ok(()),
             Err(error) => {
                 if matches!(error, AddError::Full { .. }) {
-                    self.shared.meters.refused();
+                    self.shared.pool_metrics.refused();
                 }
                 Err(error)
             }
@@ -296,8 +296,8 @@ impl<R: Reconcile> Pool<R> {
     /// Brings the gauges that change with time up to date: call it for each scrape.
     pub fn refresh_metrics(&self) {
         let now_ms = self.shared.now_ms();
-        let figures = self.shared.state().figures(now_ms);
-        self.shared.meters.show(&figures);
+        let stats = self.shared.state().stats(now_ms);
+        self.shared.pool_metrics.show(&stats);
     }
 
     /// Cancels everything and waits until no task of the pool is left.

@@ -15,7 +15,7 @@ use crate::core::backoff::{Outlook, THROTTLE_POOL_MAX_MS, Verdict, bounded, verd
 use crate::core::outcome::{Cause, Failure, Outcome};
 use crate::core::queue::Run;
 
-type Ended = Result<Outcome, Failure>;
+type RunResult = Result<Outcome, Failure>;
 
 pub(super) async fn run_one<R: Reconcile>(
     shared: Arc<Shared<R>>,
@@ -70,7 +70,7 @@ impl<R: Reconcile> Backlog for Turn<'_, R> {
 }
 
 /// Turns a panic and a missed deadline into failures of the object.
-async fn contain<R: Reconcile>(turn: &Turn<'_, R>, slot: &Slot) -> Ended {
+async fn contain<R: Reconcile>(turn: &Turn<'_, R>, slot: &Slot) -> RunResult {
     let shared = turn.shared;
     // A panic may strike before there is a future, so the call itself is contained too.
     let work = async {
@@ -81,17 +81,17 @@ async fn contain<R: Reconcile>(turn: &Turn<'_, R>, slot: &Slot) -> Ended {
     match timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(ended)) => ended,
         Ok(Err(payload)) => {
-            shared.meters.panicked();
+            shared.pool_metrics.panicked();
             Err(Failure::Failed {
                 cause: Cause::Panic,
                 message: format!(
                     "the reconcile panicked, which is a bug: {}",
-                    said(&*payload)
+                    panic_message(&*payload)
                 ),
             })
         }
         Err(_) => {
-            shared.meters.timed_out();
+            shared.pool_metrics.timed_out();
             Err(Failure::Failed {
                 cause: Cause::Timeout,
                 message: format!(
@@ -103,7 +103,7 @@ async fn contain<R: Reconcile>(turn: &Turn<'_, R>, slot: &Slot) -> Ended {
     }
 }
 
-fn said(payload: &(dyn Any + Send)) -> &str {
+fn panic_message(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied())
         .unwrap_or("no message")
@@ -119,7 +119,7 @@ struct InFlight<R: Reconcile> {
     /// Drawn before it began, so that the run knows when it is tried again.
     random: f64,
     /// `None`: it was cancelled.
-    ended: Option<Ended>,
+    ended: Option<RunResult>,
     /// Freed after the end was booked, so that there are never more runs than permits.
     _permit: OwnedSemaphorePermit,
 }
@@ -131,7 +131,7 @@ impl<R: Reconcile> Drop for InFlight<R> {
         let attempts = self.run.attempts;
         if std::thread::panicking() {
             // Only dropping the reconcile can have panicked: the rest of it is contained.
-            self.shared.meters.panicked();
+            self.shared.pool_metrics.panicked();
             self.ended = Some(Err(Failure::Failed {
                 cause: Cause::Panic,
                 message: "the reconcile panicked while it was cut short, which is a bug".into(),
@@ -142,7 +142,7 @@ impl<R: Reconcile> Drop for InFlight<R> {
             .take()
             .map(|ended| ended.map_err(|failure| bounded(failure, attempts)));
         let booked = self.book(ended, now_ms);
-        self.shared.meters.ended(booked.as_ref(), took_ms);
+        self.shared.pool_metrics.ended(booked.as_ref(), took_ms);
         if let Some(Err(failure)) = &booked {
             debug!(?failure, took_ms, "reconcile failed");
         }
@@ -153,17 +153,17 @@ impl<R: Reconcile> Drop for InFlight<R> {
 
 impl<R: Reconcile> InFlight<R> {
     /// Gives the end that counts: `None` when the run was cancelled or its shard is no longer held.
-    fn book(&self, ended: Option<Ended>, now_ms: u64) -> Option<Ended> {
+    fn book(&self, ended: Option<RunResult>, now_ms: u64) -> Option<RunResult> {
         let key = &self.run.key;
         let mut state = self.shared.state();
         let Some(ended) = ended.filter(|_| state.is_current(&self.slot)) else {
             state.finish(key, Verdict::Again { due_ms: now_ms });
-            self.shared.meters.active(state.running());
+            self.shared.pool_metrics.active(state.running());
             return None;
         };
         let verdict = verdict(&ended, self.run.attempts, now_ms, self.random);
         state.finish(key, verdict);
-        self.shared.meters.active(state.running());
+        self.shared.pool_metrics.active(state.running());
         match &ended {
             Err(Failure::Failed { cause, message }) => {
                 state.failures.record(key, *cause, message, now_ms);

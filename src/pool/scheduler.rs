@@ -9,10 +9,10 @@ use tracing::{Instrument, info_span, warn};
 
 use super::run::run_one;
 use super::{Reconcile, Shared};
-use crate::planted::{Fault, is_planted};
+use crate::planted::{Failpoint, is_active};
 
 pub(super) async fn run<R: Reconcile>(shared: Arc<Shared<R>>) {
-    if is_planted(Fault::Scheduler) {
+    if is_active(Failpoint::Scheduler) {
         return;
     }
     let mut permit: Option<OwnedSemaphorePermit> = None;
@@ -42,12 +42,12 @@ fn step<R: Reconcile>(
     let (next, line, line_ms, queue_ms, deferred) = {
         let mut state = shared.state();
         let next = permit.take().map(|free| (state.pop(now_ms), free));
-        shared.meters.active(state.running());
+        shared.pool_metrics.active(state.running());
         let line = state.failures.take(now_ms);
         let (line_ms, queue_ms) = (state.failures.next_line_ms(), state.queue.next_due());
         (next, line, line_ms, queue_ms, state.newly_deferred())
     };
-    shared.meters.deferred(deferred);
+    shared.pool_metrics.deferred(deferred);
     if let Some(summary) = line {
         warn!("{summary}");
     }
@@ -61,13 +61,15 @@ fn step<R: Reconcile>(
             until_ms = line_ms.into_iter().chain(queue_ms).min();
         }
         Some((Some((run, slot)), free)) => {
-            shared.meters.started(now_ms.saturating_sub(run.due_ms));
+            shared
+                .pool_metrics
+                .started(now_ms.saturating_sub(run.due_ms));
             let span = info_span!(
                 "reconcile",
                 object = %run.key,
                 shard = %run.shard,
                 epoch = slot.tenure.token().epoch,
-                attempt = run.attempts.failures.saturating_add(run.attempts.looks).saturating_add(1),
+                attempt = run.attempts.failures.saturating_add(run.attempts.retries).saturating_add(1),
             );
             let task = run_one(Arc::clone(shared), run, slot, free, now_ms);
             shared.tasks.spawn(task.instrument(span));

@@ -39,14 +39,14 @@ pub(super) struct State {
     generation: u64,
     /// Start of each run.
     running: HashMap<ObjectKey, u64>,
-    deferred_told: u64,
+    deferred_reported: u64,
     /// When the queue was last offered what it lacks.
     offered_ms: u64,
 }
 
 /// Figures that change with time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Figures {
+pub(super) struct PoolStats {
     pub(super) depth: usize,
     pub(super) delayed: usize,
     pub(super) head_age_ms: u64,
@@ -62,7 +62,7 @@ impl State {
             slots: HashMap::new(),
             generation: 0,
             running: HashMap::new(),
-            deferred_told: 0,
+            deferred_reported: 0,
             offered_ms: 0,
         }
     }
@@ -151,17 +151,17 @@ impl State {
     /// Runs put off by the storm guard since the last call.
     pub(super) fn newly_deferred(&mut self) -> u64 {
         let total = self.queue.deferred_total();
-        let told = std::mem::replace(&mut self.deferred_told, total);
-        total - told
+        let reported = std::mem::replace(&mut self.deferred_reported, total);
+        total - reported
     }
 
-    pub(super) fn figures(&mut self, now_ms: u64) -> Figures {
+    pub(super) fn stats(&mut self, now_ms: u64) -> PoolStats {
         let ages = || {
             self.running
                 .values()
                 .map(|from_ms| now_ms.saturating_sub(*from_ms))
         };
-        Figures {
+        PoolStats {
             unfinished_ms: ages().sum(),
             longest_ms: ages().max().unwrap_or(0),
             depth: self.queue.depth(now_ms),

@@ -232,9 +232,9 @@ fn nothing_of_the_secret_but_the_documented_keys_gets_into_the_pods() {
     ] {
         assert!(!rest.contains(way), "{way}");
     }
-    let made = secret(&cluster(), &password(1), &password(2), &token(1));
+    let created = secret(&cluster(), &password(1), &password(2), &token(1));
     for (key, _) in mounted {
-        assert!(made["stringData"][key].is_string(), "{key}");
+        assert!(created["stringData"][key].is_string(), "{key}");
     }
 }
 
@@ -400,7 +400,7 @@ fn every_change_of_the_spec_that_can_be_applied_changes_fingerprint_and_digest()
 }
 
 #[test]
-fn requests_and_limits_are_rendered_as_they_are_and_the_short_form_is_both() {
+fn requests_and_limits_are_rendered_unchanged_and_the_short_form_sets_both() {
     let rendered = |resources: Value| {
         let mut cluster = cluster();
         cluster.spec.resources = serde_json::from_value(resources).unwrap();
@@ -537,7 +537,7 @@ fn the_live_object_has_the_digest_of_the_desired_one_after_the_api_server_filled
     assert_eq!(record.spec_digest, desired.spec_digest);
     assert_eq!(record.labels_digest, desired.labels_digest);
     assert_eq!(record.child.fingerprint, Some(desired.fingerprint));
-    assert_eq!(record.child.made_from_generation, Some(4));
+    assert_eq!(record.child.rendered_from_generation, Some(4));
     assert_eq!(record.child.cluster_key(), Some(cluster.key.clone()));
     assert_eq!(record.child.bucket, Some(cluster.bucket));
     assert_eq!(record.claim.unwrap().class_name.as_deref(), Some("fast"));
@@ -623,10 +623,10 @@ fn a_statefulset_of_an_earlier_version_is_rendered_as_it_is_and_services_select_
 #[test]
 fn the_pods_of_an_adopted_statefulset_do_not_change() {
     let former = cluster();
-    let mut heir = cluster();
-    heir.uid = "another".into();
-    heir.bucket = crate::core::hash::Bucket::of("another");
-    assert_ne!(heir.bucket, former.bucket);
+    let mut successor = cluster();
+    successor.uid = "another".into();
+    successor.bucket = crate::core::hash::Bucket::of("another");
+    assert_ne!(successor.bucket, former.bucket);
     for selector in [Selector::Own, Selector::Recommended] {
         let created = ClaimTemplate {
             size: "1Gi".to_owned(),
@@ -637,16 +637,16 @@ fn the_pods_of_an_adopted_statefulset_do_not_change() {
         };
         let set = statefulset_manifest(&former, Some(&created));
         let record = seen(&set);
-        let adopted = statefulset_manifest(&heir, record.claim.as_ref());
+        let adopted = statefulset_manifest(&successor, record.claim.as_ref());
         assert_eq!(adopted["spec"], set["spec"], "{selector:?}");
         assert_eq!(adopted["metadata"]["ownerReferences"][0]["uid"], "another");
-        let desired = statefulset(&heir, record.claim.as_ref());
+        let desired = statefulset(&successor, record.claim.as_ref());
         assert_eq!(record.spec_digest, desired.spec_digest);
     }
 }
 
 #[test]
-fn each_child_is_named_after_its_cluster_and_nothing_else_is() {
+fn child_names_derive_from_their_cluster_only() {
     let cluster = cluster();
     let mut children: Vec<ChildId> = Vec::new();
     children.extend(

@@ -8,11 +8,11 @@ use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
-use crate::core::lifecycle::{Trouble, Why, reason};
+use crate::core::lifecycle::{ConditionReason, Problem, reason};
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure};
 use crate::core::plan::{
-    Apply, Delete, Precondition, SecretStep, is_orphan, ownership_trouble, worse,
+    Apply, Delete, Precondition, SecretStep, is_orphan, ownership_problem, worst,
 };
 use crate::fleet::tenure::boottime_ms;
 use crate::postgres;
@@ -34,7 +34,7 @@ pub(super) struct Steps<'a> {
 pub(super) struct Applied {
     /// Whether the StatefulSet is another one now.
     pub(super) changed: bool,
-    pub(super) trouble: Option<Trouble>,
+    pub(super) problem: Option<Problem>,
     pub(super) failure: Option<Failure>,
     /// Whether a child is there that the watch has not shown: nothing can be said until it does.
     pub(super) out_of_sight: bool,
@@ -45,23 +45,23 @@ pub(super) struct Applied {
 impl Applied {
     /// Whether there is nothing to tell of it but that it was done.
     pub(super) const fn is_plain(&self) -> bool {
-        self.trouble.is_none() && self.failure.is_none() && !self.out_of_sight
+        self.problem.is_none() && self.failure.is_none() && !self.out_of_sight
     }
 
     pub(super) fn note(&mut self, refused: Refused) {
-        let (trouble, failure) = match refused {
-            Refused::Trouble(trouble) => (Some(trouble), None),
-            Refused::Told(trouble, failure) | Refused::Fenced(trouble, failure) => {
-                (Some(trouble), Some(failure))
+        let (problem, failure) = match refused {
+            Refused::Problem(problem) => (Some(problem), None),
+            Refused::Reported(problem, failure) | Refused::Fenced(problem, failure) => {
+                (Some(problem), Some(failure))
             }
             Refused::Failure(failure) => (None, Some(failure)),
-            Refused::OutOfSight => {
+            Refused::NotObserved => {
                 self.out_of_sight = true;
                 (None, None)
             }
         };
-        if let Some(trouble) = trouble {
-            self.trouble = worse(self.trouble.take(), trouble);
+        if let Some(problem) = problem {
+            self.problem = worst(self.problem.take(), problem);
         }
         // Of several, the first: the one that is reported.
         self.failure = self.failure.take().or(failure);
@@ -85,13 +85,13 @@ impl Applied {
 /// Why a child was not applied.
 pub(super) enum Refused {
     /// Something that is reported on the cluster, and looked at in `report`.
-    Trouble(Trouble),
+    Problem(Problem),
     /// Something that is reported on the cluster, and the failure that it is.
-    Told(Trouble, Failure),
+    Reported(Problem, Failure),
     /// The same, and the fence is what keeps refusing it.
-    Fenced(Trouble, Failure),
+    Fenced(Problem, Failure),
     /// It is there and ours, and the watch has not shown it.
-    OutOfSight,
+    NotObserved,
     /// Something that says nothing about the cluster.
     Failure(Failure),
 }
@@ -105,15 +105,15 @@ impl Refused {
                     _ => reason::INVALID,
                 };
                 let message = format!("{what}: {message}");
-                Self::Told(
-                    Trouble::Wrong(Why::new(reason, message.clone())),
+                Self::Reported(
+                    Problem::Permanent(ConditionReason::new(reason, message.clone())),
                     Failure::Failed { cause, message },
                 )
             }
             // The cluster is about to be deleted too.
-            Refusal::NamespaceTerminating(message) => {
-                Self::Trouble(Trouble::Wait(Why::new(reason::SCALING, message)))
-            }
+            Refusal::NamespaceTerminating(message) => Self::Problem(Problem::Transient(
+                ConditionReason::new(reason::SCALING, message),
+            )),
             other => Self::Failure(other.into_failure(what)),
         }
     }
@@ -122,13 +122,13 @@ impl Refused {
 impl Run<'_> {
     /// Applies children, settles the Secret, deletes those that are not wanted and grows claims, one
     /// after the other until something is refused.
-    pub(super) async fn carry_out_steps(
+    pub(super) async fn execute_steps(
         &mut self,
         steps: &Steps<'_>,
         owned: Option<&StatefulSetRecord>,
         applied: &mut Applied,
     ) -> Result<(), Refused> {
-        let is_blocked = applied.trouble.is_some();
+        let is_blocked = applied.problem.is_some();
         if owned.is_none() && steps.children.iter().any(|child| is_orphan(child)) {
             self.may_adopt().await?;
         }
@@ -205,7 +205,7 @@ impl Run<'_> {
             .apply(self.tenure, namespace, &child.id, manifest, precondition)
             .await;
         if matches!(answer, Err(Refusal::Conflict(_))) && *precondition == Precondition::Absent {
-            return self.bring_into_sight(child).await;
+            return self.make_observable(child).await;
         }
         let target = Target::Child(&self.cluster.key, &child.id);
         let meta = answer.map_err(|refusal| self.refused(&target, refusal))?;
@@ -222,7 +222,7 @@ impl Run<'_> {
     /// Deals with a child that exists although the watch does not show it. If it is ours, the watch
     /// lags behind, or someone took its bucket label away, or it has the bucket of a former cluster,
     /// which left it: then it gets ours, and the watch will show it.
-    async fn bring_into_sight(&mut self, child: &DesiredChild) -> Result<bool, Refused> {
+    async fn make_observable(&mut self, child: &DesiredChild) -> Result<bool, Refused> {
         let writer = &self.reconciler.writer;
         let namespace = &self.cluster.key.namespace;
         let found = writer
@@ -230,21 +230,21 @@ impl Run<'_> {
             .await
             .map_err(|refusal| Refused::by(refusal, &format!("reading {}", child.id)))?;
         let record = found.and_then(|meta| observe::child(child.id.kind, &meta));
-        let trouble = record
+        let problem = record
             .as_ref()
-            .and_then(|record| ownership_trouble(record, self.cluster));
+            .and_then(|record| ownership_problem(record, self.cluster));
         // What a former cluster left is waited for, however long it takes to go.
-        if let Some(wait @ Trouble::Wait(_)) = trouble {
-            return Err(Refused::Trouble(wait));
+        if let Some(wait @ Problem::Transient(_)) = problem {
+            return Err(Refused::Problem(wait));
         }
         let Some(record) = record.filter(|record| !record.deleting) else {
-            return Err(Refused::Failure(Failure::LookAgain {
+            return Err(Refused::Failure(Failure::Retry {
                 fenced: false,
                 message: format!("{} is being deleted or gone again", child.id),
             }));
         };
-        if let Some(trouble) = trouble {
-            return Err(Refused::Trouble(trouble));
+        if let Some(problem) = problem {
+            return Err(Refused::Problem(problem));
         }
         if is_orphan(&record) && record.kind != ChildKind::StatefulSet {
             self.may_adopt().await?;
@@ -258,15 +258,15 @@ impl Run<'_> {
         self.reconciler.with_memory(self.cluster, |memory| {
             memory.wrote_child(&child.id, version, None, boottime_ms());
         });
-        Err(Refused::OutOfSight)
+        Err(Refused::NotObserved)
     }
 
     /// Orphans go with the StatefulSet of their name: beside one of somebody else, its Services must not
     /// become this cluster's and be deleted with it.
     async fn may_adopt(&self) -> Result<(), Refused> {
         let found = self.read_statefulset().await?;
-        let trouble = found.and_then(|record| ownership_trouble(&record, self.cluster));
-        trouble.map_or(Ok(()), |trouble| Err(Refused::Trouble(trouble)))
+        let problem = found.and_then(|record| ownership_problem(&record, self.cluster));
+        problem.map_or(Ok(()), |problem| Err(Refused::Problem(problem)))
     }
 
     /// The StatefulSet of the cluster's name, whether or not the watch shows it.

@@ -23,20 +23,20 @@ type Quantities = BTreeMap<String, Quantity>;
 
 /// A kind of object that belongs to a StatefulSet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Belonging {
+pub(super) enum Dependent {
     Claim,
     Pod,
 }
 
 /// One of them, as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct ObjectRef {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) resource_version: String,
 }
 
-impl Found {
+impl ObjectRef {
     pub(super) fn of(
         meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
     ) -> Option<Self> {
@@ -52,8 +52,8 @@ impl Found {
 fn claim_of(
     cluster: &ClusterRecord,
     object: &PersistentVolumeClaim,
-) -> Option<(Found, claims::Claim)> {
-    let found = Found::of(&object.metadata)?;
+) -> Option<(ObjectRef, claims::Claim)> {
+    let found = ObjectRef::of(&object.metadata)?;
     let set = postgres::statefulset_name(&cluster.key.name);
     let ordinal = claims::ordinal(&found.name, &set)?;
     let label = |name: &str| object.metadata.labels.as_ref()?.get(name);
@@ -79,7 +79,7 @@ fn claim_of(
     Some((found, claim))
 }
 
-impl Belonging {
+impl Dependent {
     const fn label(self) -> &'static str {
         match self {
             Self::Claim => "PersistentVolumeClaim",
@@ -105,7 +105,7 @@ impl Writer {
         &self,
         cluster: &ClusterRecord,
         all: bool,
-    ) -> Result<Vec<(Found, claims::Claim)>, Refusal> {
+    ) -> Result<Vec<(ObjectRef, claims::Claim)>, Refusal> {
         let mut found = Vec::new();
         let selectors = postgres::claim_selectors(&cluster.key.name);
         for selector in selectors.iter().take(if all { 2 } else { 1 }) {
@@ -120,7 +120,7 @@ impl Writer {
         &self,
         cluster: &ClusterRecord,
         name: &str,
-    ) -> Result<Option<(Found, claims::Claim)>, Refusal> {
+    ) -> Result<Option<(ObjectRef, claims::Claim)>, Refusal> {
         // A list, as the operator has no right to get claims.
         let params = ListParams::default().fields(&format!("metadata.name={name}"));
         Ok(self.list_claims(cluster, &params).await?.pop())
@@ -130,7 +130,7 @@ impl Writer {
         &self,
         cluster: &ClusterRecord,
         params: &ListParams,
-    ) -> Result<Vec<(Found, claims::Claim)>, Refusal> {
+    ) -> Result<Vec<(ObjectRef, claims::Claim)>, Refusal> {
         let api: Api<PersistentVolumeClaim> =
             Api::namespaced(self.client(), &cluster.key.namespace);
         let list = api.list(params).await.map_err(|error| judge(&error))?;
@@ -145,7 +145,7 @@ impl Writer {
         &self,
         tenure: &Tenure,
         cluster: &ClusterRecord,
-        claim: &Found,
+        claim: &ObjectRef,
         size: Option<&str>,
     ) -> Result<(), Refusal> {
         let mut metadata = marks(tenure, cluster);
@@ -162,23 +162,23 @@ impl Writer {
         if let Some(size) = size {
             patch["spec"] = json!({"resources": {"requests": {"storage": size}}});
         }
-        let api = self.belongings(&cluster.key.namespace, Belonging::Claim);
+        let api = self.dependents(&cluster.key.namespace, Dependent::Claim);
         let params = merge_params();
         let patch = Patch::Merge(&patch);
         let request = api.patch_metadata(&claim.name, &params, &patch);
-        self.guarded(tenure, Belonging::Claim.label(), request)
+        self.guarded(tenure, Dependent::Claim.label(), request)
             .await?;
         Ok(())
     }
 
     /// Sets our fencing token on one of them and deletes it, with the grace that it has; that it is gone already is no
     /// failure. A conflict is one: it is still there, and somebody else changed it meanwhile.
-    pub(super) async fn delete_belonging(
+    pub(super) async fn delete_dependent(
         &self,
         tenure: &Tenure,
         cluster: &ClusterRecord,
-        kind: Belonging,
-        found: &Found,
+        kind: Dependent,
+        found: &ObjectRef,
     ) -> Result<(), Refusal> {
         let answer = self.mark_and_delete(tenure, cluster, kind, found).await;
         match answer {
@@ -191,10 +191,10 @@ impl Writer {
         &self,
         tenure: &Tenure,
         cluster: &ClusterRecord,
-        kind: Belonging,
-        found: &Found,
+        kind: Dependent,
+        found: &ObjectRef,
     ) -> Result<(), Refusal> {
-        let api = self.belongings(&cluster.key.namespace, kind);
+        let api = self.dependents(&cluster.key.namespace, kind);
         let mut metadata = marks(tenure, cluster);
         metadata["resourceVersion"] = json!(found.resource_version);
         let (params, patch) = (merge_params(), json!({ "metadata": metadata }));
@@ -213,7 +213,7 @@ impl Writer {
         Ok(())
     }
 
-    fn belongings(&self, namespace: &str, kind: Belonging) -> Api<DynamicObject> {
+    fn dependents(&self, namespace: &str, kind: Dependent) -> Api<DynamicObject> {
         Api::namespaced_with(self.client(), namespace, kind.resource())
     }
 }

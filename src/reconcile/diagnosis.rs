@@ -4,9 +4,9 @@ use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod,
 };
 
-use super::belongings::Found;
+use super::belongings::ObjectRef;
 use crate::core::claims::DATA_VOLUME;
-use crate::core::lifecycle::{Why, reason};
+use crate::core::lifecycle::{ConditionReason, reason};
 use crate::core::observed::StatefulSetRecord;
 use crate::postgres;
 
@@ -18,14 +18,14 @@ const REVISION_LABEL: &str = "controller-revision-hash";
 /// The first cause among these Pods, by the Pods' names; none when nothing speaks against their
 /// becoming ready. `class_name` is the StorageClass that their claims ask for.
 #[must_use]
-pub fn diagnose(pods: &[Pod], class_name: Option<&str>) -> Option<Why> {
+pub fn diagnose(pods: &[Pod], class_name: Option<&str>) -> Option<ConditionReason> {
     let mut pods: Vec<&Pod> = pods.iter().collect();
     pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     pods.into_iter()
         .find_map(|pod| diagnose_pod(pod, class_name))
 }
 
-fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<Why> {
+fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<ConditionReason> {
     let name = pod.metadata.name.as_deref().unwrap_or("?");
     let status = pod.status.as_ref()?;
     if pod.metadata.deletion_timestamp.is_some() {
@@ -53,7 +53,7 @@ fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<Why> {
             ),
             false => String::new(),
         };
-        return Some(Why::new(
+        return Some(ConditionReason::new(
             "Unschedulable",
             format!("Pod {name} can not be placed on a node: {text}{hint}"),
         ));
@@ -66,7 +66,7 @@ fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<Why> {
     all.into_iter().find_map(|container| {
         let (reason, text) = diagnose_container(container)?;
         let container = &container.name;
-        Some(Why::new(
+        Some(ConditionReason::new(
             &reason,
             format!("Pod {name}: container {container}: {reason}: {text}"),
         ))
@@ -79,7 +79,7 @@ fn claim_of(pod: &str) -> String {
 
 /// Pods that will not get ready and are not made from the newest template: the controller waits for
 /// some of them instead of replacing them.
-pub(super) fn stuck(pods: &[Pod], set: &StatefulSetRecord) -> Vec<Found> {
+pub(super) fn stuck(pods: &[Pod], set: &StatefulSetRecord) -> Vec<ObjectRef> {
     if set.observed_generation < set.generation || set.update_revision.is_empty() {
         return Vec::new();
     }
@@ -92,16 +92,16 @@ pub(super) fn stuck(pods: &[Pod], set: &StatefulSetRecord) -> Vec<Found> {
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
         .filter(is_former)
         .filter(|pod| diagnose_pod(pod, None).is_some())
-        .filter_map(|pod| Found::of(&pod.metadata))
+        .filter_map(|pod| ObjectRef::of(&pod.metadata))
         .collect()
 }
 
 /// What the newest of these events of a StatefulSet says.
-pub(super) fn explain_events(events: &[Event], set: &StatefulSetRecord) -> Option<Why> {
+pub(super) fn explain_events(events: &[Event], set: &StatefulSetRecord) -> Option<ConditionReason> {
     let about_this = |event: &&Event| event.involved_object.uid.as_ref() == Some(&set.child.uid);
     let newest = newest(events.iter().filter(about_this))?;
     let text = shorten(newest.message.as_deref()?);
-    Some(Why::new(
+    Some(ConditionReason::new(
         "FailedCreate",
         format!("{} has no Pod to run in: {text}", set.child.id()),
     ))
@@ -145,23 +145,23 @@ pub(super) fn unmounted(pods: &[Pod]) -> Option<&Pod> {
 
 /// Why the volumes of a Pod cannot be mounted, by its events. That the Secret is missing is not
 /// reported here: the operator creates it, or reports that it is gone.
-pub(super) fn explain_mount(events: &[Event], pod: &Pod, secret: &str) -> Option<Why> {
+pub(super) fn explain_mount(events: &[Event], pod: &Pod, secret: &str) -> Option<ConditionReason> {
     const MISSING_KEY: &str = "references non-existent secret key: ";
     let missing_secret = format!("secret \"{secret}\" not found");
-    let said = |event: &&Event| {
+    let reported = |event: &&Event| {
         let text = event.message.as_deref().unwrap_or_default();
         event.involved_object.uid == pod.metadata.uid && !text.contains(&missing_secret)
     };
     let name = pod.metadata.name.as_deref().unwrap_or("?");
     // The kubelet also reports, later, that its time for the mount ran out.
-    let keys = events.iter().filter(said).filter(|event| {
+    let keys = events.iter().filter(reported).filter(|event| {
         let text = event.message.as_deref();
         text.is_some_and(|text| text.contains(MISSING_KEY))
     });
     let missing = newest(keys).and_then(|event| event.message.as_deref()?.split_once(MISSING_KEY));
     if let Some((_, key)) = missing {
         let key = shorten(key.split_whitespace().next().unwrap_or_default());
-        return Some(Why::new(
+        return Some(ConditionReason::new(
             reason::SECRET_INVALID,
             format!(
                 "Secret {secret} has no key {key}, so Pod {name} is not started with it. It needs \
@@ -170,8 +170,8 @@ pub(super) fn explain_mount(events: &[Event], pod: &Pod, secret: &str) -> Option
             ),
         ));
     }
-    let text = newest(events.iter().filter(said))?.message.as_deref()?;
-    Some(Why::new(
+    let text = newest(events.iter().filter(reported))?.message.as_deref()?;
+    Some(ConditionReason::new(
         "FailedMount",
         format!("Pod {name} cannot mount its volumes: {}", shorten(text)),
     ))
@@ -195,10 +195,10 @@ fn first<'a>(pods: impl Iterator<Item = &'a Pod>) -> Option<&'a Pod> {
 
 /// What the readiness probe of a Pod said last, by the newest of its events; none when it failed
 /// without a word, as it does while PostgreSQL starts.
-pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<Why> {
+pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<ConditionReason> {
     let about_this = |event: &&Event| event.involved_object.uid == pod.metadata.uid;
     let event = newest(events.iter().filter(about_this))?;
-    let said = event
+    let reported = event
         .message
         .as_deref()?
         .strip_prefix("Readiness probe failed:")?
@@ -212,9 +212,12 @@ pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<Why> {
         Some(container) if container != postgres::CONTAINER => format!("container {container}: "),
         _ => String::new(),
     };
-    Some(Why::new(
+    Some(ConditionReason::new(
         "ProbeFailed",
-        format!("Pod {name} runs and is not ready: {whose}{}", shorten(said)),
+        format!(
+            "Pod {name} runs and is not ready: {whose}{}",
+            shorten(reported)
+        ),
     ))
 }
 
@@ -296,7 +299,7 @@ mod tests {
 
     use super::*;
 
-    fn diagnose(pods: &[Pod]) -> Option<Why> {
+    fn diagnose(pods: &[Pod]) -> Option<ConditionReason> {
         super::diagnose(pods, Some("fast"))
     }
 
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_can_not_be_pulled_is_named() {
+    fn unpullable_image_is_named() {
         let why = diagnose(&[pod("x-db-0", waiting("ErrImagePull", "…"))]).unwrap();
         assert_eq!(why.reason, "ImagePullBackOff");
         assert_eq!(
@@ -340,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_a_node_says_why() {
+    fn unscheduled_pod_is_explained() {
         let status = json!({"conditions": [{
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
             "message": "0/3 nodes are available: 3 Insufficient cpu.",
@@ -351,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_that_is_not_made_is_named_with_its_claim() {
+    fn unprovisioned_volume_is_named_with_its_claim() {
         for text in [
             "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
             "storageclass.storage.k8s.io \"nope\" not found",
@@ -368,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_container_said_last_is_told_also_between_two_tries() {
+    fn last_container_message_is_reported_between_restarts() {
         let end = json!({"exitCode": 1, "message": "waiting\nthe Secret has no key\n"});
         let of = |state: Value, last: Value| {
             let status = json!({"initContainerStatuses": [{
@@ -387,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn our_containers_speak_before_those_that_others_added() {
+    fn own_containers_are_diagnosed_before_injected_ones() {
         let failing = |name: &str, words: &str| {
             json!({
                 "name": name, "image": "x", "imageID": "", "ready": false, "restartCount": 1,
@@ -405,17 +408,20 @@ mod tests {
             ("initContainerStatuses", "prepare"),
             ("containerStatuses", "postgres"),
         ] {
-            let said = status(kind, ours);
-            assert!(said.contains(&format!("container {ours}:")), "{said}");
-            assert!(said.ends_with(words), "{said}");
+            let reported = status(kind, ours);
+            assert!(
+                reported.contains(&format!("container {ours}:")),
+                "{reported}"
+            );
+            assert!(reported.ends_with(words), "{reported}");
         }
         let alone = json!({"containerStatuses": [failing("filebeat", "no input")]});
-        let said = diagnose(&[pod("x-db-0", alone)]).unwrap().message;
-        assert!(said.contains("container filebeat:"), "{said}");
+        let reported = diagnose(&[pod("x-db-0", alone)]).unwrap().message;
+        assert!(reported.contains("container filebeat:"), "{reported}");
     }
 
     #[test]
-    fn the_lowest_pod_speaks_and_pods_on_their_way_say_nothing() {
+    fn lowest_failing_pod_is_reported_and_starting_pods_are_not() {
         let starting = pod("x-db-0", waiting("ContainerCreating", ""));
         assert_eq!(diagnose(std::slice::from_ref(&starting)), None);
         let pods = [
@@ -427,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_whose_volumes_cannot_be_mounted_says_which_key_the_secret_lacks() {
+    fn mount_failure_names_the_missing_secret_key() {
         let of = |name: &str, conditions: Value, state: Value| {
             let mut pod = pod(
                 name,
@@ -474,9 +480,9 @@ mod tests {
                 "Pod x-db-3 cannot mount its volumes: Multi-Attach error"
             )
         );
-        let said = "MountVolume.SetUp failed for volume \"secret\" : references non-existent \
+        let reported = "MountVolume.SetUp failed for volume \"secret\" : references non-existent \
                     secret key: dbname";
-        events.push(event(3, uid, said));
+        events.push(event(3, uid, reported));
         events.push(event(
             4,
             uid,
@@ -493,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_runs_and_is_not_ready_tells_what_its_probe_said_last() {
+    fn unready_pod_is_explained_by_its_last_probe_message() {
         let running = |name: &str, ready: bool, started: bool| {
             let mut pod = pod(
                 name,

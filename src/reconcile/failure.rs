@@ -73,15 +73,15 @@ impl Refusal {
     /// The failure of the reconcile, when nothing better is known about the answer.
     pub(super) fn into_failure(self, what: &str) -> Failure {
         match self {
-            Self::Gone => Failure::LookAgain {
+            Self::Gone => Failure::Retry {
                 fenced: false,
                 message: format!("{what}: it is gone"),
             },
-            Self::Conflict(message) => Failure::LookAgain {
+            Self::Conflict(message) => Failure::Retry {
                 fenced: false,
                 message: format!("{what}: {message}"),
             },
-            Self::Fenced { message, .. } => Failure::LookAgain {
+            Self::Fenced { message, .. } => Failure::Retry {
                 fenced: true,
                 message: format!("{what}: {message}"),
             },
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_by_the_fence_is_looked_at_again() {
+    fn refusal_by_the_fence_is_retried() {
         let message = "ValidatingAdmissionPolicy 'databasecluster-fence-children' denied request";
         for code in [403, 422] {
             let refusal = judge_status(&status(code, message, "{}"));
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_the_api_server_cannot_use_yet_is_no_judgement_of_the_write() {
+    fn policy_not_yet_usable_does_not_count_as_refusal() {
         let message = "databaseclusters.database.io 'orders' is forbidden: ValidatingAdmissionPolicy \
                        'databasecluster-fence-clusters' denied request: failed to configure policy: failed to find \
                        resource referenced by paramKind: 'database.io/v1, Kind=ShardTable'";
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ahead_of_ours_is_told_from_other_refusals_however_long_the_message() {
+    fn token_ahead_is_distinguished_from_other_refusals_at_any_message_length() {
         for policy in [
             "databasecluster-fence-order".to_owned(),
             format!("databasecluster-fence-order-{}", "x".repeat(600)),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_ends_is_told_from_missing_rights() {
+    fn terminating_namespace_is_distinguished_from_missing_permissions() {
         let text = "unable to create new content in namespace a because it is being terminated";
         assert!(matches!(
             judge_status(&status(403, text, "{}")),

@@ -1,7 +1,7 @@
 //! The end of a cluster: its StatefulSet goes, then its claims if that was asked for, then it.
 
 use super::apply::{Applied, Refused};
-use super::belongings::Belonging;
+use super::belongings::Dependent;
 use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
@@ -43,7 +43,7 @@ impl Run<'_> {
             }
         }
         self.report_persistent(&mut applied);
-        if applied.trouble.is_some() || (was_refused && applied.failure.is_none()) {
+        if applied.problem.is_some() || (was_refused && applied.failure.is_none()) {
             status = self.report_end(owned, &applied).await;
         }
         match (applied.failure, status) {
@@ -64,8 +64,8 @@ impl Run<'_> {
         applied: &Applied,
     ) -> Result<(), Failure> {
         let primary = primary_serves(self.cluster, owned);
-        let conclusion = self.conclude(owned, applied, None, primary);
-        self.write_conclusion(&conclusion).await
+        let update = self.compute_status(owned, applied, None, primary);
+        self.write_status(&update).await
     }
 
     /// Sets our fencing token and bucket on a child, if it has others, and deletes it.
@@ -95,9 +95,9 @@ impl Run<'_> {
         let cluster = self.cluster;
         let mut applied = Applied::default();
         if !cluster.orphans_children() {
-            match self.bring_statefulset_into_sight().await {
+            match self.make_statefulset_observable().await {
                 Ok(other) => self.end_claims(other, &mut applied).await,
-                Err(Refused::OutOfSight) => return Ok(self.outcome(Next::Waiting)),
+                Err(Refused::NotObserved) => return Ok(self.outcome(Next::Waiting)),
                 Err(refused) => applied.note(refused),
             }
         }
@@ -114,7 +114,7 @@ impl Run<'_> {
             }
         }
         self.report_persistent(&mut applied);
-        if applied.trouble.is_some() {
+        if applied.problem.is_some() {
             self.report_end(None, &applied).await?;
         }
         match applied.failure {
@@ -126,7 +126,7 @@ impl Run<'_> {
     /// The StatefulSet is gone, or somebody took its bucket label away, so that the watch does not show
     /// it: then it gets that back, and is deleted when the watch shows it. Whether there is one of its
     /// name that is not this cluster's.
-    async fn bring_statefulset_into_sight(&mut self) -> Result<bool, Refused> {
+    async fn make_statefulset_observable(&mut self) -> Result<bool, Refused> {
         let cluster = self.cluster;
         let record = match self.read_statefulset().await? {
             None => return Ok(false),
@@ -140,7 +140,7 @@ impl Run<'_> {
             Ok(_) => self.wrote = true,
             Err(refusal) => return Err(self.refused(&Target::Child(&cluster.key, &id), refusal)),
         }
-        Err(Refused::OutOfSight)
+        Err(Refused::NotObserved)
     }
 
     /// Deletes the claims if that is asked for, unless Pods of another StatefulSet may use them.
@@ -180,7 +180,7 @@ impl Run<'_> {
             }
             let writer = &self.reconciler.writer;
             let deleted = writer
-                .delete_belonging(self.tenure, cluster, Belonging::Claim, &found)
+                .delete_dependent(self.tenure, cluster, Dependent::Claim, &found)
                 .await;
             match deleted {
                 Ok(()) => self.wrote = true,

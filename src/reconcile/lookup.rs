@@ -14,12 +14,12 @@ use moka::Expiry;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 
-use super::belongings::Found;
+use super::belongings::ObjectRef;
 use super::diagnosis::{
     diagnose, explain_events, explain_mount, explain_probe, is_ready, stuck, unmounted, unready,
 };
 use crate::core::hash::{Bucket, ShardCount, ShardId};
-use crate::core::lifecycle::Why;
+use crate::core::lifecycle::ConditionReason;
 use crate::core::observed::{ClusterRecord, StatefulSetRecord};
 use crate::postgres;
 use crate::telemetry::metrics::Metrics;
@@ -41,23 +41,23 @@ struct Key {
 struct Entry {
     /// Version of the StatefulSet for which this was looked up.
     version: Arc<str>,
-    looked: Arc<Looked>,
+    diagnosis: Arc<PodDiagnosis>,
 }
 
 /// What was found when the Pods of a cluster were looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Looked {
+pub(super) struct PodDiagnosis {
     /// Why they are not ready.
-    pub(super) why: Option<Why>,
+    pub(super) why: Option<ConditionReason>,
     /// Pods that hang on a former template.
-    pub(super) stuck: Vec<Found>,
+    pub(super) stuck: Vec<ObjectRef>,
 }
 
 struct TimeToLive(Duration);
 
 impl Expiry<Key, Entry> for TimeToLive {
     fn expire_after_create(&self, _: &Key, entry: &Entry, _: Instant) -> Option<Duration> {
-        Some(match entry.looked.why {
+        Some(match entry.diagnosis.why {
             Some(_) => self.0,
             None => self.0.min(NOTHING_FOUND_TTL),
         })
@@ -105,7 +105,7 @@ impl Lookups {
         &self,
         cluster: &ClusterRecord,
         set: &StatefulSetRecord,
-    ) -> kube::Result<Arc<Looked>> {
+    ) -> kube::Result<Arc<PodDiagnosis>> {
         let version = set.child.resource_version.as_str();
         let key = Key {
             bucket: cluster.bucket,
@@ -114,7 +114,7 @@ impl Lookups {
         let known = self.cache.get(&key).await;
         if let Some(entry) = known.filter(|entry| *entry.version == *version) {
             self.metrics.cache_hits_total.inc();
-            return Ok(entry.looked);
+            return Ok(entry.diagnosis);
         }
         self.metrics.cache_misses_total.inc();
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &cluster.key.namespace);
@@ -125,29 +125,29 @@ impl Lookups {
         let pods = api.list(&params).await?.items;
         let claim = set.claim.as_ref();
         let class_name = claim.and_then(|claim| claim.class_name.as_deref());
-        let mut looked = Looked {
+        let mut diagnosis = PodDiagnosis {
             why: diagnose(&pods, class_name),
             stuck: stuck(&pods, set),
         };
-        if looked.why.is_none() && set.replicas < set.spec_replicas {
-            looked.why = self.not_created(set).await?;
+        if diagnosis.why.is_none() && set.replicas < set.spec_replicas {
+            diagnosis.why = self.not_created(set).await?;
         }
-        if looked.why.is_none()
+        if diagnosis.why.is_none()
             && let Some(pod) = unmounted(&pods)
         {
-            looked.why = self.not_mounted(cluster, pod).await?;
+            diagnosis.why = self.not_mounted(cluster, pod).await?;
         }
-        if looked.why.is_none()
+        if diagnosis.why.is_none()
             && let Some(pod) = unready(&pods)
         {
-            looked.why = self.probe_failed(pod).await?;
+            diagnosis.why = self.probe_failed(pod).await?;
         }
         let entry = Entry {
             version: version.into(),
-            looked: Arc::new(looked),
+            diagnosis: Arc::new(diagnosis),
         };
         self.cache.insert(key, entry.clone()).await;
-        Ok(entry.looked)
+        Ok(entry.diagnosis)
     }
 
     /// Whether the primary's Pod is ready. Never cached: readiness can pass from one Pod to another
@@ -163,7 +163,7 @@ impl Lookups {
     }
 
     /// Why the controller of StatefulSets can not make Pods or claims, as its events say.
-    async fn not_created(&self, set: &StatefulSetRecord) -> kube::Result<Option<Why>> {
+    async fn not_created(&self, set: &StatefulSetRecord) -> kube::Result<Option<ConditionReason>> {
         let key = &set.child.key;
         let about = ("StatefulSet", &*key.name, "FailedCreate");
         let events = self.events(&key.namespace, about).await?;
@@ -171,7 +171,11 @@ impl Lookups {
     }
 
     /// Why the volumes of a Pod are not mounted, as the events of the kubelet say.
-    async fn not_mounted(&self, cluster: &ClusterRecord, pod: &Pod) -> kube::Result<Option<Why>> {
+    async fn not_mounted(
+        &self,
+        cluster: &ClusterRecord,
+        pod: &Pod,
+    ) -> kube::Result<Option<ConditionReason>> {
         let Some(name) = &pod.metadata.name else {
             return Ok(None);
         };
@@ -182,7 +186,7 @@ impl Lookups {
     }
 
     /// Why a Pod that runs is not ready, as the events of its probe say.
-    async fn probe_failed(&self, pod: &Pod) -> kube::Result<Option<Why>> {
+    async fn probe_failed(&self, pod: &Pod) -> kube::Result<Option<ConditionReason>> {
         let meta = &pod.metadata;
         let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
             return Ok(None);
@@ -276,8 +280,8 @@ mod tests {
     }
 
     async fn look_up(lookups: &Lookups, uid: &str, version: &str) -> Option<String> {
-        let looked = lookups.pods(&cluster(uid), &set(version)).await.unwrap();
-        looked.why.as_ref().map(|why| why.reason.clone())
+        let diagnosis = lookups.pods(&cluster(uid), &set(version)).await.unwrap();
+        diagnosis.why.as_ref().map(|why| why.reason.clone())
     }
 
     fn requests(fake: &Fake) -> usize {
@@ -287,7 +291,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     #[tokio::test]
-    async fn the_second_look_up_is_a_hit_until_the_statefulset_changes() {
+    async fn second_lookup_hits_the_cache_until_the_statefulset_changes() {
         let fake = server();
         let (lookups, metrics) = lookups(&fake, 8, LONG);
         for _ in 0..3 {
@@ -357,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn that_nothing_was_found_is_not_believed_for_long() {
+    fn negative_result_expires_early() {
         let ttl = TimeToLive(LONG);
         let key = Key {
             bucket: Bucket(0),
@@ -365,13 +369,13 @@ mod tests {
         };
         let entry = |why| Entry {
             version: "1".into(),
-            looked: Arc::new(Looked {
+            diagnosis: Arc::new(PodDiagnosis {
                 why,
                 stuck: Vec::new(),
             }),
         };
         let now = Instant::now();
-        let found = entry(Some(Why::new("R", "m")));
+        let found = entry(Some(ConditionReason::new("R", "m")));
         assert_eq!(ttl.expire_after_create(&key, &found, now), Some(LONG));
         assert_eq!(
             ttl.expire_after_update(&key, &entry(None), now, Some(LONG)),

@@ -114,7 +114,7 @@ impl Reconciler {
                 next: Next::Forget,
             });
         };
-        let outcome = Run::new(self, &cluster, tenure, backlog).carry_out().await;
+        let outcome = Run::new(self, &cluster, tenure, backlog).execute().await;
         if matches!(
             outcome,
             Ok(Outcome {

@@ -8,7 +8,7 @@ use super::run::Run;
 use crate::api::names;
 use crate::core::child::ChildId;
 use crate::core::conclude::Notice;
-use crate::core::lifecycle::{Trouble, Why, reason};
+use crate::core::lifecycle::{ConditionReason, Problem, reason};
 use crate::core::object::ObjectKey;
 use crate::core::outcome::{Cause, Failure};
 
@@ -46,7 +46,7 @@ impl Target<'_> {
     }
 
     /// The command that removes the token from it.
-    fn cure(&self) -> String {
+    fn remedy(&self) -> String {
         let (Self::Cluster(cluster)
         | Self::Status(cluster)
         | Self::Child(cluster, _)
@@ -88,9 +88,9 @@ fn epochs(message: &str) -> Option<(&str, &str)> {
     Some((ours, rest.get(..end.unwrap_or(rest.len()))?))
 }
 
-fn explain(target: &Target<'_>, rule: Rule, message: &str) -> (Cause, Why) {
+fn explain(target: &Target<'_>, rule: Rule, message: &str) -> (Cause, ConditionReason) {
     if rule != Rule::TokenAhead {
-        let why = Why::new(
+        let why = ConditionReason::new(
             reason::WRITE_REFUSED,
             format!("the API server keeps refusing changes of {target}: {message}"),
         );
@@ -99,13 +99,13 @@ fn explain(target: &Target<'_>, rule: Rule, message: &str) -> (Cause, Why) {
     let compared = epochs(message).map_or_else(String::new, |(ours, on_it)| {
         format!(" (epoch {on_it}; its shard is at {ours})")
     });
-    let why = Why::new(
+    let why = ConditionReason::new(
         reason::TOKEN_AHEAD,
         format!(
             "{target} carries a fencing token that is ahead of its shard's holder{compared}, so the \
              API server refuses every change of it. Somebody edited or restored it; remove the \
              token: {}",
-            target.cure()
+            target.remedy()
         ),
     );
     (Cause::TokenAhead, why)
@@ -126,7 +126,7 @@ impl Run<'_> {
         let is_known = self
             .reconciler
             .with_memory(self.cluster, |memory| memory.is_refused(&what));
-        if !is_known && !self.backlog.outlook().attempts.are_looks_spent() {
+        if !is_known && !self.backlog.outlook().attempts.are_retries_spent() {
             let refusal = Refusal::Fenced { rule, message };
             return Refused::Failure(refusal.into_failure(&format!("changing {what}")));
         }
@@ -135,7 +135,7 @@ impl Run<'_> {
             .with_memory(self.cluster, |memory| memory.refused(&what));
         self.still_refused.push(what);
         let message = why.message.clone();
-        Refused::Fenced(Trouble::Wrong(why), Failure::Failed { cause, message })
+        Refused::Fenced(Problem::Permanent(why), Failure::Failed { cause, message })
     }
 
     /// Deals with a refused write of the status: what it would have said, and why it cannot be, goes
@@ -143,7 +143,7 @@ impl Run<'_> {
     pub(super) async fn status_refused(
         &mut self,
         refusal: Refusal,
-        unsaid: Option<&Notice>,
+        unpublished: Option<&Notice>,
     ) -> Failure {
         let key = &self.cluster.key;
         let target = Target::Status(key);
@@ -151,24 +151,26 @@ impl Run<'_> {
             memory.is_refused(&target.to_string())
         });
         match self.refused(&target, refusal) {
-            Refused::Fenced(Trouble::Wrong(why), failure) => {
+            Refused::Fenced(Problem::Permanent(why), failure) => {
                 if !was_known {
                     let notice = Notice::of(&why);
-                    for notice in [Some(&notice), unsaid].into_iter().flatten() {
+                    for notice in [Some(&notice), unpublished].into_iter().flatten() {
                         let events = &self.reconciler.events;
                         self.wrote |= events.publish(self.tenure, self.cluster, notice).await;
                     }
                 }
                 failure
             }
-            Refused::Fenced(_, failure) | Refused::Told(_, failure) | Refused::Failure(failure) => {
-                failure
+            Refused::Fenced(_, failure)
+            | Refused::Reported(_, failure)
+            | Refused::Failure(failure) => failure,
+            Refused::Problem(Problem::Transient(why) | Problem::Permanent(why)) => {
+                Failure::Failed {
+                    cause: Cause::Forbidden,
+                    message: why.message,
+                }
             }
-            Refused::Trouble(Trouble::Wait(why) | Trouble::Wrong(why)) => Failure::Failed {
-                cause: Cause::Forbidden,
-                message: why.message,
-            },
-            Refused::OutOfSight => Failure::LookAgain {
+            Refused::NotObserved => Failure::Retry {
                 fenced: false,
                 message: "writing the status".to_owned(),
             },
@@ -188,10 +190,10 @@ mod tests {
             kind: ChildKind::StatefulSet,
             name: "orders-db".into(),
         };
-        let said = "statefulsets.apps \"orders-db\" is forbidden: ValidatingAdmissionPolicy \
+        let message = "statefulsets.apps \"orders-db\" is forbidden: ValidatingAdmissionPolicy \
                     'databasecluster-fence-order' denied request: epoch 3 is older than the one on \
                     the object, 999";
-        let (cause, why) = explain(&Target::Child(&cluster, &id), Rule::TokenAhead, said);
+        let (cause, why) = explain(&Target::Child(&cluster, &id), Rule::TokenAhead, message);
         assert_eq!(cause, Cause::TokenAhead);
         assert_eq!(why.reason, "FencingTokenAhead");
         for part in [

@@ -7,21 +7,23 @@ use jiff::{SignedDuration, Timestamp, Unit};
 use super::Reconciler;
 use super::apply::{Applied, Refused, Steps};
 use super::failure::Refusal;
-use super::lookup::Looked;
+use super::lookup::PodDiagnosis;
 use super::refused::Target;
 use crate::api::{ConditionStatus, ConditionType, names};
 use crate::core::backoff::Outlook;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::conclude::{
-    Conclusion, Done, Notice, conclude, is_initialized, primary_serves, workload,
+    Done, Notice, StatusUpdate, compute_status, is_initialized, primary_serves, workload,
 };
-use crate::core::lifecycle::{Stage, Trouble, Why, Workload, progressing_since, reason};
+use crate::core::lifecycle::{
+    ConditionReason, Problem, Stage, Workload, progressing_since, reason,
+};
 use crate::core::memory::{Basis, Memory};
 use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, StatefulSetRecord};
 use crate::core::outcome::{Cause, Failure, Next, Outcome};
 use crate::core::persistent::persistent;
-use crate::core::plan::{self, Plan, SecretStep, Seen, is_ours};
+use crate::core::plan::{self, Observed, Plan, SecretStep, is_ours};
 use crate::fleet::tenure::{Tenure, boottime_ms};
 use crate::pool::Backlog;
 use crate::postgres::{self, Source};
@@ -31,7 +33,7 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 
 /// What was done is told after this time at the latest, when others wait for their first write: the
 /// watch, which shows the changed StatefulSet, brings the cluster back sooner, behind those.
-const WORDS_MS: u64 = 500;
+const REPORT_DELAY_MS: u64 = 500;
 
 /// Shortest and longest pause between looks at what a former cluster left, in milliseconds; between
 /// them, half of the time waited.
@@ -70,7 +72,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    pub(super) async fn carry_out(mut self) -> Result<Outcome, Failure> {
+    pub(super) async fn execute(mut self) -> Result<Outcome, Failure> {
         let ended = self.gather_and_act().await;
         // A run that came to its end has tried everything that there is to write.
         if self.tried && matches!(ended, Ok(_) | Err(Failure::Failed { .. })) {
@@ -96,7 +98,7 @@ impl<'a> Run<'a> {
                 memory.change_seen(cluster.generation, now_ms);
             }
             let sweep = memory.sweep_is_due(self.reconciler.sweep_interval_ms, now_ms);
-            let seen = Seen {
+            let observation = Observed {
                 cluster,
                 statefulset: statefulset.as_deref(),
                 children: &children,
@@ -105,13 +107,13 @@ impl<'a> Run<'a> {
                 sweep,
                 now_ms,
             };
-            (plan::plan(&seen, memory), sweep)
+            (plan::plan(&observation, memory), sweep)
         });
         self.tried = !matches!(plan, Plan::Wait { .. });
         match plan {
             Plan::Wait { why, at_most_ms } => {
                 tracing::debug!(object = %cluster.key, why, "waiting for the watch");
-                let at_most = at_most_ms.map(|ms| Next::After { ms });
+                let at_most = at_most_ms.map(|ms| Next::RequeueAfter { ms });
                 Ok(self.outcome(at_most.unwrap_or(Next::Waiting)))
             }
             Plan::Forget => Ok(self.outcome(Next::Forget)),
@@ -120,7 +122,7 @@ impl<'a> Run<'a> {
                 secret,
                 apply,
                 delete,
-                trouble,
+                problem,
             } => {
                 let steps = Steps {
                     secret,
@@ -131,7 +133,7 @@ impl<'a> Run<'a> {
                     sweep,
                 };
                 let applied = Applied {
-                    trouble,
+                    problem,
                     ..Applied::default()
                 };
                 self.keep(owned, add_finalizer, &steps, applied).await
@@ -152,10 +154,10 @@ impl<'a> Run<'a> {
         if add_finalizer && let Err(refused) = self.add_finalizer().await {
             applied.note(refused);
         }
-        let is_wrong = matches!(applied.trouble, Some(Trouble::Wrong(_)));
+        let is_wrong = matches!(applied.problem, Some(Problem::Permanent(_)));
         if applied.failure.is_none()
             && !is_wrong
-            && let Err(refused) = self.carry_out_steps(steps, owned, &mut applied).await
+            && let Err(refused) = self.execute_steps(steps, owned, &mut applied).await
         {
             applied.note(refused);
         }
@@ -201,7 +203,7 @@ impl<'a> Run<'a> {
         let config = || self.reconciler.store.child(&key.namespace, &id);
         is_initialized(self.cluster, owned)
             || config()
-                .is_some_and(|config| config.says_initialized && is_ours(&config, self.cluster))
+                .is_some_and(|config| config.reports_initialized && is_ours(&config, self.cluster))
     }
 
     /// The children as they should be; made anew only when what they are made from changed.
@@ -270,32 +272,38 @@ impl<'a> Run<'a> {
         mut applied: Applied,
     ) -> Result<Outcome, Failure> {
         if applied.changed && applied.is_plain() && self.backlog.others_wait() {
-            return Ok(self.outcome(Next::After { ms: WORDS_MS }));
+            return Ok(self.outcome(Next::RequeueAfter {
+                ms: REPORT_DELAY_MS,
+            }));
         }
-        let looked = self.look_at_pods(owned, &applied).await;
-        if looked.as_ref().is_some_and(|looked| looked.why.is_none())
+        let diagnosis = self.diagnose_pods(owned, &applied).await;
+        if diagnosis
+            .as_ref()
+            .is_some_and(|diagnosis| diagnosis.why.is_none())
             && self.is_initialized(owned)
             && let Err(refused) = self.settle_secret(SecretStep::Probe).await
         {
             applied.note(refused);
         }
-        if let Some(looked) = &looked {
-            self.replace_stuck(&looked.stuck, &mut applied).await;
+        if let Some(diagnosis) = &diagnosis {
+            self.replace_stuck(&diagnosis.stuck, &mut applied).await;
         }
         self.report_persistent(&mut applied);
         let (applied, failure) = (&applied, applied.failure.clone());
         // A failure that says nothing about the object is not reported on it at once.
-        if let (Some(failure), None) = (&failure, &applied.trouble) {
+        if let (Some(failure), None) = (&failure, &applied.problem) {
             return Err(failure.clone());
         }
         if applied.out_of_sight {
             return Ok(self.outcome(Next::Waiting));
         }
-        let why = looked.as_ref().and_then(|looked| looked.why.as_ref());
+        let why = diagnosis
+            .as_ref()
+            .and_then(|diagnosis| diagnosis.why.as_ref());
         let primary = self.primary(owned).await;
-        let conclusion = self.conclude(owned, applied, why, primary);
-        self.write_conclusion(&conclusion).await?;
-        if conclusion.next == Next::Ready {
+        let update = self.compute_status(owned, applied, why, primary);
+        self.write_status(&update).await?;
+        if update.next == Next::Ready {
             let generation = self.cluster.generation;
             let reconciler = self.reconciler;
             let took_ms = reconciler.with_memory(self.cluster, |memory| {
@@ -306,41 +314,37 @@ impl<'a> Run<'a> {
                 reconciler.metrics.convergence_seconds.observe(seconds);
             }
         }
-        match (failure, &applied.trouble) {
+        match (failure, &applied.problem) {
             (Some(failure), _) => Err(failure),
-            (None, Some(Trouble::Wrong(why))) => Err(Failure::Failed {
+            (None, Some(Problem::Permanent(why))) => Err(Failure::Failed {
                 cause: match why.reason.as_str() {
                     reason::FOREIGN_CHILD => Cause::ForeignChild,
                     _ => Cause::Invalid,
                 },
                 message: why.message.clone(),
             }),
-            (None, Some(Trouble::Wait(why))) if why.reason == reason::WAITING => {
+            (None, Some(Problem::Transient(why))) if why.reason == reason::WAITING => {
                 Ok(self.outcome(self.recheck()))
             }
-            (None, _) if conclusion.next == Next::Waiting && self.doubts_secret(owned) => {
+            (None, _) if update.next == Next::Waiting && self.suspects_secret(owned) => {
                 Ok(self.outcome(self.recheck()))
             }
             (None, _) => {
                 let reconciler = self.reconciler;
                 reconciler.with_memory(self.cluster, Memory::awaits_nothing);
-                let until_late = self.until_late(owned, &conclusion);
-                let late = until_late.map(|ms| Next::After { ms });
-                Ok(self.outcome(late.unwrap_or(conclusion.next)))
+                let until_late = self.until_late(owned, &update);
+                let late = until_late.map(|ms| Next::RequeueAfter { ms });
+                Ok(self.outcome(late.unwrap_or(update.next)))
             }
         }
     }
 
     /// Milliseconds until Pods that are not ready are asked why, if that time is yet to come.
-    fn until_late(
-        &self,
-        owned: Option<&StatefulSetRecord>,
-        conclusion: &Conclusion,
-    ) -> Option<u64> {
-        if conclusion.next != Next::Waiting || !self.is_unsettled(owned) {
+    fn until_late(&self, owned: Option<&StatefulSetRecord>, update: &StatusUpdate) -> Option<u64> {
+        if update.next != Next::Waiting || !self.is_unsettled(owned) {
             return None;
         }
-        let reported = conclusion.status.as_ref().unwrap_or(&self.cluster.status);
+        let reported = update.status.as_ref().unwrap_or(&self.cluster.status);
         let waited = Timestamp::now().duration_since(progressing_since(reported)?);
         let rest_ms = u64::try_from((PATIENCE - waited).as_millis()).ok()?;
         // Jitter must not bring it forward: it would be too early then, and a second look needed.
@@ -355,17 +359,17 @@ impl<'a> Run<'a> {
     }
 
     /// Whether the Secret may go with a former cluster, and is to be made anew then.
-    fn doubts_secret(&self, owned: Option<&StatefulSetRecord>) -> bool {
+    fn suspects_secret(&self, owned: Option<&StatefulSetRecord>) -> bool {
         let reconciler = self.reconciler;
         !self.is_initialized(owned)
-            && reconciler.with_memory(self.cluster, |memory| memory.doubts_secret())
+            && reconciler.with_memory(self.cluster, |memory| memory.suspects_secret())
     }
 
     /// When to look again for what a former cluster left: it may lie in a shard that we do not watch.
     fn recheck(&self) -> Next {
         let reconciler = self.reconciler;
         let waited_ms = reconciler.with_memory(self.cluster, |memory| memory.awaits(boottime_ms()));
-        Next::After {
+        Next::RequeueAfter {
             ms: (waited_ms / 2).clamp(FORMER_MS.0, FORMER_MS.1),
         }
     }
@@ -375,14 +379,14 @@ impl<'a> Run<'a> {
         let Some(failure) = &applied.failure else {
             return;
         };
-        if matches!(applied.trouble, Some(Trouble::Wrong(_))) {
+        if matches!(applied.problem, Some(Problem::Permanent(_))) {
             return;
         }
         let outlook = self.backlog.outlook();
         let is_reported = self.is_degraded_for(&reason::PERSISTENT);
         if let Some((reason, message)) = persistent(failure, &outlook, is_reported) {
-            let why = Why::new(reason, self.with_next_try(&message, &outlook));
-            applied.trouble = Some(Trouble::Wrong(why));
+            let why = ConditionReason::new(reason, self.with_next_try(&message, &outlook));
+            applied.problem = Some(Problem::Permanent(why));
         }
     }
 
@@ -405,13 +409,13 @@ impl<'a> Run<'a> {
     }
 
     /// The status cannot be written, for a reason that persists: Events say what it would have said.
-    async fn report_unwritten(&mut self, failure: &Failure, unsaid: Option<&Notice>) {
+    async fn report_unwritten(&mut self, failure: &Failure, unpublished: Option<&Notice>) {
         let outlook = self.backlog.outlook();
         let Some((reason, message)) = persistent(failure, &outlook, false) else {
             return;
         };
-        let why = Why::new(reason, self.with_next_try(&message, &outlook));
-        for notice in [Some(&Notice::of(&why)), unsaid].into_iter().flatten() {
+        let why = ConditionReason::new(reason, self.with_next_try(&message, &outlook));
+        for notice in [Some(&Notice::of(&why)), unpublished].into_iter().flatten() {
             let events = &self.reconciler.events;
             self.wrote |= events.publish(self.tenure, self.cluster, notice).await;
         }
@@ -434,20 +438,20 @@ impl<'a> Run<'a> {
         }
     }
 
-    pub(super) fn conclude(
+    pub(super) fn compute_status(
         &self,
         owned: Option<&StatefulSetRecord>,
         applied: &Applied,
-        diagnosis: Option<&Why>,
+        diagnosis: Option<&ConditionReason>,
         primary: Option<bool>,
-    ) -> Conclusion {
-        conclude(&Done {
+    ) -> StatusUpdate {
+        compute_status(&Done {
             cluster: self.cluster,
             statefulset: owned,
             initialized: self.is_initialized(owned),
             volume_size: applied.volume_size.as_deref(),
             changed: applied.changed,
-            trouble: applied.trouble.as_ref(),
+            problem: applied.problem.as_ref(),
             diagnosis,
             primary,
             selector: &postgres::selector_text(&self.cluster.key.name),
@@ -456,11 +460,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    pub(super) async fn write_conclusion(
-        &mut self,
-        conclusion: &Conclusion,
-    ) -> Result<(), Failure> {
-        if let Some(status) = &conclusion.status {
+    pub(super) async fn write_status(&mut self, update: &StatusUpdate) -> Result<(), Failure> {
+        if let Some(status) = &update.status {
             let writer = &self.reconciler.writer;
             let written = writer
                 .set_status(self.tenure, &self.cluster.key, &self.version, status)
@@ -468,19 +469,17 @@ impl<'a> Run<'a> {
             match written {
                 Ok(version) => self.wrote_cluster(version),
                 Err(refusal @ Refusal::Fenced { .. }) => {
-                    return Err(self
-                        .status_refused(refusal, conclusion.notice.as_ref())
-                        .await);
+                    return Err(self.status_refused(refusal, update.notice.as_ref()).await);
                 }
                 Err(refusal) => {
                     let failure = refusal.into_failure("writing the status");
-                    let unsaid = conclusion.notice.as_ref();
-                    self.report_unwritten(&failure, unsaid).await;
+                    let unpublished = update.notice.as_ref();
+                    self.report_unwritten(&failure, unpublished).await;
                     return Err(failure);
                 }
             }
         }
-        if let Some(notice) = &conclusion.notice {
+        if let Some(notice) = &update.notice {
             let events = &self.reconciler.events;
             self.wrote |= events.publish(self.tenure, self.cluster, notice).await;
         }
@@ -488,16 +487,16 @@ impl<'a> Run<'a> {
     }
 
     /// Looks at the Pods; done only for clusters that should be ready by now.
-    async fn look_at_pods(
+    async fn diagnose_pods(
         &self,
         owned: Option<&StatefulSetRecord>,
         applied: &Applied,
-    ) -> Option<Arc<Looked>> {
+    ) -> Option<Arc<PodDiagnosis>> {
         let set = owned?;
         let status = &self.cluster.status;
-        let is_told =
-            applied.trouble.is_some() || applied.failure.is_some() || applied.out_of_sight;
-        if !self.is_unsettled(owned) || applied.changed || is_told {
+        let is_reported =
+            applied.problem.is_some() || applied.failure.is_some() || applied.out_of_sight;
+        if !self.is_unsettled(owned) || applied.changed || is_reported {
             return None;
         }
         let is_degraded = matches!(Stage::reconstruct(status), Stage::Degraded(_));
@@ -507,7 +506,7 @@ impl<'a> Run<'a> {
             return None;
         }
         match self.reconciler.lookups.pods(self.cluster, set).await {
-            Ok(looked) => Some(looked),
+            Ok(diagnosis) => Some(diagnosis),
             Err(error) => {
                 tracing::debug!(object = %self.cluster.key, %error, "its Pods could not be listed");
                 None

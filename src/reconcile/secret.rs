@@ -4,7 +4,7 @@ use super::apply::Refused;
 use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
-use crate::core::lifecycle::{Trouble, Why, reason};
+use crate::core::lifecycle::{ConditionReason, Problem, reason};
 use crate::core::memory::Memory;
 use crate::core::outcome::{Cause, Failure};
 use crate::core::plan::{SECRET_HOLD_MS, SecretStep};
@@ -20,7 +20,7 @@ impl Run<'_> {
                 let reconciler = self.reconciler;
                 if self.create_secret(false).await? {
                     self.wrote = true;
-                    reconciler.with_memory(self.cluster, Memory::secret_made);
+                    reconciler.with_memory(self.cluster, Memory::secret_created);
                     return Ok(());
                 }
                 reconciler.with_memory(self.cluster, |memory| {
@@ -60,7 +60,7 @@ impl Run<'_> {
     fn secret_in_the_way(&self) -> Refused {
         let name = postgres::secret_name(&self.cluster.key.name);
         let seconds = SECRET_HOLD_MS / 1_000;
-        Refused::Trouble(Trouble::Wait(Why::new(
+        Refused::Problem(Problem::Transient(ConditionReason::new(
             reason::WAITING,
             format!(
                 "Secret {name} is there already. In case it goes with a former DatabaseCluster of \
@@ -79,8 +79,11 @@ impl Run<'_> {
             postgres::secret_name(name),
             postgres::statefulset_name(name),
         );
-        Refused::Told(
-            Trouble::Wrong(Why::new(reason::SECRET_MISSING, message.clone())),
+        Refused::Reported(
+            Problem::Permanent(ConditionReason::new(
+                reason::SECRET_MISSING,
+                message.clone(),
+            )),
             Failure::Failed {
                 cause: Cause::Other,
                 message,

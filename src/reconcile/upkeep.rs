@@ -2,16 +2,16 @@
 //! replacing Pods that hang on a former template.
 
 use super::apply::{Applied, Refused};
-use super::belongings::{Belonging, Found};
+use super::belongings::{Dependent, ObjectRef};
 use super::failure::Refusal;
 use super::refused::Target;
 use super::run::Run;
 use crate::api::names;
 use crate::core::claims::{self, Claim};
-use crate::core::lifecycle::{Trouble, Why, reason};
+use crate::core::lifecycle::{ConditionReason, Problem, reason};
 use crate::core::observed::{ClaimTemplate, Selector, StatefulSetRecord};
 use crate::core::outcome::Failure;
-use crate::core::plan::worse;
+use crate::core::plan::worst;
 use crate::fleet::tenure::boottime_ms;
 use crate::postgres;
 
@@ -51,7 +51,7 @@ impl Run<'_> {
         {
             return Ok(());
         }
-        Err(Refused::Trouble(Trouble::Wrong(Why::new(
+        Err(Refused::Problem(Problem::Permanent(ConditionReason::new(
             reason::PRIMARY_VOLUME,
             format!(
                 "PersistentVolumeClaim {primary}, the volume of the primary, does not exist, but {} of \
@@ -80,19 +80,22 @@ impl Run<'_> {
         applied: &mut Applied,
     ) -> Result<(), Refused> {
         let (cluster, reconciler) = (self.cluster, self.reconciler);
-        let was_going = reconciler.with_memory(cluster, |memory| memory.claim_goes());
+        let was_terminating =
+            reconciler.with_memory(cluster, |memory| memory.is_claim_terminating());
         // Of a cluster that was just created they were looked up before its StatefulSet was.
         let observed = cluster.status.observed_generation;
         let is_new_spec = observed != 0 && observed != cluster.generation;
-        let look = sweep || was_going || is_new_spec;
-        let upkeep = claims::upkeep(cluster, set, look);
-        if upkeep.is_none() && !look {
+        let is_due = sweep || was_terminating || is_new_spec;
+        let maintenance = claims::maintenance(cluster, set, is_due);
+        if maintenance.is_none() && !is_due {
             return Ok(());
         }
-        let all = upkeep.as_ref().is_some_and(|upkeep| upkeep.label);
+        let all = maintenance
+            .as_ref()
+            .is_some_and(|maintenance| maintenance.label);
         let (mut found, mut claims) = self.claims(all).await?;
         let instances = cluster.spec.replicas;
-        if let Some(claims::Upkeep { grow: true, .. }) = upkeep {
+        if let Some(claims::ClaimMaintenance { grow: true, .. }) = maintenance {
             for ordinal in 0..instances {
                 let name = claims::name(&set.child.key.name, ordinal);
                 // It lost the labels that the list asks for, or never had them.
@@ -104,16 +107,22 @@ impl Run<'_> {
                 }
             }
         }
-        let going = claims::going(&claims, instances);
-        reconciler.with_memory(cluster, |memory| memory.set_claim_goes(going.is_some()));
-        if let Some(claim) = going {
-            applied.trouble = worse(applied.trouble.take(), Trouble::Wrong(explain_going(claim)));
+        let terminating = claims::terminating(&claims, instances);
+        reconciler.with_memory(cluster, |memory| {
+            memory.set_claim_terminating(terminating.is_some())
+        });
+        if let Some(claim) = terminating {
+            applied.problem = worst(
+                applied.problem.take(),
+                Problem::Permanent(explain_claim_deletion(claim)),
+            );
         }
         applied.volume_size = claims::smallest(&claims, instances).map(str::to_owned);
-        match upkeep {
-            Some(upkeep) => {
+        match maintenance {
+            Some(maintenance) => {
                 let claims: Vec<_> = found.iter().zip(&claims).collect();
-                self.update_claims(set, &upkeep, &claims, applied).await
+                self.update_claims(set, &maintenance, &claims, applied)
+                    .await
             }
             None => Ok(()),
         }
@@ -122,18 +131,19 @@ impl Run<'_> {
     async fn update_claims(
         &mut self,
         set: &StatefulSetRecord,
-        upkeep: &claims::Upkeep,
-        claims: &[(&Found, &Claim)],
+        maintenance: &claims::ClaimMaintenance,
+        claims: &[(&ObjectRef, &Claim)],
         applied: &mut Applied,
     ) -> Result<(), Refused> {
         let cluster = self.cluster;
         let (size, instances) = (&cluster.spec.storage.size, cluster.spec.replicas);
         let has = |ordinal| claims.iter().any(|(_, claim)| claim.ordinal == ordinal);
-        let mut is_done = !upkeep.grow || (0..instances).all(has);
+        let mut is_done = !maintenance.grow || (0..instances).all(has);
         let failures_before = self.still_refused.len();
         let back_to = applied.volume_size.clone();
         for (found, claim) in claims.iter().filter(|(_, claim)| !claim.deleting) {
-            let grows = upkeep.grow && claim.ordinal < instances && claim.is_smaller_than(size);
+            let grows =
+                maintenance.grow && claim.ordinal < instances && claim.is_smaller_than(size);
             // It grows once it has a volume.
             is_done &= !grows || claim.is_bound;
             let size = (grows && claim.is_bound).then_some(size.as_str());
@@ -144,7 +154,7 @@ impl Run<'_> {
             }
         }
         is_done &= self.still_refused.len() == failures_before;
-        if !is_done || set.claims_done.as_ref() == Some(&upkeep.done) {
+        if !is_done || set.claims_done.as_ref() == Some(&maintenance.done) {
             return Ok(());
         }
         let writer = &self.reconciler.writer;
@@ -153,7 +163,7 @@ impl Run<'_> {
                 self.tenure,
                 cluster,
                 &set.child,
-                (names::CLAIMS_ANNOTATION, &upkeep.done),
+                (names::CLAIMS_ANNOTATION, &maintenance.done),
             )
             .await;
         let id = set.child.id();
@@ -167,20 +177,20 @@ impl Run<'_> {
     }
 
     /// The claims of this cluster's name.
-    async fn claims(&self, all: bool) -> Result<(Vec<Found>, Vec<Claim>), Refused> {
+    async fn claims(&self, all: bool) -> Result<(Vec<ObjectRef>, Vec<Claim>), Refused> {
         let listed = self.reconciler.writer.claims(self.cluster, all).await;
         let listed = listed.map_err(|refusal| Refused::by(refusal, "listing the claims"))?;
         Ok(listed.into_iter().unzip())
     }
 
-    async fn claim(&self, name: &str) -> Result<Option<(Found, Claim)>, Refused> {
+    async fn claim(&self, name: &str) -> Result<Option<(ObjectRef, Claim)>, Refused> {
         let found = self.reconciler.writer.claim(self.cluster, name).await;
         found.map_err(|refusal| Refused::by(refusal, &format!("reading claim {name}")))
     }
 
     async fn update_claim(
         &mut self,
-        claim: &Found,
+        claim: &ObjectRef,
         size: Option<&str>,
         back_to: &str,
     ) -> Result<(), Refused> {
@@ -197,10 +207,10 @@ impl Run<'_> {
                 let message = format!(
                     "claim {} cannot grow to {size}: {text}. To continue, {}",
                     claim.name,
-                    claims::cure(&text, back_to)
+                    claims::remedy(&text, back_to)
                 );
-                Err(Refused::Told(
-                    Trouble::Wrong(Why::new(reason::STORAGE, message.clone())),
+                Err(Refused::Reported(
+                    Problem::Permanent(ConditionReason::new(reason::STORAGE, message.clone())),
                     Failure::Failed { cause, message },
                 ))
             }
@@ -213,12 +223,12 @@ impl Run<'_> {
 
     /// Deletes Pods that hang on a former template, with their grace: one that was deleted by force
     /// may still run beside its successor.
-    pub(super) async fn replace_stuck(&mut self, stuck: &[Found], applied: &mut Applied) {
+    pub(super) async fn replace_stuck(&mut self, stuck: &[ObjectRef], applied: &mut Applied) {
         for pod in stuck {
             tracing::info!(object = %self.cluster.key, pod = pod.name, "replacing a Pod that hangs on a former template");
             let writer = &self.reconciler.writer;
             let answer = writer
-                .delete_belonging(self.tenure, self.cluster, Belonging::Pod, pod)
+                .delete_dependent(self.tenure, self.cluster, Dependent::Pod, pod)
                 .await;
             match answer {
                 Ok(()) => self.wrote = true,
@@ -239,7 +249,7 @@ impl Run<'_> {
 }
 
 /// Why a claim that is being deleted under a running instance needs somebody.
-fn explain_going(claim: &Claim) -> Why {
+fn explain_claim_deletion(claim: &Claim) -> ConditionReason {
     let pod = claim.name.strip_prefix("data-").unwrap_or(&claim.name);
     let keep = claim.volume.as_deref().map_or_else(String::new, |volume| {
         format!(
@@ -251,7 +261,7 @@ fn explain_going(claim: &Claim) -> Why {
         0 => "It has the data of the primary: dump the data before the Pod ends.",
         _ => "The next Pod of this replica copies the primary onto a new volume.",
     };
-    Why::new(
+    ConditionReason::new(
         reason::CLAIM_DELETED,
         format!(
             "PersistentVolumeClaim {} is being deleted: it goes when Pod {pod} ends, and a deletion \

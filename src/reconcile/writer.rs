@@ -30,7 +30,7 @@ use crate::core::plan::Precondition;
 use crate::fleet::tenure::{Tenure, boottime_ms};
 use crate::postgres;
 use crate::telemetry::metrics::Metrics;
-use crate::watch::wire::ArrivedMeta;
+use crate::watch::wire::WireMeta;
 
 /// No object ever has this version: etcd's first write gets 2. An apply that names it creates the
 /// object or conflicts with whatever is there.
@@ -40,7 +40,7 @@ const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8
 /// What is read of the answer to a write.
 #[derive(Deserialize)]
 struct Answer {
-    metadata: ArrivedMeta,
+    metadata: WireMeta,
 }
 
 /// Sends writes.

@@ -19,7 +19,7 @@ const BELIEVED_MS: u64 = 900_000;
 
 /// Refused writes in a row.
 #[derive(Clone, Debug)]
-struct InARow {
+struct ConsecutiveRefusals {
     first_ms: u64,
     last_ms: u64,
     message: String,
@@ -29,7 +29,7 @@ struct InARow {
 /// operation, never over an await.
 #[derive(Debug, Default)]
 pub(super) struct RefusedWrites {
-    shards: DashMap<ShardId, InARow>,
+    shards: DashMap<ShardId, ConsecutiveRefusals>,
 }
 
 impl RefusedWrites {
@@ -52,11 +52,14 @@ impl RefusedWrites {
             }) => shorten(message),
             _ => return,
         };
-        let mut row = self.shards.entry(shard).or_insert_with(|| InARow {
-            first_ms: now_ms,
-            last_ms: now_ms,
-            message: String::new(),
-        });
+        let mut row = self
+            .shards
+            .entry(shard)
+            .or_insert_with(|| ConsecutiveRefusals {
+                first_ms: now_ms,
+                last_ms: now_ms,
+                message: String::new(),
+            });
         row.last_ms = now_ms;
         row.message = message;
     }
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_users_can_provoke_does_not_count_and_missing_rights_do() {
+    fn only_refusals_users_cannot_provoke_count() {
         let rights = Refusal::Failure(Failure::Failed {
             cause: Cause::Forbidden,
             message: "no".to_owned(),
@@ -132,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn one_refusal_alone_and_a_former_tenure_say_nothing() {
+    fn single_refusals_and_former_tenures_are_ignored() {
         let writes = RefusedWrites::default();
         writes.refused(SHARD, &fenced(Rule::Holder), 0);
         assert_eq!(writes.all_refused(60_000), []);

@@ -15,7 +15,7 @@ use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::figures;
 use crate::telemetry::fleet_trouble::KIND_CHECK;
 use crate::telemetry::fleet_view::{FleetView, ObserverView};
-use crate::telemetry::liveness::{LOOK_EVERY, Progress, essential, oversee};
+use crate::telemetry::liveness::{CHECK_EVERY, Progress, essential, monitor};
 use crate::telemetry::server::Server;
 
 /// Serves HTTP until `stop`, on a thread of its own: however many ask, and however much, they compete
@@ -37,31 +37,31 @@ pub(super) fn serve(
         let _registered_there = runtime.enter();
         TcpListener::from_std(listener)?
     };
-    let (looks, health) = (Arc::clone(shared), Arc::clone(&shared.health));
-    let looks = move || looks.looks.load(Ordering::Relaxed);
-    let overseer = oversee(looks, health, stop.child_token());
+    let (checks, health) = (Arc::clone(shared), Arc::clone(&shared.health));
+    let checks = move || checks.checks.load(Ordering::Relaxed);
+    let monitoring = monitor(checks, health, stop.child_token());
     let serving = server.serve(listener, stop.child_token());
     let (ended, has_ended) = oneshot::channel();
     // Not one of the runtime's own blocking threads: the end of the process would wait for those.
     std::thread::Builder::new()
         .name("http".to_owned())
         .spawn(move || {
-            runtime.block_on(async { tokio::join!(serving, overseer) });
+            runtime.block_on(async { tokio::join!(serving, monitoring) });
             let _nobody_waits = ended.send(());
         })?;
     Ok(has_ended)
 }
 
 /// Keeps health and the figures of slow things true.
-pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+pub(super) async fn health_loop(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(CHECK_EVERY);
     let mut agent = Progress::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        shared.looks.fetch_add(1, Ordering::Relaxed);
+        shared.checks.fetch_add(1, Ordering::Relaxed);
         shared.reconciler.refresh_metrics().await;
         shared.pool.add_missing(|shard| shared.store.keys(shard));
         let standing = shared.fleet.standing();
@@ -75,8 +75,8 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
                 .give_up("the task that starts reconciles has ended");
         }
         match &standing.watch_error {
-            Some(line) => shared.troubles.report("leases", line.clone()),
-            None if standing.settled => shared.troubles.clear("leases"),
+            Some(line) => shared.api_errors.report("leases", line.clone()),
+            None if standing.settled => shared.api_errors.clear("leases"),
             None => {}
         }
         let waiting = "our member Lease is not in force: the API server does not take renewals";
@@ -94,11 +94,11 @@ pub(super) async fn look_after(shared: Arc<Shared>, stop: CancellationToken) {
             Some(problem) => shared.health.set("writes", Err(problem)),
         }
         let missing = standing.table_kind_missing;
-        match missing.or_else(|| shared.troubles.missing_kind()) {
+        match missing.or_else(|| shared.api_errors.missing_kind()) {
             None => shared.health.ok(KIND_CHECK),
             Some(problem) => shared.health.set(KIND_CHECK, Err(problem)),
         }
-        match shared.troubles.summary() {
+        match shared.api_errors.summary() {
             Some(line) => shared.health.set("api-server", Err(line)),
             None => shared.health.ok("api-server"),
         }
@@ -158,12 +158,12 @@ impl Shared {
         let age = Duration::from_millis(age_ms);
         self.metrics.heartbeat_age_seconds.set(age.as_secs_f64());
         self.metrics
-            .tell_fleet(self.fleet.overview((self.shards, &self.namespaces), now_ms));
+            .set_fleet(self.fleet.overview((self.shards, &self.namespaces), now_ms));
         for (phase, number) in self.store.phases() {
             let gauge = self.metrics.clusters.with_label_values(&[phase.label()]);
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
         }
-        self.metrics.tell_objects(&self.store.counts());
+        self.metrics.set_objects(&self.store.counts());
     }
 
     /// The figures that go along with a heartbeat.
@@ -195,6 +195,6 @@ impl Shared {
             watching_seconds: watching_ms as f64 / 1000.0,
             at: now.to_string(),
         };
-        Some(view.with_observer(observer).judged())
+        Some(view.with_observer(observer).with_problems())
     }
 }

@@ -9,7 +9,7 @@ const CGROUP_ROOT: &str = "sys/fs/cgroup";
 
 /// Limits and use of one cgroup; `None`: no limit, or not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct CgroupFigures {
+pub struct CgroupStats {
     /// Memory charged to the cgroup, page cache included.
     pub memory_usage_bytes: Option<u64>,
     /// The part of it that can not be reclaimed at once; what the kubelet looks at.
@@ -33,18 +33,18 @@ enum Place {
 
 /// Reads the figures of this process; `root` is `/` but in tests.
 #[must_use]
-pub fn read(root: &Path) -> CgroupFigures {
+pub fn read(root: &Path) -> CgroupStats {
     let Ok(membership) = fs::read_to_string(root.join("proc/self/cgroup")) else {
-        return CgroupFigures::default();
+        return CgroupStats::default();
     };
     let mount = root.join(CGROUP_ROOT);
-    let mut figures = CgroupFigures::default();
-    read_memory(&mount, &membership, &mut figures);
-    read_cpu(&mount, &membership, &mut figures);
-    figures
+    let mut stats = CgroupStats::default();
+    read_memory(&mount, &membership, &mut stats);
+    read_cpu(&mount, &membership, &mut stats);
+    stats
 }
 
-fn read_memory(mount: &Path, membership: &str, figures: &mut CgroupFigures) {
+fn read_memory(mount: &Path, membership: &str, stats: &mut CgroupStats) {
     let (folders, usage_file, limit_file, inactive) = match place(membership, "memory") {
         Some(Place::V1(path)) => (
             folders(&mount.join("memory"), &path),
@@ -60,34 +60,34 @@ fn read_memory(mount: &Path, membership: &str, figures: &mut CgroupFigures) {
         ),
         None => return,
     };
-    figures.memory_limit_bytes = lowest_limit(&folders, limit_file);
+    stats.memory_limit_bytes = lowest_limit(&folders, limit_file);
     let Some(own) = folders.first() else { return };
-    figures.memory_usage_bytes = text(own, usage_file).and_then(|text| text.trim().parse().ok());
+    stats.memory_usage_bytes = text(own, usage_file).and_then(|text| text.trim().parse().ok());
     let inactive = stat(own, "memory.stat", inactive);
-    figures.memory_working_set_bytes = figures
+    stats.memory_working_set_bytes = stats
         .memory_usage_bytes
         .map(|usage| usage.saturating_sub(inactive.unwrap_or(0)));
 }
 
-fn read_cpu(mount: &Path, membership: &str, figures: &mut CgroupFigures) {
+fn read_cpu(mount: &Path, membership: &str, stats: &mut CgroupStats) {
     match place(membership, "cpu") {
         Some(Place::V1(path)) => {
             let folders = folders(&mount.join("cpu"), &path);
-            figures.cpu_limit_cores = lowest_cores(&folders, |folder| {
+            stats.cpu_limit_cores = lowest_cores(&folders, |folder| {
                 let (quota, period) = ("cpu.cfs_quota_us", "cpu.cfs_period_us");
                 parse_cpu_v1(&text(folder, quota)?, &text(folder, period)?)
             });
             let throttled = |own: &PathBuf| stat(own, "cpu.stat", "throttled_time");
-            figures.cpu_throttled_seconds = folders.first().and_then(throttled).map(from_nanos);
+            stats.cpu_throttled_seconds = folders.first().and_then(throttled).map(from_nanos);
         }
         Some(Place::V2(path)) => {
             let folders = folders(mount, &path);
-            figures.cpu_limit_cores =
+            stats.cpu_limit_cores =
                 lowest_cores(&folders, |folder| parse_cpu_v2(&text(folder, "cpu.max")?));
             let Some(own) = folders.first() else { return };
             let seconds = |key| stat(own, "cpu.stat", key).map(from_micros);
-            figures.cpu_seconds = seconds("usage_usec");
-            figures.cpu_throttled_seconds = seconds("throttled_usec");
+            stats.cpu_seconds = seconds("usage_usec");
+            stats.cpu_throttled_seconds = seconds("throttled_usec");
         }
         None => {}
     }
@@ -95,7 +95,7 @@ fn read_cpu(mount: &Path, membership: &str, figures: &mut CgroupFigures) {
     if let Some(Place::V1(path)) = place(membership, "cpuacct") {
         let own = folders(&mount.join("cpuacct"), &path).into_iter().next();
         let used = own.and_then(|own| text(&own, "cpuacct.usage")?.trim().parse().ok());
-        figures.cpu_seconds = used.map(from_nanos);
+        stats.cpu_seconds = used.map(from_nanos);
     }
 }
 
@@ -222,7 +222,7 @@ mod tests {
         ]);
         assert_eq!(
             read(root.path()),
-            CgroupFigures {
+            CgroupStats {
                 memory_usage_bytes: Some(1 << 20),
                 memory_working_set_bytes: Some(1_000_000),
                 memory_limit_bytes: Some(64 << 20),
@@ -268,7 +268,7 @@ mod tests {
         ]);
         assert_eq!(
             read(root.path()),
-            CgroupFigures {
+            CgroupStats {
                 memory_usage_bytes: Some(4096),
                 memory_working_set_bytes: Some(4000),
                 memory_limit_bytes: Some(8192),
@@ -289,13 +289,13 @@ mod tests {
             ("sys/fs/cgroup/memory.current", "12"),
             ("sys/fs/cgroup/memory.max", "34"),
         ]);
-        let figures = read(root.path());
-        assert_eq!(figures.memory_usage_bytes, Some(12));
-        assert_eq!(figures.memory_limit_bytes, Some(34));
+        let stats = read(root.path());
+        assert_eq!(stats.memory_usage_bytes, Some(12));
+        assert_eq!(stats.memory_limit_bytes, Some(34));
     }
 
     #[test]
-    fn nonsense_is_no_figure_and_no_panic() {
+    fn malformed_cgroup_files_yield_no_value_and_no_panic() {
         for content in [
             "",
             "max",
@@ -314,8 +314,8 @@ mod tests {
                 ("sys/fs/cgroup/a/cpu.stat", content),
                 ("sys/fs/cgroup/a/memory.stat", content),
             ]);
-            assert_eq!(read(root.path()), CgroupFigures::default(), "{content:?}");
+            assert_eq!(read(root.path()), CgroupStats::default(), "{content:?}");
         }
-        assert_eq!(read(Path::new("/nowhere")), CgroupFigures::default());
+        assert_eq!(read(Path::new("/nowhere")), CgroupStats::default());
     }
 }

@@ -151,7 +151,7 @@ impl CountLayer {
         let host = url.authority().map_or("unknown", |a| a.as_str());
         // Whatever stands before an @ is a secret.
         let host = host.rsplit('@').next().unwrap_or(host).to_owned();
-        metrics.tell_api_server(&host);
+        metrics.set_api_server(&host);
         Self {
             counts: Arc::new(Counts { metrics, host }),
         }

@@ -83,7 +83,7 @@ async fn requests_are_counted_by_answer_and_carry_the_replicas_name() {
 }
 
 #[tokio::test]
-async fn no_client_retries_behind_its_users_back() {
+async fn clients_do_not_retry_on_their_own() {
     for kind in [ClientKind::Lease, ClientKind::Write, ClientKind::Watch] {
         let (url, heads) = server(&[503, 404]).await;
         let (leases, metrics) = client(&url, kind);
@@ -96,7 +96,7 @@ async fn no_client_retries_behind_its_users_back() {
 }
 
 #[tokio::test]
-async fn an_answer_that_no_api_server_gives_makes_no_label_of_its_own() {
+async fn unknown_status_code_creates_no_new_label() {
     let (url, _heads) = server(&[418, 599]).await;
     let (leases, metrics) = client(&url, ClientKind::Write);
     for _ in 0..2 {
@@ -119,7 +119,7 @@ async fn a_list_is_a_get_by_its_method_and_a_list_by_its_verb() {
 }
 
 #[tokio::test]
-async fn a_call_given_up_or_refused_is_counted_too() {
+async fn aborted_and_refused_calls_are_counted() {
     let (url, _heads) = server(&[]).await;
     let (leases, metrics) = client(&url, ClientKind::Lease);
     let given_up = tokio::time::timeout(Duration::from_millis(200), leases.get("a")).await;
@@ -171,7 +171,7 @@ fn verbs_are_those_of_kubernetes() {
 }
 
 #[test]
-fn a_password_in_the_url_is_no_label() {
+fn password_in_the_url_is_not_exported() {
     let metrics = Arc::new(Metrics::new().unwrap());
     let url: Uri = "https://user:secret@api.test:6443".parse().unwrap();
     assert_eq!(CountLayer::new(&url, metrics).counts.host, "api.test:6443");
@@ -193,7 +193,7 @@ fn every_kind_of_client_has_bounds_and_watches_outlast_the_pause_between_bookmar
 }
 
 #[tokio::test]
-async fn an_api_server_that_never_answers_keeps_nobody_waiting() {
+async fn unresponsive_api_server_causes_a_timeout() {
     // It answers the first request, and falls silent.
     let (url, _) = server(&[404]).await;
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// How long to wait for a place before looking again for a connection that went idle meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// All open connections. A probe must get through however many clients hold connections open, so
 /// being full is answered by closing, not by making newcomers wait.
@@ -74,7 +74,7 @@ impl Connections {
             }
             self.inner.evict_longest_idle();
             let wait = Arc::clone(&self.inner.places).acquire_owned();
-            if let Ok(Ok(permit)) = tokio::time::timeout(LOOK_AGAIN, wait).await {
+            if let Ok(Ok(permit)) = tokio::time::timeout(RETRY_AFTER, wait).await {
                 break permit;
             }
         };
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_longest_idle_connection_makes_room() {
+    async fn longest_idle_connection_is_evicted() {
         let connections = connections(2);
         let first = connections.place().await;
         let second = connections.place().await;
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_busy_connection_is_never_evicted_but_waited_for() {
+    async fn busy_connection_is_never_evicted() {
         let connections = connections(1);
         let first = connections.place().await;
         let busy = first.busy();

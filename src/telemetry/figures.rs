@@ -38,7 +38,7 @@ pub struct Rate {
 
 impl Rates {
     /// The rates now.
-    pub fn look(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
+    pub fn update(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let age_ms = |sample: &Sample| now_ms.saturating_sub(sample.at_ms);
         while samples
@@ -80,61 +80,61 @@ pub fn stats(metrics: &Metrics, rates: &Rates, ready: bool, now_ms: u64) -> Stri
     let one = &[CONTROLLER];
     let cpu_seconds = metrics.process_cpu_seconds_total.get();
     let failures = metrics.reconcile_errors_total.with_label_values(one).get();
-    let rate = rates.look(now_ms, cpu_seconds, failures);
+    let rate = rates.update(now_ms, cpu_seconds, failures);
     let depth = metrics
         .workqueue_depth
         .with_label_values(&[CONTROLLER, CONTROLLER, ""]);
     let workers = metrics.max_concurrent_reconciles.with_label_values(one);
-    let mut figures = Map::new();
-    let mut tell = |name: &str, value: f64| {
+    let mut stats = Map::new();
+    let mut put = |name: &str, value: f64| {
         let rounded = (value * 1000.0).round() / 1000.0;
-        figures.insert(name.to_owned(), Value::from(rounded));
+        stats.insert(name.to_owned(), Value::from(rounded));
     };
-    tell("ready", f64::from(u8::from(ready)));
-    tell("cpu_seconds", cpu_seconds);
+    put("ready", f64::from(u8::from(ready)));
+    put("cpu_seconds", cpu_seconds);
     if let Some(cores) = rate.cpu_cores {
-        tell("cpu_cores", cores);
+        put("cpu_cores", cores);
     }
-    tell("cpu_limit_cores", metrics.cgroup_cpu_limit_cores.get());
-    tell(
+    put("cpu_limit_cores", metrics.cgroup_cpu_limit_cores.get());
+    put(
         "memory_bytes",
         metrics.process_resident_memory_bytes.get() as f64,
     );
-    tell(
+    put(
         "memory_limit_bytes",
         metrics.cgroup_memory_limit_bytes.get() as f64,
     );
-    tell("queue_depth", depth.get() as f64);
-    tell(
+    put("queue_depth", depth.get() as f64);
+    put(
         "queue_head_age_seconds",
         metrics.queue_head_age_seconds.get(),
     );
-    tell(
+    put(
         "longest_run_seconds",
         metrics
             .workqueue_longest_running_processor_seconds
             .with_label_values(&[CONTROLLER, CONTROLLER])
             .get(),
     );
-    tell(
+    put(
         "busy",
         metrics.active_workers.with_label_values(one).get() as f64,
     );
-    tell("workers", workers.get() as f64);
-    tell("failures_last_minute", rate.failures as f64);
+    put("workers", workers.get() as f64);
+    put("failures_last_minute", rate.failures as f64);
     let mut objects = 0;
     for phase in crate::api::Phase::ALL {
         let label = phase.label();
         let count = metrics.clusters.with_label_values(&[label]).get();
         objects += count;
         if count > 0 {
-            tell(&format!("clusters_{}", label.to_lowercase()), count as f64);
+            put(&format!("clusters_{}", label.to_lowercase()), count as f64);
         }
     }
-    tell("objects", objects as f64);
+    put("objects", objects as f64);
     // Limits of 0 mean that there is none: not worth a word in every heartbeat.
-    figures.retain(|name, value| !name.contains("limit") || value.as_f64() != Some(0.0));
-    Value::Object(figures).to_string()
+    stats.retain(|name, value| !name.contains("limit") || value.as_f64() != Some(0.0));
+    Value::Object(stats).to_string()
 }
 
 #[cfg(test)]
@@ -143,35 +143,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_that_of_the_last_second_or_so() {
+    fn rate_covers_about_the_last_second() {
         let rates = Rates::default();
-        assert_eq!(rates.look(10_000, 5.0, 0).cpu_cores, None);
-        assert_eq!(rates.look(10_200, 5.1, 0).cpu_cores, None);
-        assert_eq!(rates.look(12_000, 6.0, 0).cpu_cores, Some(0.5));
+        assert_eq!(rates.update(10_000, 5.0, 0).cpu_cores, None);
+        assert_eq!(rates.update(10_200, 5.1, 0).cpu_cores, None);
+        assert_eq!(rates.update(12_000, 6.0, 0).cpu_cores, Some(0.5));
         // A retry of the heartbeat a moment later measures from the same sample.
-        assert_eq!(rates.look(12_500, 6.25, 0).cpu_cores, Some(0.5));
-        assert_eq!(rates.look(14_000, 6.0, 0).cpu_cores, Some(0.0));
+        assert_eq!(rates.update(12_500, 6.25, 0).cpu_cores, Some(0.5));
+        assert_eq!(rates.update(14_000, 6.0, 0).cpu_cores, Some(0.0));
     }
 
     #[test]
-    fn failures_are_those_of_a_minute() {
+    fn failures_cover_the_last_minute() {
         let rates = Rates::default();
         assert_eq!(
-            rates.look(0, 0.0, 7).failures,
+            rates.update(0, 0.0, 7).failures,
             0,
             "those before the first look are old"
         );
-        assert_eq!(rates.look(30_000, 0.0, 9).failures, 2);
-        assert_eq!(rates.look(60_000, 0.0, 9).failures, 2);
-        assert_eq!(rates.look(70_000, 0.0, 9).failures, 0);
+        assert_eq!(rates.update(30_000, 0.0, 9).failures, 2);
+        assert_eq!(rates.update(60_000, 0.0, 9).failures, 2);
+        assert_eq!(rates.update(70_000, 0.0, 9).failures, 0);
         for n in 0..10_000 {
-            rates.look(70_000 + n * 10, 0.0, 9 + n);
+            rates.update(70_000 + n * 10, 0.0, 9 + n);
         }
         assert!(rates.samples.lock().unwrap().len() <= SAMPLES_MAX);
     }
 
     #[test]
-    fn the_figures_are_short_numbers_that_the_view_takes() {
+    fn stats_are_short_numbers_accepted_by_the_fleet_view() {
         let metrics = Metrics::new().unwrap();
         metrics.clusters.with_label_values(&["Ready"]).set(12);
         metrics.cgroup_memory_limit_bytes.set(1 << 28);
@@ -179,11 +179,11 @@ mod tests {
         let rates = Rates::default();
         let text = stats(&metrics, &rates, true, 0);
         assert!(text.len() < 400, "{text}");
-        let figures: std::collections::BTreeMap<String, f64> = serde_json::from_str(&text).unwrap();
-        assert_eq!(figures["clusters_ready"], 12.0);
-        assert_eq!(figures["objects"], 12.0);
-        assert_eq!(figures["ready"], 1.0);
-        assert_eq!(figures["memory_limit_bytes"], f64::from(1 << 28));
-        assert!(!figures.contains_key("cpu_limit_cores"), "there is none");
+        let stats: std::collections::BTreeMap<String, f64> = serde_json::from_str(&text).unwrap();
+        assert_eq!(stats["clusters_ready"], 12.0);
+        assert_eq!(stats["objects"], 12.0);
+        assert_eq!(stats["ready"], 1.0);
+        assert_eq!(stats["memory_limit_bytes"], f64::from(1 << 28));
+        assert!(!stats.contains_key("cpu_limit_cores"), "there is none");
     }
 }

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_namespace_without_leases_is_an_error_that_names_the_right_one() {
+    async fn namespace_without_leases_is_an_error_naming_the_right_one() {
         let error = fleet_command(client(), "empty", Output::Json)
             .await
             .unwrap_err();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_says_what_to_check() {
+    async fn refused_request_reports_what_to_check() {
         let error = read_leases(client(), "forbidden").await.unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("in namespace forbidden"), "{text}");

@@ -16,7 +16,7 @@ const NAME_CHARS_MAX: usize = 100;
 
 /// What was seen of one Lease that is renewed on a timer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Sighting {
+struct ObservedRenewal {
     renew_time: Option<Timestamp>,
     /// Our own clock when it last changed; before that, when we first saw it.
     changed_ms: u64,
@@ -52,12 +52,12 @@ pub struct Move {
     /// When we saw it, by our wall clock.
     pub seen_at: Timestamp,
     /// Why, as far as the Leases tell.
-    pub why: Why,
+    pub why: MoveReason,
 }
 
 /// Why a shard moved, as far as the Leases tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum MoveReason {
     /// Its Lease is new.
     Created,
     /// Nobody held it.
@@ -78,7 +78,7 @@ pub enum Why {
     Unknown,
 }
 
-impl Why {
+impl MoveReason {
     /// The word for it in JSON.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -110,7 +110,7 @@ pub struct Age {
 pub struct History {
     since_ms: Option<u64>,
     listed: bool,
-    sightings: BTreeMap<String, Sighting>,
+    renewals: BTreeMap<String, ObservedRenewal>,
     holds: BTreeMap<u16, Hold>,
     moves: VecDeque<Move>,
 }
@@ -131,12 +131,12 @@ impl History {
     /// Says that every Lease there is was noted: what is new from now on was not there before.
     pub fn all_noted(&mut self, exists: impl Fn(&str) -> bool) {
         self.listed = true;
-        self.sightings.retain(|name, _| exists(name));
+        self.renewals.retain(|name, _| exists(name));
     }
 
     /// Forgets a Lease that was deleted. Who held a shard stays known: its Lease will be back.
     pub fn forget(&mut self, name: &str) {
-        self.sightings.remove(name);
+        self.renewals.remove(name);
     }
 
     /// Since when we watch, by our own clock.
@@ -148,10 +148,10 @@ impl History {
     /// How long ago a member's or the leader's Lease was renewed.
     #[must_use]
     pub fn age(&self, lease_name: &str, now_ms: u64) -> Option<Age> {
-        let sighting = self.sightings.get(lease_name)?;
+        let renewal = self.renewals.get(lease_name)?;
         Some(Age {
-            age_ms: now_ms.saturating_sub(sighting.changed_ms),
-            renewed: sighting.renewed,
+            age_ms: now_ms.saturating_sub(renewal.changed_ms),
+            renewed: renewal.renewed,
         })
     }
 
@@ -164,7 +164,7 @@ impl History {
         let spec = lease.spec.as_ref();
         let renew_time = spec.and_then(|spec| spec.renew_time.as_ref()).map(|t| t.0);
         let holder = spec.and_then(|spec| spec.holder_identity.clone());
-        let fresh = Sighting {
+        let fresh = ObservedRenewal {
             renew_time,
             changed_ms: now_ms,
             renewed: false,
@@ -172,15 +172,15 @@ impl History {
             incarnation: annotation(lease, "incarnation").to_owned(),
             draining: annotation(lease, "draining") == "true",
         };
-        let renewed = match self.sightings.get(name) {
+        let renewed = match self.renewals.get(name) {
             Some(known) if known.renew_time == fresh.renew_time => return,
             Some(_) => true,
-            None if self.sightings.len() == LEASES_MAX => return,
+            None if self.renewals.len() == LEASES_MAX => return,
             // Born before our eyes: its age is known.
             None => self.listed,
         };
-        let sighting = Sighting { renewed, ..fresh };
-        self.sightings.insert(name.to_owned(), sighting);
+        let renewal = ObservedRenewal { renewed, ..fresh };
+        self.renewals.insert(name.to_owned(), renewal);
     }
 
     fn note_shard(&mut self, shard: u16, lease: &Lease, now_ms: u64, now: Timestamp) {
@@ -196,7 +196,7 @@ impl History {
         let before = self.holds.insert(shard, hold.clone());
         let why = match &before {
             None if !self.listed => return,
-            None => Why::Created,
+            None => MoveReason::Created,
             Some(before) if before.epoch == hold.epoch && before.holder == hold.holder => return,
             Some(before) => self.why(before, &hold),
         };
@@ -215,30 +215,30 @@ impl History {
         });
     }
 
-    fn why(&self, before: &Hold, after: &Hold) -> Why {
+    fn why(&self, before: &Hold, after: &Hold) -> MoveReason {
         if before.holder.is_empty() {
-            return Why::Vacant;
+            return MoveReason::Vacant;
         }
         if before.holder == after.holder {
             return match before.incarnation == after.incarnation {
-                true => Why::Raised,
-                false => Why::Restarted,
+                true => MoveReason::Raised,
+                false => MoveReason::Restarted,
             };
         }
         let member = self
-            .sightings
+            .renewals
             .iter()
             .find(|(name, _)| identity_of(name) == Some(before.holder.as_str()))
-            .map(|(_, sighting)| sighting);
+            .map(|(_, renewal)| renewal);
         let alive =
             member.filter(|m| m.holder == before.holder && m.incarnation == before.incarnation);
         match alive {
-            None => Why::Takeover,
-            Some(member) if member.draining && after.holder.is_empty() => Why::GivenUp,
-            Some(member) if member.draining => Why::Leaving,
-            Some(_) if after.holder.is_empty() => Why::GivenUp,
-            Some(_) if before.successor == after.holder => Why::Planned,
-            Some(_) => Why::Unknown,
+            None => MoveReason::Takeover,
+            Some(member) if member.draining && after.holder.is_empty() => MoveReason::GivenUp,
+            Some(member) if member.draining => MoveReason::Leaving,
+            Some(_) if after.holder.is_empty() => MoveReason::GivenUp,
+            Some(_) if before.successor == after.holder => MoveReason::Planned,
+            Some(_) => MoveReason::Unknown,
         }
     }
 }

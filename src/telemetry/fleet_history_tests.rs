@@ -39,7 +39,7 @@ fn watching() -> History {
     history
 }
 
-fn whys(history: &History) -> Vec<&'static str> {
+fn reasons(history: &History) -> Vec<&'static str> {
     history.moves().map(|seen| seen.why.label()).collect()
 }
 
@@ -69,12 +69,12 @@ fn an_age_counts_from_the_last_change_by_our_own_clock() {
 }
 
 #[test]
-fn the_first_look_is_no_move() {
-    assert_eq!(whys(&watching()), Vec::<&str>::new());
+fn first_observation_is_not_recorded_as_a_move() {
+    assert_eq!(reasons(&watching()), Vec::<&str>::new());
 }
 
 #[test]
-fn a_move_says_who_when_and_why() {
+fn move_records_holders_time_and_reason() {
     let mut history = watching();
     history.note(&member("a", "", 2, &[]), 7_000, NOW);
     let at = NOW + SignedDuration::from_secs(8);
@@ -86,13 +86,13 @@ fn a_move_says_who_when_and_why() {
         epoch: 2,
         seen_ms: 8_000,
         seen_at: at,
-        why: Why::Takeover,
+        why: MoveReason::Takeover,
     };
     assert_eq!(history.moves().collect::<Vec<_>>(), [&expected]);
 }
 
 #[test]
-fn the_reason_is_what_the_leases_tell() {
+fn move_reason_is_derived_from_the_leases() {
     let mut history = watching();
     let leaving = [("incarnation", "life-2"), ("draining", "true")];
     for lease in [
@@ -120,16 +120,16 @@ fn the_reason_is_what_the_leases_tell() {
         "takeover",
         "created",
     ];
-    let mut seen = whys(&history);
+    let mut seen = reasons(&history);
     seen.reverse();
     assert_eq!(seen, expected);
 }
 
 #[test]
-fn a_loss_that_nothing_explains_is_told_as_such() {
+fn unexplained_loss_is_reported_as_unknown() {
     let mut history = watching();
     history.note(&shard("b", 2, &[]), 0, NOW);
-    assert_eq!(whys(&history), ["unknown"]);
+    assert_eq!(reasons(&history), ["unknown"]);
 }
 
 #[test]
@@ -147,5 +147,5 @@ fn everything_is_bounded_and_safe() {
     for n in 0..3_000 {
         history.note(&member(&format!("m{n}"), "m", 1, &[]), 0, NOW);
     }
-    assert_eq!(history.sightings.len(), LEASES_MAX);
+    assert_eq!(history.renewals.len(), LEASES_MAX);
 }

@@ -62,7 +62,7 @@ fn member_row(member: &MemberView) -> [String; 6] {
         state.push("may not write the shard table".to_owned());
     }
     state.extend(member.damage.iter().map(|what| format!("damaged: {what}")));
-    let figures: Vec<String> = member
+    let stats: Vec<String> = member
         .stats
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
@@ -73,7 +73,7 @@ fn member_row(member: &MemberView) -> [String; 6] {
         state.join(", "),
         member.revision.clone().unwrap_or_default(),
         ago(member.renewed_seconds_ago),
-        figures.join(" "),
+        stats.join(" "),
     ]
 }
 
@@ -143,7 +143,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     #[test]
-    fn the_table_tells_who_holds_what() {
+    fn fleet_table_shows_holders() {
         let view = FleetView::from_leases(&whole_fleet(), Some(Timestamp::UNIX_EPOCH));
         let expected = "\
 fleet leader: op-1 (renewed 1.2s ago)
@@ -160,7 +160,7 @@ SHARD   BUCKETS   HOLDER   EPOCH   SUCCESSOR   STATE
     }
 
     #[test]
-    fn a_shard_that_the_table_does_not_grant_to_its_holder_says_so() {
+    fn shard_not_granted_by_the_table_is_marked() {
         let table = |epoch: u32| -> ShardTable {
             let entry = serde_json::json!({"epoch": epoch, "holder": "op-1", "incarnation": "aa"});
             let vacant = serde_json::json!({"epoch": 1, "holder": "", "incarnation": ""});
@@ -197,7 +197,7 @@ SHARD   BUCKETS   HOLDER   EPOCH   SUCCESSOR   STATE
     }
 
     #[test]
-    fn a_clock_that_is_behind_is_told_as_it_is() {
+    fn lagging_clock_is_shown_unchanged() {
         assert_eq!(ago(Some(-2.25)), "2.2s in the future");
         assert_eq!(ago(None), "at an unknown time");
     }

@@ -42,30 +42,30 @@ const SHARE_MAX: f64 = 0.9;
 impl FleetView {
     /// Fills in what is wrong.
     #[must_use]
-    pub fn judged(mut self) -> Self {
-        let mut found = Found::default();
+    pub fn with_problems(mut self) -> Self {
+        let mut findings = Findings::default();
         // First of all: the others follow from it.
-        found.judge_kinds(&self);
-        found.judge_shards(&self);
+        findings.check_kinds(&self);
+        findings.check_shards(&self);
         for member in &self.members {
-            found.judge_member(member, &self);
-            found.judge_figures(member);
+            findings.check_member(member, &self);
+            findings.check_stats(member);
         }
-        found.judge_fleet(&self);
-        found.judge_observer(&self);
-        found.problems.sort_by_key(|problem| problem.severity);
-        found.problems.truncate(PROBLEMS_MAX);
-        self.problems = found.problems;
+        findings.check_fleet(&self);
+        findings.check_observer(&self);
+        findings.problems.sort_by_key(|problem| problem.severity);
+        findings.problems.truncate(PROBLEMS_MAX);
+        self.problems = findings.problems;
         self
     }
 }
 
 #[derive(Default)]
-struct Found {
+struct Findings {
     problems: Vec<Problem>,
 }
 
-impl Found {
+impl Findings {
     fn add(&mut self, severity: Severity, what: impl Into<String>, hint: &'static str) {
         self.problems.push(Problem {
             severity,
@@ -74,7 +74,7 @@ impl Found {
         });
     }
 
-    fn judge_kinds(&mut self, view: &FleetView) {
+    fn check_kinds(&mut self, view: &FleetView) {
         let checks = view.observer.iter().flat_map(|observer| &observer.checks);
         let problem = checks
             .filter(|check| check.name == KIND_CHECK)
@@ -85,7 +85,7 @@ impl Found {
         }
     }
 
-    fn judge_shards(&mut self, view: &FleetView) {
+    fn check_shards(&mut self, view: &FleetView) {
         let numbers = |pick: &dyn Fn(&ShardView) -> bool| {
             let picked = view.shards.iter().filter(|shard| pick(shard));
             picked.filter_map(|shard| shard.shard).collect::<Vec<u16>>()
@@ -113,7 +113,7 @@ impl Found {
         }
     }
 
-    fn judge_member(&mut self, member: &MemberView, view: &FleetView) {
+    fn check_member(&mut self, member: &MemberView, view: &FleetView) {
         let name = &member.identity;
         if let Some(damage) = &member.damage {
             let hint =
@@ -159,7 +159,7 @@ impl Found {
         }
     }
 
-    fn judge_figures(&mut self, member: &MemberView) {
+    fn check_stats(&mut self, member: &MemberView) {
         if member.vacated {
             return;
         }
@@ -205,7 +205,7 @@ impl Found {
         }
     }
 
-    fn judge_fleet(&mut self, view: &FleetView) {
+    fn check_fleet(&mut self, view: &FleetView) {
         for note in &view.notes {
             // Shards without a Lease are among those that nobody holds.
             if !note.starts_with("no Lease") {
@@ -252,7 +252,7 @@ impl Found {
         }
     }
 
-    fn judge_observer(&mut self, view: &FleetView) {
+    fn check_observer(&mut self, view: &FleetView) {
         let Some(observer) = &view.observer else {
             return;
         };

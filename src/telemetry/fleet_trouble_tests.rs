@@ -57,7 +57,7 @@ fn sound() -> FleetView {
 fn after(change: impl FnOnce(&mut FleetView)) -> Vec<String> {
     let mut view = sound();
     change(&mut view);
-    let problems = view.judged().problems.into_iter();
+    let problems = view.with_problems().problems.into_iter();
     problems
         .map(|problem| format!("{:?} {}", problem.severity, problem.what))
         .collect()
@@ -82,7 +82,7 @@ fn a_sound_fleet_has_no_problem() {
 }
 
 #[test]
-fn shards_that_nobody_holds_come_first() {
+fn unowned_shards_are_listed_first() {
     let found = after(|view| {
         view.clusters.insert("Degraded", 1);
         view.shards[0].holder = None;
@@ -130,7 +130,7 @@ fn a_silent_replica_is_named_and_its_shards_are_unowned() {
 }
 
 #[test]
-fn a_reader_that_sees_no_heartbeat_says_that_its_picture_is_old() {
+fn reader_without_heartbeats_reports_stale_data() {
     let found = after(|view| view.members.iter_mut().for_each(|m| m.live = Some(false)));
     let old = "Critical a sees no heartbeat at all: this picture is old";
     assert!(found.iter().any(|what| what == old), "{found:?}");
@@ -167,7 +167,7 @@ fn slow_and_full_replicas_are_named() {
 }
 
 #[test]
-fn the_fleet_as_a_whole_is_judged() {
+fn fleet_wide_problems_are_reported() {
     let found = after(|view| view.leader = None);
     assert_eq!(found, ["Warning No fleet leader"]);
     let found = after(|view| view.leader.as_mut().unwrap().live = Some(false));
@@ -204,7 +204,7 @@ fn the_fleet_as_a_whole_is_judged() {
 }
 
 #[test]
-fn the_readers_own_checks_are_told() {
+fn readers_own_checks_are_reported() {
     let found = after(|view| {
         let checks = &mut view.observer.as_mut().unwrap().checks;
         checks[0].problem = Some("no answer".into());
@@ -221,7 +221,7 @@ fn the_readers_own_checks_are_told() {
 }
 
 #[test]
-fn a_missing_kind_comes_before_what_follows_from_it() {
+fn missing_kind_is_listed_before_its_consequences() {
     let found = after(|view| {
         view.shards[0].holder = None;
         let checks = &mut view.observer.as_mut().unwrap().checks;

@@ -51,7 +51,7 @@ pub struct FleetView {
     pub clusters: BTreeMap<&'static str, u64>,
     /// Moves of shards that the reader saw, the latest first.
     pub moves: Vec<MoveView>,
-    /// What is wrong, the worst first; filled in by [`FleetView::judged`].
+    /// What is wrong, the worst first; filled in by [`FleetView::with_problems`].
     pub problems: Vec<Problem>,
     /// Who made this view; none: somebody who is no replica.
     pub observer: Option<ObserverView>,
@@ -473,8 +473,8 @@ fn stats(text: &str) -> BTreeMap<String, f64> {
     if text.len() > STATS_CHARS_MAX {
         return BTreeMap::new();
     }
-    let figures: BTreeMap<String, f64> = serde_json::from_str(text).unwrap_or_default();
-    let bounded = figures.into_iter().take(STATS_MAX);
+    let stats: BTreeMap<String, f64> = serde_json::from_str(text).unwrap_or_default();
+    let bounded = stats.into_iter().take(STATS_MAX);
     bounded
         .map(|(name, value)| (safe(&name, NAME_CHARS_MAX), value))
         .collect()

@@ -70,7 +70,7 @@ pub(crate) fn whole_fleet() -> Vec<Lease> {
 }
 
 #[test]
-fn a_whole_fleet_is_shown_as_its_leases_tell_it() {
+fn fleet_view_reflects_its_leases() {
     let view = FleetView::from_leases(&whole_fleet(), Some(NOW));
     let leader = view.leader.unwrap();
     assert_eq!(leader.identity.as_deref(), Some("op-1"));
@@ -110,7 +110,7 @@ fn a_whole_fleet_is_shown_as_its_leases_tell_it() {
 }
 
 #[test]
-fn a_shard_whose_holder_lives_another_life_is_orphaned() {
+fn shard_held_by_a_former_incarnation_is_orphaned() {
     let mut leases = whole_fleet();
     leases[1] = lease(
         "databasecluster-member-op-1",
@@ -130,7 +130,7 @@ fn a_shard_whose_holder_lives_another_life_is_orphaned() {
 }
 
 #[test]
-fn liveness_is_the_readers_own_observation() {
+fn liveness_is_based_on_the_readers_observation() {
     let view = FleetView::from_leases(&whole_fleet(), None);
     assert!(view.members.iter().all(|member| member.live.is_none()));
 
@@ -163,7 +163,7 @@ fn liveness_is_the_readers_own_observation() {
 
 #[test]
 fn clusters_are_those_that_members_count_unless_they_are_dead() {
-    let stats = |figures| [("stats", figures), ("incarnation", "aa")];
+    let stats = |stats| [("stats", stats), ("incarnation", "aa")];
     let mut leases = vec![
         lease(
             "databasecluster-member-a",

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_ready_before_every_gate_has_spoken() {
+    fn not_ready_before_every_check_has_reported() {
         let health = Health::new(&["heartbeat", "api-server"]);
         assert_eq!(
             health.readyz(),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_gate_says_why_on_one_line() {
+    fn failed_check_reports_its_reason_on_one_line() {
         let health = Health::new(&[]);
         health.ok("heartbeat");
         health.set("api-server", Err("connection\nrefused"));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn only_giving_up_fails_liveness() {
+    fn only_a_fatal_error_fails_liveness() {
         let health = Health::new(&["api-server"]);
         health.set("api-server", Err("away"));
         assert!(health.livez().ok);

@@ -12,13 +12,13 @@ use super::health::Health;
 ///
 /// Looks are counted and not time: a process that was frozen, or a machine that slept, looks again
 /// only when the part runs again too.
-pub const LOOKS_MAX: u32 = 60;
+pub const CHECKS_MAX: u32 = 60;
 
 /// Looks in a row after which a part is told to be behind: 2 s.
-const BEHIND_LOOKS: u32 = 4;
+const BEHIND_CHECKS: u32 = 4;
 
 /// Time between two looks.
-pub const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 /// Watches one counter that a healthy part keeps moving, whatever the world outside is like.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,32 +35,32 @@ impl Progress {
             false => 0,
         };
         self.last = Some(counter);
-        self.still >= LOOKS_MAX
+        self.still >= CHECKS_MAX
     }
 
     /// Whether it has not moved for some looks.
     const fn is_behind(&self) -> bool {
-        self.still >= BEHIND_LOOKS
+        self.still >= BEHIND_CHECKS
     }
 }
 
-/// Looks from a thread of its own whether the rest of the process runs at all: `looks` counts what
+/// Looks from a thread of its own whether the rest of the process runs at all: `checks` counts what
 /// the health keeper there did, and is 0 before that has begun.
 ///
 /// A thread that only serves HTTP would go on saying that all is well otherwise.
-pub async fn oversee(looks: impl Fn() -> u64, health: Arc<Health>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+pub async fn monitor(checks: impl Fn() -> u64, health: Arc<Health>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(CHECK_EVERY);
     let mut rest = Progress::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let looks = looks();
-        if looks == 0 {
+        let checks = checks();
+        if checks == 0 {
             continue;
         }
-        if rest.has_stopped(looks) {
+        if rest.has_stopped(checks) {
             health.give_up("nothing but the HTTP server has run for half a minute");
         } else if rest.is_behind() {
             health.set("leases", Err("nothing but the HTTP server has run for 2 s"));
@@ -97,11 +97,11 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
     #[test]
-    fn only_a_counter_that_stands_still_for_long_means_the_end() {
+    fn only_a_long_stalled_counter_is_fatal() {
         let mut progress = Progress::default();
         assert!(!progress.has_stopped(1));
-        for look in 1..LOOKS_MAX {
-            assert!(!progress.has_stopped(1), "look {look}");
+        for check in 1..CHECKS_MAX {
+            assert!(!progress.has_stopped(1), "look {check}");
         }
         assert!(!progress.clone().has_stopped(2), "it moved in time");
         assert!(progress.has_stopped(1));
@@ -112,24 +112,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_process_that_only_serves_http_is_neither_ready_nor_alive_for_long() {
         let health = Arc::new(Health::new(&["leases"]));
-        let (looks, stop) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
-        let counter = Arc::clone(&looks);
+        let (checks, stop) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
+        let counter = Arc::clone(&checks);
         let counter = move || counter.load(Relaxed);
-        let overseer = tokio::spawn(oversee(counter, Arc::clone(&health), stop.clone()));
-        tokio::time::sleep(LOOK_EVERY * 2 * LOOKS_MAX).await;
+        let monitoring = tokio::spawn(monitor(counter, Arc::clone(&health), stop.clone()));
+        tokio::time::sleep(CHECK_EVERY * 2 * CHECKS_MAX).await;
         assert!(health.livez().ok, "it has not begun yet");
-        for _ in 0..2 * LOOKS_MAX {
-            looks.fetch_add(1, Relaxed);
+        for _ in 0..2 * CHECKS_MAX {
+            checks.fetch_add(1, Relaxed);
             health.ok("leases");
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_EVERY).await;
         }
         assert!(health.readyz().ok && health.livez().ok);
-        tokio::time::sleep(LOOK_EVERY * (BEHIND_LOOKS + 1)).await;
+        tokio::time::sleep(CHECK_EVERY * (BEHIND_CHECKS + 1)).await;
         assert!(!health.readyz().ok && health.livez().ok);
-        tokio::time::sleep(LOOK_EVERY * LOOKS_MAX).await;
+        tokio::time::sleep(CHECK_EVERY * CHECKS_MAX).await;
         assert!(!health.livez().ok);
         stop.cancel();
-        overseer.await.unwrap();
+        monitoring.await.unwrap();
     }
 
     async fn after(part: impl Future<Output = ()>, stopping: bool) -> (bool, String) {

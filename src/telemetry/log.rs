@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line_whatever_it_says() {
+    fn event_is_logged_on_one_line() {
         let events = |_: &Apply| tracing::info!(cause = %"a\nINFO forged\r\n", "first\nsecond");
         for format in [LogFormat::Text, LogFormat::Json] {
             let lines = lines(format, "", events);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_whisper_until_they_are_asked() {
+    fn library_logs_are_reduced_by_default() {
         let events = |_: &Apply| {
             tracing::info!("ours");
             tracing::debug!("ours too");
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_a_reconcile_tells_object_shard_epoch_and_attempt() {
+    fn reconcile_log_lines_carry_object_shard_epoch_and_attempt() {
         let events = |_: &Apply| {
             let span = tracing::info_span!(
                 "reconcile", object = %"shop/db-0", shard = %7, epoch = 3, attempt = 1

@@ -6,9 +6,9 @@ use std::time::Duration;
 /// Our own code in log directives.
 const OWN_TARGET: &str = "databasecluster_operator";
 /// How long a change lasts when nothing else is asked for.
-pub const LASTS_DEFAULT: Duration = Duration::from_secs(15 * 60);
+pub const DURATION_DEFAULT: Duration = Duration::from_secs(15 * 60);
 /// The longest that a change lasts: nobody has to remember to take it back.
-pub const LASTS_MAX: Duration = Duration::from_secs(4 * 3600);
+pub const DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 
 /// What may be asked for. Directives for libraries can not: some would print headers and bodies.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -32,7 +32,7 @@ struct State {
 
 /// A change that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum LogLevelRequest {
     /// This level, for so long.
     Level(&'static str, Duration),
     /// What the process was started with.
@@ -69,14 +69,14 @@ impl LogLevel {
     ///
     /// # Errors
     /// When the log refuses.
-    pub fn carry_out(self: &Arc<Self>, wish: Wish) -> Result<(), String> {
-        let Wish::Level(level, lasts) = wish else {
+    pub fn execute(self: &Arc<Self>, request: LogLevelRequest) -> Result<(), String> {
+        let LogLevelRequest::Level(level, lifetime) = request else {
             return self.change(None).map(drop);
         };
         let change = self.change(Some(level))?;
         let this = Arc::downgrade(self);
         tokio::spawn(async move {
-            tokio::time::sleep(lasts.min(LASTS_MAX)).await;
+            tokio::time::sleep(lifetime.min(DURATION_MAX)).await;
             if let Some(this) = this.upgrade()
                 && this.is_current(change)
                 && let Err(error) = this.change(None)
@@ -111,7 +111,7 @@ impl LogLevel {
 ///
 /// # Errors
 /// When it is none, in words that say what is allowed.
-pub fn parse(text: &str) -> Result<Wish, String> {
+pub fn parse(text: &str) -> Result<LogLevelRequest, String> {
     let allowed = || {
         format!(
             "allowed: one of {}, with how long it lasts if not 15m (30s to 4h: `debug 1h`); or \
@@ -120,20 +120,20 @@ pub fn parse(text: &str) -> Result<Wish, String> {
         )
     };
     let mut words = text.split_ascii_whitespace();
-    let (level, lasts) = (words.next().unwrap_or_default(), words.next());
+    let (level, lifetime) = (words.next().unwrap_or_default(), words.next());
     if words.next().is_some() {
         return Err(allowed());
     }
-    if level == "default" && lasts.is_none() {
-        return Ok(Wish::Default);
+    if level == "default" && lifetime.is_none() {
+        return Ok(LogLevelRequest::Default);
     }
     let level = LEVELS.into_iter().find(|known| *known == level);
-    let lasts = match lasts {
-        None => Some(LASTS_DEFAULT),
+    let lifetime = match lifetime {
+        None => Some(DURATION_DEFAULT),
         Some(text) => duration(text),
     };
-    match (level, lasts) {
-        (Some(level), Some(lasts)) => Ok(Wish::Level(level, lasts)),
+    match (level, lifetime) {
+        (Some(level), Some(lifetime)) => Ok(LogLevelRequest::Level(level, lifetime)),
         _ => Err(allowed()),
     }
 }
@@ -147,8 +147,8 @@ fn duration(text: &str) -> Option<Duration> {
         'h' => number.checked_mul(3600)?,
         _ => return None,
     };
-    let lasts = Duration::from_secs(seconds);
-    (lasts >= Duration::from_secs(30) && lasts <= LASTS_MAX).then_some(lasts)
+    let lifetime = Duration::from_secs(seconds);
+    (lifetime >= Duration::from_secs(30) && lifetime <= DURATION_MAX).then_some(lifetime)
 }
 
 #[cfg(test)]
@@ -169,11 +169,17 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_is_a_level_of_ours_and_a_bounded_time() {
+    fn log_level_request_has_a_known_level_and_a_bounded_duration() {
         let minutes = |n: u64| Duration::from_secs(60 * n);
-        assert_eq!(parse("debug\n"), Ok(Wish::Level("debug", minutes(15))));
-        assert_eq!(parse(" trace 2h"), Ok(Wish::Level("trace", minutes(120))));
-        assert_eq!(parse("default"), Ok(Wish::Default));
+        assert_eq!(
+            parse("debug\n"),
+            Ok(LogLevelRequest::Level("debug", minutes(15)))
+        );
+        assert_eq!(
+            parse(" trace 2h"),
+            Ok(LogLevelRequest::Level("trace", minutes(120)))
+        );
+        assert_eq!(parse("default"), Ok(LogLevelRequest::Default));
         for bad in [
             "",
             "loud",
@@ -197,9 +203,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_is_taken_back_when_its_time_is_over() {
+    async fn log_level_is_restored_after_its_duration() {
         let (level, applied) = recorded();
-        level.carry_out(parse("debug 1m").unwrap()).unwrap();
+        level.execute(parse("debug 1m").unwrap()).unwrap();
         assert_eq!(level.changed_to(), Some("debug"));
         tokio::time::sleep(Duration::from_secs(59)).await;
         assert_eq!(level.changed_to(), Some("debug"));
@@ -212,20 +218,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_later_change_is_not_taken_back_by_an_earlier_one() {
+    async fn later_log_level_is_not_reverted_by_an_earlier_request() {
         let (level, _) = recorded();
-        level.carry_out(parse("debug 1m").unwrap()).unwrap();
-        level.carry_out(parse("trace 2m").unwrap()).unwrap();
+        level.execute(parse("debug 1m").unwrap()).unwrap();
+        level.execute(parse("trace 2m").unwrap()).unwrap();
         tokio::time::sleep(Duration::from_secs(90)).await;
         assert_eq!(level.changed_to(), Some("trace"));
-        level.carry_out(Wish::Default).unwrap();
+        level.execute(LogLevelRequest::Default).unwrap();
         assert_eq!(level.changed_to(), None);
     }
 
     #[tokio::test]
-    async fn a_refusal_changes_nothing() {
+    async fn rejected_request_keeps_the_log_level() {
         let level = LogLevel::fixed();
-        assert!(level.carry_out(parse("debug").unwrap()).is_err());
+        assert!(level.execute(parse("debug").unwrap()).is_err());
         assert_eq!(level.changed_to(), None);
     }
 }

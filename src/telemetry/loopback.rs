@@ -24,7 +24,7 @@ pub(super) struct Peer(pub(super) Option<SocketAddr>);
 ///
 /// # Errors
 /// Why not.
-pub(super) fn made_here(peer: Peer, headers: &HeaderMap) -> Result<(), &'static str> {
+pub(super) fn is_from_loopback(peer: Peer, headers: &HeaderMap) -> Result<(), &'static str> {
     if !peer
         .0
         .is_some_and(|peer| peer.ip().to_canonical().is_loopback())
@@ -66,11 +66,11 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, value.parse().unwrap());
         }
-        made_here(Peer(Some(peer.parse().unwrap())), &map).is_ok()
+        is_from_loopback(Peer(Some(peer.parse().unwrap())), &map).is_ok()
     }
 
     #[test]
-    fn a_person_on_this_machine_is_let_in() {
+    fn loopback_requests_are_accepted() {
         for host in [
             "localhost:8080",
             "127.0.0.1:1",
@@ -85,11 +85,11 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_from_elsewhere_is_not() {
+    fn requests_from_elsewhere_are_rejected() {
         let host = ("host", "localhost:8080");
         assert!(!asked("10.1.2.3:4711", &[host]));
         assert!(!asked("[::ffff:10.1.2.3]:4711", &[host]));
-        assert!(made_here(Peer(None), &HeaderMap::new()).is_err());
+        assert!(is_from_loopback(Peer(None), &HeaderMap::new()).is_err());
         for name in PASSED_ON
             .into_iter()
             .chain(["forwarded", "via", "origin", "sec-fetch-site"])

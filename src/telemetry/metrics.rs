@@ -224,7 +224,7 @@ impl Metrics {
     }
 
     /// The limits that this replica was started with.
-    pub fn tell_limits(&self, args: &RunArgs) {
+    pub fn set_limits(&self, args: &RunArgs) {
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.shards.set(i64::from(args.shards.get()));
         self.queue_capacity
@@ -237,7 +237,7 @@ impl Metrics {
     }
 
     /// Whom the requests go to. All clients have one API server: the first to tell is right.
-    pub fn tell_api_server(&self, host: &str) {
+    pub fn set_api_server(&self, host: &str) {
         let _known = self.api_server.set(host.to_owned());
     }
 
@@ -251,20 +251,20 @@ impl Metrics {
     }
 
     /// How the fleet stands as this replica sees it; `None`: it can not tell, and says nothing.
-    pub fn tell_fleet(&self, overview: Option<Overview>) {
-        let told = |gauge: &IntGaugeVec, number: Option<usize>| match number {
+    pub fn set_fleet(&self, overview: Option<Overview>) {
+        let set = |gauge: &IntGaugeVec, number: Option<usize>| match number {
             None => gauge.reset(),
             Some(number) => {
                 let gauge = gauge.with_label_values::<&str>(&[]);
                 gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
             }
         };
-        told(&self.shards_unowned, overview.map(|all| all.unowned));
-        told(&self.shard_imbalance, overview.map(|all| all.imbalance));
+        set(&self.shards_unowned, overview.map(|all| all.unowned));
+        set(&self.shard_imbalance, overview.map(|all| all.imbalance));
     }
 
     /// The number of objects in each shard that is held, by the number of the shard.
-    pub fn tell_objects(&self, counts: &[usize]) {
+    pub fn set_objects(&self, counts: &[usize]) {
         let held = labels_of(&self.shard_owned);
         for label in &held {
             let shard = label.parse().ok();
@@ -372,8 +372,8 @@ mod tests {
     fn a_shard_has_objects_only_while_it_is_held_and_none_when_it_is_empty() {
         let metrics = Metrics::new().unwrap();
         metrics.shard_owned.with_label_values(&["1"]).set(1);
-        let told = |counts: &[usize]| {
-            metrics.tell_objects(counts);
+        let exported = |counts: &[usize]| {
+            metrics.set_objects(counts);
             let text = metrics.render().unwrap();
             let of = |line: &&str| line.starts_with("databasecluster_shard_objects{");
             text.lines()
@@ -382,38 +382,38 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let line = |n: u8| vec![format!("databasecluster_shard_objects{{shard=\"1\"}} {n}")];
-        assert_eq!(told(&[7, 3]), line(3));
-        assert_eq!(told(&[7, 0]), line(0));
+        assert_eq!(exported(&[7, 3]), line(3));
+        assert_eq!(exported(&[7, 0]), line(0));
         assert_eq!(
             labels_of(&metrics.shard_owned).len(),
             1,
             "looking makes none"
         );
         metrics.shard_owned.remove_label_values(&["1"]).unwrap();
-        assert_eq!(told(&[7, 3]), Vec::<String>::new());
+        assert_eq!(exported(&[7, 3]), Vec::<String>::new());
     }
 
     #[test]
-    fn what_a_replica_can_not_tell_is_absent_and_not_nought() {
+    fn unknown_values_are_absent_instead_of_zero() {
         let metrics = Metrics::new().unwrap();
-        let told = |overview| {
-            metrics.tell_fleet(overview);
+        let exported = |overview| {
+            metrics.set_fleet(overview);
             let text = metrics.render().unwrap();
             let line = |line: &&str| line.starts_with("databasecluster_shards_unowned");
             text.lines().find(line).map(ToOwned::to_owned)
         };
-        assert_eq!(told(None), None);
+        assert_eq!(exported(None), None);
         let seen = Overview {
             unowned: 3,
             imbalance: 0,
         };
         let line = "databasecluster_shards_unowned 3";
-        assert_eq!(told(Some(seen)).as_deref(), Some(line));
-        assert_eq!(told(None), None);
+        assert_eq!(exported(Some(seen)).as_deref(), Some(line));
+        assert_eq!(exported(None), None);
     }
 
     #[test]
-    fn what_is_rendered_is_what_is_catalogued() {
+    fn rendered_metrics_match_the_catalogue() {
         let metrics = Metrics::new().unwrap();
         metrics.shard_owned.with_label_values(&["7"]).set(1);
         let text = metrics.render().unwrap();

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_series_is_bounded_by_the_labels_alone() {
+    fn series_count_is_bounded_by_the_labels() {
         let most = series_most(DEFAULT_SHARDS);
         assert!(most <= 1_200, "{most} series of one replica are too many");
         assert_eq!(series_most(256) - most, 4 * (256 - DEFAULT_SHARDS));

@@ -29,7 +29,7 @@ pub fn count_panics() {
 
 /// What `/proc/self/stat` says, in base units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProcessFigures {
+pub struct ProcessStats {
     /// CPU time, user and system.
     pub cpu_seconds: f64,
     /// Resident memory.
@@ -64,14 +64,14 @@ impl KernelUnits {
 
 /// Figures from the text of `/proc/<pid>/stat`; `None` when it does not look like one.
 #[must_use]
-pub fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessFigures> {
+pub fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessStats> {
     // The name of the program stands in parentheses and may itself hold spaces and parentheses.
     let (_, after_name) = text.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
     // proc(5) counts fields from 1 and the first one here is its third.
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let seconds = |ticks: u64| ticks as f64 / units.ticks_per_second as f64;
-    Some(ProcessFigures {
+    Some(ProcessStats {
         cpu_seconds: seconds(field(14)?.checked_add(field(15)?)?),
         threads: field(20)?,
         started_seconds: seconds(field(22)?),
@@ -132,17 +132,14 @@ impl ProcessCollector {
     fn refresh_process(&self) {
         let metrics = &self.metrics;
         let stat = fs::read_to_string(self.root.join("proc/self/stat")).ok();
-        if let Some(figures) = stat.and_then(|text| parse_stat(&text, self.units)) {
-            raise(&metrics.process_cpu_seconds_total, figures.cpu_seconds);
-            set(
-                &metrics.process_resident_memory_bytes,
-                figures.resident_bytes,
-            );
-            set(&metrics.process_virtual_memory_bytes, figures.virtual_bytes);
-            set(&metrics.process_threads, figures.threads);
+        if let Some(stats) = stat.and_then(|text| parse_stat(&text, self.units)) {
+            raise(&metrics.process_cpu_seconds_total, stats.cpu_seconds);
+            set(&metrics.process_resident_memory_bytes, stats.resident_bytes);
+            set(&metrics.process_virtual_memory_bytes, stats.virtual_bytes);
+            set(&metrics.process_threads, stats.threads);
             let boot = fs::read_to_string(self.root.join("proc/stat")).ok();
             if let Some(boot) = boot.and_then(|text| parse_boot_time(&text)) {
-                let started = boot + figures.started_seconds;
+                let started = boot + stats.started_seconds;
                 metrics.process_start_time_seconds.set(started);
             }
         }
@@ -156,25 +153,25 @@ impl ProcessCollector {
     }
 
     fn refresh_cgroup(&self) {
-        let figures = cgroup::read(&self.root);
+        let stats = cgroup::read(&self.root);
         let metrics = &self.metrics;
         set(
             &metrics.cgroup_memory_usage_bytes,
-            figures.memory_usage_bytes.unwrap_or(0),
+            stats.memory_usage_bytes.unwrap_or(0),
         );
         set(
             &metrics.cgroup_memory_limit_bytes,
-            figures.memory_limit_bytes.unwrap_or(0),
+            stats.memory_limit_bytes.unwrap_or(0),
         );
         set(
             &metrics.cgroup_memory_working_set_bytes,
-            figures.memory_working_set_bytes.unwrap_or(0),
+            stats.memory_working_set_bytes.unwrap_or(0),
         );
-        let cores = figures.cpu_limit_cores.unwrap_or(0.0);
+        let cores = stats.cpu_limit_cores.unwrap_or(0.0);
         metrics.cgroup_cpu_limit_cores.set(cores);
-        let used = figures.cpu_seconds.unwrap_or(0.0);
+        let used = stats.cpu_seconds.unwrap_or(0.0);
         raise(&metrics.cgroup_cpu_seconds_total, used);
-        let throttled = figures.cpu_throttled_seconds.unwrap_or(0.0);
+        let throttled = stats.cpu_throttled_seconds.unwrap_or(0.0);
         raise(&metrics.cgroup_cpu_throttled_seconds_total, throttled);
     }
 
@@ -229,10 +226,10 @@ mod tests {
     #[test]
     fn stat_keeps_fractions_of_a_second_and_bears_any_program_name() {
         for name in ["operator", "a) S 1 2 (b", "x y", ""] {
-            let figures = parse_stat(&stat_line(name, 123, 4), UNITS).unwrap();
+            let stats = parse_stat(&stat_line(name, 123, 4), UNITS).unwrap();
             assert_eq!(
-                figures,
-                ProcessFigures {
+                stats,
+                ProcessStats {
                     cpu_seconds: 1.27,
                     resident_bytes: 3 * 4096,
                     virtual_bytes: 8192,
@@ -245,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_stat_gives_nothing() {
+    fn malformed_stat_text_yields_nothing() {
         let huge = stat_line("a", u64::MAX, u64::MAX);
         for text in ["", "42", "42 (a) S 1", "42 (a", ") ", huge.as_str()] {
             assert_eq!(parse_stat(text, UNITS), None, "{text:?}");
@@ -273,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn this_process_is_seen_as_the_kernel_sees_it() {
+    async fn process_stats_match_the_kernel() {
         let metrics = Arc::new(Metrics::new().unwrap());
         let collector = ProcessCollector::new(Arc::clone(&metrics), Handle::current());
         collector.refresh();

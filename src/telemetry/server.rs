@@ -27,7 +27,7 @@ use super::fleet_table;
 use super::fleet_view::FleetView;
 use super::health::{Health, Verdict};
 use super::log_level::{self, LogLevel};
-use super::loopback::{Peer, made_here};
+use super::loopback::{Peer, is_from_loopback};
 use super::metrics::Metrics;
 use super::page::{self, Form};
 
@@ -93,13 +93,13 @@ pub struct Server {
     fleet: FleetSource,
     /// The last look at the fleet. Guarded while a new one is taken: whoever comes meanwhile wants
     /// the same.
-    looked: Mutex<Option<Looked>>,
+    cached: Mutex<Option<CachedView>>,
     log_level: Arc<LogLevel>,
     limits: HttpLimits,
 }
 
 #[derive(Clone)]
-struct Looked {
+struct CachedView {
     at: Instant,
     view: Arc<FleetView>,
     json: Bytes,
@@ -114,7 +114,7 @@ impl Server {
             health,
             refreshes: Vec::new(),
             fleet: Box::new(|| None),
-            looked: Mutex::default(),
+            cached: Mutex::default(),
             log_level: LogLevel::fixed(),
             limits: HttpLimits::default(),
         }
@@ -293,11 +293,11 @@ async fn fleet(State(server): State<Arc<Server>>, headers: HeaderMap) -> Respons
     if form == Form::Page {
         return fleet_page();
     }
-    match server.look() {
-        Ok(Some(looked)) if form == Form::Table => {
-            answer(StatusCode::OK, PLAIN, fleet_table::render(&looked.view))
+    match server.fleet_view() {
+        Ok(Some(cached)) if form == Form::Table => {
+            answer(StatusCode::OK, PLAIN, fleet_table::render(&cached.view))
         }
-        Ok(Some(looked)) => answer(StatusCode::OK, JSON, looked.json),
+        Ok(Some(cached)) => answer(StatusCode::OK, JSON, cached.json),
         Ok(None) => {
             let text = "this replica has not seen the Leases yet; see /readyz\n";
             answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
@@ -324,9 +324,9 @@ fn fleet_page() -> Response {
 }
 
 impl Server {
-    fn look(&self) -> serde_json::Result<Option<Looked>> {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = looked
+    fn fleet_view(&self) -> serde_json::Result<Option<CachedView>> {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = cached
             .as_ref()
             .filter(|last| last.at.elapsed() < FLEET_KEPT)
         {
@@ -336,12 +336,12 @@ impl Server {
             return Ok(None);
         };
         let json = serde_json::to_string(&view)? + "\n";
-        let fresh = Looked {
+        let fresh = CachedView {
             at: Instant::now(),
             view: Arc::new(view),
             json: json.into(),
         };
-        *looked = Some(fresh.clone());
+        *cached = Some(fresh.clone());
         Ok(Some(fresh))
     }
 }
@@ -351,7 +351,7 @@ async fn log_level(
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
 ) -> Response {
-    if let Err(why) = made_here(peer, &headers) {
+    if let Err(why) = is_from_loopback(peer, &headers) {
         return answer(StatusCode::FORBIDDEN, PLAIN, format!("{why}\n"));
     }
     let level = server.log_level.changed_to().unwrap_or("default");
@@ -364,17 +364,17 @@ async fn change_log_level(
     request: Request,
 ) -> Response {
     // Before the body is read: whoever may not ask shall not keep us waiting.
-    if let Err(why) = made_here(peer, request.headers()) {
+    if let Err(why) = is_from_loopback(peer, request.headers()) {
         return answer(StatusCode::FORBIDDEN, PLAIN, format!("{why}\n"));
     }
     let body = body::to_bytes(request.into_body(), LOG_LEVEL_BYTES_MAX);
-    let wish = match tokio::time::timeout(LOG_LEVEL_PATIENCE, body).await {
+    let request = match tokio::time::timeout(LOG_LEVEL_PATIENCE, body).await {
         Ok(Ok(bytes)) => log_level::parse(&String::from_utf8_lossy(&bytes)),
         _ => Err(format!(
             "send the level within 2 s, in {LOG_LEVEL_BYTES_MAX} bytes at most"
         )),
     };
-    match wish.map(|wish| server.log_level.carry_out(wish)) {
+    match request.map(|request| server.log_level.execute(request)) {
         Ok(Ok(())) => {
             let level = server.log_level.changed_to().unwrap_or("default");
             answer(StatusCode::OK, PLAIN, format!("{level}\n"))

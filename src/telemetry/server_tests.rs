@@ -42,16 +42,16 @@ async fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
     // A reset is one way of being closed.
-    let _ = read.expect_or_tell("the server to close the connection");
+    let _ = read.expect_or_report("the server to close the connection");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-trait ExpectOrTell<T> {
-    fn expect_or_tell(self, what: &str) -> T;
+trait ExpectOrReport<T> {
+    fn expect_or_report(self, what: &str) -> T;
 }
 
-impl<T, E> ExpectOrTell<T> for Result<T, E> {
-    fn expect_or_tell(self, what: &str) -> T {
+impl<T, E> ExpectOrReport<T> for Result<T, E> {
+    fn expect_or_report(self, what: &str) -> T {
         self.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
     }
 }
@@ -95,7 +95,7 @@ async fn metrics_are_refreshed_at_each_scrape() {
 }
 
 #[tokio::test]
-async fn readiness_explains_itself_and_liveness_bears_trouble_outside() {
+async fn readiness_reports_reasons_and_liveness_ignores_external_failures() {
     let running = start(|server| server).await;
     let (status, text) = get(running.address, "/readyz").await;
     assert_eq!(status, 503);
@@ -167,9 +167,9 @@ async fn browsers_get_a_page_that_may_load_nothing_else() {
 }
 
 #[tokio::test]
-async fn however_many_look_the_fleet_is_looked_up_now_and_then() {
-    let looks = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&looks);
+async fn fleet_view_is_cached_across_requests() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&reads);
     let running = start(|server| {
         server.with_fleet(Box::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
@@ -183,8 +183,8 @@ async fn however_many_look_the_fleet_is_looked_up_now_and_then() {
     }
     let most = 2 + begun.elapsed().as_millis() / FLEET_KEPT.as_millis();
     assert!(
-        looks.load(Ordering::SeqCst) as u128 <= most,
-        "{looks:?} looks"
+        reads.load(Ordering::SeqCst) as u128 <= most,
+        "{reads:?} looks"
     );
 }
 
@@ -201,7 +201,7 @@ async fn put(address: SocketAddr, body: &str, headers: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn the_log_level_is_changed_from_here_only() {
+async fn log_level_is_changed_only_from_loopback() {
     let applied = Arc::new(Mutex::new(Vec::new()));
     let record = Arc::clone(&applied);
     let level = LogLevel::new(Box::new(move |directives| {
@@ -236,7 +236,7 @@ async fn the_log_level_is_changed_from_here_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_idle_connections_do_no_harm() {
+async fn thousand_idle_connections_are_tolerated() {
     let nofile = rustix::process::Resource::Nofile;
     let mut limit = rustix::process::getrlimit(nofile);
     limit.current = limit.maximum;
@@ -268,7 +268,7 @@ async fn a_thousand_idle_connections_do_no_harm() {
     let begun = Instant::now();
     running.stop.cancel();
     let stopped = tokio::time::timeout(PATIENCE, running.task).await;
-    stopped.expect_or_tell("the server to stop").unwrap();
+    stopped.expect_or_report("the server to stop").unwrap();
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -314,6 +314,6 @@ async fn stopping_ends_kept_connections_and_takes_no_new_ones() {
     let rest = read_all(&mut kept).await;
     assert!(rest.contains("livez check passed"), "{rest}");
     let stopped = tokio::time::timeout(PATIENCE, running.task).await;
-    stopped.expect_or_tell("the server to stop").unwrap();
+    stopped.expect_or_report("the server to stop").unwrap();
     assert!(TcpStream::connect(running.address).await.is_err());
 }

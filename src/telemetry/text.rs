@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown_as_a_question_mark() {
+    fn terminal_control_characters_are_replaced_with_question_marks() {
         assert_eq!(
             safe("a\x1b[31mred\r\nb\u{202e}c\u{9b}2J", 99),
             "a?[31mred??b?c?2J"
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn long_text_is_cut_and_says_so() {
+    fn long_text_is_truncated_with_an_ellipsis() {
         assert_eq!(safe("abcdef", 6), "abcdef");
         assert_eq!(safe("abcdefg", 6), "abcde…");
         assert_eq!(safe("abc", 0), "…");

@@ -16,15 +16,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::firsts::FirstRuns;
-use super::kinds::{Clusters, Kind, MetadataOf, StatefulSets};
-use super::lists::{Lists, Turn};
-use super::mode::{Doubts, keep_right};
-use super::request::Ask;
+use super::firsts::FirstReconcileTimer;
+use super::kinds::{Clusters, Kind, PartialMetadata, StatefulSets};
+use super::lists::{ListTurn, Lists};
+use super::mode::{FilterDoubts, monitor_mode};
+use super::request::ListWatchRequest;
 use super::selector::{shard_selector, with_selector};
-use super::source::{Order, Places, Source};
+use super::source::{ShardFilter, Source, SourceConfig};
 use super::store::Store;
-use super::trouble::Troubles;
+use super::trouble::ApiErrors;
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::object::ObjectKey;
 use crate::core::ownership::Event;
@@ -40,7 +40,7 @@ const GATHER: Duration = Duration::from_millis(20);
 pub type Changed = Box<dyn Fn(ShardId, &ObjectKey) + Send + Sync>;
 
 /// What every source needs.
-pub struct FeedParts {
+pub struct ReflectorParts {
     /// Client for lists and watches.
     pub client: Client,
     /// Namespaces to serve; empty: all.
@@ -50,7 +50,7 @@ pub struct FeedParts {
     /// Where the records are kept.
     pub store: Arc<Store>,
     /// What is wrong, for the log and /readyz.
-    pub troubles: Arc<Troubles>,
+    pub api_errors: Arc<ApiErrors>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Whom to tell of changes.
@@ -60,20 +60,20 @@ pub struct FeedParts {
     /// When lists may begin.
     pub lists: Lists,
     /// What speaks against the present way of watching.
-    pub doubts: Doubts,
+    pub doubts: FilterDoubts,
     /// When shards were taken.
-    pub firsts: Arc<FirstRuns>,
+    pub first_reconciles: Arc<FirstReconcileTimer>,
 }
 
-impl FeedParts {
+impl ReflectorParts {
     /// Tells that a cluster has to be looked at. It is looked at in its own shard, if it is known:
     /// what changed in the given one may have been a child of a former cluster of its name.
     pub(super) fn changed(&self, shard: ShardId, key: &ObjectKey) {
-        let mut told = None;
+        let mut last = None;
         loop {
             let home = self.store.shard_of_cluster(key).unwrap_or(shard);
             // A successor that came meanwhile was told of too, and must not be taken from its shard.
-            if told.replace(home) == Some(home) {
+            if last.replace(home) == Some(home) {
                 return;
             }
             (self.on_change)(home, key);
@@ -90,13 +90,13 @@ impl FeedParts {
 }
 
 /// The watches of a replica. Dropping it ends them.
-pub struct Feeds {
+pub struct ShardReflector {
     inner: Arc<Inner>,
 }
 
 /// What the watches share with the task that looks after the way of watching.
 pub(super) struct Inner {
-    pub(super) parts: Arc<FeedParts>,
+    pub(super) parts: Arc<ReflectorParts>,
     pub(super) stop: CancellationToken,
     /// Locked to begin and end watches, never over an await.
     state: Mutex<State>,
@@ -107,14 +107,14 @@ pub(super) struct Inner {
 
 struct State {
     mode: WatchMode,
-    shards: BTreeMap<ShardId, Watched>,
+    shards: BTreeMap<ShardId, ShardWatches>,
     /// Ends the one watch of everything; cancelled when there is none.
     whole: CancellationToken,
 }
 
 /// The watches of one shard.
 #[derive(Clone)]
-struct Watched {
+struct ShardWatches {
     /// Ends all of them.
     stop: CancellationToken,
     /// Ends that of DatabaseClusters.
@@ -123,10 +123,10 @@ struct Watched {
     listed: CancellationToken,
 }
 
-impl Feeds {
+impl ShardReflector {
     /// No shard is watched yet. With `may_shard`, the mode follows what the API server can do.
     #[must_use]
-    pub fn new(parts: Arc<FeedParts>, mode: WatchMode, may_shard: bool) -> Self {
+    pub fn new(parts: Arc<ReflectorParts>, mode: WatchMode, may_shard: bool) -> Self {
         let whole = CancellationToken::new();
         whole.cancel();
         let inner = Arc::new(Inner {
@@ -149,7 +149,7 @@ impl Feeds {
         }
         if may_shard {
             let chooser = ModeChooser::new(boottime_ms(), mode);
-            inner.tasks.spawn(keep_right(Arc::clone(&inner), chooser));
+            inner.tasks.spawn(monitor_mode(Arc::clone(&inner), chooser));
         }
         Self { inner }
     }
@@ -163,9 +163,9 @@ impl Feeds {
     /// Begins to watch a shard; the ownership machine is told when everything is listed.
     pub fn watch(&self, shard: ShardId) {
         let inner = &self.inner;
-        inner.parts.firsts.asked(shard);
+        inner.parts.first_reconciles.asked(shard);
         let stop = inner.stop.child_token();
-        let watched = Watched {
+        let watched = ShardWatches {
             clusters: stop.child_token(),
             listed: CancellationToken::new(),
             stop: stop.clone(),
@@ -176,17 +176,17 @@ impl Feeds {
                 former.stop.cancel();
             }
             match state.mode {
-                WatchMode::Sharded => inner.watch_clusters(shard, &watched, Turn::First),
+                WatchMode::Sharded => inner.watch_clusters(shard, &watched, ListTurn::First),
                 WatchMode::Filtered => inner.grown.notify_one(),
             }
         });
         inner.watch_children::<StatefulSets>(shard, &stop, &mut listed);
-        inner.watch_children::<MetadataOf<Service>>(shard, &stop, &mut listed);
-        inner.watch_children::<MetadataOf<ConfigMap>>(shard, &stop, &mut listed);
-        inner.watch_children::<MetadataOf<PodDisruptionBudget>>(shard, &stop, &mut listed);
+        inner.watch_children::<PartialMetadata<Service>>(shard, &stop, &mut listed);
+        inner.watch_children::<PartialMetadata<ConfigMap>>(shard, &stop, &mut listed);
+        inner.watch_children::<PartialMetadata<PodDisruptionBudget>>(shard, &stop, &mut listed);
         let parts = Arc::clone(&inner.parts);
         inner.when_all(listed, stop, async move {
-            if let Some(took) = parts.firsts.listed(shard) {
+            if let Some(took) = parts.first_reconciles.listed(shard) {
                 let histogram = &parts.metrics.shard_list_seconds;
                 histogram.observe(took.as_secs_f64());
             }
@@ -200,26 +200,26 @@ impl Feeds {
         if let Some(former) = former {
             former.stop.cancel();
         }
-        self.inner.parts.firsts.forget(shard);
+        self.inner.parts.first_reconciles.forget(shard);
         self.inner.parts.store.close(shard);
     }
 
     /// Work on the shard begins.
     pub fn admitted(&self, shard: ShardId) {
-        self.inner.parts.firsts.admitted(shard);
+        self.inner.parts.first_reconciles.admitted(shard);
     }
 }
 
-impl Drop for Feeds {
+impl Drop for ShardReflector {
     fn drop(&mut self) {
         self.inner.stop.cancel();
     }
 }
 
 impl Inner {
-    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, read: impl FnOnce(&mut State) -> T) -> T {
         // A panic elsewhere leaves nothing half-written here.
-        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn publish(&self, mode: WatchMode) {
@@ -246,7 +246,7 @@ impl Inner {
                 watched.clusters.cancel();
                 watched.clusters = watched.stop.child_token();
                 if mode == WatchMode::Sharded {
-                    self.watch_clusters(*shard, watched, Turn::Again);
+                    self.watch_clusters(*shard, watched, ListTurn::Again);
                 }
             }
             if mode == WatchMode::Filtered {
@@ -255,8 +255,13 @@ impl Inner {
         });
     }
 
-    fn ask<K: Kind>(&self, client: Client, scope: Option<&str>, labels: Option<String>) -> Ask {
-        Ask {
+    fn list_watch_request<K: Kind>(
+        &self,
+        client: Client,
+        scope: Option<&str>,
+        labels: Option<String>,
+    ) -> ListWatchRequest {
+        ListWatchRequest {
             client,
             path: K::path(scope),
             labels,
@@ -265,22 +270,26 @@ impl Inner {
     }
 
     /// One watch of the DatabaseClusters of one shard, which the API server selects.
-    fn watch_clusters(self: &Arc<Self>, shard: ShardId, watched: &Watched, turn: Turn) {
+    fn watch_clusters(self: &Arc<Self>, shard: ShardId, watched: &ShardWatches, turn: ListTurn) {
         let parts = &self.parts;
         let selector = shard_selector(parts.count, shard);
         let client = with_selector(&parts.client, Clusters::PLURAL, &selector);
         let ticket = parts.store.open(shard, Clusters::PLURAL);
-        let places = Places::new(parts.count, BTreeMap::from([(shard, ticket)]));
+        let filter = ShardFilter::new(parts.count, BTreeMap::from([(shard, ticket)]));
         let mut listed = Vec::new();
         for namespace in parts.scopes() {
-            let order = Order {
-                ask: self.ask::<Clusters>(client.clone(), namespace.as_deref(), None),
+            let config = SourceConfig {
+                request: self.list_watch_request::<Clusters>(
+                    client.clone(),
+                    namespace.as_deref(),
+                    None,
+                ),
                 namespace,
                 selected: true,
-                places: places.clone(),
+                filter: filter.clone(),
                 turn,
             };
-            listed.push(self.begin::<Clusters>(order, watched.clusters.clone()));
+            listed.push(self.begin::<Clusters>(config, watched.clusters.clone()));
         }
         let all = watched.listed.clone();
         self.when_all(
@@ -299,23 +308,27 @@ impl Inner {
     ) {
         let parts = &self.parts;
         let ticket = parts.store.open(shard, K::PLURAL);
-        let places = Places::new(parts.count, BTreeMap::from([(shard, ticket)]));
+        let filter = ShardFilter::new(parts.count, BTreeMap::from([(shard, ticket)]));
         for namespace in parts.scopes() {
             let labels = Some(bucket_selector(parts.count, shard));
-            let order = Order {
-                ask: self.ask::<K>(parts.client.clone(), namespace.as_deref(), labels),
+            let config = SourceConfig {
+                request: self.list_watch_request::<K>(
+                    parts.client.clone(),
+                    namespace.as_deref(),
+                    labels,
+                ),
                 namespace,
                 selected: false,
-                places: places.clone(),
-                turn: Turn::First,
+                filter: filter.clone(),
+                turn: ListTurn::First,
             };
-            listed.push(self.begin::<K>(order, stop.clone()));
+            listed.push(self.begin::<K>(config, stop.clone()));
         }
     }
 
-    fn begin<K: Kind>(&self, order: Order, stop: CancellationToken) -> CancellationToken {
+    fn begin<K: Kind>(&self, config: SourceConfig, stop: CancellationToken) -> CancellationToken {
         let listed = CancellationToken::new();
-        let source = Source::<K>::new(Arc::clone(&self.parts), order, listed.clone());
+        let source = Source::<K>::new(Arc::clone(&self.parts), config, listed.clone());
         self.tasks.spawn(source.run(stop));
         listed
     }
@@ -345,7 +358,7 @@ impl Inner {
     }
 
     /// New tickets for all shards, and whom to tell when they are listed.
-    fn whole_round(&self) -> (Places, Vec<CancellationToken>) {
+    fn whole_round(&self) -> (ShardFilter, Vec<CancellationToken>) {
         let (parts, mut open) = (&self.parts, BTreeMap::new());
         let waiting = self.with(|state| {
             for shard in state.shards.keys() {
@@ -353,7 +366,7 @@ impl Inner {
             }
             state.shards.values().map(|w| w.listed.clone()).collect()
         });
-        (Places::new(parts.count, open), waiting)
+        (ShardFilter::new(parts.count, open), waiting)
     }
 }
 
@@ -369,18 +382,18 @@ async fn watch_whole(inner: Arc<Inner>, stop: CancellationToken) {
         tokio::time::sleep(GATHER).await;
         round.cancel();
         round = stop.child_token();
-        let (places, waiting) = inner.whole_round();
+        let (filter, waiting) = inner.whole_round();
         let mut listed = Vec::new();
         for namespace in inner.parts.scopes() {
             let client = inner.parts.client.clone();
-            let order = Order {
-                ask: inner.ask::<Clusters>(client, namespace.as_deref(), None),
+            let config = SourceConfig {
+                request: inner.list_watch_request::<Clusters>(client, namespace.as_deref(), None),
                 namespace,
                 selected: false,
-                places: places.clone(),
-                turn: Turn::First,
+                filter: filter.clone(),
+                turn: ListTurn::First,
             };
-            listed.push(inner.begin::<Clusters>(order, round.clone()));
+            listed.push(inner.begin::<Clusters>(config, round.clone()));
         }
         for one in listed {
             tokio::select! {

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::observe;
 use super::store::Store;
-use super::wire::{ArrivedMeta, Head};
+use super::wire::{Head, WireMeta};
 use crate::api::{DatabaseCluster, DatabaseClusterSpec, DatabaseClusterStatus};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::hash::Bucket;
@@ -30,7 +30,7 @@ pub trait Kind: Send + Sync + 'static {
     /// Whether only metadata is asked for.
     const METADATA_ONLY: bool;
     /// What is kept of it.
-    type Record: Kept;
+    type Record: Record;
 
     /// The path of its collection: of one namespace, or of all.
     fn path(namespace: Option<&str>) -> String;
@@ -46,7 +46,7 @@ pub trait Kind: Send + Sync + 'static {
 }
 
 /// What the store keeps of one kind.
-pub trait Kept: Sized + Send {
+pub trait Record: Sized + Send {
     /// Namespace and name of the object itself.
     fn key(&self) -> &ObjectKey;
     /// The bucket in which its cluster lies.
@@ -102,12 +102,12 @@ impl Kind for Clusters {
 
     fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<ClusterRecord>> {
         #[derive(Deserialize)]
-        struct Arrived {
-            metadata: ArrivedMeta,
+        struct WireObject {
+            metadata: WireMeta,
             spec: DatabaseClusterSpec,
             status: Option<DatabaseClusterStatus>,
         }
-        let arrived: Arrived = serde_json::from_str(object.get())?;
+        let arrived: WireObject = serde_json::from_str(object.get())?;
         Ok(observe::cluster(&DatabaseCluster {
             metadata: arrived.metadata.into(),
             spec: arrived.spec,
@@ -116,7 +116,7 @@ impl Kind for Clusters {
     }
 }
 
-impl Kept for ClusterRecord {
+impl Record for ClusterRecord {
     fn key(&self) -> &ObjectKey {
         &self.key
     }
@@ -178,13 +178,13 @@ impl Kind for StatefulSets {
 
     fn read(object: &RawValue, store: &Store) -> serde_json::Result<Option<StatefulSetRecord>> {
         #[derive(Deserialize)]
-        struct Arrived<'a> {
-            metadata: ArrivedMeta,
+        struct WireObject<'a> {
+            metadata: WireMeta,
             #[serde(borrow)]
             spec: Option<&'a RawValue>,
             status: Option<StatefulSetStatus>,
         }
-        let arrived: Arrived<'_> = serde_json::from_str(object.get())?;
+        let arrived: WireObject<'_> = serde_json::from_str(object.get())?;
         let mut object = StatefulSet {
             metadata: arrived.metadata.into(),
             spec: None,
@@ -203,7 +203,7 @@ impl Kind for StatefulSets {
     }
 }
 
-impl KeptChild for StatefulSetRecord {
+impl StoredChild for StatefulSetRecord {
     fn child(&self) -> &ChildRecord {
         &self.child
     }
@@ -211,9 +211,9 @@ impl KeptChild for StatefulSetRecord {
     fn known<T>(
         store: &Store,
         key: &ObjectKey,
-        look: impl FnOnce(&ChildRecord) -> Option<T>,
+        read: impl FnOnce(&ChildRecord) -> Option<T>,
     ) -> Option<T> {
-        look(&store.statefulset(key)?.child)
+        read(&store.statefulset(key)?.child)
     }
 
     fn put(self, store: &Store) {
@@ -230,14 +230,14 @@ impl KeptChild for StatefulSetRecord {
 }
 
 /// What the store keeps of a kind of child: everything follows from its metadata but where it lies.
-pub trait KeptChild: Sized + Send {
+pub trait StoredChild: Sized + Send {
     /// Its metadata.
     fn child(&self) -> &ChildRecord;
     /// Looks at the metadata of what lies under this key.
     fn known<T>(
         store: &Store,
         key: &ObjectKey,
-        look: impl FnOnce(&ChildRecord) -> Option<T>,
+        read: impl FnOnce(&ChildRecord) -> Option<T>,
     ) -> Option<T>;
     /// Keeps it.
     fn put(self, store: &Store);
@@ -258,7 +258,7 @@ fn cluster_of(child: &ChildRecord) -> Option<ObjectKey> {
     Some(ObjectKey::new(&child.key.namespace, name))
 }
 
-impl<C: KeptChild> Kept for C {
+impl<C: StoredChild> Record for C {
     fn key(&self) -> &ObjectKey {
         &self.child().key
     }
@@ -304,7 +304,7 @@ impl<C: KeptChild> Kept for C {
     }
 
     fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
-        <C as KeptChild>::keys(store, ours)
+        <C as StoredChild>::keys(store, ours)
     }
 }
 
@@ -334,12 +334,12 @@ impl MetadataChild for PodDisruptionBudget {
 }
 
 /// The metadata of children of the kind `K`.
-pub struct MetadataOf<K>(PhantomData<fn() -> K>);
+pub struct PartialMetadata<K>(PhantomData<fn() -> K>);
 
-impl<K: MetadataChild> Kind for MetadataOf<K> {
+impl<K: MetadataChild> Kind for PartialMetadata<K> {
     const PLURAL: &'static str = K::PLURAL;
     const METADATA_ONLY: bool = true;
-    type Record = OfKind<K>;
+    type Record = MetadataRecord<K>;
 
     fn path(namespace: Option<&str>) -> String {
         K::url_path(&(), namespace)
@@ -349,14 +349,14 @@ impl<K: MetadataChild> Kind for MetadataOf<K> {
         None
     }
 
-    fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<OfKind<K>>> {
+    fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<MetadataRecord<K>>> {
         #[derive(Deserialize)]
-        struct Arrived {
-            metadata: ArrivedMeta,
+        struct WireObject {
+            metadata: WireMeta,
         }
-        let arrived: Arrived = serde_json::from_str(object.get())?;
+        let arrived: WireObject = serde_json::from_str(object.get())?;
         let record = observe::child(K::KIND, &arrived.metadata.into());
-        Ok(record.map(|record| OfKind {
+        Ok(record.map(|record| MetadataRecord {
             record,
             kind: PhantomData,
         }))
@@ -364,12 +364,12 @@ impl<K: MetadataChild> Kind for MetadataOf<K> {
 }
 
 /// What is kept of a child of the kind `K`.
-pub struct OfKind<K> {
+pub struct MetadataRecord<K> {
     record: ChildRecord,
     kind: PhantomData<fn() -> K>,
 }
 
-impl<K: MetadataChild> KeptChild for OfKind<K> {
+impl<K: MetadataChild> StoredChild for MetadataRecord<K> {
     fn child(&self) -> &ChildRecord {
         &self.record
     }
@@ -377,13 +377,13 @@ impl<K: MetadataChild> KeptChild for OfKind<K> {
     fn known<T>(
         store: &Store,
         key: &ObjectKey,
-        look: impl FnOnce(&ChildRecord) -> Option<T>,
+        read: impl FnOnce(&ChildRecord) -> Option<T>,
     ) -> Option<T> {
         let id = ChildId {
             kind: K::KIND,
             name: Arc::clone(&key.name),
         };
-        look(&*store.child(&key.namespace, &id)?)
+        read(&*store.child(&key.namespace, &id)?)
     }
 
     fn put(self, store: &Store) {

@@ -15,14 +15,14 @@ const APART: Duration = Duration::from_millis(25);
 /// Whether a list is the first of its source. A shard that was just taken is waited for; after an
 /// API server came back, all sources of all replicas would begin at the same instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum ListTurn {
     /// Nothing of it was seen yet.
     First,
     /// It was listed before.
     Again,
 }
 
-impl Turn {
+impl ListTurn {
     /// The label value.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -36,7 +36,7 @@ impl Turn {
 /// See the module.
 #[derive(Debug)]
 pub struct Lists {
-    places: Semaphore,
+    filter: Semaphore,
     /// When the next list may begin that is made anew. Locked for a look only.
     next: Mutex<Instant>,
 }
@@ -44,7 +44,7 @@ pub struct Lists {
 impl Default for Lists {
     fn default() -> Self {
         Self {
-            places: Semaphore::new(AT_ONCE_MAX),
+            filter: Semaphore::new(AT_ONCE_MAX),
             next: Mutex::new(Instant::now()),
         }
     }
@@ -52,12 +52,12 @@ impl Default for Lists {
 
 impl Lists {
     /// Waits until a list may begin; it is over when the permit is dropped.
-    pub async fn turn(&self, turn: Turn) -> Option<SemaphorePermit<'_>> {
-        if turn == Turn::Again {
+    pub async fn turn(&self, turn: ListTurn) -> Option<SemaphorePermit<'_>> {
+        if turn == ListTurn::Again {
             tokio::time::sleep_until(self.reserve()).await;
         }
         // The semaphore is never closed.
-        self.places.acquire().await.ok()
+        self.filter.acquire().await.ok()
     }
 
     fn reserve(&self) -> Instant {
@@ -76,19 +76,19 @@ mod tests {
     use tokio::task::JoinSet;
 
     #[tokio::test(start_paused = true)]
-    async fn lists_made_anew_are_spread_and_first_ones_do_not_wait() {
+    async fn repeated_lists_are_spread_and_first_lists_do_not_wait() {
         let lists = Arc::new(Lists::default());
         let begun = Instant::now();
         let mut tasks = JoinSet::new();
         for _ in 0..100 {
             let lists = Arc::clone(&lists);
             tasks.spawn(async move {
-                let _permit = lists.turn(Turn::Again).await;
+                let _permit = lists.turn(ListTurn::Again).await;
                 begun.elapsed()
             });
         }
         tokio::task::yield_now().await;
-        let _permit = lists.turn(Turn::First).await;
+        let _permit = lists.turn(ListTurn::First).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
         let mut at: Vec<Duration> = tasks.join_all().await;
         at.sort();
@@ -99,15 +99,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_so_many_come_in_at_once() {
+    async fn concurrent_lists_are_bounded() {
         let lists = Lists::default();
         let mut permits = Vec::new();
         for _ in 0..AT_ONCE_MAX {
-            permits.push(lists.turn(Turn::First).await);
+            permits.push(lists.turn(ListTurn::First).await);
         }
-        let one_more = tokio::time::timeout(Duration::from_secs(9), lists.turn(Turn::First));
+        let one_more = tokio::time::timeout(Duration::from_secs(9), lists.turn(ListTurn::First));
         assert!(one_more.await.is_err());
         permits.pop();
-        assert!(lists.turn(Turn::First).await.is_some());
+        assert!(lists.turn(ListTurn::First).await.is_some());
     }
 }

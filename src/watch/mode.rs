@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::feed::Inner;
 use super::kinds::{Clusters, Kind};
 use super::selector::probe;
-use super::trouble::{Troubles, explain};
+use super::trouble::{ApiErrors, explain};
 use crate::core::watch_mode::{ModeChooser, WatchMode};
 use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::health::Health;
@@ -24,20 +24,20 @@ const PROBE_JITTER: f64 = 0.2;
 
 /// What casts doubt on the way of watching.
 #[derive(Debug, Default)]
-pub struct Doubts {
-    sent_everything: AtomicBool,
+pub struct FilterDoubts {
+    received_unfiltered: AtomicBool,
     raised: Notify,
 }
 
-impl Doubts {
+impl FilterDoubts {
     /// A watch failed: it may be another API server that answers next.
     pub fn failed(&self) {
         self.raised.notify_one();
     }
 
     /// An object came that the API server had been asked to leave out.
-    pub fn sent_everything(&self) {
-        if !self.sent_everything.swap(true, Ordering::AcqRel) {
+    pub fn received_unfiltered(&self) {
+        if !self.received_unfiltered.swap(true, Ordering::AcqRel) {
             self.raised.notify_one();
         }
     }
@@ -46,23 +46,23 @@ impl Doubts {
         self.raised.notified().await;
     }
 
-    fn take_sent_everything(&self) -> bool {
-        self.sent_everything.swap(false, Ordering::AcqRel)
+    fn take_received_unfiltered(&self) -> bool {
+        self.received_unfiltered.swap(false, Ordering::AcqRel)
     }
 }
 
 /// Waits for the API server and finds out how to watch; where the server is not to filter, only waits.
-pub async fn first_look(
+pub async fn detect_mode(
     client: &Client,
     namespaces: &[String],
     may_shard: bool,
-    troubles: &Troubles,
+    api_errors: &ApiErrors,
     health: &Health,
 ) -> WatchMode {
     loop {
-        match ask(client, namespaces).await {
+        match probe_filtering(client, namespaces).await {
             Ok(filters) => {
-                troubles.clear(Clusters::PLURAL);
+                api_errors.clear(Clusters::PLURAL);
                 return match may_shard && filters {
                     true => WatchMode::Sharded,
                     false => WatchMode::Filtered,
@@ -70,14 +70,14 @@ pub async fn first_look(
             }
             Err(line) => {
                 health.set("api-server", Err(&line));
-                troubles.report(Clusters::PLURAL, line);
+                api_errors.report(Clusters::PLURAL, line);
             }
         }
         tokio::time::sleep(PROBE_AGAIN).await;
     }
 }
 
-async fn ask(client: &Client, namespaces: &[String]) -> Result<bool, String> {
+async fn probe_filtering(client: &Client, namespaces: &[String]) -> Result<bool, String> {
     let path = Clusters::path(namespaces.first().map(String::as_str));
     match tokio::time::timeout(PROBE_TIMEOUT, probe(client, &path)).await {
         Ok(answer) => answer.map_err(|error| explain(Clusters::PLURAL, &error)),
@@ -89,7 +89,7 @@ async fn ask(client: &Client, namespaces: &[String]) -> Result<bool, String> {
 }
 
 /// Keeps the way of watching right, until the feeds are dropped.
-pub(super) async fn keep_right(inner: Arc<Inner>, mut chooser: ModeChooser) {
+pub(super) async fn monitor_mode(inner: Arc<Inner>, mut chooser: ModeChooser) {
     let parts = &inner.parts;
     loop {
         let wait_ms = chooser.probe_due_ms().saturating_sub(boottime_ms());
@@ -99,10 +99,10 @@ pub(super) async fn keep_right(inner: Arc<Inner>, mut chooser: ModeChooser) {
             () = parts.doubts.raised() => {}
             () = tokio::time::sleep(wait) => {}
         }
-        if parts.doubts.take_sent_everything() {
-            inner.set_mode(chooser.sent_everything(boottime_ms()));
+        if parts.doubts.take_received_unfiltered() {
+            inner.set_mode(chooser.received_unfiltered(boottime_ms()));
         }
-        match ask(&parts.client, &parts.namespaces).await {
+        match probe_filtering(&parts.client, &parts.namespaces).await {
             Ok(filters) => inner.set_mode(chooser.probed(boottime_ms(), filters)),
             // Those that watch report it.
             Err(_) => parts.doubts.failed(),

@@ -55,12 +55,12 @@ pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
         is_marked: managed_by == Some(names::MANAGED_BY)
             && bucket.is_some()
             && fingerprint.is_some(),
-        says_initialized: annotation(meta, names::INITIALIZED_ANNOTATION) == Some("true"),
+        reports_initialized: annotation(meta, names::INITIALIZED_ANNOTATION) == Some("true"),
         bucket,
         token: annotation(meta, names::FENCING_TOKEN_ANNOTATION)
             .map(|text| fnv1a64(text.as_bytes())),
         fingerprint,
-        made_from_generation: annotation(meta, names::GENERATION_ANNOTATION)
+        rendered_from_generation: annotation(meta, names::GENERATION_ANNOTATION)
             .and_then(|text| text.parse().ok()),
         contents: contents(meta),
     })

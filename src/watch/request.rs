@@ -23,10 +23,10 @@ const PAGE: u32 = 500;
 
 /// Why a watch ended.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {
+pub enum WatchError {
     /// The API server closed it, as it does every few minutes.
     #[error("the watch ended")]
-    Regularly,
+    Closed,
     /// 410: what we would go on from is gone, so everything is listed anew.
     #[error("the version to go on from is too old")]
     Expired,
@@ -47,7 +47,7 @@ pub enum Ended {
     TooLong,
 }
 
-impl Ended {
+impl WatchError {
     /// Of an error event in a watch.
     #[must_use]
     pub fn by_status(status: Status) -> Self {
@@ -101,7 +101,7 @@ impl Ended {
 
 /// What to ask for.
 #[derive(Clone)]
-pub struct Ask {
+pub struct ListWatchRequest {
     /// Sends the requests; adds the selector by shard where there is one.
     pub client: Client,
     /// The path of the collection.
@@ -112,13 +112,13 @@ pub struct Ask {
     pub metadata_only: bool,
 }
 
-impl Ask {
+impl ListWatchRequest {
     /// Everything that is there, then what changes, in one stream. No version is named, which asks
     /// for what is in etcd now: a cache that lags would show a new holder less than the old one saw.
     ///
     /// # Errors
     /// When the API server refuses or is away.
-    pub async fn stream_list(&self) -> Result<Lines, Ended> {
+    pub async fn stream_list(&self) -> Result<Lines, WatchError> {
         let params = self.params().initial_events();
         Ok(self
             .watch(&params, "")
@@ -130,7 +130,7 @@ impl Ask {
     ///
     /// # Errors
     /// As above.
-    pub async fn watch_from(&self, version: &str) -> Result<Lines, Ended> {
+    pub async fn watch_from(&self, version: &str) -> Result<Lines, WatchError> {
         self.watch(&self.params(), version).await
     }
 
@@ -138,7 +138,7 @@ impl Ask {
     ///
     /// # Errors
     /// As above.
-    pub async fn page(&self, next: &str) -> Result<String, Ended> {
+    pub async fn page(&self, next: &str) -> Result<String, WatchError> {
         let mut params = ListParams::default().limit(PAGE);
         params.label_selector.clone_from(&self.labels);
         if !next.is_empty() {
@@ -152,8 +152,8 @@ impl Ask {
         let request = request.map_err(kube::Error::BuildRequest)?;
         let answer = self.client.request_text(request);
         match tokio::time::timeout(LIST_SILENCE_MAX, answer).await {
-            Ok(answer) => answer.map_err(Ended::by_error),
-            Err(_) => Err(Ended::Silent),
+            Ok(answer) => answer.map_err(WatchError::by_error),
+            Err(_) => Err(WatchError::Silent),
         }
     }
 
@@ -165,7 +165,7 @@ impl Ask {
         }
     }
 
-    async fn watch(&self, params: &WatchParams, version: &str) -> Result<Lines, Ended> {
+    async fn watch(&self, params: &WatchParams, version: &str) -> Result<Lines, WatchError> {
         let request = kube::core::Request::new(&self.path);
         let request = match self.metadata_only {
             true => request.watch_metadata(params, version),
@@ -174,8 +174,8 @@ impl Ask {
         let request = request.map_err(kube::Error::BuildRequest)?;
         let answer = self.client.request_stream(request);
         match tokio::time::timeout(LIST_SILENCE_MAX, answer).await {
-            Ok(answer) => Ok(Lines::new(answer.map_err(Ended::by_error)?)),
-            Err(_) => Err(Ended::Silent),
+            Ok(answer) => Ok(Lines::new(answer.map_err(WatchError::by_error)?)),
+            Err(_) => Err(WatchError::Silent),
         }
     }
 }
@@ -210,23 +210,23 @@ impl Lines {
     ///
     /// # Errors
     /// When there is none any more, and why.
-    pub async fn next(&mut self) -> Result<&[u8], Ended> {
+    pub async fn next(&mut self) -> Result<&[u8], WatchError> {
         self.line.clear();
         self.line.shrink_to(LINE_BYTES_KEPT);
         let patience = self.patience;
         match tokio::time::timeout(patience, self.fill()).await {
             Ok(filled) => filled?,
-            Err(_) => return Err(Ended::Silent),
+            Err(_) => return Err(WatchError::Silent),
         }
         Ok(&self.line)
     }
 
-    async fn fill(&mut self) -> Result<(), Ended> {
+    async fn fill(&mut self) -> Result<(), WatchError> {
         loop {
             let piece = self.from.fill_buf().await?;
             if piece.is_empty() {
                 // A line that was cut off comes again.
-                return Err(Ended::Regularly);
+                return Err(WatchError::Closed);
             }
             let end = piece.iter().position(|byte| *byte == b'\n');
             let used = end.map_or(piece.len(), |end| end + 1);
@@ -237,7 +237,7 @@ impl Lines {
                 return Ok(());
             }
             if self.line.len() > LINE_BYTES_MAX {
-                return Err(Ended::TooLong);
+                return Err(WatchError::TooLong);
             }
         }
     }
@@ -262,30 +262,30 @@ mod tests {
         for expected in ["{\"a\":1}\n", "{}\n", "{\"b\":2}\n"] {
             assert_eq!(lines.next().await.unwrap(), expected.as_bytes());
         }
-        assert!(matches!(lines.next().await, Err(Ended::Regularly)));
+        assert!(matches!(lines.next().await, Err(WatchError::Closed)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_watch_is_given_up() {
+    async fn silent_watch_is_aborted() {
         let body = futures::stream::pending::<std::io::Result<&'static str>>();
         let mut lines = Lines::new(body.into_async_read());
         let begun = tokio::time::Instant::now();
-        assert!(matches!(lines.next().await, Err(Ended::Silent)));
+        assert!(matches!(lines.next().await, Err(WatchError::Silent)));
         assert_eq!(begun.elapsed(), SILENCE_MAX);
     }
 
     #[tokio::test]
-    async fn a_line_without_end_is_given_up() {
+    async fn overlong_line_is_aborted() {
         let piece = "x".repeat(1 << 20);
         let body = futures::stream::repeat_with(move || Ok::<_, std::io::Error>(piece.clone()));
         let mut lines = Lines::new(Box::pin(body).into_async_read());
-        assert!(matches!(lines.next().await, Err(Ended::TooLong)));
+        assert!(matches!(lines.next().await, Err(WatchError::TooLong)));
     }
 
     #[test]
-    fn only_a_no_to_the_request_itself_is_a_refusal() {
-        let by = |code: u16| Ended::by_status(Status::failure("m", "r").with_code(code));
-        assert!(matches!(by(410), Ended::Expired));
+    fn only_a_rejected_request_is_a_refusal() {
+        let by = |code: u16| WatchError::by_status(Status::failure("m", "r").with_code(code));
+        assert!(matches!(by(410), WatchError::Expired));
         for (code, refused) in [
             (400, true),
             (422, true),
@@ -296,6 +296,6 @@ mod tests {
         ] {
             assert_eq!(by(code).is_refusal(), refused, "{code}");
         }
-        assert!(!Ended::Silent.is_refusal());
+        assert!(!WatchError::Silent.is_refusal());
     }
 }

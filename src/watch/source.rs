@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::feed::FeedParts;
-use super::kinds::{Kept, Kind};
-use super::lists::Turn;
-use super::request::{Ask, Ended, Lines};
+use super::feed::ReflectorParts;
+use super::kinds::{Kind, Record};
+use super::lists::ListTurn;
+use super::request::{Lines, ListWatchRequest, WatchError};
 use super::store::Ticket;
 use super::trouble::explain;
 use super::wire::{Bookmark, Head, Line, Page};
@@ -34,12 +34,12 @@ const REFUSALS_MAX: u32 = 3;
 
 /// Which shards a source may put into the store, and by which ticket.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct ShardFilter {
     count: ShardCount,
     open: BTreeMap<ShardId, Ticket>,
 }
 
-impl Places {
+impl ShardFilter {
     /// These shards.
     #[must_use]
     pub const fn new(count: ShardCount, open: BTreeMap<ShardId, Ticket>) -> Self {
@@ -55,23 +55,23 @@ impl Places {
 }
 
 /// What a source asks for, and where it may put it.
-pub struct Order {
+pub struct SourceConfig {
     /// What to ask for.
-    pub ask: Ask,
+    pub request: ListWatchRequest,
     /// The namespace, unless it is all.
     pub namespace: Option<String>,
     /// Whether the API server was asked to send our shards only.
     pub selected: bool,
     /// What to keep.
-    pub places: Places,
+    pub filter: ShardFilter,
     /// Whether this was listed before, by another source.
-    pub turn: Turn,
+    pub turn: ListTurn,
 }
 
 /// One list and watch of the kind `K`.
 pub struct Source<K> {
-    parts: Arc<FeedParts>,
-    order: Order,
+    parts: Arc<ReflectorParts>,
+    config: SourceConfig,
     /// Cancelled when everything has been listed once.
     listed: CancellationToken,
     /// Keys of a list that is coming in.
@@ -85,10 +85,14 @@ pub struct Source<K> {
 impl<K: Kind> Source<K> {
     /// A source that has seen nothing; `listed` is cancelled when its first list is complete.
     #[must_use]
-    pub fn new(parts: Arc<FeedParts>, order: Order, listed: CancellationToken) -> Self {
+    pub fn new(
+        parts: Arc<ReflectorParts>,
+        config: SourceConfig,
+        listed: CancellationToken,
+    ) -> Self {
         Self {
             parts,
-            order,
+            config,
             listed,
             listing: None,
             version: None,
@@ -116,16 +120,16 @@ impl<K: Kind> Source<K> {
         let mut pauses = builder.build();
         loop {
             let begun = Instant::now();
-            let Err(ended) = self.session().await;
+            let Err(error) = self.session().await;
             if begun.elapsed() >= LASTED {
                 pauses = builder.build();
             }
-            let is_regular = matches!(ended, Ended::Regularly) && begun.elapsed() >= PAUSE_MIN;
-            let asked_for = ended.retry_after().min(RETRY_AFTER_MAX);
+            let is_regular = matches!(error, WatchError::Closed) && begun.elapsed() >= PAUSE_MIN;
+            let asked_for = error.retry_after().min(RETRY_AFTER_MAX);
             if !is_regular {
-                self.parts.metrics.watch_retried(ended.code());
+                self.parts.metrics.watch_retried(error.code());
             }
-            self.judge(ended);
+            self.handle_error(error);
             if !is_regular {
                 let pause = pauses.next().unwrap_or(PAUSE_MAX);
                 tokio::time::sleep(pause.max(asked_for)).await;
@@ -134,48 +138,48 @@ impl<K: Kind> Source<K> {
     }
 
     /// Draws the conclusions from the end of a watch.
-    fn judge(&mut self, ended: Ended) {
+    fn handle_error(&mut self, error: WatchError) {
         self.listing = None;
-        if ended.is_refusal() {
+        if error.is_refusal() {
             self.refusals += 1;
         }
-        if matches!(ended, Ended::Expired) || self.refusals >= REFUSALS_MAX {
+        if matches!(error, WatchError::Expired) || self.refusals >= REFUSALS_MAX {
             self.version = None;
             self.refusals = 0;
         }
-        let line = match &ended {
+        let line = match &error {
             // Both are part of a watch's normal life.
-            Ended::Regularly | Ended::Expired => return,
-            Ended::Refused(error) => explain(K::PLURAL, error),
+            WatchError::Closed | WatchError::Expired => return,
+            WatchError::Refused(error) => explain(K::PLURAL, error),
             other => format!("{other} ({})", K::PLURAL),
         };
-        tracing::debug!(what = K::PLURAL, %ended, "a watch failed; it is tried again");
-        self.parts.troubles.report(K::PLURAL, line);
+        tracing::debug!(what = K::PLURAL, %error, "a watch failed; it is tried again");
+        self.parts.api_errors.report(K::PLURAL, line);
         self.parts.doubts.failed();
     }
 
-    async fn session(&mut self) -> Result<std::convert::Infallible, Ended> {
+    async fn session(&mut self) -> Result<std::convert::Infallible, WatchError> {
         let parts = Arc::clone(&self.parts);
         let mut turn = None;
         let mut lines = match self.version.clone() {
-            Some(version) => self.order.ask.watch_from(&version).await?,
+            Some(version) => self.config.request.watch_from(&version).await?,
             None => {
-                turn = parts.lists.turn(self.order.turn).await;
+                turn = parts.lists.turn(self.config.turn).await;
                 self.list().await?
             }
         };
         if self.version.is_some() {
             drop(turn.take());
         }
-        parts.troubles.clear(K::PLURAL);
+        parts.api_errors.clear(K::PLURAL);
         loop {
             let line = lines.next().await?;
             self.count_bytes(line.len());
             let line: Line<'_> = serde_json::from_slice(line)?;
             let object = line.object;
             match &*line.what {
-                "ADDED" | "MODIFIED" => self.seen(object).await?,
-                "DELETED" => self.gone(object)?,
+                "ADDED" | "MODIFIED" => self.observe(object).await?,
+                "DELETED" => self.observe_deleted(object)?,
                 "BOOKMARK" => {
                     if self.bookmark(object)? {
                         lines.is_listed();
@@ -183,7 +187,7 @@ impl<K: Kind> Source<K> {
                     }
                 }
                 "ERROR" => {
-                    return Err(Ended::by_status(serde_json::from_str::<Status>(
+                    return Err(WatchError::by_status(serde_json::from_str::<Status>(
                         object.get(),
                     )?));
                 }
@@ -193,31 +197,31 @@ impl<K: Kind> Source<K> {
     }
 
     /// Begins to list everything: in a stream, or page by page where the API server does not stream.
-    async fn list(&mut self) -> Result<Lines, Ended> {
-        let turn = self.order.turn.label();
-        self.order.turn = Turn::Again;
+    async fn list(&mut self) -> Result<Lines, WatchError> {
+        let turn = self.config.turn.label();
+        self.config.turn = ListTurn::Again;
         let lists = &self.parts.metrics.lists_total;
         lists.with_label_values(&[K::PLURAL, turn]).inc();
         self.listing = Some(HashSet::new());
-        match self.order.ask.stream_list().await {
-            Err(ended) if ended.is_refusal() => self.list_pages().await,
+        match self.config.request.stream_list().await {
+            Err(error) if error.is_refusal() => self.list_pages().await,
             streamed => streamed,
         }
     }
 
-    async fn list_pages(&mut self) -> Result<Lines, Ended> {
+    async fn list_pages(&mut self) -> Result<Lines, WatchError> {
         let mut next = String::new();
         loop {
-            let text = self.order.ask.page(&next).await?;
+            let text = self.config.request.page(&next).await?;
             self.count_bytes(text.len());
             let page: Page<'_> = serde_json::from_str(&text)?;
             for object in &page.items {
-                self.seen(object).await?;
+                self.observe(object).await?;
             }
             if page.metadata.next.is_empty() {
                 let version = page.metadata.resource_version.into_owned();
                 self.complete(version.clone());
-                return self.order.ask.watch_from(&version).await;
+                return self.config.request.watch_from(&version).await;
             }
             next = page.metadata.next.into_owned();
         }
@@ -237,17 +241,17 @@ impl<K: Kind> Source<K> {
         }
     }
 
-    async fn seen(&mut self, object: &RawValue) -> Result<(), Ended> {
+    async fn observe(&mut self, object: &RawValue) -> Result<(), WatchError> {
         let head = Head::read(object)?;
         let metrics = &self.parts.metrics;
         metrics
             .objects_received_total
             .with_label_values(&[K::PLURAL])
             .inc();
-        let told = K::bucket_of(&head);
-        if told.is_some_and(|bucket| self.order.places.of(bucket).is_none()) {
-            if self.order.selected {
-                self.parts.doubts.sent_everything();
+        let bucket = K::bucket_of(&head);
+        if bucket.is_some_and(|bucket| self.config.filter.of(bucket).is_none()) {
+            if self.config.selected {
+                self.parts.doubts.received_unfiltered();
             }
         } else {
             match K::read(object, &self.parts.store) {
@@ -264,12 +268,12 @@ impl<K: Kind> Source<K> {
         Ok(())
     }
 
-    fn gone(&mut self, object: &RawValue) -> Result<(), Ended> {
+    fn observe_deleted(&mut self, object: &RawValue) -> Result<(), WatchError> {
         let head = Head::read(object)?;
         let received = &self.parts.metrics.objects_received_total;
         received.with_label_values(&[K::PLURAL]).inc();
-        let told = K::bucket_of(&head);
-        if told.is_none_or(|bucket| self.order.places.of(bucket).is_some()) {
+        let bucket = K::bucket_of(&head);
+        if bucket.is_none_or(|bucket| self.config.filter.of(bucket).is_some()) {
             self.remove(&head.key(), Some(&head.uid));
         }
         self.advance(&head.resource_version);
@@ -277,7 +281,7 @@ impl<K: Kind> Source<K> {
     }
 
     /// Whether the list is complete by it.
-    fn bookmark(&mut self, object: &RawValue) -> Result<bool, Ended> {
+    fn bookmark(&mut self, object: &RawValue) -> Result<bool, WatchError> {
         let bookmark = Bookmark::read(object)?;
         if bookmark.ends_list {
             self.complete(bookmark.resource_version);
@@ -288,15 +292,15 @@ impl<K: Kind> Source<K> {
     }
 
     fn complete(&mut self, version: String) {
-        self.forget_unlisted();
+        self.remove_unlisted();
         self.version = Some(version);
         self.refusals = 0;
         self.listed.cancel();
     }
 
     async fn keep(&mut self, record: K::Record) {
-        let places = &self.order.places;
-        let place = record.bucket().and_then(|bucket| places.of(bucket));
+        let filter = &self.config.filter;
+        let place = record.bucket().and_then(|bucket| filter.of(bucket));
         let Some((shard, ticket)) = place else {
             return;
         };
@@ -325,7 +329,7 @@ impl<K: Kind> Source<K> {
     fn remove(&self, key: &ObjectKey, uid: Option<&str>) {
         let store = &self.parts.store;
         let bucket = K::Record::bucket_known(store, key);
-        let place = bucket.and_then(|bucket| Some((bucket, self.order.places.of(bucket)?)));
+        let place = bucket.and_then(|bucket| Some((bucket, self.config.filter.of(bucket)?)));
         let Some((bucket, (shard, ticket))) = place else {
             return;
         };
@@ -338,13 +342,13 @@ impl<K: Kind> Source<K> {
     }
 
     /// What is in the store and not in the new list went while we were not looking.
-    fn forget_unlisted(&mut self) {
+    fn remove_unlisted(&mut self) {
         let Some(listed) = self.listing.take() else {
             return;
         };
-        let places = &self.order.places;
-        let ours = |bucket: Bucket| places.of(bucket).is_some();
-        let namespace = self.order.namespace.as_deref();
+        let filter = &self.config.filter;
+        let ours = |bucket: Bucket| filter.of(bucket).is_some();
+        let namespace = self.config.namespace.as_deref();
         for key in K::Record::keys(&self.parts.store, &ours) {
             let in_scope = namespace.is_none_or(|namespace| *key.namespace == *namespace);
             if in_scope && !listed.contains(&key) {

@@ -97,7 +97,7 @@ fn phases_are_counted_and_a_cluster_without_one_is_being_created() {
 }
 
 #[test]
-fn what_a_newer_version_wrote_can_still_be_read() {
+fn objects_written_by_newer_versions_are_readable() {
     let object: DatabaseCluster = serde_json::from_value(json!({
         "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
         "metadata": {"name": "a", "namespace": "shop", "uid": "u", "resourceVersion": "5"},
@@ -114,7 +114,7 @@ fn what_a_newer_version_wrote_can_still_be_read() {
 }
 
 #[test]
-fn a_closed_shard_takes_nothing_in_and_gives_nothing_away() {
+fn closed_shard_stores_nothing_and_returns_nothing() {
     let store = store();
     let (uid, key) = ("u", ObjectKey::new("shop", "a"));
     let shard = shard_of(uid);
@@ -138,8 +138,8 @@ fn a_closed_shard_takes_nothing_in_and_gives_nothing_away() {
 }
 
 #[test]
-fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
-    use super::kinds::Kept as _;
+fn newer_object_of_the_same_name_in_two_shards_wins() {
+    use super::kinds::Record as _;
     let store = store();
     let other = (0..).map(|n| format!("other-{n}"));
     let other = other.into_iter().find(|uid| shard_of(uid) != shard_of("u"));
@@ -166,8 +166,8 @@ fn of_two_objects_under_one_name_in_two_shards_the_newer_one_counts() {
 }
 
 #[test]
-fn a_child_without_a_controller_wakes_the_cluster_that_is_to_adopt_it() {
-    use super::kinds::{Kept, Kind, MetadataOf};
+fn child_without_controller_enqueues_the_adopting_cluster() {
+    use super::kinds::{Kind, PartialMetadata, Record};
     use k8s_openapi::api::core::v1::Service;
     let store = store();
     let key = |labels: serde_json::Value, owners: serde_json::Value| {
@@ -177,7 +177,9 @@ fn a_child_without_a_controller_wakes_the_cluster_that_is_to_adopt_it() {
             "annotations": {"database.io/fingerprint": "0123456789abcdef"},
         }});
         let raw = serde_json::value::to_raw_value(&object).unwrap();
-        let record = MetadataOf::<Service>::read(&raw, &store).unwrap().unwrap();
+        let record = PartialMetadata::<Service>::read(&raw, &store)
+            .unwrap()
+            .unwrap();
         record.cluster_key()
     };
     let ours = json!({

@@ -83,11 +83,11 @@ impl Entry {
 ///
 /// The lock is held for a look-up only.
 #[derive(Debug, Default)]
-pub struct Troubles {
+pub struct ApiErrors {
     entries: Mutex<BTreeMap<&'static str, Entry>>,
 }
 
-impl Troubles {
+impl ApiErrors {
     /// Notes a trouble, and logs it unless the same was logged within a minute.
     pub fn report(&self, what: &'static str, line: String) {
         if self.note(what, line.clone(), boottime_ms()) {
@@ -146,41 +146,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_trouble_is_logged_once_a_minute_however_many_tell_of_it() {
-        let troubles = Troubles::default();
+    fn same_error_is_logged_once_per_minute() {
+        let api_errors = ApiErrors::default();
         let mut logged_ms = Vec::new();
         for now_ms in (0..150_000).step_by(100) {
-            if troubles.note(CLUSTERS, CRD_MISSING.to_owned(), now_ms) {
+            if api_errors.note(CLUSTERS, CRD_MISSING.to_owned(), now_ms) {
                 logged_ms.push(now_ms);
             }
         }
         assert_eq!(logged_ms, [0, 60_000, 120_000]);
-        assert_eq!(troubles.missing_kind(), Some(CRD_MISSING));
-        assert_eq!(troubles.summary().as_deref(), Some(CRD_MISSING));
+        assert_eq!(api_errors.missing_kind(), Some(CRD_MISSING));
+        assert_eq!(api_errors.summary().as_deref(), Some(CRD_MISSING));
     }
 
     #[test]
-    fn one_source_that_works_does_not_make_the_log_flap() {
-        let troubles = Troubles::default();
+    fn one_recovered_source_does_not_make_the_log_flap() {
+        let api_errors = ApiErrors::default();
         let mut lines = 0;
         for now_ms in (0..37_000).step_by(100) {
-            lines += usize::from(troubles.note("services", "refused".to_owned(), now_ms));
-            lines += usize::from(troubles.note_end("services", now_ms));
+            lines += usize::from(api_errors.note("services", "refused".to_owned(), now_ms));
+            lines += usize::from(api_errors.note_end("services", now_ms));
         }
         assert_eq!(lines, 3, "that it is refused, that it works, and once more");
-        assert_eq!(troubles.summary(), None);
-        assert!(!troubles.note_end("services", 90_000), "it did work");
+        assert_eq!(api_errors.summary(), None);
+        assert!(!api_errors.note_end("services", 90_000), "it did work");
     }
 
     #[test]
-    fn another_trouble_is_logged_at_once_and_not_without_end() {
-        let troubles = Troubles::default();
-        assert!(troubles.note("services", "refused".to_owned(), 0));
-        assert!(troubles.note("services", "forbidden".to_owned(), 1));
-        assert!(troubles.note("configmaps", "refused".to_owned(), 2));
+    fn different_error_is_logged_immediately_and_bounded() {
+        let api_errors = ApiErrors::default();
+        assert!(api_errors.note("services", "refused".to_owned(), 0));
+        assert!(api_errors.note("services", "forbidden".to_owned(), 1));
+        assert!(api_errors.note("configmaps", "refused".to_owned(), 2));
         let mut lines = 2;
         for n in 0..100 {
-            lines += usize::from(troubles.note("services", format!("at {n}"), 3));
+            lines += usize::from(api_errors.note("services", format!("at {n}"), 3));
         }
         assert_eq!(lines, LINES_MAX);
     }

@@ -130,7 +130,7 @@ impl Bookmark {
 /// The metadata of an object as it arrives: what is of no use here is never decoded.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ArrivedMeta {
+pub struct WireMeta {
     name: Option<String>,
     namespace: Option<String>,
     uid: Option<String>,
@@ -143,8 +143,8 @@ pub struct ArrivedMeta {
     owner_references: Option<Vec<OwnerReference>>,
 }
 
-impl From<ArrivedMeta> for ObjectMeta {
-    fn from(meta: ArrivedMeta) -> Self {
+impl From<WireMeta> for ObjectMeta {
+    fn from(meta: WireMeta) -> Self {
         Self {
             name: meta.name,
             namespace: meta.namespace,
@@ -220,7 +220,7 @@ mod tests {
     fn managed_fields_and_annotations_of_others_are_dropped_on_arrival() {
         #[derive(Deserialize)]
         struct Object {
-            metadata: ArrivedMeta,
+            metadata: WireMeta,
         }
         let line: Line<'_> = serde_json::from_str(EVENT).unwrap();
         let object: Object = serde_json::from_str(line.object.get()).unwrap();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bookmark_that_ends_a_list_is_told_from_others() {
+    fn bookmark_ending_a_list_is_distinguished() {
         let bookmark = |text: &str| Bookmark::read(serde_json::from_str(text).unwrap()).unwrap();
         let plain = bookmark(r#"{"metadata":{"resourceVersion":"9"}}"#);
         assert!(!plain.ends_list && plain.resource_version == "9");
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_says_where_it_stands() {
+    fn page_reports_its_continue_token() {
         let text = r#"{"kind":"List","metadata":{"resourceVersion":"5","continue":"t"},"items":[{"a":1},{}]}"#;
         let page: Page<'_> = serde_json::from_str(text).unwrap();
         assert_eq!(

@@ -163,6 +163,6 @@ impl Fleet {
         FleetView::from_leases(&leases, Some(Timestamp::UNIX_EPOCH))
             .with_history(&self.history, self.now_ms)
             .with_observer(observer)
-            .judged()
+            .with_problems()
     }
 }

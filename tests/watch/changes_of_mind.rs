@@ -19,7 +19,7 @@ async fn a_downgrade_and_an_upgrade_are_followed() {
     let client = control_plane.client();
     add(&control_plane, "before").await;
     let mut replica = Replica::new(control_plane.client(), shards(8)).await;
-    assert_eq!(replica.feeds.mode(), WatchMode::Sharded);
+    assert_eq!(replica.reflector.mode(), WatchMode::Sharded);
     for shard in shards(8).shards().step_by(2) {
         replica.watch(shard);
     }

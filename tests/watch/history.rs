@@ -65,7 +65,7 @@ async fn the_same_history_ends_in_the_same_state_with_and_without_the_gate() {
         assert!(!looking.is_finished(), "{:?}", looking.await);
         looking.abort();
         for replica in &*world.replicas.lock().unwrap() {
-            let mode = replica.feeds.mode().label();
+            let mode = replica.reflector.mode().label();
             assert_eq!(mode == "sharded", sharded, "it watched in the mode {mode}");
         }
     }

@@ -13,11 +13,11 @@ use databasecluster_operator::core::watch_mode::WatchMode;
 use databasecluster_operator::fleet::agent;
 use databasecluster_operator::telemetry::health::Health;
 use databasecluster_operator::telemetry::metrics::Metrics;
-use databasecluster_operator::watch::feed::{FeedParts, Feeds};
+use databasecluster_operator::watch::feed::{ReflectorParts, ShardReflector};
 use databasecluster_operator::watch::lists::Lists;
-use databasecluster_operator::watch::mode::{Doubts, first_look};
+use databasecluster_operator::watch::mode::{FilterDoubts, detect_mode};
 use databasecluster_operator::watch::store::Store;
-use databasecluster_operator::watch::trouble::Troubles;
+use databasecluster_operator::watch::trouble::ApiErrors;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::ListParams;
@@ -54,7 +54,7 @@ pub(crate) fn shards(count: u64) -> ShardCount {
 
 /// The watches of one replica.
 pub(crate) struct Replica {
-    pub(crate) feeds: Feeds,
+    pub(crate) reflector: ShardReflector,
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watched: BTreeSet<ShardId>,
@@ -67,23 +67,30 @@ impl Replica {
         let (handle, events) = agent::channel();
         let store = Arc::new(Store::new(count));
         let metrics = Arc::new(Metrics::new().unwrap());
-        let troubles = Arc::new(Troubles::default());
-        let mode = first_look(&client, &[], true, &troubles, &Health::new(&["api-server"])).await;
-        let parts = FeedParts {
+        let api_errors = Arc::new(ApiErrors::default());
+        let mode = detect_mode(
+            &client,
+            &[],
+            true,
+            &api_errors,
+            &Health::new(&["api-server"]),
+        )
+        .await;
+        let parts = ReflectorParts {
             client,
             namespaces: Vec::new(),
             count,
             store: Arc::clone(&store),
-            troubles,
+            api_errors,
             metrics: Arc::clone(&metrics),
             on_change: Box::new(|_, _| {}),
             agent: handle,
             lists: Lists::default(),
-            doubts: Doubts::default(),
-            firsts: Arc::default(),
+            doubts: FilterDoubts::default(),
+            first_reconciles: Arc::default(),
         };
         Self {
-            feeds: Feeds::new(Arc::new(parts), mode, true),
+            reflector: ShardReflector::new(Arc::new(parts), mode, true),
             store,
             metrics,
             watched: BTreeSet::new(),
@@ -93,13 +100,13 @@ impl Replica {
 
     pub(crate) fn watch(&mut self, shard: ShardId) {
         if self.watched.insert(shard) {
-            self.feeds.watch(shard);
+            self.reflector.watch(shard);
         }
     }
 
     pub(crate) fn unwatch(&mut self, shard: ShardId) {
         if self.watched.remove(&shard) {
-            self.feeds.unwatch(shard);
+            self.reflector.unwatch(shard);
         }
     }
 
@@ -124,7 +131,7 @@ impl Replica {
 pub(crate) async fn until_mode(replicas: &Mutex<Vec<Replica>>, mode: WatchMode) {
     wait_for(format!("the mode {mode:?}"), PATIENCE, || async {
         let replicas = replicas.lock().unwrap();
-        let modes: Vec<WatchMode> = replicas.iter().map(|r| r.feeds.mode()).collect();
+        let modes: Vec<WatchMode> = replicas.iter().map(|r| r.reflector.mode()).collect();
         let met = modes.iter().all(|now| *now == mode);
         Ok(Progress::when(met, (), || format!("{modes:?}")))
     })

@@ -34,15 +34,19 @@ pub fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> Vec<Con
         // Something keeps the deletion from being carried out.
         Stage::Terminating(_) => (False, False, True),
     };
-    let calm = ("AsExpected", String::new());
-    let told = (why.reason.as_str(), why.message.clone());
+    let as_expected = ("AsExpected", String::new());
+    let reported = (why.reason.as_str(), why.message.clone());
     let settled = match stage {
         Stage::Ready(_) => (reason::SETTLED, String::new()),
-        _ => told.clone(),
+        _ => reported.clone(),
     };
-    let degraded_why = if degraded == True { told.clone() } else { calm };
+    let degraded_why = if degraded == True {
+        reported.clone()
+    } else {
+        as_expected
+    };
     let mut known = vec![
-        (ConditionType::Ready, ready, told),
+        (ConditionType::Ready, ready, reported),
         (ConditionType::Progressing, progressing, settled),
         (ConditionType::Degraded, degraded, degraded_why),
     ];

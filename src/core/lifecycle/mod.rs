@@ -44,7 +44,7 @@ mod stage;
 use std::marker::PhantomData;
 
 pub use conditions::{Facts, conditions};
-pub use stage::{Seen, Stage, Trouble, Workload, progressing_since, reason};
+pub use stage::{Observed, Problem, Stage, Workload, progressing_since, reason};
 
 use crate::api::Phase;
 
@@ -53,14 +53,14 @@ pub const MESSAGE_LENGTH_MAX: usize = 1024;
 
 /// Why the cluster is in its state: one word for programs, a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Why {
+pub struct ConditionReason {
     /// One word in CamelCase.
     pub reason: String,
     /// A sentence, bounded in length.
     pub message: String,
 }
 
-impl Why {
+impl ConditionReason {
     /// A reason and a message; the message is cut at [`MESSAGE_LENGTH_MAX`].
     #[must_use]
     pub fn new(reason: &str, message: impl Into<String>) -> Self {
@@ -116,12 +116,12 @@ states! {
 /// A cluster in one state of its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lifecycle<S: State> {
-    why: Why,
+    why: ConditionReason,
     state: PhantomData<S>,
 }
 
 impl<S: State> Lifecycle<S> {
-    const fn at(why: Why) -> Self {
+    const fn at(why: ConditionReason) -> Self {
         Self {
             why,
             state: PhantomData,
@@ -130,13 +130,13 @@ impl<S: State> Lifecycle<S> {
 
     /// The same state for another reason.
     #[must_use]
-    pub fn stay(self, why: Why) -> Self {
+    pub fn stay(self, why: ConditionReason) -> Self {
         Self::at(why)
     }
 
     /// Why it is in this state.
     #[must_use]
-    pub fn why(&self) -> &Why {
+    pub fn why(&self) -> &ConditionReason {
         &self.why
     }
 
@@ -150,7 +150,7 @@ impl<S: State> Lifecycle<S> {
 impl Lifecycle<Creating> {
     /// The first state of every cluster.
     #[must_use]
-    pub const fn begin(why: Why) -> Self {
+    pub const fn begin(why: ConditionReason) -> Self {
         Self::at(why)
     }
 }
@@ -182,7 +182,7 @@ impl CanBeReady for Degraded {}
 impl<S: CanScale> Lifecycle<S> {
     /// The instances are on the way to what the spec asks for.
     #[must_use]
-    pub fn scale(self, why: Why) -> Lifecycle<Scaling> {
+    pub fn scale(self, why: ConditionReason) -> Lifecycle<Scaling> {
         Lifecycle::at(why)
     }
 }
@@ -190,7 +190,7 @@ impl<S: CanScale> Lifecycle<S> {
 impl<S: CanDegrade> Lifecycle<S> {
     /// Something is wrong.
     #[must_use]
-    pub fn degrade(self, why: Why) -> Lifecycle<Degraded> {
+    pub fn degrade(self, why: ConditionReason) -> Lifecycle<Degraded> {
         Lifecycle::at(why)
     }
 }
@@ -198,7 +198,7 @@ impl<S: CanDegrade> Lifecycle<S> {
 impl<S: CanBeReady> Lifecycle<S> {
     /// All instances accept connections.
     #[must_use]
-    pub fn ready(self, why: Why) -> Lifecycle<Ready> {
+    pub fn ready(self, why: ConditionReason) -> Lifecycle<Ready> {
         Lifecycle::at(why)
     }
 }
@@ -206,7 +206,7 @@ impl<S: CanBeReady> Lifecycle<S> {
 impl<S: Alive> Lifecycle<S> {
     /// It is being deleted: the last state.
     #[must_use]
-    pub fn terminate(self, why: Why) -> Lifecycle<Terminating> {
+    pub fn terminate(self, why: ConditionReason) -> Lifecycle<Terminating> {
         Lifecycle::at(why)
     }
 }

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Creating, Degraded, Lifecycle, Ready, Scaling, Terminating, Why};
+use super::{ConditionReason, Creating, Degraded, Lifecycle, Ready, Scaling, Terminating};
 use crate::api::{Condition, ConditionStatus, ConditionType, DatabaseClusterStatus, Phase};
 
 /// A change that takes longer is reported as Degraded.
@@ -88,11 +88,11 @@ pub enum Stage {
 
 /// What keeps the children from being as they should.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum Problem {
     /// Something that goes by itself.
-    Wait(Why),
+    Transient(ConditionReason),
     /// Something that somebody has to look at.
-    Wrong(Why),
+    Permanent(ConditionReason),
 }
 
 /// The StatefulSet as far as the life of the cluster depends on it.
@@ -119,7 +119,7 @@ pub enum Workload {
 
 /// What was seen of a cluster.
 #[derive(Clone, Debug)]
-pub struct Seen<'a> {
+pub struct Observed<'a> {
     /// Generation of the spec.
     pub generation: i64,
     /// Replicas that the spec asks for.
@@ -131,9 +131,9 @@ pub struct Seen<'a> {
     /// Whether a child was just changed.
     pub changed: bool,
     /// What keeps the children from being as they should.
-    pub trouble: Option<&'a Trouble>,
+    pub problem: Option<&'a Problem>,
     /// Why Pods can not be ready: reason and message.
-    pub diagnosis: Option<&'a Why>,
+    pub diagnosis: Option<&'a ConditionReason>,
     /// The time.
     pub now: Timestamp,
 }
@@ -147,7 +147,7 @@ impl Stage {
                 .condition(kind)
                 .filter(|c| c.status == ConditionStatus::True)
         };
-        let why = |c: &Condition| Why::new(&c.reason, c.message.clone());
+        let why = |c: &Condition| ConditionReason::new(&c.reason, c.message.clone());
         if let Some(ready) = holds(ConditionType::Ready) {
             Self::Ready(Lifecycle::at(why(ready)))
         } else if let Some(degraded) = holds(ConditionType::Degraded) {
@@ -174,7 +174,7 @@ impl Stage {
 
     /// Why the cluster is in this stage.
     #[must_use]
-    pub fn why(&self) -> &Why {
+    pub fn why(&self) -> &ConditionReason {
         match self {
             Self::Creating(s) => s.why(),
             Self::Scaling(s) => s.why(),
@@ -186,48 +186,48 @@ impl Stage {
 
     /// The stage after what was seen.
     #[must_use]
-    pub fn next(self, seen: &Seen<'_>, before: &DatabaseClusterStatus) -> Self {
-        if seen.deleting {
-            return self.terminate(match seen.trouble {
-                Some(Trouble::Wrong(why)) => why.clone(),
-                Some(Trouble::Wait(_)) | None => terminating(),
+    pub fn next(self, observation: &Observed<'_>, before: &DatabaseClusterStatus) -> Self {
+        if observation.deleting {
+            return self.terminate(match observation.problem {
+                Some(Problem::Permanent(why)) => why.clone(),
+                Some(Problem::Transient(_)) | None => terminating(),
             });
         }
-        match seen.trouble {
-            Some(Trouble::Wrong(why)) => return self.degrade(why.clone()),
-            Some(Trouble::Wait(why)) => return self.scale(why.clone()),
+        match observation.problem {
+            Some(Problem::Permanent(why)) => return self.degrade(why.clone()),
+            Some(Problem::Transient(why)) => return self.scale(why.clone()),
             None => {}
         }
-        match seen.workload {
-            Workload::Absent => self.without_workload(seen, before),
+        match observation.workload {
+            Workload::Absent => self.without_workload(observation, before),
             // Not worth a write: the first Pod is made in a moment.
             Workload::New | Workload::Unsettled { exist: 0, .. }
-                if matches!(self, Self::Creating(_)) && seen.diagnosis.is_none() =>
+                if matches!(self, Self::Creating(_)) && observation.diagnosis.is_none() =>
             {
-                self.create(seen, before)
+                self.create(observation, before)
             }
-            _ if seen.changed => self.scale(seen.underway(before)),
-            Workload::New => self.scale(seen.not_ready(reason::SCALING)),
-            Workload::Settled => self.settle(seen.settled()),
+            _ if observation.changed => self.scale(observation.underway(before)),
+            Workload::New => self.scale(observation.not_ready(reason::SCALING)),
+            Workload::Settled => self.settle(observation.settled()),
             Workload::Unsettled {
                 rolling, observed, ..
-            } => self.unsettled(seen, before, (rolling, observed)),
+            } => self.unsettled(observation, before, (rolling, observed)),
         }
     }
 
     fn unsettled(
         self,
-        seen: &Seen<'_>,
+        observation: &Observed<'_>,
         before: &DatabaseClusterStatus,
         (rolling, observed): (bool, bool),
     ) -> Self {
-        if let Some(why) = seen.diagnosis {
+        if let Some(why) = observation.diagnosis {
             return self.degrade(why.clone());
         }
-        let new_spec = seen.is_new_spec(before);
+        let new_spec = observation.is_new_spec(before);
         match self {
-            Self::Scaling(s) if seen.deadline_passed(before) => {
-                Self::Degraded(s.degrade(Why::new(
+            Self::Scaling(s) if observation.deadline_passed(before) => {
+                Self::Degraded(s.degrade(ConditionReason::new(
                     reason::DEADLINE,
                     format!("not ready after {PROGRESS_DEADLINE:#}"),
                 )))
@@ -241,32 +241,32 @@ impl Stage {
                 Self::Scaling(s)
             }
             Self::Ready(s) if !new_spec && !rolling => {
-                Self::Degraded(s.degrade(seen.not_ready(reason::NOT_READY)))
+                Self::Degraded(s.degrade(observation.not_ready(reason::NOT_READY)))
             }
             Self::Degraded(s) if !new_spec => {
                 if s.why().reason == reason::DEADLINE {
                     Self::Degraded(s)
                 } else {
-                    Self::Degraded(s.stay(seen.not_ready(reason::NOT_READY)))
+                    Self::Degraded(s.stay(observation.not_ready(reason::NOT_READY)))
                 }
             }
-            other => other.scale(seen.not_ready(reason::SCALING)),
+            other => other.scale(observation.not_ready(reason::SCALING)),
         }
     }
 
-    fn without_workload(self, seen: &Seen<'_>, before: &DatabaseClusterStatus) -> Self {
+    fn without_workload(self, observation: &Observed<'_>, before: &DatabaseClusterStatus) -> Self {
         match self {
-            Self::Creating(_) => self.create(seen, before),
-            other => other.scale(Why::new(
+            Self::Creating(_) => self.create(observation, before),
+            other => other.scale(ConditionReason::new(
                 reason::REPAIRING,
                 "the StatefulSet is gone and is being made again",
             )),
         }
     }
 
-    fn create(self, seen: &Seen<'_>, before: &DatabaseClusterStatus) -> Self {
+    fn create(self, observation: &Observed<'_>, before: &DatabaseClusterStatus) -> Self {
         match self {
-            Self::Creating(s) if seen.deadline_passed(before) => {
+            Self::Creating(s) if observation.deadline_passed(before) => {
                 Self::Degraded(s.degrade(deadline()))
             }
             Self::Creating(s) => Self::Creating(s.stay(creating())),
@@ -274,7 +274,7 @@ impl Stage {
         }
     }
 
-    fn scale(self, why: Why) -> Self {
+    fn scale(self, why: ConditionReason) -> Self {
         match self {
             Self::Creating(s) => Self::Scaling(s.scale(why)),
             Self::Scaling(s) => Self::Scaling(s.stay(why)),
@@ -284,7 +284,7 @@ impl Stage {
         }
     }
 
-    fn degrade(self, why: Why) -> Self {
+    fn degrade(self, why: ConditionReason) -> Self {
         match self {
             Self::Creating(s) => Self::Degraded(s.degrade(why)),
             Self::Scaling(s) => Self::Degraded(s.degrade(why)),
@@ -294,7 +294,7 @@ impl Stage {
         }
     }
 
-    fn settle(self, why: Why) -> Self {
+    fn settle(self, why: ConditionReason) -> Self {
         match self {
             Self::Creating(s) => Self::Ready(s.scale(why.clone()).ready(why)),
             Self::Scaling(s) => Self::Ready(s.ready(why)),
@@ -304,7 +304,7 @@ impl Stage {
         }
     }
 
-    fn terminate(self, why: Why) -> Self {
+    fn terminate(self, why: ConditionReason) -> Self {
         Self::Terminating(match self {
             Self::Creating(s) => s.terminate(why),
             Self::Scaling(s) => s.terminate(why),
@@ -315,29 +315,29 @@ impl Stage {
     }
 }
 
-fn terminating() -> Why {
-    Why::new(
+fn terminating() -> ConditionReason {
+    ConditionReason::new(
         reason::TERMINATING,
         "being deleted: waiting until the StatefulSet and its Pods are gone",
     )
 }
 
-fn creating() -> Why {
-    Why::new(
+fn creating() -> ConditionReason {
+    ConditionReason::new(
         reason::CREATING,
         "creating the StatefulSet and what it needs",
     )
 }
 
-fn deadline() -> Why {
+fn deadline() -> ConditionReason {
     let minutes = PROGRESS_DEADLINE.as_mins();
-    Why::new(
+    ConditionReason::new(
         reason::DEADLINE,
         format!("not ready after {minutes} minutes"),
     )
 }
 
-impl Seen<'_> {
+impl Observed<'_> {
     fn ready(&self) -> i32 {
         match self.workload {
             Workload::Absent | Workload::New => 0,
@@ -346,25 +346,25 @@ impl Seen<'_> {
         }
     }
 
-    fn not_ready(&self, reason: &str) -> Why {
+    fn not_ready(&self, reason: &str) -> ConditionReason {
         let (ready, wanted) = (self.ready(), self.wanted);
-        Why::new(reason, format!("{ready} of {wanted} instances are ready"))
+        ConditionReason::new(reason, format!("{ready} of {wanted} instances are ready"))
     }
 
-    fn underway(&self, before: &DatabaseClusterStatus) -> Why {
+    fn underway(&self, before: &DatabaseClusterStatus) -> ConditionReason {
         if before.observed_generation == self.generation {
-            Why::new(
+            ConditionReason::new(
                 reason::REPAIRING,
                 "something else changed an object of this cluster; it is being put right",
             )
         } else {
-            Why::new(reason::SCALING, "carrying out a change of the spec")
+            ConditionReason::new(reason::SCALING, "carrying out a change of the spec")
         }
     }
 
-    fn settled(&self) -> Why {
+    fn settled(&self) -> ConditionReason {
         match self.wanted {
-            0 => Why::new(reason::PAUSED, "paused: no instances are asked for"),
+            0 => ConditionReason::new(reason::PAUSED, "paused: no instances are asked for"),
             _ => self.not_ready(reason::ALL_READY),
         }
     }

@@ -13,14 +13,14 @@ fn at(seconds: i64) -> Timestamp {
     START.parse::<Timestamp>().unwrap() + SignedDuration::from_secs(seconds)
 }
 
-fn seen(workload: Workload, seconds: i64) -> Seen<'static> {
-    Seen {
+fn observation(workload: Workload, seconds: i64) -> Observed<'static> {
+    Observed {
         generation: 1,
         wanted: 3,
         deleting: false,
         workload,
         changed: false,
-        trouble: None,
+        problem: None,
         diagnosis: None,
         now: at(seconds),
     }
@@ -35,30 +35,30 @@ fn unsettled(ready: i32) -> Workload {
     }
 }
 
-fn facts(seen: &Seen<'_>, primary: Option<bool>) -> Facts {
+fn facts(observation: &Observed<'_>, primary: Option<bool>) -> Facts {
     Facts {
         initialized: false,
         primary,
-        generation: seen.generation,
-        now: seen.now,
+        generation: observation.generation,
+        now: observation.now,
     }
 }
 
 /// What is reported after something was seen; what was reported before is all that is known.
-fn report(before: &DatabaseClusterStatus, seen: &Seen<'_>) -> DatabaseClusterStatus {
-    let stage = Stage::reconstruct(before).next(seen, before);
+fn report(before: &DatabaseClusterStatus, observation: &Observed<'_>) -> DatabaseClusterStatus {
+    let stage = Stage::reconstruct(before).next(observation, before);
     DatabaseClusterStatus {
         phase: Some(stage.phase()),
-        conditions: conditions(&stage, &facts(seen, None), &before.conditions),
-        observed_generation: seen.generation,
+        conditions: conditions(&stage, &facts(observation, None), &before.conditions),
+        observed_generation: observation.generation,
         ..DatabaseClusterStatus::default()
     }
 }
 
-fn phases(steps: &[Seen<'_>]) -> (Vec<Phase>, DatabaseClusterStatus) {
+fn phases(steps: &[Observed<'_>]) -> (Vec<Phase>, DatabaseClusterStatus) {
     let mut status = DatabaseClusterStatus::default();
-    let phases = steps.iter().map(|seen| {
-        status = report(&status, seen);
+    let phases = steps.iter().map(|observation| {
+        status = report(&status, observation);
         status.phase.unwrap()
     });
     (phases.collect(), status)
@@ -71,10 +71,10 @@ fn reason(status: &DatabaseClusterStatus, kind: ConditionType) -> &str {
 #[test]
 fn a_cluster_is_created_scaled_and_ready() {
     let (phases, status) = phases(&[
-        seen(Workload::Absent, 0),
-        seen(Workload::New, 1),
-        seen(unsettled(1), 2),
-        seen(Workload::Settled, 3),
+        observation(Workload::Absent, 0),
+        observation(Workload::New, 1),
+        observation(unsettled(1), 2),
+        observation(Workload::Settled, 3),
     ]);
     use Phase::{Creating, Ready, Scaling};
     assert_eq!(phases, [Creating, Creating, Scaling, Ready]);
@@ -83,28 +83,30 @@ fn a_cluster_is_created_scaled_and_ready() {
 
 #[test]
 fn a_cluster_is_available_while_its_primary_serves_whatever_else_is_wrong() {
-    let refused = Trouble::Wrong(Why::new(reason::MAJOR_VERSION, "refused"));
-    let mut wrong = seen(Workload::Settled, 10);
-    wrong.trouble = Some(&refused);
-    let mut paused = seen(Workload::Settled, 10);
+    let refused = Problem::Permanent(ConditionReason::new(reason::MAJOR_VERSION, "refused"));
+    let mut wrong = observation(Workload::Settled, 10);
+    wrong.problem = Some(&refused);
+    let mut paused = observation(Workload::Settled, 10);
     paused.wanted = 0;
-    let mut deleted = seen(unsettled(3), 10);
+    let mut deleted = observation(unsettled(3), 10);
     deleted.deleting = true;
     use ConditionStatus::{False, True};
-    for (seen, primary, expected) in [
+    for (observation, primary, expected) in [
         (&wrong, true, (True, reason::PRIMARY_READY)),
         (&wrong, false, (False, reason::PRIMARY_NOT_READY)),
         (&paused, false, (False, reason::PAUSED)),
         (&deleted, true, (False, reason::TERMINATING)),
     ] {
         let before = DatabaseClusterStatus::default();
-        let stage = Stage::reconstruct(&before).next(seen, &before);
-        let told = conditions(&stage, &facts(seen, Some(primary)), &[]);
-        let available = told.iter().find(|c| c.type_ == ConditionType::Available);
+        let stage = Stage::reconstruct(&before).next(observation, &before);
+        let reported = conditions(&stage, &facts(observation, Some(primary)), &[]);
+        let available = reported
+            .iter()
+            .find(|c| c.type_ == ConditionType::Available);
         let available = available.unwrap();
         assert_eq!((available.status, available.reason.as_str()), expected);
         // What is not known stays as it was reported.
-        let kept = conditions(&stage, &facts(seen, None), &told);
+        let kept = conditions(&stage, &facts(observation, None), &reported);
         assert!(kept.contains(available), "{kept:?}");
         let kept = kept.iter().filter(|c| c.type_ == ConditionType::Available);
         assert_eq!(kept.count(), 1);
@@ -112,12 +114,12 @@ fn a_cluster_is_available_while_its_primary_serves_whatever_else_is_wrong() {
 }
 
 #[test]
-fn what_was_ready_for_this_generation_and_is_not_any_more_is_degraded() {
+fn cluster_that_loses_readiness_for_its_generation_is_degraded() {
     let (phases, status) = phases(&[
-        seen(Workload::Settled, 0),
-        seen(unsettled(2), 1),
-        seen(unsettled(1), 2),
-        seen(Workload::Settled, 3),
+        observation(Workload::Settled, 0),
+        observation(unsettled(2), 1),
+        observation(unsettled(1), 2),
+        observation(Workload::Settled, 3),
     ]);
     use Phase::{Degraded, Ready};
     assert_eq!(phases, [Ready, Degraded, Degraded, Ready]);
@@ -129,10 +131,10 @@ fn what_was_ready_for_this_generation_and_is_not_any_more_is_degraded() {
 
 #[test]
 fn a_new_generation_scales_even_what_is_degraded() {
-    let mut newer = seen(unsettled(2), 2);
+    let mut newer = observation(unsettled(2), 2);
     newer.generation = 2;
-    for before in [vec![], vec![seen(unsettled(2), 1)]] {
-        let mut steps = vec![seen(Workload::Settled, 0)];
+    for before in [vec![], vec![observation(unsettled(2), 1)]] {
+        let mut steps = vec![observation(Workload::Settled, 0)];
         steps.extend(before);
         steps.push(newer.clone());
         assert_eq!(phases(&steps).0.last(), Some(&Phase::Scaling));
@@ -142,32 +144,38 @@ fn a_new_generation_scales_even_what_is_degraded() {
 #[test]
 fn a_change_that_takes_longer_than_ten_minutes_is_degraded_until_it_is_done() {
     let steps = [
-        seen(unsettled(0), 0),
-        seen(unsettled(1), 599),
-        seen(unsettled(2), 600),
-        seen(unsettled(2), 700),
+        observation(unsettled(0), 0),
+        observation(unsettled(1), 599),
+        observation(unsettled(2), 600),
+        observation(unsettled(2), 700),
     ];
     let (phases, status) = phases(&steps);
     use Phase::{Degraded, Scaling};
     assert_eq!(phases, [Scaling, Scaling, Degraded, Degraded]);
     assert_eq!(reason(&status, ConditionType::Degraded), reason::DEADLINE);
-    let done = report(&status, &seen(Workload::Settled, 800));
+    let done = report(&status, &observation(Workload::Settled, 800));
     assert_eq!(done.phase, Some(Phase::Ready));
 }
 
 #[test]
-fn a_cluster_whose_pods_are_never_made_is_degraded_too() {
-    let (phases, _) = phases(&[seen(Workload::New, 0), seen(Workload::New, 600)]);
+fn cluster_whose_pods_are_never_created_becomes_degraded() {
+    let (phases, _) = phases(&[
+        observation(Workload::New, 0),
+        observation(Workload::New, 600),
+    ]);
     assert_eq!(phases, [Phase::Creating, Phase::Degraded]);
 }
 
 #[test]
-fn a_diagnosis_degrades_at_once_and_says_why() {
-    let why = Why::new("ImagePullBackOff", "Pod x-db-0: …");
-    let mut sick = seen(unsettled(0), 40);
+fn diagnosis_degrades_immediately_with_its_reason() {
+    let why = ConditionReason::new("ImagePullBackOff", "Pod x-db-0: …");
+    let mut sick = observation(unsettled(0), 40);
     sick.diagnosis = Some(&why);
     let status = report(
-        &report(&DatabaseClusterStatus::default(), &seen(unsettled(0), 0)),
+        &report(
+            &DatabaseClusterStatus::default(),
+            &observation(unsettled(0), 0),
+        ),
         &sick,
     );
     assert_eq!(status.phase, Some(Phase::Degraded));
@@ -177,7 +185,7 @@ fn a_diagnosis_degrades_at_once_and_says_why() {
 
 #[test]
 fn no_replicas_are_ready_and_paused() {
-    let mut paused = seen(Workload::Settled, 0);
+    let mut paused = observation(Workload::Settled, 0);
     paused.wanted = 0;
     let status = report(&DatabaseClusterStatus::default(), &paused);
     assert_eq!(status.phase, Some(Phase::Ready));
@@ -186,14 +194,17 @@ fn no_replicas_are_ready_and_paused() {
 
 #[test]
 fn the_time_of_a_condition_changes_only_with_its_status() {
-    let first = report(&DatabaseClusterStatus::default(), &seen(unsettled(0), 0));
-    let second = report(&first, &seen(unsettled(1), 60));
+    let first = report(
+        &DatabaseClusterStatus::default(),
+        &observation(unsettled(0), 0),
+    );
+    let second = report(&first, &observation(unsettled(1), 60));
     assert_ne!(first.conditions, second.conditions);
     for (a, b) in first.conditions.iter().zip(&second.conditions) {
         assert_eq!(a.last_transition_time, b.last_transition_time);
         assert_eq!(a.last_transition_time, START);
     }
-    let third = report(&second, &seen(Workload::Settled, 90));
+    let third = report(&second, &observation(Workload::Settled, 90));
     let time = |kind| third.condition(kind).unwrap().last_transition_time.clone();
     assert_eq!(time(ConditionType::Ready), "2026-01-01T00:01:30Z");
     assert_eq!(time(ConditionType::Progressing), "2026-01-01T00:01:30Z");
@@ -201,12 +212,12 @@ fn the_time_of_a_condition_changes_only_with_its_status() {
 }
 
 #[test]
-fn a_deletion_that_cannot_be_carried_out_is_degraded_until_it_can() {
-    let trouble = Trouble::Wrong(Why::new(reason::TOKEN_AHEAD, "remove it"));
-    let mut stuck = seen(unsettled(3), 0);
+fn deletion_that_cannot_proceed_is_degraded_until_it_can() {
+    let problem = Problem::Permanent(ConditionReason::new(reason::TOKEN_AHEAD, "remove it"));
+    let mut stuck = observation(unsettled(3), 0);
     stuck.deleting = true;
     let free = stuck.clone();
-    stuck.trouble = Some(&trouble);
+    stuck.problem = Some(&problem);
     let status = report(&DatabaseClusterStatus::default(), &stuck);
     assert_eq!(status.phase, Some(Phase::Terminating));
     let degraded = status.condition(ConditionType::Degraded).unwrap();
@@ -236,17 +247,17 @@ fn conditions_of_other_types_are_kept() {
         conditions: vec![theirs.clone()],
         ..DatabaseClusterStatus::default()
     };
-    let after = report(&before, &seen(Workload::Settled, 0));
+    let after = report(&before, &observation(Workload::Settled, 0));
     assert_eq!(after.conditions.len(), 4);
     assert!(after.conditions.contains(&theirs));
 }
 
 #[test]
 fn a_long_message_is_cut_between_characters() {
-    let why = Why::new("X", "ä".repeat(MESSAGE_LENGTH_MAX));
+    let why = ConditionReason::new("X", "ä".repeat(MESSAGE_LENGTH_MAX));
     assert!(why.message.len() <= MESSAGE_LENGTH_MAX);
     assert!(why.message.ends_with('…'));
-    assert_eq!(Why::new("X", "short").message, "short");
+    assert_eq!(ConditionReason::new("X", "short").message, "short");
 }
 
 fn any_workload() -> impl Strategy<Value = Workload> {
@@ -269,15 +280,15 @@ proptest! {
     /// Whatever happens: at most one of the three conditions that exclude each other holds, the
     /// same observation twice says the same, and the phase never has to be read.
     #[test]
-    fn what_is_reported_is_consistent_and_settles(
+    fn reported_status_is_consistent_and_settles(
         steps in proptest::collection::vec((any_workload(), 1_i64..4, any::<bool>()), 1..20)
     ) {
         let mut status = DatabaseClusterStatus::default();
         for (number, (workload, generation, deleting)) in steps.into_iter().enumerate() {
-            let mut seen = seen(workload, i64::try_from(number).unwrap());
-            seen.generation = generation;
-            seen.deleting = deleting;
-            status = report(&status, &seen);
+            let mut observation = observation(workload, i64::try_from(number).unwrap());
+            observation.generation = generation;
+            observation.deleting = deleting;
+            status = report(&status, &observation);
             let holding = status
                 .conditions
                 .iter()
@@ -286,7 +297,7 @@ proptest! {
             prop_assert_eq!(holding, 1, "{:?}", status);
             let ready = status.phase == Some(Phase::Ready);
             prop_assert_eq!(ready, workload == Workload::Settled && !deleting);
-            let again = report(&status, &seen);
+            let again = report(&status, &observation);
             prop_assert_eq!(&again, &status);
             status.phase = None;
         }

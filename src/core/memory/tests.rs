@@ -15,17 +15,17 @@ fn child(resource_version: &str) -> ChildRecord {
         deleting: false,
         owner: None,
         is_marked: false,
-        says_initialized: false,
+        reports_initialized: false,
         bucket: None,
         token: None,
         fingerprint: None,
-        made_from_generation: None,
+        rendered_from_generation: None,
         contents: None,
     }
 }
 
 #[test]
-fn a_watch_that_stays_behind_is_believed_again_in_the_end() {
+fn lagging_watch_is_trusted_again_after_the_maximum_lag() {
     let mut memory = Memory::new("u".into(), 0);
     memory.wrote_cluster("10".to_owned(), 1_000);
     assert!(memory.cluster_lags("9", 1_001));
@@ -66,7 +66,7 @@ fn a_child_whose_status_alone_was_written_is_untouched() {
 }
 
 #[test]
-fn a_child_that_was_written_a_moment_ago_is_expected_until_it_was_seen() {
+fn recently_written_child_is_expected_until_observed() {
     let mut memory = Memory::new("u".into(), 0);
     let id = child("").id();
     assert!(!memory.expects(&id, 0));
@@ -129,21 +129,21 @@ fn a_sweep_is_due_an_interval_after_the_last_one_also_if_that_lies_ahead() {
 }
 
 #[test]
-fn children_are_worked_out_once_for_what_they_are_made_from() {
+fn children_are_rendered_once_per_input() {
     let mut memory = Memory::new("u".into(), 0);
     let first = Basis {
         generation: 1,
         claim: None,
         initialized: false,
     };
-    let made = std::cell::Cell::new(0);
+    let rendered = std::cell::Cell::new(0);
     let make = || {
-        made.set(made.get() + 1);
+        rendered.set(rendered.get() + 1);
         Vec::new()
     };
     memory.desired(&first, make);
     memory.desired(&first, make);
-    assert_eq!(made.get(), 1);
+    assert_eq!(rendered.get(), 1);
     for other in [
         Basis {
             generation: 2,
@@ -164,14 +164,14 @@ fn children_are_worked_out_once_for_what_they_are_made_from() {
             ..first.clone()
         },
     ] {
-        let before = made.get();
+        let before = rendered.get();
         memory.desired(&other, make);
-        assert_eq!(made.get(), before + 1, "{other:?}");
+        assert_eq!(rendered.get(), before + 1, "{other:?}");
     }
     memory.swept(0);
-    let before = made.get();
+    let before = rendered.get();
     memory.desired(&first, make);
-    assert_eq!(made.get(), before + 1, "after a sweep");
+    assert_eq!(rendered.get(), before + 1, "after a sweep");
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_change_is_timed_once_from_when_its_generation_was_first_seen() {
 }
 
 #[test]
-fn one_next_try_is_told_at_one_time_and_another_at_its_own() {
+fn each_next_retry_is_reported_with_its_own_time() {
     let mut memory = Memory::new("u".into(), 0);
     let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
     let first = at("2026-01-01T00:00:30.400Z");

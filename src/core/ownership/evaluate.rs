@@ -26,7 +26,7 @@ enum Standing {
 
 impl Ownership {
     pub(super) fn evaluate_shards(&mut self, now_ms: u64) {
-        let plan = if self.gives_back() || self.any_is_free() {
+        let plan = if self.is_handing_back() || self.any_is_free() {
             self.plan()
         } else {
             BTreeMap::new()
@@ -36,9 +36,9 @@ impl Ownership {
             let Some(mut shard) = self.shards.remove(&id) else {
                 continue;
             };
-            self.look_and_retry(now_ms, &mut shard);
+            self.read_and_retry(now_ms, &mut shard);
             self.stop_if_lost(now_ms, &mut shard);
-            if self.synced && shard.pending.is_none() && !shard.must_look() {
+            if self.synced && shard.pending.is_none() && !shard.must_read() {
                 let target = plan.get(&id).map(String::as_str);
                 self.advance(now_ms, &mut shard, target);
             }
@@ -73,8 +73,8 @@ impl Ownership {
             .collect()
     }
 
-    fn look_and_retry(&mut self, now_ms: u64, shard: &mut Shard) {
-        if shard.wants_look(now_ms) {
+    fn read_and_retry(&mut self, now_ms: u64, shard: &mut Shard) {
+        if shard.begin_read(now_ms) {
             self.out.push(Action::ReadShard(shard.id()));
         }
         let due = |pending: &Pending| pending.id.is_none() && now_ms >= pending.again_ms;
@@ -87,15 +87,15 @@ impl Ownership {
         if shard.stage == Stage::Idle {
             return;
         }
-        let settling = shard.pending.is_some() || shard.must_look();
-        let given_up = matches!(shard.stage, Stage::Drained | Stage::Halted);
-        let ours = shard.still_ours(&self.settings.identity, self.heartbeat.incarnation());
+        let settling = shard.pending.is_some() || shard.must_read();
+        let is_stopped = matches!(shard.stage, Stage::Drained | Stage::Halted);
+        let ours = shard.is_still_ours(&self.settings.identity, self.heartbeat.incarnation());
         let ended = if !self.heartbeat.is_valid(now_ms) {
             Some(Reason::Lapsed)
-        } else if ours || (given_up && settling) {
+        } else if ours || (is_stopped && settling) {
             None
-        } else if given_up {
-            Some(self.giving_up_reason())
+        } else if is_stopped {
+            Some(self.halt_reason())
         } else {
             Some(Reason::Lost)
         };
@@ -125,17 +125,17 @@ impl Ownership {
         match shard.stage {
             Stage::Idle => {}
             Stage::Listing => self.begin(now_ms, shard, target),
-            Stage::Running => self.prepare_to_give_away(now_ms, shard, target),
+            Stage::Running => self.prepare_handover(now_ms, shard, target),
             Stage::Draining(since_ms) => self.wait_for_work(now_ms, shard, since_ms, target),
-            Stage::Drained | Stage::Halted => self.give_away(shard, target),
+            Stage::Drained | Stage::Halted => self.hand_over(shard, target),
         }
     }
 
     /// A shard whose Lease is ours: begins once the table grants it and everything is listed.
     fn begin(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
-        if self.gives_back() || self.is_entry_refused(now_ms, shard) {
+        if self.is_handing_back() || self.is_entry_refused(now_ms, shard) {
             shard.stage = Stage::Halted;
-            self.give_away(shard, target);
+            self.hand_over(shard, target);
             return;
         }
         match self.grant(shard) {
@@ -148,7 +148,7 @@ impl Ownership {
                 }
             }
             Grant::Ahead => {
-                if shard.has_looked_ahead()
+                if shard.has_read_ahead()
                     && let Some(epoch) = shard.next_epoch()
                 {
                     self.write(shard, Intent::Raise, epoch);
@@ -158,7 +158,7 @@ impl Ownership {
     }
 
     /// Whether everything is to be given to others: we leave, or may not write the table.
-    pub(super) fn gives_back(&self) -> bool {
+    pub(super) fn is_handing_back(&self) -> bool {
         self.leaving != Leaving::No || self.table.is_refused()
     }
 
@@ -168,9 +168,9 @@ impl Ownership {
         if !shard.is_free {
             shard.free_ms = 0;
         }
-        let gives_back = self.gives_back();
+        let is_handing_back = self.is_handing_back();
         match standing {
-            Standing::Ours if gives_back => shard.stage = Stage::Halted,
+            Standing::Ours if is_handing_back => shard.stage = Stage::Halted,
             Standing::Ours => {
                 if self.all_leases_carry_our_count() && self.table_uid().is_some() {
                     shard.start(&mut self.out);
@@ -178,7 +178,7 @@ impl Ownership {
             }
             Standing::Others => self.warm_up_if_planned(shard),
             Standing::Free(_) | Standing::FormerSelf
-                if gives_back || self.table_uid().is_none() => {}
+                if is_handing_back || self.table_uid().is_none() => {}
             Standing::FormerSelf => {
                 if let Some(epoch) = shard.next_epoch() {
                     self.write(shard, Intent::Take(Reason::Resumed), epoch);
@@ -186,9 +186,9 @@ impl Ownership {
             }
             Standing::Free(reason) => {
                 let patience_ms = self.patience_ms(shard.id(), target);
-                let calm =
+                let is_stable =
                     reason == Reason::Takeover || self.settled_ms(now_ms) >= Some(patience_ms);
-                if calm
+                if is_stable
                     && shard.free_ms >= patience_ms
                     && self.may_begin(shard)
                     && let Some(epoch) = shard.next_epoch()
@@ -207,7 +207,7 @@ impl Ownership {
 
     /// Watches a shard that is planned for us, so that its holder can hand it over without a gap.
     fn warm_up_if_planned(&mut self, shard: &mut Shard) {
-        if self.is_planned_for_us(shard) && !self.gives_back() {
+        if self.is_planned_for_us(shard) && !self.is_handing_back() {
             shard.warm_up(&mut self.out);
         } else {
             shard.cool_down(&mut self.out);
@@ -256,7 +256,7 @@ impl Ownership {
                 (true, Some(lease)) if lease.shards == ours => Standing::Ours,
                 (_, Some(_)) => Standing::FormerSelf,
                 // As long as we live, nobody takes from us what we did not give away.
-                (true, None) if shard.memory.as_ref().is_some_and(|m| !m.given_away) => {
+                (true, None) if shard.memory.as_ref().is_some_and(|m| !m.handed_over) => {
                     Standing::FormerSelf
                 }
                 (_, None) if self.may_trust_memory(shard) => Standing::FormerSelf,
@@ -277,14 +277,16 @@ impl Ownership {
             Life::Doubtful if shard.found_dead() => Standing::Free(Reason::Takeover),
             Life::Doubtful => {
                 let (holder, version) = (holder.clone(), version.clone());
-                if shard.doubts(&holder, &version) && self.checking.insert(holder.clone()) {
+                if shard.should_confirm_holder(&holder, &version)
+                    && self.checking.insert(holder.clone())
+                {
                     self.out.push(Action::ReadMember(holder));
                 }
                 Standing::Others
             }
             // We may not have seen the last of it. A holder that lives and knows that it is one would
             // have come back with it by now; one that does not know it waits as we do.
-            Life::Alive if shard.is_missing_with_doubt() => Standing::Free(Reason::Created),
+            Life::Alive if shard.is_missing_unconfirmed() => Standing::Free(Reason::Created),
             Life::Alive | Life::Unknown => Standing::Others,
         }
     }
@@ -329,7 +331,7 @@ impl Ownership {
             base: shard.lease.as_ref().map(|lease| lease.version.clone()),
             id: None,
             again_ms: 0,
-            unsure: false,
+            indeterminate: false,
         };
         self.send(shard, pending);
     }
@@ -342,11 +344,13 @@ impl Ownership {
         };
         let (holder, incarnation) = match &pending.intent {
             Intent::Take(_) | Intent::Raise | Intent::Name(_) => us(),
-            Intent::HandOver(heir) => (heir.identity.clone(), heir.incarnation.clone()),
+            Intent::HandOver(successor) => {
+                (successor.identity.clone(), successor.incarnation.clone())
+            }
             Intent::Vacate => (String::new(), String::new()),
         };
         let successor = match &pending.intent {
-            Intent::Name(heir) => Some(heir.clone()),
+            Intent::Name(successor) => Some(successor.clone()),
             Intent::Raise => shard.successor().cloned(),
             Intent::Take(_) | Intent::HandOver(_) | Intent::Vacate => None,
         };

@@ -8,17 +8,17 @@ use crate::core::lease::Successor;
 use crate::core::planner::churn_budget;
 
 /// For how long a shard whose work is to end counts among those that are being given away.
-const GIVING_MS: u64 = 125;
+const HANDOVER_MS: u64 = 125;
 
 /// A watch that takes longer than this to show that we leave is waited for no longer.
 const SHOWN_MS_MAX: u64 = 1000;
 
 /// When we leave, shards whose successors have listed everything wait for the others until then.
-const CALM_MS_MAX: u64 = 2000;
+const WARM_WAIT_MS_MAX: u64 = 2000;
 
 impl Ownership {
     /// The planned next holder, as long as it can have the shard.
-    fn heir(&self, shard: &Shard) -> Option<Successor> {
+    fn successor(&self, shard: &Shard) -> Option<Successor> {
         let ours = self.settings.shards.get();
         shard
             .successor()
@@ -28,15 +28,17 @@ impl Ownership {
     }
 
     /// The planned next holder, if it can have the shard without a gap.
-    fn warm_heir(&self, shard: &Shard) -> Option<Successor> {
-        self.heir(shard)
-            .filter(|heir| self.members.is_warm(heir, shard.id()))
+    fn warm_successor(&self, shard: &Shard) -> Option<Successor> {
+        self.successor(shard)
+            .filter(|successor| self.members.is_warm(successor, shard.id()))
     }
 
     /// Whether everybody can know that nothing is to be given back to us.
-    fn has_said_it_leaves(&self) -> bool {
+    fn has_announced_leaving(&self) -> bool {
         let me = self.members.get(&self.settings.identity);
-        me.is_some_and(|lease| self.says_we_leave(lease) || self.says_we_are_barred(lease))
+        me.is_some_and(|lease| {
+            self.announces_our_leaving(lease) || self.announces_our_barring(lease)
+        })
     }
 
     /// How long ago we were asked to leave.
@@ -46,7 +48,7 @@ impl Ownership {
 
     /// Whether a shard is planned for us whose holder may not know yet that we leave, and may have
     /// given it to us.
-    pub(super) fn may_be_given_one(&self, now_ms: u64) -> bool {
+    pub(super) fn may_receive_shard(&self, now_ms: u64) -> bool {
         self.leaving_for_ms(now_ms) < SHOWN_MS_MAX
             && self
                 .shards
@@ -66,12 +68,12 @@ impl Ownership {
         // Not before we have seen who came until then: an update asks us to leave as soon as a newer
         // replica is ready.
         let shown = self.leaving_shown || self.leaving_for_ms(now_ms) >= SHOWN_MS_MAX;
-        self.has_said_it_leaves() && shown
+        self.has_announced_leaving() && shown
     }
 
     /// A running shard: begins to drain once its successor has listed everything. When we leave, we
     /// choose the successor ourselves, and do not wait for it for ever.
-    pub(super) fn prepare_to_give_away(
+    pub(super) fn prepare_handover(
         &mut self,
         now_ms: u64,
         shard: &mut Shard,
@@ -83,23 +85,24 @@ impl Ownership {
         }
         let left_ms = self.leaving_for_ms(now_ms);
         let patience_is_over = leaving && left_ms >= self.settings.drain_timeout_ms;
-        let ready = match self.heir(shard) {
-            Some(heir) => {
-                let warm = self.members.is_warm(&heir, shard.id());
-                let calm = !leaving || left_ms >= CALM_MS_MAX || self.all_heirs_are_warm();
-                (warm && calm) || patience_is_over
+        let ready = match self.successor(shard) {
+            Some(successor) => {
+                let warm = self.members.is_warm(&successor, shard.id());
+                let is_stable =
+                    !leaving || left_ms >= WARM_WAIT_MS_MAX || self.all_successors_are_warm();
+                (warm && is_stable) || patience_is_over
             }
             None if !leaving => false,
             None => match self.chosen(target) {
-                Some(heir) if !patience_is_over => {
+                Some(successor) if !patience_is_over => {
                     let epoch = shard.epoch_known();
-                    self.write(shard, Intent::Name(heir), epoch);
+                    self.write(shard, Intent::Name(successor), epoch);
                     return;
                 }
                 _ => true,
             },
         };
-        if ready && self.may_give_one_more(now_ms) {
+        if ready && self.may_hand_over_another(now_ms) {
             shard.stage = Stage::Draining(now_ms);
             self.out.push(Action::Drain(shard.id()));
         }
@@ -107,16 +110,16 @@ impl Ownership {
 
     /// Whether no successor of another shard is still listing: the API server would have that to do
     /// while a shard that is given away stands still.
-    fn all_heirs_are_warm(&self) -> bool {
+    fn all_successors_are_warm(&self) -> bool {
         let mut running = self.shards.values().filter(|s| s.stage == Stage::Running);
-        running.all(|shard| self.warm_heir(shard).is_some())
+        running.all(|shard| self.warm_successor(shard).is_some())
     }
 
     /// Half as many as a fleet leader would move at once: more writes only wait for each other while
     /// their shards stand still. One whose work takes longer, or whose write is retried, holds up none.
-    fn may_give_one_more(&self, now_ms: u64) -> bool {
+    fn may_hand_over_another(&self, now_ms: u64) -> bool {
         let under_way = |shard: &&Shard| match shard.stage {
-            Stage::Draining(since_ms) => now_ms.saturating_sub(since_ms) < GIVING_MS,
+            Stage::Draining(since_ms) => now_ms.saturating_sub(since_ms) < HANDOVER_MS,
             Stage::Drained | Stage::Halted => {
                 shard.pending.as_ref().is_some_and(|p| p.id.is_some())
             }
@@ -133,7 +136,7 @@ impl Ownership {
             identity: chosen.identity.clone(),
             incarnation: chosen.incarnation.clone(),
         })
-        .filter(|heir| heir.identity != self.settings.identity)
+        .filter(|successor| successor.identity != self.settings.identity)
     }
 
     pub(super) fn wait_for_work(
@@ -143,13 +146,12 @@ impl Ownership {
         since_ms: u64,
         target: Option<&str>,
     ) {
-        if self.leaving == Leaving::No && self.warm_heir(shard).is_none() {
+        if self.leaving == Leaving::No && self.warm_successor(shard).is_none() {
             self.resume(shard);
         } else if now_ms.saturating_sub(since_ms) >= self.settings.drain_timeout_ms {
-            self.out
-                .push(Action::Halt(shard.id(), self.giving_up_reason()));
+            self.out.push(Action::Halt(shard.id(), self.halt_reason()));
             shard.stage = Stage::Halted;
-            self.give_away(shard, target);
+            self.hand_over(shard, target);
         }
     }
 
@@ -166,25 +168,25 @@ impl Ownership {
 
     /// No work runs: one compare-and-swap makes the shard its successor's. Without one we choose one
     /// when we leave, and go on when we stay; with nobody left it is vacated.
-    pub(super) fn give_away(&mut self, shard: &mut Shard, target: Option<&str>) {
+    pub(super) fn hand_over(&mut self, shard: &mut Shard, target: Option<&str>) {
         let Some(epoch) = shard.next_epoch() else {
             return;
         };
-        let stays = !self.gives_back();
-        if stays && shard.stage == Stage::Drained && self.warm_heir(shard).is_none() {
+        let stays = !self.is_handing_back();
+        if stays && shard.stage == Stage::Drained && self.warm_successor(shard).is_none() {
             self.resume(shard);
-        } else if let Some(heir) = self.heir(shard) {
-            self.write(shard, Intent::HandOver(heir), epoch);
+        } else if let Some(successor) = self.successor(shard) {
+            self.write(shard, Intent::HandOver(successor), epoch);
         } else if stays {
             shard.halt(Reason::Named, &mut self.out);
-        } else if self.has_said_it_leaves() {
+        } else if self.has_announced_leaving() {
             // Until then our own placement may name us still.
             let intent = self.chosen(target).map_or(Intent::Vacate, Intent::HandOver);
             self.write(shard, intent, epoch);
         }
     }
 
-    pub(super) fn giving_up_reason(&self) -> Reason {
+    pub(super) fn halt_reason(&self) -> Reason {
         if self.leaving == Leaving::No {
             Reason::HandedOver
         } else {

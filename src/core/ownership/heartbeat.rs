@@ -23,7 +23,7 @@ pub(super) enum OwnLease {
 
 /// What goes along with a renewal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Says {
+pub(super) struct Announcement {
     /// Whether we are about to leave.
     pub(super) draining: bool,
     /// Whether we may not write the shard table.
@@ -53,7 +53,7 @@ pub(super) struct Heartbeat {
     last_failed: bool,
     valid_until_ms: u64,
     failures: u64,
-    failed_in_a_row: u64,
+    consecutive_failures: u64,
 }
 
 impl Heartbeat {
@@ -74,12 +74,12 @@ impl Heartbeat {
             last_failed: false,
             valid_until_ms: 0,
             failures: 0,
-            failed_in_a_row: 0,
+            consecutive_failures: 0,
         }
     }
 
     /// The next life of the same identity.
-    pub(super) fn reborn(&self, incarnation: String, now_ms: u64) -> Self {
+    pub(super) fn restart(&self, incarnation: String, now_ms: u64) -> Self {
         Self {
             may_return: self.may_return,
             ..Self::new(incarnation, now_ms)
@@ -142,7 +142,7 @@ impl Heartbeat {
     }
 
     /// Renews now instead of waiting for its turn, unless the API server just refused us.
-    pub(super) fn hurry(&mut self, now_ms: u64) {
+    pub(super) fn renew_now(&mut self, now_ms: u64) {
         if !self.last_failed {
             self.next_send_ms = self.next_send_ms.min(now_ms);
         }
@@ -162,7 +162,7 @@ impl Heartbeat {
         &mut self,
         now_ms: u64,
         id: WriteId,
-        says: &Says,
+        announcement: &Announcement,
         identity: &str,
     ) -> Option<MemberWrite> {
         if self.must_read || self.in_flight.is_some() || now_ms < self.next_send_ms {
@@ -180,9 +180,9 @@ impl Heartbeat {
             change: MemberChange::Renew {
                 incarnation: self.incarnation.clone(),
                 renewal: self.renewal,
-                draining: says.draining,
-                barred: says.barred,
-                warm: says.warm.clone(),
+                draining: announcement.draining,
+                barred: announcement.barred,
+                warm: announcement.warm.clone(),
             },
         })
     }
@@ -225,14 +225,14 @@ impl Heartbeat {
 
     fn failed(&mut self, now_ms: u64, again_in_ms: u64) {
         self.failures += 1;
-        self.failed_in_a_row += 1;
+        self.consecutive_failures += 1;
         self.last_failed = true;
         self.next_send_ms = now_ms + again_in_ms;
     }
 
     /// At once after a first conflict; then no faster than any other retry.
     fn conflict_pause_ms(&self, settings: &Settings) -> u64 {
-        if self.failed_in_a_row == 0 {
+        if self.consecutive_failures == 0 {
             0
         } else {
             settings.retry_ms
@@ -245,7 +245,7 @@ impl Heartbeat {
         self.base = Some(lease.version.clone());
         self.established = true;
         self.last_failed = false;
-        self.failed_in_a_row = 0;
+        self.consecutive_failures = 0;
         self.last_success_ms = Some(now_ms);
         if let Some((_, sent_ms)) = self.unsettled.iter().find(|(n, _)| *n == lease.renewal) {
             let until_ms = sent_ms + settings.lease_ms.saturating_sub(settings.margin_ms);

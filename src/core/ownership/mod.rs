@@ -26,9 +26,9 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::heartbeat::{Heartbeat, Says};
+use self::heartbeat::{Announcement, Heartbeat};
 pub use self::protocol::{Action, Event, ReadFailed, Reason, Settings, WriteId, WriteResult};
-use self::reads::Squatter;
+use self::reads::IdentityConflict;
 use self::shard::Shard;
 use self::table::TableView;
 use super::hash::ShardId;
@@ -58,7 +58,7 @@ pub struct Ownership {
     checking: BTreeSet<String>,
     /// Members of whom a list showed less than was known (the version), and when to ask.
     rewound: BTreeMap<String, (Version, u64)>,
-    squatter: Option<Squatter>,
+    identity_conflict: Option<IdentityConflict>,
     synced: bool,
     table: TableView,
     leaving: Leaving,
@@ -77,7 +77,7 @@ pub struct Ownership {
     newest: BTreeSet<String>,
     next_id: WriteId,
     announced_until_ms: u64,
-    announced: Says,
+    announced: Announcement,
     out: Vec<Action>,
 }
 
@@ -93,7 +93,7 @@ impl Ownership {
             vacating: BTreeMap::new(),
             checking: BTreeSet::new(),
             rewound: BTreeMap::new(),
-            squatter: None,
+            identity_conflict: None,
             synced: false,
             table: TableView::new(),
             leaving: Leaving::No,
@@ -107,7 +107,7 @@ impl Ownership {
             newest: BTreeSet::new(),
             next_id: 0,
             announced_until_ms: 0,
-            announced: Says::default(),
+            announced: Announcement::default(),
             out: Vec::new(),
             settings,
         }
@@ -120,24 +120,28 @@ impl Ownership {
         match event {
             Event::Tick => {}
             Event::Listed { members, shards } => self.listed(members, shards),
-            Event::MemberSeen(lease) => {
+            Event::MemberObserved(lease) => {
                 let mine = lease.identity == self.settings.identity;
                 if mine && (lease.is_vacated() || lease.incarnation != self.heartbeat.incarnation())
                 {
-                    self.heartbeat.hurry(now_ms);
+                    self.heartbeat.renew_now(now_ms);
                 }
-                self.leaving_shown |= self.says_we_leave(&lease);
-                self.members.saw(lease);
+                self.leaving_shown |= self.announces_our_leaving(&lease);
+                self.members.observe(lease);
             }
-            Event::MemberGone { identity, uid } => {
+            Event::MemberDeleted { identity, uid } => {
                 if identity == self.settings.identity {
                     // Seen sooner here than by the next renewal.
-                    self.heartbeat.hurry(now_ms);
+                    self.heartbeat.renew_now(now_ms);
                 }
-                self.members.gone(&identity, &uid);
+                self.members.observe_deleted(&identity, &uid);
             }
-            Event::ShardSeen(lease) => self.with_shard(lease.shard, |shard| shard.saw(lease)),
-            Event::ShardGone { shard, uid } => self.with_shard(shard, |shard| shard.gone(&uid)),
+            Event::ShardObserved(lease) => {
+                self.with_shard(lease.shard, |shard| shard.observe(lease))
+            }
+            Event::ShardDeleted { shard, uid } => {
+                self.with_shard(shard, |shard| shard.observe_deleted(&uid))
+            }
             Event::MemberWritten(id, result) => self.member_written(now_ms, id, &result),
             Event::ShardWritten(id, result) => self.shard_written(now_ms, id, result),
             Event::MemberRead(identity, read) => self.member_read(now_ms, &identity, read),
@@ -157,12 +161,12 @@ impl Ownership {
                 if self.leaving == Leaving::No {
                     self.leaving = Leaving::HandingBack;
                     self.leaving_since_ms = now_ms;
-                    self.heartbeat.hurry(now_ms);
+                    self.heartbeat.renew_now(now_ms);
                 }
             }
             Event::Reincarnate(incarnation) => {
                 self.reincarnating = false;
-                self.heartbeat = self.heartbeat.reborn(incarnation, now_ms);
+                self.heartbeat = self.heartbeat.restart(incarnation, now_ms);
             }
         }
         self.evaluate(now_ms);
@@ -232,20 +236,22 @@ impl Ownership {
     }
 
     /// Whether it is our own Lease, and not one of a former life that left as well.
-    fn says_we_leave(&self, lease: &MemberLease) -> bool {
+    fn announces_our_leaving(&self, lease: &MemberLease) -> bool {
         lease.draining
             && lease.identity == self.settings.identity
             && lease.incarnation == self.heartbeat.incarnation()
     }
 
-    fn says_we_are_barred(&self, lease: &MemberLease) -> bool {
+    fn announces_our_barring(&self, lease: &MemberLease) -> bool {
         lease.barred
             && lease.identity == self.settings.identity
             && lease.incarnation == self.heartbeat.incarnation()
     }
 
     fn listed(&mut self, members: Vec<MemberLease>, mut leases: Vec<ShardLease>) {
-        self.leaving_shown |= members.iter().any(|lease| self.says_we_leave(lease));
+        self.leaving_shown |= members
+            .iter()
+            .any(|lease| self.announces_our_leaving(lease));
         let rewound = self.members.listed(members);
         self.rewound = rewound
             .into_iter()
@@ -260,14 +266,15 @@ impl Ownership {
 
     fn member_written(&mut self, now_ms: u64, id: WriteId, result: &WriteResult<MemberLease>) {
         if let WriteResult::Done(lease) = result {
-            self.members.saw(lease.clone());
+            self.members.observe(lease.clone());
         }
         if self.heartbeat.written(now_ms, id, result, &self.settings) {
             return;
         }
         if let Some(identity) = self.vacating.remove(&id) {
             if !matches!(result, WriteResult::Done(_)) {
-                self.members.reprieve(&identity, self.settings.step_ms);
+                self.members
+                    .extend_deadline(&identity, self.settings.step_ms);
             }
             return;
         }
@@ -352,19 +359,19 @@ impl Ownership {
             .filter(|shard| shard.is_warmed_for_us())
             .map(Shard::id)
             .collect();
-        let says = Says {
+        let announcement = Announcement {
             draining: self.leaving != Leaving::No,
             barred: self.table.is_refused(),
             warm,
         };
-        if self.is_urgent(&says) {
-            self.heartbeat.hurry(now_ms);
+        if self.is_urgent(&announcement) {
+            self.heartbeat.renew_now(now_ms);
         }
         if let Some(write) = self
             .heartbeat
-            .due(now_ms, id, &says, &self.settings.identity)
+            .due(now_ms, id, &announcement, &self.settings.identity)
         {
-            self.announced = says;
+            self.announced = announcement;
             self.out.push(Action::WriteMember(id, write));
         }
     }
@@ -372,15 +379,15 @@ impl Ownership {
     /// Whether the others have to know before the next heartbeat: a holder waits until a shard is warm, must not hand
     /// over one that is warm no longer, and hands nothing to a replica that is barred. That a warm shard became ours
     /// can wait, and while shards are handed over the API server has enough to do.
-    fn is_urgent(&self, says: &Says) -> bool {
+    fn is_urgent(&self, announcement: &Announcement) -> bool {
         let is_ours = |id: &ShardId| {
             let (identity, incarnation) = (&self.settings.identity, self.heartbeat.incarnation());
             let lease = self.shards.get(id).and_then(|shard| shard.lease.as_ref());
             lease.is_some_and(|lease| lease.holder == *identity && lease.incarnation == incarnation)
         };
-        let mut cooled = self.announced.warm.difference(&says.warm);
-        says.barred != self.announced.barred
-            || !says.warm.is_subset(&self.announced.warm)
+        let mut cooled = self.announced.warm.difference(&announcement.warm);
+        announcement.barred != self.announced.barred
+            || !announcement.warm.is_subset(&self.announced.warm)
             || cooled.any(|id| !is_ours(id))
     }
 
@@ -448,7 +455,7 @@ impl Ownership {
         if self.leaving != Leaving::HandingBack
             || self.heartbeat.is_in_flight()
             || self.shards.values().any(Shard::keeps_us)
-            || self.may_be_given_one(now_ms)
+            || self.may_receive_shard(now_ms)
         {
             return;
         }

@@ -81,18 +81,18 @@ pub enum Event {
         shards: Vec<ShardLease>,
     },
     /// A member Lease changed.
-    MemberSeen(MemberLease),
+    MemberObserved(MemberLease),
     /// A member Lease was deleted.
-    MemberGone {
+    MemberDeleted {
         /// Whose.
         identity: String,
         /// Uid of the deleted one.
         uid: String,
     },
     /// A shard Lease changed.
-    ShardSeen(ShardLease),
+    ShardObserved(ShardLease),
     /// A shard Lease was deleted.
-    ShardGone {
+    ShardDeleted {
         /// Which.
         shard: ShardId,
         /// Uid of the deleted one.

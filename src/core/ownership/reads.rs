@@ -6,7 +6,7 @@ use crate::core::lease::MemberLease;
 
 /// A Lease under our identity that is not ours, watched until it is certain whose it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Squatter {
+pub(super) struct IdentityConflict {
     lease: MemberLease,
     silent_ms: u64,
     read_at_ms: u64,
@@ -21,7 +21,7 @@ impl Ownership {
     ) {
         self.settle_rewound(now_ms, identity, &read);
         if let Ok(Some(lease)) = &read {
-            self.members.saw(lease.clone());
+            self.members.observe(lease.clone());
         }
         if identity == self.settings.identity {
             self.own_lease_read(now_ms, read.as_ref().map(Option::as_ref).map_err(|e| *e));
@@ -82,13 +82,13 @@ impl Ownership {
     }
 
     fn own_lease_read(&mut self, now_ms: u64, read: Result<Option<&MemberLease>, ReadFailed>) {
-        let silent = self.squatter_is_silent(now_ms, read.ok().flatten());
+        let silent = self.is_conflict_silent(now_ms, read.ok().flatten());
         match self.heartbeat.read(now_ms, read, &self.settings, silent) {
             OwnLease::Usable => {}
             OwnLease::Dead => self.die(),
             OwnLease::Taken => {
                 if let Ok(Some(lease)) = read {
-                    self.squatter_seen(now_ms, lease);
+                    self.observe_conflict(now_ms, lease);
                 }
             }
         }
@@ -96,29 +96,32 @@ impl Ownership {
 
     /// Time between two reads counts only as far as a healthy API server would have let the other
     /// one renew in it.
-    fn squatter_is_silent(&mut self, now_ms: u64, lease: Option<&MemberLease>) -> bool {
+    fn is_conflict_silent(&mut self, now_ms: u64, lease: Option<&MemberLease>) -> bool {
         let most_ms = self.settings.renew_ms + self.settings.tick_max_ms;
-        let (Some(squatter), Some(lease)) = (self.squatter.as_mut(), lease) else {
+        let (Some(identity_conflict), Some(lease)) = (self.identity_conflict.as_mut(), lease)
+        else {
             return false;
         };
-        if squatter.lease.version != lease.version {
+        if identity_conflict.lease.version != lease.version {
             return false;
         }
-        squatter.silent_ms += now_ms.saturating_sub(squatter.read_at_ms).min(most_ms);
-        squatter.read_at_ms = now_ms;
-        squatter.silent_ms >= squatter.lease.lease_ms
+        identity_conflict.silent_ms += now_ms
+            .saturating_sub(identity_conflict.read_at_ms)
+            .min(most_ms);
+        identity_conflict.read_at_ms = now_ms;
+        identity_conflict.silent_ms >= identity_conflict.lease.lease_ms
     }
 
-    fn squatter_seen(&mut self, now_ms: u64, lease: &MemberLease) {
+    fn observe_conflict(&mut self, now_ms: u64, lease: &MemberLease) {
         let renewed = self
-            .squatter
+            .identity_conflict
             .as_ref()
-            .is_some_and(|squatter| squatter.lease.version != lease.version);
+            .is_some_and(|identity_conflict| identity_conflict.lease.version != lease.version);
         if renewed {
             self.out.push(Action::IdentityTaken);
         }
-        if renewed || self.squatter.is_none() {
-            self.squatter = Some(Squatter {
+        if renewed || self.identity_conflict.is_none() {
+            self.identity_conflict = Some(IdentityConflict {
                 lease: lease.clone(),
                 silent_ms: 0,
                 read_at_ms: now_ms,

@@ -46,7 +46,7 @@ pub(super) struct Pending {
     /// When to send again, if none is.
     pub(super) again_ms: u64,
     /// Whether an earlier request of it had no answer, and may arrive yet.
-    pub(super) unsure: bool,
+    pub(super) indeterminate: bool,
 }
 
 impl Pending {
@@ -77,5 +77,5 @@ pub(super) struct Memory {
     /// Whether the watch showed the end of it: then nothing happened to it that we do not know.
     pub(super) is_complete: bool,
     /// Whether we may have given it away just before it was deleted.
-    pub(super) given_away: bool,
+    pub(super) handed_over: bool,
 }

@@ -19,16 +19,16 @@ pub(super) struct Shard {
     held: Option<Held>,
     pub(super) pending: Option<Pending>,
     /// A write met something unexpected: look before the next one.
-    must_look: Option<u64>,
-    looking: bool,
+    must_read: Option<u64>,
+    is_reading: bool,
     /// What was known when the read under way was sent.
-    looked_from: Option<Version>,
+    read_from: Option<Version>,
     /// Conflicts since the last write that arrived.
     conflicts: u32,
     /// Whether its objects were listed.
     warm: bool,
     /// The epoch of an entry ahead of our Lease, once the Lease was read afresh because of it.
-    looked_ahead: Option<u32>,
+    read_ahead_epoch: Option<u32>,
     watching: bool,
     /// For how long it has been free to take, in credited time.
     pub(super) free_ms: u64,
@@ -40,7 +40,7 @@ pub(super) struct Shard {
     /// The holder's incarnation was read afresh and found dead, at this version of the shard Lease.
     found_dead: Option<Version>,
     /// The doubt that is being looked into.
-    doubt: Option<(String, Version)>,
+    unconfirmed_holder: Option<(String, Version)>,
 }
 
 impl Shard {
@@ -53,19 +53,19 @@ impl Shard {
             stage: Stage::Idle,
             held: None,
             pending: None,
-            must_look: None,
-            looking: false,
-            looked_from: None,
+            must_read: None,
+            is_reading: false,
+            read_from: None,
             conflicts: 0,
             warm: false,
-            looked_ahead: None,
+            read_ahead_epoch: None,
             watching: false,
             free_ms: 0,
             missing_ms: 0,
             is_free: false,
             not_before_ms: 0,
             found_dead: None,
-            doubt: None,
+            unconfirmed_holder: None,
         }
     }
 
@@ -132,10 +132,10 @@ impl Shard {
     }
 
     /// The Lease as it is now; a late answer is ignored.
-    pub(super) fn saw(&mut self, lease: ShardLease) {
+    pub(super) fn observe(&mut self, lease: ShardLease) {
         if self.is_over(&lease.version) {
             // Late as well, or a restored API server: only a read that is sent now can tell.
-            self.must_look = self.must_look.or(Some(0));
+            self.must_read = self.must_read.or(Some(0));
             return;
         }
         if let Some(known) = &self.lease
@@ -153,7 +153,7 @@ impl Shard {
             epoch,
             version: lease.version.clone(),
             is_complete: false,
-            given_away: false,
+            handed_over: false,
         });
         let outdated = |pending: &&Pending| pending.is_outdated_by(&lease);
         if self
@@ -169,7 +169,7 @@ impl Shard {
         self.lease = Some(lease);
     }
 
-    pub(super) fn gone(&mut self, uid: &str) {
+    pub(super) fn observe_deleted(&mut self, uid: &str) {
         let is_it = |version: &Version| version.uid == uid;
         if self.lease.as_ref().is_some_and(|l| is_it(&l.version)) {
             self.lease = None;
@@ -178,7 +178,7 @@ impl Shard {
         if let Some(memory) = self.memory.as_mut().filter(|m| is_it(&m.version)) {
             // The watch shows every change of one Lease, in order.
             memory.is_complete = true;
-            memory.given_away = false;
+            memory.handed_over = false;
         }
     }
 
@@ -189,9 +189,9 @@ impl Shard {
                 let known = self.lease.as_ref().map(|known| &known.version);
                 if known.is_some_and(|known| lease.version.is_older_than(known)) {
                     // A late list, or a restored API server: only a read that is sent now can tell.
-                    self.must_look = self.must_look.or(Some(0));
+                    self.must_read = self.must_read.or(Some(0));
                 }
-                self.saw(lease);
+                self.observe(lease);
             }
             None => self.lease = None,
         }
@@ -224,7 +224,7 @@ impl Shard {
                 let (intent, waited_ms) = (pending.intent.clone(), self.free_ms);
                 self.pending = None;
                 let (epoch, uid) = (lease.epoch, lease.version.uid.clone());
-                self.saw(lease);
+                self.observe(lease);
                 if self.lease.is_some() {
                     self.carry_on(intent, epoch, uid, waited_ms);
                 }
@@ -234,10 +234,10 @@ impl Shard {
                 // At once after a first conflict; then no faster than any other retry.
                 let pause_ms = if self.conflicts == 0 { 0 } else { retry_ms };
                 self.conflicts += 1;
-                self.must_look = Some(now_ms + pause_ms);
+                self.must_read = Some(now_ms + pause_ms);
             }
             // This one changed nothing; an earlier one may still.
-            WriteResult::Rejected if pending.unsure => {
+            WriteResult::Rejected if pending.indeterminate => {
                 pending.id = None;
                 pending.again_ms = now_ms + 5 * retry_ms;
             }
@@ -250,7 +250,7 @@ impl Shard {
             WriteResult::Unknown => {
                 pending.id = None;
                 pending.again_ms = now_ms + retry_ms;
-                pending.unsure = true;
+                pending.indeterminate = true;
             }
         }
     }
@@ -258,10 +258,10 @@ impl Shard {
     /// A write lost its compare-and-swap. An earlier request of it may have won: should the Lease
     /// turn out to be gone, it may have been given away before.
     fn remember_lost(&mut self) {
-        let lost = self.pending.take().filter(|pending| pending.unsure);
+        let lost = self.pending.take().filter(|pending| pending.indeterminate);
         if let (Some(lost), Some(memory)) = (lost, self.memory.as_mut()) {
-            let gives_away = matches!(lost.intent, Intent::HandOver(_) | Intent::Vacate);
-            memory.given_away = gives_away && !memory.is_complete;
+            let hands_over = matches!(lost.intent, Intent::HandOver(_) | Intent::Vacate);
+            memory.handed_over = hands_over && !memory.is_complete;
             memory.epoch = memory.epoch.max(lost.epoch);
         }
     }
@@ -288,17 +288,17 @@ impl Shard {
     }
 
     /// Whether the Lease must be read before anything else is done with it.
-    pub(super) fn wants_look(&mut self, now_ms: u64) -> bool {
-        let wants = self.must_look.is_some_and(|at_ms| now_ms >= at_ms) && !self.looking;
-        if wants {
-            self.looking = true;
-            self.looked_from = self.lease.as_ref().map(|lease| lease.version.clone());
+    pub(super) fn begin_read(&mut self, now_ms: u64) -> bool {
+        let is_due = self.must_read.is_some_and(|at_ms| now_ms >= at_ms) && !self.is_reading;
+        if is_due {
+            self.is_reading = true;
+            self.read_from = self.lease.as_ref().map(|lease| lease.version.clone());
         }
-        wants
+        is_due
     }
 
-    pub(super) fn must_look(&self) -> bool {
-        self.must_look.is_some()
+    pub(super) fn must_read(&self) -> bool {
+        self.must_read.is_some()
     }
 
     pub(super) fn read(
@@ -307,24 +307,24 @@ impl Shard {
         read: Result<Option<ShardLease>, ReadFailed>,
         retry_ms: u64,
     ) {
-        self.looking = false;
+        self.is_reading = false;
         match read {
             Ok(Some(lease)) => {
-                self.must_look = None;
-                match (self.looked_from.take(), self.memory.as_mut()) {
+                self.must_read = None;
+                match (self.read_from.take(), self.memory.as_mut()) {
                     // Older than what was known before we asked: the API server went back in time.
                     (Some(from), _) if lease.version.is_older_than(&from) => self.lease = None,
                     // Or it is back though its end was known.
                     (None, Some(memory)) => memory.is_complete = false,
                     _ => {}
                 }
-                self.saw(lease);
+                self.observe(lease);
             }
             Ok(None) => {
-                self.must_look = None;
+                self.must_read = None;
                 self.lease = None;
             }
-            Err(ReadFailed) => self.must_look = Some(now_ms + retry_ms),
+            Err(ReadFailed) => self.must_read = Some(now_ms + retry_ms),
         }
     }
 
@@ -340,11 +340,11 @@ impl Shard {
 
     pub(super) fn forget_pending(&mut self) {
         self.pending = None;
-        self.must_look = None;
+        self.must_read = None;
     }
 
     /// Whether the Lease still says what we started on.
-    pub(super) fn still_ours(&self, identity: &str, incarnation: &str) -> bool {
+    pub(super) fn is_still_ours(&self, identity: &str, incarnation: &str) -> bool {
         match (&self.lease, &self.held) {
             (Some(lease), Some(held)) => {
                 lease.holder == identity
@@ -357,7 +357,7 @@ impl Shard {
     }
 
     /// Whether there is no Lease, and what we remember of it may not be all that happened to it.
-    pub(super) fn is_missing_with_doubt(&self) -> bool {
+    pub(super) fn is_missing_unconfirmed(&self) -> bool {
         self.lease.is_none() && self.memory.as_ref().is_some_and(|m| !m.is_complete)
     }
 
@@ -409,14 +409,14 @@ impl Shard {
     }
 
     /// Whether the Lease was read afresh since an entry ahead of it was observed. If not, it is read.
-    pub(super) fn has_looked_ahead(&mut self) -> bool {
+    pub(super) fn has_read_ahead(&mut self) -> bool {
         let ahead = self.entry.as_ref().map(|entry| entry.epoch);
-        let looked = self.looked_ahead == ahead;
-        if !looked {
-            self.looked_ahead = ahead;
-            self.must_look = self.must_look.or(Some(0));
+        let has_read = self.read_ahead_epoch == ahead;
+        if !has_read {
+            self.read_ahead_epoch = ahead;
+            self.must_read = self.must_read.or(Some(0));
         }
-        looked
+        has_read
     }
 
     /// Everything is listed and the table grants it: work begins.
@@ -466,19 +466,22 @@ impl Shard {
     }
 
     /// Whether a read of the holder's member Lease is to be started.
-    pub(super) fn doubts(&mut self, holder: &str, at: &Version) -> bool {
-        let doubt = (holder.to_owned(), at.clone());
-        if self.doubt.as_ref() == Some(&doubt) {
+    pub(super) fn should_confirm_holder(&mut self, holder: &str, at: &Version) -> bool {
+        let unconfirmed_holder = (holder.to_owned(), at.clone());
+        if self.unconfirmed_holder.as_ref() == Some(&unconfirmed_holder) {
             return false;
         }
-        self.doubt = Some(doubt);
+        self.unconfirmed_holder = Some(unconfirmed_holder);
         true
     }
 
     /// The holder's member Lease was read after the shard Lease: it names `incarnation` (empty: none;
     /// absent: not known).
     pub(super) fn checked(&mut self, identity: &str, incarnation: Option<&str>) {
-        let Some((holder, at)) = self.doubt.take_if(|(holder, _)| holder == identity) else {
+        let Some((holder, at)) = self
+            .unconfirmed_holder
+            .take_if(|(holder, _)| holder == identity)
+        else {
             return;
         };
         let named = self.memory.as_ref().filter(|memory| memory.version == at);

@@ -331,7 +331,7 @@ impl Ownership {
         let behind = self.shards.values().filter(|shard| {
             shard.stage == Stage::Listing
                 && shard.pending.is_none()
-                && !shard.must_look()
+                && !shard.must_read()
                 && self.grant(shard) == Grant::Behind
         });
         let entry = |shard: &Shard| {

@@ -58,11 +58,11 @@ fn service_of(uid: &str) -> Arc<ChildRecord> {
         deleting: false,
         owner: Some(Owner::new(names::API_VERSION, names::KIND, "orders", uid)),
         is_marked: true,
-        says_initialized: false,
+        reports_initialized: false,
         bucket: Some(Bucket::of("new")),
         token: None,
         fingerprint: Some(Fingerprint(1)),
-        made_from_generation: Some(1),
+        rendered_from_generation: Some(1),
         contents: None,
     })
 }
@@ -75,7 +75,7 @@ fn planned(
     now_ms: u64,
 ) -> (SecretStep, Vec<ChildKind>) {
     let (cluster, desired) = (cluster(), desired());
-    let seen = Seen {
+    let observation = Observed {
         cluster: &cluster,
         statefulset: None,
         children,
@@ -84,7 +84,7 @@ fn planned(
         sweep: false,
         now_ms,
     };
-    let Plan::Keep { secret, apply, .. } = plan(&seen, memory) else {
+    let Plan::Keep { secret, apply, .. } = plan(&observation, memory) else {
         panic!("it lives");
     };
     let kinds = apply.iter().map(|step| desired[step.index].id.kind);
@@ -92,7 +92,7 @@ fn planned(
 }
 
 #[test]
-fn nothing_is_begun_while_a_child_of_a_former_cluster_is_there() {
+fn nothing_is_created_while_a_child_of_a_former_cluster_exists() {
     let mut memory = Memory::new("new".into(), 0);
     let former = planned(&[service_of("former")], false, &mut memory, 0);
     assert_eq!(former, (SecretStep::Leave, vec![]));
@@ -102,7 +102,7 @@ fn nothing_is_begun_while_a_child_of_a_former_cluster_is_there() {
 }
 
 #[test]
-fn a_secret_that_is_there_already_holds_the_statefulset_back_for_a_while() {
+fn existing_secret_delays_the_statefulset() {
     let mut memory = Memory::new("new".into(), 0);
     let step = |memory: &mut Memory, now_ms| planned(&[], false, memory, now_ms).0;
     assert_eq!(step(&mut memory, 1_000), SecretStep::Create { hold: true });
@@ -115,9 +115,9 @@ fn a_secret_that_is_there_already_holds_the_statefulset_back_for_a_while() {
 }
 
 #[test]
-fn a_secret_of_our_own_making_holds_nothing_back() {
+fn secret_created_by_the_operator_delays_nothing() {
     let mut memory = Memory::new("new".into(), 0);
-    memory.secret_made();
+    memory.secret_created();
     memory.secret_in_the_way(1_000);
     let (secret, _) = planned(&[], false, &mut memory, 1_000);
     assert_eq!(secret, SecretStep::Create { hold: false });

@@ -40,7 +40,7 @@ enum End {
     Settled,
     Gone,
     Failed,
-    LookAgain,
+    Retry,
     Throttled,
     Again,
 }
@@ -51,7 +51,7 @@ impl End {
             Self::Settled => Verdict::Settled { due_ms },
             Self::Gone => Verdict::Gone,
             Self::Failed => Verdict::Failed { due_ms },
-            Self::LookAgain => Verdict::LookAgain { due_ms },
+            Self::Retry => Verdict::Retry { due_ms },
             Self::Throttled => Verdict::Throttled { until_ms: due_ms },
             Self::Again => Verdict::Again { due_ms },
         }
@@ -63,7 +63,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(End::Settled),
         Just(End::Gone),
         Just(End::Failed),
-        Just(End::LookAgain),
+        Just(End::Retry),
         Just(End::Throttled),
         Just(End::Again),
     ];
@@ -191,10 +191,10 @@ impl Model {
                 End::Failed => {
                     let is_early = known.attempts.retry_ms == Some(due_ms);
                     known.attempts.failures += u32::from(!is_early);
-                    known.attempts.looks = 0;
+                    known.attempts.retries = 0;
                     known.attempts.retry_ms = Some(due_ms);
                 }
-                End::LookAgain => known.attempts.looks += 1,
+                End::Retry => known.attempts.retries += 1,
                 End::Throttled => known.not_before_ms = due_ms,
                 End::Again => {}
             }
@@ -273,7 +273,7 @@ impl Model {
         Ok(())
     }
 
-    fn check_figures(&self, queue: &mut Queue) -> Result<(), TestCaseError> {
+    fn check_stats(&self, queue: &mut Queue) -> Result<(), TestCaseError> {
         let planned = |k: &&Known| k.running.is_none();
         let due = |k: &&Known| k.planned.is_some_and(|at| at.0 <= self.now_ms);
         let all = self.known.values().filter(planned).count();
@@ -372,7 +372,7 @@ fn play(queue: &mut Queue, model: &mut Model, step: &Step) -> Result<(), TestCas
         Step::Wait(ms) => model.now_ms += ms,
     }
     model.refresh_waits();
-    model.check_figures(queue)?;
+    model.check_stats(queue)?;
     model.check_next_due(queue)
 }
 
@@ -407,7 +407,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_queue_does_what_the_plain_model_does_and_loses_nothing(
+    fn queue_matches_its_reference_model(
         steps in prop::collection::vec(step(), 1..120),
     ) {
         let mut queue = queue(CAPACITY, "1000000/1s", Scope::Object);

@@ -43,7 +43,7 @@ fn a_full_queue_refuses_new_keys_and_keeps_serving_those_it_has() {
 }
 
 #[test]
-fn a_change_takes_the_place_of_what_is_due_last_and_neither_is_lost() {
+fn change_replaces_the_latest_due_entry_and_both_are_kept() {
     let mut queue = queue(2, "100/60s", Scope::Object);
     (0..2).for_each(|shard| queue.open(ShardId(shard)));
     queue.add(ShardId(0), &key(0), 300).unwrap();
@@ -106,7 +106,7 @@ fn starts_ms(queue: &mut Queue, until_ms: u64) -> Vec<u64> {
 }
 
 #[test]
-fn an_object_that_changes_all_the_time_is_put_off_once_its_bucket_is_empty() {
+fn frequently_changing_object_is_deferred_once_its_bucket_is_empty() {
     let mut queue = queue(10, "5/1s", Scope::Object);
     queue.open(ShardId(0));
     assert_eq!(starts_ms(&mut queue, 700), [0, 1, 2, 3, 4, 200, 400, 600]);

@@ -5,7 +5,7 @@ use tokio::time::timeout;
 use super::{Agent, ShardHost};
 use crate::core::lease::{member_lease_name, shard_lease_name};
 use crate::core::ownership::{Action, Event};
-use crate::fleet::leases::{CALL_TIMEOUT, Seen};
+use crate::fleet::leases::{CALL_TIMEOUT, ObservedLease};
 
 impl<H: ShardHost> Agent<H> {
     /// Sends a request; its outcome comes back as an event.
@@ -27,7 +27,7 @@ impl<H: ShardHost> Agent<H> {
                 self.requests.spawn(async move {
                     let read = store.read(&member_lease_name(&identity)).await;
                     let member = read.map(|found| match found {
-                        Some(Seen::Member(member)) => Some(member),
+                        Some(ObservedLease::Member(member)) => Some(member),
                         _ => None,
                     });
                     Event::MemberRead(identity, member)
@@ -38,7 +38,7 @@ impl<H: ShardHost> Agent<H> {
                 self.requests.spawn(async move {
                     let read = store.read(&shard_lease_name(shard)).await;
                     let lease = read.map(|found| match found {
-                        Some(Seen::Shard(lease)) => Some(lease),
+                        Some(ObservedLease::Shard(lease)) => Some(lease),
                         _ => None,
                     });
                     Event::ShardRead(shard, lease)

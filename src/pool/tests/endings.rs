@@ -14,7 +14,7 @@ fn failures(stage: &Stage, cause: Cause) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reconcile_that_hangs_is_cut_at_its_deadline_and_tried_again() {
+async fn hanging_reconcile_is_cancelled_at_its_deadline_and_retried() {
     let stage = stage(config(1), |_, nth| {
         settles(if nth == 1 { 100_000 } else { 0 })
     });
@@ -44,9 +44,9 @@ async fn a_reconcile_that_hangs_is_cut_at_its_deadline_and_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_is_a_failure_of_that_object_and_hurts_no_other() {
+async fn panic_fails_only_its_own_object() {
     let stage = stage(config(1), |key, _| match &*key.name {
-        "db-1" => Act::Panic(NOW),
+        "db-1" => Behavior::Panic(NOW),
         _ => settles(0),
     });
     (1..4).for_each(|n| stage.add(n));
@@ -66,9 +66,9 @@ async fn a_panic_is_a_failure_of_that_object_and_hurts_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_while_a_reconcile_is_cut_short_neither_loses_the_object_nor_runs_it_hot() {
+async fn panic_during_cancellation_neither_loses_the_object_nor_hot_loops() {
     let stage = stage(config(1), |_, nth| match nth {
-        1 => Act::Bomb(Duration::from_secs(100)),
+        1 => Behavior::PanicOnDrop(Duration::from_secs(100)),
         _ => settles(0),
     });
     stage.add(1);
@@ -83,7 +83,7 @@ async fn a_panic_while_a_reconcile_is_cut_short_neither_loses_the_object_nor_run
 #[tokio::test(start_paused = true)]
 async fn failures_in_a_row_climb_the_tiers_and_a_success_resets_them() {
     let stage = stage(config(1), |_, nth| {
-        give(0, if nth == 5 { Ok(ready()) } else { failed("no") })
+        end_after(0, if nth == 5 { Ok(ready()) } else { failed("no") })
     });
     stage.add(1);
     tokio::time::sleep(Duration::from_secs(800)).await;
@@ -101,7 +101,7 @@ async fn failures_in_a_row_climb_the_tiers_and_a_success_resets_them() {
 
 #[tokio::test(start_paused = true)]
 async fn a_change_is_followed_at_once_although_the_object_failed() {
-    let stage = stage(config(1), |_, _| give(0, failed("no")));
+    let stage = stage(config(1), |_, _| end_after(0, failed("no")));
     stage.add(1);
     stage.settled().await;
     stage.add(1);
@@ -111,14 +111,14 @@ async fn a_change_is_followed_at_once_although_the_object_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_conflict_is_looked_at_afresh_five_times_before_it_counts_as_a_failure() {
+async fn conflict_is_retried_five_times_before_it_counts_as_failure() {
     let conflict = || {
-        Err(Failure::LookAgain {
+        Err(Failure::Retry {
             fenced: false,
             message: "the object has been modified".into(),
         })
     };
-    let stage = stage(config(1), move |_, _| give(0, conflict()));
+    let stage = stage(config(1), move |_, _| end_after(0, conflict()));
     stage.add(1);
     tokio::time::sleep(Duration::from_secs(20)).await;
     let starts = stage.starts(1);
@@ -134,13 +134,13 @@ async fn a_conflict_is_looked_at_afresh_five_times_before_it_counts_as_a_failure
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_throttled_object_waits_as_long_as_asked_and_the_others_a_moment() {
+async fn throttled_object_waits_as_requested_and_others_briefly() {
     let throttled = || {
         let retry_after = Duration::from_secs(20);
         Err(Failure::Throttled { retry_after })
     };
     let stage = stage(config(1), move |key, nth| match (&*key.name, nth) {
-        ("db-1", 1) => give(0, throttled()),
+        ("db-1", 1) => end_after(0, throttled()),
         _ => settles(0),
     });
     stage.add(1);
@@ -159,7 +159,7 @@ async fn a_throttled_object_waits_as_long_as_asked_and_the_others_a_moment() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_tenure_is_no_failure_and_the_object_runs_again() {
     let stage = stage(config(1), |_, nth| {
-        give(
+        end_after(
             0,
             if nth == 1 {
                 Err(Failure::Lost)
@@ -216,7 +216,7 @@ impl Pages {
 async fn many_failures_give_at_most_one_line_a_minute() {
     let pages = Pages::default();
     let _log = pages.collect();
-    let stage = stage(config(4), |_, _| give(0, failed("RBAC forbids it")));
+    let stage = stage(config(4), |_, _| end_after(0, failed("RBAC forbids it")));
     (0..40).for_each(|n| stage.add(n));
     tokio::time::sleep(Duration::from_secs(90)).await;
     let lines = pages.failure_lines();
@@ -231,10 +231,10 @@ async fn many_failures_give_at_most_one_line_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_line_repeats_what_a_panic_said() {
+async fn log_line_contains_the_panic_message() {
     let pages = Pages::default();
     let _log = pages.collect();
-    let stage = stage(config(1), |_, _| Act::Panic(NOW));
+    let stage = stage(config(1), |_, _| Behavior::Panic(NOW));
     stage.add(1);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let lines = pages.failure_lines();
@@ -244,8 +244,8 @@ async fn the_line_repeats_what_a_panic_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_before_the_next_try_neither_counts_nor_moves_it() {
-    let stage = stage(config(1), |_, _| give(0, failed("no")));
+async fn early_runs_do_not_change_the_scheduled_retry() {
+    let stage = stage(config(1), |_, _| end_after(0, failed("no")));
     stage.add(0);
     stage.settled().await;
     // The echoes of what the run wrote before it failed.

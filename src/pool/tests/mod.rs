@@ -23,19 +23,19 @@ const NOW: Duration = Duration::ZERO;
 
 /// How one run goes: it takes a while, then ends like this.
 #[derive(Clone, Debug)]
-enum Act {
+enum Behavior {
     Give(Duration, Result<Outcome, Failure>),
     Panic(Duration),
     /// Panics when it is dropped on the way, too.
-    Bomb(Duration),
+    PanicOnDrop(Duration),
 }
 
-fn settles(seconds: u64) -> Act {
-    give(seconds, Ok(ready()))
+fn settles(seconds: u64) -> Behavior {
+    end_after(seconds, Ok(ready()))
 }
 
-fn give(seconds: u64, ended: Result<Outcome, Failure>) -> Act {
-    Act::Give(Duration::from_secs(seconds), ended)
+fn end_after(seconds: u64, ended: Result<Outcome, Failure>) -> Behavior {
+    Behavior::Give(Duration::from_secs(seconds), ended)
 }
 
 fn ready() -> Outcome {
@@ -60,7 +60,7 @@ struct Entry {
 }
 
 #[derive(Debug, Default)]
-struct Diary {
+struct RunLog {
     runs: Vec<Entry>,
     now: HashMap<ObjectKey, usize>,
     peak: usize,
@@ -70,29 +70,29 @@ struct Diary {
     completed: usize,
 }
 
-type Script = Box<dyn Fn(&ObjectKey, usize) -> Act + Send + Sync>;
+type Script = Box<dyn Fn(&ObjectKey, usize) -> Behavior + Send + Sync>;
 
 /// Plays a script: what to do in the n-th run of an object.
 struct Actor {
     script: Script,
-    diary: Arc<Mutex<Diary>>,
+    run_log: Arc<Mutex<RunLog>>,
 }
 
 /// Notes the end of a run, also of one that is dropped or panics.
 struct OnStage {
-    diary: Arc<Mutex<Diary>>,
+    run_log: Arc<Mutex<RunLog>>,
     key: ObjectKey,
 }
 
 impl Drop for OnStage {
     fn drop(&mut self) {
-        *self.diary.lock().unwrap().now.get_mut(&self.key).unwrap() -= 1;
+        *self.run_log.lock().unwrap().now.get_mut(&self.key).unwrap() -= 1;
     }
 }
 
-struct Bomb;
+struct PanicOnDrop;
 
-impl Drop for Bomb {
+impl Drop for PanicOnDrop {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             panic!("dropped");
@@ -108,35 +108,36 @@ impl Reconcile for Actor {
         backlog: &dyn Backlog,
     ) -> Result<Outcome, Failure> {
         let nth = {
-            let mut diary = self.diary.lock().unwrap();
-            *diary.now.entry(key.clone()).or_insert(0) += 1;
-            diary.peak = diary.peak.max(diary.now.values().sum());
-            diary.peak_of_one = diary.peak_of_one.max(diary.now[key]);
-            diary.runs.push(Entry {
+            let mut run_log = self.run_log.lock().unwrap();
+            *run_log.now.entry(key.clone()).or_insert(0) += 1;
+            run_log.peak = run_log.peak.max(run_log.now.values().sum());
+            run_log.peak_of_one = run_log.peak_of_one.max(run_log.now[key]);
+            run_log.runs.push(Entry {
                 key: key.clone(),
                 epoch: tenure.token().epoch,
                 from: Instant::now(),
             });
-            diary.runs.iter().filter(|run| run.key == *key).count()
+            run_log.runs.iter().filter(|run| run.key == *key).count()
         };
         let _on_stage = OnStage {
-            diary: Arc::clone(&self.diary),
+            run_log: Arc::clone(&self.run_log),
             key: key.clone(),
         };
         let act = (self.script)(key, nth);
-        let (Act::Give(pause, _) | Act::Panic(pause) | Act::Bomb(pause)) = &act;
-        let _bomb = matches!(act, Act::Bomb(_)).then(|| Bomb);
+        let (Behavior::Give(pause, _) | Behavior::Panic(pause) | Behavior::PanicOnDrop(pause)) =
+            &act;
+        let _panics_on_drop = matches!(act, Behavior::PanicOnDrop(_)).then(|| PanicOnDrop);
         if !pause.is_zero() {
             tokio::time::sleep(*pause).await;
         }
         let others_wait = backlog.others_wait();
-        let mut diary = self.diary.lock().unwrap();
-        diary.completed += 1;
-        diary.crowded += usize::from(others_wait);
-        drop(diary);
+        let mut run_log = self.run_log.lock().unwrap();
+        run_log.completed += 1;
+        run_log.crowded += usize::from(others_wait);
+        drop(run_log);
         match act {
-            Act::Give(_, ended) => ended,
-            Act::Panic(_) | Act::Bomb(_) => panic!("the script says so"),
+            Behavior::Give(_, ended) => ended,
+            Behavior::Panic(_) | Behavior::PanicOnDrop(_) => panic!("the script says so"),
         }
     }
 }
@@ -145,7 +146,7 @@ impl Reconcile for Actor {
 struct Stage {
     pool: Pool<Actor>,
     metrics: Arc<Metrics>,
-    diary: Arc<Mutex<Diary>>,
+    run_log: Arc<Mutex<RunLog>>,
     began: Instant,
 }
 
@@ -174,20 +175,20 @@ fn config(concurrency: usize) -> PoolConfig {
 
 fn stage(
     config: PoolConfig,
-    script: impl Fn(&ObjectKey, usize) -> Act + Send + Sync + 'static,
+    script: impl Fn(&ObjectKey, usize) -> Behavior + Send + Sync + 'static,
 ) -> Stage {
     let metrics = Arc::new(Metrics::new().unwrap());
-    let diary = Arc::new(Mutex::new(Diary::default()));
+    let run_log = Arc::new(Mutex::new(RunLog::default()));
     let actor = Actor {
         script: Box::new(script),
-        diary: Arc::clone(&diary),
+        run_log: Arc::clone(&run_log),
     };
     let pool = Pool::start(config, actor, Arc::clone(&metrics));
     pool.start_shard(tenure(SHARD, 1, &CancellationToken::new()));
     Stage {
         pool,
         metrics,
-        diary,
+        run_log,
         began: Instant::now(),
     }
 }
@@ -199,18 +200,18 @@ impl Stage {
 
     /// Seconds from the beginning to the start of each run of an object.
     fn starts(&self, n: usize) -> Vec<f64> {
-        let diary = self.diary.lock().unwrap();
-        let mine = diary.runs.iter().filter(|run| run.key == key(n));
+        let run_log = self.run_log.lock().unwrap();
+        let mine = run_log.runs.iter().filter(|run| run.key == key(n));
         mine.map(|run| (run.from - self.began).as_secs_f64())
             .collect()
     }
 
     fn runs(&self) -> usize {
-        self.diary.lock().unwrap().runs.len()
+        self.run_log.lock().unwrap().runs.len()
     }
 
     fn on_stage(&self) -> usize {
-        self.diary.lock().unwrap().now.values().sum()
+        self.run_log.lock().unwrap().now.values().sum()
     }
 
     fn results(&self, result: &str) -> u64 {

@@ -46,7 +46,7 @@ async fn a_tenure_that_ends_by_itself_cancels_its_runs_and_starts_no_more() {
     assert!(stage.began.elapsed() < Duration::from_secs(1));
     assert_eq!(stage.runs(), 1);
     assert_eq!(stage.metrics.reconcile_cancelled_total.get(), 1);
-    assert_eq!(stage.diary.lock().unwrap().completed, 0);
+    assert_eq!(stage.run_log.lock().unwrap().completed, 0);
     assert_eq!((stage.depth(), stage.metrics.queue_delayed.get()), (0, 0));
 
     stage
@@ -54,23 +54,23 @@ async fn a_tenure_that_ends_by_itself_cancels_its_runs_and_starts_no_more() {
         .start_shard(tenure(OTHER, 4, &CancellationToken::new()));
     stage.pool.enqueue(OTHER, &key(0), NOW).unwrap();
     stage.settled().await;
-    assert_eq!(stage.diary.lock().unwrap().runs[1].epoch, 4);
+    assert_eq!(stage.run_log.lock().unwrap().runs[1].epoch, 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_result_of_a_run_that_ends_in_the_moment_of_the_stop_is_thrown_away() {
+async fn result_of_a_run_ending_during_the_stop_is_discarded() {
     let stopped: Arc<OnceLock<Pool<Actor>>> = Arc::default();
     let stop = Arc::clone(&stopped);
     let stage = stage(config(1), move |_, _| {
         // Nothing is awaited after this, so the result is there in the same poll.
         stop.get().unwrap().stop_shard(SHARD);
-        Act::Give(NOW, failed("too late"))
+        Behavior::Give(NOW, failed("too late"))
     });
     stopped.set(stage.pool.clone()).unwrap();
     stage.add(1);
     stage.settled().await;
     assert_eq!(
-        (stage.runs(), stage.diary.lock().unwrap().completed),
+        (stage.runs(), stage.run_log.lock().unwrap().completed),
         (1, 1)
     );
     assert_eq!(stage.metrics.reconcile_cancelled_total.get(), 1);
@@ -80,7 +80,7 @@ async fn the_result_of_a_run_that_ends_in_the_moment_of_the_stop_is_thrown_away(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_tenure_runs_again_what_the_old_one_had_begun() {
+async fn new_tenure_reruns_what_the_old_one_started() {
     let stage = stage(config(1), |_, nth| settles(if nth == 1 { 30 } else { 1 }));
     stage.add(1);
     stage.until_running(1).await;
@@ -89,7 +89,7 @@ async fn a_new_tenure_runs_again_what_the_old_one_had_begun() {
         .start_shard(tenure(SHARD, 2, &CancellationToken::new()));
     stage.settled().await;
     let epochs: Vec<u32> = stage
-        .diary
+        .run_log
         .lock()
         .unwrap()
         .runs
@@ -97,13 +97,13 @@ async fn a_new_tenure_runs_again_what_the_old_one_had_begun() {
         .map(|run| run.epoch)
         .collect();
     assert_eq!(epochs, [1, 2]);
-    assert_eq!(stage.diary.lock().unwrap().peak_of_one, 1);
+    assert_eq!(stage.run_log.lock().unwrap().peak_of_one, 1);
     assert!(stage.began.elapsed() < Duration::from_secs(2));
     assert_eq!(stage.metrics.reconcile_cancelled_total.get(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_starts_nothing_waits_for_what_runs_and_keeps_what_changes() {
+async fn drain_starts_nothing_waits_for_running_work_and_keeps_changes() {
     let stage = stage(config(2), |_, _| settles(10));
     (0..4).for_each(|n| stage.add(n));
     stage.until_running(2).await;
@@ -127,7 +127,7 @@ async fn a_drain_starts_nothing_waits_for_what_runs_and_keeps_what_changes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_that_is_called_off_says_so() {
+async fn cancelled_drain_reports_that_it_was_cancelled() {
     let stage = stage(config(1), |_, _| settles(10));
     stage.add(1);
     stage.until_running(1).await;
@@ -150,7 +150,7 @@ async fn resuming_a_stopped_shard_does_not_open_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_that_was_made_anew_in_another_shard_runs_there_after_its_present_run() {
+async fn object_recreated_in_another_shard_runs_there_after_its_current_run() {
     let stage = stage(config(4), |_, _| settles(10));
     stage
         .pool
@@ -159,10 +159,10 @@ async fn an_object_that_was_made_anew_in_another_shard_runs_there_after_its_pres
     stage.until_running(1).await;
     stage.pool.enqueue(OTHER, &key(1), NOW).unwrap();
     stage.settled().await;
-    let diary = stage.diary.lock().unwrap();
-    let epochs: Vec<u32> = diary.runs.iter().map(|run| run.epoch).collect();
+    let run_log = stage.run_log.lock().unwrap();
+    let epochs: Vec<u32> = run_log.runs.iter().map(|run| run.epoch).collect();
     assert_eq!(epochs, [1, 50]);
-    assert_eq!(diary.peak_of_one, 1);
+    assert_eq!(run_log.peak_of_one, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,7 +185,7 @@ async fn a_pool_whose_last_clone_is_dropped_ends_its_tasks() {
     stage.until_running(1).await;
     let shared = Arc::downgrade(&stage.pool.shared);
     drop(stage.pool.clone());
-    assert_eq!(stage.diary.lock().unwrap().now[&key(1)], 1);
+    assert_eq!(stage.run_log.lock().unwrap().now[&key(1)], 1);
     drop(stage.pool);
     within("the tasks to end", async {
         while shared.strong_count() > 0 {

@@ -8,14 +8,14 @@ async fn never_more_reconciles_run_at_once_than_allowed_and_all_permits_are_used
     let stage = stage(config(3), |_, _| settles(1));
     (0..20).for_each(|n| stage.add(n));
     stage.settled().await;
-    assert_eq!(stage.diary.lock().unwrap().peak, 3);
+    assert_eq!(stage.run_log.lock().unwrap().peak, 3);
     assert_eq!(stage.runs(), 20);
     assert_eq!(stage.began.elapsed().as_secs(), 7);
     assert_eq!(stage.results("success"), 20);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_knows_whether_others_wait() {
+async fn run_reports_whether_other_objects_wait() {
     let stage = stage(config(3), |_, _| settles(1));
     (0..8).for_each(|n| stage.add(n));
     stage
@@ -25,11 +25,11 @@ async fn a_run_knows_whether_others_wait() {
     stage.settled().await;
     // Two rounds of three had others behind them; nobody waits for one that is due in an hour.
     assert_eq!(stage.runs(), 8);
-    assert_eq!(stage.diary.lock().unwrap().crowded, 6);
+    assert_eq!(stage.run_log.lock().unwrap().crowded, 6);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_figures_are_true_when_the_queue_is_filled_on_purpose() {
+async fn queue_metrics_match_a_known_queue_state() {
     let stage = stage(config(2), |_, _| settles(10));
     assert_eq!((stage.depth(), stage.active()), (0, 0));
     (0..9).for_each(|n| stage.add(n));
@@ -95,12 +95,12 @@ async fn one_object_never_runs_twice_at_once_and_a_change_during_its_run_runs_it
         stage.add(1);
     }
     stage.settled().await;
-    assert_eq!(stage.diary.lock().unwrap().peak_of_one, 1);
+    assert_eq!(stage.run_log.lock().unwrap().peak_of_one, 1);
     assert_eq!(stage.runs(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ready_object_is_looked_at_again_after_about_five_minutes() {
+async fn ready_object_is_reconciled_again_after_about_five_minutes() {
     let stage = stage(config(1), |_, _| settles(0));
     stage.add(1);
     tokio::time::sleep(Duration::from_secs(331)).await;
@@ -110,10 +110,10 @@ async fn a_ready_object_is_looked_at_again_after_about_five_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_forgotten_object_is_not_looked_at_again() {
+async fn forgotten_object_is_not_reconciled_again() {
     let stage = stage(config(1), |_, _| {
         let next = Next::Forget;
-        give(0, Ok(Outcome { wrote: true, next }))
+        end_after(0, Ok(Outcome { wrote: true, next }))
     });
     stage.add(1);
     stage
@@ -127,7 +127,7 @@ async fn a_forgotten_object_is_not_looked_at_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_refuses_new_objects_and_says_so() {
+async fn full_queue_refuses_new_objects_and_counts_them() {
     let config = PoolConfig {
         queue_capacity: 2,
         ..config(1)
@@ -144,7 +144,7 @@ async fn a_full_queue_refuses_new_objects_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_storm_guard_slows_an_object_that_changes_all_the_time_and_no_other() {
+async fn rate_limiter_slows_only_the_frequently_changing_object() {
     let config = PoolConfig {
         rate_limit: "5/50s".parse().unwrap(),
         ..config(2)
@@ -193,11 +193,11 @@ async fn under_real_threads_no_object_runs_twice_at_once_and_every_change_is_fol
         settled.await.is_ok(),
         "waited a minute for the pool to settle"
     );
-    let diary = stage.diary.lock().unwrap();
-    assert_eq!(diary.peak_of_one, 1);
-    assert!(diary.peak <= 4);
+    let run_log = stage.run_log.lock().unwrap();
+    assert_eq!(run_log.peak_of_one, 1);
+    assert!(run_log.peak <= 4);
     for n in 0..20 {
-        let last = diary.runs.iter().rfind(|run| run.key == key(n)).unwrap();
+        let last = run_log.runs.iter().rfind(|run| run.key == key(n)).unwrap();
         assert!(
             last.from >= last_change,
             "db-{n} did not run after its last change"
@@ -206,7 +206,7 @@ async fn under_real_threads_no_object_runs_twice_at_once_and_every_change_is_fol
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_objects_make_no_series_more_than_ten() {
+async fn number_of_metric_series_is_independent_of_object_count() {
     let series = |stage: &Stage| -> usize {
         let text = stage.metrics.render().unwrap();
         text.lines().filter(|line| !line.starts_with('#')).count()
@@ -253,7 +253,7 @@ async fn a_queue_that_is_too_small_for_all_objects_loses_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_found_no_room_is_taken_in_as_soon_as_there_is_some() {
+async fn refused_objects_are_queued_as_soon_as_there_is_room() {
     let config = PoolConfig {
         queue_capacity: 2,
         ..config(2)
@@ -262,7 +262,7 @@ async fn what_found_no_room_is_taken_in_as_soon_as_there_is_some() {
         wrote: false,
         next: Next::Forget,
     };
-    let stage = stage(config, move |_, _| give(5, Ok(gone())));
+    let stage = stage(config, move |_, _| end_after(5, Ok(gone())));
     stage.add(0);
     stage.add(1);
     stage.until_running(2).await;

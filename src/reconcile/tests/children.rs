@@ -4,7 +4,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_secret_is_made_once_and_its_loss_is_told_before_pods_would_hang() {
+async fn secret_is_created_once_and_its_loss_is_reported_before_pods_hang() {
     let world = World::with_ready_cluster(1).await;
     let secret = world.object(SECRET).unwrap();
     world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
@@ -39,7 +39,7 @@ async fn a_secret_is_made_once_and_its_loss_is_told_before_pods_would_hang() {
 }
 
 #[tokio::test]
-async fn a_pod_that_waits_without_a_word_is_asked_whether_it_lacks_the_secret() {
+async fn silently_waiting_pod_is_checked_for_a_missing_secret() {
     let world = World::with_ready_cluster(1).await;
     world.fake.with(|state| state.objects.remove(SECRET));
     world.set_pods(1, 0);
@@ -55,7 +55,7 @@ async fn a_pod_that_waits_without_a_word_is_asked_whether_it_lacks_the_secret() 
 }
 
 #[tokio::test]
-async fn a_secret_that_goes_with_a_former_cluster_is_made_again_while_there_is_no_data() {
+async fn secret_deleted_with_a_former_cluster_is_recreated_while_there_is_no_data() {
     let world = World::new();
     world
         .fake
@@ -63,7 +63,7 @@ async fn a_secret_that_goes_with_a_former_cluster_is_made_again_while_there_is_n
     world.user_applies(json!({"image": "postgres:18"}));
     let outcome = world.reconcile().await.unwrap();
     assert!(
-        matches!(outcome.next, Next::After { .. }),
+        matches!(outcome.next, Next::RequeueAfter { .. }),
         "it is looked at again in {:?}",
         outcome.next
     );
@@ -85,7 +85,7 @@ async fn a_secret_that_goes_with_a_former_cluster_is_made_again_while_there_is_n
 }
 
 #[tokio::test]
-async fn a_secret_that_stays_is_taken_and_still_made_again_while_there_is_no_data() {
+async fn existing_secret_is_adopted_and_recreated_if_lost_while_there_is_no_data() {
     let world = World::new();
     let theirs = json!({"metadata": {"name": "orders-app"}});
     let theirs = world.fake.with(|state| state.put(SECRET, theirs));
@@ -96,7 +96,10 @@ async fn a_secret_that_stays_is_taken_and_still_made_again_while_there_is_no_dat
         memory.secret_in_the_way(long_ago_ms);
     });
     let outcome = world.reconcile().await.unwrap();
-    assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
+    assert!(
+        matches!(outcome.next, Next::RequeueAfter { .. }),
+        "{outcome:?}"
+    );
     assert_eq!(world.object(SECRET), Some(theirs));
     assert!(world.object(STATEFULSET).is_some());
     world.fake.with(|state| state.objects.remove(SECRET));
@@ -106,7 +109,7 @@ async fn a_secret_that_stays_is_taken_and_still_made_again_while_there_is_no_dat
 }
 
 #[tokio::test]
-async fn a_budget_comes_with_the_second_instance_and_goes_with_it() {
+async fn budget_exists_only_with_two_or_more_instances() {
     let world = World::with_ready_cluster(1).await;
     assert_eq!(world.object(BUDGET), None);
     world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
@@ -163,7 +166,7 @@ async fn a_major_version_change_is_refused_and_both_versions_are_named() {
 }
 
 #[tokio::test]
-async fn the_image_of_a_cluster_without_data_may_be_put_right_whatever_its_version() {
+async fn image_of_a_cluster_without_data_may_change_to_any_version() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:81"}));
     world.reconcile().await.unwrap();
@@ -178,7 +181,7 @@ async fn the_image_of_a_cluster_without_data_may_be_put_right_whatever_its_versi
 }
 
 #[tokio::test]
-async fn that_there_is_data_is_told_to_the_pods_and_remembered() {
+async fn presence_of_data_is_passed_to_the_pods_and_remembered() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
     world.reconcile().await.unwrap();
@@ -226,7 +229,7 @@ async fn with_claims() -> World {
 }
 
 #[tokio::test]
-async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
+async fn claims_are_resized_once_and_a_class_without_expansion_is_reported() {
     let world = with_claims().await;
     world.user_applies(sized("2Gi"));
     world.fake.with(|state| {
@@ -271,18 +274,18 @@ async fn claims_grow_once_and_a_class_that_does_not_allow_it_is_told() {
     );
 
     // One that was deleted and made anew has the size of the template.
-    let anew = format!("{CLAIMS}/data-orders-db-1");
-    world.change(&anew, |claim| {
+    let recreated = format!("{CLAIMS}/data-orders-db-1");
+    world.change(&recreated, |claim| {
         claim["spec"]["resources"]["requests"]["storage"] = json!("1Gi")
     });
     world.sweep();
     world.reconcile().await.unwrap();
-    let claim = world.object(&anew).unwrap();
+    let claim = world.object(&recreated).unwrap();
     assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "2Gi");
 }
 
 #[tokio::test]
-async fn claims_go_with_the_cluster_only_where_that_was_asked_for() {
+async fn claims_are_deleted_with_the_cluster_only_if_requested() {
     for (retain, left) in [("Retain", 3), ("Delete", 1)] {
         let world = with_claims().await;
         let mut spec = sized("1Gi");
@@ -310,7 +313,7 @@ async fn claims_go_with_the_cluster_only_where_that_was_asked_for() {
 }
 
 #[tokio::test]
-async fn a_pod_that_hangs_on_a_former_template_is_replaced_and_one_on_the_newest_is_not() {
+async fn pod_stuck_on_an_old_template_is_replaced_and_one_on_the_newest_is_not() {
     let world = World::with_ready_cluster(2).await;
     world.broken_pod("orders-db-0", "r0");
     world.broken_pod("orders-db-1", "r1");
@@ -322,7 +325,7 @@ async fn a_pod_that_hangs_on_a_former_template_is_replaced_and_one_on_the_newest
 }
 
 #[tokio::test]
-async fn pods_that_can_not_be_created_are_explained_by_the_events_of_the_statefulset() {
+async fn pods_that_cannot_be_created_are_explained_by_statefulset_events() {
     let world = World::with_ready_cluster(1).await;
     let uid = world.object(STATEFULSET).unwrap()["metadata"]["uid"].clone();
     let event = json!({

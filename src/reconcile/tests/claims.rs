@@ -270,10 +270,10 @@ async fn a_deletion_takes_no_claim_of_another_uid_and_labels_none() {
     assert_eq!(world.object(&path(0)), None);
     assert_eq!((world.object(&path(1)), world.object(&path(2))), others);
     let notes = world.notes();
-    let told = notes
+    let reported = notes
         .iter()
         .any(|note| note.contains("data-orders-db-1, data-orders-db-2 stay"));
-    assert!(told, "{notes:?}");
+    assert!(reported, "{notes:?}");
 }
 
 #[tokio::test]
@@ -337,8 +337,8 @@ async fn claims_are_neither_labelled_nor_deleted_beside_a_statefulset_that_is_no
         let after = (world.object(&path(0)), world.object(&path(1)));
         assert_eq!(before, after, "{owners} {in_sight}");
         let notes = world.notes();
-        let told = notes.iter().any(|note| note.contains("all claims stay"));
-        assert!(told, "{notes:?}");
+        let reported = notes.iter().any(|note| note.contains("all claims stay"));
+        assert!(reported, "{notes:?}");
     }
 }
 
@@ -361,7 +361,7 @@ async fn a_deletion_leaves_its_own_claims_to_a_statefulset_that_took_its_name() 
 }
 
 #[tokio::test]
-async fn no_empty_primary_is_begun_beside_the_volume_of_a_replica() {
+async fn no_empty_primary_is_created_next_to_a_replica_volume() {
     for allowed_by in ["annotation", "deletion", "restore"] {
         let world = World::new();
         world.claim(
@@ -465,7 +465,7 @@ async fn a_claim_without_a_volume_grows_once_it_has_one() {
 }
 
 #[tokio::test]
-async fn a_claim_that_is_being_deleted_under_its_pod_is_reported_until_it_is_not() {
+async fn claim_deleted_under_its_pod_is_reported_until_resolved() {
     let world = World::new();
     world.user_applies(sized("1Gi"));
     world.reconcile().await.unwrap();
@@ -491,10 +491,10 @@ async fn a_claim_that_is_being_deleted_under_its_pod_is_reported_until_it_is_not
         );
     }
     let notes = world.notes();
-    let told = notes
+    let reported = notes
         .iter()
         .filter(|note| note.contains("ClaimBeingDeleted"));
-    assert_eq!(told.count(), 1, "{notes:?}");
+    assert_eq!(reported.count(), 1, "{notes:?}");
     world.fake.with(|state| state.objects.remove(&path(0)));
     world.create_claims();
     world.reconcile().await.unwrap();

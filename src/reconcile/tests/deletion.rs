@@ -89,7 +89,7 @@ async fn a_claim_that_changes_meanwhile_is_not_left_behind() {
     });
     let refused = world.reconcile().await.unwrap_err();
     assert!(
-        matches!(refused, Failure::LookAgain { fenced: false, .. }),
+        matches!(refused, Failure::Retry { fenced: false, .. }),
         "{refused:?}"
     );
     assert!(world.object(CLUSTER).is_some(), "the finalizer was removed");

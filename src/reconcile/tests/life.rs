@@ -4,7 +4,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_cluster_becomes_ready_with_eleven_writes_and_two_lists_of_claims() {
+async fn cluster_becomes_ready_with_eleven_writes_and_two_claim_lists() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
     let outcome = world.reconcile().await.unwrap();
@@ -73,7 +73,7 @@ async fn a_cluster_becomes_ready_with_eleven_writes_and_two_lists_of_claims() {
 }
 
 #[tokio::test]
-async fn a_cluster_at_rest_costs_nothing_not_even_after_a_takeover() {
+async fn settled_cluster_causes_no_requests_even_after_a_takeover() {
     let world = World::with_ready_cluster(3).await;
     let rest = Outcome {
         wrote: false,
@@ -87,7 +87,7 @@ async fn a_cluster_at_rest_costs_nothing_not_even_after_a_takeover() {
 }
 
 #[tokio::test]
-async fn a_change_of_the_spec_is_carried_out_and_reported() {
+async fn spec_change_is_applied_and_reported() {
     let world = World::with_ready_cluster(1).await;
     world.user_applies(json!({"image": "postgres:18.1", "replicas": 3}));
     world.reconcile().await.unwrap();
@@ -120,7 +120,7 @@ async fn a_change_of_the_spec_is_carried_out_and_reported() {
 }
 
 #[tokio::test]
-async fn while_others_wait_the_work_is_done_first_and_told_in_the_next_run() {
+async fn status_write_is_postponed_while_other_objects_wait() {
     let world = World::with_ready_cluster(1).await;
     world.user_applies(json!({"image": "postgres:18.1", "replicas": 3}));
     let outcome = world.reconcile_beside(&CROWDED).await.unwrap();
@@ -128,7 +128,7 @@ async fn while_others_wait_the_work_is_done_first_and_told_in_the_next_run() {
         outcome,
         Outcome {
             wrote: true,
-            next: Next::After { ms: 500 }
+            next: Next::RequeueAfter { ms: 500 }
         }
     );
     assert_eq!(world.object(STATEFULSET).unwrap()["spec"]["replicas"], 3);
@@ -142,7 +142,7 @@ async fn while_others_wait_the_work_is_done_first_and_told_in_the_next_run() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_told_at_once_however_many_wait() {
+async fn problems_are_reported_immediately_however_many_objects_wait() {
     let world = World::with_ready_cluster(1).await;
     world.fake.with(|state| state.objects.remove(SECRET));
     world.user_applies(json!({"image": "postgres:18.1", "replicas": 1}));
@@ -158,7 +158,7 @@ async fn zero_replicas_are_ready_and_paused() {
 }
 
 #[tokio::test]
-async fn drift_in_a_child_is_put_right() {
+async fn drift_in_a_child_is_corrected() {
     let world = World::with_ready_cluster(2).await;
     world.change(STATEFULSET, |set| set["spec"]["replicas"] = json!(5));
     world.reconcile().await.unwrap();
@@ -190,7 +190,7 @@ async fn drift_in_a_child_is_put_right() {
 }
 
 #[tokio::test]
-async fn a_deleted_statefulset_is_made_again() {
+async fn deleted_statefulset_is_recreated() {
     let world = World::with_ready_cluster(1).await;
     world.fake.with(|state| state.objects.remove(STATEFULSET));
     world.reconcile().await.unwrap();

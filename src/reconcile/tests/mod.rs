@@ -43,12 +43,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What a run is told of the queue and of the tries before it.
 #[derive(Clone, Copy)]
-struct Told {
+struct ExpectedStatus {
     others_wait: bool,
     outlook: Outlook,
 }
 
-impl Backlog for Told {
+impl Backlog for ExpectedStatus {
     fn others_wait(&self) -> bool {
         self.others_wait
     }
@@ -60,12 +60,12 @@ impl Backlog for Told {
 
 const NO_ATTEMPTS: Attempts = Attempts {
     failures: 0,
-    looks: 0,
+    retries: 0,
     retry_ms: None,
 };
 
 /// Nobody waits.
-const IDLE: Told = Told {
+const IDLE: ExpectedStatus = ExpectedStatus {
     others_wait: false,
     outlook: Outlook {
         attempts: NO_ATTEMPTS,
@@ -75,10 +75,10 @@ const IDLE: Told = Told {
 };
 
 /// Nobody waits, and there is no look-again left.
-const LAST_LOOK: Told = Told {
+const LAST_STATUS: ExpectedStatus = ExpectedStatus {
     outlook: Outlook {
         attempts: Attempts {
-            looks: 5,
+            retries: 5,
             ..NO_ATTEMPTS
         },
         ..IDLE.outlook
@@ -87,14 +87,14 @@ const LAST_LOOK: Told = Told {
 };
 
 /// There is always somebody who waits.
-const CROWDED: Told = Told {
+const CROWDED: ExpectedStatus = ExpectedStatus {
     others_wait: true,
     ..IDLE
 };
 
 /// It has failed before, and is tried again in half a minute if it fails.
-const fn failing(is_early: bool) -> Told {
-    Told {
+const fn failing(is_early: bool) -> ExpectedStatus {
+    ExpectedStatus {
         outlook: Outlook {
             attempts: Attempts {
                 failures: 1,

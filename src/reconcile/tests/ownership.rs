@@ -25,7 +25,7 @@ fn foreign(path: &str, kind: &str, owner: Option<(&str, &str)>) -> Value {
 }
 
 #[tokio::test]
-async fn a_statefulset_of_someone_else_is_never_touched_and_is_named() {
+async fn foreign_statefulset_is_never_touched_and_is_named() {
     for owner in [None, Some(("Kafka", "events"))] {
         let world = World::new();
         let theirs = foreign(STATEFULSET, "StatefulSet", owner);
@@ -71,14 +71,17 @@ async fn a_statefulset_of_someone_else_is_never_touched_and_is_named() {
 }
 
 #[tokio::test]
-async fn what_a_former_cluster_of_this_name_left_is_waited_for() {
+async fn leftovers_of_a_former_cluster_of_the_same_name_are_awaited() {
     let world = World::new();
     let owner = Some(("DatabaseCluster", "orders"));
     let theirs = foreign(STATEFULSET, "StatefulSet", owner);
     world.fake.with(|state| state.put(STATEFULSET, theirs));
     world.user_applies(json!({"image": "postgres:18"}));
     let outcome = world.reconcile().await.unwrap();
-    assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
+    assert!(
+        matches!(outcome.next, Next::RequeueAfter { .. }),
+        "{outcome:?}"
+    );
     let (status, reason, message) = world.condition(ConditionType::Progressing);
     assert_eq!(
         (status, reason.as_str()),
@@ -93,7 +96,7 @@ async fn what_a_former_cluster_of_this_name_left_is_waited_for() {
 }
 
 #[tokio::test]
-async fn what_a_former_cluster_left_in_a_shard_of_others_is_waited_for_while_it_terminates() {
+async fn terminating_leftovers_in_other_shards_are_awaited() {
     let world = World::new();
     let owner = Some(("DatabaseCluster", "orders"));
     let mut theirs = foreign(READ, "Service", owner);
@@ -103,7 +106,10 @@ async fn what_a_former_cluster_left_in_a_shard_of_others_is_waited_for_while_it_
     world.user_applies(json!({"image": "postgres:18"}));
     for _ in 0..20 {
         let outcome = world.reconcile().await.unwrap();
-        assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
+        assert!(
+            matches!(outcome.next, Next::RequeueAfter { .. }),
+            "{outcome:?}"
+        );
     }
     let (_, reason, message) = world.condition(ConditionType::Progressing);
     assert_eq!(reason, "WaitingForFormerCluster");
@@ -199,7 +205,7 @@ async fn a_lost_owner_reference_is_put_back_in_the_next_run() {
 }
 
 #[tokio::test]
-async fn what_lacks_a_mark_of_the_operator_is_not_adopted() {
+async fn objects_without_the_operators_mark_are_not_adopted() {
     for mark in ["managed-by", "bucket", "fingerprint"] {
         let world = orphaned(1).await;
         world.change(READ, |child| {

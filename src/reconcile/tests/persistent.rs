@@ -4,8 +4,8 @@
 use super::*;
 
 const STATUS: &str = "PATCH /apis/database.io/v1/namespaces/shop/databaseclusters/orders/status";
-const DUE: Told = failing(false);
-const EARLY: Told = failing(true);
+const DUE: ExpectedStatus = failing(false);
+const EARLY: ExpectedStatus = failing(true);
 
 fn webhook_is_down() -> Value {
     json!({
@@ -43,7 +43,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn a_new_cluster_that_keeps_failing_says_so_and_when_it_is_tried_again() {
+async fn new_failing_cluster_reports_the_failure_and_the_next_retry() {
     for (answer, expected, words) in [
         (
             webhook_is_down(),
@@ -65,10 +65,13 @@ async fn a_new_cluster_that_keeps_failing_says_so_and_when_it_is_tried_again() {
         let seconds = at.duration_since(jiff::Timestamp::now()).as_secs();
         assert!((27..=31).contains(&seconds), "in {seconds} s: {message}");
         assert_eq!(world.phase(), Phase::Degraded);
-        let told = world.notes();
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].starts_with("Warning DatabaseError"), "{told:?}");
-        assert!(told[0].contains(words), "{told:?}");
+        let reported = world.notes();
+        assert_eq!(reported.len(), 1, "{reported:?}");
+        assert!(
+            reported[0].starts_with("Warning DatabaseError"),
+            "{reported:?}"
+        );
+        assert!(reported[0].contains(words), "{reported:?}");
         // It passes.
         world.reconcile().await.unwrap();
         world.set_pods(1, 1);
@@ -100,7 +103,7 @@ async fn an_old_cluster_is_not_ready_for_a_generation_that_cannot_be_carried_out
 }
 
 #[tokio::test]
-async fn a_report_brings_no_storm_of_writes() {
+async fn repeated_reports_cause_no_extra_writes() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18"}));
     world.fails(&DUE, webhook_is_down()).await;
@@ -114,7 +117,7 @@ async fn a_report_brings_no_storm_of_writes() {
 }
 
 #[tokio::test]
-async fn a_status_that_cannot_be_written_is_told_of_in_events() {
+async fn unwritable_status_is_reported_in_events() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18"}));
     for backlog in [&IDLE as &dyn Backlog, &DUE] {
@@ -122,13 +125,13 @@ async fn a_status_that_cannot_be_written_is_told_of_in_events() {
         world.refuse(STATUS, webhook_is_down());
         world.reconcile_beside(backlog).await.unwrap_err();
     }
-    let told = world.notes();
+    let reported = world.notes();
     let about = |note: &&String| note.contains("writing the status: ");
-    assert!(told.iter().any(|note| about(&note)), "{told:?}");
+    assert!(reported.iter().any(|note| about(&note)), "{reported:?}");
 }
 
 #[tokio::test]
-async fn a_deletion_that_keeps_failing_says_so() {
+async fn failing_deletion_is_reported() {
     let world = World::with_ready_cluster(1).await;
     world.change(CLUSTER, |cluster| {
         cluster["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");

@@ -28,14 +28,14 @@ impl World {
     }
 
     /// Runs as the pool does: five look-agains, and then no more.
-    async fn reconcile_to_the_last_look(&self) -> Result<Outcome, Failure> {
+    async fn reconcile_until_settled(&self) -> Result<Outcome, Failure> {
         for _ in 0..5 {
             let ended = self.reconcile().await;
-            if !matches!(ended, Err(Failure::LookAgain { fenced: true, .. })) {
+            if !matches!(ended, Err(Failure::Retry { fenced: true, .. })) {
                 return ended;
             }
         }
-        self.reconcile_beside(&LAST_LOOK).await
+        self.reconcile_beside(&LAST_STATUS).await
     }
 
     fn fails_for(&self, ended: Result<Outcome, Failure>, expected: Cause) -> String {
@@ -60,7 +60,7 @@ fn scaled(replicas: i32) -> Value {
 }
 
 #[tokio::test]
-async fn a_forged_token_is_reported_with_its_cure_and_the_work_goes_on_when_it_is_gone() {
+async fn forged_token_is_reported_with_its_remedy_and_work_resumes_once_removed() {
     for (path, kind) in [
         (STATEFULSET, "statefulset orders-db"),
         (CONFIG, "configmap orders-db"),
@@ -71,9 +71,9 @@ async fn a_forged_token_is_reported_with_its_cure_and_the_work_goes_on_when_it_i
         world.user_applies(scaled(2));
         world.change(path, |object| object["spec"]["edited"] = json!(true));
         world.change(CONFIG, |config| config["data"]["edited"] = json!("x"));
-        let message = world.fails_for(world.reconcile_to_the_last_look().await, Cause::TokenAhead);
-        let cure = format!("kubectl annotate -n shop {kind} database.io/fencing-token-");
-        assert!(message.contains(&cure), "{message}");
+        let message = world.fails_for(world.reconcile_until_settled().await, Cause::TokenAhead);
+        let remedy = format!("kubectl annotate -n shop {kind} database.io/fencing-token-");
+        assert!(message.contains(&remedy), "{message}");
         assert!(message.contains("epoch 999"), "{message}");
         assert_eq!(world.degraded(), is_forged(), "{path}");
         assert_eq!(
@@ -82,8 +82,8 @@ async fn a_forged_token_is_reported_with_its_cure_and_the_work_goes_on_when_it_i
         );
         assert_eq!(world.cluster().status.observed_generation, 2);
         let notes = world.notes();
-        let told = notes.iter().filter(|note| note.contains(&cure)).count();
-        assert_eq!(told, 1, "{notes:?}");
+        let reported = notes.iter().filter(|note| note.contains(&remedy)).count();
+        assert_eq!(reported, 1, "{notes:?}");
 
         // It does not loop, nor tell it again: one try each time.
         world.requests();
@@ -117,7 +117,10 @@ async fn a_forged_token_on_one_object_does_not_stop_the_others() {
         world.change(path, |object| object["spec"]["edited"] = json!(true));
     }
     world.requests();
-    world.fails_for(world.reconcile_beside(&LAST_LOOK).await, Cause::TokenAhead);
+    world.fails_for(
+        world.reconcile_beside(&LAST_STATUS).await,
+        Cause::TokenAhead,
+    );
     let tries = world.requests();
     for path in [CONFIG, READ, READ_WRITE, STATEFULSET, BUDGET] {
         assert!(
@@ -135,7 +138,7 @@ async fn a_refusal_that_passes_is_not_reported() {
     world.forge(READ);
     let ended = world.reconcile().await;
     assert!(
-        matches!(ended, Err(Failure::LookAgain { fenced: true, .. })),
+        matches!(ended, Err(Failure::Retry { fenced: true, .. })),
         "{ended:?}"
     );
     assert_eq!(world.phase(), Phase::Ready);
@@ -145,7 +148,7 @@ async fn a_refusal_that_passes_is_not_reported() {
 }
 
 #[tokio::test]
-async fn a_refusal_for_another_reason_is_reported_in_the_words_of_the_api_server() {
+async fn other_refusals_are_reported_with_the_api_servers_message() {
     let world = World::with_ready_cluster(1).await;
     world.user_applies(scaled(2));
     let policies = ["databasecluster-fence-holder", "databasecluster-limits"];
@@ -158,8 +161,8 @@ async fn a_refusal_for_another_reason_is_reported_in_the_words_of_the_api_server
                 .refusals
                 .push((format!("PATCH {STATEFULSET}"), answer));
         });
-        let told = world.fails_for(world.reconcile_beside(&LAST_LOOK).await, Cause::Fenced);
-        assert!(told.contains(&message), "{told}");
+        let reported = world.fails_for(world.reconcile_beside(&LAST_STATUS).await, Cause::Fenced);
+        assert!(reported.contains(&message), "{reported}");
         let expected = (ConditionStatus::True, "WriteRefused".to_owned());
         assert_eq!(world.degraded(), expected);
         let counter = &world.metrics.fenced_writes_total;
@@ -174,22 +177,22 @@ async fn nothing_is_reported_once_the_right_to_act_has_ended() {
     world.user_applies(scaled(2));
     world.requests();
     world.ended.cancel();
-    let ended = world.reconcile_beside(&LAST_LOOK).await;
+    let ended = world.reconcile_beside(&LAST_STATUS).await;
     assert_eq!(ended, Err(Failure::Lost));
     assert_eq!(world.requests(), [""; 0]);
 }
 
 #[tokio::test]
-async fn a_forged_status_is_told_once_by_an_event_and_the_children_are_changed_all_the_same() {
+async fn forged_status_token_is_reported_once_and_children_are_still_updated() {
     let world = World::with_ready_cluster(1).await;
     world.change(CLUSTER, |cluster| {
         cluster["status"]["shard"]["epoch"] = json!(FORGED);
     });
     world.user_applies(scaled(2));
     let before = world.notes().len();
-    let message = world.fails_for(world.reconcile_to_the_last_look().await, Cause::TokenAhead);
-    let cure = "kubectl patch -n shop databasecluster orders --subresource=status";
-    assert!(message.contains(cure), "{message}");
+    let message = world.fails_for(world.reconcile_until_settled().await, Cause::TokenAhead);
+    let remedy = "kubectl patch -n shop databasecluster orders --subresource=status";
+    assert!(message.contains(remedy), "{message}");
     for _ in 0..3 {
         // A run that only waits for the watch forgets nothing of it.
         let cluster = world.cluster();
@@ -223,7 +226,7 @@ async fn a_forged_status_is_told_once_by_an_event_and_the_children_are_changed_a
 }
 
 #[tokio::test]
-async fn a_forged_token_holds_a_deletion_up_visibly_and_only_until_it_is_gone() {
+async fn forged_token_blocks_deletion_visibly_until_removed() {
     let world = World::with_ready_cluster(1).await;
     world.change(CLUSTER, |c| {
         c["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -242,7 +245,7 @@ async fn a_forged_token_holds_a_deletion_up_visibly_and_only_until_it_is_gone() 
     });
     for path in [STATEFULSET, claim.as_str(), CLUSTER] {
         world.forge(path);
-        let message = world.fails_for(world.reconcile_to_the_last_look().await, Cause::TokenAhead);
+        let message = world.fails_for(world.reconcile_until_settled().await, Cause::TokenAhead);
         assert!(message.contains("kubectl annotate -n shop"), "{message}");
         assert_eq!(world.degraded(), is_forged(), "{path}");
         assert_eq!(world.phase(), Phase::Terminating);
@@ -276,16 +279,16 @@ async fn a_forged_token_holds_a_deletion_up_visibly_and_only_until_it_is_gone() 
 }
 
 #[tokio::test]
-async fn a_new_cluster_whose_annotation_was_forged_says_so_before_anything_is_created() {
+async fn forged_annotation_of_a_new_cluster_is_reported_before_anything_is_created() {
     let world = World::new();
     world.user_applies(scaled(1));
     world.change(CLUSTER, |cluster| {
         cluster["metadata"]["annotations"] = json!({})
     });
     world.forge(CLUSTER);
-    let message = world.fails_for(world.reconcile_to_the_last_look().await, Cause::TokenAhead);
-    let cure = "kubectl annotate -n shop databasecluster orders database.io/fencing-token-";
-    assert!(message.contains(cure), "{message}");
+    let message = world.fails_for(world.reconcile_until_settled().await, Cause::TokenAhead);
+    let remedy = "kubectl annotate -n shop databasecluster orders database.io/fencing-token-";
+    assert!(message.contains(remedy), "{message}");
     assert_eq!(world.degraded(), is_forged());
     assert_eq!(world.object(STATEFULSET), None);
     world.remove_token(CLUSTER);
@@ -294,7 +297,7 @@ async fn a_new_cluster_whose_annotation_was_forged_says_so_before_anything_is_cr
 }
 
 #[tokio::test]
-async fn a_bucket_label_that_somebody_edited_is_put_right_on_every_kind_of_child() {
+async fn edited_bucket_label_is_corrected_on_every_kind_of_child() {
     for edited in [json!("17"), json!("x"), Value::Null] {
         for path in [STATEFULSET, SERVICE, READ_WRITE, READ, CONFIG, BUDGET] {
             // Also after a takeover: what is seen for the first time is not believed either.
@@ -341,14 +344,14 @@ async fn a_statefulset_under_another_bucket_is_found_before_the_finalizer_goes()
 }
 
 #[tokio::test]
-async fn a_generation_from_the_future_is_waited_for_as_long_as_a_watch_may_lag_and_no_longer() {
+async fn newer_generation_is_awaited_only_as_long_as_a_watch_may_lag() {
     for path in [STATEFULSET, READ, CONFIG, BUDGET] {
         let world = World::with_ready_cluster(2).await;
         world.change(path, |object| {
             object["metadata"]["annotations"]["database.io/generation"] = json!("999999999");
         });
         world.user_applies(scaled(3));
-        let Next::After { ms } = world.reconcile().await.unwrap().next else {
+        let Next::RequeueAfter { ms } = world.reconcile().await.unwrap().next else {
             panic!("{path}: there is no end to the wait");
         };
         assert!((1..=WATCH_LAG_MS_MAX).contains(&ms), "{ms} ms");
@@ -373,7 +376,7 @@ async fn a_generation_from_the_future_is_waited_for_as_long_as_a_watch_may_lag_a
 }
 
 #[tokio::test]
-async fn all_writes_of_a_shard_refused_is_told_and_one_object_alone_is_not() {
+async fn refusal_of_all_writes_of_a_shard_is_reported_and_of_one_object_is_not() {
     let world = World::with_ready_cluster(1).await;
     assert_eq!(world.reconciler.refused_shards(), None);
     let refusal = failure::Refusal::Fenced {
@@ -384,8 +387,8 @@ async fn all_writes_of_a_shard_refused_is_told_and_one_object_alone_is_not() {
     let writes = world.reconciler.writer.writes();
     writes.refused(ShardId(0), &refusal, now_ms.saturating_sub(11_000));
     writes.refused(ShardId(0), &refusal, now_ms);
-    let told = world.reconciler.refused_shards().unwrap();
-    assert!(told.contains("shard 0: not yours"), "{told}");
+    let reported = world.reconciler.refused_shards().unwrap();
+    assert!(reported.contains("shard 0: not yours"), "{reported}");
     world.reconciler.refresh_metrics().await;
     let text = world.metrics.render().unwrap();
     let line = "databasecluster_shard_writes_refused{shard=\"0\"} 1\n";

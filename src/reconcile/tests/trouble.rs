@@ -4,7 +4,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_watch_that_lags_behind_our_own_writes_makes_us_wait_not_write_twice() {
+async fn watch_lagging_behind_own_writes_causes_a_wait_and_no_second_write() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18"}));
     let old = world.store.cluster(&key()).unwrap();
@@ -58,7 +58,10 @@ async fn an_older_spec_is_never_applied_over_a_child_of_a_newer_one() {
         .reconcile(&key(), &successor.tenure, &IDLE)
         .await;
     let outcome = outcome.unwrap();
-    assert!(matches!(outcome.next, Next::After { .. }), "{outcome:?}");
+    assert!(
+        matches!(outcome.next, Next::RequeueAfter { .. }),
+        "{outcome:?}"
+    );
     assert_eq!(successor.requests(), [""; 0]);
 }
 
@@ -73,7 +76,7 @@ async fn nothing_is_written_once_the_right_to_act_has_ended() {
 }
 
 #[tokio::test]
-async fn a_child_that_the_api_server_calls_invalid_is_reported_and_fails() {
+async fn invalid_child_is_reported_as_failure() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18"}));
     for _ in 0..2 {
@@ -109,7 +112,7 @@ async fn a_child_that_the_api_server_calls_invalid_is_reported_and_fails() {
 }
 
 #[tokio::test]
-async fn a_conflict_is_looked_at_again_and_a_refusal_by_the_fence_is_counted() {
+async fn conflict_is_retried_and_refusal_by_the_fence_is_counted() {
     for (code, message, fenced) in [
         (409, "the object has been modified", false),
         (
@@ -126,7 +129,7 @@ async fn a_conflict_is_looked_at_again_and_a_refusal_by_the_fence_is_counted() {
             state.refusals.push((format!("PATCH {CLUSTER}"), answer));
         });
         let failure = world.reconcile().await.unwrap_err();
-        let Failure::LookAgain { fenced: seen, .. } = failure else {
+        let Failure::Retry { fenced: seen, .. } = failure else {
             panic!("{failure:?}");
         };
         assert_eq!(seen, fenced);
@@ -137,7 +140,7 @@ async fn a_conflict_is_looked_at_again_and_a_refusal_by_the_fence_is_counted() {
 }
 
 #[tokio::test]
-async fn an_event_that_can_not_be_published_fails_nothing() {
+async fn unpublished_event_does_not_fail_the_reconcile() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18"}));
     world.reconcile().await.unwrap();
@@ -150,7 +153,7 @@ async fn an_event_that_can_not_be_published_fails_nothing() {
 }
 
 #[tokio::test]
-async fn a_degraded_cluster_says_which_pod_is_why_and_asks_once() {
+async fn degraded_cluster_names_the_pod_and_queries_it_once() {
     let world = World::with_ready_cluster(1).await;
     world.broken_pod("orders-db-0", "r1");
     world.set_pods(1, 0);
@@ -201,13 +204,13 @@ async fn an_object_of_another_shard_or_of_none_is_forgotten() {
 }
 
 #[tokio::test]
-async fn pods_that_are_not_ready_are_asked_why_when_patience_ends_and_not_a_safety_net_later() {
+async fn unready_pods_are_diagnosed_right_after_the_grace_period() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18"}));
     world.reconcile().await.unwrap();
     world.set_pods(1, 0);
     world.broken_pod("orders-db-0", "r1");
-    let Next::After { ms } = world.reconcile().await.unwrap().next else {
+    let Next::RequeueAfter { ms } = world.reconcile().await.unwrap().next else {
         panic!("it is not looked at again in time");
     };
     assert!((25_000..=35_000).contains(&ms), "in {ms} ms");
@@ -226,7 +229,7 @@ async fn pods_that_are_not_ready_are_asked_why_when_patience_ends_and_not_a_safe
 }
 
 #[tokio::test]
-async fn each_message_is_told_by_an_event_however_soon_after_another() {
+async fn every_message_is_published_as_an_event_without_delay() {
     let world = World::new();
     world.user_applies(json!({"image": "postgres:18"}));
     for (code, message) in [(422, "spec.x: bad"), (403, "exceeded quota: small")] {
@@ -239,7 +242,7 @@ async fn each_message_is_told_by_an_event_however_soon_after_another() {
         });
         world.reconcile().await.unwrap_err();
         let notes = world.notes();
-        let told = notes.iter().any(|note| note.contains(message));
-        assert!(told, "{message}: {notes:?}");
+        let reported = notes.iter().any(|note| note.contains(message));
+        assert!(reported, "{message}: {notes:?}");
     }
 }

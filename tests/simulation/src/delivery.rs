@@ -311,10 +311,10 @@ impl World {
         let after = self.server.members.get(&write.identity).cloned();
         self.check_member(sent_ms, before.as_ref(), after.as_ref());
         match (&result, before) {
-            (WriteResult::Done(lease), _) => self.publish(Event::MemberSeen(lease.clone())),
+            (WriteResult::Done(lease), _) => self.publish(Event::MemberObserved(lease.clone())),
             (_, Some(before)) if after.is_none() => {
                 let (identity, uid) = (write.identity.clone(), before.version.uid);
-                self.publish(Event::MemberGone { identity, uid });
+                self.publish(Event::MemberDeleted { identity, uid });
             }
             _ => {}
         }
@@ -327,7 +327,7 @@ impl World {
         self.tell(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
         if let WriteResult::Done(lease) = &result {
             self.check_lease(before.as_ref(), lease);
-            self.publish(Event::ShardSeen(lease.clone()));
+            self.publish(Event::ShardObserved(lease.clone()));
         }
         result
     }
@@ -382,10 +382,10 @@ impl World {
     /// which they were written; while faults happen, each Lease has its own time, which is worse.
     pub(crate) fn publish(&mut self, event: Event) {
         let key = match &event {
-            Event::MemberSeen(lease) => lease.identity.clone(),
-            Event::MemberGone { identity, .. } => identity.clone(),
-            Event::ShardSeen(lease) => lease.shard.to_string(),
-            Event::ShardGone { shard, .. } => shard.to_string(),
+            Event::MemberObserved(lease) => lease.identity.clone(),
+            Event::MemberDeleted { identity, .. } => identity.clone(),
+            Event::ShardObserved(lease) => lease.shard.to_string(),
+            Event::ShardDeleted { shard, .. } => shard.to_string(),
             Event::TableObserved(_) | Event::TableDeleted(_) => TABLE.to_owned(),
             _ => return,
         };

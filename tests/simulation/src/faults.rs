@@ -274,7 +274,7 @@ impl World {
                     lease.incarnation.clear();
                 });
                 if let Some(lease) = self.server.shards.get(&shard).cloned() {
-                    self.publish(Event::ShardSeen(lease));
+                    self.publish(Event::ShardObserved(lease));
                 }
             }
             _ => {}
@@ -284,7 +284,7 @@ impl World {
     fn delete_shard(&mut self, shard: ShardId) {
         if let Some(uid) = self.server.delete_shard(shard) {
             self.tell(|| format!("Lease of shard {shard} deleted"));
-            self.publish(Event::ShardGone { shard, uid });
+            self.publish(Event::ShardDeleted { shard, uid });
         }
     }
 
@@ -294,7 +294,7 @@ impl World {
             self.note_deleted(identity.to_owned());
             self.check_member(self.now_ms, before.as_ref(), None);
             self.tell(|| format!("Lease of member {identity} deleted"));
-            self.publish(Event::MemberGone {
+            self.publish(Event::MemberDeleted {
                 identity: identity.to_owned(),
                 uid,
             });
@@ -387,7 +387,7 @@ impl World {
             let poor = process.poor_network;
             let fleet = Fleet::new(self.count, &members, &shards);
             let time = process.clock.shows(now_ms);
-            if !process.calm.allows_moves(time, &fleet)
+            if !process.stabilization.allows_moves(time, &fleet)
                 || !std::mem::take(&mut process.view_changed)
             {
                 continue;
@@ -420,7 +420,7 @@ impl World {
         }
         if let Some(lease) = self.server.shards.get(&shard).cloned() {
             self.tell(|| format!("planned shard {shard} for {:?}", lease.successor));
-            self.publish(Event::ShardSeen(lease));
+            self.publish(Event::ShardObserved(lease));
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{MemberLease, ShardLease};
 use crate::core::ownership::{Event, Ownership, Settings, WriteResult};
-use crate::core::planner::Calm;
+use crate::core::planner::Stabilization;
 use crate::core::table::{TableChange, TableWrite};
 use crate::core::token::FencingToken;
 use crate::server::MemberMeta;
@@ -110,7 +110,7 @@ pub(crate) struct Process {
     pub(crate) refused_batch: Option<TableWrite>,
     pub(crate) view_changed: bool,
     /// For when it is the fleet leader.
-    pub(crate) calm: Calm,
+    pub(crate) stabilization: Stabilization,
     pub(crate) seen_members: BTreeMap<String, MemberLease>,
     pub(crate) seen_shards: BTreeMap<ShardId, ShardLease>,
 }
@@ -153,7 +153,7 @@ impl Process {
             paused: false,
             asleep: false,
             view_changed: true,
-            calm: Calm::default(),
+            stabilization: Stabilization::default(),
             inbox: Vec::new(),
             partitioned: false,
             poor_network: false,
@@ -241,17 +241,17 @@ impl Process {
                 self.seen_members = members.iter().map(by_name).collect();
                 self.seen_shards = shards.iter().map(|l| (l.shard, l.clone())).collect();
             }
-            Event::MemberSeen(lease) => {
+            Event::MemberObserved(lease) => {
                 self.seen_members
                     .insert(lease.identity.clone(), lease.clone());
             }
-            Event::MemberGone { identity, .. } => {
+            Event::MemberDeleted { identity, .. } => {
                 self.seen_members.remove(identity);
             }
-            Event::ShardSeen(lease) => {
+            Event::ShardObserved(lease) => {
                 self.seen_shards.insert(lease.shard, lease.clone());
             }
-            Event::ShardGone { shard, .. } => {
+            Event::ShardDeleted { shard, .. } => {
                 self.seen_shards.remove(shard);
             }
             _ => {}

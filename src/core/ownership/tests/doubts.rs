@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 
 #[test]
-fn who_saw_only_part_of_a_deleted_lease_leaves_it_to_its_holder() {
+fn replica_that_missed_updates_of_a_deleted_lease_leaves_it_to_its_holder() {
     let mut world = World::balanced_three();
     let is_of_c = |lease: &&crate::core::lease::ShardLease| lease.holder == "c";
     let id = world.server.shards.values().find(is_of_c).unwrap().shard;
@@ -38,7 +38,7 @@ fn who_saw_only_part_of_a_deleted_lease_leaves_it_to_its_holder() {
 /// Those who saw everything leave it to the holder, who does not know that it is; it remembers the
 /// former one, who knows that it is not.
 #[test]
-fn a_lease_that_is_deleted_before_its_new_holder_knew_of_it_comes_back() {
+fn lease_deleted_before_its_new_holder_observed_it_is_recreated() {
     let mut world = World::new();
     world.leader = false;
     for name in ["a", "b"] {
@@ -62,7 +62,10 @@ fn a_lease_that_is_deleted_before_its_new_holder_knew_of_it_comes_back() {
     world.run(100);
     world.server.shards.remove(&lease.shard);
     let (shard, uid) = (lease.shard, lease.version.uid.clone());
-    world.node(from).queue.push(Event::ShardGone { shard, uid });
+    world
+        .node(from)
+        .queue
+        .push(Event::ShardDeleted { shard, uid });
     world.run(100);
     world.node(to).frozen = false;
     world.until("all to run again", 9000, |w| w.all_run(4));
@@ -72,7 +75,7 @@ fn a_lease_that_is_deleted_before_its_new_holder_knew_of_it_comes_back() {
 }
 
 #[test]
-fn a_newcomer_to_deleted_leases_does_not_begin_where_others_began() {
+fn new_replica_facing_deleted_leases_does_not_reuse_epochs() {
     let mut world = World::new();
     world.join("a", 4);
     world.until("all to run", 3000, |w| w.all_run(4));
@@ -91,7 +94,7 @@ fn a_newcomer_to_deleted_leases_does_not_begin_where_others_began() {
 }
 
 #[test]
-fn who_leaves_right_after_a_lapse_hands_over_and_does_not_vacate() {
+fn replica_leaving_right_after_a_lapse_hands_over_instead_of_vacating() {
     let mut world = World::balanced_three();
     world.server.away = true;
     world.run(6000);
@@ -110,7 +113,7 @@ fn who_leaves_right_after_a_lapse_hands_over_and_does_not_vacate() {
 }
 
 #[test]
-fn leaving_without_an_api_server_asks_no_faster_than_any_retry() {
+fn leaving_without_an_api_server_respects_the_retry_interval() {
     let mut world = World::new();
     world.leader = false;
     world.join("a", 4);
@@ -147,7 +150,7 @@ fn an_epoch_lowered_by_hand_is_raised_above_the_table() {
 }
 
 #[test]
-fn a_lease_edited_to_name_a_former_life_of_its_holder_is_taken_back() {
+fn lease_edited_to_a_former_incarnation_of_its_holder_is_taken_back() {
     let mut world = World::balanced_three();
     let id = ShardId(5);
     let version = world
@@ -185,7 +188,7 @@ fn a_successor_that_is_the_holder_itself_changes_nothing() {
 }
 
 #[test]
-fn leases_restored_from_a_backup_under_a_running_fleet_come_right() {
+fn running_fleet_recovers_from_leases_restored_from_backup() {
     let mut world = World::balanced_three();
     let backup = (
         world.server.members.clone(),
@@ -240,14 +243,14 @@ fn a_dead_incarnation_starts_nothing_while_the_next_one_is_awaited() {
 }
 
 #[test]
-fn a_refusal_after_a_lost_reply_settles_nothing() {
+fn rejection_after_a_lost_reply_does_not_settle_the_write() {
     use crate::core::lease::{ShardLease, Version};
     let version = |n: u64| Version {
         uid: "u".into(),
         resource_version: n.to_string(),
     };
     let mut shard = Shard::new(ShardId(0));
-    shard.saw(ShardLease {
+    shard.observe(ShardLease {
         shard: ShardId(0),
         version: version(1),
         holder: "a".into(),
@@ -262,7 +265,7 @@ fn a_refusal_after_a_lost_reply_settles_nothing() {
         base: Some(version(1)),
         id: Some(7),
         again_ms: 0,
-        unsure: false,
+        indeterminate: false,
     });
     shard.written(0, WriteResult::Unknown, 200);
     shard.pending.as_mut().unwrap().id = Some(8);
@@ -286,7 +289,7 @@ fn unseen(world: &mut World, name: &str, event: Event) {
 }
 
 /// Whom the shards of a replica are to go to.
-fn heirs(world: &World, of: &str) -> BTreeSet<String> {
+fn successors(world: &World, of: &str) -> BTreeSet<String> {
     let shards = world.server.shards.values();
     let own = shards.filter(|lease| lease.holder == of);
     own.filter_map(|lease| Some(lease.successor.clone()?.identity))
@@ -294,7 +297,7 @@ fn heirs(world: &World, of: &str) -> BTreeSet<String> {
 }
 
 /// An update asks an older one to leave as soon as a newer one is ready.
-fn asked_to_leave_before_it_sees_who_came() -> World {
+fn leaving_before_observing_newcomers() -> World {
     let mut world = World::balanced_three();
     world.join("x", 32);
     world.node("x").revision = "2".into();
@@ -302,31 +305,31 @@ fn asked_to_leave_before_it_sees_who_came() -> World {
     assert!(world.server.members.contains_key("x"));
     unseen(&mut world, "a", Event::Shutdown);
     assert!(world.server.members["a"].draining);
-    assert_eq!(heirs(&world, "a"), BTreeSet::new());
+    assert_eq!(successors(&world, "a"), BTreeSet::new());
     world
 }
 
 #[test]
-fn who_leaves_looks_who_came_until_then_before_it_gives_anything_away() {
-    let mut world = asked_to_leave_before_it_sees_who_came();
+fn leaving_replica_reads_members_before_handing_over() {
+    let mut world = leaving_before_observing_newcomers();
     world.step();
-    assert_eq!(heirs(&world, "a"), BTreeSet::from(["x".to_owned()]));
+    assert_eq!(successors(&world, "a"), BTreeSet::from(["x".to_owned()]));
 }
 
 #[test]
-fn who_leaves_and_sees_nothing_does_not_wait_for_long() {
-    let mut world = asked_to_leave_before_it_sees_who_came();
+fn leaving_replica_without_watch_events_does_not_wait_long() {
+    let mut world = leaving_before_observing_newcomers();
     world.now_ms += 900;
     unseen(&mut world, "a", Event::Tick);
-    assert_eq!(heirs(&world, "a"), BTreeSet::new());
+    assert_eq!(successors(&world, "a"), BTreeSet::new());
     world.now_ms += 100;
     unseen(&mut world, "a", Event::Tick);
-    assert_ne!(heirs(&world, "a"), BTreeSet::new());
+    assert_ne!(successors(&world, "a"), BTreeSet::new());
 }
 
 /// It learns of the new holder by a read, whose member Lease its watch never showed.
 #[test]
-fn who_hears_nothing_of_a_newcomer_takes_nothing_from_it() {
+fn replica_unaware_of_a_newcomer_takes_nothing_from_it() {
     let mut world = World::new();
     world.leader = false;
     world.join("a", 4);

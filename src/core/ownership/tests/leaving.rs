@@ -14,12 +14,12 @@ fn one_that_has_all() -> World {
 }
 
 #[test]
-fn who_leaves_gives_away_a_sixteenth_of_the_shards_at_once_and_waits_for_none_that_takes_long() {
+fn leaving_replica_hands_over_a_sixteenth_at_once_without_waiting_for_slow_shards() {
     let mut world = one_that_has_all();
     // Whatever is asked of it now takes long.
     world.node("a").drains = false;
     world.node("a").queue.push(Event::Shutdown);
-    let giving = |w: &World| {
+    let handing_over = |w: &World| {
         w.nodes["a"]
             .machine
             .shards
@@ -27,11 +27,11 @@ fn who_leaves_gives_away_a_sixteenth_of_the_shards_at_once_and_waits_for_none_th
             .filter(|shard| matches!(shard.stage, super::super::record::Stage::Draining(_)))
             .count()
     };
-    world.until("the first to be given away", 3000, |w| giving(w) > 0);
-    assert_eq!(giving(&world), 2);
+    world.until("the first to be given away", 3000, |w| handing_over(w) > 0);
+    assert_eq!(handing_over(&world), 2);
     world.run(150);
-    assert_eq!(giving(&world), 4);
-    world.until("all to be under way", 2000, |w| giving(w) == 32);
+    assert_eq!(handing_over(&world), 4);
+    world.until("all to be under way", 2000, |w| handing_over(w) == 32);
 }
 
 fn moved(world: &World) -> usize {
@@ -51,7 +51,7 @@ fn all_listed_but_one() -> World {
 }
 
 #[test]
-fn who_leaves_gives_nothing_away_while_a_successor_still_lists() {
+fn leaving_replica_hands_over_nothing_while_a_successor_still_lists() {
     let mut world = all_listed_but_one();
     world.run(500);
     assert_eq!(moved(&world), 0);
@@ -60,7 +60,7 @@ fn who_leaves_gives_nothing_away_while_a_successor_still_lists() {
 }
 
 #[test]
-fn a_successor_that_lists_for_long_holds_up_its_own_shard_only() {
+fn slow_listing_successor_delays_only_its_own_shard() {
     let mut world = all_listed_but_one();
     world.until("the others to move", 3500, |w| moved(w) == 31);
     world.run(3000);
@@ -71,7 +71,7 @@ fn a_successor_that_lists_for_long_holds_up_its_own_shard_only() {
 }
 
 #[test]
-fn a_replica_that_is_given_shards_does_not_renew_for_each() {
+fn receiving_several_shards_needs_no_renewal_for_each() {
     let mut world = all_listed_but_one();
     let renewals = |w: &World| w.server.members["b"].renewal;
     world.node("b").queue.push(Event::Warm(ShardId(5)));

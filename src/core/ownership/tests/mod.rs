@@ -66,7 +66,7 @@ fn a_second_death_during_a_takeover_orphans_nothing() {
 }
 
 #[test]
-fn an_absent_api_server_kills_nobody() {
+fn unavailable_api_server_does_not_make_members_dead() {
     let mut world = World::balanced_three();
     let before = holders(&world);
     world.server.away = true;
@@ -80,7 +80,7 @@ fn an_absent_api_server_kills_nobody() {
 }
 
 #[test]
-fn a_frozen_replica_finds_itself_dead_and_begins_a_new_life() {
+fn frozen_replica_detects_its_death_and_starts_a_new_incarnation() {
     let mut world = World::balanced_three();
     world.node("b").frozen = true;
     world.until("the survivors to hold all", 8000, |w| w.all_run(32));
@@ -110,7 +110,7 @@ fn leaving_hands_everything_back_and_leaves_no_lease() {
 }
 
 #[test]
-fn work_that_hangs_is_cancelled_after_the_drain_timeout_and_the_shard_moves_all_the_same() {
+fn hanging_work_is_cancelled_after_the_drain_timeout_and_the_shard_still_moves() {
     let mut world = World::balanced_three();
     world.node("b").drains = false;
     world.node("b").queue.push(Event::Shutdown);
@@ -131,7 +131,7 @@ fn work_that_hangs_is_cancelled_after_the_drain_timeout_and_the_shard_moves_all_
 }
 
 #[test]
-fn lost_replies_are_settled() {
+fn writes_with_lost_replies_are_settled() {
     let mut world = World::new();
     for name in ["a", "b", "c"] {
         world.join(name, 32);
@@ -236,7 +236,7 @@ fn a_planned_handover_leaves_no_gap_when_a_replica_joins_or_leaves() {
 }
 
 #[test]
-fn the_last_one_to_leave_vacates() {
+fn last_replica_to_leave_vacates_its_shards() {
     let mut world = World::new();
     world.join("a", 4);
     world.until("all to run", 3000, |w| w.all_run(4));
@@ -253,7 +253,7 @@ fn the_last_one_to_leave_vacates() {
 }
 
 #[test]
-fn a_fleet_that_begins_anew_shares_its_shards_without_moving_any() {
+fn new_fleet_distributes_shards_without_moving_any() {
     let mut world = World::balanced_three();
     for name in ["a", "b", "c"] {
         world.node(name).queue.push(Event::Shutdown);
@@ -291,7 +291,7 @@ fn without_a_leader_balance_waits_and_nothing_else() {
 }
 
 #[test]
-fn a_shard_whose_successor_dies_before_the_move_goes_on_where_it_is() {
+fn shard_whose_successor_dies_before_the_move_stays() {
     let mut world = World::balanced_three();
     world.node("a").drains = false;
     world.node("b").drains = false;

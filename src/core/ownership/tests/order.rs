@@ -10,7 +10,7 @@ use crate::core::table::{ShardTable, TableWrite, carried_out};
 const SHARD: ShardId = ShardId(0);
 
 /// A replica among two shards, "me". Its member Lease is written as it asks, unless the test says otherwise.
-struct Alone {
+struct SingleReplica {
     machine: Ownership,
     now_ms: u64,
     revision: u64,
@@ -25,7 +25,7 @@ struct Alone {
     did: Vec<Action>,
 }
 
-impl Alone {
+impl SingleReplica {
     fn new() -> Self {
         Self::living("me-1")
     }
@@ -52,7 +52,7 @@ impl Alone {
     }
 
     fn joins(mut self, members: Vec<MemberLease>, shards: Vec<ShardLease>) -> Self {
-        self.say(Event::Listed { members, shards });
+        self.send(Event::Listed { members, shards });
         self.pass(100);
         self
     }
@@ -63,9 +63,9 @@ impl Alone {
         me.pass(2000);
         for (id, write) in std::mem::take(&mut me.sent) {
             let lease = me.lease(&write, &format!("uid-{}", write.shard));
-            me.say(Event::ShardWritten(id, WriteResult::Done(lease.clone())));
-            me.say(Event::ShardSeen(lease));
-            me.say(Event::Warm(write.shard));
+            me.send(Event::ShardWritten(id, WriteResult::Done(lease.clone())));
+            me.send(Event::ShardObserved(lease));
+            me.send(Event::Warm(write.shard));
         }
         assert_eq!(me.machine.running().count(), 2);
         me
@@ -131,7 +131,7 @@ impl Alone {
         }
     }
 
-    fn say(&mut self, event: Event) {
+    fn send(&mut self, event: Event) {
         for action in self.machine.handle(self.now_ms, event) {
             match action {
                 Action::WriteShard(id, write) => self.sent.push((id, write)),
@@ -139,15 +139,15 @@ impl Alone {
                     Some(held_back) => held_back.push((id, write)),
                     None => self.write_member(id, &write),
                 },
-                Action::NeedIncarnation => self.say(Event::Reincarnate("me-2".into())),
+                Action::NeedIncarnation => self.send(Event::Reincarnate("me-2".into())),
                 Action::WriteTable(id, write) => self.write_table(id, &write),
-                Action::ReadTable => self.say(Event::TableRead(Ok(self.table.clone()))),
+                Action::ReadTable => self.send(Event::TableRead(Ok(self.table.clone()))),
                 Action::ReadMember(identity) => {
                     let read = self
                         .member
                         .clone()
                         .filter(|lease| lease.identity == identity);
-                    self.say(Event::MemberRead(identity, Ok(read)));
+                    self.send(Event::MemberRead(identity, Ok(read)));
                 }
                 other => self.did.push(other),
             }
@@ -176,7 +176,7 @@ impl Alone {
             self.member = Some(lease.clone());
             WriteResult::Done(lease)
         };
-        self.say(Event::MemberWritten(id, result));
+        self.send(Event::MemberWritten(id, result));
     }
 
     fn write_table(&mut self, id: WriteId, write: &TableWrite) {
@@ -187,13 +187,13 @@ impl Alone {
             entries,
         };
         self.table = Some(table.clone());
-        self.say(Event::TableWritten(id, WriteResult::Done(table)));
+        self.send(Event::TableWritten(id, WriteResult::Done(table)));
     }
 
     fn pass(&mut self, for_ms: u64) {
         for _ in 0..for_ms / 25 {
             self.now_ms += 25;
-            self.say(Event::Tick);
+            self.send(Event::Tick);
         }
     }
 
@@ -210,7 +210,7 @@ impl Alone {
     }
 
     fn watched_end(&mut self, uid: &str) {
-        self.say(Event::ShardGone {
+        self.send(Event::ShardDeleted {
             shard: SHARD,
             uid: uid.to_owned(),
         });
@@ -221,35 +221,35 @@ impl Alone {
         running.find(|(id, _)| *id == SHARD).map(|(_, epoch)| epoch)
     }
 
-    fn looked(&mut self) -> bool {
-        let looked = self.did.contains(&Action::ReadShard(SHARD));
+    fn has_read(&mut self) -> bool {
+        let has_read = self.did.contains(&Action::ReadShard(SHARD));
         self.did.clear();
-        looked
+        has_read
     }
 }
 
 /// A Lease is taken, seen and deleted, and only then comes the reply to the taking.
-fn taken_and_ended_before_the_reply(incarnation: &str) -> (Alone, ShardLease) {
-    let mut me = Alone::living(incarnation).joins(Vec::new(), Vec::new());
+fn taken_and_ended_before_the_reply(incarnation: &str) -> (SingleReplica, ShardLease) {
+    let mut me = SingleReplica::living(incarnation).joins(Vec::new(), Vec::new());
     let vacant = me.lease_of("", 3, "uid-0");
-    me.say(Event::ShardSeen(vacant));
+    me.send(Event::ShardObserved(vacant));
     me.pass(2000);
     let (id, write) = me.write();
     let lease = me.lease(&write, "uid-0");
-    me.say(Event::ShardSeen(lease.clone()));
+    me.send(Event::ShardObserved(lease.clone()));
     me.watched_end("uid-0");
     me.did.clear();
-    me.say(Event::ShardWritten(id, WriteResult::Done(lease.clone())));
+    me.send(Event::ShardWritten(id, WriteResult::Done(lease.clone())));
     (me, lease)
 }
 
 #[test]
-fn a_reply_that_comes_after_the_end_of_its_lease_was_seen_starts_nothing() {
+fn late_reply_for_a_deleted_lease_starts_nothing() {
     let (mut me, lease) = taken_and_ended_before_the_reply("me-1");
-    assert!(me.looked(), "it must be asked whether the Lease is there");
-    me.say(Event::Warm(SHARD));
+    assert!(me.has_read(), "it must be asked whether the Lease is there");
+    me.send(Event::Warm(SHARD));
     assert_eq!(me.runs(), None);
-    me.say(Event::ShardRead(SHARD, Ok(None)));
+    me.send(Event::ShardRead(SHARD, Ok(None)));
     me.pass(500);
     let (_, again) = me.write();
     assert_eq!(again.base, None);
@@ -257,26 +257,26 @@ fn a_reply_that_comes_after_the_end_of_its_lease_was_seen_starts_nothing() {
 }
 
 #[test]
-fn a_lease_that_is_read_after_its_end_was_seen_is_back() {
+fn lease_read_after_its_deletion_was_observed_exists_again() {
     let (mut me, lease) = taken_and_ended_before_the_reply("me-1");
-    assert!(me.looked());
+    assert!(me.has_read());
     // Restored from a backup, it has the uid that it had.
-    me.say(Event::ShardRead(SHARD, Ok(Some(lease.clone()))));
+    me.send(Event::ShardRead(SHARD, Ok(Some(lease.clone()))));
     me.pass(100);
-    me.say(Event::Warm(SHARD));
+    me.send(Event::Warm(SHARD));
     assert_eq!(me.runs(), Some(lease.epoch));
 }
 
 #[test]
 fn a_write_without_an_answer_is_not_repeated_once_the_lease_moved_on() {
-    let other = Alone::new().member("other");
-    let mut me = Alone::joined(vec![other], Vec::new());
+    let other = SingleReplica::new().member("other");
+    let mut me = SingleReplica::joined(vec![other], Vec::new());
     me.pass(3000);
     me.pass(100);
     let (id, first) = me.write();
     let theirs = me.lease_of("other", first.epoch + 100, "uid-0");
-    me.say(Event::ShardSeen(theirs.clone()));
-    me.say(Event::ShardWritten(id, WriteResult::Unknown));
+    me.send(Event::ShardObserved(theirs.clone()));
+    me.send(Event::ShardWritten(id, WriteResult::Unknown));
     me.pass(1000);
     assert!(me.writes_nothing(), "{:?}", me.sent);
     // Nothing old is waiting for the moment in which the Lease is gone.
@@ -286,13 +286,13 @@ fn a_write_without_an_answer_is_not_repeated_once_the_lease_moved_on() {
 }
 
 #[test]
-fn who_may_yet_be_created_again_leaves_a_dead_lease_behind() {
+fn replica_with_an_unanswered_create_vacates_its_lease_instead_of_deleting_it() {
     for (unanswered, lives, end) in [
         (false, 1, MemberChange::Delete),
         (true, 1, MemberChange::Vacate),
         (true, 2, MemberChange::Vacate),
     ] {
-        let mut me = Alone::new();
+        let mut me = SingleReplica::new();
         me.loses_member_writes = unanswered;
         let members = vec![me.member("other")];
         let mut shards = vec![
@@ -300,7 +300,7 @@ fn who_may_yet_be_created_again_leaves_a_dead_lease_behind() {
             me.lease_of("other", 1, "uid-1"),
         ];
         shards[1].shard = ShardId(1);
-        me.say(Event::Listed { members, shards });
+        me.send(Event::Listed { members, shards });
         me.loses_member_writes = false;
         me.pass(1000);
         if lives == 2 {
@@ -309,7 +309,7 @@ fn who_may_yet_be_created_again_leaves_a_dead_lease_behind() {
         }
         let now = me.member.as_ref().map(|lease| lease.incarnation.clone());
         assert_eq!(now, Some(format!("me-{lives}")));
-        me.say(Event::Shutdown);
+        me.send(Event::Shutdown);
         me.pass(3000);
         assert_eq!(
             me.ended,
@@ -320,15 +320,15 @@ fn who_may_yet_be_created_again_leaves_a_dead_lease_behind() {
 }
 
 #[test]
-fn a_shard_that_is_given_to_one_who_leaves_is_passed_on_and_not_vacated() {
-    let other = Alone::new().member("other");
-    let mut me = Alone::joined(vec![other], Vec::new());
+fn shard_received_while_leaving_is_handed_over_and_not_vacated() {
+    let other = SingleReplica::new().member("other");
+    let mut me = SingleReplica::joined(vec![other], Vec::new());
     let theirs = me.planned("other", 5, "me");
-    me.say(Event::ShardSeen(theirs));
+    me.send(Event::ShardObserved(theirs));
     me.held_back = Some(Vec::new());
-    me.say(Event::Shutdown);
+    me.send(Event::Shutdown);
     let given = me.lease_of("me", 6, "uid-0");
-    me.say(Event::ShardSeen(given));
+    me.send(Event::ShardObserved(given));
     me.pass(200);
     assert!(
         me.writes_nothing(),
@@ -340,72 +340,72 @@ fn a_shard_that_is_given_to_one_who_leaves_is_passed_on_and_not_vacated() {
     }
     let mine = me.member.clone().unwrap();
     assert!(mine.draining);
-    me.say(Event::MemberSeen(mine));
+    me.send(Event::MemberObserved(mine));
     me.pass(100);
     let (_, write) = me.write();
     assert_eq!(write.holder, "other");
 }
 
 #[test]
-fn that_a_former_life_left_says_nothing_of_ours() {
-    let mut former = Alone::new().member("me");
+fn leaving_of_a_former_incarnation_does_not_apply_to_the_current_one() {
+    let mut former = SingleReplica::new().member("me");
     (former.incarnation, former.draining) = ("me-0".into(), true);
-    let mut me = Alone::at_work();
-    me.say(Event::MemberSeen(former));
-    me.say(Event::Shutdown);
+    let mut me = SingleReplica::at_work();
+    me.send(Event::MemberObserved(former));
+    me.send(Event::Shutdown);
     me.pass(200);
     assert!(me.member.as_ref().unwrap().draining);
     let drain = Action::Drain(SHARD);
     assert!(!me.did.contains(&drain), "who came was not seen yet");
     let mine = me.member.clone().unwrap();
-    me.say(Event::MemberSeen(mine));
+    me.send(Event::MemberObserved(mine));
     assert!(me.did.contains(&drain), "{:?}", me.did);
-    me.say(Event::Drained(SHARD));
+    me.send(Event::Drained(SHARD));
     me.pass(100);
     assert_eq!(me.write().1.holder, "");
 }
 
 /// Plans the shard for another, who has or has not listed it.
-fn plan(me: &mut Alone, next: &str, warm: bool) {
+fn plan(me: &mut SingleReplica, next: &str, warm: bool) {
     let mut member = me.member(next);
     member.warm = warm.then_some(SHARD).into_iter().collect();
     me.did.clear();
-    me.say(Event::MemberSeen(member));
+    me.send(Event::MemberObserved(member));
     let epoch = me.runs().unwrap();
     let lease = me.planned("me", epoch, next);
-    me.say(Event::ShardSeen(lease));
+    me.send(Event::ShardObserved(lease));
 }
 
 #[test]
-fn a_plan_that_changes_while_work_ends_lets_it_go_on_until_the_other_has_listed_all() {
-    let mut me = Alone::at_work();
+fn plan_changed_while_draining_resumes_work_until_the_new_successor_is_warm() {
+    let mut me = SingleReplica::at_work();
     plan(&mut me, "other", true);
     assert!(me.did.contains(&Action::Drain(SHARD)), "{:?}", me.did);
     plan(&mut me, "third", false);
     assert!(me.did.contains(&Action::Resume(SHARD)), "{:?}", me.did);
-    me.say(Event::Drained(SHARD));
+    me.send(Event::Drained(SHARD));
     me.pass(100);
     assert!(me.writes_nothing(), "{:?}", me.sent);
     plan(&mut me, "third", true);
     assert!(me.did.contains(&Action::Drain(SHARD)), "{:?}", me.did);
-    me.say(Event::Drained(SHARD));
+    me.send(Event::Drained(SHARD));
     assert_eq!(me.write().1.holder, "third");
 }
 
 /// The fleet leader's change of the plan, for one who has not listed the shard, comes before our write.
-fn another_plan_came_first(me: &mut Alone, (id, write): (WriteId, &ShardWrite)) {
-    me.say(Event::ShardWritten(id, WriteResult::Conflict));
+fn another_plan_came_first(me: &mut SingleReplica, (id, write): (WriteId, &ShardWrite)) {
+    me.send(Event::ShardWritten(id, WriteResult::Conflict));
     let lease = me.planned("me", write.epoch - 1, "third");
     let third = me.member("third");
-    me.say(Event::MemberSeen(third));
-    me.say(Event::ShardRead(SHARD, Ok(Some(lease))));
+    me.send(Event::MemberObserved(third));
+    me.send(Event::ShardRead(SHARD, Ok(Some(lease))));
 }
 
 #[test]
-fn a_plan_that_changes_after_work_ended_lets_it_go_on_until_the_other_has_listed_all() {
-    let mut me = Alone::at_work();
+fn plan_changed_after_draining_resumes_work_until_the_new_successor_is_warm() {
+    let mut me = SingleReplica::at_work();
     plan(&mut me, "other", true);
-    me.say(Event::Drained(SHARD));
+    me.send(Event::Drained(SHARD));
     let (id, write) = me.write();
     assert_eq!(write.holder, "other");
     another_plan_came_first(&mut me, (id, &write));
@@ -415,8 +415,8 @@ fn a_plan_that_changes_after_work_ended_lets_it_go_on_until_the_other_has_listed
 }
 
 #[test]
-fn work_that_was_cancelled_does_not_go_on_and_its_shard_moves() {
-    let mut me = Alone::at_work();
+fn cancelled_work_is_not_resumed_and_its_shard_moves() {
+    let mut me = SingleReplica::at_work();
     plan(&mut me, "other", true);
     me.did.clear();
     me.pass(10_500);
@@ -430,19 +430,19 @@ fn work_that_was_cancelled_does_not_go_on_and_its_shard_moves() {
 }
 
 #[test]
-fn who_leaves_waits_a_moment_for_what_may_have_been_given_to_it() {
-    let other = Alone::new().member("other");
-    let mut me = Alone::joined(vec![other], Vec::new());
+fn leaving_replica_waits_briefly_for_shards_handed_to_it() {
+    let other = SingleReplica::new().member("other");
+    let mut me = SingleReplica::joined(vec![other], Vec::new());
     let theirs = me.planned("other", 5, "me");
-    me.say(Event::ShardSeen(theirs));
+    me.send(Event::ShardObserved(theirs));
     let mut second = me.lease_of("other", 5, "uid-1");
     second.shard = ShardId(1);
-    me.say(Event::ShardSeen(second));
-    me.say(Event::Shutdown);
+    me.send(Event::ShardObserved(second));
+    me.send(Event::Shutdown);
     me.pass(500);
     assert_eq!(me.ended, None);
     // By now its holder knows, and keeps it.
     let kept = me.lease_of("other", 5, "uid-0");
-    me.say(Event::ShardSeen(kept));
+    me.send(Event::ShardObserved(kept));
     assert_eq!(me.ended, Some(MemberChange::Delete));
 }

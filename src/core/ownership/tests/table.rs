@@ -46,7 +46,7 @@ fn a_new_fleet_begins_with_the_lowest_epochs() {
 }
 
 #[test]
-fn an_entry_ahead_of_its_lease_stops_work_until_the_lease_is_raised_above_it() {
+fn table_entry_ahead_of_its_lease_stops_work_until_the_lease_is_raised() {
     let mut world = alone();
     let foreign = Entry {
         epoch: 500,
@@ -89,7 +89,7 @@ fn a_lease_with_an_impossible_epoch_stops_its_shard_and_comes_back_above_the_tab
 }
 
 #[test]
-fn a_table_that_is_gone_stops_everybody_until_there_is_another() {
+fn deleted_table_stops_all_replicas_until_it_is_recreated() {
     let mut world = World::balanced_three();
     world.server.table = None;
     world.step();
@@ -107,7 +107,7 @@ fn a_table_that_is_gone_stops_everybody_until_there_is_another() {
 }
 
 #[test]
-fn another_table_stops_everybody_though_it_was_never_seen_to_be_gone() {
+fn replaced_table_stops_all_replicas_even_if_its_deletion_was_not_observed() {
     let mut world = World::balanced_three();
     let mut other = world.server.table.clone().unwrap();
     other.version = world.server.next(None);
@@ -127,7 +127,7 @@ fn another_table_stops_everybody_though_it_was_never_seen_to_be_gone() {
 }
 
 #[test]
-fn a_replica_that_may_not_write_the_table_gives_its_shards_to_others() {
+fn replica_without_write_access_to_the_table_hands_over_its_shards() {
     let mut world = World::balanced_three();
     world.server.refuses_table_of = Some("b".into());
     world.node("c").frozen = true;
@@ -145,7 +145,7 @@ fn a_replica_that_may_not_write_the_table_gives_its_shards_to_others() {
 }
 
 #[test]
-fn a_refused_entry_holds_up_no_other() {
+fn refused_table_entry_does_not_block_others() {
     let mut world = World::new();
     world.join("a", 4);
     // Somebody else's hand is in the table before the first write of an entry.

@@ -132,11 +132,15 @@ impl Server {
 }
 
 impl Server {
-    pub(super) fn write_table(&mut self, who: &str, write: &TableWrite) -> WriteResult<ShardTable> {
+    pub(super) fn write_table(
+        &mut self,
+        replicas: &str,
+        write: &TableWrite,
+    ) -> WriteResult<ShardTable> {
         if self.away {
             return WriteResult::Unknown;
         }
-        if self.refuses_table_of.as_deref() == Some(who) {
+        if self.refuses_table_of.as_deref() == Some(replicas) {
             return WriteResult::Rejected;
         }
         let (shards, entries) = match carried_out(self.table.as_ref(), write) {
@@ -413,8 +417,11 @@ impl World {
                 }
             }
         }
-        for ((shard, epoch), who) in &self.history {
-            assert!(who.len() == 1, "shard {shard} epoch {epoch}: {who:?}");
+        for ((shard, epoch), replicas) in &self.history {
+            assert!(
+                replicas.len() == 1,
+                "shard {shard} epoch {epoch}: {replicas:?}"
+            );
         }
     }
 

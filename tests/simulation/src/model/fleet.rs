@@ -264,7 +264,7 @@ impl Fleet {
             Step::DeleteShard(shard) => {
                 self.tampered = true;
                 if let Some(uid) = self.server.delete_shard(shard) {
-                    self.publish(&Event::ShardGone { shard, uid });
+                    self.publish(&Event::ShardDeleted { shard, uid });
                 }
             }
             Step::DeleteMember(n) => self.delete_member(n),
@@ -290,7 +290,7 @@ impl Fleet {
             .map(|l| l.incarnation.clone());
         self.dead.extend(incarnation);
         if let Some(uid) = self.server.delete_member(&identity) {
-            self.publish(&Event::MemberGone { identity, uid });
+            self.publish(&Event::MemberDeleted { identity, uid });
         }
     }
 
@@ -330,7 +330,7 @@ impl Fleet {
         self.server
             .edit_shard(shard, |lease| lease.successor = Some(next));
         if let Some(lease) = self.server.shards.get(&shard).cloned() {
-            self.publish(&Event::ShardSeen(lease));
+            self.publish(&Event::ShardObserved(lease));
         }
     }
 

@@ -35,8 +35,8 @@ impl Fleet {
             self.dead.extend(alive(&before));
         }
         match (&result, before) {
-            (WriteResult::Done(lease), _) => self.publish(&Event::MemberSeen(lease.clone())),
-            (_, Some(before)) if after.is_none() => self.publish(&Event::MemberGone {
+            (WriteResult::Done(lease), _) => self.publish(&Event::MemberObserved(lease.clone())),
+            (_, Some(before)) if after.is_none() => self.publish(&Event::MemberDeleted {
                 identity: write.identity.clone(),
                 uid: before.version.uid,
             }),
@@ -57,7 +57,7 @@ impl Fleet {
                 }
                 self.check_handover(n, &before, lease);
             }
-            self.publish(&Event::ShardSeen(lease.clone()));
+            self.publish(&Event::ShardObserved(lease.clone()));
         }
         result
     }
@@ -91,32 +91,34 @@ impl Fleet {
             k != n && replica.up == Up::Running && sees_all(k) && can_work
         };
         let is_heir = |replica: &&Replica| replica.incarnation == after.incarnation;
-        let heir = self.replicas.iter().find(is_heir);
+        let successor = self.replicas.iter().find(is_heir);
         if after.holder.is_empty() {
             if sees_all(n) && self.replicas.iter().enumerate().any(is_left) {
                 self.violation = Some(format!("shard {shard} was vacated though others live"));
             }
         } else if !giver.leaving
             && !excused
-            && heir.is_some_and(|heir| {
-                !heir.watching.contains(&shard) && !self.seems_warm(heir, shard)
+            && successor.is_some_and(|successor| {
+                !successor.watching.contains(&shard) && !self.seems_warm(successor, shard)
             })
         {
-            let heir = &after.holder;
+            let successor = &after.holder;
             self.violation = Some(format!(
-                "{heir} was given shard {shard} and had not listed it"
+                "{successor} was given shard {shard} and had not listed it"
             ));
         }
     }
 
     /// Whether a replica that leaves, and so has forgotten a shard, could not say so yet: what it said before may
     /// have come late.
-    fn seems_warm(&self, heir: &Replica, shard: ShardId) -> bool {
-        let lease = self.server.members.get(&heir.identity);
+    fn seems_warm(&self, successor: &Replica, shard: ShardId) -> bool {
+        let lease = self.server.members.get(&successor.identity);
         let says_so = lease.is_some_and(|lease| {
-            lease.incarnation == heir.incarnation && !lease.draining && lease.warm.contains(&shard)
+            lease.incarnation == successor.incarnation
+                && !lease.draining
+                && lease.warm.contains(&shard)
         });
-        heir.leaving && says_so
+        successor.leaving && says_so
     }
 
     /// Every watch shows the change at once, but for those that stand still.

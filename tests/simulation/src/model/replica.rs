@@ -124,7 +124,7 @@ impl Replica {
     pub(crate) fn note_won(&mut self, event: &Event) {
         let shown: &[ShardLease] = match event {
             Event::Listed { shards, .. } => shards,
-            Event::ShardSeen(lease)
+            Event::ShardObserved(lease)
             | Event::ShardRead(_, Ok(Some(lease)))
             | Event::ShardWritten(_, WriteResult::Done(lease)) => std::slice::from_ref(lease),
             _ => &[],
