@@ -1,4 +1,4 @@
-//! Flags and environment, made into limits that have been checked.
+//! Command-line flags and environment variables, converted to checked settings.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -54,12 +54,12 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_REVISION")]
     pub revision: Option<String>,
 
-    /// Do not begin to act before the API server's fence is proven to hold for this replica.
+    /// Do not start before a dry run has shown that the API server's fence applies to this replica.
     #[arg(long, env = "DBC_REQUIRE_FENCE")]
     pub require_fence: bool,
 
     /// Join the fleet with credentials that are not a token bound to a Pod, such as an administrator's
-    /// kubeconfig: the API server's fence does not hold for this replica then.
+    /// kubeconfig: the API server's fence does not apply to this replica then.
     #[arg(long, env = "DBC_ALLOW_UNFENCED")]
     pub allow_unfenced: bool,
 
@@ -75,7 +75,7 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_RENEW_INTERVAL", default_value = "2s", value_parser = duration)]
     pub renew_interval: Duration,
 
-    /// How long the work of a shard may take to finish before the shard is given up all the same.
+    /// How long the work of a shard may take to finish before the shard is handed over regardless.
     #[arg(long, env = "DBC_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub drain_timeout: Duration,
 
@@ -87,24 +87,24 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_RECONCILE_TIMEOUT", default_value = "60s", value_parser = duration)]
     pub reconcile_timeout: Duration,
 
-    /// Storm guard: runs per time.
+    /// Rate limiter: number of runs per time.
     #[arg(long, env = "DBC_RATE_LIMIT", default_value = "100/60s")]
     pub rate_limit: RateLimit,
 
-    /// What the storm guard counts by: `object` or `replica`.
+    /// Scope of the rate limiter: `object` or `replica`.
     #[arg(long, env = "DBC_RATE_LIMIT_SCOPE", default_value = "object")]
     pub rate_limit_scope: Scope,
 
-    /// Most entries in the cache of look-ups, 1 to 1000000.
+    /// Maximum number of entries in the lookup cache, 1 to 1000000.
     #[arg(long, env = "DBC_CACHE_ENTRIES", default_value = "1024", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub cache_entries: u64,
 
-    /// How long a look-up stays in the cache.
+    /// How long a lookup stays in the cache.
     #[arg(long, env = "DBC_CACHE_TTL", default_value = "10m", value_parser = duration)]
     pub cache_ttl: Duration,
 
-    /// Most objects in the queue; a change beyond takes the place of what is due last, which is taken
-    /// in again later.
+    /// Maximum number of objects in the queue. A change beyond it replaces the object that is due
+    /// last, which is queued again later.
     #[arg(long, env = "DBC_QUEUE_CAPACITY", default_value = "100000", value_parser = concurrency)]
     pub queue_capacity: NonZeroUsize,
 
@@ -137,17 +137,18 @@ pub struct BadFlags {
 const IDENTITY_LENGTH_MAX: usize = 200;
 
 impl RunArgs {
-    /// What the ownership machine needs to know, checked as a whole.
+    /// Settings of the ownership state machine, checked as a whole.
     ///
     /// # Errors
-    /// When a renewal would come too late for the lifetime that it renews.
+    /// When the renewal interval is too long for the lease duration.
     pub fn settings(&self, identity: String) -> Result<Settings, BadFlags> {
         let mut settings = Settings::new(&identity, self.shards);
         settings.lease_ms = millis(self.lease_duration);
         settings.renew_ms = millis(self.renew_interval);
         settings.drain_timeout_ms = millis(self.drain_timeout);
         settings.pod_uid = self.pod_uid();
-        // Two renewals must fit before the replica has to stop by itself, else one lost reply ends it.
+        // Two renewals must fit before the replica has to stop by itself; otherwise one lost reply
+        // stops it.
         let most_ms = (settings.lease_ms - settings.margin_ms) / 2;
         if settings.renew_ms < settings.retry_ms || settings.renew_ms > most_ms {
             return Err(BadFlags {
@@ -196,7 +197,7 @@ impl RunArgs {
             .unwrap_or_default()
     }
 
-    /// Identity: flag or `POD_NAME`; otherwise the caller makes one up.
+    /// Identity: flag or `POD_NAME`; otherwise the caller generates one.
     #[must_use]
     pub fn given_identity(&self) -> Option<String> {
         self.identity.clone().or_else(|| set("POD_NAME"))
@@ -246,7 +247,7 @@ fn namespaces(text: &str) -> Result<Namespaces, String> {
     names.sort_unstable();
     if let Some([twice, _]) = names.array_windows().find(|[a, b]| a == b) {
         return Err(format!(
-            "{twice:?} is there twice: name each namespace once"
+            "{twice:?} is listed twice: name each namespace once"
         ));
     }
     Ok(Namespaces(names))
@@ -347,7 +348,7 @@ mod tests {
             ("--watch-namespaces", "shop,", "\"\" is not the name"),
             ("--watch-namespaces", "*", "namespace"),
             ("--watch-namespaces", "shop-", "\"shop-\""),
-            ("--watch-namespaces", "b,a,b", "\"b\" is there twice"),
+            ("--watch-namespaces", "b,a,b", "\"b\" is listed twice"),
         ] {
             let error = parse(&[flag, value]).unwrap_err();
             assert!(error.contains(flag) && error.contains(value), "{error}");

@@ -1,4 +1,4 @@
-//! Tests of the stages and of what is reported of them.
+//! Tests of the stages and of their conditions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use jiff::{SignedDuration, Timestamp};
@@ -44,7 +44,7 @@ fn facts(observation: &Observed<'_>, primary: Option<bool>) -> Facts {
     }
 }
 
-/// What is reported after something was seen; what was reported before is all that is known.
+/// The status after an observation, from the status before it alone.
 fn report(before: &DatabaseClusterStatus, observation: &Observed<'_>) -> DatabaseClusterStatus {
     let stage = Stage::reconstruct(before).next(observation, before);
     DatabaseClusterStatus {
@@ -105,7 +105,7 @@ fn a_cluster_is_available_while_its_primary_serves_whatever_else_is_wrong() {
             .find(|c| c.type_ == ConditionType::Available);
         let available = available.unwrap();
         assert_eq!((available.status, available.reason.as_str()), expected);
-        // What is not known stays as it was reported.
+        // What is not known stays as reported.
         let kept = conditions(&stage, &facts(observation, None), &reported);
         assert!(kept.contains(available), "{kept:?}");
         let kept = kept.iter().filter(|c| c.type_ == ConditionType::Available);
@@ -277,8 +277,8 @@ fn any_workload() -> impl Strategy<Value = Workload> {
 }
 
 proptest! {
-    /// Whatever happens: at most one of the three conditions that exclude each other holds, the
-    /// same observation twice says the same, and the phase never has to be read.
+    /// In any case at most one of the three mutually exclusive conditions holds, the same
+    /// observation twice gives the same report, and the phase never has to be read.
     #[test]
     fn reported_status_is_consistent_and_settles(
         steps in proptest::collection::vec((any_workload(), 1_i64..4, any::<bool>()), 1..20)

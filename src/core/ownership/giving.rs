@@ -1,4 +1,4 @@
-//! Giving a shard to its successor: when, to whom, and how many at once.
+//! Handover of a shard to its successor: when, to which replica, and how many at once.
 
 use super::record::{Intent, Stage};
 use super::shard::Shard;
@@ -7,17 +7,17 @@ use super::{Action, Leaving, Ownership, Reason};
 use crate::core::lease::Successor;
 use crate::core::planner::churn_budget;
 
-/// For how long a shard whose work is to end counts among those that are being given away.
+/// For how long a draining shard counts among the handovers in progress.
 const HANDOVER_MS: u64 = 125;
 
-/// A watch that takes longer than this to show that we leave is waited for no longer.
+/// Longest wait for our watch to show that we leave.
 const SHOWN_MS_MAX: u64 = 1000;
 
-/// When we leave, shards whose successors have listed everything wait for the others until then.
+/// When we leave, warm shards wait for the successors of the others at most this long.
 const WARM_WAIT_MS_MAX: u64 = 2000;
 
 impl Ownership {
-    /// The planned next holder, as long as it can have the shard.
+    /// The planned next holder, as long as it may receive the shard.
     fn successor(&self, shard: &Shard) -> Option<Successor> {
         let ours = self.settings.shards.get();
         shard
@@ -27,13 +27,13 @@ impl Ownership {
             .cloned()
     }
 
-    /// The planned next holder, if it can have the shard without a gap.
+    /// The planned next holder, if it can take over without a gap.
     fn warm_successor(&self, shard: &Shard) -> Option<Successor> {
         self.successor(shard)
             .filter(|successor| self.members.is_warm(successor, shard.id()))
     }
 
-    /// Whether everybody can know that nothing is to be given back to us.
+    /// Whether all members can know that we must not receive shards any more.
     fn has_announced_leaving(&self) -> bool {
         let me = self.members.get(&self.settings.identity);
         me.is_some_and(|lease| {
@@ -47,7 +47,7 @@ impl Ownership {
     }
 
     /// Whether a shard is planned for us whose holder may not know yet that we leave, and may have
-    /// given it to us.
+    /// handed it over to us.
     pub(super) fn may_receive_shard(&self, now_ms: u64) -> bool {
         self.leaving_for_ms(now_ms) < SHOWN_MS_MAX
             && self
@@ -63,16 +63,16 @@ impl Ownership {
         })
     }
 
-    /// Whether what runs may be given away because we leave.
+    /// Whether running shards may be handed over because we leave.
     fn is_seen_to_leave(&self, now_ms: u64) -> bool {
-        // Not before we have seen who came until then: an update asks us to leave as soon as a newer
-        // replica is ready.
+        // Not before we have observed all members of that time: an update asks us to leave as soon
+        // as a newer replica is ready.
         let shown = self.leaving_shown || self.leaving_for_ms(now_ms) >= SHOWN_MS_MAX;
         self.has_announced_leaving() && shown
     }
 
-    /// A running shard: begins to drain once its successor has listed everything. When we leave, we
-    /// choose the successor ourselves, and do not wait for it for ever.
+    /// A running shard: starts to drain once its successor is warm. When we leave, we choose the
+    /// successor ourselves, and do not wait for it indefinitely.
     pub(super) fn prepare_handover(
         &mut self,
         now_ms: u64,
@@ -108,15 +108,16 @@ impl Ownership {
         }
     }
 
-    /// Whether no successor of another shard is still listing: the API server would have that to do
-    /// while a shard that is given away stands still.
+    /// Whether no successor of another shard is still listing: its lists would load the API server
+    /// while a shard in handover stands still.
     fn all_successors_are_warm(&self) -> bool {
         let mut running = self.shards.values().filter(|s| s.stage == Stage::Running);
         running.all(|shard| self.warm_successor(shard).is_some())
     }
 
-    /// Half as many as a fleet leader would move at once: more writes only wait for each other while
-    /// their shards stand still. One whose work takes longer, or whose write is retried, holds up none.
+    /// Half as many as a fleet leader would move at once: more writes would only wait for each other
+    /// while their shards stand still. A shard whose work takes longer, or whose write is retried,
+    /// delays no other.
     fn may_hand_over_another(&self, now_ms: u64) -> bool {
         let under_way = |shard: &&Shard| match shard.stage {
             Stage::Draining(since_ms) => now_ms.saturating_sub(since_ms) < HANDOVER_MS,
@@ -129,7 +130,7 @@ impl Ownership {
         self.shards.values().filter(under_way).count() < most
     }
 
-    /// Whom we choose ourselves when we leave.
+    /// The successor that we choose ourselves when we leave.
     fn chosen(&self, target: Option<&str>) -> Option<Successor> {
         let chosen = self.members.get(target?)?;
         Some(Successor {
@@ -155,8 +156,8 @@ impl Ownership {
         }
     }
 
-    /// The shard is not given away after all, or not to the one for whom its work was to end: by now
-    /// the plan may name another, who has not listed it.
+    /// The shard is not handed over after all, or not to the successor for which it was drained: by
+    /// now the plan may name another, which has not listed it.
     fn resume(&mut self, shard: &mut Shard) {
         if self.table_uid() == shard.table() && self.grant(shard) == Grant::Granted {
             shard.stage = Stage::Running;
@@ -166,8 +167,9 @@ impl Ownership {
         }
     }
 
-    /// No work runs: one compare-and-swap makes the shard its successor's. Without one we choose one
-    /// when we leave, and go on when we stay; with nobody left it is vacated.
+    /// No work runs: one compare-and-swap makes the shard its successor's. Without a successor we
+    /// choose one when we leave, and resume when we stay; if no replica is left, the shard is
+    /// vacated.
     pub(super) fn hand_over(&mut self, shard: &mut Shard, target: Option<&str>) {
         let Some(epoch) = shard.next_epoch() else {
             return;
@@ -180,7 +182,7 @@ impl Ownership {
         } else if stays {
             shard.halt(Reason::Named, &mut self.out);
         } else if self.has_announced_leaving() {
-            // Until then our own placement may name us still.
+            // Until then our own placement may still name us.
             let intent = self.chosen(target).map_or(Intent::Vacate, Intent::HandOver);
             self.write(shard, intent, epoch);
         }
