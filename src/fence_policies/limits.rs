@@ -1,4 +1,4 @@
-//! What the operator's credentials are good for at most, whoever uses them.
+//! Upper bounds on what the operator's credentials allow, whoever uses them.
 
 use super::Fence;
 use super::policy::{NO_PROBLEM, PROBLEM, Policy, REFUSED, ResourceRule, Scope};
@@ -87,7 +87,7 @@ pub(super) fn services(_: &Fence) -> Policy {
     }
 }
 
-/// Secrets get nothing but what the operator writes into them.
+/// Secrets contain nothing but what the operator writes into them.
 pub(super) fn secrets(_: &Fence) -> Policy {
     Policy {
         name: "limits-secrets",

@@ -1,10 +1,10 @@
 //! The fence's admission policies, generated from the names of an operator and the kinds that it writes.
 //!
-//! Everything that is particular to one operator comes in as one value, [`Fence`]. Expressions are written with
-//! placeholders such as `$DOMAIN`, which [`Fence::fill`] replaces.
+//! Everything that is specific to one operator is in one value, [`Fence`]. Expressions contain placeholders
+//! such as `$DOMAIN`, which [`Fence::fill`] replaces.
 //!
-//! What the expressions have to observe:
-//! - They must not fail on what they meet: an error is a refusal.
+//! Requirements for the expressions:
+//! - They must not fail on any input: an error is a refusal.
 //! - Only the match condition is evaluated for every write: see [`policy`].
 
 mod limits;
@@ -21,10 +21,10 @@ const EPOCH_STEP_MAX: u32 = 1 << 20;
 /// Longest fencing token, in bytes.
 const TOKEN_BYTES_MAX: usize = 400;
 
-/// An operator as its fence has to know it.
+/// An operator, as far as its fence depends on it.
 #[derive(Clone, Debug)]
 pub struct Fence {
-    /// What names of policies start with.
+    /// Prefix of the policies' names.
     pub prefix: String,
     /// Value of the label `app.kubernetes.io/name` of everything that belongs to the operator.
     pub app: String,
@@ -34,7 +34,7 @@ pub struct Fence {
     pub namespace: String,
     /// ServiceAccount of the operator.
     pub service_account: String,
-    /// What names of shard Leases start with; three digits follow.
+    /// Prefix of the names of shard Leases; three digits follow.
     pub shard_lease_prefix: String,
     /// Name of the shard table.
     pub table: String,
@@ -62,7 +62,7 @@ pub struct FencedKind {
     pub group: String,
     /// Plural name of the resource. No two kinds of one fence may share it.
     pub resource: String,
-    /// How an object shows to which owner it belongs.
+    /// How an object identifies its owner.
     pub owner_reference: OwnerReference,
     /// The operator creates such objects, and never changes or deletes them.
     pub create_only: bool,
@@ -70,14 +70,14 @@ pub struct FencedKind {
     pub has_subresources: bool,
 }
 
-/// How an object shows to which owner it belongs.
+/// How an object identifies its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerReference {
     /// By its controller reference, which the operator sets.
     ByController,
-    /// By the label `<domain>/cluster-uid`: it outlives its owner, and another one may take it over.
+    /// By the label `<domain>/cluster-uid`: it outlives its owner, and another one may adopt it.
     ByLabel,
-    /// By nothing that a policy can read; its token alone names the owner.
+    /// By nothing that a policy can read; only its token names the owner.
     ByToken,
 }
 

@@ -43,7 +43,7 @@ macro_rules! status_token {
 
 const IS_STATUS: &str = "request.resource.resource == '$OWNERS' && has(request.subResource) && request.subResource == 'status'";
 
-/// What of a token the entry of its shard decides.
+/// The part of a token that the entry of its shard decides.
 macro_rules! granted {
     ($token:literal) => {
         concat!(
@@ -94,7 +94,8 @@ pub(super) fn holder(fence: &Fence) -> Policy {
     }
 }
 
-/// The owner kind and its status: as for children, but that a status has fields instead of an annotation.
+/// The owner kind and its status: as for children, except that a status has fields instead of an
+/// annotation.
 pub(super) fn owners(fence: &Fence) -> Policy {
     let resource = fence.owner.resource.as_str();
     let status = format!("{resource}/status");
@@ -139,7 +140,7 @@ const OLD_TOKEN: (&str, &str) = ("oldToken", "(variables.oldText + '////').split
 
 const ORDER: &str = "a write of the operator must carry a token <table uid>/<shard>/<epoch>/<holder>/<cluster uid> for the $OWNER_KIND to which the object belongs, and the number of its bucket; a child has one controller, which never changes, and none but an orphan of the operator's is taken over; a deletion names one object, its uid and its resourceVersion; some kinds are only created; and no subresource is written but the status of a $OWNER_KIND";
 
-/// A deletion of a collection comes object by object, and without a name.
+/// A deletion of a collection arrives object by object, and without a name.
 macro_rules! request_rules {
     () => {
         "(request.operation != 'DELETE' || (has(request.name) && request.name != ''

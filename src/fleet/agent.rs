@@ -1,8 +1,8 @@
-//! Runs the ownership machine: feeds it what the Leases and the shard table say and carries out what
-//! it decides.
+//! Runs the ownership state machine: sends it the state of the Leases and the shard table, and
+//! executes its actions.
 //!
-//! One task owns the machine. Requests run beside it, each with its own deadline, so that a
-//! slow one delays nothing else.
+//! One task owns the machine. Requests run concurrently, each with its own deadline, so a slow one
+//! delays nothing else.
 
 mod requests;
 
@@ -33,24 +33,25 @@ use crate::telemetry::metrics::{GIVEN_UP, Metrics};
 const TABLE_KIND_MISSING: &str =
     "the CRD shardtables.database.io is missing; apply deploy/base/crd.yaml";
 const TICK: Duration = Duration::from_millis(100);
-/// Events waiting for the machine. It empties in microseconds; a full queue makes senders wait.
+/// Capacity of the machine's event channel. It empties in microseconds; a full channel makes
+/// senders wait.
 const EVENTS_MAX: usize = 1024;
 
-/// What happens in this process when a shard comes, drains and goes.
+/// The actions of this process when it gains, drains and loses a shard.
 pub trait ShardHost: Send + 'static {
     /// Watch a shard; send [`Event::Warm`] when everything is listed.
     fn watch(&mut self, shard: ShardId);
-    /// Stop watching, and forget everything of it.
+    /// Stop watching, and forget all objects of the shard.
     fn unwatch(&mut self, shard: ShardId);
-    /// Begin to work on it.
+    /// Start work on the shard.
     fn admit(&mut self, tenure: Tenure);
     /// Start no more work; send [`Event::Drained`] when none runs.
     fn drain(&mut self, shard: ShardId);
-    /// Go on after all with a shard that was draining.
+    /// Resume a shard that was draining.
     fn resume(&mut self, shard: ShardId);
-    /// Cancel its work now. The tenure has ended already.
+    /// Cancel its work immediately. The tenure has ended already.
     fn halt(&mut self, shard: ShardId);
-    /// The figures that go along with a heartbeat, as short JSON.
+    /// Statistics that a heartbeat carries, as short JSON.
     fn stats(&self) -> String;
 }
 
@@ -61,13 +62,13 @@ pub struct AgentHandle {
 }
 
 impl AgentHandle {
-    /// Hands an event over; it is lost only when the agent has ended.
+    /// Sends an event; it is lost only if the agent has ended.
     pub async fn send(&self, event: Event) {
         let _ended = self.events.send(event).await;
     }
 }
 
-/// Events for an agent that is yet to be made.
+/// Creates the event channel of an agent.
 #[must_use]
 pub fn channel() -> (AgentHandle, mpsc::Receiver<Event>) {
     let (events, receiver) = mpsc::channel(EVENTS_MAX);
@@ -77,15 +78,15 @@ pub fn channel() -> (AgentHandle, mpsc::Receiver<Event>) {
 /// Why the agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitReason {
-    /// Everything was handed back.
+    /// All shards were handed back.
     HandedBack,
-    /// Another replica lives under our identity.
+    /// Another process uses our identity.
     IdentityTaken,
 }
 
-/// What an agent needs.
+/// The parts of an agent.
 pub struct AgentParts<H> {
-    /// What this replica is.
+    /// Configuration of this replica.
     pub settings: Settings,
     /// The Leases, for reading and writing.
     pub store: LeaseStore,
@@ -95,15 +96,15 @@ pub struct AgentParts<H> {
     pub watch_api: Api<Lease>,
     /// The shard table, for watching.
     pub watch_table: Api<ShardTable>,
-    /// What happens when shards come and go.
+    /// Notified when shards are gained and lost.
     pub host: H,
     /// Until when we may act.
     pub validity: Arc<Validity>,
-    /// What others may know.
+    /// State of the fleet, for other parts of the process.
     pub state: Arc<FleetState>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Events from outside.
+    /// Events from other parts of the process.
     pub events: mpsc::Receiver<Event>,
 }
 
@@ -112,14 +113,14 @@ struct Agent<H> {
     machine: Ownership,
     requests: JoinSet<Event>,
     tenures: BTreeMap<ShardId, CancellationToken>,
-    /// Since when shards are being given up, in boot-time milliseconds.
+    /// Since when shards have been draining, in boot-time milliseconds.
     draining_since_ms: BTreeMap<ShardId, u64>,
     listing: Vec<Lease>,
     table_listing: Option<ShardTable>,
     ended: Option<ExitReason>,
 }
 
-/// Runs until everything was handed back after [`Event::Shutdown`].
+/// Runs until all shards were handed back after [`Event::Shutdown`].
 pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> ExitReason {
     if is_active(Failpoint::Agent) {
         std::future::pending::<()>().await;
@@ -175,14 +176,14 @@ fn watch_table(api: Api<ShardTable>) -> BoxStream<'static, WatchedTable> {
     watcher(api, config).default_backoff().boxed()
 }
 
-/// Whether the API server does not serve the kind that is to be watched.
+/// Whether the API server does not serve the watched kind.
 fn is_kind_missing(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchError(status) => status.code == 404,
-        // kube 4.2 reads the answer to a watch without a look at its status: "404 page not found"
-        // becomes a number that is no event.
+        // kube 4.2 reads the answer to a watch without checking its status: "404 page not found"
+        // becomes a number that is not an event.
         watcher::Error::WatchFailed(kube::Error::SerdeError(error)) => {
             error.to_string().contains("integer `404`")
         }
@@ -193,7 +194,7 @@ fn is_kind_missing(error: &watcher::Error) -> bool {
     }
 }
 
-/// A nonce that no other life of any replica has: 128 bits from the operating system.
+/// A nonce that no other incarnation of any replica has: 128 bits from the operating system.
 fn nonce() -> String {
     if is_active(Failpoint::Incarnation) {
         return "always-the-same".to_owned();
@@ -201,7 +202,8 @@ fn nonce() -> String {
     let mut bytes = [0u8; 16];
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     if got.unwrap_or(0) < bytes.len() {
-        // Without a source of randomness, the clock and the process still tell two lives apart.
+        // Without a source of randomness, the clock and the process id still distinguish two
+        // incarnations.
         let fallback = format!("{}-{}", boottime_ms(), std::process::id());
         return fallback;
     }
@@ -255,7 +257,7 @@ impl<H: ShardHost> Agent<H> {
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, "watching the Leases failed; it is tried again");
+                tracing::debug!(%error, "the watch of the Leases failed; retrying");
                 None
             }
         }
@@ -307,7 +309,7 @@ impl<H: ShardHost> Agent<H> {
                 table.metadata.uid.map(Event::TableDeleted)
             }
             Err(error) => {
-                tracing::debug!(%error, "watching the shard table failed; it is tried again");
+                tracing::debug!(%error, "the watch of the shard table failed; retrying");
                 None
             }
         }
@@ -377,19 +379,19 @@ impl<H: ShardHost> Agent<H> {
                 self.admit(token, reason, waited_ms);
             }
             Action::Drain(shard) => {
-                tracing::info!(%shard, "giving the shard up: its work ends first");
+                tracing::info!(%shard, "handing the shard over: draining its work first");
                 self.count_move(GIVEN_UP);
                 self.draining_since_ms.insert(shard, boottime_ms());
                 self.parts.host.drain(shard);
             }
             Action::Resume(shard) => {
-                tracing::info!(%shard, "going on with the shard: its successor is gone, or another that is not ready");
+                tracing::info!(%shard, "resuming the shard: its successor no longer exists, or another one is planned that is not ready");
                 self.draining_since_ms.remove(&shard);
                 self.parts.host.resume(shard);
             }
             Action::Halt(shard, reason) => self.halt(shard, reason),
             Action::NeedIncarnation => {
-                tracing::warn!("our incarnation is dead: beginning a new one");
+                tracing::warn!("this incarnation is dead: starting a new one");
                 let fresh = nonce();
                 self.requests
                     .spawn(async move { Event::Reincarnate(fresh) });
@@ -398,7 +400,7 @@ impl<H: ShardHost> Agent<H> {
                 let identity = self.machine.identity();
                 tracing::error!(
                     identity,
-                    "another replica lives under our identity; give each its own --identity"
+                    "another replica uses the identity of this one; give each replica its own --identity"
                 );
                 self.ended = Some(ExitReason::IdentityTaken);
             }
@@ -418,7 +420,7 @@ impl<H: ShardHost> Agent<H> {
         let waited = Duration::from_millis(waited_ms).as_secs_f64();
         if reason == Reason::Takeover {
             metrics.takeover_duration_seconds.observe(waited);
-            // It was silent for its whole lifetime before anybody could know.
+            // It was silent for its whole lifetime before any member could notice.
             let lifetime = Duration::from_millis(self.parts.settings.lease_ms);
             metrics
                 .shard_unowned_seconds_total
@@ -442,7 +444,8 @@ impl<H: ShardHost> Agent<H> {
         }
         tracing::warn!(%shard, reason = reason.label(), "shard stopped at once");
         self.count_move(reason.label());
-        // When a drain times out, the shard is given up all the same; else it was lost on the way.
+        // When a drain times out, the shard is handed over regardless; otherwise it was lost
+        // meanwhile.
         if !matches!(reason, Reason::HandedOver | Reason::Leaving) {
             self.draining_since_ms.remove(&shard);
         }
@@ -450,7 +453,7 @@ impl<H: ShardHost> Agent<H> {
         self.parts.host.halt(shard);
     }
 
-    /// A shard that was being given up is watched no more: somebody else has it.
+    /// A shard that was being handed over is no longer watched: another replica holds it.
     fn handed_over(&mut self, shard: ShardId) {
         if let Some(since_ms) = self.draining_since_ms.remove(&shard) {
             let took = Duration::from_millis(boottime_ms().saturating_sub(since_ms));

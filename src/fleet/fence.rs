@@ -1,8 +1,8 @@
-//! Proves that the API server's fence holds for this replica, and reports it; reads ownership afresh
-//! when the fence refused a write.
+//! Checks by dry runs that the API server's fence applies to this replica, and reports it; reads
+//! Lease and table again after the fence refused a write.
 //!
-//! A policy that exists may still not match us: another account, another namespace. Only a refusal
-//! of our own token proves it, so each policy is sent a dry run that breaks its rules and no other's.
+//! A policy that exists may still not match us: another account, another namespace. Only a refusal of
+//! our own token proves it, so each policy is sent a dry run that breaks its rules and no other's.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,9 +32,9 @@ use crate::planted::{Failpoint, is_active};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// Names of the policies that are the fence begin with this.
+/// Prefix of the names of the fence's policies.
 const POLICY_PREFIX: &str = "databasecluster-fence";
-/// Names of the policies that limit what the operator may write at all begin with this.
+/// Prefix of the names of the policies that limit what the operator may write at all.
 const LIMITS_PREFIX: &str = "databasecluster-limits";
 const HOLDER: &str = "databasecluster-fence-holder";
 const ORDER: &str = "databasecluster-fence-order";
@@ -43,7 +43,7 @@ const TABLE: &str = "databasecluster-fence-table";
 
 /// Name of every object that a dry run would create.
 const PROBE: &str = "databasecluster-fence-probe";
-/// Uid of nothing.
+/// A uid that no object has.
 const NOBODY_UID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// ValidatingAdmissionPolicies are `v1` since Kubernetes 1.30.
@@ -51,15 +51,16 @@ const MINOR_NEEDED: u32 = 30;
 
 /// Name of the check in `/readyz`.
 pub const CHECK: &str = "fence";
-/// Name of the check in `/readyz` that says whether we may write the shard table.
+/// Name of the check in `/readyz` for permission to write the shard table.
 pub const TABLE_CHECK: &str = "shard-table";
-/// Between proofs while all is well; a fleet at rest should be quiet.
+/// Interval between probes while the fence holds; an idle fleet should be quiet.
 const AGAIN_WHEN_HELD: Duration = Duration::from_secs(600);
-/// Between proofs while the fence is missing.
+/// Interval between probes while the fence is missing.
 const AGAIN_WHEN_OPEN: Duration = Duration::from_secs(30);
-/// Between proofs while something passes soon: no shard table yet, or no answer.
+/// Interval between probes while a cause is expected to pass soon: no shard table yet, or no
+/// answer.
 const AGAIN_SOON: Duration = Duration::from_secs(2);
-/// Between two refreshes of one shard because of refused writes.
+/// Minimum time between two refreshes of one shard because of refused writes, in milliseconds.
 const REFRESHES_APART_MS: u64 = 100;
 
 /// Whether a message of the API server is a refusal by one of our policies.
@@ -68,23 +69,23 @@ pub fn is_refusal(message: &str) -> bool {
     message.contains(POLICY_PREFIX) || message.contains(LIMITS_PREFIX)
 }
 
-/// What the dry runs showed.
+/// Result of the dry runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// Every policy refused.
     Held,
-    /// Every policy refused that can be asked while there is no shard table.
+    /// Every policy refused that can be probed while there is no shard table.
     NoTableYet,
     /// This policy accepted what it must refuse.
     Open(&'static str),
     /// The API server is of this version, which has no such policies.
     Old(String),
-    /// It could not be found out.
+    /// The probe did not give a result.
     Unknown(String),
 }
 
 impl Proof {
-    /// Whether a replica that requires the fence may begin to act.
+    /// Whether a replica that requires the fence may start to act.
     #[must_use]
     pub fn may_start(&self) -> bool {
         matches!(self, Self::Held | Self::NoTableYet)
@@ -107,7 +108,7 @@ impl fmt::Display for Proof {
                 f,
                 "the API server is Kubernetes {version}; the fence needs 1.30 or newer"
             ),
-            Self::Unknown(why) => write!(f, "could not be proven: {why}"),
+            Self::Unknown(why) => write!(f, "could not be checked: {why}"),
         }
     }
 }
@@ -178,7 +179,7 @@ impl FenceProbe {
             table: table.version.uid.into(),
             shard: ShardId(0),
             epoch: 1,
-            // No identity can be this one: it is no DNS name.
+            // No identity can have this value: it is not a DNS name.
             holder: "(nobody)".into(),
         };
         let stale = probe_service(Some(&stale))?;
@@ -190,7 +191,7 @@ impl FenceProbe {
         })
     }
 
-    /// Sends a creation that is never carried out. Whether the policy accepted it.
+    /// Sends a dry-run creation. Returns whether the policy accepted it.
     async fn accepts<K>(
         &self,
         api: &Api<K>,
@@ -213,7 +214,8 @@ impl FenceProbe {
         }
     }
 
-    /// Whether we may write the shard table, and what to do if not.
+    /// The problem with our permission to write the shard table, and what to do about it; none if
+    /// we may.
     async fn table_problem(&self) -> Option<String> {
         match self.table.probe().await {
             Ok(()) => None,
@@ -235,8 +237,8 @@ fn is_before(major: &str, minor: &str, needed: u32) -> bool {
     major == "1" && digits.parse::<u32>().is_ok_and(|minor| minor < needed)
 }
 
-/// A child of nobody's: with a token, right but for that, and in the first bucket; without one, of no
-/// bucket, so that it meets no policy that reads the table.
+/// A child without an owner: with a token, valid except for that, and in the first bucket; without
+/// one, of no bucket, so that no policy that reads the table applies.
 fn probe_service(token: Option<&FencingToken>) -> Result<Service, String> {
     let (labels, annotations) = match token {
         None => (json!({}), json!({})),
@@ -280,7 +282,7 @@ fn typed<K: DeserializeOwned>(object: Value) -> Result<K, String> {
     serde_json::from_value(object).map_err(|error| error.to_string())
 }
 
-/// Proves again from time to time that the fence holds, and reports it.
+/// Checks periodically that the fence holds, and reports it.
 pub struct FenceMonitor {
     probe: FenceProbe,
     health: Arc<Health>,
@@ -290,7 +292,7 @@ pub struct FenceMonitor {
 }
 
 impl FenceMonitor {
-    /// Nothing is proven yet. `required`: readiness depends on it.
+    /// Creates a monitor without a result. `required`: readiness depends on the fence.
     #[must_use]
     pub fn new(
         probe: FenceProbe,
@@ -307,8 +309,8 @@ impl FenceMonitor {
         }
     }
 
-    /// Proves once; where the fence is required, again and again until the replica may begin to act.
-    /// Without the right to write the shard table, no replica may.
+    /// Checks once; if the fence is required, repeatedly until the replica may start to act. Without
+    /// permission to write the shard table, no replica may.
     pub async fn before_start(&mut self) {
         let mut known = None;
         loop {
@@ -316,7 +318,7 @@ impl FenceMonitor {
             let Some(problem) = problem else { break };
             self.health.set(TABLE_CHECK, Err(&problem));
             if known.as_ref() != Some(&problem) {
-                tracing::error!("{problem}; waiting for that");
+                tracing::error!("{problem}; waiting until that is resolved");
                 known = Some(problem);
             }
             tokio::time::sleep(AGAIN_SOON).await;
@@ -331,7 +333,7 @@ impl FenceMonitor {
         }
     }
 
-    /// Proves again from time to time, until `stop`.
+    /// Checks periodically, until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let pause = match &self.last {
@@ -353,7 +355,7 @@ impl FenceMonitor {
     async fn prove(&mut self) -> Proof {
         let mut proof = self.probe.prove().await;
         if matches!(proof, Proof::Open(_)) && self.last == Some(Proof::NoTableYet) {
-            // The API server takes a moment to notice a new table.
+            // The API server takes a moment to observe a new table.
             tokio::time::sleep(AGAIN_SOON).await;
             proof = self.probe.prove().await;
         }
@@ -363,7 +365,7 @@ impl FenceMonitor {
     }
 
     fn report(&self, proof: &Proof) {
-        // What could not be asked is as it was.
+        // What could not be probed keeps its last result.
         if !matches!(proof, Proof::Unknown(_)) {
             let held = i64::from(*proof == Proof::Held);
             self.metrics.fence_in_force.set(held);
@@ -373,7 +375,7 @@ impl FenceMonitor {
                 (Proof::Held, _) => tracing::info!("fence: {proof}"),
                 (Proof::NoTableYet, _) => tracing::debug!("fence: {proof}"),
                 (_, true) => tracing::error!("--require-fence: {proof}"),
-                (_, false) => tracing::warn!("fence: {proof}; working without it"),
+                (_, false) => tracing::warn!("fence: {proof}; working without the fence"),
             }
         }
         let was_held = self.last == Some(Proof::Held) && matches!(proof, Proof::Unknown(_));
@@ -388,14 +390,14 @@ impl FenceMonitor {
     }
 }
 
-/// Reads the Lease of a shard and the table afresh after the fence refused a write there, so that a
-/// replica that lost its shard without noticing stops at once.
+/// Reads the Lease of a shard and the table again after the fence refused a write there, so that a
+/// replica that lost its shard without noticing stops immediately.
 pub struct LeaseRefresher {
     leases: LeaseStore,
     table: TableStore,
     agent: AgentHandle,
     fleet: Arc<FleetState>,
-    /// When each shard was last refreshed. Locked for one look-up, never over an await.
+    /// When each shard was last refreshed. Locked for one lookup, never across an await.
     refreshed_ms: Mutex<BTreeMap<ShardId, u64>>,
 }
 

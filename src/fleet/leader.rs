@@ -1,7 +1,7 @@
-//! The fleet leader: elected by `kube-leader-election`, never needed for safety or for failover.
+//! The fleet leader: elected by `kube-leader-election`, needed neither for safety nor for failover.
 //!
-//! Two leaders at once are harmless: a leader only plans and tidies, each of its writes is a
-//! compare-and-swap, and a holder obeys a plan only by handing over.
+//! Two leaders at once are harmless: a leader only plans moves and removes dead members, each of
+//! its writes is a compare-and-swap, and a holder follows a plan only by handing over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,13 +26,13 @@ use crate::telemetry::metrics::Metrics;
 /// Name of the fleet leader's Lease.
 pub const LEADER_LEASE: &str = "databasecluster-leader";
 
-/// How often a leader looks whether a shard should move. It looks at what it has in memory: only a
-/// plan costs a request.
+/// How often a leader checks whether a shard should move. It reads memory only: a request is sent
+/// only for a plan.
 const PLAN_EVERY: Duration = Duration::from_millis(200);
 
-/// What a candidate needs.
+/// The parts of a candidate.
 pub struct LeaderParts {
-    /// Client for the election, and for tidying.
+    /// Client for the election, and for removing dead members.
     pub client: kube::Client,
     /// Namespace of the Leases.
     pub namespace: String,
@@ -44,11 +44,11 @@ pub struct LeaderParts {
     pub renew: Duration,
     /// Number of shards.
     pub shards: ShardCount,
-    /// The namespaces that are served, as text.
+    /// The watched namespaces, as text.
     pub namespaces: String,
     /// The Leases, for planning.
     pub store: LeaseStore,
-    /// What is known of the fleet.
+    /// State of the fleet.
     pub state: Arc<FleetState>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
@@ -130,7 +130,7 @@ impl Leader {
             .set(i64::from(leading));
     }
 
-    /// Plans the moves that are due; a plan that loses its compare-and-swap is made again.
+    /// Plans the moves that are due; a plan that loses its compare-and-swap is computed again.
     async fn plan(&mut self) {
         let (members, shards) = decoded(&self.parts.state.leases(), &self.parts.namespaces);
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
@@ -145,11 +145,11 @@ impl Leader {
         for result in futures::future::join_all(writes).await {
             match result {
                 WriteResult::Done(lease) => tracing::debug!(shard = %lease.shard, "planned a move"),
-                other => tracing::debug!(?other, "a plan was not taken"),
+                other => tracing::debug!(?other, "a planned move was not stored"),
             }
         }
         if !moves.is_empty() {
-            // Until the watch shows them, the same plan would be made again, only to lose.
+            // Until the watch shows them, the same plan would be computed again, only to lose.
             tokio::time::sleep(PLAN_EVERY / 2).await;
         }
     }
@@ -167,7 +167,7 @@ impl Leader {
                 leading
             }
             Ok(Err(kube_leader_election::Error::TraverseLease { key })) => {
-                tracing::warn!(key, "the leader's Lease lacks a field; mending it");
+                tracing::warn!(key, "the leader's Lease lacks a field; repairing it");
                 self.repair_leases().await;
                 false
             }
@@ -179,7 +179,8 @@ impl Leader {
         }
     }
 
-    /// The library fails for ever on a Lease that lacks a field: make it one that has just run out.
+    /// The library fails permanently on a Lease that lacks a field: turn it into one that has just
+    /// expired.
     async fn repair_leases(&self) {
         let mended = async {
             let found = self.api.get(LEADER_LEASE).await?;
@@ -191,7 +192,7 @@ impl Leader {
             Ok::<(), kube::Error>(())
         };
         if let Ok(Err(error)) = timeout(2 * CALL_TIMEOUT, mended).await {
-            tracing::debug!(%error, "could not mend the leader's Lease");
+            tracing::debug!(%error, "could not repair the leader's Lease");
         }
     }
 
@@ -216,8 +217,8 @@ impl Leader {
     }
 }
 
-/// What makes a Lease that lacks a field one that has just run out; `None` when it lacks none, because another
-/// replica was here first and may lead by now.
+/// The patch that turns a Lease that lacks a field into one that has just expired; `None` if it lacks none,
+/// because another replica was first and may lead by now.
 fn repair(found: &Lease) -> Option<serde_json::Value> {
     let whole = found.spec.as_ref().is_some_and(|spec| {
         spec.holder_identity.is_some()
@@ -241,7 +242,8 @@ fn repair(found: &Lease) -> Option<serde_json::Value> {
     })
 }
 
-/// Removes a member Lease as it was seen, and not one that was made or renewed since.
+/// Deletes a member Lease only in the observed version, and not one that was created or renewed
+/// since.
 fn removal(member: &MemberLease) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions {

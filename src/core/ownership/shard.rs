@@ -1,4 +1,4 @@
-//! One shard as this replica sees it: its Lease, what we do with it, and the write under way.
+//! One shard from the view of this replica: its Lease, our stage, and the pending write.
 
 use super::record::{Held, Intent, Memory, Pending, Stage};
 use super::{Action, ReadFailed, Reason, WriteId, WriteResult};
@@ -12,34 +12,34 @@ use crate::core::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 pub(super) struct Shard {
     id: ShardId,
     pub(super) lease: Option<ShardLease>,
-    /// What the table says of it, if there is one with our number of shards.
+    /// The shard's entry in the table, if there is a table with our number of shards.
     pub(super) entry: Option<Entry>,
     pub(super) memory: Option<Memory>,
     pub(super) stage: Stage,
     held: Option<Held>,
     pub(super) pending: Option<Pending>,
-    /// A write met something unexpected: look before the next one.
+    /// A write met something unexpected: read before the next one.
     must_read: Option<u64>,
     is_reading: bool,
     /// What was known when the read under way was sent.
     read_from: Option<Version>,
-    /// Conflicts since the last write that arrived.
+    /// Conflicts since the last successful write.
     conflicts: u32,
     /// Whether its objects were listed.
     warm: bool,
-    /// The epoch of an entry ahead of our Lease, once the Lease was read afresh because of it.
+    /// The epoch of an entry ahead of our Lease, once the Lease was read again because of it.
     read_ahead_epoch: Option<u32>,
     watching: bool,
-    /// For how long it has been free to take, in credited time.
+    /// For how long it has been free, in credited time.
     pub(super) free_ms: u64,
     /// For how long its Lease has been missing, in credited time.
     pub(super) missing_ms: u64,
     pub(super) is_free: bool,
-    /// Not before this: the API server refused a write for good.
+    /// Earliest time of the next write: the API server rejected one permanently.
     pub(super) not_before_ms: u64,
-    /// The holder's incarnation was read afresh and found dead, at this version of the shard Lease.
+    /// Version of the shard Lease at which the holder's incarnation was read again and found dead.
     found_dead: Option<Version>,
-    /// The doubt that is being looked into.
+    /// The holder that is being confirmed by a read.
     unconfirmed_holder: Option<(String, Version)>,
 }
 
@@ -87,35 +87,35 @@ impl Shard {
         .filter(|holder| !holder.is_empty())
     }
 
-    /// Whether leaving has to wait for it: we hold it, or a write of ours is not settled.
+    /// Whether leaving has to wait for this shard: we hold it, or a write of ours is not settled.
     pub(super) fn keeps_us(&self) -> bool {
         self.stage != Stage::Idle || self.pending.is_some()
     }
 
-    /// The highest epoch that anybody here knows of.
+    /// The highest epoch known to this replica.
     pub(super) fn epoch_known(&self) -> u32 {
         let of_lease = self.lease.as_ref().map_or(0, |lease| lease.epoch);
         let of_memory = self.memory.as_ref().map_or(0, |memory| memory.epoch);
         let of_table = self.entry.as_ref().map_or(0, |entry| entry.epoch);
-        // Nobody worked under an epoch so far ahead of the table: a Lease that somebody else edited is
-        // not remembered once it was deleted.
+        // No replica worked under an epoch so far ahead of the table: a Lease that someone else edited
+        // is not remembered once it was deleted.
         let is_believed = of_memory <= of_table.saturating_add(EPOCH_STEP_MAX);
         let of_memory = if is_believed { of_memory } else { 0 };
         of_lease.max(of_memory).max(of_table)
     }
 
-    /// The epoch under which it changes hands next, if epochs are left. Nobody has worked under a
-    /// higher one than the table's, so that one above everything known was never anybody else's.
+    /// The epoch of its next change of hands, if epochs are left. No replica has worked under a
+    /// higher one than the table's, so one above every known epoch was never used.
     pub(super) fn next_epoch(&self) -> Option<u32> {
         Some(self.epoch_known() + 1).filter(|epoch| *epoch <= EPOCH_MAX)
     }
 
-    /// Whether its Lease has an epoch above which none is left: somebody else wrote it.
+    /// Whether its Lease has an epoch above which none is left: someone else wrote it.
     pub(super) fn is_damaged(&self) -> bool {
         self.lease.as_ref().is_some_and(|l| l.epoch >= EPOCH_MAX)
     }
 
-    /// The epoch of the Lease under which it is ours.
+    /// The epoch of the Lease under which we hold it.
     pub(super) fn held_epoch(&self) -> Option<u32> {
         self.held.as_ref().map(|held| held.epoch)
     }
@@ -125,16 +125,16 @@ impl Shard {
         self.held.as_ref()?.table.as_deref()
     }
 
-    /// Whether the watch has shown the end of the Lease with this uid.
+    /// Whether the watch has shown the deletion of the Lease with this uid.
     fn is_over(&self, version: &Version) -> bool {
         let ended = self.memory.as_ref().filter(|memory| memory.is_complete);
         ended.is_some_and(|memory| memory.version.uid == version.uid)
     }
 
-    /// The Lease as it is now; a late answer is ignored.
+    /// Takes in the current Lease; a late answer is ignored.
     pub(super) fn observe(&mut self, lease: ShardLease) {
         if self.is_over(&lease.version) {
-            // Late as well, or a restored API server: only a read that is sent now can tell.
+            // Late as well, or a restored API server: only a new read can decide.
             self.must_read = self.must_read.or(Some(0));
             return;
         }
@@ -162,7 +162,7 @@ impl Shard {
             .filter(outdated)
             .is_some_and(|p| p.id.is_none())
         {
-            // Whatever was sent from the older version can not arrive any more.
+            // Requests that were sent from the older version cannot take effect any more.
             self.pending = None;
         }
         self.missing_ms = 0;
@@ -182,13 +182,13 @@ impl Shard {
         }
     }
 
-    /// What a fresh list of all Leases says of this one.
+    /// Takes in what a complete list shows of this Lease.
     pub(super) fn listed(&mut self, lease: Option<ShardLease>) {
         match lease {
             Some(lease) => {
                 let known = self.lease.as_ref().map(|known| &known.version);
                 if known.is_some_and(|known| lease.version.is_older_than(known)) {
-                    // A late list, or a restored API server: only a read that is sent now can tell.
+                    // A late list, or a restored API server: only a new read can decide.
                     self.must_read = self.must_read.or(Some(0));
                 }
                 self.observe(lease);
@@ -231,12 +231,12 @@ impl Shard {
             }
             WriteResult::Conflict => {
                 self.remember_lost();
-                // At once after a first conflict; then no faster than any other retry.
+                // Immediately after a first conflict; then no faster than any other retry.
                 let pause_ms = if self.conflicts == 0 { 0 } else { retry_ms };
                 self.conflicts += 1;
                 self.must_read = Some(now_ms + pause_ms);
             }
-            // This one changed nothing; an earlier one may still.
+            // This request changed nothing; an earlier one may still.
             WriteResult::Rejected if pending.indeterminate => {
                 pending.id = None;
                 pending.again_ms = now_ms + 5 * retry_ms;
@@ -245,7 +245,7 @@ impl Shard {
                 self.pending = None;
                 self.not_before_ms = now_ms + 5 * retry_ms;
             }
-            // The Lease moved on meanwhile, by this write or by another's: there is nothing to repeat.
+            // The Lease changed meanwhile, by this write or by another: there is nothing to repeat.
             WriteResult::Unknown if has_moved_on => self.pending = None,
             WriteResult::Unknown => {
                 pending.id = None;
@@ -255,8 +255,8 @@ impl Shard {
         }
     }
 
-    /// A write lost its compare-and-swap. An earlier request of it may have won: should the Lease
-    /// turn out to be gone, it may have been given away before.
+    /// A write lost its compare-and-swap. An earlier request of it may have won: if the Lease turns
+    /// out to be deleted, it may have been handed over before.
     fn remember_lost(&mut self) {
         let lost = self.pending.take().filter(|pending| pending.indeterminate);
         if let (Some(lost), Some(memory)) = (lost, self.memory.as_mut()) {
@@ -266,7 +266,7 @@ impl Shard {
         }
     }
 
-    /// A write of ours arrived.
+    /// A write of ours succeeded.
     fn carry_on(&mut self, intent: Intent, epoch: u32, uid: String, waited_ms: u64) {
         match intent {
             Intent::Take(reason) => {
@@ -287,7 +287,7 @@ impl Shard {
         }
     }
 
-    /// Whether the Lease must be read before anything else is done with it.
+    /// Whether the Lease must be read now; marks the read as started.
     pub(super) fn begin_read(&mut self, now_ms: u64) -> bool {
         let is_due = self.must_read.is_some_and(|at_ms| now_ms >= at_ms) && !self.is_reading;
         if is_due {
@@ -312,9 +312,9 @@ impl Shard {
             Ok(Some(lease)) => {
                 self.must_read = None;
                 match (self.read_from.take(), self.memory.as_mut()) {
-                    // Older than what was known before we asked: the API server went back in time.
+                    // Older than what was known before the read: the API server went back in time.
                     (Some(from), _) if lease.version.is_older_than(&from) => self.lease = None,
-                    // Or it is back though its end was known.
+                    // Or it exists again although its deletion was known.
                     (None, Some(memory)) => memory.is_complete = false,
                     _ => {}
                 }
@@ -343,7 +343,7 @@ impl Shard {
         self.must_read = None;
     }
 
-    /// Whether the Lease still says what we started on.
+    /// Whether the Lease still has the holder and epoch under which we started.
     pub(super) fn is_still_ours(&self, identity: &str, incarnation: &str) -> bool {
         match (&self.lease, &self.held) {
             (Some(lease), Some(held)) => {
@@ -356,12 +356,12 @@ impl Shard {
         }
     }
 
-    /// Whether there is no Lease, and what we remember of it may not be all that happened to it.
+    /// Whether there is no Lease, and our record of it may be incomplete.
     pub(super) fn is_missing_unconfirmed(&self) -> bool {
         self.lease.is_none() && self.memory.as_ref().is_some_and(|m| !m.is_complete)
     }
 
-    /// Begins to watch a shard whose Lease names us.
+    /// Starts watching a shard whose Lease names us.
     pub(super) fn start(&mut self, out: &mut Vec<Action>) {
         let Some(lease) = &self.lease else { return };
         let fits = |held: &Held| held.epoch == lease.epoch && held.uid == lease.version.uid;
@@ -380,7 +380,7 @@ impl Shard {
         self.warm_up(out);
     }
 
-    /// Watches the shard, unless it is watched already.
+    /// Starts watching the shard, unless it is watched already.
     pub(super) fn warm_up(&mut self, out: &mut Vec<Action>) {
         if !self.watching {
             self.watching = true;
@@ -398,17 +398,19 @@ impl Shard {
         }
     }
 
-    /// Whether everything is listed of a shard that we do not hold: its holder may hand it over.
+    /// Whether everything is listed of a shard that we do not hold, so that its holder may hand it
+    /// over.
     pub(super) fn is_warmed_for_us(&self) -> bool {
         self.stage == Stage::Idle && self.watching && self.warm
     }
 
-    /// The planned next holder, as the Lease says.
+    /// The planned next holder according to the Lease.
     pub(super) fn successor(&self) -> Option<&Successor> {
         self.lease.as_ref()?.successor.as_ref()
     }
 
-    /// Whether the Lease was read afresh since an entry ahead of it was observed. If not, it is read.
+    /// Whether the Lease was read again since an entry ahead of it was observed. If not, the read is
+    /// requested.
     pub(super) fn has_read_ahead(&mut self) -> bool {
         let ahead = self.entry.as_ref().map(|entry| entry.epoch);
         let has_read = self.read_ahead_epoch == ahead;
@@ -419,7 +421,7 @@ impl Shard {
         has_read
     }
 
-    /// Everything is listed and the table grants it: work begins.
+    /// Everything is listed and the table grants the shard: work starts.
     pub(super) fn admit(&mut self, table: String, out: &mut Vec<Action>) {
         if let Some(held) = self.held.as_mut() {
             held.table = Some(table.clone());
@@ -438,13 +440,14 @@ impl Shard {
         self.warm
     }
 
-    /// Back to listing until the table grants it again: what runs is cancelled, the watch goes on.
+    /// Back to listing until the table grants it again: running work is cancelled, the watch
+    /// continues.
     pub(super) fn pause(&mut self, reason: Reason, out: &mut Vec<Action>) {
         out.push(Action::Halt(self.id, reason));
         self.stage = Stage::Listing;
     }
 
-    /// Ends everything at once.
+    /// Stops everything immediately.
     pub(super) fn halt(&mut self, reason: Reason, out: &mut Vec<Action>) {
         if matches!(self.stage, Stage::Running | Stage::Draining(_)) {
             out.push(Action::Halt(self.id, reason));
@@ -452,7 +455,7 @@ impl Shard {
         self.stage = Stage::Idle;
         self.held = None;
         if reason != Reason::Lapsed {
-            // One that lapsed is most likely ours again soon: spare a busy API server a new list.
+            // A lapsed shard is most likely ours again soon: spare a busy API server a new list.
             self.cool_down(out);
         }
     }
@@ -465,7 +468,7 @@ impl Shard {
         }
     }
 
-    /// Whether a read of the holder's member Lease is to be started.
+    /// Whether to start a read of the holder's member Lease.
     pub(super) fn should_confirm_holder(&mut self, holder: &str, at: &Version) -> bool {
         let unconfirmed_holder = (holder.to_owned(), at.clone());
         if self.unconfirmed_holder.as_ref() == Some(&unconfirmed_holder) {

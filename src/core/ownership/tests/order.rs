@@ -1,4 +1,5 @@
-//! One machine, and a test that chooses when each request arrives, is answered and is seen.
+//! One state machine, and a test that chooses when each request arrives, is answered and is
+//! observed.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +10,14 @@ use crate::core::table::{ShardTable, TableWrite, carried_out};
 
 const SHARD: ShardId = ShardId(0);
 
-/// A replica among two shards, "me". Its member Lease is written as it asks, unless the test says otherwise.
+/// A replica among two shards, "me". Its member Lease is written as requested, unless the test decides
+/// otherwise.
 struct SingleReplica {
     machine: Ownership,
     now_ms: u64,
     revision: u64,
     loses_member_writes: bool,
-    /// Writes of its member Lease that wait to be carried out, if they wait.
+    /// Held back writes of its member Lease.
     held_back: Option<Vec<(WriteId, MemberWrite)>>,
     member: Option<MemberLease>,
     /// How its member Lease was ended.
@@ -46,7 +48,7 @@ impl SingleReplica {
         }
     }
 
-    /// Knows of all Leases, and may act.
+    /// Has observed all Leases, and may act.
     fn joined(others: Vec<MemberLease>, shards: Vec<ShardLease>) -> Self {
         Self::new().joins(others, shards)
     }
@@ -103,7 +105,7 @@ impl SingleReplica {
         }
     }
 
-    /// As `lease_of`, planned for another.
+    /// As `lease_of`, with another replica as planned successor.
     fn planned(&mut self, holder: &str, epoch: u32, next: &str) -> ShardLease {
         let mut lease = self.lease_of(holder, epoch, "uid-0");
         lease.successor = Some(Successor {
@@ -228,7 +230,7 @@ impl SingleReplica {
     }
 }
 
-/// A Lease is taken, seen and deleted, and only then comes the reply to the taking.
+/// A Lease is taken, observed and deleted before the reply to the write arrives.
 fn taken_and_ended_before_the_reply(incarnation: &str) -> (SingleReplica, ShardLease) {
     let mut me = SingleReplica::living(incarnation).joins(Vec::new(), Vec::new());
     let vacant = me.lease_of("", 3, "uid-0");
@@ -246,7 +248,7 @@ fn taken_and_ended_before_the_reply(incarnation: &str) -> (SingleReplica, ShardL
 #[test]
 fn late_reply_for_a_deleted_lease_starts_nothing() {
     let (mut me, lease) = taken_and_ended_before_the_reply("me-1");
-    assert!(me.has_read(), "it must be asked whether the Lease is there");
+    assert!(me.has_read(), "it must be read whether the Lease exists");
     me.send(Event::Warm(SHARD));
     assert_eq!(me.runs(), None);
     me.send(Event::ShardRead(SHARD, Ok(None)));
@@ -260,7 +262,7 @@ fn late_reply_for_a_deleted_lease_starts_nothing() {
 fn lease_read_after_its_deletion_was_observed_exists_again() {
     let (mut me, lease) = taken_and_ended_before_the_reply("me-1");
     assert!(me.has_read());
-    // Restored from a backup, it has the uid that it had.
+    // Restored from a backup, it has its former uid.
     me.send(Event::ShardRead(SHARD, Ok(Some(lease.clone()))));
     me.pass(100);
     me.send(Event::Warm(SHARD));
@@ -279,7 +281,7 @@ fn a_write_without_an_answer_is_not_repeated_once_the_lease_moved_on() {
     me.send(Event::ShardWritten(id, WriteResult::Unknown));
     me.pass(1000);
     assert!(me.writes_nothing(), "{:?}", me.sent);
-    // Nothing old is waiting for the moment in which the Lease is gone.
+    // No old request is left that could take effect once the Lease is deleted.
     me.watched_end("uid-0");
     me.pass(100);
     assert!(me.writes_nothing(), "{:?}", me.sent);
@@ -332,7 +334,7 @@ fn shard_received_while_leaving_is_handed_over_and_not_vacated() {
     me.pass(200);
     assert!(
         me.writes_nothing(),
-        "nobody knows yet that we leave: {:?}",
+        "no member knows yet that we leave: {:?}",
         me.sent
     );
     for (id, write) in me.held_back.take().unwrap() {
@@ -356,7 +358,7 @@ fn leaving_of_a_former_incarnation_does_not_apply_to_the_current_one() {
     me.pass(200);
     assert!(me.member.as_ref().unwrap().draining);
     let drain = Action::Drain(SHARD);
-    assert!(!me.did.contains(&drain), "who came was not seen yet");
+    assert!(!me.did.contains(&drain), "newcomers were not observed yet");
     let mine = me.member.clone().unwrap();
     me.send(Event::MemberObserved(mine));
     assert!(me.did.contains(&drain), "{:?}", me.did);
@@ -365,7 +367,7 @@ fn leaving_of_a_former_incarnation_does_not_apply_to_the_current_one() {
     assert_eq!(me.write().1.holder, "");
 }
 
-/// Plans the shard for another, who has or has not listed it.
+/// Plans the shard for another replica, which has or has not listed it.
 fn plan(me: &mut SingleReplica, next: &str, warm: bool) {
     let mut member = me.member(next);
     member.warm = warm.then_some(SHARD).into_iter().collect();
@@ -392,7 +394,8 @@ fn plan_changed_while_draining_resumes_work_until_the_new_successor_is_warm() {
     assert_eq!(me.write().1.holder, "third");
 }
 
-/// The fleet leader's change of the plan, for one who has not listed the shard, comes before our write.
+/// The fleet leader's change of the plan, to a replica that has not listed the shard, precedes our
+/// write.
 fn another_plan_came_first(me: &mut SingleReplica, (id, write): (WriteId, &ShardWrite)) {
     me.send(Event::ShardWritten(id, WriteResult::Conflict));
     let lease = me.planned("me", write.epoch - 1, "third");
@@ -441,7 +444,7 @@ fn leaving_replica_waits_briefly_for_shards_handed_to_it() {
     me.send(Event::Shutdown);
     me.pass(500);
     assert_eq!(me.ended, None);
-    // By now its holder knows, and keeps it.
+    // By now its holder knows about the leave, and keeps the shard.
     let kept = me.lease_of("other", 5, "uid-0");
     me.send(Event::ShardObserved(kept));
     assert_eq!(me.ended, Some(MemberChange::Delete));
