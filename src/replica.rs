@@ -1,4 +1,5 @@
-//! One replica put together: clients, watches, pool, ownership, HTTP; and what a shard means here.
+//! One replica: clients, watches, pool, ownership, HTTP; and the handling of a shard in this
+//! process.
 
 mod telling;
 
@@ -44,10 +45,10 @@ use crate::watch::mode::{FilterDoubts, detect_mode};
 use crate::watch::store::Store;
 use crate::watch::trouble::ApiErrors;
 
-/// How often everything is applied once more, for drift that nobody saw.
+/// How often everything is applied once more, for drift that no watch reported.
 const SWEEP: Duration = Duration::from_secs(3600);
 
-/// The pool's work is the reconciler's; what the fence refuses has ownership read afresh.
+/// The work of the pool: reconciles; a refusal by the fence triggers a fresh read of ownership.
 struct Work {
     reconciler: Arc<Reconciler>,
     first_reconciles: Arc<FirstReconcileTimer>,
@@ -76,17 +77,17 @@ impl Reconcile for Work {
     }
 }
 
-/// What the parts of a replica share.
+/// State that is shared by the parts of a replica.
 struct Shared {
     identity: String,
     shards: ShardCount,
-    /// The namespaces that are served, as text.
+    /// The watched namespaces, as text.
     namespaces: String,
     rates: Rates,
     log_level: Arc<LogLevel>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    /// How often the health keeper has looked.
+    /// Number of iterations of the health loop.
     checks: AtomicU64,
     api_errors: Arc<ApiErrors>,
     process: Arc<ProcessCollector>,
@@ -98,11 +99,10 @@ struct Shared {
     first_reconciles: Arc<FirstReconcileTimer>,
 }
 
-/// Runs a replica until it is asked to stop and has handed everything back.
+/// Runs a replica until it is asked to stop and has handed over all shards.
 ///
 /// # Errors
-/// When it can not start (no configuration, address in use), or another replica lives under its
-/// identity.
+/// When it cannot start (no configuration, address in use), or another replica uses its identity.
 pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> {
     planted::check().map_err(anyhow::Error::msg)?;
     let identity = args.given_identity().unwrap_or_else(generated_identity);
@@ -114,7 +114,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
     let listener = TcpListener::bind(args.listen)
         .await
         .and_then(TcpListener::into_std)
-        .with_context(|| format!("--listen {}: the address can not be used", args.listen))?;
+        .with_context(|| format!("--listen {}: the address cannot be used", args.listen))?;
     let url = format!("http://{}", listener.local_addr()?);
     tracing::info!(identity, url, shards = args.shards.get(), "listening");
     let reporting = (&metrics, &health, log_level);
@@ -144,7 +144,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> anyhow::Result<()> 
     let _ended = serving.await;
     anyhow::ensure!(
         ended != Some(ExitReason::IdentityTaken),
-        "another replica lives under the identity {identity}; give each its own --identity"
+        "another replica uses the identity {identity}; give each replica its own --identity"
     );
     let cut_short = metrics.reconcile_cancelled_total.get();
     tracing::info!(reconciles_cut_short = cut_short, "stopped");
@@ -168,8 +168,8 @@ async fn clients(
     )?;
     anyhow::ensure!(
         args.allow_unfenced || is_bound_to_pod(&config.auth_info),
-        "the credentials are not a token that is bound to a Pod, so that the API server's fence does not hold for \
-         this replica: run it as a Pod, or pass --allow-unfenced to join the fleet in namespace {} all the same",
+        "the credentials are not a token that is bound to a Pod, so that the API server's fence does not apply to \
+         this replica: run it as a Pod, or pass --allow-unfenced to join the fleet in namespace {} regardless",
         args.own_namespace()
     );
     let client = |kind| build_client(&config, kind, identity, Arc::clone(metrics));
@@ -180,7 +180,8 @@ async fn clients(
     })
 }
 
-/// Takes part in the fleet until everything was handed back. `None`: it could not be in time.
+/// Takes part in the fleet until all shards were handed back. `None`: the handover did not complete
+/// in time.
 async fn work(
     args: &RunArgs,
     settings: Settings,
@@ -247,7 +248,7 @@ async fn work(
     ended
 }
 
-/// What this replica says of itself in its Leases.
+/// What this replica reports about itself in its Leases.
 fn description(args: &RunArgs, shared: &Shared) -> SelfDescription {
     SelfDescription {
         lease_seconds: i32::try_from(args.lease_duration.as_secs()).unwrap_or(i32::MAX),
@@ -329,8 +330,8 @@ fn reflector(
         store: Arc::clone(&shared.store),
         api_errors: Arc::clone(&shared.api_errors),
         metrics: Arc::clone(&shared.metrics),
-        // A shard that is not admitted yet takes nothing: all its objects are queued when it is.
-        // What a full queue refuses is counted there, and offered to it again by the health keeper.
+        // A shard that is not admitted yet accepts nothing: all its objects are queued when it is.
+        // What a full queue refuses is counted there, and offered to it again by the health loop.
         on_change: Box::new(move |shard, key| {
             let _not_now = pool.enqueue(shard, key, Duration::ZERO);
         }),
@@ -346,7 +347,7 @@ fn may_shard(args: &RunArgs) -> bool {
     args.sharded_watch == ShardedWatch::Auto
 }
 
-/// What a shard means in this process: watches, queue, workers.
+/// The handling of a shard in this process: watches, queue, workers.
 struct Host {
     reflector: ShardReflector,
     shared: Arc<Shared>,
@@ -401,7 +402,7 @@ impl ShardHost for Host {
     }
 }
 
-/// Host name and a random suffix: outside a cluster no one else vouches that a name is free.
+/// Host name and a random suffix: outside a cluster nothing else guarantees that a name is unique.
 fn generated_identity() -> String {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy().to_lowercase();

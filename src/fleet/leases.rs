@@ -1,4 +1,4 @@
-//! Leases as the API server has them: reading them into records, writing them by compare-and-swap.
+//! Leases in the API server: decoding them into records, writing them by compare-and-swap.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -34,10 +34,10 @@ const SUCCESSOR: &str = "database.io/successor";
 const SUCCESSOR_INCARNATION: &str = "database.io/successor-incarnation";
 const WARM: &str = "database.io/warm";
 
-/// Longest that one Lease request may take.
+/// Timeout of one Lease request.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a Lease of ours turned out to be.
+/// A decoded Lease of the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObservedLease {
     /// A replica's heartbeat.
@@ -46,8 +46,8 @@ pub enum ObservedLease {
     Shard(ShardLease),
 }
 
-/// Reads a Lease, as a replica that serves these namespaces ([`served_text`]) has to take it; `None`
-/// when its name is none of ours, or it was never stored.
+/// Decodes a Lease from the view of a replica that watches these namespaces ([`served_text`]);
+/// `None` if its name is not one of the operator's, or if it was never stored.
 ///
 /// [`served_text`]: crate::core::lease::served_text
 #[must_use]
@@ -74,8 +74,8 @@ pub fn decode(lease: &Lease, namespaces: &str) -> Option<ObservedLease> {
     }))
 }
 
-/// The number of shards, unless it is for replicas that serve other namespaces. One that does not say
-/// what it is for, as by an older version, is for ours.
+/// The number of shards, unless the Lease is for replicas that watch other namespaces. A Lease that
+/// does not name namespaces, as from an older version, is for ours.
 fn shards(lease: &Lease, namespaces: &str) -> u16 {
     let served = annotation(lease, NAMESPACES);
     match served.is_empty() || served == namespaces {
@@ -138,7 +138,7 @@ fn annotation<'a>(lease: &'a Lease, key: &str) -> &'a str {
         .map_or("", String::as_str)
 }
 
-/// What a replica says of itself with every renewal.
+/// What a replica reports about itself with every renewal.
 #[derive(Clone, Debug)]
 pub struct SelfDescription {
     /// Lifetime of the member Lease, in whole seconds.
@@ -149,11 +149,11 @@ pub struct SelfDescription {
     pub revision: String,
     /// Number of shards.
     pub shards: ShardCount,
-    /// The namespaces that it serves, as text.
+    /// The namespaces that it watches, as text.
     pub namespaces: String,
 }
 
-/// The Leases of one namespace, over a client of their own that never retries behind our back.
+/// The Leases of one namespace, over a client of their own that never retries on its own.
 #[derive(Clone)]
 pub struct LeaseStore {
     api: Api<Lease>,
@@ -161,7 +161,7 @@ pub struct LeaseStore {
 }
 
 impl LeaseStore {
-    /// The Leases behind `api`.
+    /// The Leases behind this API.
     #[must_use]
     pub fn new(api: Api<Lease>, me: SelfDescription) -> Self {
         Self { api, me }
@@ -173,13 +173,13 @@ impl LeaseStore {
         &self.api
     }
 
-    /// Reads a Lease; `None` when its name is none of ours, or it was never stored.
+    /// Decodes a Lease; `None` if its name is not one of the operator's, or if it was never stored.
     #[must_use]
     pub fn decode(&self, lease: &Lease) -> Option<ObservedLease> {
         decode(lease, &self.me.namespaces)
     }
 
-    /// Writes a member Lease; `stats` goes along with our own heartbeat.
+    /// Writes a member Lease; `stats` is stored with our own heartbeat.
     pub async fn write_member(
         &self,
         write: &MemberWrite,
@@ -250,7 +250,7 @@ impl LeaseStore {
     /// Reads a Lease from the API server.
     ///
     /// # Errors
-    /// When the API server did not answer in time, or with something else than the Lease or 404.
+    /// When the API server did not answer in time, or with something other than the Lease or 404.
     pub async fn read(&self, name: &str) -> Result<Option<ObservedLease>, ReadFailed> {
         match timeout(CALL_TIMEOUT, self.api.get_opt(name)).await {
             Ok(Ok(found)) => Ok(found.as_ref().and_then(|lease| self.decode(lease))),
@@ -289,7 +289,8 @@ impl LeaseStore {
         let name = member_lease_name(&write.identity);
         let sent = self.api.delete(&name, &params);
         match settle(timeout(CALL_TIMEOUT, sent).await) {
-            // The answer to a deletion may be a mere status: that it is gone is all that counts.
+            // The answer to a deletion may be a mere status: all that counts is that the Lease is
+            // deleted.
             WriteResult::Done(_) => WriteResult::Conflict,
             WriteResult::Conflict => WriteResult::Conflict,
             WriteResult::Rejected => WriteResult::Rejected,
@@ -405,7 +406,7 @@ trait AndThenDecode {
 impl AndThenDecode for WriteResult<Lease> {
     fn and_then_decode<L>(self, decode: impl Fn(&Lease) -> Option<L>) -> WriteResult<L> {
         match self {
-            // An answer that can not be read leaves open what is there.
+            // An answer that cannot be decoded does not show what is stored.
             Self::Done(lease) => decode(&lease).map_or(WriteResult::Unknown, WriteResult::Done),
             Self::Conflict => WriteResult::Conflict,
             Self::Rejected => WriteResult::Rejected,
@@ -423,7 +424,7 @@ fn label<L>(result: &WriteResult<L>) -> &'static str {
     }
 }
 
-/// What an answer, or its absence, says about the write: only 2xx, 4xx are certain.
+/// What an answer, or its absence, shows about the write: only 2xx and 4xx are certain.
 pub(super) fn settle<T>(
     answer: Result<Result<T, kube::Error>, tokio::time::error::Elapsed>,
 ) -> WriteResult<T> {
@@ -438,7 +439,7 @@ pub(super) fn settle<T>(
             _ => WriteResult::Unknown,
         },
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a write of a Lease or of the shard table has no answer");
+            tracing::debug!(%error, "a write of a Lease or of the shard table was not answered");
             WriteResult::Unknown
         }
         Err(_) => WriteResult::Unknown,
@@ -528,7 +529,7 @@ mod tests {
         assert_eq!(count(&lease, "a,b"), 32);
         assert_eq!(count(&lease, "*"), OTHER_NAMESPACES);
         assert_eq!(count(&lease, "a"), OTHER_NAMESPACES);
-        // As a version wrote it that did not say.
+        // As written by a version that did not name namespaces.
         let annotations = lease.metadata.annotations.as_mut().unwrap();
         annotations.remove(NAMESPACES);
         assert_eq!(count(&lease, "*"), 32);

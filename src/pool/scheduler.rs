@@ -1,4 +1,4 @@
-//! The one task that takes runs off the queue as permits come free.
+//! The task that takes runs off the queue as permits become free.
 
 use std::sync::Arc;
 
@@ -32,8 +32,8 @@ pub(super) async fn run<R: Reconcile>(shared: Arc<Shared<R>>) {
     }
 }
 
-/// Starts one run if there is a permit and a run for it, tells the failures that are due, and says
-/// when to look again.
+/// Starts one run if there is a permit and a run for it, logs the failures that are due, and
+/// returns when to check again.
 fn step<R: Reconcile>(
     shared: &Arc<Shared<R>>,
     permit: &mut Option<OwnedSemaphorePermit>,
@@ -56,7 +56,7 @@ fn step<R: Reconcile>(
         None => {}
         Some((None, free)) => {
             *permit = Some(free);
-            // What was due may have been put off, or have belonged to a shard that ended.
+            // A due run may have been deferred, or have belonged to a shard that ended.
             shared.quieter.notify_waiters();
             until_ms = line_ms.into_iter().chain(queue_ms).min();
         }

@@ -1,4 +1,4 @@
-//! What the pool keeps behind its one lock: the queue, the shards' tenures, what runs, what failed.
+//! The state of the pool behind its lock: the queue, the shards' tenures, active runs, failures.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,7 +12,7 @@ use crate::core::object::ObjectKey;
 use crate::core::queue::{Queue, Run};
 use crate::fleet::tenure::Tenure;
 
-/// Longest time after which a full queue is offered what it lacks, in milliseconds.
+/// Maximum interval at which a full queue is offered its missing objects, in milliseconds.
 const MISSING_EVERY_MS: u64 = 60_000;
 
 /// The right under which a shard's objects run.
@@ -20,12 +20,12 @@ const MISSING_EVERY_MS: u64 = 60_000;
 pub(super) struct Slot {
     pub(super) tenure: Tenure,
     pub(super) stop: CancellationToken,
-    /// Tells one start of a shard from the next.
+    /// Distinguishes one start of a shard from the next.
     generation: u64,
 }
 
 impl Slot {
-    /// Whether the tenure was ended by its owner, without a word to the pool.
+    /// Whether the tenure was ended by its owner, without notice to the pool.
     fn ended(&self) -> bool {
         self.tenure.ended().now_or_never().is_some()
     }
@@ -40,11 +40,11 @@ pub(super) struct State {
     /// Start of each run.
     running: HashMap<ObjectKey, u64>,
     deferred_reported: u64,
-    /// When the queue was last offered what it lacks.
+    /// When the queue was last offered its missing objects.
     offered_ms: u64,
 }
 
-/// Figures that change with time.
+/// Statistics that change with time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct PoolStats {
     pub(super) depth: usize,
@@ -133,7 +133,7 @@ impl State {
         self.queue.done(key, verdict);
     }
 
-    /// The shards whose objects are to be offered to the queue again, if that is due.
+    /// The shards whose objects have to be offered to the queue again, if that is due.
     pub(super) fn take_missing(&mut self, now_ms: u64) -> BTreeSet<ShardId> {
         let waited_ms = now_ms.saturating_sub(self.offered_ms);
         let is_due = self.queue.has_room() || waited_ms >= MISSING_EVERY_MS;
@@ -148,7 +148,7 @@ impl State {
         self.queue.running() == 0 && self.queue.depth(now_ms) == 0
     }
 
-    /// Runs put off by the storm guard since the last call.
+    /// Runs deferred by the rate limiter since the last call.
     pub(super) fn newly_deferred(&mut self) -> u64 {
         let total = self.queue.deferred_total();
         let reported = std::mem::replace(&mut self.deferred_reported, total);

@@ -1,4 +1,4 @@
-//! What belongs to a StatefulSet and the operator touches on rare occasions: claims and Pods.
+//! Dependents of a StatefulSet that the operator rarely changes: claims and Pods.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -16,19 +16,19 @@ use crate::core::observed::ClusterRecord;
 use crate::fleet::tenure::Tenure;
 use crate::postgres;
 
-/// Most claims of one cluster that are looked at: more than instances can leave behind.
+/// Maximum number of claims of one cluster that are read: more than instances can leave behind.
 const CLAIMS_MAX: u32 = 500;
 
 type Quantities = BTreeMap<String, Quantity>;
 
-/// A kind of object that belongs to a StatefulSet.
+/// A kind of object that depends on a StatefulSet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dependent {
     Claim,
     Pod,
 }
 
-/// One of them, as it was seen.
+/// Reference to an observed object: its name, uid and version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ObjectRef {
     pub(super) name: String,
@@ -121,7 +121,7 @@ impl Writer {
         cluster: &ClusterRecord,
         name: &str,
     ) -> Result<Option<(ObjectRef, claims::Claim)>, Refusal> {
-        // A list, as the operator has no right to get claims.
+        // A list, because the operator has no permission to get claims.
         let params = ListParams::default().fields(&format!("metadata.name={name}"));
         Ok(self.list_claims(cluster, &params).await?.pop())
     }
@@ -140,7 +140,7 @@ impl Writer {
             .collect())
     }
 
-    /// Labels a claim as this cluster's, and asks for this size, if one is given.
+    /// Labels a claim as this cluster's, and requests this size, if one is given.
     pub(super) async fn update_claim(
         &self,
         tenure: &Tenure,
@@ -153,7 +153,7 @@ impl Writer {
         metadata["resourceVersion"] = json!(claim.resource_version);
         metadata["labels"][names::CLUSTER_UID_LABEL] = json!(*cluster.uid);
         metadata["labels"][names::CLUSTER_LABEL] = json!(*cluster.key.name);
-        // By this one Argo CD takes the claim for an object of the application of that name.
+        // By this label Argo CD takes the claim for an object of the application of that name.
         metadata["labels"][names::INSTANCE_LABEL] = Value::Null;
         for (name, value) in claims::HANDS_OFF {
             metadata["annotations"][name] = json!(value);
@@ -171,8 +171,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Sets our fencing token on one of them and deletes it, with the grace that it has; that it is gone already is no
-    /// failure. A conflict is one: it is still there, and somebody else changed it meanwhile.
+    /// Sets our fencing token on a dependent and deletes it, with its own grace period; that it was deleted already is
+    /// not a failure. A conflict is: the object still exists, and was changed meanwhile.
     pub(super) async fn delete_dependent(
         &self,
         tenure: &Tenure,
@@ -218,7 +218,7 @@ impl Writer {
     }
 }
 
-/// What the fence asks of every object that is written.
+/// Token and labels that the fence requires on every written object.
 fn marks(tenure: &Tenure, cluster: &ClusterRecord) -> Value {
     json!({
         "labels": {names::BUCKET_LABEL: cluster.bucket.to_string()},

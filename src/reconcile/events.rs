@@ -1,4 +1,5 @@
-//! Events about clusters. They are best effort: one that can not be published fails nothing.
+//! Events about clusters. They are best effort: one that cannot be published does not fail the
+//! reconcile.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -34,7 +35,7 @@ impl Events {
         }
     }
 
-    /// Tells of something; whether it was told.
+    /// Publishes an event; returns whether it was published.
     pub(super) async fn publish(
         &self,
         tenure: &Tenure,
@@ -61,8 +62,8 @@ impl Events {
             uid: Some(cluster.uid.to_string()),
             ..ObjectReference::default()
         };
-        // A recorder that is used again counts an event with the same reason, whatever its note says, and
-        // the new note is lost (kube-runtime 4, `EventKey`).
+        // A recorder that is used again counts an event with the same reason, whatever its note, and the
+        // new note is lost (kube-runtime 4, `EventKey`).
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         let request = recorder.publish(&event, &regarding);
         match self.writer.send(tenure, request).await {

@@ -1,8 +1,8 @@
-//! Look-ups of what is not watched: one bounded cache, the least recently used entry goes first,
-//! and each entry has a time to live.
+//! Lookups of what is not watched: one bounded cache that evicts the least recently used entry, and
+//! whose entries have a time to live.
 //!
-//! Guarantees: no lock is held over a request; entries go with their shard; what is cached about a
-//! cluster is not used once its StatefulSet has changed.
+//! Guarantees: no lock is held across a request; entries are removed with their shard; what is
+//! cached about a cluster is not used once its StatefulSet has changed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,11 +24,11 @@ use crate::core::observed::{ClusterRecord, StatefulSetRecord};
 use crate::postgres;
 use crate::telemetry::metrics::Metrics;
 
-/// Most Pods of a cluster that are looked at.
+/// Maximum number of Pods of a cluster that are read.
 const PODS_MAX: u32 = 100;
-/// Most events that are looked at.
+/// Maximum number of events that are read.
 const EVENTS_MAX: u32 = 50;
-/// "Nothing is wrong" is believed for no longer than this: what goes wrong next is not announced.
+/// A result without a problem is cached for no longer than this: a later problem is not announced.
 const NOTHING_FOUND_TTL: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,17 +39,17 @@ struct Key {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    /// Version of the StatefulSet for which this was looked up.
+    /// Version of the StatefulSet for which this was read.
     version: Arc<str>,
     diagnosis: Arc<PodDiagnosis>,
 }
 
-/// What was found when the Pods of a cluster were looked at.
+/// Result of reading the Pods of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PodDiagnosis {
     /// Why they are not ready.
     pub(super) why: Option<ConditionReason>,
-    /// Pods that hang on a former template.
+    /// Pods that are stuck on a former template.
     pub(super) stuck: Vec<ObjectRef>,
 }
 
@@ -74,7 +74,7 @@ impl Expiry<Key, Entry> for TimeToLive {
     }
 }
 
-/// The look-ups and their cache.
+/// The lookups and their cache.
 pub(super) struct Lookups {
     client: Client,
     metrics: Arc<Metrics>,
@@ -150,19 +150,19 @@ impl Lookups {
         Ok(entry.diagnosis)
     }
 
-    /// Whether the primary's Pod is ready. Never cached: readiness can pass from one Pod to another
+    /// Whether the primary's Pod is ready. Never cached: readiness can move from one Pod to another
     /// without a change of the counts.
     pub(super) async fn is_primary_ready(&self, set: &StatefulSetRecord) -> kube::Result<bool> {
         let key = &set.child.key;
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        // A list, as the operator has no right to get Pods.
+        // A list, because the operator has no permission to get Pods.
         let fields = format!("metadata.name={}-0", key.name);
         let params = ListParams::default().fields(&fields).match_any();
         let pods = api.list(&params).await?.items;
         Ok(pods.iter().any(is_ready))
     }
 
-    /// Why the controller of StatefulSets can not make Pods or claims, as its events say.
+    /// Why the StatefulSet controller cannot create Pods or claims, according to its events.
     async fn not_created(&self, set: &StatefulSetRecord) -> kube::Result<Option<ConditionReason>> {
         let key = &set.child.key;
         let about = ("StatefulSet", &*key.name, "FailedCreate");
@@ -170,7 +170,7 @@ impl Lookups {
         Ok(explain_events(&events, set))
     }
 
-    /// Why the volumes of a Pod are not mounted, as the events of the kubelet say.
+    /// Why the volumes of a Pod are not mounted, according to the events of the kubelet.
     async fn not_mounted(
         &self,
         cluster: &ClusterRecord,
@@ -185,7 +185,7 @@ impl Lookups {
         Ok(explain_mount(&events, pod, &secret))
     }
 
-    /// Why a Pod that runs is not ready, as the events of its probe say.
+    /// Why a running Pod is not ready, according to the events of its probe.
     async fn probe_failed(&self, pod: &Pod) -> kube::Result<Option<ConditionReason>> {
         let meta = &pod.metadata;
         let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
@@ -220,7 +220,7 @@ impl Lookups {
         }
     }
 
-    /// Number of entries, after what is due was evicted.
+    /// Number of entries, after expired ones were evicted.
     pub(super) async fn entries(&self) -> u64 {
         self.cache.run_pending_tasks().await;
         self.cache.entry_count()
@@ -254,7 +254,7 @@ mod tests {
         observe::statefulset(&object.unwrap(), None).unwrap()
     }
 
-    /// A server with one Pod whose image can not be pulled.
+    /// A server with one Pod whose image cannot be pulled.
     fn server() -> Fake {
         let fake = Fake::default();
         let pod = json!({

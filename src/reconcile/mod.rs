@@ -1,4 +1,4 @@
-//! One reconcile: gather what was seen, plan, apply, report.
+//! One reconcile: observe, plan, apply, report.
 //!
 //! **Architecture invariant:** what is watched is never read again from the API server, and every
 //! write goes through [`writer`], which checks the right to act first.
@@ -45,15 +45,15 @@ use writer::Writer;
 pub struct ReconcilerConfig {
     /// Identity of this replica, the instance in events.
     pub identity: String,
-    /// Most entries in the look-up cache.
+    /// Maximum number of entries in the lookup cache.
     pub cache_entries: u64,
-    /// How long a look-up is believed.
+    /// How long a lookup stays in the cache.
     pub cache_ttl: Duration,
-    /// How often everything is applied once more, for drift that nobody saw.
+    /// How often everything is applied once more, for drift that no watch reported.
     pub sweep_interval: Duration,
 }
 
-/// Makes clusters what their specs ask for, one at a time.
+/// Brings clusters to their desired state, one at a time.
 pub struct Reconciler {
     store: Arc<Store>,
     metrics: Arc<Metrics>,
@@ -62,7 +62,7 @@ pub struct Reconciler {
     lookups: Lookups,
     sweep_interval_ms: u64,
     /// What is remembered of our own writes. Bounded by the clusters of our shards. Locked for one
-    /// map operation or one pure decision, never over an await.
+    /// map operation or one pure decision, never across an await.
     memories: DashMap<ObjectKey, Memory>,
 }
 
@@ -92,11 +92,11 @@ impl Reconciler {
         }
     }
 
-    /// Makes one cluster what its spec asks for, as far as that can be done now.
+    /// Brings one cluster to its desired state, as far as that is possible now.
     ///
     /// # Errors
-    /// See [`Failure`]: the right to act ended, the object has to be looked at again, the API
-    /// server asks for a pause, or the object failed.
+    /// See [`Failure`]: the right to act ended, the object has to be reconciled again, the API
+    /// server requests a pause, or the object failed.
     pub async fn reconcile(
         &self,
         key: &ObjectKey,
@@ -127,8 +127,8 @@ impl Reconciler {
         outcome
     }
 
-    /// Forgets what is remembered and cached about the clusters of a shard: for when it starts and
-    /// when it ends, so that a new tenure begins with nothing that an older one knew.
+    /// Forgets what is remembered and cached about the clusters of a shard: called when it starts
+    /// and when it ends, so that a new tenure does not use the knowledge of an older one.
     pub async fn invalidate_shard(&self, shard: ShardId) {
         let shards = self.store.shards();
         self.memories
@@ -137,8 +137,8 @@ impl Reconciler {
         self.lookups.invalidate_shard(shards, shard).await;
     }
 
-    /// Why no write is accepted in a shard, if that is so: the first such shard, and how many there
-    /// are.
+    /// Why no write is accepted in a shard, if that is the case: the first such shard, and how many
+    /// there are.
     #[must_use]
     pub fn refused_shards(&self) -> Option<String> {
         let refused = self.writer.writes().all_refused(boottime_ms());
@@ -152,7 +152,7 @@ impl Reconciler {
         ))
     }
 
-    /// Brings the figures of the look-up cache and of refused writes up to date.
+    /// Updates the metrics of the lookup cache and of refused writes.
     pub async fn refresh_metrics(&self) {
         let entries = self.lookups.entries().await;
         self.metrics
@@ -165,7 +165,7 @@ impl Reconciler {
         }
     }
 
-    /// Does something with what is remembered of a cluster. No await may be inside.
+    /// Accesses the memory of a cluster. It must not contain an await.
     fn with_memory<T>(&self, cluster: &ClusterRecord, act: impl FnOnce(&mut Memory) -> T) -> T {
         let fresh = || {
             // Spread over a whole interval: clusters that were taken over together are not swept

@@ -1,5 +1,5 @@
 //! Every write of the operator: checked against the tenure right before it is sent, marked with the
-//! fencing token, and bound to the version or uid of what was seen.
+//! fencing token, and bound to the observed version or uid.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -33,11 +33,11 @@ use crate::telemetry::metrics::Metrics;
 use crate::watch::wire::WireMeta;
 
 /// No object ever has this version: etcd's first write gets 2. An apply that names it creates the
-/// object or conflicts with whatever is there.
+/// object or conflicts with an existing one.
 const VERSION_OF_NOTHING: &str = "1";
 const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
-/// What is read of the answer to a write.
+/// The part of the answer to a write that is read.
 #[derive(Deserialize)]
 struct Answer {
     metadata: WireMeta,
@@ -60,12 +60,12 @@ impl Writer {
         }
     }
 
-    /// What is refused in whole shards.
+    /// Shards in which all writes are refused.
     pub(super) fn writes(&self) -> &RefusedWrites {
         &self.writes
     }
 
-    /// Sends a write of a fenced kind, and books whether it was accepted; see [`Self::send`].
+    /// Sends a write of a fenced kind, and records whether it was accepted; see [`Self::send`].
     pub(super) async fn guarded<T>(
         &self,
         tenure: &Tenure,
@@ -125,8 +125,8 @@ impl Writer {
         self.guarded(tenure, id.kind.label(), request).await
     }
 
-    /// Creates a child that is never changed, or finds out whether that could be done. That there is
-    /// one of its name is a conflict.
+    /// Creates a child that is never changed, or checks by a dry run whether that would succeed. An
+    /// existing one of its name is a conflict.
     pub(super) async fn create(
         &self,
         tenure: &Tenure,
@@ -175,7 +175,7 @@ impl Writer {
         Ok(answer.resource_version.unwrap_or_default())
     }
 
-    /// Who owns a child that the watch does not show.
+    /// The metadata of a child that the watch does not show.
     pub(super) async fn child_metadata(
         &self,
         namespace: &str,
@@ -189,7 +189,7 @@ impl Writer {
     }
 
     /// Sets our fencing token and bucket on a child, and makes the cluster its controller if it has
-    /// none; `version`: what the child must be at. Returns its new version.
+    /// none; `version`: the required version of the child. Returns its new version.
     pub(super) async fn mark_child(
         &self,
         tenure: &Tenure,
@@ -207,18 +207,18 @@ impl Writer {
         }
         if child.owner.is_none() {
             metadata["ownerReferences"] = postgres::owner_references(cluster);
-            // It counts the generations of another cluster.
+            // It records the generations of another cluster.
             metadata["annotations"][names::GENERATION_ANNOTATION] = Value::Null;
         }
         let id = child.id();
-        // Other than a merge patch, this one leaves other ownerReferences alone.
+        // Unlike a merge patch, this one does not replace other ownerReferences.
         let patch = Patch::Strategic(json!({ "metadata": metadata }));
         let request = self.patch_child(&cluster.key.namespace, &id, merge_params(), patch);
         let answer = self.guarded(tenure, id.kind.label(), request).await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
 
-    /// Deletes a child and, first, what belongs to it.
+    /// Deletes a child and, first, its dependents.
     pub(super) async fn delete_child(
         &self,
         tenure: &Tenure,
@@ -299,8 +299,7 @@ impl Writer {
             .await
     }
 
-    /// Sends a write and asks for no more than metadata in return: what was written need not come
-    /// back.
+    /// Sends a write and requests only metadata in return: the whole object is not needed.
     async fn ask(
         &self,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,

@@ -1,4 +1,5 @@
-//! What a replica tells of itself: the HTTP server's sources, health kept true, figures for heartbeats.
+//! What a replica reports about itself: the HTTP server's sources, health, and statistics for
+//! heartbeats.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,8 +19,8 @@ use crate::telemetry::fleet_view::{FleetView, ObserverView};
 use crate::telemetry::liveness::{CHECK_EVERY, Progress, essential, monitor};
 use crate::telemetry::server::Server;
 
-/// Serves HTTP until `stop`, on a thread of its own: however many ask, and however much, they compete
-/// with each other, and not with heartbeats. Gives the end of it.
+/// Serves HTTP until `stop`, on a thread of its own: requests compete with each other, and not with
+/// heartbeats. Returns when the server ends.
 pub(super) fn serve(
     shared: &Arc<Shared>,
     listener: std::net::TcpListener,
@@ -52,7 +53,7 @@ pub(super) fn serve(
     Ok(has_ended)
 }
 
-/// Keeps health and the figures of slow things true.
+/// Updates health and the metrics of slow changes periodically.
 pub(super) async fn health_loop(shared: Arc<Shared>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(CHECK_EVERY);
     let mut agent = Progress::default();
@@ -79,7 +80,7 @@ pub(super) async fn health_loop(shared: Arc<Shared>, stop: CancellationToken) {
             None if standing.settled => shared.api_errors.clear("leases"),
             None => {}
         }
-        let waiting = "our member Lease is not in force: the API server does not take renewals";
+        let waiting = "our member Lease is not valid: the API server does not accept renewals";
         if standing.settled {
             shared.health.ok("leases");
         } else {
@@ -104,7 +105,7 @@ pub(super) async fn health_loop(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let standby = match standing.other_namespaces {
             true => format!(
-                "standing by: replicas that serve other namespaces than --watch-namespaces {} are at work",
+                "standing by: replicas that watch other namespaces than --watch-namespaces {} are at work",
                 shared.namespaces
             ),
             false => format!(
@@ -137,7 +138,7 @@ fn table_problem(standing: &Standing) -> Option<String> {
 }
 
 impl Shared {
-    /// Runs a part without which the process is no use.
+    /// Runs a part without which the process cannot work.
     pub(super) fn part(
         &self,
         name: &'static str,
@@ -148,7 +149,7 @@ impl Shared {
         tokio::spawn(essential(name, part, health, stop.clone()))
     }
 
-    /// Copies what changes by itself into the metrics; for each scrape and heartbeat.
+    /// Updates the metrics that change with time; for each scrape and heartbeat.
     fn refresh(&self) {
         self.process.refresh();
         self.pool.refresh_metrics();
@@ -166,14 +167,14 @@ impl Shared {
         self.metrics.set_objects(&self.store.counts());
     }
 
-    /// The figures that go along with a heartbeat.
+    /// The statistics that a heartbeat carries.
     pub(super) fn stats(&self) -> String {
         self.refresh();
         let ready = self.health.readyz().ok;
         figures::stats(&self.metrics, &self.rates, ready, boottime_ms())
     }
 
-    /// The fleet as this replica sees it; `None` while it has not seen the Leases.
+    /// The fleet as this replica observes it; `None` while it has not observed the Leases.
     fn fleet_view(&self) -> Option<FleetView> {
         let leases = self.fleet.leases();
         if leases.is_empty() {

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-/// Answers each request with the next status, or never when there is none; keeps the heads.
+/// Answers each request with the next status, or never if there is none; keeps the request heads.
 async fn server(statuses: &[u16]) -> (Uri, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -187,14 +187,14 @@ fn every_kind_of_client_has_bounds_and_watches_outlast_the_pause_between_bookmar
         assert_eq!(config.write_timeout, Some(bounds.write));
         assert!(!config.default_retry, "{kind:?}");
     }
-    // Who watches notices first, and says what is wrong.
+    // The watcher notices first, and reports the problem.
     let watch = ClientKind::Watch.bounds();
     assert!(watch.read > crate::watch::request::SILENCE_MAX);
 }
 
 #[tokio::test]
 async fn unresponsive_api_server_causes_a_timeout() {
-    // It answers the first request, and falls silent.
+    // It answers the first request, and then does not answer any more.
     let (url, _) = server(&[404]).await;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let short = Duration::from_millis(100);

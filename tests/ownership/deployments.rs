@@ -101,7 +101,7 @@ async fn other_namespaces(fleet: &mut Fleet<'_>) {
     wait_for("it to stand by", PATIENCE, || async {
         let answer = fleet.replica(stray)?.get("/readyz").await?;
         let said =
-            "standing by: replicas that serve other namespaces than --watch-namespaces elsewhere";
+            "standing by: replicas that watch other namespaces than --watch-namespaces elsewhere";
         let met = answer.status == 200 && answer.body.contains(said);
         Ok(Progress::when(met, (), || answer.body))
     })

@@ -1,4 +1,4 @@
-//! Secret, budget, claims and Pods, and changes that would harm data.
+//! Secret, budget, claims and Pods, and changes that would damage data.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
@@ -64,7 +64,7 @@ async fn secret_deleted_with_a_former_cluster_is_recreated_while_there_is_no_dat
     let outcome = world.reconcile().await.unwrap();
     assert!(
         matches!(outcome.next, Next::RequeueAfter { .. }),
-        "it is looked at again in {:?}",
+        "it is reconciled again in {:?}",
         outcome.next
     );
     let (status, reason, message) = world.condition(ConditionType::Progressing);
@@ -72,7 +72,7 @@ async fn secret_deleted_with_a_former_cluster_is_recreated_while_there_is_no_dat
         (status, reason.as_str()),
         (ConditionStatus::True, "WaitingForFormerCluster")
     );
-    assert!(message.contains("Secret orders-app is there"), "{message}");
+    assert!(message.contains("Secret orders-app exists"), "{message}");
     assert_eq!(world.object(STATEFULSET), None, "Pods would start with it");
     world.fake.with(|state| state.objects.remove(SECRET));
     world.reconcile().await.unwrap();
@@ -117,7 +117,7 @@ async fn budget_exists_only_with_two_or_more_instances() {
     assert_eq!(world.object(BUDGET).unwrap()["spec"]["maxUnavailable"], 1);
     world.set_pods(2, 2);
     world.reconcile().await.unwrap();
-    // The controller of budgets writes their status: that is none of our business.
+    // The disruption controller writes the status of budgets: that is not our concern.
     world.change(BUDGET, |budget| {
         budget["status"] = json!({"currentHealthy": 2});
     });
@@ -273,7 +273,7 @@ async fn claims_are_resized_once_and_a_class_without_expansion_is_reported() {
         "2Gi/2"
     );
 
-    // One that was deleted and made anew has the size of the template.
+    // A claim that was deleted and re-created has the size of the template.
     let recreated = format!("{CLAIMS}/data-orders-db-1");
     world.change(&recreated, |claim| {
         claim["spec"]["resources"]["requests"]["storage"] = json!("1Gi")

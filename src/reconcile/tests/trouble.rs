@@ -1,4 +1,4 @@
-//! Lagging watches, lost rights, refusals, and Pods that do not get ready.
+//! Lagging watches, lost permissions, refusals, and Pods that do not become ready.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
@@ -180,7 +180,7 @@ async fn degraded_cluster_names_the_pod_and_queries_it_once() {
     assert_eq!(world.phase(), Phase::Ready);
     let lookups = world.requests();
     let lookups = lookups.iter().filter(|line| line.contains("pods")).count();
-    assert_eq!(lookups, 1, "a Ready cluster looks nothing up");
+    assert_eq!(lookups, 1, "a Ready cluster needs no lookups");
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn unready_pods_are_diagnosed_right_after_the_grace_period() {
     world.set_pods(1, 0);
     world.broken_pod("orders-db-0", "r1");
     let Next::RequeueAfter { ms } = world.reconcile().await.unwrap().next else {
-        panic!("it is not looked at again in time");
+        panic!("it is not reconciled again in time");
     };
     assert!((25_000..=35_000).contains(&ms), "in {ms} ms");
     // That time has come.
