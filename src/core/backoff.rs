@@ -338,7 +338,7 @@ mod tests {
             let failure = bounded(retry(), attempts);
             match verdict(&Err(failure), attempts, 0, MIDDLE) {
                 Verdict::Retry { due_ms } => pauses_ms.push(due_ms),
-                other => panic!("look-again {retries} became {other:?}"),
+                other => panic!("retry {retries} became {other:?}"),
             }
         }
         assert_eq!(pauses_ms, [50, 100, 250, 500, 1000]);

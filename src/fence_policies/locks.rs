@@ -86,9 +86,9 @@ pub(super) fn leases(_: &Fence) -> Policy {
 pub(super) fn table(_: &Fence) -> Policy {
     Policy {
         name: "fence-table",
-        comment: "The shard table: a replica writes only entries that name itself. That epochs only rise is a rule of the \
-            kind and\nbinds every user. Creation and another number of shards, where every entry is vacant, are open to any \
-            replica.",
+        comment: "The shard table: a replica writes only entries that name itself. That epochs only rise is a schema rule of \
+            the kind,\nwhich applies to every user. Creation and a change of the number of shards, where every entry is \
+            vacant, are open to\nany replica.",
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::new("$DOMAIN", &["shardtables", "shardtables/*"])],

@@ -134,7 +134,8 @@ impl<R: Reconcile> Drop for InFlight<R> {
             self.shared.pool_metrics.panicked();
             self.ended = Some(Err(Failure::Failed {
                 cause: Cause::Panic,
-                message: "the reconcile panicked while it was being cancelled, which is a bug".into(),
+                message: "the reconcile panicked while it was being cancelled, which is a bug"
+                    .into(),
             }));
         }
         let ended = self

@@ -1,4 +1,5 @@
-//! What this replica saw of the Leases over time: how long ago each was renewed, and which shards moved.
+//! The history of the Leases as observed by this replica: how long ago each was renewed, and which
+//! shards moved.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,26 +9,26 @@ use k8s_openapi::jiff::Timestamp;
 use super::text::safe;
 use crate::core::lease::{identity_of, shard_of};
 
-/// Moves that are remembered; an older one gives way.
+/// Maximum number of moves that are remembered; older ones are dropped.
 pub const MOVES_MAX: usize = 64;
-/// Leases whose renewals are followed; more than a view shows are not needed.
+/// Maximum number of Leases whose renewals are tracked; a view does not show more.
 const LEASES_MAX: usize = 1024;
 const NAME_CHARS_MAX: usize = 100;
 
-/// What was seen of one Lease that is renewed on a timer.
+/// Observed state of one periodically renewed Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ObservedRenewal {
     renew_time: Option<Timestamp>,
-    /// Our own clock when it last changed; before that, when we first saw it.
+    /// Our own clock when it last changed; before that, when we first observed it.
     changed_ms: u64,
-    /// Whether we saw it change, and do not merely know that it is there.
+    /// Whether we observed a change, and not only its existence.
     renewed: bool,
     holder: String,
     incarnation: String,
     draining: bool,
 }
 
-/// Who held a shard when we last looked.
+/// The holder of a shard when it was last observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Hold {
     holder: String,
@@ -39,30 +40,30 @@ struct Hold {
 /// A shard changed hands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Which shard.
+    /// Number of the shard.
     pub shard: u16,
-    /// Who held it, in safe text; empty: nobody.
+    /// The former holder, in safe text; empty: none.
     pub from: String,
-    /// Who holds it since, in safe text; empty: nobody.
+    /// The new holder, in safe text; empty: none.
     pub to: String,
-    /// Its epoch since.
+    /// The new epoch.
     pub epoch: i32,
-    /// When we saw it, by our own boot-time clock.
+    /// When we observed it, by our own boot-time clock.
     pub seen_ms: u64,
-    /// When we saw it, by our wall clock.
+    /// When we observed it, by our wall clock.
     pub seen_at: Timestamp,
-    /// Why, as far as the Leases tell.
+    /// Why it moved, as far as the Leases show.
     pub why: MoveReason,
 }
 
-/// Why a shard moved, as far as the Leases tell.
+/// Why a shard moved, as far as the Leases show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoveReason {
     /// Its Lease is new.
     Created,
-    /// Nobody held it.
+    /// It had no holder.
     Vacant,
-    /// Its holder gave it up, and nobody took it.
+    /// Its holder released it, and no replica took it.
     GivenUp,
     /// Its holder's incarnation had died.
     Takeover,
@@ -70,16 +71,16 @@ pub enum MoveReason {
     Leaving,
     /// The fleet leader planned it.
     Planned,
-    /// The same replica took it again in its next life.
+    /// The same replica took it again in its next incarnation.
     Restarted,
-    /// The same life raised the epoch above its entry in the shard table.
+    /// The same incarnation raised the epoch above its entry in the shard table.
     Raised,
-    /// A live holder lost it, and nothing that we saw says why.
+    /// A live holder lost it, for no observed reason.
     Unknown,
 }
 
 impl MoveReason {
-    /// The word for it in JSON.
+    /// The reason's name in JSON.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -96,16 +97,16 @@ impl MoveReason {
     }
 }
 
-/// How long ago a Lease was renewed, as seen by our own clock.
+/// Age of a Lease's last renewal, by our own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Age {
-    /// Since we saw it change, or came to know it.
+    /// Time since we observed a change, or first observed the Lease, in milliseconds.
     pub age_ms: u64,
-    /// Whether we saw it change: otherwise it may be older.
+    /// Whether we observed a change: otherwise the renewal may be older.
     pub renewed: bool,
 }
 
-/// Follows the Leases as they come in. Bounded: 256 shards, 1,024 other Leases, 64 moves.
+/// Tracks changes of the Leases. Bounded: 256 shards, 1,024 other Leases, 64 moves.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     since_ms: Option<u64>,
@@ -116,7 +117,7 @@ pub struct History {
 }
 
 impl History {
-    /// Takes in a Lease as it is now. Seeing the same one again changes nothing.
+    /// Takes in the current state of a Lease. Taking in the same state again changes nothing.
     pub fn note(&mut self, lease: &Lease, now_ms: u64, now: Timestamp) {
         self.since_ms.get_or_insert(now_ms);
         let Some(name) = lease.metadata.name.as_deref() else {
@@ -128,13 +129,14 @@ impl History {
         }
     }
 
-    /// Says that every Lease there is was noted: what is new from now on was not there before.
+    /// Records that every existing Lease was noted: a Lease that appears later is new.
     pub fn all_noted(&mut self, exists: impl Fn(&str) -> bool) {
         self.listed = true;
         self.renewals.retain(|name, _| exists(name));
     }
 
-    /// Forgets a Lease that was deleted. Who held a shard stays known: its Lease will be back.
+    /// Forgets a Lease that was deleted. The holder of a shard stays known: its Lease will be
+    /// re-created.
     pub fn forget(&mut self, name: &str) {
         self.renewals.remove(name);
     }
@@ -155,7 +157,7 @@ impl History {
         })
     }
 
-    /// The moves that we saw, the latest first.
+    /// The observed moves, the latest first.
     pub fn moves(&self) -> impl Iterator<Item = &Move> {
         self.moves.iter().rev()
     }
@@ -176,7 +178,7 @@ impl History {
             Some(known) if known.renew_time == fresh.renew_time => return,
             Some(_) => true,
             None if self.renewals.len() == LEASES_MAX => return,
-            // Born before our eyes: its age is known.
+            // Its creation was observed: its age is known.
             None => self.listed,
         };
         let renewal = ObservedRenewal { renewed, ..fresh };

@@ -1,4 +1,4 @@
-//! Tells when a part of this process has ended or stopped for good, which only a restart mends.
+//! Detects when a part of this process has ended or stalled permanently, which requires a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,19 +8,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
 
-/// Looks in a row at which a part must have made no progress to be given up: 30 s at two a second.
+/// Consecutive checks without progress of a part after which it counts as stalled: 30 s at two per
+/// second.
 ///
-/// Looks are counted and not time: a process that was frozen, or a machine that slept, looks again
-/// only when the part runs again too.
+/// Checks are counted and not time: a process that was frozen, or a machine that was suspended,
+/// checks again only when the part runs again too.
 pub const CHECKS_MAX: u32 = 60;
 
-/// Looks in a row after which a part is told to be behind: 2 s.
+/// Consecutive checks after which a part is reported as delayed: 2 s.
 const BEHIND_CHECKS: u32 = 4;
 
-/// Time between two looks.
+/// Time between two checks.
 pub const CHECK_EVERY: Duration = Duration::from_millis(500);
 
-/// Watches one counter that a healthy part keeps moving, whatever the world outside is like.
+/// Observes one counter that a healthy part keeps increasing, whatever happens outside the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
     last: Option<u64>,
@@ -28,7 +29,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Takes a look; whether the part has stopped for good.
+    /// Checks once; returns whether the part has stalled permanently.
     pub fn has_stopped(&mut self, counter: u64) -> bool {
         self.still = match self.last == Some(counter) {
             true => self.still.saturating_add(1),
@@ -38,16 +39,16 @@ impl Progress {
         self.still >= CHECKS_MAX
     }
 
-    /// Whether it has not moved for some looks.
+    /// Whether the counter has not changed for some checks.
     const fn is_behind(&self) -> bool {
         self.still >= BEHIND_CHECKS
     }
 }
 
-/// Looks from a thread of its own whether the rest of the process runs at all: `checks` counts what
-/// the health keeper there did, and is 0 before that has begun.
+/// Checks from a thread of its own whether the rest of the process runs at all: `checks` is the
+/// number of iterations of the health loop there, and is 0 before its start.
 ///
-/// A thread that only serves HTTP would go on saying that all is well otherwise.
+/// Otherwise a thread that only serves HTTP would continue to report success.
 pub async fn monitor(checks: impl Fn() -> u64, health: Arc<Health>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(CHECK_EVERY);
     let mut rest = Progress::default();
@@ -68,8 +69,8 @@ pub async fn monitor(checks: impl Fn() -> u64, health: Arc<Health>, stop: Cancel
     }
 }
 
-/// Runs a part without which the process is no use. When it ends before `stop`, by a panic or by
-/// itself, the process is given up: `/livez` fails from then on and says why.
+/// Runs a part without which the process cannot work. If it ends before `stop`, by a panic or by
+/// itself, `/livez` fails from then on with the reason.
 pub async fn essential(
     name: &'static str,
     part: impl Future<Output = ()>,
@@ -101,7 +102,7 @@ mod tests {
         let mut progress = Progress::default();
         assert!(!progress.has_stopped(1));
         for check in 1..CHECKS_MAX {
-            assert!(!progress.has_stopped(1), "look {check}");
+            assert!(!progress.has_stopped(1), "check {check}");
         }
         assert!(!progress.clone().has_stopped(2), "it moved in time");
         assert!(progress.has_stopped(1));
@@ -117,7 +118,7 @@ mod tests {
         let counter = move || counter.load(Relaxed);
         let monitoring = tokio::spawn(monitor(counter, Arc::clone(&health), stop.clone()));
         tokio::time::sleep(CHECK_EVERY * 2 * CHECKS_MAX).await;
-        assert!(health.livez().ok, "it has not begun yet");
+        assert!(health.livez().ok, "it has not started yet");
         for _ in 0..2 * CHECKS_MAX {
             checks.fetch_add(1, Relaxed);
             health.ok("leases");

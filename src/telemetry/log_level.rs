@@ -1,41 +1,41 @@
-//! Changes what is logged while the process runs: our own level only, for a while only.
+//! Changes the log level at run time: the level of our own code only, and for a limited time only.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Our own code in log directives.
+/// The target of our own code in log directives.
 const OWN_TARGET: &str = "databasecluster_operator";
-/// How long a change lasts when nothing else is asked for.
+/// Duration of a change by default.
 pub const DURATION_DEFAULT: Duration = Duration::from_secs(15 * 60);
-/// The longest that a change lasts: nobody has to remember to take it back.
+/// Maximum duration of a change: it always reverts by itself.
 pub const DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 
-/// What may be asked for. Directives for libraries can not: some would print headers and bodies.
+/// Allowed levels. Directives for libraries are not allowed: some would log headers and bodies.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Puts directives into force, which come after those that the process was started with.
+/// Applies directives, which come after those with which the process was started.
 pub type Apply = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// The level of this process's own log lines.
 pub struct LogLevel {
     apply: Apply,
-    /// Guarded for the time of one change, which blocks nothing.
+    /// Locked for the time of one change, which does not block.
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Grows with every change: who takes one back looks whether it is still in force.
+    /// Increases with every change: a revert checks whether its change is still active.
     change: u64,
     level: Option<&'static str>,
 }
 
-/// A change that was asked for.
+/// A requested change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevelRequest {
-    /// This level, for so long.
+    /// This level, for this duration.
     Level(&'static str, Duration),
-    /// What the process was started with.
+    /// The level with which the process was started.
     Default,
 }
 
@@ -49,7 +49,7 @@ impl LogLevel {
         })
     }
 
-    /// A level that can not be changed, where somebody else keeps the log.
+    /// A level that cannot be changed, if another component owns the log.
     #[must_use]
     pub fn fixed() -> Arc<Self> {
         Self::new(Box::new(|_| {
@@ -57,18 +57,18 @@ impl LogLevel {
         }))
     }
 
-    /// The level that was asked for, unless it is the one that the process was started with.
+    /// The requested level, unless it is the one with which the process was started.
     #[must_use]
     pub fn changed_to(&self) -> Option<&'static str> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.level
     }
 
-    /// Carries out a wish, and takes it back when its time is over. Must be called within a tokio
+    /// Executes a request, and reverts it after its duration. Must be called within a tokio
     /// runtime.
     ///
     /// # Errors
-    /// When the log refuses.
+    /// When the log rejects the directives.
     pub fn execute(self: &Arc<Self>, request: LogLevelRequest) -> Result<(), String> {
         let LogLevelRequest::Level(level, lifetime) = request else {
             return self.change(None).map(drop);
@@ -81,7 +81,7 @@ impl LogLevel {
                 && this.is_current(change)
                 && let Err(error) = this.change(None)
             {
-                tracing::warn!(error, "the log level could not be taken back");
+                tracing::warn!(error, "the log level could not be reverted");
             }
         });
         Ok(())
@@ -95,7 +95,7 @@ impl LogLevel {
     fn change(&self, level: Option<&'static str>) -> Result<u64, String> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let directives = level.map(|level| format!("{OWN_TARGET}={level}"));
-        // Before it counts, so that silence is announced too.
+        // Before the change, so that switching to silence is logged too.
         tracing::warn!(
             level = level.unwrap_or("default"),
             "log level changed on request"
@@ -107,15 +107,15 @@ impl LogLevel {
     }
 }
 
-/// Reads a wish: `debug`, `debug 30m`, `default`.
+/// Parses a request: `debug`, `debug 30m`, `default`.
 ///
 /// # Errors
-/// When it is none, in words that say what is allowed.
+/// When it is not one; the error lists what is allowed.
 pub fn parse(text: &str) -> Result<LogLevelRequest, String> {
     let allowed = || {
         format!(
-            "allowed: one of {}, with how long it lasts if not 15m (30s to 4h: `debug 1h`); or \
-             `default`, for what the process was started with",
+            "allowed: one of {}, with a duration if not 15m (30s to 4h: `debug 1h`); or \
+             `default`, for the level at the start of the process",
             LEVELS.join(", ")
         )
     };

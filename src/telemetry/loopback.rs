@@ -1,11 +1,11 @@
-//! Tells a request that a person on this machine makes from one that somebody passes on.
+//! Distinguishes a request of a local user from one that is forwarded.
 
 use std::net::SocketAddr;
 
 use axum::http::HeaderMap;
 use axum::http::header::{FORWARDED, HOST, ORIGIN, VIA};
 
-/// What proxies and service meshes add. A request that has one was made somewhere else.
+/// Headers that proxies and service meshes add. A request that has one comes from elsewhere.
 const PASSED_ON: [&str; 6] = [
     "x-forwarded-for",
     "x-forwarded-host",
@@ -15,15 +15,15 @@ const PASSED_ON: [&str; 6] = [
     "x-envoy-external-address",
 ];
 
-/// Who sent a request.
+/// The sender of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) Option<SocketAddr>);
 
-/// Whether the request comes from this machine (or this Pod: `kubectl port-forward` does), was made
-/// here, and not by a page in somebody's browser.
+/// Checks that the request comes from this machine (or this Pod: `kubectl port-forward` does), and
+/// not from a page in a browser.
 ///
 /// # Errors
-/// Why not.
+/// The reason for the rejection.
 pub(super) fn is_from_loopback(peer: Peer, headers: &HeaderMap) -> Result<(), &'static str> {
     if !peer
         .0
@@ -35,13 +35,13 @@ pub(super) fn is_from_loopback(peer: Peer, headers: &HeaderMap) -> Result<(), &'
     if passed_on || headers.contains_key(FORWARDED) || headers.contains_key(VIA) {
         return Err("not through a proxy: use kubectl port-forward");
     }
-    // A page that was loaded from elsewhere tells its origin, or a name that resolves to loopback.
+    // A page from elsewhere sends its origin, or a host name that resolves to loopback.
     if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
         return Err("not from a browser: use curl");
     }
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     if !host.is_some_and(names_loopback) {
-        return Err("ask for localhost or 127.0.0.1 by that name");
+        return Err("use localhost or 127.0.0.1 as the host name");
     }
     Ok(())
 }

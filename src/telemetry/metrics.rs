@@ -1,4 +1,4 @@
-//! Every metric that a replica exports, named in this one file.
+//! Every metric that a replica exports.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -20,7 +20,8 @@ use crate::telemetry::client::code_label;
 
 /// `controller` and `name` label of the one controller in this process.
 pub const CONTROLLER: &str = "databasecluster";
-/// `reason` label of a shard whose holder starts no more work in it, because it moves as planned.
+/// `reason` label of a shard in which its holder starts no more work, because it is handed over as
+/// planned.
 pub const GIVEN_UP: &str = "given_up";
 
 const RECONCILE_BUCKETS_SECONDS: &[f64] = &[
@@ -74,7 +75,7 @@ pub struct Described {
     pub name: &'static str,
     /// `counter`, `gauge` or `histogram`.
     pub kind: &'static str,
-    /// What it says.
+    /// Help text.
     pub help: &'static str,
     /// Its labels.
     pub labels: &'static [&'static str],
@@ -88,12 +89,12 @@ macro_rules! metrics {
         #[derive(Debug)]
         pub struct Metrics {
             registry: Registry,
-            /// The API server's address, once there is a client.
+            /// The API server's address, once a client exists.
             api_server: OnceLock<String>,
             $(#[doc = $help] pub $field: $kind,)*
         }
 
-        /// Every metric above.
+        /// All metrics above.
         pub const CATALOGUE: &[Described] = &[$(Described {
             name: $name,
             kind: <$kind as Build>::KIND,
@@ -127,103 +128,103 @@ fn boxed<C: Collector + Clone + 'static>(collector: &C) -> Box<dyn Collector> {
 }
 
 metrics! {
-    reconcile_total: IntCounterVec = "controller_runtime_reconcile_total", "Reconciles, by how they ended (success, error, requeue, requeue_after).", ["controller", "result"], &[];
-    reconcile_errors_total: IntCounterVec = "controller_runtime_reconcile_errors_total", "Reconciles that failed.", ["controller"], &[];
+    reconcile_total: IntCounterVec = "controller_runtime_reconcile_total", "Reconciles, by result (success, error, requeue, requeue_after).", ["controller", "result"], &[];
+    reconcile_errors_total: IntCounterVec = "controller_runtime_reconcile_errors_total", "Failed reconciles.", ["controller"], &[];
     reconcile_panics_total: IntCounterVec = "controller_runtime_reconcile_panics_total", "Reconciles that panicked; each was caught.", ["controller"], &[];
-    reconcile_timeouts_total: IntCounterVec = "controller_runtime_reconcile_timeouts_total", "Reconciles that ran into their deadline.", ["controller"], &[];
-    reconcile_time_seconds: HistogramVec = "controller_runtime_reconcile_time_seconds", "How long a reconcile took.", ["controller"], RECONCILE_BUCKETS_SECONDS;
-    active_workers: IntGaugeVec = "controller_runtime_active_workers", "Reconciles that run now.", ["controller"], &[];
-    max_concurrent_reconciles: IntGaugeVec = "controller_runtime_max_concurrent_reconciles", "Most reconciles that may run at once.", ["controller"], &[];
+    reconcile_timeouts_total: IntCounterVec = "controller_runtime_reconcile_timeouts_total", "Reconciles that exceeded their deadline.", ["controller"], &[];
+    reconcile_time_seconds: HistogramVec = "controller_runtime_reconcile_time_seconds", "Duration of a reconcile.", ["controller"], RECONCILE_BUCKETS_SECONDS;
+    active_workers: IntGaugeVec = "controller_runtime_active_workers", "Active reconciles.", ["controller"], &[];
+    max_concurrent_reconciles: IntGaugeVec = "controller_runtime_max_concurrent_reconciles", "Maximum number of concurrent reconciles.", ["controller"], &[];
     workqueue_depth: IntGaugeVec = "workqueue_depth", "Objects that are due and wait for a worker.", ["name", "controller", "priority"], &[];
-    workqueue_adds_total: IntCounterVec = "workqueue_adds_total", "Objects put into the queue.", ["name", "controller"], &[];
-    workqueue_retries_total: IntCounterVec = "workqueue_retries_total", "Objects put back after a failure.", ["name", "controller"], &[];
-    workqueue_queue_duration_seconds: HistogramVec = "workqueue_queue_duration_seconds", "How long an object was due before a worker took it.", ["name", "controller"], QUEUE_BUCKETS_SECONDS;
-    workqueue_work_duration_seconds: HistogramVec = "workqueue_work_duration_seconds", "How long a worker was busy with an object.", ["name", "controller"], RECONCILE_BUCKETS_SECONDS;
-    workqueue_unfinished_work_seconds: GaugeVec = "workqueue_unfinished_work_seconds", "Sum of the ages of all reconciles that run now.", ["name", "controller"], &[];
-    workqueue_longest_running_processor_seconds: GaugeVec = "workqueue_longest_running_processor_seconds", "Age of the oldest reconcile that runs now.", ["name", "controller"], &[];
+    workqueue_adds_total: IntCounterVec = "workqueue_adds_total", "Objects added to the queue.", ["name", "controller"], &[];
+    workqueue_retries_total: IntCounterVec = "workqueue_retries_total", "Objects added again after a failure.", ["name", "controller"], &[];
+    workqueue_queue_duration_seconds: HistogramVec = "workqueue_queue_duration_seconds", "Time for which an object was due before a worker started it.", ["name", "controller"], QUEUE_BUCKETS_SECONDS;
+    workqueue_work_duration_seconds: HistogramVec = "workqueue_work_duration_seconds", "Time that a worker spent on an object.", ["name", "controller"], RECONCILE_BUCKETS_SECONDS;
+    workqueue_unfinished_work_seconds: GaugeVec = "workqueue_unfinished_work_seconds", "Sum of the ages of all active reconciles.", ["name", "controller"], &[];
+    workqueue_longest_running_processor_seconds: GaugeVec = "workqueue_longest_running_processor_seconds", "Age of the oldest active reconcile.", ["name", "controller"], &[];
     reconcile_timeout_seconds: Gauge = "databasecluster_reconcile_timeout_seconds", "Configured deadline of a reconcile.", [], &[];
-    queue_capacity: IntGauge = "databasecluster_queue_capacity", "Configured most objects in the queue.", [], &[];
+    queue_capacity: IntGauge = "databasecluster_queue_capacity", "Configured maximum number of objects in the queue.", [], &[];
     queue_delayed: IntGauge = "databasecluster_queue_delayed", "Objects in the queue that are not due yet.", [], &[];
-    queue_head_age_seconds: Gauge = "databasecluster_queue_head_age_seconds", "How long the oldest due object has waited.", [], &[];
-    queue_refused_total: IntCounter = "databasecluster_queue_refused_total", "Adds refused because the queue was full of what was due no later; they are made again once a minute.", [], &[];
-    storm_deferred_total: IntCounter = "databasecluster_storm_deferred_total", "Runs that the storm guard put off.", [], &[];
+    queue_head_age_seconds: Gauge = "databasecluster_queue_head_age_seconds", "Time for which the oldest due object has waited.", [], &[];
+    queue_refused_total: IntCounter = "databasecluster_queue_refused_total", "Adds refused because the queue was full of objects that were due no later; they are repeated once a minute.", [], &[];
+    storm_deferred_total: IntCounter = "databasecluster_storm_deferred_total", "Runs that the rate limiter deferred.", [], &[];
     reconcile_failures_total: IntCounterVec = "databasecluster_reconcile_failures_total", "Failed reconciles, by cause.", ["cause"], &[];
-    reconcile_cancelled_total: IntCounter = "databasecluster_reconcile_cancelled_total", "Reconciles cut short because their shard was stopped.", [], &[];
+    reconcile_cancelled_total: IntCounter = "databasecluster_reconcile_cancelled_total", "Reconciles cancelled because their shard was stopped.", [], &[];
     fenced_writes_total: IntCounterVec = "databasecluster_fenced_writes_total", "Writes that the fence refused, by kind.", ["kind"], &[];
     shard_writes_refused: IntGaugeVec = "databasecluster_shard_writes_refused", "1 for each shard of this replica in which the API server has refused every write for 10 s or longer; absent for the others.", ["shard"], &[];
-    fence_in_force: IntGauge = "databasecluster_fence_in_force", "1 once the API server was seen to refuse what a stale replica would write.", [], &[];
+    fence_in_force: IntGauge = "databasecluster_fence_in_force", "1 once a dry run has shown that the API server refuses the writes of a stale replica.", [], &[];
     tenure_lost_total: IntCounter = "databasecluster_tenure_lost_total", "Writes not sent because the right to act had ended.", [], &[];
-    convergence_seconds: Histogram = "databasecluster_convergence_seconds", "From a change of the spec seen to Ready.", [], CONVERGENCE_BUCKETS_SECONDS;
+    convergence_seconds: Histogram = "databasecluster_convergence_seconds", "Time from observing a change of the spec to Ready.", [], CONVERGENCE_BUCKETS_SECONDS;
     shards: IntGauge = "databasecluster_shards", "Configured number of shards.", [], &[];
     shard_owned: IntGaugeVec = "databasecluster_shard_owned", "1 for each shard that this replica holds.", ["shard"], &[];
     shard_objects: IntGaugeVec = "databasecluster_shard_objects", "DatabaseClusters in each shard that this replica holds.", ["shard"], &[];
     shard_epoch: IntGaugeVec = "databasecluster_shard_epoch", "Epoch of each shard that this replica holds.", ["shard"], &[];
-    shard_moves_total: IntCounterVec = "databasecluster_shard_moves_total", "Shards taken or given up, by reason.", ["reason"], &[];
-    takeover_duration_seconds: Histogram = "databasecluster_takeover_duration_seconds", "From knowing that a holder is dead to holding its shard.", [], MOVE_BUCKETS_SECONDS;
-    shard_list_seconds: Histogram = "databasecluster_shard_list_seconds", "From asking for the objects of a shard to having all of them.", [], MOVE_BUCKETS_SECONDS;
-    shard_first_reconcile_seconds: Histogram = "databasecluster_shard_first_reconcile_seconds", "From taking a shard, or being given one that was warmed before, to the begin of the first reconcile in it.", [], MOVE_BUCKETS_SECONDS;
-    handover_duration_seconds: Histogram = "databasecluster_handover_duration_seconds", "From starting no more work in a shard to its Lease naming the successor, as the one who gives it sees it.", [], MOVE_BUCKETS_SECONDS;
-    shard_unowned_seconds_total: Counter = "databasecluster_shard_unowned_seconds_total", "Time for which the shards that this replica took had had no live holder, summed over them: what is left of a dead holder's lifetime counts as dead.", [], &[];
+    shard_moves_total: IntCounterVec = "databasecluster_shard_moves_total", "Shards gained or lost, by reason.", ["reason"], &[];
+    takeover_duration_seconds: Histogram = "databasecluster_takeover_duration_seconds", "Time from detecting that a holder is dead to holding its shard.", [], MOVE_BUCKETS_SECONDS;
+    shard_list_seconds: Histogram = "databasecluster_shard_list_seconds", "Time from requesting the objects of a shard to having received all of them.", [], MOVE_BUCKETS_SECONDS;
+    shard_first_reconcile_seconds: Histogram = "databasecluster_shard_first_reconcile_seconds", "Time from taking a shard, or receiving one that was warmed before, to the start of the first reconcile in it.", [], MOVE_BUCKETS_SECONDS;
+    handover_duration_seconds: Histogram = "databasecluster_handover_duration_seconds", "Time from the start of a shard's drain until its Lease names the successor, as observed by the former holder.", [], MOVE_BUCKETS_SECONDS;
+    shard_unowned_seconds_total: Counter = "databasecluster_shard_unowned_seconds_total", "Time for which the shards that this replica took had had no live holder, summed over them; the remaining lifetime of a dead holder counts.", [], &[];
     lease_duration_seconds: Gauge = "databasecluster_lease_duration_seconds", "Configured lifetime of the member Lease.", [], &[];
-    heartbeat_age_seconds: Gauge = "databasecluster_heartbeat_age_seconds", "Time since the last renewal of the member Lease that succeeded.", [], &[];
-    heartbeat_failures_total: IntCounter = "databasecluster_heartbeat_failures_total", "Renewals of the member Lease that failed.", [], &[];
-    shards_unowned: IntGaugeVec = "databasecluster_shards_unowned", "Shards that no live replica holds, as this one sees the Leases; absent while it can not tell, because its own Lease is not in force.", [], &[];
-    shard_imbalance: IntGaugeVec = "databasecluster_shard_imbalance", "Shards of the replica with most less those of the one with least, as this one sees the Leases; absent while it can not tell, because its own Lease is not in force.", [], &[];
-    members: IntGauge = "databasecluster_members", "Live replicas that this one sees, itself included.", [], &[];
+    heartbeat_age_seconds: Gauge = "databasecluster_heartbeat_age_seconds", "Time since the last successful renewal of the member Lease.", [], &[];
+    heartbeat_failures_total: IntCounter = "databasecluster_heartbeat_failures_total", "Failed renewals of the member Lease.", [], &[];
+    shards_unowned: IntGaugeVec = "databasecluster_shards_unowned", "Shards that no live replica holds, as observed by this one; absent while that is not known, because its own Lease is not valid.", [], &[];
+    shard_imbalance: IntGaugeVec = "databasecluster_shard_imbalance", "Difference between the most and the fewest shards of a replica, as observed by this one; absent while that is not known, because its own Lease is not valid.", [], &[];
+    members: IntGauge = "databasecluster_members", "Live replicas as observed by this one, itself included.", [], &[];
     leader: IntGaugeVec = "leader_election_master_status", "1 while this replica is the fleet leader.", ["name"], &[];
     clusters: IntGaugeVec = "databasecluster_clusters", "DatabaseClusters of this replica, by phase.", ["phase"], &[];
-    watch_mode: IntGaugeVec = "databasecluster_watch_mode", "1 for the way this replica watches (sharded: the server filters; filtered: this process does).", ["mode"], &[];
+    watch_mode: IntGaugeVec = "databasecluster_watch_mode", "1 for the watch mode of this replica (sharded: the server filters; filtered: this process does).", ["mode"], &[];
     objects_received_total: IntCounterVec = "databasecluster_objects_received_total", "Objects that the API server sent, by kind.", ["kind"], &[];
     objects_kept_total: IntCounterVec = "databasecluster_objects_kept_total", "Objects received that lie in a shard of this replica, by kind.", ["kind"], &[];
     received_bytes_total: IntCounterVec = "databasecluster_received_bytes_total", "Bytes of lists and watches that the API server sent, by kind.", ["kind"], &[];
-    lists_total: IntCounterVec = "databasecluster_lists_total", "Lists begun, by kind, and by whether it was the first of its shard or one made anew (first, again).", ["kind", "turn"], &[];
-    watch_mode_changes_total: IntCounter = "databasecluster_watch_mode_changes_total", "Changes of the way this replica watches.", [], &[];
-    cache_hits_total: IntCounter = "databasecluster_cache_hits_total", "Look-ups answered by the cache.", [], &[];
-    cache_misses_total: IntCounter = "databasecluster_cache_misses_total", "Look-ups that asked the API server.", [], &[];
-    cache_entries: IntGauge = "databasecluster_cache_entries", "Entries in the look-up cache.", [], &[];
-    cache_capacity: IntGauge = "databasecluster_cache_capacity", "Configured most entries in the look-up cache.", [], &[];
-    rest_client_requests_total: IntCounterVec = "rest_client_requests_total", "Requests to the API server, by status code (`<error>`: no answer; `<cancelled>`: nobody waited for it any more) and HTTP method.", ["code", "method", "host"], &[];
-    rest_client_request_duration_seconds: HistogramVec = "rest_client_request_duration_seconds", "How long a request took until its answer's headers; reads are told apart into GET, LIST and WATCH.", ["verb", "host"], RECONCILE_BUCKETS_SECONDS;
-    rest_client_request_retries_total: IntCounterVec = "rest_client_request_retries_total", "Requests sent once more because of the answer before, by that answer; only lists and watches are, by who watches.", ["code", "verb", "host"], &[];
+    lists_total: IntCounterVec = "databasecluster_lists_total", "Lists started, by kind, and by whether it was the first one of its shard or a repeated one (first, again).", ["kind", "turn"], &[];
+    watch_mode_changes_total: IntCounter = "databasecluster_watch_mode_changes_total", "Changes of the watch mode of this replica.", [], &[];
+    cache_hits_total: IntCounter = "databasecluster_cache_hits_total", "Lookups answered by the cache.", [], &[];
+    cache_misses_total: IntCounter = "databasecluster_cache_misses_total", "Lookups answered by the API server.", [], &[];
+    cache_entries: IntGauge = "databasecluster_cache_entries", "Entries in the lookup cache.", [], &[];
+    cache_capacity: IntGauge = "databasecluster_cache_capacity", "Configured maximum number of entries in the lookup cache.", [], &[];
+    rest_client_requests_total: IntCounterVec = "rest_client_requests_total", "Requests to the API server, by status code (`<error>`: no answer; `<cancelled>`: the caller stopped waiting) and HTTP method.", ["code", "method", "host"], &[];
+    rest_client_request_duration_seconds: HistogramVec = "rest_client_request_duration_seconds", "Duration of a request until the headers of its answer; reads are split into GET, LIST and WATCH.", ["verb", "host"], RECONCILE_BUCKETS_SECONDS;
+    rest_client_request_retries_total: IntCounterVec = "rest_client_request_retries_total", "Requests that were repeated because of the previous answer, by that answer; only lists and watches are repeated, by their watcher.", ["code", "verb", "host"], &[];
     http_connections: IntGauge = "databasecluster_http_connections", "Connections open to this process's own HTTP server.", [], &[];
-    http_evictions_total: IntCounter = "databasecluster_http_evictions_total", "Idle connections to this process's own HTTP server closed to make room for new ones.", [], &[];
+    http_evictions_total: IntCounter = "databasecluster_http_evictions_total", "Idle connections to this process's own HTTP server that were closed for new ones.", [], &[];
     build_info: IntGaugeVec = "databasecluster_build_info", "Always 1; version and source revision of this program.", ["version", "revision"], &[];
     tokio_workers: IntGauge = "databasecluster_tokio_workers", "Worker threads of the asynchronous runtime.", [], &[];
-    tokio_alive_tasks: IntGauge = "databasecluster_tokio_alive_tasks", "Tasks that are alive in the asynchronous runtime.", [], &[];
+    tokio_alive_tasks: IntGauge = "databasecluster_tokio_alive_tasks", "Live tasks of the asynchronous runtime.", [], &[];
     tokio_global_queue_depth: IntGauge = "databasecluster_tokio_global_queue_depth", "Tasks in the global queue of the asynchronous runtime.", [], &[];
-    tokio_busy_seconds_total: Counter = "databasecluster_tokio_busy_seconds_total", "Time in which worker threads of the asynchronous runtime were busy, summed over them.", [], &[];
+    tokio_busy_seconds_total: Counter = "databasecluster_tokio_busy_seconds_total", "Busy time of the worker threads of the asynchronous runtime, summed over them.", [], &[];
     panics_total: IntCounter = "databasecluster_panics_total", "Panics anywhere in this process, those of reconciles included.", [], &[];
     cgroup_memory_usage_bytes: IntGauge = "databasecluster_cgroup_memory_usage_bytes", "Memory charged to this process's cgroup, page cache included; 0: unknown.", [], &[];
     cgroup_memory_limit_bytes: IntGauge = "databasecluster_cgroup_memory_limit_bytes", "Lowest memory limit from this process's cgroup upwards; 0: none.", [], &[];
-    cgroup_memory_working_set_bytes: IntGauge = "databasecluster_cgroup_memory_working_set_bytes", "Memory of this process's cgroup that can not be reclaimed at once: its use less inactive page cache; 0: unknown.", [], &[];
+    cgroup_memory_working_set_bytes: IntGauge = "databasecluster_cgroup_memory_working_set_bytes", "Memory of this process's cgroup that cannot be reclaimed immediately: its usage less inactive page cache; 0: unknown.", [], &[];
     cgroup_cpu_seconds_total: Counter = "databasecluster_cgroup_cpu_seconds_total", "CPU time of this process's cgroup.", [], &[];
-    cgroup_cpu_throttled_seconds_total: Counter = "databasecluster_cgroup_cpu_throttled_seconds_total", "Time for which this process's cgroup was kept from running by its CPU limit.", [], &[];
+    cgroup_cpu_throttled_seconds_total: Counter = "databasecluster_cgroup_cpu_throttled_seconds_total", "Time for which this process's cgroup was throttled by its CPU limit.", [], &[];
     cgroup_cpu_limit_cores: Gauge = "databasecluster_cgroup_cpu_limit_cores", "Lowest CPU limit from this process's cgroup upwards, in cores; 0: none.", [], &[];
     process_cpu_seconds_total: Counter = "process_cpu_seconds_total", "CPU time of this process, user and system.", [], &[];
     process_resident_memory_bytes: IntGauge = "process_resident_memory_bytes", "Resident memory of this process.", [], &[];
     process_virtual_memory_bytes: IntGauge = "process_virtual_memory_bytes", "Virtual memory of this process.", [], &[];
     process_open_fds: IntGauge = "process_open_fds", "Open file descriptors of this process.", [], &[];
-    process_max_fds: IntGauge = "process_max_fds", "Most file descriptors that this process may open.", [], &[];
+    process_max_fds: IntGauge = "process_max_fds", "Maximum number of open file descriptors of this process.", [], &[];
     process_start_time_seconds: Gauge = "process_start_time_seconds", "Start of this process, in seconds since the Unix epoch.", [], &[];
     process_threads: IntGauge = "process_threads", "Threads of this process.", [], &[];
 }
 
 impl Metrics {
-    /// The registry that holds them.
+    /// The registry that contains all metrics.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Everything in the Prometheus text format.
+    /// All metrics in the Prometheus text format.
     ///
     /// # Errors
-    /// When a family can not be encoded, which means that it was registered wrongly.
+    /// When a family cannot be encoded, which means that it was registered wrongly.
     pub fn render(&self) -> prometheus::Result<String> {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// The limits that this replica was started with.
+    /// Sets the configured limits of this replica.
     pub fn set_limits(&self, args: &RunArgs) {
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.shards.set(i64::from(args.shards.get()));
@@ -236,12 +237,12 @@ impl Metrics {
             .set(args.lease_duration.as_secs_f64());
     }
 
-    /// Whom the requests go to. All clients have one API server: the first to tell is right.
+    /// Sets the address of the API server. All clients have the same one: the first call counts.
     pub fn set_api_server(&self, host: &str) {
         let _known = self.api_server.set(host.to_owned());
     }
 
-    /// Books that a watch is begun anew because it ended before its time.
+    /// Counts a watch that is started again because it ended early.
     pub fn watch_retried(&self, code: Option<u16>) {
         let host = self.api_server.get().map_or("unknown", String::as_str);
         let code = code.map_or("<error>", |code| code_label(&code.to_string()));
@@ -250,7 +251,8 @@ impl Metrics {
             .inc();
     }
 
-    /// How the fleet stands as this replica sees it; `None`: it can not tell, and says nothing.
+    /// Sets the state of the fleet as this replica observes it; `None`: it is not known, and the
+    /// gauges are removed.
     pub fn set_fleet(&self, overview: Option<Overview>) {
         let set = |gauge: &IntGaugeVec, number: Option<usize>| match number {
             None => gauge.reset(),
@@ -263,7 +265,7 @@ impl Metrics {
         set(&self.shard_imbalance, overview.map(|all| all.imbalance));
     }
 
-    /// The number of objects in each shard that is held, by the number of the shard.
+    /// Sets the number of objects in each held shard; the index is the number of the shard.
     pub fn set_objects(&self, counts: &[usize]) {
         let held = labels_of(&self.shard_owned);
         for label in &held {
@@ -273,7 +275,7 @@ impl Metrics {
                 gauge.set(i64::try_from(*count).unwrap_or(i64::MAX));
             }
         }
-        // A shard may have gone while we looked.
+        // A shard may have ended meanwhile.
         for label in labels_of(&self.shard_objects).difference(&held) {
             let _absent = self.shard_objects.remove_label_values(&[label]);
         }
@@ -329,7 +331,7 @@ impl Metrics {
     }
 }
 
-/// The values that a family with one label has now. Asking it for one by value would create it.
+/// The current label values of a family with one label. Getting one by value would create it.
 fn labels_of(family: &IntGaugeVec) -> BTreeSet<String> {
     let families = family.collect();
     let series = families.iter().flat_map(|family| family.get_metric());
@@ -387,7 +389,7 @@ mod tests {
         assert_eq!(
             labels_of(&metrics.shard_owned).len(),
             1,
-            "looking makes none"
+            "reading creates none"
         );
         metrics.shard_owned.remove_label_values(&["1"]).unwrap();
         assert_eq!(exported(&[7, 3]), Vec::<String>::new());

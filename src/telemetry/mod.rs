@@ -1,4 +1,4 @@
-//! What a replica tells: metrics, process figures, health, the fleet.
+//! What a replica reports: metrics, process statistics, health, the fleet.
 
 pub mod cgroup;
 pub mod client;

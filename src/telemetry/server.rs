@@ -1,4 +1,4 @@
-//! The HTTP server of a replica: metrics, health, the fleet, the log level; every use of it is bounded.
+//! The HTTP server of a replica: metrics, health, the fleet, the log level; all resources are bounded.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +35,7 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
-/// Nobody else's page may take in what we answer, or keep a handle to our window.
+/// No other page may read our answers, or keep a handle to our window.
 const CROSS_ORIGIN: [(HeaderName, &str); 2] = [
     (
         HeaderName::from_static("cross-origin-opener-policy"),
@@ -46,30 +46,30 @@ const CROSS_ORIGIN: [(HeaderName, &str); 2] = [
         "same-origin",
     ),
 ];
-/// However many look at the fleet, it is looked up this often at most.
+/// The fleet view is computed at most this often, however many requests there are.
 const FLEET_KEPT: Duration = Duration::from_millis(250);
 const LOG_LEVEL_BYTES_MAX: usize = 100;
 const LOG_LEVEL_PATIENCE: Duration = Duration::from_secs(2);
-/// After a failed accept, such as one for want of file descriptors, which does not mend at once.
+/// Pause after a failed accept, for example because of missing file descriptors, which may persist.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Copies figures into the metrics before they are rendered.
+/// Copies statistics into the metrics before they are rendered.
 pub type Refresh = Box<dyn Fn() + Send + Sync>;
-/// What this replica knows of the fleet; `None` while it has not seen the Leases.
+/// The fleet as this replica knows it; `None` while it has not observed the Leases.
 pub type FleetSource = Box<dyn Fn() -> Option<FleetView> + Send + Sync>;
 
-/// How much the server lets clients use.
+/// Limits of what clients may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Most connections at once; a further one closes the one that is idle for longest.
+    /// Maximum number of connections; a further one closes the one that is idle for longest.
     pub connections_max: usize,
     /// How long a connection may take to send a request's head, and may stay idle.
     pub header_read_timeout: Duration,
-    /// Most bytes in a request's head.
+    /// Maximum size of a request's head, in bytes.
     pub header_bytes_max: usize,
-    /// Most headers in a request.
+    /// Maximum number of headers in a request.
     pub headers_max: usize,
-    /// How long requests under way may take when the server stops.
+    /// How long active requests may take when the server stops.
     pub drain_timeout: Duration,
 }
 
@@ -91,8 +91,8 @@ pub struct Server {
     health: Arc<Health>,
     refreshes: Vec<Refresh>,
     fleet: FleetSource,
-    /// The last look at the fleet. Guarded while a new one is taken: whoever comes meanwhile wants
-    /// the same.
+    /// The last fleet view. Locked while a new one is computed: concurrent requests need the same
+    /// one.
     cached: Mutex<Option<CachedView>>,
     log_level: Arc<LogLevel>,
     limits: HttpLimits,
@@ -106,7 +106,7 @@ struct CachedView {
 }
 
 impl Server {
-    /// A server that tells these metrics and this health.
+    /// A server for these metrics and this health.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
         Self {
@@ -127,28 +127,28 @@ impl Server {
         self
     }
 
-    /// Where `/fleet` gets its view from; it must not block.
+    /// Sets the source of `/fleet`; it must not block.
     #[must_use]
     pub fn with_fleet(mut self, fleet: FleetSource) -> Self {
         self.fleet = fleet;
         self
     }
 
-    /// What `/log-level` changes.
+    /// Sets what `/log-level` changes.
     #[must_use]
     pub fn with_log_level(mut self, log_level: Arc<LogLevel>) -> Self {
         self.log_level = log_level;
         self
     }
 
-    /// Other limits than the default ones.
+    /// Sets other limits than the defaults.
     #[must_use]
     pub fn with_limits(mut self, limits: HttpLimits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Serves until `stop` is cancelled and requests under way are answered or the drain times out.
+    /// Serves until `stop` is cancelled and active requests are answered or the drain times out.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let limits = self.limits;
         let connections = Connections::new(
@@ -174,7 +174,7 @@ impl Server {
         }
         drop(listener);
         tasks.close();
-        // Whoever has not read its answer by then is cut off.
+        // A client that has not read its answer by then is disconnected.
         let _ = tokio::time::timeout(limits.drain_timeout, tasks.wait()).await;
         end.cancel();
         tasks.wait().await;
@@ -219,7 +219,7 @@ async fn serve_connection(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
-        // An error here is a client that went away, was slow or sent nonsense: its own affair.
+        // An error here is a client that disconnected, was slow or sent an invalid request.
         _ = connection.as_mut() => return,
         () = place.evicted() => return,
         () = stop.cancelled() => {}
@@ -299,7 +299,7 @@ async fn fleet(State(server): State<Arc<Server>>, headers: HeaderMap) -> Respons
         }
         Ok(Some(cached)) => answer(StatusCode::OK, JSON, cached.json),
         Ok(None) => {
-            let text = "this replica has not seen the Leases yet; see /readyz\n";
+            let text = "this replica has not observed the Leases yet; see /readyz\n";
             answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
         }
         Err(error) => answer(
@@ -310,7 +310,7 @@ async fn fleet(State(server): State<Arc<Server>>, headers: HeaderMap) -> Respons
     }
 }
 
-/// The page itself is always there: it says by itself what it waits for.
+/// The page itself is always available: it shows what it waits for.
 fn fleet_page() -> Response {
     let Some(nonce) = page::nonce() else {
         let text = "the kernel gave no random numbers; try again\n";
@@ -363,7 +363,7 @@ async fn change_log_level(
     Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Response {
-    // Before the body is read: whoever may not ask shall not keep us waiting.
+    // Before the body is read: a client without permission must not keep us waiting.
     if let Err(why) = is_from_loopback(peer, request.headers()) {
         return answer(StatusCode::FORBIDDEN, PLAIN, format!("{why}\n"));
     }

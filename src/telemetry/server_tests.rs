@@ -1,4 +1,4 @@
-//! Tests of the HTTP server over real sockets: what it answers, and that no client can harm it.
+//! Tests of the HTTP server over real sockets: its answers, and its robustness against clients.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::net::SocketAddr;
@@ -37,11 +37,11 @@ async fn start(adjust: impl FnOnce(Server) -> Server) -> Running {
     }
 }
 
-/// Reads until the server closes.
+/// Reads until the server closes the connection.
 async fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
-    // A reset is one way of being closed.
+    // A reset is a way of closing, too.
     let _ = read.expect_or_report("the server to close the connection");
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -99,10 +99,7 @@ async fn readiness_reports_reasons_and_liveness_ignores_external_failures() {
     let running = start(|server| server).await;
     let (status, text) = get(running.address, "/readyz").await;
     assert_eq!(status, 503);
-    assert!(
-        text.contains("[-] heartbeat: nothing known yet\n"),
-        "{text}"
-    );
+    assert!(text.contains("[-] heartbeat: not checked yet\n"), "{text}");
     assert_eq!(get(running.address, "/livez").await.0, 200);
     running.health.ok("heartbeat");
     assert_eq!(get(running.address, "/readyz").await.0, 200);
@@ -139,7 +136,7 @@ async fn browsers_get_a_page_that_may_load_nothing_else() {
     let running = start(|server| server).await;
     let people = "Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n";
     let (status, text) = get_with(running.address, "/fleet", people).await;
-    assert_eq!(status, 200, "the page says by itself what it waits for");
+    assert_eq!(status, 200, "the page shows what it waits for");
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let policy = head
         .lines()
@@ -184,7 +181,7 @@ async fn fleet_view_is_cached_across_requests() {
     let most = 2 + begun.elapsed().as_millis() / FLEET_KEPT.as_millis();
     assert!(
         reads.load(Ordering::SeqCst) as u128 <= most,
-        "{reads:?} looks"
+        "{reads:?} reads"
     );
 }
 
@@ -245,7 +242,7 @@ async fn thousand_idle_connections_are_tolerated() {
     let mut idle = Vec::new();
     for n in 0..1000 {
         let mut stream = TcpStream::connect(running.address).await.unwrap();
-        // Some never say a word, some begin a request and leave it there.
+        // Some never send anything, some start a request and do not finish it.
         if n % 2 == 0 {
             stream.write_all(b"GET /metrics HTT").await.unwrap();
         }
@@ -291,7 +288,7 @@ async fn a_slow_or_huge_request_is_cut_off() {
 
     let mut huge = TcpStream::connect(running.address).await.unwrap();
     let head = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(64 * 1024));
-    // The server may hang up before it has read everything.
+    // The server may close the connection before it has read everything.
     let _ = huge.write_all(head.as_bytes()).await;
     let text = read_all(&mut huge).await;
     assert!(!text.contains(" 200 "), "{text}");

@@ -1,9 +1,10 @@
-//! What a replica sees: a list and watch for each shard that it holds or warms, into the store.
+//! The reflector of a replica: a list and watch for each shard that it holds or warms, into the
+//! store.
 //!
-//! Where the API server filters by shard, each shard has a watch of DatabaseClusters of its own;
-//! elsewhere one watch serves all shards, and this process filters. Which it is may change at any
-//! time ([`super::mode`]). Children are selected by their bucket label, which every API server can
-//! do. The filter in [`Source`] runs in all cases: correctness never depends on the server.
+//! If the API server filters by shard, each shard has a watch of DatabaseClusters of its own;
+//! otherwise one watch serves all shards, and this process filters. The mode may change at any time
+//! ([`super::mode`]). Children are selected by their bucket label, which every API server supports.
+//! The filter in [`Source`] runs in all cases: correctness never depends on the server.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,46 +34,48 @@ use crate::fleet::agent::AgentHandle;
 use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::metrics::Metrics;
 
-/// Shards that come within this time share one new list, where one watch serves all.
+/// Shards that are added within this time share one new list, if one watch serves all.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// Called when an object of a shard changed.
 pub type Changed = Box<dyn Fn(ShardId, &ObjectKey) + Send + Sync>;
 
-/// What every source needs.
+/// The parts that every source needs.
 pub struct ReflectorParts {
     /// Client for lists and watches.
     pub client: Client,
-    /// Namespaces to serve; empty: all.
+    /// Namespaces to watch; empty: all.
     pub namespaces: Vec<String>,
     /// Number of shards.
     pub count: ShardCount,
-    /// Where the records are kept.
+    /// The store of the records.
     pub store: Arc<Store>,
-    /// What is wrong, for the log and /readyz.
+    /// Errors of the API server, for the log and /readyz.
     pub api_errors: Arc<ApiErrors>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Whom to tell of changes.
+    /// Called on changes.
     pub on_change: Changed,
-    /// The ownership machine.
+    /// The ownership state machine.
     pub agent: AgentHandle,
-    /// When lists may begin.
+    /// Schedules the start of lists.
     pub lists: Lists,
-    /// What speaks against the present way of watching.
+    /// Evidence against the current watch mode.
     pub doubts: FilterDoubts,
-    /// When shards were taken.
+    /// Measures the time from taking a shard to its first reconcile.
     pub first_reconciles: Arc<FirstReconcileTimer>,
 }
 
 impl ReflectorParts {
-    /// Tells that a cluster has to be looked at. It is looked at in its own shard, if it is known:
-    /// what changed in the given one may have been a child of a former cluster of its name.
+    /// Reports that a cluster has to be reconciled. It is reconciled in its own shard, if it is
+    /// known: the changed object in the given shard may have been a child of a former cluster of
+    /// its name.
     pub(super) fn changed(&self, shard: ShardId, key: &ObjectKey) {
         let mut last = None;
         loop {
             let home = self.store.shard_of_cluster(key).unwrap_or(shard);
-            // A successor that came meanwhile was told of too, and must not be taken from its shard.
+            // A successor that was added meanwhile was reported too, and must not be removed from
+            // its shard.
             if last.replace(home) == Some(home) {
                 return;
             }
@@ -80,7 +83,7 @@ impl ReflectorParts {
         }
     }
 
-    /// Where to list: all namespaces at once, or each of those served.
+    /// The scopes to list: all namespaces at once, or each of the watched ones.
     fn scopes(&self) -> Vec<Option<String>> {
         match self.namespaces.is_empty() {
             true => vec![None],
@@ -94,13 +97,13 @@ pub struct ShardReflector {
     inner: Arc<Inner>,
 }
 
-/// What the watches share with the task that looks after the way of watching.
+/// State that the watches share with the task that monitors the watch mode.
 pub(super) struct Inner {
     pub(super) parts: Arc<ReflectorParts>,
     pub(super) stop: CancellationToken,
-    /// Locked to begin and end watches, never over an await.
+    /// Locked to start and stop watches, never across an await.
     state: Mutex<State>,
-    /// A shard came that the one watch of everything does not keep yet.
+    /// A shard was added that the single watch of everything does not include yet.
     grown: Notify,
     tasks: TaskTracker,
 }
@@ -108,7 +111,7 @@ pub(super) struct Inner {
 struct State {
     mode: WatchMode,
     shards: BTreeMap<ShardId, ShardWatches>,
-    /// Ends the one watch of everything; cancelled when there is none.
+    /// Ends the single watch of everything; cancelled if there is none.
     whole: CancellationToken,
 }
 
@@ -119,12 +122,13 @@ struct ShardWatches {
     stop: CancellationToken,
     /// Ends that of DatabaseClusters.
     clusters: CancellationToken,
-    /// Cancelled when the DatabaseClusters have been listed once.
+    /// Cancelled once the DatabaseClusters have been listed.
     listed: CancellationToken,
 }
 
 impl ShardReflector {
-    /// No shard is watched yet. With `may_shard`, the mode follows what the API server can do.
+    /// Creates a reflector without shards. With `may_shard`, the mode follows the API server's
+    /// abilities.
     #[must_use]
     pub fn new(parts: Arc<ReflectorParts>, mode: WatchMode, may_shard: bool) -> Self {
         let whole = CancellationToken::new();
@@ -154,13 +158,13 @@ impl ShardReflector {
         Self { inner }
     }
 
-    /// The present way of watching.
+    /// The current watch mode.
     #[must_use]
     pub fn mode(&self) -> WatchMode {
         self.inner.with(|state| state.mode)
     }
 
-    /// Begins to watch a shard; the ownership machine is told when everything is listed.
+    /// Starts watching a shard; the ownership state machine is notified when everything is listed.
     pub fn watch(&self, shard: ShardId) {
         let inner = &self.inner;
         inner.parts.first_reconciles.asked(shard);
@@ -204,7 +208,7 @@ impl ShardReflector {
         self.inner.parts.store.close(shard);
     }
 
-    /// Work on the shard begins.
+    /// Records that work on the shard starts.
     pub fn admitted(&self, shard: ShardId) {
         self.inner.parts.first_reconciles.admitted(shard);
     }
@@ -230,14 +234,13 @@ impl Inner {
         }
     }
 
-    /// Watches DatabaseClusters in another way from now on. What is in the store stays, and the new
-    /// lists put it right.
+    /// Changes the watch mode. The store keeps its content, and the new lists correct it.
     pub(super) fn set_mode(self: &Arc<Self>, mode: WatchMode) {
         self.with(|state| {
             if state.mode == mode {
                 return;
             }
-            tracing::info!(mode = mode.label(), "watching in another way");
+            tracing::info!(mode = mode.label(), "watch mode changed");
             self.parts.metrics.watch_mode_changes_total.inc();
             self.publish(mode);
             state.mode = mode;
@@ -269,7 +272,7 @@ impl Inner {
         }
     }
 
-    /// One watch of the DatabaseClusters of one shard, which the API server selects.
+    /// Starts one watch of the DatabaseClusters of one shard, with the API server's selector.
     fn watch_clusters(self: &Arc<Self>, shard: ShardId, watched: &ShardWatches, turn: ListTurn) {
         let parts = &self.parts;
         let selector = shard_selector(parts.count, shard);
@@ -299,7 +302,7 @@ impl Inner {
         );
     }
 
-    /// Watches one kind of child of one shard; adds what is cancelled when it is listed.
+    /// Watches one kind of child of one shard; adds the token that is cancelled when it is listed.
     fn watch_children<K: Kind>(
         self: &Arc<Self>,
         shard: ShardId,
@@ -357,7 +360,7 @@ impl Inner {
         self.tasks.spawn(whole);
     }
 
-    /// New tickets for all shards, and whom to tell when they are listed.
+    /// New tickets for all shards, and the tokens to cancel when they are listed.
     fn whole_round(&self) -> (ShardFilter, Vec<CancellationToken>) {
         let (parts, mut open) = (&self.parts, BTreeMap::new());
         let waiting = self.with(|state| {
@@ -370,8 +373,8 @@ impl Inner {
     }
 }
 
-/// The one watch of everything: begins anew whenever shards were added, because their objects were
-/// not kept before; but not before a list that is coming in is complete.
+/// The single watch of everything: starts again whenever shards were added, because their objects
+/// were not stored before; but not before a list in progress is complete.
 async fn watch_whole(inner: Arc<Inner>, stop: CancellationToken) {
     let mut round = stop.child_token();
     loop {

@@ -1,4 +1,4 @@
-//! The kinds that are watched: where they are found, how they are read, what is kept of them.
+//! The watched kinds: their paths, their decoding, and their records.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -23,56 +23,57 @@ use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use crate::core::plan::is_orphan;
 use crate::postgres;
 
-/// A kind that is watched.
+/// A watched kind.
 pub trait Kind: Send + Sync + 'static {
     /// Its plural, for logs, health and metrics.
     const PLURAL: &'static str;
-    /// Whether only metadata is asked for.
+    /// Whether only metadata is requested.
     const METADATA_ONLY: bool;
-    /// What is kept of it.
+    /// The stored part of an object.
     type Record: Record;
 
     /// The path of its collection: of one namespace, or of all.
     fn path(namespace: Option<&str>) -> String;
 
-    /// The bucket, where the head of an object tells it: then what is not ours is read no further.
+    /// The bucket, if the head of an object shows it: then an object that is not ours is not
+    /// decoded further.
     fn bucket_of(head: &Head<'_>) -> Option<Bucket>;
 
-    /// Reads an object; `None` when it lacks what every stored object has.
+    /// Decodes an object; `None` if it lacks what every stored object has.
     ///
     /// # Errors
-    /// When the text is no object of this kind.
+    /// When the text is not an object of this kind.
     fn read(object: &RawValue, store: &Store) -> serde_json::Result<Option<Self::Record>>;
 }
 
-/// What the store keeps of one kind.
+/// The stored part of an object of one kind.
 pub trait Record: Sized + Send {
     /// Namespace and name of the object itself.
     fn key(&self) -> &ObjectKey;
     /// The bucket in which its cluster lies.
     fn bucket(&self) -> Option<Bucket>;
-    /// The cluster to look at when it changes.
+    /// The cluster to reconcile when it changes.
     fn cluster_key(&self) -> Option<ObjectKey>;
-    /// Whether the store knows something newer under its name, from the watch of another shard.
+    /// Whether the store contains something newer under its name, from the watch of another shard.
     fn is_outdated(&self, store: &Store) -> bool;
-    /// Keeps it.
+    /// Stores it.
     fn upsert(self, store: &Store);
-    /// The bucket of what lies under this key.
+    /// The bucket of the stored object with this key.
     fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket>;
-    /// Removes what lies under this key, if it has this bucket and this uid (whatever its uid, if
-    /// `None`); gives the cluster to look at.
+    /// Removes the object with this key, if it has this bucket and this uid (any uid if `None`);
+    /// returns the cluster to reconcile.
     fn remove(
         store: &Store,
         key: &ObjectKey,
         uid: Option<&str>,
         bucket: Bucket,
     ) -> Option<ObjectKey>;
-    /// Names of all that lies in buckets that are `ours`.
+    /// Names of all stored objects in buckets that are `ours`.
     fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
 }
 
-/// A name can be given to another object, which may lie in another shard: then two watches tell of
-/// it, in an order that nobody promises. The greater resource version is the newer object.
+/// A name can be reused by another object, which may lie in another shard: then two watches report
+/// it, in no guaranteed order. The greater resource version is the newer object.
 fn is_outdated(
     store: &Store,
     known: (Option<Bucket>, &str),
@@ -229,26 +230,27 @@ impl StoredChild for StatefulSetRecord {
     }
 }
 
-/// What the store keeps of a kind of child: everything follows from its metadata but where it lies.
+/// The stored part of a kind of child: everything follows from its metadata except where it is
+/// stored.
 pub trait StoredChild: Sized + Send {
     /// Its metadata.
     fn child(&self) -> &ChildRecord;
-    /// Looks at the metadata of what lies under this key.
+    /// Reads the metadata of the stored object with this key.
     fn known<T>(
         store: &Store,
         key: &ObjectKey,
         read: impl FnOnce(&ChildRecord) -> Option<T>,
     ) -> Option<T>;
-    /// Keeps it.
+    /// Stores it.
     fn put(self, store: &Store);
-    /// Removes what lies under this key, if it has this uid; whether it did.
+    /// Removes the object with this key, if it has this uid; returns whether it did.
     fn take(store: &Store, key: &ObjectKey, uid: &str) -> bool;
-    /// Names of all that lies in buckets that are `ours`.
+    /// Names of all stored objects in buckets that are `ours`.
     fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
 }
 
-/// The cluster to look at when a child changes: its controller, or, where it has none, the cluster that
-/// is to adopt it.
+/// The cluster to reconcile when a child changes: its controller, or, without one, the cluster that may
+/// adopt it.
 fn cluster_of(child: &ChildRecord) -> Option<ObjectKey> {
     if !is_orphan(child) {
         return child.cluster_key();
@@ -308,7 +310,8 @@ impl<C: StoredChild> Record for C {
     }
 }
 
-/// A kind of child of which only metadata is watched. Secrets are none: they are not watched at all.
+/// A kind of child of which only metadata is watched. Secrets are not among them: they are not
+/// watched.
 pub trait MetadataChild:
     Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Debug + Send + Sync + 'static
 {
@@ -363,7 +366,7 @@ impl<K: MetadataChild> Kind for PartialMetadata<K> {
     }
 }
 
-/// What is kept of a child of the kind `K`.
+/// The stored part of a child of the kind `K`.
 pub struct MetadataRecord<K> {
     record: ChildRecord,
     kind: PhantomData<fn() -> K>,

@@ -1,4 +1,4 @@
-//! What this replica sees: records of the objects in its shards.
+//! Watches of the objects in this replica's shards, and their records.
 
 pub mod feed;
 pub mod firsts;

@@ -1,4 +1,5 @@
-//! Finds out how the API server can be watched, at the start and whenever there is doubt.
+//! Determines how the API server can be watched, at the start and whenever there is evidence
+//! against the result.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,14 +16,14 @@ use crate::core::watch_mode::{ModeChooser, WatchMode};
 use crate::fleet::tenure::boottime_ms;
 use crate::telemetry::health::Health;
 
-/// Pause between two questions, at least.
+/// Minimum pause between two probes.
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// An answer that came at a regular hour is asked for again within this part of the time, so that
-/// the replicas of a fleet do not ask in step.
+/// A periodic probe is delayed by up to this part of the interval, so that the replicas of a fleet
+/// do not probe in step.
 const PROBE_JITTER: f64 = 0.2;
 
-/// What casts doubt on the way of watching.
+/// Evidence against the current watch mode.
 #[derive(Debug, Default)]
 pub struct FilterDoubts {
     received_unfiltered: AtomicBool,
@@ -30,12 +31,12 @@ pub struct FilterDoubts {
 }
 
 impl FilterDoubts {
-    /// A watch failed: it may be another API server that answers next.
+    /// A watch failed: another API server may answer next.
     pub fn failed(&self) {
         self.raised.notify_one();
     }
 
-    /// An object came that the API server had been asked to leave out.
+    /// An object was received that the API server had been asked to leave out.
     pub fn received_unfiltered(&self) {
         if !self.received_unfiltered.swap(true, Ordering::AcqRel) {
             self.raised.notify_one();
@@ -51,7 +52,7 @@ impl FilterDoubts {
     }
 }
 
-/// Waits for the API server and finds out how to watch; where the server is not to filter, only waits.
+/// Waits for the API server and determines the watch mode; if the server is not to filter, only waits.
 pub async fn detect_mode(
     client: &Client,
     namespaces: &[String],
@@ -88,7 +89,7 @@ async fn probe_filtering(client: &Client, namespaces: &[String]) -> Result<bool,
     }
 }
 
-/// Keeps the way of watching right, until the feeds are dropped.
+/// Keeps the watch mode up to date, until the reflector is dropped.
 pub(super) async fn monitor_mode(inner: Arc<Inner>, mut chooser: ModeChooser) {
     let parts = &inner.parts;
     loop {
@@ -104,7 +105,7 @@ pub(super) async fn monitor_mode(inner: Arc<Inner>, mut chooser: ModeChooser) {
         }
         match probe_filtering(&parts.client, &parts.namespaces).await {
             Ok(filters) => inner.set_mode(chooser.probed(boottime_ms(), filters)),
-            // Those that watch report it.
+            // The watches report the error.
             Err(_) => parts.doubts.failed(),
         }
         tokio::select! {

@@ -1,4 +1,4 @@
-//! One list and watch of one kind, kept true in the store: what comes in, changes and goes.
+//! One list and watch of one kind, which keeps the store up to date.
 
 use std::collections::{BTreeMap, HashSet};
 use std::marker::PhantomData;
@@ -25,14 +25,14 @@ use crate::core::object::ObjectKey;
 /// noticed within a lease; with jitter, so that the watches of a replica do not return in step.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Longest pause that an API server can ask for.
+/// Longest accepted pause that an API server requests.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-/// A watch that lasted so long had no trouble at its beginning.
+/// A watch that lasted this long counts as successfully started.
 const LASTED: Duration = Duration::from_secs(60);
-/// A version that the API server refuses so often is given up: everything is listed anew.
+/// After this many refusals of a version, everything is listed again.
 const REFUSALS_MAX: u32 = 3;
 
-/// Which shards a source may put into the store, and by which ticket.
+/// The shards whose objects a source may store, with their tickets.
 #[derive(Clone, Debug)]
 pub struct ShardFilter {
     count: ShardCount,
@@ -40,7 +40,7 @@ pub struct ShardFilter {
 }
 
 impl ShardFilter {
-    /// These shards.
+    /// Creates a filter for these shards.
     #[must_use]
     pub const fn new(count: ShardCount, open: BTreeMap<ShardId, Ticket>) -> Self {
         Self { count, open }
@@ -54,15 +54,15 @@ impl ShardFilter {
     }
 }
 
-/// What a source asks for, and where it may put it.
+/// Configuration of a source: its request, and the shards that it may store.
 pub struct SourceConfig {
-    /// What to ask for.
+    /// The list and watch request.
     pub request: ListWatchRequest,
     /// The namespace, unless it is all.
     pub namespace: Option<String>,
     /// Whether the API server was asked to send our shards only.
     pub selected: bool,
-    /// What to keep.
+    /// The shards to store.
     pub filter: ShardFilter,
     /// Whether this was listed before, by another source.
     pub turn: ListTurn,
@@ -74,16 +74,16 @@ pub struct Source<K> {
     config: SourceConfig,
     /// Cancelled when everything has been listed once.
     listed: CancellationToken,
-    /// Keys of a list that is coming in.
+    /// Keys of a list in progress.
     listing: Option<HashSet<ObjectKey>>,
-    /// From where to go on; none: everything has to be listed.
+    /// Version to continue from; none: everything has to be listed.
     version: Option<String>,
     refusals: u32,
     kind: PhantomData<fn() -> K>,
 }
 
 impl<K: Kind> Source<K> {
-    /// A source that has seen nothing; `listed` is cancelled when its first list is complete.
+    /// Creates a source without state; `listed` is cancelled when its first list is complete.
     #[must_use]
     pub fn new(
         parts: Arc<ReflectorParts>,
@@ -101,8 +101,8 @@ impl<K: Kind> Source<K> {
         }
     }
 
-    /// Lists and watches, again and again, until `stop`. What it still has in hand then is kept out
-    /// of the store by its tickets.
+    /// Lists and watches repeatedly, until `stop`. Objects that it still processes then are kept
+    /// out of the store by its tickets.
     pub async fn run(mut self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -137,7 +137,7 @@ impl<K: Kind> Source<K> {
         }
     }
 
-    /// Draws the conclusions from the end of a watch.
+    /// Handles the end of a watch.
     fn handle_error(&mut self, error: WatchError) {
         self.listing = None;
         if error.is_refusal() {
@@ -148,12 +148,12 @@ impl<K: Kind> Source<K> {
             self.refusals = 0;
         }
         let line = match &error {
-            // Both are part of a watch's normal life.
+            // Both are part of the regular operation of a watch.
             WatchError::Closed | WatchError::Expired => return,
             WatchError::Refused(error) => explain(K::PLURAL, error),
             other => format!("{other} ({})", K::PLURAL),
         };
-        tracing::debug!(what = K::PLURAL, %error, "a watch failed; it is tried again");
+        tracing::debug!(what = K::PLURAL, %error, "a watch failed; retrying");
         self.parts.api_errors.report(K::PLURAL, line);
         self.parts.doubts.failed();
     }
@@ -191,12 +191,12 @@ impl<K: Kind> Source<K> {
                         object.get(),
                     )?));
                 }
-                other => tracing::debug!(other, "an unknown kind of event is passed over"),
+                other => tracing::debug!(other, "ignoring an unknown kind of event"),
             }
         }
     }
 
-    /// Begins to list everything: in a stream, or page by page where the API server does not stream.
+    /// Starts to list everything: in a stream, or page by page if the API server does not stream.
     async fn list(&mut self) -> Result<Lines, WatchError> {
         let turn = self.config.turn.label();
         self.config.turn = ListTurn::Again;
@@ -233,7 +233,8 @@ impl<K: Kind> Source<K> {
         counter.with_label_values(&[K::PLURAL]).inc_by(bytes);
     }
 
-    /// Notes up to where we have seen everything; not during a list, which has to come in whole.
+    /// Records the version up to which everything was observed; not during a list, which has to be
+    /// complete.
     fn advance(&mut self, version: &str) {
         match &mut self.version {
             Some(known) if !version.is_empty() => version.clone_into(known),
@@ -259,7 +260,7 @@ impl<K: Kind> Source<K> {
                 Ok(None) => {}
                 Err(error) => {
                     let key = head.key();
-                    tracing::warn!(what = K::PLURAL, %key, %error, "an object can not be read: it is left as it is, and not worked on");
+                    tracing::warn!(what = K::PLURAL, %key, %error, "an object cannot be decoded: it is left as it is, and not reconciled");
                     self.remove(&key, Some(&head.uid));
                 }
             }
@@ -280,7 +281,7 @@ impl<K: Kind> Source<K> {
         Ok(())
     }
 
-    /// Whether the list is complete by it.
+    /// Whether the bookmark completes the list.
     fn bookmark(&mut self, object: &RawValue) -> Result<bool, WatchError> {
         let bookmark = Bookmark::read(object)?;
         if bookmark.ends_list {
@@ -324,8 +325,8 @@ impl<K: Kind> Source<K> {
         }
     }
 
-    /// Removes it if it lies in one of our shards: under its name there may be a successor, of which
-    /// another watch told.
+    /// Removes it if it lies in one of our shards: there may be a successor of the same name, which
+    /// another watch reported.
     fn remove(&self, key: &ObjectKey, uid: Option<&str>) {
         let store = &self.parts.store;
         let bucket = K::Record::bucket_known(store, key);
@@ -341,7 +342,7 @@ impl<K: Kind> Source<K> {
         }
     }
 
-    /// What is in the store and not in the new list went while we were not looking.
+    /// What is in the store and not in the new list was deleted meanwhile.
     fn remove_unlisted(&mut self) {
         let Some(listed) = self.listing.take() else {
             return;

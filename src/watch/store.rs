@@ -1,10 +1,10 @@
 //! The records of all objects in the shards of this replica.
 //!
-//! Guarantees: each map's locks live for one map operation, never over an await, and no two of them
-//! are held at once. What a watch brings goes in by [`Store::with_ticket`]: once a shard is closed,
-//! no watch that was too late to notice can put anything into it. A removal names the uid, so that a
-//! late one can not remove a successor of the same name. Records are handed out as `Arc`s: a reader
-//! holds no lock.
+//! Guarantees: each map's locks are held for one map operation, never across an await, and no two of
+//! them are held at once. Objects from a watch are stored by [`Store::with_ticket`]: once a shard is
+//! closed, no late watch can store anything in it. A removal names the uid, so that a late one
+//! cannot remove a successor of the same name. Records are returned as `Arc`s: a reader holds no
+//! lock.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,29 +17,28 @@ use crate::core::hash::{Bucket, ShardCount, ShardId};
 use crate::core::object::ObjectKey;
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 
-/// The right to put objects of one kind in one shard into the store, until the shard is closed or
-/// opened anew.
+/// The right to store objects of one kind in one shard, until the shard is closed or opened again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     kind: &'static str,
     number: u64,
 }
 
-/// The tickets in force.
+/// The valid tickets.
 #[derive(Debug, Default)]
 struct Tickets {
     open: BTreeMap<(ShardId, &'static str), u64>,
     given: u64,
 }
 
-/// The records. Bounded by the number of objects in the shards held.
+/// The records. Bounded by the number of objects in the held shards.
 #[derive(Debug)]
 pub struct Store {
     shards: ShardCount,
-    /// Read-locked while one object is put in or taken out, before any lock of a map; write-locked
-    /// to open or close a shard.
+    /// Read-locked while one object is stored or removed, before any lock of a map; write-locked to
+    /// open or close a shard.
     tickets: RwLock<Tickets>,
-    /// Locked for one look-up, insertion or removal, or entry by entry during a scan.
+    /// Locked for one lookup, insertion or removal, or entry by entry during a scan.
     clusters: DashMap<ObjectKey, Arc<ClusterRecord>>,
     /// Locked as `clusters`.
     statefulsets: DashMap<ObjectKey, Arc<StatefulSetRecord>>,
@@ -66,8 +65,8 @@ impl Store {
         self.shards
     }
 
-    /// Opens a shard for one kind. Tickets given out for both before are void from now on; what they
-    /// brought stays.
+    /// Opens a shard for one kind. Earlier tickets for both become invalid; objects that were stored
+    /// with them stay.
     pub fn open(&self, shard: ShardId, kind: &'static str) -> Ticket {
         let mut tickets = self.tickets.write().unwrap_or_else(PoisonError::into_inner);
         tickets.given += 1;
@@ -76,7 +75,7 @@ impl Store {
         Ticket { kind, number }
     }
 
-    /// Puts something in or takes it out, if the ticket is in force; the shard is not closed meanwhile.
+    /// Stores or removes something, if the ticket is valid; the shard is not closed meanwhile.
     pub fn with_ticket<T>(
         &self,
         shard: ShardId,
@@ -88,7 +87,7 @@ impl Store {
         in_force.then(|| act(self))
     }
 
-    /// Voids all tickets of a shard and drops everything that lies in it.
+    /// Invalidates all tickets of a shard and drops its objects.
     pub fn close(&self, shard: ShardId) {
         let mut tickets = self.tickets.write().unwrap_or_else(PoisonError::into_inner);
         tickets.open.retain(|(open, _), _| *open != shard);
@@ -96,18 +95,18 @@ impl Store {
         self.purge_shard(shard);
     }
 
-    /// Keeps a cluster as it was seen now; returns what was kept before.
+    /// Stores a cluster as it was observed now; returns the previous record.
     pub fn upsert_cluster(&self, record: ClusterRecord) -> Option<Arc<ClusterRecord>> {
         self.clusters.insert(record.key.clone(), Arc::new(record))
     }
 
-    /// Keeps a StatefulSet as it was seen now; returns what was kept before.
+    /// Stores a StatefulSet as it was observed now; returns the previous record.
     pub fn upsert_statefulset(&self, record: StatefulSetRecord) -> Option<Arc<StatefulSetRecord>> {
         self.statefulsets
             .insert(record.child.key.clone(), Arc::new(record))
     }
 
-    /// Keeps another child as it was seen now; returns what was kept before.
+    /// Stores another child as it was observed now; returns the previous record.
     pub fn upsert_child(&self, record: ChildRecord) -> Option<Arc<ChildRecord>> {
         self.children
             .insert((record.kind, record.key.clone()), Arc::new(record))
@@ -143,28 +142,28 @@ impl Store {
         Some(Arc::clone(&entry))
     }
 
-    /// Drops the cluster with this name and uid; whether there was one.
+    /// Drops the cluster with this name and uid; returns whether there was one.
     pub fn remove_cluster(&self, key: &ObjectKey, uid: &str) -> bool {
         self.clusters
             .remove_if(key, |_, record| *record.uid == *uid)
             .is_some()
     }
 
-    /// Drops the StatefulSet with this name and uid; whether there was one.
+    /// Drops the StatefulSet with this name and uid; returns whether there was one.
     pub fn remove_statefulset(&self, key: &ObjectKey, uid: &str) -> bool {
         self.statefulsets
             .remove_if(key, |_, record| record.child.uid == uid)
             .is_some()
     }
 
-    /// Drops another child with this kind, name and uid; whether there was one.
+    /// Drops another child with this kind, name and uid; returns whether there was one.
     pub fn remove_child(&self, kind: ChildKind, key: &ObjectKey, uid: &str) -> bool {
         self.children
             .remove_if(&(kind, key.clone()), |_, record| record.uid == uid)
             .is_some()
     }
 
-    /// Drops everything that lies in a shard.
+    /// Drops all objects in a shard.
     pub fn purge_shard(&self, shard: ShardId) {
         self.clusters
             .retain(|_, record| !self.lies_in(record.bucket, shard));
@@ -183,7 +182,7 @@ impl Store {
             .count()
     }
 
-    /// Number of clusters in every shard, in one pass: shard `n` is at place `n`.
+    /// Number of clusters in every shard, in one pass: shard `n` is at index `n`.
     #[must_use]
     pub fn counts(&self) -> Vec<usize> {
         let mut counts = vec![0; usize::from(self.shards.get())];
@@ -231,7 +230,7 @@ impl Store {
         found.map(|entry| entry.key.clone()).collect()
     }
 
-    /// Number of clusters in each phase; those that have none yet are being created.
+    /// Number of clusters in each phase; those without a phase are being created.
     #[must_use]
     pub fn phases(&self) -> [(Phase, usize); 5] {
         let mut counts = Phase::ALL.map(|phase| (phase, 0));

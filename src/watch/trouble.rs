@@ -1,4 +1,4 @@
-//! What is wrong with the API server, in one clear line each: for the log and for /readyz.
+//! Errors of the API server, in one clear line each: for the log and for /readyz.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,17 +6,17 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::fleet::tenure::boottime_ms;
 
-/// Least time between two equal lines about the same thing.
+/// Minimum time between two equal lines about the same resource.
 const LINE_EVERY_MS: u64 = 60_000;
-/// Most lines about the same thing within that time.
+/// Maximum number of lines about the same resource within that time.
 const LINES_MAX: usize = 4;
-/// What a missing kind is called.
+/// The resource whose missing kind is reported.
 const CLUSTERS: &str = "databaseclusters";
 const CRD_MISSING: &str =
     "the CRD databaseclusters.database.io is missing; apply deploy/base/crd.yaml";
 const WORKS_AGAIN: &str = "works again";
 
-/// Says what an error of the client means, and what to do about it. `what` is what was asked for.
+/// Describes an error of the client, and what to do about it. `what` is the requested resource.
 #[must_use]
 pub fn explain(what: &str, error: &kube::Error) -> String {
     match error {
@@ -37,20 +37,20 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
             ),
         },
         other => format!(
-            "the API server can not be reached ({what}): {}",
+            "the API server cannot be reached ({what}): {}",
             chain(other)
         ),
     }
 }
 
-/// An error with all its causes: the outer one alone often says only "client error".
+/// An error with all its causes: the outermost alone is often only "client error".
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
         let inner_text = inner.to_string();
         if !text.contains(&inner_text) {
-            // Writing to a String can not fail.
+            // Writing to a String cannot fail.
             let _infallible = write!(text, ": {inner_text}");
         }
         cause = inner.source();
@@ -60,14 +60,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// What is wrong now.
+    /// The current error.
     line: Option<String>,
-    /// What was logged of it a short while ago.
+    /// The lines that were logged recently.
     logged: Vec<(String, u64)>,
 }
 
 impl Entry {
-    /// Whether to log a line: many sources tell of the same trouble, and some of them may work.
+    /// Whether to log a line: many sources report the same error, and some of them may work.
     fn may_log(&mut self, line: &str, now_ms: u64) -> bool {
         self.logged
             .retain(|(_, at_ms)| now_ms.saturating_sub(*at_ms) < LINE_EVERY_MS);
@@ -79,23 +79,23 @@ impl Entry {
     }
 }
 
-/// The troubles of this process, by what they concern: a bounded set of names.
+/// The errors of this process, by resource: a bounded set of names.
 ///
-/// The lock is held for a look-up only.
+/// The lock is held for a lookup only.
 #[derive(Debug, Default)]
 pub struct ApiErrors {
     entries: Mutex<BTreeMap<&'static str, Entry>>,
 }
 
 impl ApiErrors {
-    /// Notes a trouble, and logs it unless the same was logged within a minute.
+    /// Records an error, and logs it unless the same was logged within a minute.
     pub fn report(&self, what: &'static str, line: String) {
         if self.note(what, line.clone(), boottime_ms()) {
             tracing::warn!(what, "{line}");
         }
     }
 
-    /// It works again.
+    /// The resource works again.
     pub fn clear(&self, what: &'static str) {
         if self.note_end(what, boottime_ms()) {
             tracing::info!(what, "{WORKS_AGAIN}");
@@ -117,13 +117,14 @@ impl ApiErrors {
         };
         let may_log = entry.line.take().is_some() && entry.may_log(WORKS_AGAIN, now_ms);
         if may_log {
-            // What comes after it is news, also if it was so before.
+            // A later error is logged again, even if it is the same.
             entry.logged.retain(|(line, _)| line == WORKS_AGAIN);
         }
         may_log
     }
 
-    /// That the kind `DatabaseCluster` is missing, if it is: the cause of whatever else is wrong then.
+    /// The message for the missing kind `DatabaseCluster`, if it is missing: the cause of other
+    /// errors.
     #[must_use]
     pub fn missing_kind(&self) -> Option<&'static str> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,7 +132,7 @@ impl ApiErrors {
         (line == CRD_MISSING).then_some(CRD_MISSING)
     }
 
-    /// All that is wrong now, in one line; `None` when nothing is.
+    /// All current errors, in one line; `None` if there are none.
     #[must_use]
     pub fn summary(&self) -> Option<String> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);

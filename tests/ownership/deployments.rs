@@ -108,7 +108,7 @@ async fn other_namespaces(fleet: &mut Fleet<'_>) {
     .await
     .unwrap();
     let told = fleet.alive().next().unwrap().get("/fleet").await.unwrap();
-    let said = format!("{name} stands by: it serves other namespaces (elsewhere)");
+    let said = format!("{name} stands by: it watches other namespaces (elsewhere)");
     assert!(told.body.contains(&said), "{}", told.body);
     // Where a shard can move, it moves within seconds: a replica leaves, and the stray gets none of it.
     let leaver = fleet.replicas().iter().position(|r| r.name() == others[0]);

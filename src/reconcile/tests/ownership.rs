@@ -115,7 +115,11 @@ async fn terminating_leftovers_in_other_shards_are_awaited() {
     assert_eq!(reason, "WaitingForFormerCluster");
     assert!(message.contains("Service orders-r "), "{message}");
     assert_eq!(world.object(STATEFULSET), None);
-    assert_eq!(world.object(SECRET), None, "it may still belong to the former cluster");
+    assert_eq!(
+        world.object(SECRET),
+        None,
+        "it may still belong to the former cluster"
+    );
     world.fake.with(|state| state.objects.remove(READ));
     world.reconcile().await.unwrap();
     assert!(world.object(STATEFULSET).is_some());
