@@ -21,7 +21,7 @@ pub type Move = (ShardId, Option<Successor>);
 
 /// Maximum number of moves in progress: an eighth of the shards.
 #[must_use]
-pub fn churn_budget(count: ShardCount) -> usize {
+pub fn move_budget(count: ShardCount) -> usize {
     (usize::from(count.get()) / 8).max(1)
 }
 

@@ -19,7 +19,7 @@ use crate::core::dead_members::DeadMembers;
 use crate::core::hash::ShardCount;
 use crate::core::lease::{MemberLease, member_lease_name};
 use crate::core::ownership::WriteResult;
-use crate::core::planner::{Fleet, Stabilization, churn_budget};
+use crate::core::planner::{Fleet, Stabilization, move_budget};
 use crate::planted::{Failpoint, is_active};
 use crate::telemetry::metrics::Metrics;
 
@@ -137,7 +137,7 @@ impl Leader {
         if !self.stabilization.allows_moves(boottime_ms(), &fleet) {
             return;
         }
-        let moves = fleet.moves(churn_budget(self.parts.shards));
+        let moves = fleet.moves(move_budget(self.parts.shards));
         let writes = moves.iter().filter_map(|(id, next)| {
             let shard = shards.iter().find(|shard| shard.shard == *id)?;
             Some(self.parts.store.plan(shard, next.as_ref()))
@@ -182,7 +182,7 @@ impl Leader {
     /// The library fails permanently on a Lease that lacks a field: turn it into one that has just
     /// expired.
     async fn repair_leases(&self) {
-        let mended = async {
+        let repaired = async {
             let found = self.api.get(LEADER_LEASE).await?;
             if let Some(patch) = repair(&found) {
                 let params = PatchParams::default();
@@ -191,7 +191,7 @@ impl Leader {
             }
             Ok::<(), kube::Error>(())
         };
-        if let Ok(Err(error)) = timeout(2 * CALL_TIMEOUT, mended).await {
+        if let Ok(Err(error)) = timeout(2 * CALL_TIMEOUT, repaired).await {
             tracing::debug!(%error, "could not repair the leader's Lease");
         }
     }

@@ -33,7 +33,7 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 
 /// A change is reported after this time at the latest, if others wait for their first write: the
 /// watch, which shows the changed StatefulSet, queues the cluster sooner, behind those.
-const REPORT_DELAY_MS: u64 = 500;
+const REPORT_MS: u64 = 500;
 
 /// Shortest and longest pause between checks for leftovers of a former cluster, in milliseconds;
 /// between these bounds, half of the time waited.
@@ -272,21 +272,17 @@ impl<'a> Run<'a> {
         mut applied: Applied,
     ) -> Result<Outcome, Failure> {
         if applied.changed && applied.is_plain() && self.backlog.others_wait() {
-            return Ok(self.outcome(Next::RequeueAfter {
-                ms: REPORT_DELAY_MS,
-            }));
+            return Ok(self.outcome(Next::RequeueAfter { ms: REPORT_MS }));
         }
-        let diagnosis = self.diagnose_pods(owned, &applied).await;
-        if diagnosis
-            .as_ref()
-            .is_some_and(|diagnosis| diagnosis.why.is_none())
+        let pods = self.diagnose_pods(owned, &applied).await;
+        if pods.as_ref().is_some_and(|pods| pods.why.is_none())
             && self.is_initialized(owned)
             && let Err(refused) = self.settle_secret(SecretStep::Probe).await
         {
             applied.note(refused);
         }
-        if let Some(diagnosis) = &diagnosis {
-            self.replace_stuck(&diagnosis.stuck, &mut applied).await;
+        if let Some(pods) = &pods {
+            self.replace_stuck(&pods.stuck, &mut applied).await;
         }
         self.report_persistent(&mut applied);
         let (applied, failure) = (&applied, applied.failure.clone());
@@ -297,9 +293,7 @@ impl<'a> Run<'a> {
         if applied.out_of_sight {
             return Ok(self.outcome(Next::Waiting));
         }
-        let why = diagnosis
-            .as_ref()
-            .and_then(|diagnosis| diagnosis.why.as_ref());
+        let why = pods.as_ref().and_then(|pods| pods.why.as_ref());
         let primary = self.primary(owned).await;
         let update = self.compute_status(owned, applied, why, primary);
         self.write_status(&update).await?;
@@ -508,7 +502,7 @@ impl<'a> Run<'a> {
             return None;
         }
         match self.reconciler.lookups.pods(self.cluster, set).await {
-            Ok(diagnosis) => Some(diagnosis),
+            Ok(pods) => Some(pods),
             Err(error) => {
                 tracing::debug!(object = %self.cluster.key, %error, "its Pods could not be listed");
                 None

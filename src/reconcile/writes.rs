@@ -15,7 +15,7 @@ use crate::core::outcome::{Cause, Failure};
 const REFUSED_MS: u64 = 10_000;
 /// A refusal is ignored after this time, in milliseconds: longer than the longest pause between two
 /// attempts.
-const BELIEVED_MS: u64 = 900_000;
+const REFUSAL_VALID_MS: u64 = 900_000;
 
 /// Consecutive refused writes.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ impl RefusedWrites {
             .shards
             .iter()
             .filter(|row| row.last_ms.saturating_sub(row.first_ms) >= REFUSED_MS)
-            .filter(|row| now_ms.saturating_sub(row.last_ms) < BELIEVED_MS)
+            .filter(|row| now_ms.saturating_sub(row.last_ms) < REFUSAL_VALID_MS)
             .map(|row| (*row.key(), row.message.clone()))
             .collect();
         found.sort();
@@ -104,7 +104,11 @@ mod tests {
         assert_eq!(writes.all_refused(11_000), []);
         writes.refused(SHARD, &fenced(Rule::Holder), 11_000);
         assert_eq!(writes.all_refused(11_000), [(SHARD, "no".to_owned())]);
-        assert_eq!(writes.all_refused(11_000 + BELIEVED_MS), [], "long ago");
+        assert_eq!(
+            writes.all_refused(11_000 + REFUSAL_VALID_MS),
+            [],
+            "long ago"
+        );
         writes.accepted(SHARD);
         assert_eq!(writes.all_refused(11_000), []);
     }

@@ -48,7 +48,7 @@ pub(super) fn serve(
         .name("http".to_owned())
         .spawn(move || {
             runtime.block_on(async { tokio::join!(serving, monitoring) });
-            let _nobody_waits = ended.send(());
+            let _no_receiver = ended.send(());
         })?;
     Ok(has_ended)
 }

@@ -163,30 +163,29 @@ impl Findings {
             return;
         }
         let name = &member.identity;
-        let figure = |name: &str| member.stats.get(name).copied();
+        let stat = |name: &str| member.stats.get(name).copied();
         let over = |used: &str, limit: &str| {
-            let (used, limit) = (figure(used)?, figure(limit)?);
+            let (used, limit) = (stat(used)?, stat(limit)?);
             (limit > 0.0 && used > SHARE_MAX * limit).then_some(100.0 * used / limit)
         };
-        if figure("ready") == Some(0.0) {
+        if stat("ready") == Some(0.0) {
             let hint = "Its /readyz lists the reasons.";
             self.add(Severity::Warning, format!("{name} is not ready"), hint);
         }
-        if let Some(age) =
-            figure("queue_head_age_seconds").filter(|age| *age > HEAD_AGE_SECONDS_MAX)
+        if let Some(age) = stat("queue_head_age_seconds").filter(|age| *age > HEAD_AGE_SECONDS_MAX)
         {
-            let depth = figure("queue_depth").unwrap_or(0.0);
+            let depth = stat("queue_depth").unwrap_or(0.0);
             let what =
                 format!("{name} is behind: {depth:.0} objects wait, the oldest for {age:.0} s");
             let hint = "Many changes at once, a slow API server, or too low a --concurrency.";
             self.add(Severity::Warning, what, hint);
         }
-        if let Some(age) = figure("longest_run_seconds").filter(|age| *age > RUN_SECONDS_MAX) {
+        if let Some(age) = stat("longest_run_seconds").filter(|age| *age > RUN_SECONDS_MAX) {
             let what = format!("A reconcile on {name} has run for {age:.0} s");
             let hint = "It is cancelled at --reconcile-timeout; is the API server slow?";
             self.add(Severity::Warning, what, hint);
         }
-        if let Some(failed) = figure("failures_last_minute").filter(|failed| *failed > 0.0) {
+        if let Some(failed) = stat("failures_last_minute").filter(|failed| *failed > 0.0) {
             let what = format!("{failed:.0} reconciles failed on {name} within a minute");
             let hint = "Its log names the objects and the causes once a minute; `kubectl get dbc -A` shows them.";
             self.add(Severity::Warning, what, hint);

@@ -335,9 +335,9 @@ impl FleetView {
 
     fn count_clusters(&mut self) {
         for phase in Phase::ALL {
-            let figure = format!("{CLUSTERS_PREFIX}{}", phase.label().to_lowercase());
+            let stat = format!("{CLUSTERS_PREFIX}{}", phase.label().to_lowercase());
             let counts = self.members.iter().filter(|member| !member.vacated);
-            let counts = counts.filter_map(|member| member.stats.get(&figure));
+            let counts = counts.filter_map(|member| member.stats.get(&stat));
             // A negative or absurd number counts as 0, or as very many: it does no harm.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             let count = counts

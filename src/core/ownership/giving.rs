@@ -5,7 +5,7 @@ use super::shard::Shard;
 use super::table::Grant;
 use super::{Action, Leaving, Ownership, Reason};
 use crate::core::lease::Successor;
-use crate::core::planner::churn_budget;
+use crate::core::planner::move_budget;
 
 /// For how long a draining shard counts among the handovers in progress.
 const HANDOVER_MS: u64 = 125;
@@ -126,7 +126,7 @@ impl Ownership {
             }
             Stage::Idle | Stage::Listing | Stage::Running => false,
         };
-        let most = (churn_budget(self.settings.shards) / 2).max(1);
+        let most = (move_budget(self.settings.shards) / 2).max(1);
         self.shards.values().filter(under_way).count() < most
     }
 

@@ -99,8 +99,8 @@ impl Shard {
         let of_table = self.entry.as_ref().map_or(0, |entry| entry.epoch);
         // No replica worked under an epoch so far ahead of the table: a Lease that someone else edited
         // is not remembered once it was deleted.
-        let is_believed = of_memory <= of_table.saturating_add(EPOCH_STEP_MAX);
-        let of_memory = if is_believed { of_memory } else { 0 };
+        let is_trusted = of_memory <= of_table.saturating_add(EPOCH_STEP_MAX);
+        let of_memory = if is_trusted { of_memory } else { 0 };
         of_lease.max(of_memory).max(of_table)
     }
 

@@ -6,7 +6,7 @@ use crate::core::hash::ShardId;
 use crate::core::lease::Version;
 use crate::core::lease::{MemberLease, Successor};
 use crate::core::ownership::Event;
-use crate::core::planner::{Fleet, churn_budget};
+use crate::core::planner::{Fleet, move_budget};
 use crate::process::{Clock, Newcomer, Process};
 use crate::server::MemberMeta;
 use crate::world::{Ending, Happening, Who, World};
@@ -392,7 +392,7 @@ impl World {
             {
                 continue;
             }
-            let moves = fleet.moves(churn_budget(self.count));
+            let moves = fleet.moves(move_budget(self.count));
             for (shard, next) in moves {
                 let seen = shards
                     .iter()

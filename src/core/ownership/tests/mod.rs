@@ -75,7 +75,11 @@ fn unavailable_api_server_does_not_make_members_dead() {
     world.server.away = false;
     world.until("all to resume", 3000, |w| w.all_run(32));
     world.run(5000);
-    assert_eq!(holders(&world), before, "shards moved although no replica died");
+    assert_eq!(
+        holders(&world),
+        before,
+        "shards moved although no replica died"
+    );
     assert!(world.nodes.values().all(|node| node.lives == 1));
 }
 

@@ -5,7 +5,7 @@ use crate::core::hash::{ShardCount, ShardId};
 use crate::core::lease::{MemberChange, MemberLease, MemberWrite, ShardLease};
 use crate::core::lease::{ShardWrite, Version};
 use crate::core::ownership::*;
-use crate::core::planner::{Fleet, churn_budget};
+use crate::core::planner::{Fleet, move_budget};
 use crate::core::table::{ShardTable, TableRefusal, TableWrite, carried_out};
 
 /// The API server's Leases: compare-and-swap on uid and resourceVersion.
@@ -287,7 +287,7 @@ impl World {
         if fleet.is_mixed() {
             return;
         }
-        for (id, successor) in fleet.moves(churn_budget(count)) {
+        for (id, successor) in fleet.moves(move_budget(count)) {
             let base = self.server.shards[&id].version.clone();
             let version = self.server.next(Some(&base));
             let lease = self.server.shards.get_mut(&id).unwrap();
