@@ -46,7 +46,7 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_IDENTITY", value_parser = name)]
     pub identity: Option<String>,
 
-    /// Uid of the Pod: lets a restarted container take its shards back at once.
+    /// Uid of the Pod: lets a restarted container take its shards back immediately.
     #[arg(long, env = "DBC_POD_UID")]
     pub pod_uid: Option<String>,
 
@@ -67,7 +67,7 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_SHARDS", default_value = "32", value_parser = shards)]
     pub shards: ShardCount,
 
-    /// How long a member Lease lives without a renewal, in whole seconds (3s to 60s).
+    /// Lifetime of a member Lease without a renewal, in whole seconds (3s to 60s).
     #[arg(long, env = "DBC_LEASE_DURATION", default_value = "6s", value_parser = lease_duration)]
     pub lease_duration: Duration,
 
@@ -79,7 +79,7 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub drain_timeout: Duration,
 
-    /// Most reconciles at once, 1 to 1000.
+    /// Maximum number of concurrent reconciles, 1 to 1000.
     #[arg(long, env = "DBC_CONCURRENCY", default_value = "10", value_parser = concurrency)]
     pub concurrency: NonZeroUsize,
 
@@ -220,7 +220,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A DNS-1123 subdomain, as Kubernetes wants names.
+/// A DNS-1123 subdomain, as Kubernetes requires for names.
 fn name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());

@@ -39,7 +39,7 @@ const DEFAULT_MEMORY: &str = "512Mi";
     doc = "A PostgreSQL cluster: one primary, and read-only replicas that follow it.",
     validation = Rule::new("self.metadata.name.size() <= 49").message("metadata.name must have at most 49 characters: the names of its Pods and StatefulSet are derived from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a lower-case letter, end with a letter or digit, and consist of lower-case letters, digits and '-': its Services are named after it"),
-    validation = Rule::new(quantity::SIZE_GROWS).message("storage.size may not shrink below the size that the volumes have, which status.storageSize says").field_path(".spec.storage.size"),
+    validation = Rule::new(quantity::SIZE_GROWS).message("storage.size may not shrink below the size that the volumes have, see status.storageSize").field_path(".spec.storage.size"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",

@@ -8,7 +8,7 @@ use super::lifecycle::{ConditionReason, reason};
 
 /// Newest major version that a tag can name: higher numbers are dates or builds.
 const MAJOR_MAX: u32 = 99;
-/// Before it, two numbers made a major version (9.6).
+/// Before it, two numbers formed a major version (9.6).
 const MAJOR_MIN: u32 = 10;
 /// Registry names of the official image; an image without a registry is the official one, too.
 const HUB: [&str; 3] = ["docker.io/", "index.docker.io/", "registry-1.docker.io/"];
@@ -16,7 +16,7 @@ const HUB: [&str; 3] = ["docker.io/", "index.docker.io/", "registry-1.docker.io/
 const AFTER_MAJOR: [&str; 4] = [".", "-", "beta", "rc"];
 
 /// The major version that the tag of the official image names: 17 for `postgres:17.2-alpine`. None
-/// when the tag does not say (`latest`, a digest alone), and for every other image.
+/// when the tag does not name one (`latest`, a digest alone), and for every other image.
 #[must_use]
 pub fn major(image: &str) -> Option<u32> {
     let name = image.split('@').next()?;

@@ -210,6 +210,6 @@ async fn unresponsive_api_server_causes_a_timeout() {
     let list = || api.list(&params);
     assert!(matches!(list().await, Err(kube::Error::Api(_))));
     let waited = tokio::time::timeout(Duration::from_secs(20), list()).await;
-    let ended = waited.unwrap_or_else(|_| panic!("it waits for ever"));
+    let ended = waited.unwrap_or_else(|_| panic!("it waits indefinitely"));
     assert!(!matches!(ended, Err(kube::Error::Api(_)) | Ok(_)));
 }

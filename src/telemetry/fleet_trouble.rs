@@ -131,8 +131,9 @@ impl Findings {
                 "It stopped renewing, and others declared it dead. Its Lease is removed soon.";
             self.add(Severity::Note, format!("{name} is dead"), hint);
         } else if member.live == Some(false) {
-            let what =
-                format!("{name} is silent: no heartbeat for {age:.0} s, it lives {lifetime:.0} s");
+            let what = format!(
+                "{name} is silent: no heartbeat for {age:.0} s, its lifetime is {lifetime:.0} s"
+            );
             let hint = "Its process, its node or its connection to the API server has failed. Others declare it dead now.";
             self.add(Severity::Warning, what, hint);
         } else if lifetime > 0.0 && age > lifetime / 2.0 {
@@ -177,7 +178,7 @@ impl Findings {
             let depth = stat("queue_depth").unwrap_or(0.0);
             let what =
                 format!("{name} is behind: {depth:.0} objects wait, the oldest for {age:.0} s");
-            let hint = "Many changes at once, a slow API server, or too low a --concurrency.";
+            let hint = "Many simultaneous changes, a slow API server, or too low a --concurrency.";
             self.add(Severity::Warning, what, hint);
         }
         if let Some(age) = stat("longest_run_seconds").filter(|age| *age > RUN_SECONDS_MAX) {
@@ -223,7 +224,7 @@ impl Findings {
         let (most, least) = (held().max().unwrap_or(0), held().min().unwrap_or(0));
         if most > least + 1 {
             let what = format!("Shards are unevenly distributed: from {least} to {most}");
-            let hint = "The fleet leader plans moves, a few at once.";
+            let hint = "The fleet leader plans moves, a few at a time.";
             self.add(Severity::Note, what, hint);
         }
         let mut revisions: BTreeMap<&str, usize> = BTreeMap::new();
@@ -238,7 +239,7 @@ impl Findings {
                 .iter()
                 .map(|(name, count)| format!("{name} × {count}"));
             let what = format!("Replicas of {} revisions: {}", revisions.len(), named(each));
-            let hint = "An update is under way: older replicas receive no shards.";
+            let hint = "An update is in progress: older replicas receive no shards.";
             self.add(Severity::Note, what, hint);
         }
         let degraded = view.clusters.get("Degraded").copied().unwrap_or(0);

@@ -110,7 +110,7 @@ fn a_silent_replica_is_named_and_its_shards_are_unowned() {
         found,
         [
             "Critical No live replica holds shards 2, 3",
-            "Warning b is silent: no heartbeat for 9 s, it lives 6 s"
+            "Warning b is silent: no heartbeat for 9 s, its lifetime is 6 s"
         ]
     );
     let late = after(|view| view.members[1].heartbeat_age_seconds = Some(4.0));

@@ -103,7 +103,7 @@ async fn readiness_reports_reasons_and_liveness_ignores_external_failures() {
     assert_eq!(get(running.address, "/livez").await.0, 200);
     running.health.ok("heartbeat");
     assert_eq!(get(running.address, "/readyz").await.0, 200);
-    running.health.give_up("the runtime is gone");
+    running.health.give_up("the runtime has ended");
     assert_eq!(get(running.address, "/livez").await.0, 503);
 }
 

@@ -136,7 +136,7 @@ impl Heartbeat {
         self.valid_until_ms = 0;
     }
 
-    /// Whether a read of our own Lease is under way.
+    /// Whether a read of our own Lease is in flight.
     pub(super) fn is_reading(&self) -> bool {
         self.reading
     }

@@ -236,7 +236,7 @@ pub enum Action {
     Resume(ShardId),
     /// Start no more work in the shard; answer with [`Event::Drained`] when none runs.
     Drain(ShardId),
-    /// Stop the shard at once: cancel what runs before its next write.
+    /// Stop the shard immediately: cancel running work before its next write.
     Halt(ShardId, Reason),
     /// Our incarnation is dead: send [`Event::Reincarnate`] with a fresh nonce.
     NeedIncarnation,

@@ -41,7 +41,7 @@ pub(super) struct Pending {
     pub(super) intent: Intent,
     pub(super) epoch: u32,
     pub(super) base: Option<Version>,
-    /// The request under way, if one is.
+    /// The request in flight, if there is one.
     pub(super) id: Option<WriteId>,
     /// When to send again, if no request is in flight.
     pub(super) again_ms: u64,

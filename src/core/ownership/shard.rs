@@ -21,7 +21,7 @@ pub(super) struct Shard {
     /// A write met something unexpected: read before the next one.
     must_read: Option<u64>,
     is_reading: bool,
-    /// What was known when the read under way was sent.
+    /// The known version when the read in flight was sent.
     read_from: Option<Version>,
     /// Conflicts since the last successful write.
     conflicts: u32,

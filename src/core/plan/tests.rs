@@ -85,7 +85,7 @@ fn planned(
         now_ms,
     };
     let Plan::Keep { secret, apply, .. } = plan(&observation, memory) else {
-        panic!("it lives");
+        panic!("it is not being deleted");
     };
     let kinds = apply.iter().map(|step| desired[step.index].id.kind);
     (secret, kinds.collect())
