@@ -48,9 +48,9 @@ async fn an_api_server_that_is_away_is_waited_for() {
     control_plane.kill("kube-apiserver").await.unwrap();
     fleet.restart_replica(index).await.unwrap();
     let replica = fleet.replica(index).unwrap();
-    until_unready(replica, "can not be reached").await;
+    until_unready(replica, "cannot be reached").await;
     tokio::time::sleep(Duration::from_secs(11)).await;
-    let lines = lines_with(replica, "can not be reached");
+    let lines = lines_with(replica, "cannot be reached");
     assert!((1..=3).contains(&lines), "{lines} lines in some 12 seconds");
     control_plane.start_again().await.unwrap();
     fleet.wait_ready(PATIENCE).await.unwrap();

@@ -101,14 +101,14 @@ async fn other_namespaces(fleet: &mut Fleet<'_>) {
     wait_for("it to stand by", PATIENCE, || async {
         let answer = fleet.replica(stray)?.get("/readyz").await?;
         let said =
-            "standing by: replicas that serve other namespaces than --watch-namespaces elsewhere";
+            "standing by: replicas that watch other namespaces than --watch-namespaces elsewhere";
         let met = answer.status == 200 && answer.body.contains(said);
         Ok(Progress::when(met, (), || answer.body))
     })
     .await
     .unwrap();
     let told = fleet.alive().next().unwrap().get("/fleet").await.unwrap();
-    let said = format!("{name} stands by: it serves other namespaces (elsewhere)");
+    let said = format!("{name} stands by: it watches other namespaces (elsewhere)");
     assert!(told.body.contains(&said), "{}", told.body);
     // Where a shard can move, it moves within seconds: a replica leaves, and the stray gets none of it.
     let leaver = fleet.replicas().iter().position(|r| r.name() == others[0]);

@@ -142,7 +142,7 @@ async fn who_leaves_waits_for_what_runs_and_without_the_wait_it_is_cut_short() {
     let meanwhile = async {
         wait_for("a shard to be given up", PATIENCE, || async {
             let log = std::fs::read_to_string(&log).unwrap();
-            let met = log.contains("giving the shard up");
+            let met = log.contains("handing the shard over");
             Ok(Progress::when(met, (), || "none is".into()))
         })
         .await

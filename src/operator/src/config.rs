@@ -1,4 +1,4 @@
-//! Flags and environment, made into limits that have been checked.
+//! Command-line flags and environment variables, converted to checked settings.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -47,7 +47,7 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_IDENTITY", value_parser = name)]
     pub identity: Option<String>,
 
-    /// Uid of the Pod: lets a restarted container take its shards back at once.
+    /// Uid of the Pod: lets a restarted container take its shards back immediately.
     #[arg(long, env = "DBC_POD_UID")]
     pub pod_uid: Option<String>,
 
@@ -55,12 +55,12 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_REVISION")]
     pub revision: Option<String>,
 
-    /// Do not begin to act before the API server's fence is proven to hold for this replica.
+    /// Do not start before a dry run has shown that the API server's fence applies to this replica.
     #[arg(long, env = "DBC_REQUIRE_FENCE")]
     pub require_fence: bool,
 
     /// Join the fleet with credentials that are not a token bound to a Pod, such as an administrator's
-    /// kubeconfig: the API server's fence does not hold for this replica then.
+    /// kubeconfig: the API server's fence does not apply to this replica then.
     #[arg(long, env = "DBC_ALLOW_UNFENCED")]
     pub allow_unfenced: bool,
 
@@ -68,7 +68,7 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_SHARDS", default_value = "32", value_parser = shards)]
     pub shards: ShardCount,
 
-    /// How long a member Lease lives without a renewal, in whole seconds (3s to 60s).
+    /// Lifetime of a member Lease without a renewal, in whole seconds (3s to 60s).
     #[arg(long, env = "DBC_LEASE_DURATION", default_value = "6s", value_parser = lease_duration)]
     pub lease_duration: Duration,
 
@@ -76,11 +76,11 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_RENEW_INTERVAL", default_value = "2s", value_parser = duration)]
     pub renew_interval: Duration,
 
-    /// How long the work of a shard may take to finish before the shard is given up all the same.
+    /// How long the work of a shard may take to finish before the shard is handed over regardless.
     #[arg(long, env = "DBC_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub drain_timeout: Duration,
 
-    /// Most reconciles at once, 1 to 1000.
+    /// Maximum number of concurrent reconciles, 1 to 1000.
     #[arg(long, env = "DBC_CONCURRENCY", default_value = "10", value_parser = concurrency)]
     pub concurrency: NonZeroUsize,
 
@@ -88,24 +88,24 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_RECONCILE_TIMEOUT", default_value = "60s", value_parser = duration)]
     pub reconcile_timeout: Duration,
 
-    /// Storm guard: runs per time.
+    /// Rate limiter: number of runs per time.
     #[arg(long, env = "DBC_RATE_LIMIT", default_value = "100/60s")]
     pub rate_limit: RateLimit,
 
-    /// What the storm guard counts by: `object` or `replica`.
+    /// Scope of the rate limiter: `object` or `replica`.
     #[arg(long, env = "DBC_RATE_LIMIT_SCOPE", default_value = "object")]
     pub rate_limit_scope: Scope,
 
-    /// Most entries in the cache of look-ups, 1 to 1000000.
+    /// Maximum number of entries in the lookup cache, 1 to 1000000.
     #[arg(long, env = "DBC_CACHE_ENTRIES", default_value = "1024", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub cache_entries: u64,
 
-    /// How long a look-up stays in the cache.
+    /// How long a lookup stays in the cache.
     #[arg(long, env = "DBC_CACHE_TTL", default_value = "10m", value_parser = duration)]
     pub cache_ttl: Duration,
 
-    /// Most objects in the queue; a change beyond takes the place of what is due last, which is taken
-    /// in again later.
+    /// Maximum number of objects in the queue. A change beyond it replaces the object that is due
+    /// last, which is queued again later.
     #[arg(long, env = "DBC_QUEUE_CAPACITY", default_value = "100000", value_parser = concurrency)]
     pub queue_capacity: NonZeroUsize,
 
@@ -180,7 +180,7 @@ impl RunArgs {
             .unwrap_or_default()
     }
 
-    /// Identity: flag or `POD_NAME`; otherwise the caller makes one up.
+    /// Identity: flag or `POD_NAME`; otherwise the caller generates one.
     #[must_use]
     pub fn given_identity(&self) -> Option<String> {
         self.identity.clone().or_else(|| set("POD_NAME"))
@@ -226,7 +226,7 @@ fn namespaces(text: &str) -> Result<Namespaces, String> {
     names.sort_unstable();
     if let Some([twice, _]) = names.array_windows().find(|[a, b]| a == b) {
         return Err(format!(
-            "{twice:?} is there twice: name each namespace once"
+            "{twice:?} is listed twice: name each namespace once"
         ));
     }
     Ok(Namespaces(names))
@@ -327,7 +327,7 @@ mod tests {
             ("--watch-namespaces", "shop,", "\"\" is not the name"),
             ("--watch-namespaces", "*", "namespace"),
             ("--watch-namespaces", "shop-", "\"shop-\""),
-            ("--watch-namespaces", "b,a,b", "\"b\" is there twice"),
+            ("--watch-namespaces", "b,a,b", "\"b\" is listed twice"),
         ] {
             let error = parse(&[flag, value]).unwrap_err();
             assert!(error.contains(flag) && error.contains(value), "{error}");

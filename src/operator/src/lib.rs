@@ -7,7 +7,7 @@
 //!   (heartbeat)      (watch)    (pure)    (locks, epoch) backoff)   drain)
 //! ```
 //!
-//! Modules in the order of that path; docs/ARCHITECTURE.md says more.
+//! Modules in the order of that path; see docs/ARCHITECTURE.md.
 
 pub mod config;
 

@@ -1,4 +1,4 @@
-//! Parse, set up, run.
+//! The command line of the operator.
 
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// The name under which the binary is the kubectl plugin.
 const PLUGIN: &str = "kubectl-dbc";
 
-/// Figures of a build without optimization are of no use: it says what it is.
+/// Measurements of a build without optimization are useless, so the version names it.
 const VERSION: &str = if cfg!(debug_assertions) {
     concat!(env!("CARGO_PKG_VERSION"), " (debug build)")
 } else {
@@ -49,7 +49,7 @@ enum Command {
         #[arg(long, short = 'n', env = "DBC_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
         namespace: String,
     },
-    /// Show who holds what, from the Leases.
+    /// Show which replica holds which shard, from the Leases.
     Fleet {
         /// Namespace of the operator.
         #[arg(long, short = 'n', env = "DBC_NAMESPACE", default_value = DEFAULT_NAMESPACE)]
@@ -68,14 +68,14 @@ pub(crate) fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line: all causes after one another.
+            // One line: all causes in sequence.
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// A bad flag is answered in one line; help and version as everywhere.
+/// Reports a bad flag in one line; help and version as usual.
 fn parse() -> Result<Cli, ExitCode> {
     let as_plugin = std::env::args()
         .next()
@@ -132,7 +132,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-/// An error means that a provider is installed already, which is as good.
+/// An error means that a provider is installed already, which is fine.
 fn install_crypto() {
     let _installed = rustls::crypto::ring::default_provider().install_default();
 }

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 
 use super::lease::{MemberLease, ShardLease};
 
-/// How long a member Lease must have been dead before it is removed: long enough for anybody who
-/// looks into a failure to still find it.
+/// How long a member Lease must have been dead before it is removed: long enough for the
+/// investigation of a failure.
 const KEPT_MS: u64 = 60_000;
 
-/// Since when each dead member Lease has been seen as such.
+/// Since when each member Lease has been observed as dead.
 #[derive(Debug, Default)]
 pub struct DeadMembers {
     since_ms: BTreeMap<String, u64>,
 }
 
 impl DeadMembers {
-    /// Those that have been dead long enough, as versions to be removed. Never one that a shard Lease
-    /// still names: that it is dead is what frees its shards.
+    /// Members that have been dead long enough, as versions to remove. A member that a shard Lease
+    /// still names is never among them: its death is what frees its shards.
     pub fn removable(
         &mut self,
         now_ms: u64,

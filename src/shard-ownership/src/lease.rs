@@ -1,19 +1,19 @@
-//! What the Leases say, as plain records: members, shards, and the writes that change them.
+//! The contents of Leases as plain records: members, shards, and the writes that change them.
 
 use std::collections::BTreeSet;
 
 use super::hash::{Bucket, ShardCount, ShardId, fnv1a64};
 
-/// In the place of the number of shards: the Lease of a replica that serves other namespaces. No fleet
-/// has so many shards, so that such a replica is one of another fleet, beside which ours stands by.
+/// Value in place of the number of shards for a replica that watches other namespaces. No fleet has so
+/// many shards, so such a replica counts as a member of another fleet, beside which ours stands by.
 pub const OTHER_NAMESPACES: u16 = u16::MAX;
 /// The text for replicas that serve all namespaces.
 const ALL_NAMESPACES: &str = "*";
 /// Longest text for the namespaces that a replica serves, in bytes: every heartbeat carries it.
 const SERVED_LENGTH_MAX: usize = 512;
 
-/// The text by which replicas know whether they serve the same namespaces (sorted, without duplicates;
-/// none: all). A long list is cut, and its digest tells it from others.
+/// The text by which replicas compare which namespaces they watch (sorted, without duplicates; none:
+/// all). A long list is truncated, and its digest distinguishes it from others.
 #[must_use]
 pub fn served_text(namespaces: &[String]) -> String {
     let all = namespaces.join(",");
@@ -39,7 +39,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// Whether `self` is certainly older than `other`: then it is a late answer and to be ignored.
+    /// Whether `self` is certainly older than `other`: then it is a late answer and is ignored.
     ///
     /// Resource versions of one object are comparable as numbers (Kubernetes KEP-5504); where they
     /// are no numbers, nothing is certain.
@@ -56,32 +56,33 @@ impl Version {
     }
 }
 
-/// One replica's heartbeat, as last seen.
+/// One replica's heartbeat, as last observed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MemberLease {
     /// Identity of the replica (from the Lease's name).
     pub identity: String,
-    /// For compare-and-swap.
+    /// Version for compare-and-swap.
     pub version: Version,
-    /// The identity again, or empty: vacated, that incarnation is dead.
+    /// The identity again, or empty if vacated: that incarnation is dead.
     pub holder: String,
-    /// Nonce of this life of the replica.
+    /// Nonce of this incarnation of the replica.
     pub incarnation: String,
-    /// Number of this renewal within its incarnation: tells which of several sent ones arrived.
+    /// Number of this renewal within its incarnation: identifies which of several sent renewals
+    /// arrived.
     pub renewal: u64,
-    /// How long it lives without a renewal.
+    /// Lifetime without a renewal, in milliseconds.
     pub lease_ms: u64,
     /// Uid of its Pod, or empty outside a cluster.
     pub pod_uid: String,
     /// Revision of its ReplicaSet, or empty.
     pub revision: String,
-    /// Number of shards it works with, or [`OTHER_NAMESPACES`].
+    /// Number of shards it is configured with, or [`OTHER_NAMESPACES`].
     pub shards: u16,
-    /// Whether it is about to leave.
+    /// Whether it is about to leave the fleet.
     pub draining: bool,
-    /// Whether it may not write the shard table: it can begin nothing.
+    /// Whether it must not write the shard table: then it cannot start work in any shard.
     pub barred: bool,
-    /// Shards of which it has listed everything, so that they can be handed to it.
+    /// Shards whose objects it has listed completely, so that they can be handed over to it.
     pub warm: BTreeSet<ShardId>,
     /// When the Lease was created, in seconds since the Unix epoch by the API server's clock.
     pub created_seconds: i64,
@@ -95,18 +96,18 @@ impl MemberLease {
     }
 }
 
-/// The lock of one shard, as last seen.
+/// The lock of one shard, as last observed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShardLease {
     /// The shard (from the Lease's name).
     pub shard: ShardId,
-    /// For compare-and-swap.
+    /// Version for compare-and-swap.
     pub version: Version,
     /// Identity of the holder, or empty: vacant.
     pub holder: String,
     /// Incarnation of the holder.
     pub incarnation: String,
-    /// Grows whenever the holder changes.
+    /// Increases whenever the holder changes.
     pub epoch: u32,
     /// Number of shards for which this Lease was written, or [`OTHER_NAMESPACES`].
     pub shards: u16,
@@ -114,30 +115,30 @@ pub struct ShardLease {
     pub successor: Option<Successor>,
 }
 
-/// The planned next holder of a shard: a replica, in one of its lives.
+/// The planned next holder of a shard: one incarnation of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Successor {
     /// Identity of the replica.
     pub identity: String,
-    /// Its incarnation: a restarted replica is not the one that was planned for.
+    /// Its incarnation: a restarted replica is not the planned successor.
     pub incarnation: String,
 }
 
-/// What a write of a member Lease says. `base` absent: create.
+/// A write of a member Lease. `base` absent: create.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MemberWrite {
-    /// Whose Lease.
+    /// Identity of the member.
     pub identity: String,
-    /// The version that it replaces.
+    /// The version that the write replaces.
     pub base: Option<Version>,
-    /// What it says.
+    /// The change.
     pub change: MemberChange,
 }
 
-/// The three things that may be done to a member Lease.
+/// The changes of a member Lease.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum MemberChange {
-    /// Our own heartbeat.
+    /// Renew our own heartbeat.
     Renew {
         /// Our incarnation.
         incarnation: String,
@@ -147,21 +148,21 @@ pub enum MemberChange {
         draining: bool,
         /// Whether we may not write the shard table.
         barred: bool,
-        /// Shards of which we have listed everything.
+        /// Shards whose objects we have listed completely.
         warm: BTreeSet<ShardId>,
     },
-    /// Somebody's incarnation is declared dead.
+    /// Declare an incarnation dead.
     Vacate,
-    /// We leave, and take our Lease with us.
+    /// Delete our own Lease when we leave.
     Delete,
 }
 
-/// What a write of a shard Lease says. `base` absent: create.
+/// A write of a shard Lease. `base` absent: create.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShardWrite {
-    /// Which shard.
+    /// The shard.
     pub shard: ShardId,
-    /// The version that it replaces.
+    /// The version that the write replaces.
     pub base: Option<Version>,
     /// The new holder, or empty.
     pub holder: String,
@@ -192,7 +193,7 @@ pub(crate) mod samples {
         }
     }
 
-    /// One that lives.
+    /// A live member.
     pub(crate) fn member(identity: &str, revision: &str) -> MemberLease {
         MemberLease {
             identity: identity.into(),

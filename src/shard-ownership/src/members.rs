@@ -1,12 +1,12 @@
-//! Who is alive: the member Leases as last seen, and how long each has been silent.
+//! Which replicas are alive: the member Leases as last observed, and how long each has been silent.
 
 use std::collections::BTreeMap;
 
 use super::hash::ShardId;
 use super::lease::{MemberLease, OTHER_NAMESPACES, Successor, Version};
 
-/// Whether a replica may be given shards: not vacated, not leaving, allowed to write the
-/// shard table, working with `shards` shards.
+/// Whether a replica may receive shards: not vacated, not leaving, allowed to write the shard
+/// table, configured with `shards` shards.
 #[must_use]
 pub fn is_eligible(member: &MemberLease, shards: u16) -> bool {
     !member.is_vacated() && !member.draining && !member.barred && member.shards == shards
@@ -43,9 +43,9 @@ pub enum Life {
     Dead,
     /// Its member Lease is missing, not for long enough.
     Unknown,
-    /// Its member Lease names another incarnation, but was seen before the Lease that named this
-    /// one, or has been missing for a whole lifetime, which a watch that stands still would show as
-    /// well: only a fresh read can tell.
+    /// Its member Lease names another incarnation, but was observed before the Lease that named
+    /// this one, or has been missing for a whole lifetime, which a stalled watch would also show:
+    /// only a fresh read can decide.
     Doubtful,
 }
 
@@ -55,7 +55,7 @@ struct ObservedMember {
     silence_ms: u64,
 }
 
-/// The member Leases as last seen.
+/// The member Leases as last observed.
 ///
 /// Silence is counted by [`Members::credit`], in ticks that the caller bounds and withholds: time in
 /// which the observer itself could not reach the API server says nothing about others.
@@ -102,8 +102,8 @@ impl Members {
         }
     }
 
-    /// Everything that exists, after a fresh list: what is not in it is gone. Says of whom the list
-    /// shows less than is known: it is a late one, or the API server went back in time.
+    /// Takes in a complete list: what is not in it was deleted. Returns the members of which the
+    /// list shows less than is known: it is a late one, or the API server went back in time.
     pub fn listed(&mut self, leases: Vec<MemberLease>) -> Vec<(String, Version)> {
         self.observed
             .retain(|identity, _| leases.iter().any(|lease| &lease.identity == identity));
@@ -125,7 +125,7 @@ impl Members {
         self.observe(lease);
     }
 
-    /// Adds time in which everybody could have been heard.
+    /// Adds time in which every member could have been heard.
     pub fn credit(&mut self, elapsed_ms: u64) {
         for observed in self.observed.values_mut() {
             observed.silence_ms = observed.silence_ms.saturating_add(elapsed_ms);
@@ -160,7 +160,7 @@ impl Members {
         self.observed.values().map(|observed| &observed.lease)
     }
 
-    /// Replicas that may be given shards. A silent one counts until somebody vacates it, so that all
+    /// Replicas that may receive shards. A silent one counts until a member vacates it, so that all
     /// replicas agree on the list.
     pub fn eligible(&self, shards: u16) -> impl Iterator<Item = &str> {
         self.all()
@@ -168,27 +168,27 @@ impl Members {
             .map(|m| m.identity.as_str())
     }
 
-    /// Whether this very life of a replica may be given shards.
+    /// Whether exactly this incarnation of a replica may receive shards.
     #[must_use]
     pub fn can_succeed(&self, successor: &Successor, shards: u16) -> bool {
         self.get(&successor.identity)
             .is_some_and(|m| is_eligible(m, shards) && m.incarnation == successor.incarnation)
     }
 
-    /// Whether this very life of a replica has listed everything of the shard.
+    /// Whether exactly this incarnation of a replica has listed all objects of the shard.
     #[must_use]
     pub fn is_warm(&self, successor: &Successor, shard: ShardId) -> bool {
         self.get(&successor.identity)
             .is_some_and(|m| m.incarnation == successor.incarnation && m.warm.contains(&shard))
     }
 
-    /// Whether somebody who is not vacated works with another number of shards.
+    /// Whether a member that is not vacated is configured with another number of shards.
     #[must_use]
     pub fn another_count_is_alive(&self, shards: u16) -> bool {
         self.all().any(|m| !m.is_vacated() && m.shards != shards)
     }
 
-    /// Whether somebody who is not vacated serves other namespaces.
+    /// Whether a member that is not vacated watches other namespaces.
     #[must_use]
     pub fn other_namespaces_are_alive(&self) -> bool {
         self.all()
@@ -221,7 +221,7 @@ impl Members {
         }
     }
 
-    /// Whether its Lease has been missing for `lease_ms`, as far as we were shown.
+    /// Whether its Lease has been missing for `lease_ms`, as far as observed.
     #[must_use]
     pub fn is_long_gone(&self, identity: &str, lease_ms: u64) -> bool {
         let missing_ms = self.missing_ms.get(identity);

@@ -1,4 +1,4 @@
-//! What the fleet leader plans: who should have which shard next, a few moves at a time.
+//! The fleet leader's plan: which replica should hold which shard next, a few moves at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,33 +7,33 @@ use super::lease::{MemberLease, ShardLease, Successor};
 use super::members::{is_eligible, newest_revision};
 use super::ring::{Ranking, place};
 
-/// How the fleet stands, for its gauges.
+/// State of the fleet, for its gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overview {
     /// Shards that no live replica holds.
     pub unowned: usize,
-    /// Shards of the replica that holds most, less those of the one that holds least.
+    /// Shards of the replica that holds most, minus those of the one that holds least.
     pub imbalance: usize,
 }
 
-/// A change of the planned next holder of a shard; `None` withdraws a plan that can not be carried out.
+/// A change of the planned next holder of a shard; `None` withdraws a plan that cannot be executed.
 pub type Move = (ShardId, Option<Successor>);
 
-/// Most moves under way at once: an eighth of the shards.
+/// Maximum number of moves in progress: an eighth of the shards.
 #[must_use]
 pub fn move_budget(count: ShardCount) -> usize {
     (usize::from(count.get()) / 8).max(1)
 }
 
-/// How long the fleet must not have changed before shards are moved: several replicas often come or
-/// go together, and each move made too early is made again.
+/// How long the membership must not have changed before shards are moved: several replicas often
+/// join or leave together, and a move that is planned too early has to be repeated.
 pub const QUIET_MS: u64 = 500;
 
 /// The same while there are replicas of two revisions: in a rolling update, shards move when an older
-/// replica leaves. One that has stopped half-way is balanced after all.
+/// replica leaves. A stalled update is balanced in the end.
 pub const QUIET_IN_UPDATE_MS: u64 = 120_000;
 
-/// Since when the fleet is the same.
+/// Since when the membership has been unchanged.
 #[derive(Clone, Debug, Default)]
 pub struct Stabilization {
     live: Vec<(String, String)>,
@@ -69,7 +69,7 @@ pub struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    /// Looks at the Leases.
+    /// The fleet according to these Leases.
     #[must_use]
     pub fn new(count: ShardCount, members: &'a [MemberLease], shards: &'a [ShardLease]) -> Self {
         let eligible = || {
@@ -93,13 +93,13 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    /// Who holds the shard, in a life that lasts.
+    /// The live holder of the shard.
     fn live_holder(&self, shard: &'a ShardLease) -> Option<&'a MemberLease> {
         let member = self.alive.get(shard.holder.as_str())?;
         (member.incarnation == shard.incarnation).then_some(*member)
     }
 
-    /// Whether replicas of more than one revision are alive: an update is under way.
+    /// Whether replicas of more than one revision are alive, that is, an update is in progress.
     #[must_use]
     pub fn is_mixed(&self) -> bool {
         self.newest.len() < self.eligible.len()
@@ -131,11 +131,11 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    /// The next moves, such that no more than `budget` are under way at once.
+    /// The next moves, such that no more than `budget` are in progress at once.
     ///
-    /// Replicas of an older revision are given nothing; while there are any, only their shards move.
-    /// In an update that goes on they had better move when the older replica leaves, and not before.
-    /// A replica that leaves chooses its successors itself.
+    /// Replicas of an older revision receive nothing; while there are any, only their shards move.
+    /// In a progressing update these should move when the older replica leaves, and not before. A
+    /// leaving replica chooses its successors itself.
     #[must_use]
     pub fn moves(&self, budget: usize) -> Vec<Move> {
         let mut moves = Vec::new();
@@ -199,7 +199,7 @@ mod tests {
         ShardCount::new(32).unwrap()
     }
 
-    /// Carries out all moves under way, until none is planned.
+    /// Executes all moves in progress, until none is planned.
     fn settle(members: &[MemberLease], shards: &mut [ShardLease]) -> usize {
         let mut moved = 0;
         loop {
@@ -251,7 +251,7 @@ mod tests {
             .collect();
         settle(&members, &mut shards);
         let held = |name: &str| shards.iter().filter(|lease| lease.holder == name).count();
-        assert_eq!(held("b"), 0, "an older replica was given a shard");
+        assert_eq!(held("b"), 0, "an older replica received a shard");
         assert!(held("c") >= 10);
     }
 
@@ -266,11 +266,11 @@ mod tests {
         assert!(!allows(1000 + QUIET_MS - 1, &two));
         assert!(allows(1000 + QUIET_MS, &two));
         let three = [member("a", ""), member("b", ""), member("c", "")];
-        assert!(!allows(9000, &three), "one came");
+        assert!(!allows(9000, &three), "one joined");
         assert!(allows(9000 + QUIET_MS, &three));
         let mut restarted = three.clone();
         restarted[1].incarnation = "b-2".into();
-        assert!(!allows(19_000, &restarted), "one began a new life");
+        assert!(!allows(19_000, &restarted), "one restarted");
         restarted[2].draining = true;
         assert!(!allows(19_000 + QUIET_MS, &restarted), "one leaves");
         restarted[0].renewal += 1;

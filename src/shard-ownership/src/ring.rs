@@ -1,8 +1,9 @@
-//! Who should hold which shard: consistent hashing with bounded load.
+//! Placement of shards on members: consistent hashing with bounded load.
 //!
 //! The ring (crate `consistent_hash`) ranks the members for each shard. [`place`] turns ranks into
 //! an assignment in which every member holds `floor(S/R)` or `ceil(S/R)` shards, and which keeps
-//! whatever is already held within that bound, so that a join or a leave moves the least possible.
+//! what is already held within that bound, so that a join or a leave moves as few shards as
+//! possible.
 //!
 //! Source of the idea: Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads",
 //! SODA 2018, <https://arxiv.org/abs/1608.01350>.
@@ -18,7 +19,7 @@ use super::hash::{ShardCount, ShardId};
 /// load does not depend on it.
 const POINTS_PER_MEMBER: usize = 64;
 
-/// A name that hashes as exactly its bytes: `Hash for str` is not promised to stay the same
+/// A name that hashes as exactly its bytes: `Hash for str` is not guaranteed to stay the same
 /// between compiler versions, and replicas of two versions must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Name<'a>(&'a str);
@@ -134,11 +135,11 @@ impl Ranking {
 /// Assigns every shard to a member (an index into nothing: the names themselves), or to nobody when
 /// there is no member.
 ///
-/// `held` says who holds each shard now; names that are not among the members count as nobody.
-/// The result is the same on every replica that sees the same members and the same holders.
+/// `held` is the current holder of each shard; names that are not among the members count as no
+/// holder. The result is the same on every replica that sees the same members and the same holders.
 ///
-/// Guarantees where all may be given any, each tested as a property: every member gets `floor(S/R)` or `ceil(S/R)` shards;
-/// a second call with the result changes nothing; when a member joins or leaves a balanced fleet,
+/// Guarantees if all members may receive shards, each tested as a property: every member gets `floor(S/R)` or
+/// `ceil(S/R)` shards; a second call with the result changes nothing; when a member joins or leaves a balanced fleet,
 /// at most `ceil(S/R)` shards move.
 ///
 /// What is free goes to those who `may_receive` it: in a rolling update, to the newest revision. The
@@ -204,8 +205,8 @@ fn holders_by_index(
     now
 }
 
-/// `floor(S/R)` for each, and one more for as many as the remainder: for those who hold most
-/// already, so that they need not give it up.
+/// `floor(S/R)` for each, and one more for as many as the remainder: for those that hold most
+/// already, so that they need not hand it over.
 fn allowances(now: &[Option<usize>], shards: usize, members: usize) -> Vec<usize> {
     let mut count = vec![0usize; members];
     for member in now.iter().flatten() {
@@ -315,7 +316,7 @@ mod tests {
             let mut now: Vec<String> = before.iter().map(|h| h.unwrap().to_owned()).collect();
             let mut moves = 0;
             for n in 0..size {
-                // One more of the new ones is there, and one of the old ones leaves.
+                // One more of the new revision has joined, and one of the old revision leaves.
                 let members = old[n + 1..].iter().chain(&new[..=n]);
                 let ranking = Ranking::new(count, members.map(String::as_str));
                 let held = now.iter().enumerate();

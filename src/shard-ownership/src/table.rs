@@ -1,4 +1,5 @@
-//! The shard table as a plain record: the fence's view of who may write where, and the fleet's memory of epochs.
+//! The shard table as a plain record: which replica may write where, for the fence, and the record of epochs for
+//! the fleet.
 
 use std::collections::BTreeMap;
 
@@ -6,19 +7,19 @@ use super::hash::ShardId;
 use super::lease::Version;
 use super::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 
-/// What the table says of one shard.
+/// The entry of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// Epoch under which the holder writes. It never falls.
+    /// Epoch under which the holder writes. It never decreases.
     pub epoch: u32,
-    /// Identity of the holder, or empty: nobody has written under this epoch.
+    /// Identity of the holder, or empty: no replica has written under this epoch.
     pub holder: String,
     /// Incarnation of the holder, or empty.
     pub incarnation: String,
 }
 
 impl Entry {
-    /// An entry that names nobody.
+    /// An entry without a holder.
     #[must_use]
     pub const fn vacant(epoch: u32) -> Self {
         Self {
@@ -32,7 +33,7 @@ impl Entry {
 /// The shard table, as last observed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShardTable {
-    /// Its uid is part of every fencing token.
+    /// Version for compare-and-swap. Its uid is part of every fencing token.
     pub version: Version,
     /// Number of shards.
     pub shards: u16,
@@ -49,26 +50,26 @@ impl ShardTable {
     }
 }
 
-/// Why the API server does not carry out a write of the table.
+/// Why the API server rejects a write of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableRefusal {
-    /// Something else is stored, or nothing.
+    /// Another version is stored, or none.
     Conflict,
-    /// The rules of the kind forbid it.
+    /// The validation rules of the kind forbid it.
     Rejected,
 }
 
 /// A write of the table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TableWrite {
-    /// Number of shards of the writer. It goes with every write, so that a late one cannot reach a
-    /// table that was converted.
+    /// Number of shards of the writer. It is part of every write, so that a late one cannot reach a
+    /// converted table.
     pub shards: u16,
-    /// What it changes.
+    /// The change.
     pub change: TableChange,
 }
 
-/// The three things that may be done to the table.
+/// The changes of the table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TableChange {
     /// Create it, with every entry vacant at epoch 0.
@@ -82,7 +83,7 @@ pub enum TableChange {
     },
     /// Convert it to another number of shards: every entry vacant, at this epoch.
     Convert {
-        /// The version that it replaces.
+        /// The version that the write replaces.
         base: Version,
         /// An epoch above every old one.
         epoch: u32,
@@ -110,7 +111,7 @@ pub fn carried_out(
         (TableChange::Create, Some(_)) | (_, None) => return Err(TableRefusal::Conflict),
         (TableChange::Entries { table, entries }, Some(old)) => {
             if *table != old.version.uid {
-                // The API server calls a changed uid invalid.
+                // The API server rejects a changed uid as invalid.
                 return Err(TableRefusal::Rejected);
             }
             let mut new = old.entries.clone();

@@ -1,4 +1,4 @@
-//! The fencing token: under which right an object was written, and for which cluster.
+//! The fencing token: the right under which an object was written, and the cluster for which.
 
 use std::fmt;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ impl fmt::Display for FencingToken {
     }
 }
 
-/// A token as read from an object. Users can write it, so it decides nothing but what is reported.
+/// A token as read from an object. Users can edit it, so it only affects what is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObservedToken<'a> {
     /// Uid of the table.
@@ -67,7 +67,7 @@ pub struct ObservedToken<'a> {
 }
 
 impl<'a> ObservedToken<'a> {
-    /// Reads a token; `None` when the text is none, by the same rules as the fence's.
+    /// Parses a token; `None` if the text is not one, by the same rules as the fence's.
     #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
         if text.len() > TEXT_LENGTH_MAX {
@@ -97,7 +97,7 @@ impl<'a> ObservedToken<'a> {
     }
 
     /// Whether the fence refuses a write under `token` to an object of the cluster with this uid that
-    /// carries `self`: it counts there, names the same table, and has a higher epoch.
+    /// carries `self`: it is a token of that cluster, names the same table, and has a higher epoch.
     #[must_use]
     pub fn is_ahead_of(&self, token: &FencingToken, cluster_uid: &str) -> bool {
         self.cluster == cluster_uid && *self.table == *token.table && self.epoch > token.epoch

@@ -1,12 +1,13 @@
-//! When to look at an object again: safety nets, tiers of failure, and the look-again of a conflict.
+//! When to reconcile an object again: periodic resync, backoff after failures, and immediate retries
+//! after a conflict.
 
 use crate::outcome::{Cause, Failure, Next, Outcome};
 
-/// Safety net of a Ready object, beside the watch.
+/// Resync interval of a Ready object, in addition to the watch.
 pub const READY_MS: u64 = 300_000;
-/// Safety net of an object that waits for something a watch reports.
+/// Resync interval of an object that waits for a change that a watch reports.
 pub const WAITING_MS: u64 = 60_000;
-/// Shortest and longest pause before a look at what no watch reports.
+/// Shortest and longest pause before a reconcile for something that no watch reports.
 pub const AFTER_MS: (u64, u64) = (1_000, 60_000);
 /// Pause after the right to act was lost: the heartbeat may bring it back.
 pub const LOST_MS: u64 = 1_000;
@@ -14,15 +15,16 @@ pub const LOST_MS: u64 = 1_000;
 pub const RETRY_MS: [u64; 5] = [50, 100, 250, 500, 1_000];
 /// Longest pause that a 429 is granted for its object.
 pub const THROTTLE_MAX_MS: u64 = 600_000;
-/// Shortest pause after a 429; `Retry-After` has whole seconds, so 0 means that none was named.
+/// Shortest pause after a 429 response. `Retry-After` is in whole seconds, so 0 means that it was
+/// absent.
 pub const THROTTLE_MIN_MS: u64 = 1_000;
-/// Longest pause that one 429 puts on the whole pool.
+/// Longest pause that one 429 response imposes on the whole pool.
 pub const THROTTLE_POOL_MAX_MS: u64 = 1_000;
 
-/// What an object has behind it since its last success.
+/// Attempts of an object since its last success.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attempts {
-    /// Failures.
+    /// Failures since the last success.
     pub failures: u32,
     /// Look-agains since the last failure.
     pub retries: u32,
@@ -31,26 +33,26 @@ pub struct Attempts {
     pub retry_ms: Option<u64>,
 }
 
-/// What a run may know of the tries before and after it.
+/// What a run may know of the attempts before and after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outlook {
-    /// What the object has behind it.
+    /// Attempts before this run.
     pub attempts: Attempts,
-    /// Whether it came here before the pause after its last failure was over.
+    /// Whether the run started before the pause after the last failure was over.
     pub is_early: bool,
-    /// When it is tried again if this run fails, in milliseconds from now.
+    /// When the object is retried if this run fails, in milliseconds from now.
     pub retry_in_ms: u64,
 }
 
 impl Attempts {
-    /// Whether one more look-again is a failure.
+    /// Whether one more retry counts as a failure.
     #[must_use]
     pub const fn are_retries_spent(self) -> bool {
         self.retries as usize >= RETRY_MS.len()
     }
 
-    /// When a failure at `now_ms` is tried again: after the pause that its tier calls for; one that
-    /// came before the pause of the last failure was over leaves that as it was.
+    /// When a failure at `now_ms` is retried: after the pause of its backoff tier. A failure before
+    /// the previous pause was over does not move the next retry.
     #[must_use]
     pub fn retry_due_ms(self, now_ms: u64, random: f64) -> u64 {
         match self.retry_ms {
@@ -59,7 +61,7 @@ impl Attempts {
         }
     }
 
-    /// What a run that is under way at `now_ms` may know.
+    /// What a run that is active at `now_ms` may know.
     #[must_use]
     pub fn outlook(self, now_ms: u64, random: f64) -> Outlook {
         Outlook {
@@ -96,19 +98,19 @@ impl Attempts {
     }
 }
 
-/// What the end of a run asks of the queue.
+/// What the result of a run means for the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It went well: the counts start afresh.
+    /// Success: the counts are reset.
     Settled {
-        /// When to look again.
+        /// When to reconcile again.
         due_ms: u64,
     },
-    /// The object is no more: nothing stays behind unless it changed during the run.
+    /// The object no longer exists: nothing is kept unless it changed during the run.
     Gone,
     /// One more failure.
     Failed {
-        /// When to try again.
+        /// When to retry.
         due_ms: u64,
     },
     /// One more look-again.
@@ -121,9 +123,9 @@ pub enum Verdict {
         /// When the pause ends.
         until_ms: u64,
     },
-    /// It says nothing about the object: run it again, the counts stay.
+    /// The result says nothing about the object: run it again and keep the counts.
     Again {
-        /// When.
+        /// When to run again.
         due_ms: u64,
     },
 }
@@ -139,7 +141,7 @@ fn share_ms(whole_ms: u64, random: f64) -> u64 {
     (whole_ms as f64 * random.clamp(0.0, 1.0)) as u64
 }
 
-/// Pause after one more failure of an object that had `failures` behind it.
+/// Pause after one more failure of an object with `failures` earlier ones.
 #[must_use]
 pub const fn tier_ms(failures: u32) -> u64 {
     match failures {
@@ -150,7 +152,7 @@ pub const fn tier_ms(failures: u32) -> u64 {
     }
 }
 
-/// Makes a failure of a look-again that had its bounded number of tries.
+/// Converts a retry whose attempts are exhausted into a failure.
 #[must_use]
 pub fn bounded(failure: Failure, attempts: Attempts) -> Failure {
     match failure {
@@ -166,7 +168,8 @@ pub fn bounded(failure: Failure, attempts: Attempts) -> Failure {
     }
 }
 
-/// What a run that ended at `now_ms` asks of the queue; pass failures through [`bounded`] first.
+/// What the result of a run at `now_ms` means for the queue; pass failures through [`bounded`]
+/// first.
 #[must_use]
 pub fn verdict(
     result: &Result<Outcome, Failure>,
@@ -200,7 +203,7 @@ pub fn verdict(
         Err(Failure::Throttled { retry_after }) => {
             let asked_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
             let pause_ms = asked_ms.clamp(THROTTLE_MIN_MS, THROTTLE_MAX_MS);
-            // Spread, but never before the time that was asked for.
+            // Jittered, but never before the requested time.
             let spread_ms = share_ms(pause_ms / 10, random);
             Verdict::Throttled {
                 until_ms: now_ms.saturating_add(pause_ms + spread_ms),
@@ -267,12 +270,12 @@ mod tests {
             let Verdict::Failed { due_ms } = verdict else {
                 panic!("{verdict:?}");
             };
-            assert_eq!(outlook.retry_in_ms, due_ms - now_ms, "as was promised");
+            assert_eq!(outlook.retry_in_ms, due_ms - now_ms, "as announced");
             (outlook.is_early, due_ms, attempts.after(verdict))
         };
         let (early, due_ms, attempts) = run(Attempts::default(), 1_000);
         assert_eq!((early, due_ms, attempts.failures), (false, 31_000, 1));
-        // The echoes of what was written before it failed.
+        // Watch events of writes from before the failure.
         let mut echoed = attempts;
         for now_ms in [1_010, 1_500, 30_999] {
             let (early, due_ms, after) = run(echoed, now_ms);

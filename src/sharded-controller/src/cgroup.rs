@@ -1,18 +1,19 @@
-//! What the kernel lets this process have and what it uses: memory and CPU of its cgroup, versions 1 and 2.
+//! Limits and usage of this process according to the kernel: memory and CPU of its cgroup, versions 1 and
+//! 2.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Version 1 writes "no limit" as the highest page-aligned number; nobody has this much memory.
+/// Version 1 writes "no limit" as the highest page-aligned number; no machine has this much memory.
 const NO_LIMIT_BYTES_MIN: u64 = 1 << 60;
 const CGROUP_ROOT: &str = "sys/fs/cgroup";
 
-/// Limits and use of one cgroup; `None`: no limit, or not known.
+/// Limits and usage of one cgroup; `None`: no limit, or not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CgroupStats {
     /// Memory charged to the cgroup, page cache included.
     pub memory_usage_bytes: Option<u64>,
-    /// The part of it that can not be reclaimed at once; what the kubelet looks at.
+    /// The part of it that cannot be reclaimed immediately; the kubelet evicts by this value.
     pub memory_working_set_bytes: Option<u64>,
     /// Lowest memory limit from the cgroup upwards.
     pub memory_limit_bytes: Option<u64>,
@@ -24,14 +25,14 @@ pub struct CgroupStats {
     pub cpu_limit_cores: Option<f64>,
 }
 
-/// Where the lines of `/proc/self/cgroup` say that a controller accounts for this process.
+/// The location of a controller according to `/proc/self/cgroup`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     V1(String),
     V2(String),
 }
 
-/// Reads the figures of this process; `root` is `/` but in tests.
+/// Reads the statistics of this process; `root` is `/` except in tests.
 #[must_use]
 pub fn read(root: &Path) -> CgroupStats {
     let Ok(membership) = fs::read_to_string(root.join("proc/self/cgroup")) else {
@@ -91,7 +92,7 @@ fn read_cpu(mount: &Path, membership: &str, stats: &mut CgroupStats) {
         }
         None => {}
     }
-    // Version 1 counts what was used in a controller of its own, which may be mounted elsewhere.
+    // Version 1 counts usage in a controller of its own, which may be mounted elsewhere.
     if let Some(Place::V1(path)) = place(membership, "cpuacct") {
         let own = folders(&mount.join("cpuacct"), &path).into_iter().next();
         let used = own.and_then(|own| text(&own, "cpuacct.usage")?.trim().parse().ok());

@@ -1,4 +1,4 @@
-//! Kubernetes clients of three kinds, and a tower layer that counts what they ask.
+//! Kubernetes clients of three kinds, and a tower layer that counts their requests.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,42 +14,42 @@ use tower::{Layer, Service};
 use crate::metrics::Metrics;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A Lease call is given up after a second anyway: a connection attempt must not outlive many of them.
+/// A Lease call is aborted after a second anyway: a connection attempt must not outlive many of them.
 const LEASE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bookmarks come about once a minute: a connection that is silent for longer is dead.
+/// Bookmarks arrive about once a minute: a connection that is silent for longer is dead.
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(120);
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const IDENTITY_CHARS_MAX: usize = 100;
-/// What an API server answers; anything else counts as `other`, so that the label stays bounded.
+/// Status codes of an API server; any other counts as `other`, so that the label stays bounded.
 const CODES: [&str; 24] = [
     "101", "200", "201", "202", "204", "301", "302", "307", "400", "401", "403", "404", "405",
     "406", "409", "410", "413", "415", "422", "429", "500", "502", "503", "504",
 ];
 
-/// What a client is for. Each kind is a client of its own, so that none waits behind another.
+/// The purpose of a client. Each kind is a client of its own, so that none waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientKind {
-    /// Heartbeats and locks: nothing is retried behind the caller's back, who sets a timeout per call.
+    /// Heartbeats and locks: no retries; the caller sets a timeout per call.
     Lease,
-    /// Lists and watches: silence is granted for longer than between two bookmarks. No retries,
-    /// because who watches pauses by itself, tells of the trouble meanwhile, and wonders whether it is
+    /// Lists and watches: silence is allowed for longer than between two bookmarks. No retries,
+    /// because the watcher pauses by itself, reports the error meanwhile, and checks whether it is
     /// still the same API server.
     Watch,
-    /// Writes and look-ups: an answer time-out, and no retries, since the right to write may have
-    /// ended meanwhile.
+    /// Writes and lookups: a timeout for the answer, and no retries, because the right to write may
+    /// have ended meanwhile.
     Write,
 }
 
-/// How long a connection of a client may stand still. Everything that is awaited of the API server
-/// has a bound by this, whether or not the caller sets a shorter one.
+/// How long a connection of a client may be idle. Every wait for the API server is bounded by this,
+/// whether or not the caller sets a shorter timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Until it is there, encryption included.
+    /// Until it is established, including TLS.
     pub connect: Duration,
-    /// Without a byte of an answer.
+    /// Without receiving a byte of an answer.
     pub read: Duration,
-    /// Without a byte of a request taken.
+    /// Without sending a byte of a request.
     pub write: Duration,
 }
 
@@ -76,7 +76,7 @@ impl ClientKind {
     }
 }
 
-/// A configuration of which every connection has these bounds, and nothing is retried.
+/// A configuration with these bounds for every connection, and without retries.
 fn bounded(mut config: Config, bounds: Bounds) -> Config {
     config.default_retry = false;
     config.connect_timeout = Some(bounds.connect);
@@ -149,7 +149,7 @@ impl CountLayer {
     #[must_use]
     pub fn new(url: &Uri, metrics: Arc<Metrics>) -> Self {
         let host = url.authority().map_or("unknown", |a| a.as_str());
-        // Whatever stands before an @ is a secret.
+        // What precedes an @ is a secret.
         let host = host.rsplit('@').next().unwrap_or(host).to_owned();
         metrics.client.set_api_server(&host);
         Self {
@@ -209,8 +209,8 @@ where
     }
 }
 
-/// One request under way. If it is dropped before its answer, that counts too: calls that ran into
-/// their caller's timeout are the ones worth seeing.
+/// One request in flight. If it is dropped before its answer, that counts too: calls that ran into
+/// their caller's timeout are the most relevant ones.
 struct Count {
     counts: Arc<Counts>,
     method: &'static str,
@@ -246,7 +246,7 @@ impl Drop for Count {
     }
 }
 
-/// The verb of Kubernetes: HTTP's, with reads told apart into GET, LIST and WATCH.
+/// The verb in terms of Kubernetes: HTTP's, with reads split into GET, LIST and WATCH.
 fn verb(method: &Method, uri: &Uri) -> &'static str {
     match *method {
         Method::GET if watches(uri.query().unwrap_or_default()) => "WATCH",

@@ -14,7 +14,7 @@ use prometheus::Registry;
 use super::*;
 use crate::names::testing::NAMES;
 
-/// Answers each request with the next status, or never when there is none; keeps the heads.
+/// Answers each request with the next status, or never if there is none; keeps the request heads.
 async fn server(statuses: &[u16]) -> (Uri, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -188,7 +188,7 @@ fn every_kind_of_client_has_bounds_and_watches_outlast_the_pause_between_bookmar
         assert_eq!(config.write_timeout, Some(bounds.write));
         assert!(!config.default_retry, "{kind:?}");
     }
-    // Who watches notices first, and says what is wrong.
+    // The watcher notices first, and reports the problem.
     let watch = ClientKind::Watch.bounds();
     assert!(watch.read > crate::watch::request::SILENCE_MAX);
 }
@@ -211,6 +211,6 @@ async fn unresponsive_api_server_causes_a_timeout() {
     let list = || api.list(&params);
     assert!(matches!(list().await, Err(kube::Error::Api(_))));
     let waited = tokio::time::timeout(Duration::from_secs(20), list()).await;
-    let ended = waited.unwrap_or_else(|_| panic!("it waits for ever"));
+    let ended = waited.unwrap_or_else(|_| panic!("it waits indefinitely"));
     assert!(!matches!(ended, Err(kube::Error::Api(_)) | Ok(_)));
 }

@@ -1,4 +1,5 @@
-//! Bounds the connections of the HTTP server: when all places are taken, the longest idle one goes.
+//! Bounds the connections of the HTTP server: when all slots are used, the longest idle connection
+//! is closed.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// All open connections. A probe must get through however many clients hold connections open, so
-/// being full is answered by closing, not by making newcomers wait.
+/// when all slots are used a connection is closed instead of making newcomers wait.
 #[derive(Clone, Debug)]
 pub(super) struct Connections {
     inner: Arc<Inner>,
@@ -22,7 +23,7 @@ pub(super) struct Connections {
 #[derive(Debug)]
 struct Inner {
     places: Arc<Semaphore>,
-    /// Guarded for a look-up only, never over I/O.
+    /// Locked for a lookup only, never across I/O.
     open: Mutex<HashMap<u64, Arc<Use>>>,
     clock: AtomicU64,
     gauge: IntGauge,
@@ -36,7 +37,7 @@ struct Use {
     evicted: CancellationToken,
 }
 
-/// The place of one connection; dropping it gives the place back.
+/// The slot of one connection; dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct Place {
     inner: Arc<Inner>,
@@ -53,7 +54,7 @@ pub(super) struct Busy {
 }
 
 impl Connections {
-    /// Room for `places_max` connections.
+    /// Slots for `places_max` connections.
     pub(super) fn new(places_max: usize, gauge: IntGauge, evictions: IntCounter) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -66,7 +67,7 @@ impl Connections {
         }
     }
 
-    /// A place for a new connection. Waits only while every connection is answering a request.
+    /// A slot for a new connection. Waits only while every connection is answering a request.
     pub(super) async fn place(&self) -> Place {
         let permit = loop {
             if let Ok(permit) = Arc::clone(&self.inner.places).try_acquire_owned() {
@@ -116,7 +117,7 @@ impl Inner {
 }
 
 impl Place {
-    /// Says that a request is being answered, until the mark is dropped.
+    /// Marks that a request is being answered, until the mark is dropped.
     pub(super) fn busy(&self) -> Busy {
         self.used.requests.fetch_add(1, Ordering::AcqRel);
         Busy {
@@ -131,7 +132,7 @@ impl Place {
             && self.used.last_used.load(Ordering::Relaxed) == self.id
     }
 
-    /// Completes when the place was given to somebody else.
+    /// Completes when the slot was given to another connection.
     pub(super) async fn evicted(&self) {
         self.used.evicted.cancelled().await;
     }

@@ -1,7 +1,7 @@
 //! Whether the credentials of this process are bound to a Pod.
 //!
-//! The fence tells replicas apart by the Pod that the API server finds in a token of the operator's
-//! ServiceAccount. An administrator's kubeconfig passes it by. The token is read here as the API server
+//! The fence distinguishes replicas by the Pod that the API server finds in a token of the operator's
+//! ServiceAccount. An administrator's kubeconfig bypasses it. The token is read here as the API server
 //! reads it, but its signature is not checked: nothing is granted by it.
 
 use base64::Engine as _;
@@ -31,7 +31,7 @@ pub fn is_bound_to_pod(credentials: &AuthInfo) -> bool {
     token(credentials).is_some_and(|token| pod_of(&token).is_some())
 }
 
-/// The token that requests carry: the one in the configuration, else the one in the file that it names.
+/// The token that requests carry: the one in the configuration, or the one in the file that it names.
 fn token(credentials: &AuthInfo) -> Option<String> {
     let inline = serde_json::to_value(credentials).ok()?;
     if let Some(token) = inline.get("token").and_then(|token| token.as_str()) {

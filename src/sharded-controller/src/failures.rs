@@ -1,4 +1,5 @@
-//! Many failures, one line a minute: how many clusters, by cause, with a few names.
+//! Aggregates failures into one log line per minute: the number of clusters by cause, and a few
+//! names.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,13 +9,13 @@ use crate::outcome::Cause;
 
 /// Shortest time between two lines.
 pub const LINE_EVERY_MS: u64 = 60_000;
-/// How long the first failure after a quiet time waits for company.
+/// How long the first failure after a quiet period waits for others to be logged with it.
 pub const GATHER_MS: u64 = 1_000;
 const NAMES_MAX: usize = 5;
 const CLUSTERS_MAX: usize = 1024;
 const MESSAGE_MAX_CHARS: usize = 300;
 
-/// Failures since the last line; bounded, whatever happens.
+/// Failures since the last line; bounded.
 #[derive(Debug, Default)]
 pub struct FailureLog {
     clusters: BTreeMap<ObjectKey, Cause>,
@@ -24,14 +25,14 @@ pub struct FailureLog {
     last_line_ms: Option<u64>,
 }
 
-/// One line's worth of failures.
+/// The failures of one log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// How many clusters failed.
     pub clusters: usize,
-    /// Whether there were more of them than are remembered.
+    /// Whether more clusters failed than are remembered.
     pub at_least: bool,
-    /// How many by their latest cause.
+    /// Number of clusters by their latest cause.
     pub by_cause: BTreeMap<Cause, usize>,
     /// A few of them.
     pub names: Vec<ObjectKey>,
@@ -40,7 +41,7 @@ pub struct Summary {
 }
 
 impl FailureLog {
-    /// Notes a failure.
+    /// Records a failure.
     pub fn record(&mut self, key: &ObjectKey, cause: Cause, message: &str, now_ms: u64) {
         self.first_ms.get_or_insert(now_ms);
         if self.clusters.len() < CLUSTERS_MAX || self.clusters.contains_key(key) {
@@ -61,7 +62,7 @@ impl FailureLog {
         Some(gathered_ms.max(allowed_ms))
     }
 
-    /// The line that is due now, if any; what it tells is forgotten.
+    /// The line that is due now, if any; what it reports is forgotten.
     pub fn take(&mut self, now_ms: u64) -> Option<Summary> {
         if self.next_line_ms()? > now_ms {
             return None;
@@ -83,7 +84,7 @@ impl FailureLog {
     }
 }
 
-/// A message from outside must neither break the line nor fill the log.
+/// A message from outside must neither break the line nor flood the log.
 fn one_line(message: &str) -> String {
     let tame = |c: char| if c.is_control() { ' ' } else { c };
     message.chars().map(tame).take(MESSAGE_MAX_CHARS).collect()

@@ -1,4 +1,4 @@
-//! Whether this replica lives and is ready, check by check, with reasons.
+//! Liveness and readiness of this replica, check by check, with reasons.
 
 use std::fmt::{Display, Write as _};
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +25,7 @@ pub struct CheckView {
 struct Check {
     name: &'static str,
     gate: bool,
-    /// Why it is not ok.
+    /// The problem; none: the check is ok.
     problem: Option<String>,
 }
 
@@ -46,7 +46,7 @@ struct State {
 pub struct Verdict {
     /// Whether the probe passes.
     pub ok: bool,
-    /// The same, line by line.
+    /// The result as text, line by line.
     pub text: String,
 }
 
@@ -56,7 +56,7 @@ impl Health {
     pub fn new(gates: &[&'static str]) -> Self {
         let health = Self::default();
         for gate in gates {
-            health.set(gate, Err("nothing known yet"));
+            health.set(gate, Err("not checked yet"));
         }
         health
     }
@@ -66,24 +66,25 @@ impl Health {
         self.record(name, true, result.err().map(|problem| problem.to_string()));
     }
 
-    /// Says that a check that readiness depends on is ok.
+    /// Marks a check that readiness depends on as ok.
     pub fn ok(&self, name: &'static str) {
         self.record(name, true, None);
     }
 
-    /// Sets a check that is shown but fails nothing.
+    /// Sets an informational check, which does not affect readiness.
     pub fn inform<E: Display>(&self, name: &'static str, result: Result<(), E>) {
         self.record(name, false, result.err().map(|problem| problem.to_string()));
     }
 
-    /// Says that this process can not recover by itself and must be restarted. There is no way back.
+    /// Reports that this process cannot recover by itself and must be restarted. This is final.
     pub fn give_up(&self, reason: impl Display) {
         let reason = safe(&reason.to_string(), REASON_CHARS_MAX);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.beyond_recovery.get_or_insert(reason);
     }
 
-    /// Whether to restart this process. Trouble outside of it is no reason: a restart mends no API server.
+    /// Liveness: whether to restart this process. External failures do not count: a restart does not
+    /// repair an API server.
     #[must_use]
     pub fn livez(&self) -> Verdict {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,7 +100,7 @@ impl Health {
         }
     }
 
-    /// Whether this replica does its work, and why not.
+    /// Readiness: whether this replica does its work, and why not.
     #[must_use]
     pub fn readyz(&self) -> Verdict {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,7 +119,7 @@ impl Health {
                 (Some(_), false) => ' ',
             };
             ok &= mark != '-';
-            // Writing into a String can not fail.
+            // Writing into a String cannot fail.
             let _ = match &check.problem {
                 None => writeln!(text, "[{mark}] {} ok", check.name),
                 Some(problem) => writeln!(text, "[{mark}] {}: {problem}", check.name),
@@ -175,7 +176,7 @@ mod tests {
             health.readyz(),
             Verdict {
                 ok: false,
-                text: "[-] heartbeat: nothing known yet\n[-] api-server: nothing known yet\n\
+                text: "[-] heartbeat: not checked yet\n[-] api-server: not checked yet\n\
                        readyz check failed\n"
                     .into()
             }

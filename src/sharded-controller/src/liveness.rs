@@ -1,4 +1,4 @@
-//! Tells when a part of this process has ended or stopped for good, which only a restart mends.
+//! Detects when a part of this process has ended or stalled permanently, which requires a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
 
-/// Looks in a row at which a part must have made no progress to be given up: 30 s at two a second.
+/// Consecutive checks without progress of a part after which it counts as stalled: 30 s at two per
+/// second.
 ///
 /// Looks are counted and not time: a process that was frozen, or a machine that slept, looks again
 /// only when the part runs again too.
@@ -20,7 +21,7 @@ const BEHIND_CHECKS: u32 = 4;
 /// Time between two looks.
 pub const CHECK_EVERY: Duration = Duration::from_millis(500);
 
-/// Watches one counter that a healthy part keeps moving, whatever the world outside is like.
+/// Observes one counter that a healthy part keeps increasing, whatever happens outside the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
     last: Option<u64>,
@@ -28,7 +29,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Takes a look; whether the part has stopped for good.
+    /// Checks once; returns whether the part has stalled permanently.
     pub fn has_stopped(&mut self, counter: u64) -> bool {
         self.still = match self.last == Some(counter) {
             true => self.still.saturating_add(1),
@@ -38,7 +39,7 @@ impl Progress {
         self.still >= CHECKS_MAX
     }
 
-    /// Whether it has not moved for some looks.
+    /// Whether the counter has not changed for some checks.
     const fn is_behind(&self) -> bool {
         self.still >= BEHIND_CHECKS
     }
@@ -68,8 +69,8 @@ pub async fn monitor(checks: impl Fn() -> u64, health: Arc<Health>, stop: Cancel
     }
 }
 
-/// Runs a part without which the process is no use. When it ends before `stop`, by a panic or by
-/// itself, the process is given up: `/livez` fails from then on and says why.
+/// Runs a part without which the process cannot work. If it ends before `stop`, by a panic or by
+/// itself, `/livez` fails from then on with the reason.
 pub async fn essential(
     name: &'static str,
     part: impl Future<Output = ()>,

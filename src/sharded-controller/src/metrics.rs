@@ -156,35 +156,35 @@ macro_rules! metrics {
 crate::metrics! {
     /// Queue and pool.
     pub struct PoolMetrics {
-    reconcile_total: IntCounterVec = "controller_runtime_reconcile_total", "Reconciles, by how they ended (success, error, requeue, requeue_after).", ["controller", "result"], &[];
-    reconcile_errors_total: IntCounterVec = "controller_runtime_reconcile_errors_total", "Reconciles that failed.", ["controller"], &[];
+    reconcile_total: IntCounterVec = "controller_runtime_reconcile_total", "Reconciles, by result (success, error, requeue, requeue_after).", ["controller", "result"], &[];
+    reconcile_errors_total: IntCounterVec = "controller_runtime_reconcile_errors_total", "Failed reconciles.", ["controller"], &[];
     reconcile_panics_total: IntCounterVec = "controller_runtime_reconcile_panics_total", "Reconciles that panicked; each was caught.", ["controller"], &[];
-    reconcile_timeouts_total: IntCounterVec = "controller_runtime_reconcile_timeouts_total", "Reconciles that ran into their deadline.", ["controller"], &[];
-    reconcile_time_seconds: HistogramVec = "controller_runtime_reconcile_time_seconds", "How long a reconcile took.", ["controller"], RECONCILE_BUCKETS_SECONDS;
-    active_workers: IntGaugeVec = "controller_runtime_active_workers", "Reconciles that run now.", ["controller"], &[];
-    max_concurrent_reconciles: IntGaugeVec = "controller_runtime_max_concurrent_reconciles", "Most reconciles that may run at once.", ["controller"], &[];
+    reconcile_timeouts_total: IntCounterVec = "controller_runtime_reconcile_timeouts_total", "Reconciles that exceeded their deadline.", ["controller"], &[];
+    reconcile_time_seconds: HistogramVec = "controller_runtime_reconcile_time_seconds", "Duration of a reconcile.", ["controller"], RECONCILE_BUCKETS_SECONDS;
+    active_workers: IntGaugeVec = "controller_runtime_active_workers", "Active reconciles.", ["controller"], &[];
+    max_concurrent_reconciles: IntGaugeVec = "controller_runtime_max_concurrent_reconciles", "Maximum number of concurrent reconciles.", ["controller"], &[];
     workqueue_depth: IntGaugeVec = "workqueue_depth", "Objects that are due and wait for a worker.", ["name", "controller", "priority"], &[];
-    workqueue_adds_total: IntCounterVec = "workqueue_adds_total", "Objects put into the queue.", ["name", "controller"], &[];
-    workqueue_retries_total: IntCounterVec = "workqueue_retries_total", "Objects put back after a failure.", ["name", "controller"], &[];
-    workqueue_queue_duration_seconds: HistogramVec = "workqueue_queue_duration_seconds", "How long an object was due before a worker took it.", ["name", "controller"], QUEUE_BUCKETS_SECONDS;
-    workqueue_work_duration_seconds: HistogramVec = "workqueue_work_duration_seconds", "How long a worker was busy with an object.", ["name", "controller"], RECONCILE_BUCKETS_SECONDS;
-    workqueue_unfinished_work_seconds: GaugeVec = "workqueue_unfinished_work_seconds", "Sum of the ages of all reconciles that run now.", ["name", "controller"], &[];
-    workqueue_longest_running_processor_seconds: GaugeVec = "workqueue_longest_running_processor_seconds", "Age of the oldest reconcile that runs now.", ["name", "controller"], &[];
+    workqueue_adds_total: IntCounterVec = "workqueue_adds_total", "Objects added to the queue.", ["name", "controller"], &[];
+    workqueue_retries_total: IntCounterVec = "workqueue_retries_total", "Objects added again after a failure.", ["name", "controller"], &[];
+    workqueue_queue_duration_seconds: HistogramVec = "workqueue_queue_duration_seconds", "Time for which an object was due before a worker started it.", ["name", "controller"], QUEUE_BUCKETS_SECONDS;
+    workqueue_work_duration_seconds: HistogramVec = "workqueue_work_duration_seconds", "Time that a worker spent on an object.", ["name", "controller"], RECONCILE_BUCKETS_SECONDS;
+    workqueue_unfinished_work_seconds: GaugeVec = "workqueue_unfinished_work_seconds", "Sum of the ages of all active reconciles.", ["name", "controller"], &[];
+    workqueue_longest_running_processor_seconds: GaugeVec = "workqueue_longest_running_processor_seconds", "Age of the oldest active reconcile.", ["name", "controller"], &[];
     reconcile_timeout_seconds: Gauge = "{prefix}_reconcile_timeout_seconds", "Configured deadline of a reconcile.", [], &[];
-    queue_capacity: IntGauge = "{prefix}_queue_capacity", "Configured most objects in the queue.", [], &[];
+    queue_capacity: IntGauge = "{prefix}_queue_capacity", "Configured maximum number of objects in the queue.", [], &[];
     queue_delayed: IntGauge = "{prefix}_queue_delayed", "Objects in the queue that are not due yet.", [], &[];
-    queue_head_age_seconds: Gauge = "{prefix}_queue_head_age_seconds", "How long the oldest due object has waited.", [], &[];
-    queue_refused_total: IntCounter = "{prefix}_queue_refused_total", "Adds refused because the queue was full of what was due no later; they are made again once a minute.", [], &[];
-    storm_deferred_total: IntCounter = "{prefix}_storm_deferred_total", "Runs that the storm guard put off.", [], &[];
+    queue_head_age_seconds: Gauge = "{prefix}_queue_head_age_seconds", "Time for which the oldest due object has waited.", [], &[];
+    queue_refused_total: IntCounter = "{prefix}_queue_refused_total", "Adds refused because the queue was full of objects that were due no later; they are repeated once a minute.", [], &[];
+    storm_deferred_total: IntCounter = "{prefix}_storm_deferred_total", "Runs that the rate limiter deferred.", [], &[];
     reconcile_failures_total: IntCounterVec = "{prefix}_reconcile_failures_total", "Failed reconciles, by cause.", ["cause"], &[];
-    reconcile_cancelled_total: IntCounter = "{prefix}_reconcile_cancelled_total", "Reconciles cut short because their shard was stopped.", [], &[];
+    reconcile_cancelled_total: IntCounter = "{prefix}_reconcile_cancelled_total", "Reconciles cancelled because their shard was stopped.", [], &[];
     }
 }
 
 crate::metrics! {
     /// Ownership: Leases, shard table, permits.
     pub struct FleetMetrics {
-    fence_in_force: IntGauge = "{prefix}_fence_in_force", "1 once the API server was seen to refuse what a stale replica would write.", [], &[];
+    fence_in_force: IntGauge = "{prefix}_fence_in_force", "1 once a dry run has shown that the API server refuses the writes of a stale replica.", [], &[];
     shard_writes_refused: IntGaugeVec = "{prefix}_shard_writes_refused", "1 for each shard of this replica in which the API server has refused every write for 10 s or longer; absent for the others.", ["shard"], &[];
     tenure_lost_total: IntCounter = "{prefix}_tenure_lost_total", "Writes not sent because the right to act had ended.", [], &[];
     fenced_writes_total: IntCounterVec = "{prefix}_fenced_writes_total", "Writes that the fence refused, by kind.", ["kind"], &[];
@@ -192,16 +192,16 @@ crate::metrics! {
     shard_owned: IntGaugeVec = "{prefix}_shard_owned", "1 for each shard that this replica holds.", ["shard"], &[];
     shard_objects: IntGaugeVec = "{prefix}_shard_objects", "Objects of the sharded kind in each shard that this replica holds.", ["shard"], &[];
     shard_epoch: IntGaugeVec = "{prefix}_shard_epoch", "Epoch of each shard that this replica holds.", ["shard"], &[];
-    shard_moves_total: IntCounterVec = "{prefix}_shard_moves_total", "Shards taken or given up, by reason.", ["reason"], &[];
-    takeover_duration_seconds: Histogram = "{prefix}_takeover_duration_seconds", "From knowing that a holder is dead to holding its shard.", [], MOVE_BUCKETS_SECONDS;
-    handover_duration_seconds: Histogram = "{prefix}_handover_duration_seconds", "From starting no more work in a shard to its Lease naming the successor, as the one who gives it sees it.", [], MOVE_BUCKETS_SECONDS;
-    shard_unowned_seconds_total: Counter = "{prefix}_shard_unowned_seconds_total", "Time for which the shards that this replica took had had no live holder, summed over them: what is left of a dead holder's lifetime counts as dead.", [], &[];
+    shard_moves_total: IntCounterVec = "{prefix}_shard_moves_total", "Shards gained or lost, by reason.", ["reason"], &[];
+    takeover_duration_seconds: Histogram = "{prefix}_takeover_duration_seconds", "Time from detecting that a holder is dead to holding its shard.", [], MOVE_BUCKETS_SECONDS;
+    handover_duration_seconds: Histogram = "{prefix}_handover_duration_seconds", "Time from the start of a shard's drain until its Lease names the successor, as observed by the former holder.", [], MOVE_BUCKETS_SECONDS;
+    shard_unowned_seconds_total: Counter = "{prefix}_shard_unowned_seconds_total", "Time for which the shards that this replica took had had no live holder, summed over them; the remaining lifetime of a dead holder counts.", [], &[];
     lease_duration_seconds: Gauge = "{prefix}_lease_duration_seconds", "Configured lifetime of the member Lease.", [], &[];
-    heartbeat_age_seconds: Gauge = "{prefix}_heartbeat_age_seconds", "Time since the last renewal of the member Lease that succeeded.", [], &[];
-    heartbeat_failures_total: IntCounter = "{prefix}_heartbeat_failures_total", "Renewals of the member Lease that failed.", [], &[];
-    shards_unowned: IntGaugeVec = "{prefix}_shards_unowned", "Shards that no live replica holds, as this one sees the Leases; absent while it can not tell, because its own Lease is not in force.", [], &[];
-    shard_imbalance: IntGaugeVec = "{prefix}_shard_imbalance", "Shards of the replica with most less those of the one with least, as this one sees the Leases; absent while it can not tell, because its own Lease is not in force.", [], &[];
-    members: IntGauge = "{prefix}_members", "Live replicas that this one sees, itself included.", [], &[];
+    heartbeat_age_seconds: Gauge = "{prefix}_heartbeat_age_seconds", "Time since the last successful renewal of the member Lease.", [], &[];
+    heartbeat_failures_total: IntCounter = "{prefix}_heartbeat_failures_total", "Failed renewals of the member Lease.", [], &[];
+    shards_unowned: IntGaugeVec = "{prefix}_shards_unowned", "Shards that no live replica holds, as observed by this one; absent while that is not known, because its own Lease is not valid.", [], &[];
+    shard_imbalance: IntGaugeVec = "{prefix}_shard_imbalance", "Difference between the most and the fewest shards of a replica, as observed by this one; absent while that is not known, because its own Lease is not valid.", [], &[];
+    members: IntGauge = "{prefix}_members", "Live replicas as observed by this one, itself included.", [], &[];
     leader: IntGaugeVec = "leader_election_master_status", "1 while this replica is the fleet leader.", ["name"], &[];
     }
 }
@@ -209,23 +209,23 @@ crate::metrics! {
 crate::metrics! {
     /// Lists and watches.
     pub struct WatchMetrics {
-    shard_list_seconds: Histogram = "{prefix}_shard_list_seconds", "From asking for the objects of a shard to having all of them.", [], MOVE_BUCKETS_SECONDS;
-    shard_first_reconcile_seconds: Histogram = "{prefix}_shard_first_reconcile_seconds", "From taking a shard, or being given one that was warmed before, to the begin of the first reconcile in it.", [], MOVE_BUCKETS_SECONDS;
-    watch_mode: IntGaugeVec = "{prefix}_watch_mode", "1 for the way this replica watches (sharded: the server filters; filtered: this process does).", ["mode"], &[];
+    shard_list_seconds: Histogram = "{prefix}_shard_list_seconds", "Time from requesting the objects of a shard to having received all of them.", [], MOVE_BUCKETS_SECONDS;
+    shard_first_reconcile_seconds: Histogram = "{prefix}_shard_first_reconcile_seconds", "Time from taking a shard, or receiving one that was warmed before, to the start of the first reconcile in it.", [], MOVE_BUCKETS_SECONDS;
+    watch_mode: IntGaugeVec = "{prefix}_watch_mode", "1 for the watch mode of this replica (sharded: the server filters; filtered: this process does).", ["mode"], &[];
     objects_received_total: IntCounterVec = "{prefix}_objects_received_total", "Objects that the API server sent, by kind.", ["kind"], &[];
     objects_kept_total: IntCounterVec = "{prefix}_objects_kept_total", "Objects received that lie in a shard of this replica, by kind.", ["kind"], &[];
     received_bytes_total: IntCounterVec = "{prefix}_received_bytes_total", "Bytes of lists and watches that the API server sent, by kind.", ["kind"], &[];
-    lists_total: IntCounterVec = "{prefix}_lists_total", "Lists begun, by kind, and by whether it was the first of its shard or one made anew (first, again).", ["kind", "turn"], &[];
-    watch_mode_changes_total: IntCounter = "{prefix}_watch_mode_changes_total", "Changes of the way this replica watches.", [], &[];
+    lists_total: IntCounterVec = "{prefix}_lists_total", "Lists started, by kind, and by whether it was the first one of its shard or a repeated one (first, again).", ["kind", "turn"], &[];
+    watch_mode_changes_total: IntCounter = "{prefix}_watch_mode_changes_total", "Changes of the watch mode of this replica.", [], &[];
     }
 }
 
 crate::metrics! {
     /// Requests to the API server.
     pub struct ClientFamilies {
-    rest_client_requests_total: IntCounterVec = "rest_client_requests_total", "Requests to the API server, by status code (`<error>`: no answer; `<cancelled>`: nobody waited for it any more) and HTTP method.", ["code", "method", "host"], &[];
-    rest_client_request_duration_seconds: HistogramVec = "rest_client_request_duration_seconds", "How long a request took until its answer's headers; reads are told apart into GET, LIST and WATCH.", ["verb", "host"], RECONCILE_BUCKETS_SECONDS;
-    rest_client_request_retries_total: IntCounterVec = "rest_client_request_retries_total", "Requests sent once more because of the answer before, by that answer; only lists and watches are, by who watches.", ["code", "verb", "host"], &[];
+    rest_client_requests_total: IntCounterVec = "rest_client_requests_total", "Requests to the API server, by status code (`<error>`: no answer; `<cancelled>`: the caller stopped waiting) and HTTP method.", ["code", "method", "host"], &[];
+    rest_client_request_duration_seconds: HistogramVec = "rest_client_request_duration_seconds", "Duration of a request until the headers of its answer; reads are split into GET, LIST and WATCH.", ["verb", "host"], RECONCILE_BUCKETS_SECONDS;
+    rest_client_request_retries_total: IntCounterVec = "rest_client_request_retries_total", "Requests that were repeated because of the previous answer, by that answer; only lists and watches are repeated, by their watcher.", ["code", "verb", "host"], &[];
     }
 }
 
@@ -233,7 +233,7 @@ crate::metrics! {
     /// The HTTP server.
     pub struct HttpMetrics {
     http_connections: IntGauge = "{prefix}_http_connections", "Connections open to this process's own HTTP server.", [], &[];
-    http_evictions_total: IntCounter = "{prefix}_http_evictions_total", "Idle connections to this process's own HTTP server closed to make room for new ones.", [], &[];
+    http_evictions_total: IntCounter = "{prefix}_http_evictions_total", "Idle connections to this process's own HTTP server that were closed for new ones.", [], &[];
     }
 }
 
@@ -242,21 +242,21 @@ crate::metrics! {
     pub struct ProcessMetrics {
     build_info: IntGaugeVec = "{prefix}_build_info", "Always 1; version and source revision of this program.", ["version", "revision"], &[];
     tokio_workers: IntGauge = "{prefix}_tokio_workers", "Worker threads of the asynchronous runtime.", [], &[];
-    tokio_alive_tasks: IntGauge = "{prefix}_tokio_alive_tasks", "Tasks that are alive in the asynchronous runtime.", [], &[];
+    tokio_alive_tasks: IntGauge = "{prefix}_tokio_alive_tasks", "Live tasks of the asynchronous runtime.", [], &[];
     tokio_global_queue_depth: IntGauge = "{prefix}_tokio_global_queue_depth", "Tasks in the global queue of the asynchronous runtime.", [], &[];
-    tokio_busy_seconds_total: Counter = "{prefix}_tokio_busy_seconds_total", "Time in which worker threads of the asynchronous runtime were busy, summed over them.", [], &[];
+    tokio_busy_seconds_total: Counter = "{prefix}_tokio_busy_seconds_total", "Busy time of the worker threads of the asynchronous runtime, summed over them.", [], &[];
     panics_total: IntCounter = "{prefix}_panics_total", "Panics anywhere in this process, those of reconciles included.", [], &[];
     cgroup_memory_usage_bytes: IntGauge = "{prefix}_cgroup_memory_usage_bytes", "Memory charged to this process's cgroup, page cache included; 0: unknown.", [], &[];
     cgroup_memory_limit_bytes: IntGauge = "{prefix}_cgroup_memory_limit_bytes", "Lowest memory limit from this process's cgroup upwards; 0: none.", [], &[];
-    cgroup_memory_working_set_bytes: IntGauge = "{prefix}_cgroup_memory_working_set_bytes", "Memory of this process's cgroup that can not be reclaimed at once: its use less inactive page cache; 0: unknown.", [], &[];
+    cgroup_memory_working_set_bytes: IntGauge = "{prefix}_cgroup_memory_working_set_bytes", "Memory of this process's cgroup that cannot be reclaimed immediately: its usage less inactive page cache; 0: unknown.", [], &[];
     cgroup_cpu_seconds_total: Counter = "{prefix}_cgroup_cpu_seconds_total", "CPU time of this process's cgroup.", [], &[];
-    cgroup_cpu_throttled_seconds_total: Counter = "{prefix}_cgroup_cpu_throttled_seconds_total", "Time for which this process's cgroup was kept from running by its CPU limit.", [], &[];
+    cgroup_cpu_throttled_seconds_total: Counter = "{prefix}_cgroup_cpu_throttled_seconds_total", "Time for which this process's cgroup was throttled by its CPU limit.", [], &[];
     cgroup_cpu_limit_cores: Gauge = "{prefix}_cgroup_cpu_limit_cores", "Lowest CPU limit from this process's cgroup upwards, in cores; 0: none.", [], &[];
     process_cpu_seconds_total: Counter = "process_cpu_seconds_total", "CPU time of this process, user and system.", [], &[];
     process_resident_memory_bytes: IntGauge = "process_resident_memory_bytes", "Resident memory of this process.", [], &[];
     process_virtual_memory_bytes: IntGauge = "process_virtual_memory_bytes", "Virtual memory of this process.", [], &[];
     process_open_fds: IntGauge = "process_open_fds", "Open file descriptors of this process.", [], &[];
-    process_max_fds: IntGauge = "process_max_fds", "Most file descriptors that this process may open.", [], &[];
+    process_max_fds: IntGauge = "process_max_fds", "Maximum number of open file descriptors of this process.", [], &[];
     process_start_time_seconds: Gauge = "process_start_time_seconds", "Start of this process, in seconds since the Unix epoch.", [], &[];
     process_threads: IntGauge = "process_threads", "Threads of this process.", [], &[];
     }

@@ -1,52 +1,53 @@
-//! How one reconcile ended, and what that asks of the queue.
+//! The result of one reconcile, and what it means for the queue.
 
 use std::time::Duration;
 
-/// When to look at the object again although nothing was seen to change.
+/// When to reconcile the object again without an observed change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It is Ready: the long safety net.
+    /// It is Ready: after the long resync interval.
     Ready,
-    /// Something is under way that a watch will report: the short safety net.
+    /// A change is in progress that a watch will report: after the short resync interval.
     Waiting,
     /// Something may be so after this time that no watch of ours reports.
     RequeueAfter {
         /// Milliseconds from now.
         ms: u64,
     },
-    /// It is gone: never.
+    /// It no longer exists: never.
     Forget,
 }
 
-/// A reconcile that did what it could.
+/// A completed reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Whether anything was written.
     pub wrote: bool,
-    /// When to look again.
+    /// When to reconcile again.
     pub next: Next,
 }
 
-/// Why a reconcile failed, as a bounded set for labels and for the one line a minute.
+/// Why a reconcile failed, as a bounded set for labels and for the aggregated log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Cause {
     /// The API server could not be reached or answered 5xx.
     Unavailable,
-    /// RBAC or somebody else's admission policy refuses the write.
+    /// RBAC or another admission policy refuses the write.
     Forbidden,
-    /// The API server calls what we sent invalid.
+    /// The API server rejects the object as invalid.
     Invalid,
-    /// An object of a child's name belongs to someone else.
+    /// An object with a child's name belongs to someone else.
     ForeignChild,
-    /// An object carries a fencing token ahead of the holder's: somebody edited or restored it.
+    /// An object carries a fencing token ahead of the holder's: it was edited or restored from a
+    /// backup.
     TokenAhead,
     /// The fence keeps refusing a write for another reason.
     Fenced,
-    /// The reconcile ran into its deadline.
+    /// The reconcile exceeded its deadline.
     Timeout,
     /// The reconcile panicked.
     Panic,
-    /// Anything else.
+    /// Any other cause.
     Other,
 }
 
@@ -64,7 +65,7 @@ impl Cause {
         Self::Other,
     ];
 
-    /// The label value.
+    /// The value of the metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -81,34 +82,35 @@ impl Cause {
     }
 }
 
-/// A reconcile that did not do what it should.
+/// A reconcile that did not complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The right to act was lost on the way: the object is another replica's. Not a failure of the object.
+    /// The right to act was lost meanwhile: the object belongs to another replica. Not a failure of the
+    /// object.
     Lost,
     /// 409, or a refusal by the fence: look afresh and run again, a bounded number of times.
     Retry {
         /// Whether it was the fence that refused.
         fenced: bool,
-        /// What the API server said.
+        /// The API server's message.
         message: String,
     },
     /// 429: the API server asked for a pause.
     Throttled {
-        /// The pause it asked for.
+        /// The requested pause.
         retry_after: Duration,
     },
     /// A failure of the object: back off.
     Failed {
         /// The bounded cause.
         cause: Cause,
-        /// What happened and what to do.
+        /// What happened, and what to do.
         message: String,
     },
 }
 
 impl Failure {
-    /// Whether the fence refused a write: the shard may be another replica's by now.
+    /// Whether the fence refused a write: the shard may belong to another replica by now.
     #[must_use]
     pub const fn is_by_fence(&self) -> bool {
         matches!(

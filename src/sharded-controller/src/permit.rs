@@ -1,4 +1,4 @@
-//! The right to act in one shard: what every write of the operator must hold, and check first.
+//! The right to act in one shard: every write of the operator holds and checks it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// Moves the end, in milliseconds of [`boottime_ms`]. 0 ends it.
+    /// Sets the end, in milliseconds of [`boottime_ms`]. 0 ends the validity.
     pub fn set_until_ms(&self, until_ms: u64) {
         self.until_ms.store(until_ms, Ordering::SeqCst);
     }
@@ -31,14 +31,14 @@ impl Validity {
         self.until_ms.load(Ordering::SeqCst)
     }
 
-    /// Whether the incarnation may still act now.
+    /// Whether the incarnation may still act.
     #[must_use]
     pub fn holds(&self) -> bool {
         boottime_ms() < self.until_ms()
     }
 }
 
-/// The right to act was lost before the write; the object belongs to another replica, or to nobody yet.
+/// The right to act was lost before the write; the object belongs to another replica, or to none yet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("shard {shard} is no longer ours (epoch {epoch}): nothing was written, its holder goes on")]
 pub struct PermitLost {
@@ -80,13 +80,13 @@ impl ShardPermit {
         self.inner.token.shard
     }
 
-    /// What to write into every object, so that the fence can compare it.
+    /// The token that is written into every object, so that the fence can compare it.
     #[must_use]
     pub fn token(&self) -> &FencingToken {
         &self.inner.token
     }
 
-    /// Whether one may write now. Call it right before each write.
+    /// Checks whether a write is allowed now. Call it right before each write.
     ///
     /// # Errors
     /// When the shard was stopped or the incarnation's validity has run out.

@@ -1,40 +1,42 @@
-//! Faults that experiments plant on purpose, to show that tests and judges notice them.
+//! Failpoints: parts of the protection that fault injection switches off, to show that tests and
+//! checkers notice.
 //!
 //! They exist only in a program that was built with the feature `planted-faults`, which no release
 //! is; elsewhere [`is_active`] is the constant `false` and what hangs on it is not compiled in.
 //! There, `DBC_PLANTED_FAULTS=validity,drain` plants them, for the whole life of the process.
 
-/// One part of the protection, switched off; or a part of the program that is not there.
+/// One part of the protection, switched off; or a part of the program that does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failpoint {
     /// The replica goes on after its validity ended, until the Leases show it another holder.
     Validity,
     /// Lease writes name neither uid nor version: the last one wins.
     CompareAndSwap,
-    /// Lease writes name a version but no uid: they bring a deleted Lease back.
+    /// Lease writes name a version but no uid: they re-create a deleted Lease.
     Uid,
-    /// All lives of a replica have the same incarnation.
+    /// All incarnations of a replica have the same nonce.
     Incarnation,
     /// A handover does not wait for the work in the shard.
     Drain,
-    /// The fence is taken for proven, without asking. That the API server has none is up to who
-    /// installs: leave `deploy/fence.yaml` out.
+    /// The fence counts as proven, without a dry run. Whether the API server has none depends on
+    /// the installation: leave `deploy/fence.yaml` out.
     Fence,
-    /// A new holder works on what changes from now on, and not on what it finds.
+    /// A new holder reconciles what changes from now on, and not what exists.
     Resync,
-    /// The replica plans for the fleet, whoever was elected.
+    /// The replica plans for the fleet although another one was elected.
     Leader,
-    /// The task that owns the ownership machine never runs.
+    /// The task of the ownership state machine never runs.
     Agent,
-    /// The task that starts reconciles ends at once.
+    /// The task that starts reconciles ends immediately.
     Scheduler,
-    /// The task that takes part in the election ends at once.
+    /// The task of the leader election ends immediately.
     Election,
-    /// The clock by which the replica judges runs a twentieth too slow, which the margin allows for.
+    /// The clock by which the replica checks its validity runs a twentieth too slow, which the
+    /// margin covers.
     SlowClock,
-    /// It runs a twentieth too fast, which the margin allows for.
+    /// The clock runs a twentieth too fast, which the margin covers.
     FastClock,
-    /// It runs at half the rate, which nothing allows for.
+    /// The clock runs at half the rate, which nothing covers.
     HalfClock,
 }
 
@@ -62,19 +64,19 @@ impl Failpoint {
 mod switch {
     use super::Failpoint;
 
-    /// Whether this fault was planted: never in this build.
+    /// Whether this failpoint is active: never in this build.
     #[must_use]
     pub const fn is_active(_: Failpoint) -> bool {
         false
     }
 
-    /// What a clock shows: in this build always what the kernel's shows.
+    /// The time of a clock: in this build always the kernel's.
     #[must_use]
     pub const fn clock_ms(kernel_ms: u64) -> u64 {
         kernel_ms
     }
 
-    /// What was planted, for the log: nothing in this build.
+    /// Checks the configured failpoints: there are none in this build.
     ///
     /// # Errors
     /// Never in this build.
@@ -94,7 +96,7 @@ mod switch {
     static ACTIVE: LazyLock<Result<Vec<Failpoint>, String>> =
         LazyLock::new(|| super::parse(&std::env::var(VARIABLE).unwrap_or_default()));
 
-    /// Whether this fault was planted.
+    /// Whether this failpoint is active.
     #[must_use]
     pub fn is_active(failpoint: Failpoint) -> bool {
         ACTIVE
@@ -102,7 +104,8 @@ mod switch {
             .is_ok_and(|active| active.contains(&failpoint))
     }
 
-    /// What a clock shows that may run at another rate than the kernel's, from its first reading on.
+    /// The time of a clock that may run at another rate than the kernel's, from its first reading
+    /// on.
     #[must_use]
     pub fn clock_ms(kernel_ms: u64) -> u64 {
         static FIRST_MS: OnceLock<u64> = OnceLock::new();
@@ -118,10 +121,10 @@ mod switch {
         })
     }
 
-    /// Says in the log what was planted.
+    /// Logs the active failpoints.
     ///
     /// # Errors
-    /// When a name is none of a fault: an experiment must not pass because it was misspelt.
+    /// When a name is not that of a failpoint: an experiment must not pass because of a typo.
     pub fn check() -> Result<(), String> {
         let active = ACTIVE
             .as_ref()
@@ -148,7 +151,7 @@ fn parse(text: &str) -> Result<Vec<Failpoint>, String> {
         let known = Failpoint::ALL.iter().find(|(_, known)| *known == name);
         known.map(|(failpoint, _)| *failpoint).ok_or_else(|| {
             let known: Vec<&str> = Failpoint::ALL.iter().map(|(_, name)| *name).collect();
-            format!("{name:?} is no fault; there are {}", known.join(", "))
+            format!("{name:?} is not a failpoint; the failpoints are {}", known.join(", "))
         })
     };
     names.map(failpoint).collect()
@@ -168,7 +171,7 @@ mod tests {
         assert!(
             parse("validty")
                 .unwrap_err()
-                .contains("\"validty\" is no fault")
+                .contains("\"validty\" is not a failpoint")
         );
     }
 

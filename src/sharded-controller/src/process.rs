@@ -1,4 +1,4 @@
-//! Figures of this process, its cgroup and its runtime, read when metrics are scraped.
+//! Statistics of this process, its cgroup and its runtime, read when metrics are scraped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use crate::cgroup;
 use crate::metrics::Metrics;
 
-/// Source revision that the build was told, if any.
+/// Source revision that was passed to the build, if any.
 const REVISION: &str = match option_env!("DBC_BUILD_REVISION") {
     Some(revision) => revision,
     None => "unknown",
@@ -18,7 +18,7 @@ const REVISION: &str = match option_env!("DBC_BUILD_REVISION") {
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// From now on counts the panics of this process, and tells them as before.
+/// From now on counts the panics of this process, and reports them as before.
 pub fn count_panics() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -27,7 +27,7 @@ pub fn count_panics() {
     }));
 }
 
-/// What `/proc/self/stat` says, in base units.
+/// The values in `/proc/self/stat`, in base units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ProcessStats {
     /// CPU time, user and system.
@@ -62,7 +62,7 @@ impl KernelUnits {
     }
 }
 
-/// Figures from the text of `/proc/<pid>/stat`; `None` when it does not look like one.
+/// Parses the text of `/proc/<pid>/stat`; `None` if it does not have that format.
 #[must_use]
 pub fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessStats> {
     // The name of the program stands in parentheses and may itself hold spaces and parentheses.
@@ -87,7 +87,7 @@ pub fn parse_boot_time(text: &str) -> Option<f64> {
     line.trim().parse().ok()
 }
 
-/// Copies the figures into the metrics.
+/// Copies the statistics into the metrics.
 pub struct ProcessCollector {
     root: PathBuf,
     units: KernelUnits,
@@ -119,7 +119,7 @@ impl ProcessCollector {
         }
     }
 
-    /// Reads everything once more. What can not be read keeps its last value.
+    /// Reads all values again. What cannot be read keeps its last value.
     pub fn refresh(&self) {
         let _one_at_a_time = self
             .refreshing
@@ -194,7 +194,7 @@ impl ProcessCollector {
     }
 }
 
-/// A counter only ever rises, whatever was read.
+/// A counter only ever increases, whatever was read.
 fn raise(counter: &prometheus::Counter, value: f64) {
     let more = value - counter.get();
     if more > 0.0 {

@@ -35,7 +35,7 @@ enum Place {
 
 #[derive(Debug)]
 struct Entry {
-    /// `None` only while it runs: it was forgotten or purged and goes when the run ends.
+    /// `None` only while it runs: it was forgotten or purged and is removed when the run ends.
     home: Option<ShardId>,
     place: Place,
     attempts: Attempts,
@@ -61,7 +61,7 @@ pub struct Queue {
     /// Shards with due work that may start, in the order of their turns.
     turns: BTreeMap<u64, ShardId>,
     in_flight: HashMap<ShardId, usize>,
-    /// Shards with objects that found no room, or gave theirs to others.
+    /// Shards with objects that found no room in the queue, or were dropped for others.
     missing: BTreeSet<ShardId>,
     sequence: u64,
     depth: usize,
@@ -90,7 +90,7 @@ impl Queue {
         }
     }
 
-    /// Opens a shard, or lets a draining one start runs again; what it holds stays.
+    /// Opens a shard, or lets a draining one start runs again; its keys stay.
     pub fn open(&mut self, shard: ShardId) {
         let lane = self.lanes.entry(shard).or_insert_with(|| Lane {
             keys: HashSet::new(),
@@ -102,8 +102,8 @@ impl Queue {
         self.line_up(shard);
     }
 
-    /// Starts no more runs of a shard. Its keys and adds are kept, for [`Queue::open`] or
-    /// [`Queue::purge`] to decide about. Nothing happens when the shard is not open.
+    /// Starts no more runs of a shard. Its keys and adds are kept for [`Queue::open`] or
+    /// [`Queue::purge`]. Does nothing if the shard is not open.
     pub fn drain(&mut self, shard: ShardId) {
         if let Some(lane) = self.lanes.get_mut(&shard) {
             lane.admits = false;
@@ -113,7 +113,7 @@ impl Queue {
         }
     }
 
-    /// Closes a shard and drops its keys; those that run go when their run ends.
+    /// Closes a shard and drops its keys; running ones are removed when their run ends.
     pub fn purge(&mut self, shard: ShardId) {
         self.drain(shard);
         let keys = self
@@ -127,7 +127,7 @@ impl Queue {
         self.missing.remove(&shard);
     }
 
-    /// Drops a key; when it runs, it goes when the run ends.
+    /// Drops a key; a running one is removed when its run ends.
     pub fn forget(&mut self, key: &ObjectKey) {
         self.unschedule(key);
         let Some(entry) = self.entries.get_mut(key) else {
@@ -146,7 +146,7 @@ impl Queue {
         }
     }
 
-    /// Asks for a run of an object at a time, or sooner if one is planned sooner.
+    /// Schedules a run of an object at a time, or sooner if one is scheduled sooner.
     ///
     /// A full queue makes room for a new key: the one whose time is furthest away, and later than that
     /// of the new one, is dropped. What is dropped or refused is not lost: see [`Queue::take_missing`].
@@ -205,26 +205,26 @@ impl Queue {
         }
     }
 
-    /// Open shards with objects that found no room, or gave theirs to others, since the last call: all
-    /// that lies in them is to be offered again.
+    /// Open shards with objects that found no room, or were dropped for others, since the last call:
+    /// all objects in them have to be offered again.
     pub fn take_missing(&mut self) -> BTreeSet<ShardId> {
         std::mem::take(&mut self.missing)
     }
 
-    /// Not all that lies in these shards could be offered: [`Queue::take_missing`] gives those that are
+    /// Not all objects in these shards could be offered: [`Queue::take_missing`] returns those that are
     /// still open once more.
     pub fn mark_missing(&mut self, shards: &BTreeSet<ShardId>) {
         let open = shards.iter().filter(|shard| self.lanes.contains_key(shard));
         self.missing.extend(open);
     }
 
-    /// Whether there is something for [`Queue::take_missing`] to give.
+    /// Whether [`Queue::take_missing`] has anything to return.
     #[must_use]
     pub fn has_missing(&self) -> bool {
         !self.missing.is_empty()
     }
 
-    /// Whether a new key finds room without another being dropped for it.
+    /// Whether a new key finds room without another being dropped.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.entries.len() < self.limits.capacity
@@ -268,8 +268,8 @@ impl Queue {
         Added::Queued
     }
 
-    /// An object of that name was deleted and made anew in another shard: nothing that is known
-    /// of the old one holds for the new one, except that it must not run while the old one runs.
+    /// An object of that name was deleted and re-created in another shard: nothing that is known of
+    /// the old one applies to the new one, except that it must not run while the old one runs.
     fn move_to(&mut self, shard: ShardId, key: &ObjectKey, due_ms: u64) {
         let planned_ms = match self.entries.get(key).map(|entry| &entry.place) {
             Some(Place::Waiting((planned_ms, _)) | Place::Ready((planned_ms, _))) => *planned_ms,
@@ -346,7 +346,7 @@ impl Queue {
         }
     }
 
-    /// Put off once, it is not counted again until its bucket has a run for it.
+    /// Defers a run; it is not counted again until its bucket has a run for it.
     fn defer(&mut self, key: &ObjectKey, allowed_ms: u64) {
         self.deferred_total += 1;
         if let Some(entry) = self.entries.get_mut(key) {
@@ -355,8 +355,8 @@ impl Queue {
         self.schedule(key, allowed_ms);
     }
 
-    /// Ends the run of a key. A verdict on an object that was moved, forgotten or purged during
-    /// its run is thrown away.
+    /// Ends the run of a key. A verdict on an object that was moved, forgotten or purged during its
+    /// run is discarded.
     pub fn done(&mut self, key: &ObjectKey, verdict: Verdict) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
@@ -390,7 +390,7 @@ impl Queue {
         self.held_until_ms = self.held_until_ms.max(until_ms);
     }
 
-    /// When to ask [`Queue::pop`] again after it gave nothing, if no change comes before.
+    /// When to call [`Queue::pop`] again after it returned nothing, if no change comes before.
     #[must_use]
     pub fn next_due(&self) -> Option<u64> {
         let next_ms = if self.turns.is_empty() {
@@ -419,13 +419,13 @@ impl Queue {
         self.lanes.get(&shard).is_some_and(|lane| lane.admits)
     }
 
-    /// How many keys are due and wait.
+    /// Number of keys that are due and wait.
     pub fn depth(&mut self, now_ms: u64) -> usize {
         self.promote(now_ms);
         self.depth
     }
 
-    /// How many keys wait for their time.
+    /// Number of keys that wait for their time.
     pub fn delayed(&mut self, now_ms: u64) -> usize {
         self.promote(now_ms);
         self.timers.len()
@@ -455,13 +455,13 @@ impl Queue {
         self.entries.is_empty()
     }
 
-    /// What an object has behind it; `None` when it is not in the queue.
+    /// Attempts of an object; `None` if it is not in the queue.
     #[must_use]
     pub fn attempts(&self, key: &ObjectKey) -> Option<Attempts> {
         self.entries.get(key).map(|entry| entry.attempts)
     }
 
-    /// How often the storm guard put a run off.
+    /// How often the rate limiter deferred a run.
     #[must_use]
     pub const fn deferred_total(&self) -> u64 {
         self.deferred_total
@@ -485,7 +485,7 @@ impl Queue {
         }
     }
 
-    /// Gives a shard a turn, behind all others, if it has due work and may start it.
+    /// Queues a shard for a turn, behind all others, if it has due work and may start it.
     fn line_up(&mut self, shard: ShardId) {
         if let Some(lane) = self.lanes.get_mut(&shard)
             && lane.turn.is_none()
@@ -534,7 +534,7 @@ impl Queue {
     }
 }
 
-/// Books a verdict and says when the object is due again.
+/// Applies a verdict and returns when the object is due again.
 fn judge(entry: &mut Entry, again_ms: Option<u64>, verdict: Verdict) -> Option<u64> {
     entry.attempts = entry.attempts.after(verdict);
     let due_ms = match verdict {

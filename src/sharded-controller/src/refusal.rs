@@ -1,4 +1,4 @@
-//! What an answer of the API server means for a reconcile.
+//! Interpretation of the API server's answers in a reconcile.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crate::fleet::fence::is_refusal;
 use crate::names::Names;
 use crate::outcome::{Cause, Failure};
 
-/// Pause after a 429 that names none.
+/// Pause after a 429 without `Retry-After`.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
-/// Longest pause that is believed.
+/// Longest pause that is accepted.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// Longest message that is kept, in bytes.
 const MESSAGE_LENGTH_MAX: usize = 512;
@@ -19,34 +19,34 @@ const TOKEN_AHEAD: &str = " is older than the one on the object, ";
 /// What follows the prefix in the names of the policies that compare a token with the shard table.
 const HOLDER_POLICIES: [&str; 2] = ["fence-holder", "fence-clusters"];
 
-/// What an answer means.
+/// The meaning of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// 404: the object, or its namespace, is gone.
     Gone,
-    /// 409: the object is not as the request says.
+    /// 409: the object is not as the request requires.
     Conflict(String),
-    /// The namespace is being deleted: nothing can be made in it any more.
+    /// The namespace is being deleted: nothing can be created in it any more.
     NamespaceTerminating(String),
-    /// What we sent is not acceptable, now and if sent again.
+    /// The request is not acceptable, now and if sent again.
     Refused(Cause, String),
-    /// The fence does not let us write this.
+    /// The fence refuses this write.
     Fenced {
-        /// What of it refused.
+        /// The part of the fence that refused.
         rule: Rule,
-        /// What the API server said.
+        /// The API server's message.
         message: String,
     },
     /// Anything else.
     Failure(Failure),
 }
 
-/// What of the fence refused a write.
+/// The part of the fence that refused a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// The object carries a token ahead of ours.
     TokenAhead,
-    /// Whether we are the holder, as the shard table has it: users have no part in that.
+    /// We are not the holder according to the shard table: users cannot cause that.
     Holder,
     /// Anything else about the object or the write.
     Object,
@@ -73,7 +73,7 @@ impl Refusal {
         match self {
             Self::Gone => Failure::Retry {
                 fenced: false,
-                message: format!("{what}: it is gone"),
+                message: format!("{what}: it does not exist any more"),
             },
             Self::Conflict(message) => Failure::Retry {
                 fenced: false,
@@ -109,18 +109,18 @@ pub(crate) fn judge(names: &Names, error: &kube::Error) -> Refusal {
         | kube::Error::HttpError(_)
         | kube::Error::FromUtf8(_) => failed(
             Cause::Other,
-            format!("{error}; this is a bug in the operator, or the API server answers nonsense"),
+            format!("{error}; this is a bug in the operator, or of the API server"),
         ),
         _ => failed(
             Cause::Unavailable,
-            format!("the API server could not be reached ({error}); trying again"),
+            format!("the API server could not be reached ({error}); retrying"),
         ),
     }
 }
 
 fn judge_status(names: &Names, status: &Status) -> Refusal {
     let message = shorten(&status.message);
-    // Not a judgement of the write: an API server that just started may not know the kind of the parameter.
+    // Not a verdict on the write: an API server that just started may not know the kind of the parameter.
     if status.message.contains("failed to configure policy") {
         return failed(Cause::Unavailable, message);
     }
@@ -133,11 +133,11 @@ fn judge_status(names: &Names, status: &Status) -> Refusal {
     match status.code {
         404 => Refusal::Gone,
         409 => Refusal::Conflict(message),
-        // The uid in a request protects against a successor of the same name.
+        // The uid in a request protects a successor of the same name.
         422 if has_cause(status, |field, _| field == "metadata.uid") => Refusal::Conflict(message),
         422 | 400 => Refusal::Refused(Cause::Invalid, message),
         403 if is_namespace_terminating(status) => Refusal::NamespaceTerminating(message),
-        // Not the object's fault, and it passes: an API server that just started knows no roles.
+        // Not caused by the object, and it passes: an API server that just started knows no roles.
         403 if is_rbac(&message) => failed(Cause::Forbidden, message),
         403 => Refusal::Refused(Cause::Forbidden, message),
         429 => Refusal::Failure(Failure::Throttled {

@@ -1,8 +1,8 @@
-//! Whether a shard has any write accepted: one that is refused may be its object's fault, all of them
-//! are not.
+//! Whether any write of a shard is accepted: a single refusal may be caused by its object, refusals
+//! of all are not.
 //!
-//! Only refusals that nobody can provoke by an edit of an object count: those of the policies that
-//! compare our token with the shard table, and missing rights.
+//! Only refusals that users cannot provoke by editing an object count: those of the policies that
+//! compare our token with the shard table, and missing permissions.
 
 use dashmap::DashMap;
 
@@ -10,14 +10,14 @@ use crate::outcome::{Cause, Failure};
 use crate::refusal::{Refusal, Rule, shorten};
 use shard_ownership::hash::ShardId;
 
-/// All writes are refused if nothing was accepted between two refusals that lie so far apart, in
-/// milliseconds. Longer than what a handover refuses.
+/// All writes are refused if nothing was accepted between two refusals that are this far apart, in
+/// milliseconds. Longer than the refusals of a handover last.
 const REFUSED_MS: u64 = 10_000;
 /// A refusal says nothing any more after this time, in milliseconds: longer than the longest pause
 /// between two tries.
 const REFUSAL_VALID_MS: u64 = 900_000;
 
-/// Refused writes in a row.
+/// Consecutive refused writes.
 #[derive(Clone, Debug)]
 struct ConsecutiveRefusals {
     first_ms: u64,
@@ -26,7 +26,7 @@ struct ConsecutiveRefusals {
 }
 
 /// The shards whose last write was refused. Bounded by the number of shards; locked for one map
-/// operation, never over an await.
+/// operation, never across an await.
 #[derive(Debug, Default)]
 pub struct RefusedWrites {
     shards: DashMap<ShardId, ConsecutiveRefusals>,
@@ -45,7 +45,7 @@ impl RefusedWrites {
                 rule: Rule::Holder,
                 message,
             }
-            // Of the operator's rights, not of the object.
+            // Concerns the operator's permissions, not the object.
             | Refusal::Failure(Failure::Failed {
                 cause: Cause::Forbidden,
                 message,

@@ -95,7 +95,7 @@ pub(crate) async fn health_loop<C: ShardCache, R: Reconcile>(
             None if standing.settled => parts.api_errors.clear("leases"),
             None => {}
         }
-        let waiting = "our member Lease is not in force: the API server does not take renewals";
+        let waiting = "our member Lease is not valid: the API server does not accept renewals";
         if standing.settled {
             parts.health.ok("leases");
         } else {

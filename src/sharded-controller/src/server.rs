@@ -40,20 +40,20 @@ const CROSS_ORIGIN: [(HeaderName, &str); 2] = [
 /// After a failed accept, such as one for want of file descriptors, which does not mend at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Copies figures into the metrics before they are rendered.
+/// Copies statistics into the metrics before they are rendered.
 pub type Refresh = Box<dyn Fn() + Send + Sync>;
 /// How much the server lets clients use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Most connections at once; a further one closes the one that is idle for longest.
+    /// Maximum number of connections; a further one closes the one that is idle for longest.
     pub connections_max: usize,
     /// How long a connection may take to send a request's head, and may stay idle.
     pub header_read_timeout: Duration,
-    /// Most bytes in a request's head.
+    /// Maximum size of a request's head, in bytes.
     pub header_bytes_max: usize,
-    /// Most headers in a request.
+    /// Maximum number of headers in a request.
     pub headers_max: usize,
-    /// How long requests under way may take when the server stops.
+    /// How long active requests may take when the server stops.
     pub drain_timeout: Duration,
 }
 
@@ -124,14 +124,14 @@ impl Server {
         }
     }
 
-    /// Other limits than the default ones.
+    /// Sets other limits than the defaults.
     #[must_use]
     pub fn with_limits(mut self, limits: HttpLimits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Serves until `stop` is cancelled and requests under way are answered or the drain times out.
+    /// Serves until `stop` is cancelled and active requests are answered or the drain times out.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let limits = self.limits;
         let connections = Connections::new(
@@ -157,7 +157,7 @@ impl Server {
         }
         drop(listener);
         tasks.close();
-        // Whoever has not read its answer by then is cut off.
+        // A client that has not read its answer by then is disconnected.
         let _ = tokio::time::timeout(limits.drain_timeout, tasks.wait()).await;
         end.cancel();
         tasks.wait().await;
@@ -202,7 +202,7 @@ async fn serve_connection(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
-        // An error here is a client that went away, was slow or sent nonsense: its own affair.
+        // An error here is a client that disconnected, was slow or sent an invalid request.
         _ = connection.as_mut() => return,
         () = place.evicted() => return,
         () = stop.cancelled() => {}

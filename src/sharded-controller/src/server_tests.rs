@@ -1,4 +1,4 @@
-//! Tests of the HTTP server over real sockets: what it answers, and that no client can harm it.
+//! Tests of the HTTP server over real sockets: its answers, and its robustness against clients.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::net::SocketAddr;
@@ -44,7 +44,7 @@ async fn start_with(refresh: Refresh, limits: HttpLimits) -> Running {
     }
 }
 
-/// Reads until the server closes.
+/// Reads until the server closes the connection.
 async fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
@@ -106,14 +106,11 @@ async fn readiness_reports_reasons_and_liveness_ignores_external_failures() {
     let running = start().await;
     let (status, text) = get(running.address, "/readyz").await;
     assert_eq!(status, 503);
-    assert!(
-        text.contains("[-] heartbeat: nothing known yet\n"),
-        "{text}"
-    );
+    assert!(text.contains("[-] heartbeat: not checked yet\n"), "{text}");
     assert_eq!(get(running.address, "/livez").await.0, 200);
     running.health.ok("heartbeat");
     assert_eq!(get(running.address, "/readyz").await.0, 200);
-    running.health.give_up("the runtime is gone");
+    running.health.give_up("the runtime has ended");
     assert_eq!(get(running.address, "/livez").await.0, 503);
 }
 
@@ -127,7 +124,7 @@ async fn thousand_idle_connections_are_tolerated() {
     let mut idle = Vec::new();
     for n in 0..1000 {
         let mut stream = TcpStream::connect(running.address).await.unwrap();
-        // Some never say a word, some begin a request and leave it there.
+        // Some never send anything, some start a request and do not finish it.
         if n % 2 == 0 {
             stream.write_all(b"GET /metrics HTT").await.unwrap();
         }
@@ -173,7 +170,7 @@ async fn a_slow_or_huge_request_is_cut_off() {
 
     let mut huge = TcpStream::connect(running.address).await.unwrap();
     let head = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(64 * 1024));
-    // The server may hang up before it has read everything.
+    // The server may close the connection before it has read everything.
     let _ = huge.write_all(head.as_bytes()).await;
     let text = read_all(&mut huge).await;
     assert!(!text.contains(" 200 "), "{text}");

@@ -1,4 +1,4 @@
-//! The order of stopping: say so, hand every shard back, then end what served them.
+//! The order of stopping: announce it, hand over every shard, then stop what served them.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::fleet::agent::{self, AgentHandle, AgentParts, ExitReason, ShardHost};
 use crate::health::Health;
 use shard_ownership::ownership::Event;
 
-/// Beyond the drain, for announcing that we leave and for the Lease writes themselves.
+/// Time in addition to the drain, for announcing that we leave and for the Lease writes themselves.
 const GRACE: Duration = Duration::from_secs(4);
 
-/// How often the process was asked to stop, and how long it may take.
+/// Termination requests of the process, and the time it has to stop.
 pub struct Signals {
     count: watch::Receiver<u32>,
     patience: Duration,
@@ -51,14 +51,15 @@ impl Signals {
     async fn asked_times(&self, times: u32) {
         let mut count = self.count.clone();
         if count.wait_for(|count| *count >= times).await.is_err() {
-            // Nobody listens to signals any more: nobody will ask.
+            // No signal handler is active any more: no request will come.
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// Runs the agent; when asked to stop, has it hand back its shards. A second request, or the end
-/// of patience, ends it at once: then others wait for our Lease to run out. `None`: it came to that.
+/// Runs the agent; when asked to stop, makes it hand over its shards. A second request, or the end
+/// of the grace period, ends it immediately: then other replicas wait for our Lease to expire.
+/// `None`: it ended that way.
 pub async fn run_until_handed_back<H: ShardHost>(
     parts: AgentParts<H>,
     handle: AgentHandle,
@@ -71,7 +72,7 @@ pub async fn run_until_handed_back<H: ShardHost>(
         ended = &mut running => return Some(ended),
         () = signals.asked() => {}
     }
-    tracing::info!("asked to stop: handing the shards back");
+    tracing::info!("asked to stop: handing over all shards");
     health.set("leaving", Err("asked to stop"));
     let hand_back = async {
         handle.send(Event::Shutdown).await;
@@ -81,11 +82,11 @@ pub async fn run_until_handed_back<H: ShardHost>(
         ended = &mut running => Some(ended),
         () = hand_back => None,
         () = tokio::time::sleep(signals.patience) => {
-            tracing::warn!("could not hand everything back in time; our Lease runs out by itself");
+            tracing::warn!("could not hand over all shards in time; our Lease will expire");
             None
         }
         () = signals.asked_times(2) => {
-            tracing::warn!("asked twice: stopping at once; our Lease runs out by itself");
+            tracing::warn!("asked twice: stopping immediately; our Lease will expire");
             None
         }
     }

@@ -7,11 +7,11 @@ use serde_json::{Map, Value};
 
 use crate::metrics::Metrics;
 
-/// Shortest time over which a rate is told.
+/// Shortest period over which a rate is computed.
 const RATE_MS_MIN: u64 = 1_000;
 /// How far back failures are counted.
 const FAILURES_MS: u64 = 60_000;
-/// One a second, for a minute.
+/// One per second, for a minute.
 const SAMPLES_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,16 +21,16 @@ struct Sample {
     failures: u64,
 }
 
-/// What CPU time and failures were at some earlier times. Bounded to about a minute.
+/// CPU time and failures at some earlier times. Bounded to about a minute.
 #[derive(Debug, Default)]
 pub struct Rates {
     samples: Mutex<VecDeque<Sample>>,
 }
 
-/// What has become of them since.
+/// Rates since these samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rate {
-    /// CPU cores in use lately; `None` before the second look.
+    /// CPU cores in use recently; `None` before the second update.
     pub cpu_cores: Option<f64>,
     /// Failed reconciles of the last minute.
     pub failures: u64,
@@ -74,7 +74,7 @@ impl Rates {
     }
 }
 
-/// The figures as a short JSON object of numbers, from metrics that were just refreshed.
+/// The statistics as a short JSON object of numbers, from metrics that were just refreshed.
 #[must_use]
 pub fn stats(
     metrics: &Metrics,
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(
             rates.update(0, 0.0, 7).failures,
             0,
-            "those before the first look are old"
+            "those before the first update are old"
         );
         assert_eq!(rates.update(30_000, 0.0, 9).failures, 2);
         assert_eq!(rates.update(60_000, 0.0, 9).failures, 2);

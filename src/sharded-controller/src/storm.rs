@@ -1,4 +1,4 @@
-//! The storm guard: how many runs an object, or a whole replica, may start in a span of time.
+//! The rate limiter: how many runs an object, or a whole replica, may start in a period.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -8,14 +8,14 @@ const NANOS_PER_MS: u64 = 1_000_000;
 const RUNS_MAX: u32 = 1_000_000;
 const PERIOD_MAX_SECONDS: u64 = 3600;
 
-/// So many runs in so long a time, all of which may come at once: a token bucket.
+/// A number of runs per period, all of which may come at once: a token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     runs: NonZeroU32,
     period_seconds: u64,
 }
 
-/// What the bucket of a [`RateLimit`] is kept for.
+/// The scope of the bucket of a [`RateLimit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
     /// Each object has a bucket of its own.
@@ -25,7 +25,7 @@ pub enum Scope {
     Replica,
 }
 
-/// The text is no rate limit.
+/// The text is not a rate limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a rate limit: write <runs>/<time>, such as 100/60s, with 1 to {RUNS_MAX} runs and \
@@ -106,10 +106,9 @@ impl fmt::Display for Scope {
     }
 }
 
-/// How full one bucket is, in one number; a fresh one is full.
-///
+/// Fill level of one bucket, in one number; a new one is full.
 /// It is the "theoretical arrival time" of the generic cell rate algorithm, in nanoseconds: eight
-/// bytes that can lie in the queue's own entry, so that they go when the object goes.
+/// bytes that are stored in the queue's own entry, so that they are removed with the object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowance {
     arrival_nanos: u64,

@@ -1,7 +1,7 @@
-//! Text from elsewhere made safe for a terminal, a log line or a page: bounded, no control characters.
+//! Makes external text safe for a terminal, a log line or a page: bounded, without control characters.
 
-/// At most `chars_max` characters of `text`, on one line; what a terminal would obey or not show
-/// becomes `?`, and a cut is marked by `…`.
+/// At most `chars_max` characters of `text`, on one line; control and invisible characters become
+/// `?`, and a cut is marked by `…`.
 #[must_use]
 pub fn safe(text: &str, chars_max: usize) -> String {
     let mut shown: String = text.chars().take(chars_max).map(plain).collect();

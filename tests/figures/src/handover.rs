@@ -300,7 +300,7 @@ fn told(fleet: &Fleet<'_>) -> Result<Told> {
             if message == "working on the shard" {
                 let epoch = fields["epoch"].as_i64().unwrap_or_default();
                 told.working.insert((shard, epoch), at.as_microsecond());
-            } else if message.starts_with("giving the shard up") {
+            } else if message.starts_with("handing the shard over") {
                 told.draining
                     .entry(shard)
                     .or_default()

@@ -17,7 +17,7 @@ pub const VERSION: &str = "v1";
 pub const API_VERSION: &str = "database.io/v1";
 /// The kind.
 pub const KIND: &str = "DatabaseCluster";
-/// Keeps a `DatabaseCluster` until its StatefulSet is gone.
+/// Finalizer of a `DatabaseCluster`: it is removed once the StatefulSet is deleted.
 pub const FINALIZER: &str = "database.io/operator";
 /// Label of children: the bucket (0–255) in which the cluster's uid lies.
 pub const BUCKET_LABEL: &str = "database.io/bucket";
@@ -28,7 +28,7 @@ pub const FENCING_TOKEN_ANNOTATION: &str = "database.io/fencing-token";
 pub const CLUSTER_UID_LABEL: &str = "database.io/cluster-uid";
 /// Label of Pods and volume claims: name of the `DatabaseCluster`. No other tool gives it a meaning.
 pub const CLUSTER_LABEL: &str = "database.io/cluster";
-/// Annotation of a `DatabaseCluster`: its own uid, when the primary may begin with an empty volume
+/// Annotation of a `DatabaseCluster`: its own uid, if the primary may start with an empty volume
 /// although volumes of its replicas exist.
 pub const EMPTY_PRIMARY_ANNOTATION: &str = "database.io/allow-empty-primary";
 /// Annotation of the ConfigMap: the volume of the primary has data. It outlives the status, which a
@@ -36,7 +36,7 @@ pub const EMPTY_PRIMARY_ANNOTATION: &str = "database.io/allow-empty-primary";
 pub const INITIALIZED_ANNOTATION: &str = "database.io/initialized";
 /// Annotation of children: hash of what was applied, without the fencing token.
 pub const FINGERPRINT_ANNOTATION: &str = "database.io/fingerprint";
-/// Annotation of children: generation of the `DatabaseCluster` that the child was made from.
+/// Annotation of children: generation of the `DatabaseCluster` from which the child was rendered.
 pub const GENERATION_ANNOTATION: &str = "database.io/generation";
 /// Annotation of the StatefulSet: what was done for its claims, `<size>/<number>` when they were last
 /// grown, and `/<cluster uid>/marked` when each was labelled.

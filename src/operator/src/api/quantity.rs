@@ -35,18 +35,18 @@ macro_rules! quantity_from {
     };
 }
 
-/// What is said of a value that [`CPU`] refuses.
+/// Error message for a value that [`CPU`] rejects.
 pub(super) const CPU_SAYS: &str = "cpu must be from 1m to 100k, for example 500m, 2 or 1.5";
-/// What is said of a value that [`BYTES`] refuses, of memory.
+/// Error message for a memory value that [`BYTES`] rejects.
 pub(super) const MEMORY_SAYS: &str = "memory must be from 16Mi to 1Ei, for example 512Mi or 4Gi; a number without a unit is in bytes";
-/// What is said of a map that [`MAP`] refuses.
+/// Error message for a map that [`MAP`] rejects.
 pub(super) const MAP_SAYS: &str = "each name must have at most 317 characters, and each amount be a quantity, for example 500m or 2Gi";
 
-/// CPU. Kubernetes knows nothing smaller than a thousandth of a core.
+/// CPU. The smallest amount in Kubernetes is a thousandth of a core.
 pub(super) const CPU: &str = quantity_from!("self", "1m", "100k");
 /// Bytes of memory or storage. Less than this is a wrong or missing unit: no server starts with it.
 pub(super) const BYTES: &str = quantity_from!("self", "16Mi", "1Ei");
-/// Resources by name. Kubernetes knows no longer names.
+/// Resources by name. Kubernetes allows no longer names.
 pub(super) const MAP: &str = concat!(
     "self.all(k, k.size() <= 317 && ",
     quantity_from!("self[k]", "0", "1Ei"),
@@ -64,7 +64,7 @@ pub(super) const MAP_MEMORY: &str = concat!(
     quantity_from!("self['memory']", "16Mi", "1Ei"),
     ")"
 );
-/// What is no quantity has a rule of its own.
+/// A value that is not a quantity is rejected by a rule of its own.
 pub(super) const REQUESTS_WITHIN_LIMITS: &str = concat!(
     "!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || !(",
     quantity_from!("self.requests[k]", "0", "1Ei"),
@@ -73,8 +73,8 @@ pub(super) const REQUESTS_WITHIN_LIMITS: &str = concat!(
     ") || quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k]))) <= 0)"
 );
 
-/// Of an object whose size of storage replaces another one: it grows, or shrinks to no less than what the volumes have.
-/// What is no quantity has a rule of its own.
+/// Rule of an object whose storage size replaces another one: it grows, or shrinks to no less than the size of the
+/// volumes. A value that is not a quantity is rejected by a rule of its own.
 pub(super) const SIZE_GROWS: &str = concat!(
     "!(",
     quantity_from!("self.spec.storage.size", "0", "1Ei"),

@@ -18,13 +18,13 @@ use super::status::DatabaseClusterStatus;
 pub const NAME_LENGTH_MAX: usize = 49;
 /// Most replicas of one cluster.
 pub const REPLICAS_MAX: i32 = 99;
-/// CPU of an instance when nothing is said about it. The schema sets no default: it would be stored,
-/// and stand beside the requests and limits that somebody sets later.
+/// CPU of an instance if the spec does not set it. The schema sets no default: a default would be
+/// stored, and would conflict with requests and limits that a user sets later.
 const DEFAULT_CPU: &str = "500m";
-/// Memory of an instance when nothing is said about it.
+/// Memory of an instance if the spec does not set it.
 const DEFAULT_MEMORY: &str = "512Mi";
 
-/// The wished-for state of a PostgreSQL cluster.
+/// The desired state of a PostgreSQL cluster.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
     group = "database.io",
@@ -37,9 +37,9 @@ const DEFAULT_MEMORY: &str = "512Mi";
     status = "DatabaseClusterStatus",
     derive = "PartialEq",
     doc = "A PostgreSQL cluster: one primary, and read-only replicas that follow it.",
-    validation = Rule::new("self.metadata.name.size() <= 49").message("metadata.name must have at most 49 characters: the names of its Pods and StatefulSet are made from it"),
+    validation = Rule::new("self.metadata.name.size() <= 49").message("metadata.name must have at most 49 characters: the names of its Pods and StatefulSet are derived from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a lower-case letter, end with a letter or digit, and consist of lower-case letters, digits and '-': its Services are named after it"),
-    validation = Rule::new(quantity::SIZE_GROWS).message("storage.size may not shrink below the size that the volumes have, which status.storageSize says").field_path(".spec.storage.size"),
+    validation = Rule::new(quantity::SIZE_GROWS).message("storage.size may not shrink below the size that the volumes have, see status.storageSize").field_path(".spec.storage.size"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -55,13 +55,13 @@ const DEFAULT_MEMORY: &str = "512Mi";
         name = "Desired",
         type_ = "integer",
         json_path = ".spec.replicas",
-        description = "Replicas asked for"
+        description = "Desired replicas"
     ),
     printcolumn(
         name = "Status",
         type_ = "string",
         json_path = ".status.phase",
-        description = "Where the cluster is in its life"
+        description = "Phase of the cluster"
     ),
     printcolumn(
         name = "Available",
@@ -173,7 +173,7 @@ impl Resources {
         (both.clone(), both)
     }
 
-    /// What bounds the memory of each instance: its limit, or else what is reserved.
+    /// The amount that bounds the memory of each instance: its limit, or else its request.
     #[must_use]
     pub fn memory(&self) -> String {
         let (requests, limits) = self.amounts();
@@ -185,7 +185,7 @@ impl Resources {
 /// The volume of each instance.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("storage.className can not be changed after creation").field_path(".className"))]
+#[x_kube(validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("storage.className cannot be changed after creation").field_path(".className"))]
 pub struct Storage {
     /// Size of each volume, for example `10Gi`. It may grow, and shrink to what the volumes have
     /// (`status.storageSize`): a volume never shrinks, and one that is larger is left alone.
@@ -194,8 +194,8 @@ pub struct Storage {
     #[x_kube(validation = Rule::new(quantity::BYTES).message("size must be from 16Mi to 1Ei, for example 500Mi or 10Gi; a number without a unit is in bytes"))]
     pub size: String,
 
-    /// StorageClass of the volumes; without it, the default one of the Kubernetes cluster. It can
-    /// not be changed after creation.
+    /// StorageClass of the volumes; without it, the default one of the Kubernetes cluster. It
+    /// cannot be changed after creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub class_name: Option<String>,

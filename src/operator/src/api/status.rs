@@ -36,8 +36,8 @@ pub struct DatabaseClusterStatus {
     #[serde(default)]
     pub observed_generation: i64,
 
-    /// Where the cluster is in its life, for people: Creating, Scaling, Ready, Degraded or
-    /// Terminating. Programs read `conditions`.
+    /// Phase of the cluster, for display: Creating, Scaling, Ready, Degraded or Terminating.
+    /// Programs read `conditions`.
     #[serde(
         default,
         deserialize_with = "known_phase",
@@ -45,16 +45,15 @@ pub struct DatabaseClusterStatus {
     )]
     pub phase: Option<Phase>,
 
-    /// What holds of the cluster: `Ready` (it is as its spec asks: all instances accept
-    /// connections), `Progressing` (a change is being carried out), `Degraded` (something is wrong; the message says what),
-    /// `Available` (the primary serves, also while a change is refused), `Initialized` (the primary
-    /// has accepted connections once: its volume has data).
+    /// Conditions of the cluster: `Ready` (it is as its spec asks: all instances accept connections), `Progressing` (a
+    /// change is being applied), `Degraded` (something is wrong; the message says what), `Available` (the primary
+    /// serves, also while a change is refused), `Initialized` (the primary has accepted connections once: its volume
+    /// has data).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 
-    /// Who wrote this status. That is the last writer, which is not always the present holder of
-    /// the shard.
+    /// Writer of this status: the last writer, which is not always the current holder of the shard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<ShardStatus>,
 }
@@ -73,7 +72,7 @@ impl DatabaseClusterStatus {
             .is_some_and(|c| c.status == ConditionStatus::True)
     }
 
-    /// Whether both say the same, whoever wrote them.
+    /// Whether both report the same, regardless of the writer.
     #[must_use]
     pub fn is_same_report_as(&self, other: &Self) -> bool {
         self.replicas == other.replicas
@@ -86,18 +85,19 @@ impl DatabaseClusterStatus {
     }
 }
 
-/// A phase that a newer version wrote must not keep this one from reading the object.
+/// Reads a phase that this version does not know as absent: a phase that a newer version wrote must
+/// not make the object unreadable.
 fn known_phase<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Phase>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.and_then(|text| Phase::ALL.into_iter().find(|p| p.label() == text)))
 }
 
-/// Where a cluster is in its life, for people.
+/// Phase of a cluster, for display.
 #[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
-    /// Its objects are being made.
+    /// Its objects are being created.
     Creating,
-    /// Its instances are on the way to what the spec asks for.
+    /// Its instances are being brought to the state in the spec.
     Scaling,
     /// All instances accept connections.
     Ready,
@@ -172,13 +172,13 @@ pub struct Condition {
 pub enum ConditionType {
     /// It is as its spec asks: all instances accept connections.
     Ready,
-    /// A change is being carried out.
+    /// A change is being applied.
     Progressing,
     /// Something is wrong.
     Degraded,
     /// The primary serves.
     Available,
-    /// The primary has accepted connections at least once; this never goes away again.
+    /// The primary has accepted connections at least once; this condition stays true.
     Initialized,
     /// A type that this version does not know.
     Other(String),
@@ -239,12 +239,12 @@ pub enum ConditionStatus {
     True,
     /// It does not hold.
     False,
-    /// Nobody knows.
+    /// Not known.
     #[serde(other)]
     Unknown,
 }
 
-/// The right to write, as it was when this status was written.
+/// The right to write at the time of this status.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShardStatus {
@@ -258,7 +258,7 @@ pub struct ShardStatus {
     #[schemars(length(max = 64))]
     pub lease: String,
 
-    /// Identity of the replica that held it.
+    /// Identity of the replica that held the shard.
     #[serde(default)]
     #[schemars(length(max = 253))]
     pub holder: String,

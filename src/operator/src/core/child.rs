@@ -1,9 +1,9 @@
-//! The children of a cluster: which kinds there are, and one as it should be.
+//! The children of a cluster: their kinds, and the desired state of one.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A kind of object that the operator makes for a cluster.
+/// A kind of object that the operator creates for a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ChildKind {
     /// `v1` ConfigMap.
@@ -62,8 +62,8 @@ impl fmt::Display for ChildId {
     }
 }
 
-/// A child as it should be, in digests: enough to see whether anything differs. What to apply is
-/// rendered when something does.
+/// The desired state of a child as digests: enough to detect a difference. The manifest to apply is
+/// rendered only if there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredChild {
     /// Kind and name.
@@ -81,7 +81,7 @@ pub struct DesiredChild {
 pub struct Fingerprint(pub u64);
 
 impl Fingerprint {
-    /// What an annotation says; none when it is no fingerprint.
+    /// Reads an annotation; none if it is not a fingerprint.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());

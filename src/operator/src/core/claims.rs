@@ -1,4 +1,4 @@
-//! Volume claims: their names, whose they are, when they have to grow, and which must not be lost.
+//! Volume claims: their names and owners, when to resize them, and which must not be lost.
 //!
 //! The claim template of a StatefulSet cannot be changed, so growing means patching each claim; a
 //! claim that is created later has the template's size and is grown then. Each claim carries the uid
@@ -11,8 +11,8 @@ use super::observed::{ClusterRecord, Selector, StatefulSetRecord};
 /// Name of the data volume; the claims are called `data-{pod}`.
 pub const DATA_VOLUME: &str = "data";
 
-/// Annotations by which Argo CD neither prunes a claim, nor deletes it with an application, nor calls
-/// an application out of sync because of it.
+/// Annotations that keep Argo CD from pruning a claim, from deleting it with an application, and from
+/// reporting an application as out of sync because of it.
 pub const HANDS_OFF: [(&str, &str); 2] = [
     ("argocd.argoproj.io/compare-options", "IgnoreExtraneous"),
     (
@@ -27,8 +27,8 @@ pub fn name(statefulset: &str, ordinal: i32) -> String {
     format!("{DATA_VOLUME}-{statefulset}-{ordinal}")
 }
 
-/// The instance of this StatefulSet, also a former one, whose claim this is; none when it is no claim
-/// of it.
+/// The ordinal of a StatefulSet's claim, also of a former StatefulSet of that name; none if it is not
+/// a claim of it.
 #[must_use]
 pub fn ordinal(claim: &str, statefulset: &str) -> Option<i32> {
     let text = claim
@@ -40,12 +40,12 @@ pub fn ordinal(claim: &str, statefulset: &str) -> Option<i32> {
     (name(statefulset, number) == claim && number >= 0).then_some(number)
 }
 
-/// What was seen of a claim.
+/// Observed state of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Its name.
+    /// `metadata.name`.
     pub name: String,
-    /// The instance that uses it.
+    /// Ordinal of the instance that uses it.
     pub ordinal: i32,
     /// Uid of the cluster that it is labelled with.
     pub cluster_uid: Option<String>,
@@ -55,22 +55,23 @@ pub struct Claim {
     pub deleting: bool,
     /// Whether it has a volume. Until then its size cannot be changed.
     pub is_bound: bool,
-    /// Its volume.
+    /// Name of its volume.
     pub volume: Option<String>,
-    /// Size that it asks for.
+    /// Requested size.
     pub asks: Option<String>,
-    /// Size that its volume has.
+    /// Size of its volume.
     pub has: Option<String>,
 }
 
 impl Claim {
-    /// Whether it says that it is this cluster's, as far as it should.
+    /// Whether it is labelled as a claim of this cluster.
     #[must_use]
     pub fn is_of(&self, cluster: &ClusterRecord) -> bool {
         self.is_marked && self.cluster_uid.as_deref() == Some(&*cluster.uid)
     }
 
-    /// Whether it asks for less than this. A larger one is left alone, also one that a user has grown.
+    /// Whether it requests less than this size. A larger claim is left alone, also one that a user has
+    /// resized.
     #[must_use]
     pub fn is_smaller_than(&self, size: &str) -> bool {
         let asks = self.asks.as_deref().and_then(quantity_nano);
@@ -78,8 +79,8 @@ impl Claim {
     }
 }
 
-/// The first claim of a replica, where that of the primary is not among these: a StatefulSet that is
-/// created over them begins with an empty primary.
+/// The first claim of a replica, if the claim of the primary is not among these: a StatefulSet that
+/// is created over them starts with an empty primary.
 #[must_use]
 pub fn without_primary(claims: &[Claim]) -> Option<&Claim> {
     let stay = || claims.iter().filter(|claim| !claim.deleting);
@@ -108,8 +109,8 @@ pub fn smallest(claims: &[Claim], instances: i32) -> Option<&str> {
     sizes.min().map(|(_, size)| size)
 }
 
-/// What to do about a claim that is not allowed to grow, by what the API server said; the volumes have
-/// `size`.
+/// What to do about a claim that cannot be resized, according to the API server's message; the volumes
+/// have `size`.
 #[must_use]
 pub fn remedy(refusal: &str, size: &str) -> String {
     let remedy = if refusal.contains("support resize") {
@@ -122,15 +123,15 @@ pub fn remedy(refusal: &str, size: &str) -> String {
     format!("{remedy}, or set spec.storage.size back to {size}")
 }
 
-/// What has to be done for the claims of a StatefulSet that exists.
+/// What has to be done for the claims of an existing StatefulSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimMaintenance {
     /// Whether claims may be there that no template of ours labelled.
     pub label: bool,
-    /// Whether the claims of all instances have to ask for the size in the spec.
+    /// Whether the claims of all instances have to request the size in the spec.
     pub grow: bool,
-    /// What to remember on the StatefulSet afterwards: `<size>/<number of claims>`, and
-    /// `/<cluster uid>/marked` where the claims were labelled one by one.
+    /// What to record on the StatefulSet afterwards: `<size>/<number of claims>`, and `/<cluster
+    /// uid>/marked` if the claims were labelled one by one.
     pub done: String,
 }
 
@@ -156,8 +157,8 @@ impl<'a> Remembered<'a> {
     }
 }
 
-/// What has to be done for the claims now; none when there is nothing. `again`: whether what is
-/// remembered is not believed.
+/// What has to be done for the claims now; none if nothing has to. `again`: whether to ignore what
+/// is recorded.
 #[must_use]
 pub fn maintenance(
     cluster: &ClusterRecord,
@@ -230,8 +231,8 @@ mod tests {
         observe::cluster(&serde_json::from_value(object).unwrap()).unwrap()
     }
 
-    /// A StatefulSet of 1 Gi each: whose template says this uid, with this number of Pods, of which
-    /// this is remembered.
+    /// A StatefulSet of 1 Gi each whose template has this uid, with this number of Pods and this
+    /// record.
     fn set(uid: Option<&str>, pods: i32, done: Option<&str>) -> StatefulSetRecord {
         let labels = uid.map(|uid| json!({"database.io/cluster-uid": uid}));
         let annotations = done.map(|done| json!({"database.io/claims": done}));
@@ -310,7 +311,7 @@ mod tests {
             assert_eq!(
                 plan("1Gi", 3, 2, Some("1Gi/2/new/marked")),
                 None,
-                "not all are there"
+                "not all exist"
             );
             assert_eq!(
                 plan("1Gi", 3, 3, Some("1Gi/2/new/marked")),

@@ -1,4 +1,4 @@
-//! From what was seen and done to what is reported: the second half of a reconcile.
+//! The status to report after a reconcile observed and changed the children.
 
 use jiff::Timestamp;
 
@@ -12,12 +12,12 @@ use crate::api::{DatabaseClusterStatus, ShardStatus};
 use shard_ownership::token::FencingToken;
 use sharded_controller::outcome::Next;
 
-/// What was seen and done.
+/// What a reconcile observed and did.
 #[derive(Debug)]
 pub struct Done<'a> {
     /// The cluster.
     pub cluster: &'a ClusterRecord,
-    /// Its StatefulSet; none when it is missing or someone else's.
+    /// Its StatefulSet; none if it is missing or belongs to someone else.
     pub statefulset: Option<&'a StatefulSetRecord>,
     /// Whether the volume of the primary has data.
     pub initialized: bool,
@@ -33,9 +33,9 @@ pub struct Done<'a> {
     pub primary: Option<bool>,
     /// Label selector of the Pods, as text.
     pub selector: &'a str,
-    /// Who writes.
+    /// Fencing token of the writer.
     pub token: &'a FencingToken,
-    /// The time.
+    /// The current time.
     pub now: Timestamp,
 }
 
@@ -49,25 +49,25 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Of what is wrong.
+    /// The event for a problem.
     #[must_use]
     pub fn of(why: &ConditionReason) -> Self {
         Self::Error(format!("{}: {}", why.reason, why.message))
     }
 }
 
-/// What is reported, and when to look again.
+/// What to report, and when to reconcile again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusUpdate {
     /// The status to write; none when it says what the last one said.
     pub status: Option<DatabaseClusterStatus>,
-    /// What to tell in an event.
+    /// Event to publish.
     pub notice: Option<Notice>,
-    /// When to look again.
+    /// When to reconcile again.
     pub next: Next,
 }
 
-/// Whether all is as it should be, or Pods are to be looked at.
+/// Whether the StatefulSet is settled, or its Pods have to be diagnosed.
 #[must_use]
 pub fn workload(statefulset: Option<&StatefulSetRecord>, wanted: i32) -> Workload {
     match statefulset {
@@ -89,9 +89,9 @@ pub fn is_initialized(cluster: &ClusterRecord, statefulset: Option<&StatefulSetR
     cluster.status.is_initialized() || statefulset.is_some_and(|set| set.ready_replicas > 0)
 }
 
-/// Whether the primary serves, as far as the counts of Pods tell: not, when some are ready and some
-/// are not, for replicas stay ready without their primary. Before the first start no replica gets
-/// ready without it.
+/// Whether the primary serves, as far as the Pod counts decide it: unknown if some Pods are ready
+/// and some are not, because replicas stay ready without their primary. Before the first start no
+/// replica gets ready without the primary.
 #[must_use]
 pub fn primary_serves(
     cluster: &ClusterRecord,
@@ -104,7 +104,7 @@ pub fn primary_serves(
     (all_ready || !cluster.status.is_initialized()).then_some(true)
 }
 
-/// Decides what is reported.
+/// Computes the status to report.
 #[must_use]
 pub fn compute_status(done: &Done<'_>) -> StatusUpdate {
     let cluster = done.cluster;
@@ -158,10 +158,10 @@ pub fn compute_status(done: &Done<'_>) -> StatusUpdate {
     }
 }
 
-/// The size that the volumes are known to have: below it `spec.storage.size` may not fall.
+/// The known size of the volumes: `spec.storage.size` must not fall below it.
 fn storage_size(done: &Done<'_>) -> Option<String> {
     let created = || Some(done.statefulset?.claim.as_ref()?.size.as_str());
-    // The watch has not shown the StatefulSet that was just created.
+    // The watch has not yet shown the StatefulSet that was just created.
     let asked = || {
         done.changed
             .then_some(done.cluster.spec.storage.size.as_str())
@@ -225,10 +225,10 @@ mod tests {
             (3, 3, 3, Some(true)),
             (3, 3, 0, Some(false)),
             (0, 0, 0, Some(false)),
-            // It may be the one that is not ready, or not there.
+            // It may be the one that is not ready, or missing.
             (3, 3, 2, None),
             (3, 2, 2, None),
-            // Some are to go, and all are ready.
+            // Some are about to be removed, and all are ready.
             (1, 3, 3, Some(true)),
         ] {
             let got = primary_serves(&old, Some(&set(wanted, exist, ready)));

@@ -37,7 +37,8 @@ fn write_document(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-/// Text with its length before it, so that no two sequences of texts look alike.
+/// Writes a text with its length before it, so that no two sequences of texts have the same
+/// encoding.
 fn write_text(text: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(&(text.len() as u64).to_le_bytes());
     out.extend_from_slice(text.as_bytes());
@@ -55,9 +56,9 @@ pub enum Shape {
     Quantities,
     /// Compared field by field.
     Object(BTreeMap<String, Shape>),
-    /// A list whose items are known by the value of one field, as server-side apply sees them.
+    /// A list whose items are identified by the value of one field, as in server-side apply.
     Keyed {
-        /// That field.
+        /// The identifying field.
         key: &'static str,
         /// The items by its value.
         items: BTreeMap<String, Shape>,
@@ -67,7 +68,7 @@ pub enum Shape {
 /// Fields whose values are quantities by name. Users choose the names.
 const QUANTITY_MAPS: [&str; 2] = ["limits", "requests"];
 const QUANTITY_FIELDS: [&str; 1] = ["sizeLimit"];
-/// Fields that tell the items of a list apart, in the order in which they are looked for.
+/// Fields that identify the items of a list, in order of preference.
 const LIST_KEYS: [&str; 2] = ["mountPath", "name"];
 
 impl Shape {
@@ -169,8 +170,8 @@ fn write_quantity(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-/// A quantity in billionths, rounded up: every form that Kubernetes accepts, but for negative ones.
-/// None when it is no quantity, or too large for any use.
+/// A quantity in billionths, rounded up: every form that Kubernetes accepts, except negative ones.
+/// None if it is not a quantity, or is out of range.
 #[must_use]
 pub fn quantity_nano(text: &str) -> Option<i128> {
     const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
@@ -205,7 +206,7 @@ pub fn quantity_nano(text: &str) -> Option<i128> {
     match (exponent >= 0, power) {
         (true, power) => scaled.checked_mul(power?),
         (false, Some(power)) => Some(div_ceil(scaled, power)),
-        // Less than any power that fits: what is not nothing is rounded up.
+        // Less than any representable power: a non-zero amount is rounded up.
         (false, None) => Some(i128::from(scaled > 0)),
     }
 }

@@ -1,22 +1,22 @@
-//! Which major version of PostgreSQL an image is, as far as its name makes that certain.
+//! The major version of PostgreSQL in an image, as far as its name makes that certain.
 //!
 //! Only the tags of the official image have a known scheme. In another repository `41`, `12.1` or
-//! `22.04-pg16` may be a build, the version of an extension or of a distribution. What is not certain
-//! is not judged here: each Pod compares its image with its data before it starts.
+//! `22.04-pg16` may be a build, or the version of an extension or of a distribution. What is not
+//! certain is not checked here: each Pod compares its image with its data before it starts.
 
 use super::lifecycle::{ConditionReason, reason};
 
-/// Newest major version that a tag is believed to name: higher numbers are dates or builds.
+/// Newest major version that a tag can name: higher numbers are dates or builds.
 const MAJOR_MAX: u32 = 99;
-/// Before it, two numbers made a major version (9.6).
+/// Before it, two numbers formed a major version (9.6).
 const MAJOR_MIN: u32 = 10;
-/// Names of the registry of the official image; without any of them it is meant, too.
+/// Registry names of the official image; an image without a registry is the official one, too.
 const HUB: [&str; 3] = ["docker.io/", "index.docker.io/", "registry-1.docker.io/"];
 /// What can follow the major version in a tag of the official image.
 const AFTER_MAJOR: [&str; 4] = [".", "-", "beta", "rc"];
 
 /// The major version that the tag of the official image names: 17 for `postgres:17.2-alpine`. None
-/// when the tag does not say (`latest`, a digest alone), and for every other image.
+/// when the tag does not name one (`latest`, a digest alone), and for every other image.
 #[must_use]
 pub fn major(image: &str) -> Option<u32> {
     let name = image.split('@').next()?;
@@ -33,7 +33,7 @@ pub fn major(image: &str) -> Option<u32> {
     (MAJOR_MIN..=MAJOR_MAX).contains(&number).then_some(number)
 }
 
-/// Why the image of a cluster that has data may not be changed like this; none when it may, or when
+/// Why the image of a cluster that has data must not be changed like this; none if it may, or if
 /// that is not certain.
 #[must_use]
 pub fn refuse_change(from: &str, to: &str) -> Option<ConditionReason> {

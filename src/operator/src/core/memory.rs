@@ -1,6 +1,6 @@
-//! What this replica remembers of its own writes to one cluster, so that a watch that lags behind
-//! them does not make it write twice, and so that a touched child is noticed; and what it worked
-//! out about the children, so that a run that finds nothing to do costs next to nothing.
+//! What this replica remembers of its own writes to one cluster, so that a lagging watch does not
+//! make it write twice, and so that a modified child is detected; and what it computed about the
+//! children, so that a run without changes costs next to nothing.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use super::child::{ChildId, DesiredChild};
 use super::observed::{ChildRecord, ClaimTemplate};
 use super::version;
 
-/// How long a watch may lag behind our own writes before what it shows is believed again.
+/// How long a watch may lag behind our own writes before what it shows is trusted again.
 pub const WATCH_LAG_MS_MAX: u64 = 10_000;
 
-/// Two times that lie no further apart are the same next try, as two runs work it out.
+/// Two times that are no further apart are the same next retry, as two runs compute it.
 const SAME_TRY: SignedDuration = SignedDuration::from_secs(2);
 
 /// One write of ours.
@@ -23,7 +23,7 @@ struct Write {
     at_ms: u64,
     /// Whether the watch has shown it.
     seen: bool,
-    /// What it left, apart from the status; none when that is not known.
+    /// Digest of the object after the write, apart from the status; none if it is not known.
     contents: Option<u64>,
 }
 
@@ -33,8 +33,8 @@ impl Write {
     }
 }
 
-/// Memory of our writes to one cluster and its children, and of what these should be. Bounded by
-/// the number of its children.
+/// Memory of our writes to one cluster and its children, and of their desired state. Bounded by the
+/// number of its children.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
     uid: Arc<str>,
@@ -45,40 +45,40 @@ pub struct Memory {
     secret: Secret,
     awaited_since_ms: Option<u64>,
     desired: Option<(Basis, Arc<[DesiredChild]>)>,
-    /// Our generation of the cluster, and since when a child claims a newer one.
+    /// Our generation of the cluster, and since when a child reports a newer one.
     newer_since: Option<(i64, u64)>,
     /// Whether a claim of an instance was being deleted when claims were last looked up.
     is_claim_terminating: bool,
     /// Objects of which the fence keeps refusing our writes, as last reported. Bounded by the number
     /// of objects that belong to the cluster.
     refused: Vec<Box<str>>,
-    /// When the next try was said to be.
+    /// The time that was reported for the next retry.
     next_try: Option<Timestamp>,
 }
 
-/// What is known of the Secret of one cluster, which can not be read.
+/// What is known of the Secret of one cluster, which the operator must not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Secret {
     Unknown,
-    /// One was in the way when it should have been made.
+    /// A Secret of that name existed before ours was created.
     InTheWay {
         since_ms: u64,
     },
     Made,
 }
 
-/// What the children of one cluster are made from.
+/// What the children of one cluster are rendered from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Basis {
     /// The cluster's generation.
     pub generation: i64,
-    /// The volume claim template that can not be changed any more.
+    /// The volume claim template, which cannot be changed any more.
     pub claim: Option<ClaimTemplate>,
     /// Whether the volume of the primary has data.
     pub initialized: bool,
 }
 
-/// How a child that was seen stands to what we remember.
+/// How an observed child compares with what we remember.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It is as our last write left it, or we remember nothing.
@@ -90,8 +90,7 @@ pub enum Standing {
 }
 
 impl Memory {
-    /// Nothing is remembered of the cluster with this uid. `swept_ms` is when it counts as last
-    /// swept.
+    /// Empty memory of the cluster with this uid. `swept_ms` is when it counts as last swept.
     #[must_use]
     pub const fn new(uid: Arc<str>, swept_ms: u64) -> Self {
         Self {
@@ -110,7 +109,7 @@ impl Memory {
         }
     }
 
-    /// Uid of the cluster that this is about.
+    /// Uid of the cluster.
     #[must_use]
     pub fn uid(&self) -> &str {
         &self.uid
@@ -161,8 +160,8 @@ impl Memory {
         }
     }
 
-    /// How a child that was seen stands to what we remember of it. What is seen for the first time
-    /// is remembered as untouched.
+    /// How an observed child compares with what we remember of it. A child that is observed for the
+    /// first time is remembered as untouched.
     pub fn standing(&mut self, child: &ChildRecord, now_ms: u64) -> Standing {
         let id = child.id();
         let shown = &child.resource_version;
@@ -186,14 +185,14 @@ impl Memory {
         }
         write.seen = true;
         if child.contents.is_some() && child.contents == write.contents {
-            // Only its status is another.
+            // Only its status has changed.
             return Standing::Untouched;
         }
         Standing::Touched
     }
 
-    /// Whether a child that the watch does not show was written by us a moment ago. One that the
-    /// watch showed and that is gone is not.
+    /// Whether a child that the watch does not show was written by us a moment ago. A child that
+    /// the watch showed and that was then deleted does not count.
     #[must_use]
     pub fn expects(&self, id: &ChildId, now_ms: u64) -> bool {
         self.children
@@ -201,12 +200,12 @@ impl Memory {
             .any(|(known, write)| known == id && write.is_pending(now_ms))
     }
 
-    /// A child that is gone is not remembered.
+    /// Forgets a child that was deleted.
     pub fn forget_child(&mut self, id: &ChildId) {
         self.children.retain(|(known, _)| known != id);
     }
 
-    /// The children as they should be, made anew only when what they are made from is another.
+    /// The desired children, rendered again only if their input has changed.
     pub fn desired(
         &mut self,
         basis: &Basis,
@@ -227,26 +226,26 @@ impl Memory {
         self.secret = Secret::Made;
     }
 
-    /// There was a Secret already, and nothing says whose it is.
+    /// Records that the Secret existed already, and that nothing shows which cluster it belongs to.
     pub fn secret_in_the_way(&mut self, now_ms: u64) {
         if self.secret == Secret::Unknown {
             self.secret = Secret::InTheWay { since_ms: now_ms };
         }
     }
 
-    /// Whether the Secret is known to be of this cluster.
+    /// Whether the Secret is known to belong to this cluster.
     #[must_use]
     pub fn has_secret(&self) -> bool {
         self.secret == Secret::Made
     }
 
-    /// Whether there is a Secret of which nothing says whose it is.
+    /// Whether a Secret exists of which nothing shows which cluster it belongs to.
     #[must_use]
     pub const fn suspects_secret(&self) -> bool {
         matches!(self.secret, Secret::InTheWay { .. })
     }
 
-    /// For how long a Secret has been in the way, in milliseconds.
+    /// For how long a Secret of unknown origin has existed, in milliseconds.
     #[must_use]
     pub const fn secret_suspected_ms(&self, now_ms: u64) -> u64 {
         match self.secret {
@@ -255,20 +254,21 @@ impl Memory {
         }
     }
 
-    /// Something is awaited that no watch may report: for how long that has been so, in milliseconds.
+    /// Records a wait for something that no watch may report, and returns how long it has lasted, in
+    /// milliseconds.
     pub fn awaits(&mut self, now_ms: u64) -> u64 {
         let since_ms = *self.awaited_since_ms.get_or_insert(now_ms);
         now_ms.saturating_sub(since_ms)
     }
 
-    /// Nothing is awaited any more that a watch may not report.
+    /// Ends the wait for something that no watch may report.
     pub const fn awaits_nothing(&mut self) {
         self.awaited_since_ms = None;
     }
 
-    /// A child says that it was rendered from a newer generation than this one, which is the newest
-    /// that the watch has shown: for how long to wait for that, in milliseconds; none once the watch
-    /// had its time, because then the child is wrong.
+    /// A child reports that it was rendered from a newer generation than this one, which is the
+    /// newest that the watch has shown. Returns how long to wait for that generation, in
+    /// milliseconds; none once the watch had enough time, because then the child is wrong.
     pub fn awaits_newer(&mut self, generation: i64, now_ms: u64) -> Option<u64> {
         let since_ms = match self.newer_since {
             Some((known, since_ms)) if known == generation => since_ms,
@@ -279,7 +279,7 @@ impl Memory {
         (rest_ms > 0).then_some(rest_ms)
     }
 
-    /// No child says that it was rendered from a newer generation.
+    /// No child reports a newer generation.
     pub const fn awaits_no_newer(&mut self) {
         self.newer_since = None;
     }
@@ -295,7 +295,7 @@ impl Memory {
         self.is_claim_terminating
     }
 
-    /// The fence keeps refusing our writes of an object; whether that is new.
+    /// Records that the fence keeps refusing our writes of an object; returns whether that is new.
     pub fn refused(&mut self, object: &str) -> bool {
         let is_new = !self.is_refused(object);
         if is_new {
@@ -310,14 +310,14 @@ impl Memory {
         self.refused.iter().any(|known| **known == *object)
     }
 
-    /// Of these objects alone our writes are still refused.
+    /// Records that only our writes of these objects are still refused.
     pub fn refused_only(&mut self, objects: &[String]) {
         self.refused
             .retain(|known| objects.iter().any(|object| **object == **known));
     }
 
-    /// The next try is at about this time: what to say, so that the same try is not said to be at two
-    /// times.
+    /// The time to report for a next retry at about this time, so that the same retry is not reported
+    /// with two times.
     pub fn next_try(&mut self, at: Timestamp) -> Timestamp {
         let is_same = |known: &Timestamp| known.duration_since(at).abs() <= SAME_TRY;
         let known = self.next_try.filter(is_same);
@@ -330,21 +330,21 @@ impl Memory {
         now_ms.saturating_sub(self.swept_ms) >= interval_ms
     }
 
-    /// Everything was applied. What the children are made from is looked at afresh after it: the
-    /// API server's defaults for a spec may change without a new generation.
+    /// Records that everything was applied. The input of the children is computed again after it:
+    /// the API server's defaults for a spec may change without a new generation.
     pub fn swept(&mut self, now_ms: u64) {
         self.swept_ms = now_ms;
         self.desired = None;
     }
 
-    /// A generation that is not carried out yet was seen.
+    /// Records that a generation was observed that is not applied yet.
     pub fn change_seen(&mut self, generation: i64, now_ms: u64) {
         if self.changing.is_none_or(|(known, _)| known != generation) {
             self.changing = Some((generation, now_ms));
         }
     }
 
-    /// The change of this generation is carried out: how long it took, once.
+    /// Records that the change of this generation is applied; returns how long it took, once.
     pub fn change_done(&mut self, generation: i64, now_ms: u64) -> Option<u64> {
         let (known, since_ms) = self.changing.take()?;
         (known == generation).then(|| now_ms.saturating_sub(since_ms))

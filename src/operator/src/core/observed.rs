@@ -1,4 +1,5 @@
-//! What was seen of the objects: compact records of what the reconcile needs, not the objects.
+//! Observed state of the objects: compact records of what a reconcile needs instead of whole
+//! objects.
 
 use std::sync::Arc;
 
@@ -7,34 +8,35 @@ use crate::api::{DatabaseClusterSpec, DatabaseClusterStatus, names};
 use shard_ownership::hash::Bucket;
 use sharded_controller::object::ObjectKey;
 
-/// Most finalizers of one cluster that are kept: users add them, and memory is bounded.
+/// Maximum number of finalizers of one cluster that are stored: users add them, and memory is
+/// bounded.
 pub const FINALIZERS_MAX: usize = 64;
 
-/// What is kept of a `DatabaseCluster`.
+/// The stored part of a `DatabaseCluster`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterRecord {
     /// Namespace and name.
     pub key: ObjectKey,
-    /// Uid.
+    /// `metadata.uid`.
     pub uid: Arc<str>,
-    /// Where the uid lies on the hash circle.
+    /// Bucket of the uid on the hash circle.
     pub bucket: Bucket,
     /// Generation of the spec.
     pub generation: i64,
-    /// Resource version.
+    /// `metadata.resourceVersion`.
     pub resource_version: String,
     /// Whether it is being deleted.
     pub deleting: bool,
-    /// Its finalizers, all of them: the list can only be written whole.
+    /// Its finalizers, all of them: the list can only be written as a whole.
     pub finalizers: Vec<String>,
-    /// Whether the user allows that the primary begins with an empty volume although volumes of its
+    /// Whether the user allows the primary to start with an empty volume although volumes of its
     /// replicas exist.
     pub allows_empty_primary: bool,
-    /// Whether it has more finalizers than are kept: then the operator cannot write the list.
+    /// Whether it has more finalizers than are stored: then the operator cannot write the list.
     pub has_excess_finalizers: bool,
-    /// What is asked for.
+    /// The spec.
     pub spec: DatabaseClusterSpec,
-    /// What was last reported.
+    /// The last reported status.
     pub status: DatabaseClusterStatus,
 }
 
@@ -45,7 +47,7 @@ impl ClusterRecord {
         self.finalizers.iter().any(|f| f == names::FINALIZER)
     }
 
-    /// Whether the user asked that the children outlive it (`kubectl delete --cascade=orphan`).
+    /// Whether the user requested that the children outlive it (`kubectl delete --cascade=orphan`).
     #[must_use]
     pub fn orphans_children(&self) -> bool {
         self.finalizers.iter().any(|f| f == "orphan")
@@ -109,22 +111,22 @@ impl Owner {
     }
 }
 
-/// What is kept of a child's metadata.
+/// The stored part of a child's metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildRecord {
     /// Kind.
     pub kind: ChildKind,
     /// Namespace and name.
     pub key: ObjectKey,
-    /// Uid.
+    /// `metadata.uid`.
     pub uid: String,
-    /// Resource version.
+    /// `metadata.resourceVersion`.
     pub resource_version: String,
     /// Whether it is being deleted.
     pub deleting: bool,
     /// Its controller, if it has one.
     pub owner: Option<Owner>,
-    /// Whether it carries what the operator gives to each child: labels, bucket and fingerprint.
+    /// Whether it carries the operator's labels, bucket and fingerprint.
     pub is_marked: bool,
     /// Whether it says that the volume of the primary has data.
     pub reports_initialized: bool,
@@ -168,7 +170,7 @@ pub fn is_our_group(api_version: &str) -> bool {
     api_version.split('/').next() == Some(names::GROUP)
 }
 
-/// By which labels a StatefulSet selects its Pods. Its claims get the same ones.
+/// The labels by which a StatefulSet selects its Pods. Its claims get the same ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Selector {
     /// By the operator's own label.
@@ -184,35 +186,35 @@ pub enum Selector {
 pub struct ClaimTemplate {
     /// Size of each volume.
     pub size: String,
-    /// StorageClass, if one was asked for.
+    /// StorageClass, if one was requested.
     pub class_name: Option<String>,
-    /// Uid of the cluster that claims created from it are labelled with, if they are.
+    /// Uid of the cluster with which claims created from it are labelled, if they are.
     pub cluster_uid: Option<Box<str>>,
     /// How the StatefulSet selects its Pods.
     pub selector: Selector,
-    /// Uid of the cluster that the StatefulSet was created for, as its Pod template has it. It stays
-    /// when another cluster adopts the StatefulSet, so that no Pod restarts for it.
+    /// Uid of the cluster for which the StatefulSet was created, as in its Pod template. It stays
+    /// when another cluster adopts the StatefulSet, so that no Pod restarts.
     pub created_for: Option<Box<str>>,
 }
 
-/// What is kept of a StatefulSet.
+/// The stored part of a StatefulSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatefulSetRecord {
     /// Its metadata.
     pub child: ChildRecord,
     /// Generation of its spec.
     pub generation: i64,
-    /// Digest of the spec's fields that we own: drift is seen without keeping the object.
+    /// Digest of the spec's fields that we own: drift is detected without storing the object.
     pub spec_digest: u64,
     /// Digest of the labels that we own.
     pub labels_digest: u64,
     /// Image of its instances.
     pub image: String,
-    /// What was done for its claims, as `claims::Upkeep::done` has it.
+    /// What was done for its claims, see `claims::ClaimMaintenance::done`.
     pub claims_done: Option<String>,
     /// Its volume claim template, as it was when it was created.
     pub claim: Option<ClaimTemplate>,
-    /// Replicas that its spec asks for.
+    /// Replicas that its spec requests.
     pub spec_replicas: i32,
     /// The generation that its status is about.
     pub observed_generation: i64,
@@ -220,24 +222,24 @@ pub struct StatefulSetRecord {
     pub replicas: i32,
     /// Pods that are ready.
     pub ready_replicas: i32,
-    /// Pods made from the newest template.
+    /// Pods of the newest template.
     pub updated_replicas: i32,
     /// Pods that have been ready for long enough.
     pub available_replicas: i32,
-    /// Revision that Pods had before the roll-out.
+    /// Revision of the Pods before the rollout.
     pub current_revision: String,
-    /// Revision that Pods get.
+    /// Revision of the Pods after the rollout.
     pub update_revision: String,
 }
 
 impl StatefulSetRecord {
-    /// Whether its controller has looked at its newest form.
+    /// Whether its controller has observed its newest generation.
     #[must_use]
     pub fn is_observed(&self) -> bool {
         self.observed_generation >= self.generation
     }
 
-    /// Whether every Pod that it asks for exists, is ready and is made from the newest template.
+    /// Whether every Pod that it requests exists, is ready and has the newest template.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         let wanted = self.spec_replicas;

@@ -1,18 +1,19 @@
-//! When a failure that is not the object's own fault is reported on the object.
+//! When a failure that the object does not cause is reported on the object.
 //!
-//! A webhook that is down, a right that is missing, an API server that answers with errors: the first
-//! time it may pass by itself. What is still so after the pause is reported, with the time of the next
-//! try. Each try writes the status at most once, so that the tiers of the backoff bound these writes.
+//! An unavailable webhook, a missing permission, an API server that answers with errors: the first
+//! failure may pass by itself. A failure that persists after the pause is reported, with the time of
+//! the next retry. Each attempt writes the status at most once, so the backoff tiers bound these
+//! writes.
 
 use super::lifecycle::reason;
 use sharded_controller::backoff::{Outlook, bounded};
 use sharded_controller::outcome::{Cause, Failure};
 
-/// Failures in a row, each after its pause, that are not reported: the next one is.
+/// Number of consecutive failures, each after its pause, that are not reported: the next one is.
 const UNREPORTED: u32 = 1;
 
-/// What is reported of a failure that persists: the reason and the message. `is_reported`: the status
-/// says already that something persists, so that it is kept true.
+/// The reason and message to report for a persistent failure. `is_reported`: the status already
+/// reports a persistent failure, so it is kept up to date.
 #[must_use]
 pub fn persistent(
     failure: &Failure,

@@ -1,4 +1,4 @@
-//! From what was seen to what has to be written: the first half of a reconcile.
+//! What a reconcile has to write: the difference between the observed and the desired state.
 
 use std::sync::Arc;
 
@@ -11,31 +11,31 @@ use super::observed::{
 };
 use crate::api::names;
 
-/// How long a Secret that is there already holds a new cluster back: long enough for the collection
-/// of what a former cluster left, the rest of which is gone when this begins. Pods do not start with a
-/// Secret of a former cluster in any case.
+/// How long an existing Secret delays a new cluster: long enough for the garbage collection of what a
+/// former cluster left, the rest of which is deleted when this starts. Pods do not start with a Secret
+/// of a former cluster in any case.
 pub const SECRET_HOLD_MS: u64 = 10_000;
 
-/// What the plan is made from.
+/// Input of the plan.
 #[derive(Debug)]
 pub struct Observed<'a> {
     /// The cluster.
     pub cluster: &'a ClusterRecord,
-    /// The StatefulSet of the child's name, whoever owns it.
+    /// The StatefulSet with the child's name, whatever its owner.
     pub statefulset: Option<&'a StatefulSetRecord>,
-    /// The other children that were seen, whoever owns them.
+    /// The other observed children, whatever their owner.
     pub children: &'a [Arc<ChildRecord>],
-    /// The children as they should be, in the order in which they are applied.
+    /// The desired children, in the order in which they are applied.
     pub desired: &'a [DesiredChild],
     /// Whether the volume of the primary has data.
     pub initialized: bool,
-    /// Whether everything is applied once more, for drift that nobody saw.
+    /// Whether everything is applied once more, for drift that no watch reported.
     pub sweep: bool,
-    /// Milliseconds on the clock of `Memory`.
+    /// Current time on the clock of `Memory`, in milliseconds.
     pub now_ms: u64,
 }
 
-/// What must hold of the object on the server for an apply to be carried out.
+/// What must hold of the object on the server before an apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Precondition {
     /// There is no object of that name.
@@ -49,7 +49,7 @@ pub enum Precondition {
 pub struct Apply {
     /// Its place in `Observed::desired`.
     pub index: usize,
-    /// What must hold.
+    /// What must hold before the apply.
     pub precondition: Precondition,
 }
 
@@ -58,9 +58,9 @@ pub struct Apply {
 pub struct Delete {
     /// Kind and name.
     pub id: ChildId,
-    /// Its uid.
+    /// `metadata.uid`.
     pub uid: String,
-    /// Its resource version.
+    /// `metadata.resourceVersion`.
     pub resource_version: String,
 }
 
@@ -69,44 +69,44 @@ pub struct Delete {
 pub enum SecretStep {
     /// Nothing.
     Leave,
-    /// Create it unless it is there: there is no data yet that a new password would not fit.
+    /// Create it unless it exists: there is no data yet with another password.
     Create {
-        /// Whether one that is there stops what comes after it: it may be a former cluster's, and be
-        /// collected with it.
+        /// Whether an existing Secret stops the steps after it: it may belong to a former cluster,
+        /// and be garbage-collected.
         hold: bool,
     },
-    /// Find out whether it is there: Pods that start without it would hang.
+    /// Check whether it exists: Pods that start without it would hang.
     Probe,
 }
 
-/// What has to be written.
+/// The required writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// Nothing, and nothing can be said either: what was seen is older than what we know.
+    /// Nothing, and nothing can be reported either: the observed state is older than what we know.
     Wait {
         /// What is waited for.
         why: String,
         /// After how many milliseconds to stop waiting, unless a watch ends the wait.
         at_most_ms: Option<u64>,
     },
-    /// Nothing, ever again.
+    /// Nothing any more: the cluster is being deleted and does not have our finalizer.
     Forget,
-    /// The cluster is alive.
+    /// The cluster is not being deleted.
     Keep {
         /// Our finalizer has to be added first.
         add_finalizer: bool,
-        /// What to do about the Secret before the StatefulSet is applied.
+        /// Step for the Secret before the StatefulSet is applied.
         secret: SecretStep,
         /// Children to apply, in this order.
         apply: Vec<Apply>,
-        /// Children that are not wanted any more.
+        /// Children that are no longer desired.
         delete: Vec<Delete>,
         /// What keeps a child from being as it should.
         problem: Option<Problem>,
     },
-    /// The cluster is being deleted; its StatefulSet is still there.
+    /// The cluster is being deleted; its StatefulSet still exists.
     TearDown {
-        /// To delete; none when that was asked for already.
+        /// The StatefulSet to delete; none if the deletion was already requested.
         delete: Option<Delete>,
     },
     /// The cluster is being deleted and nothing of it is left.
@@ -120,7 +120,7 @@ enum Difference {
     Problem(Problem),
 }
 
-/// Decides what has to be written.
+/// Decides what to write.
 #[must_use]
 pub fn plan(observation: &Observed<'_>, memory: &mut Memory) -> Plan {
     let cluster = observation.cluster;
@@ -136,7 +136,7 @@ pub fn plan(observation: &Observed<'_>, memory: &mut Memory) -> Plan {
             let rest_ms = memory.awaits_newer(cluster.generation, observation.now_ms);
             if let Some(rest_ms) = rest_ms {
                 return Plan::Wait {
-                    why: format!("{id} says that it was rendered from a newer generation"),
+                    why: format!("{id} reports that it was rendered from a newer generation"),
                     at_most_ms: Some(rest_ms),
                 };
             }
@@ -315,7 +315,7 @@ fn difference(
     if child.deleting {
         return Difference::Problem(Problem::Transient(ConditionReason::new(
             reason::REPAIRING,
-            format!("{} is being deleted; it will be made again", desired.id),
+            format!("{} is being deleted; it will be re-created", desired.id),
         )));
     }
     let standing = memory.standing(child, observation.now_ms);
@@ -349,21 +349,21 @@ pub fn is_owned_by(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
         .is_some_and(|owner| owner.uid() == &*cluster.uid)
 }
 
-/// Whether a child was made by the operator and has no controller: its cluster was deleted and left it
-/// (`--cascade=orphan`), it was restored from a backup, or somebody removed its ownerReference. The
-/// cluster that it is named after adopts it.
+/// Whether a child was created by the operator and has no controller: its cluster was deleted and
+/// orphaned it (`--cascade=orphan`), it was restored from a backup, or its ownerReference was removed.
+/// The cluster after which it is named adopts it.
 #[must_use]
 pub const fn is_orphan(child: &ChildRecord) -> bool {
     child.owner.is_none() && child.is_marked
 }
 
-/// Whether a child of this cluster's names belongs to it, or is for it to adopt.
+/// Whether a child with this cluster's names belongs to it, or can be adopted by it.
 #[must_use]
 pub fn is_ours(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
     is_owned_by(child, cluster) || is_orphan(child)
 }
 
-/// Whether a child was made from a later generation of the same cluster than the one we see.
+/// Whether a child was rendered from a later generation of the same cluster than the observed one.
 #[must_use]
 pub fn is_rendered_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
     is_owned_by(child, cluster)
@@ -372,7 +372,8 @@ pub fn is_rendered_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> b
             .is_some_and(|generation| generation > cluster.generation)
 }
 
-/// What is wrong with who owns an object of a child's name; none when it is this cluster, or shall be.
+/// The problem with the owner of an object with a child's name; none if the owner is this cluster, or
+/// can be.
 #[must_use]
 pub fn ownership_problem(child: &ChildRecord, cluster: &ClusterRecord) -> Option<Problem> {
     if is_ours(child, cluster) {
@@ -400,7 +401,7 @@ pub fn ownership_problem(child: &ChildRecord, cluster: &ClusterRecord) -> Option
 fn foreign_message(id: &ChildId, owner: Option<&Owner>) -> String {
     let owned = match owner {
         Some(owner) => format!("belongs to {} {}", owner.kind(), owner.name()),
-        None => "exists already and was not made for this DatabaseCluster".to_owned(),
+        None => "exists already and was not created for this DatabaseCluster".to_owned(),
     };
     format!("{id} {owned}; it is left alone: delete or rename it, or use another name")
 }
@@ -411,7 +412,7 @@ fn is_former_self(owner: &Owner, cluster: &ClusterRecord) -> bool {
         && owner.name() == &*cluster.key.name
 }
 
-/// Of two troubles the one that somebody has to look at; of equals the first.
+/// The more severe of two problems: permanent before transient, and of equals the first.
 #[must_use]
 pub fn worst(known: Option<Problem>, found: Problem) -> Option<Problem> {
     match (&known, &found) {

@@ -4,9 +4,9 @@ use std::cmp::Ordering;
 
 /// Which of two resource versions is newer.
 ///
-/// The API promises that resource versions of one resource are decimal numbers that grow
-/// (Kubernetes 1.35; every version before behaved so). `None` when one of them is no such number
-/// and they differ: then nothing is known.
+/// The API guarantees that resource versions of one resource are increasing decimal numbers
+/// (Kubernetes 1.35; every version before behaved so). `None` if one of them is not such a number
+/// and they differ: then their order is not known.
 #[must_use]
 pub fn compare(a: &str, b: &str) -> Option<Ordering> {
     if a == b {

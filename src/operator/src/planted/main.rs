@@ -1,4 +1,4 @@
-//! The operator as in `src/main.rs`, built so that faults can be planted in it. For experiments only.
+//! The operator as in `src/main.rs`, built with failpoints. For fault injection only.
 
 #[path = "../main.rs"]
 mod operator;

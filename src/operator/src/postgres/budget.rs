@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{labels, metadata, statefulset_name};
 use crate::core::observed::ClusterRecord;
 
-/// Fewer instances have none: it would keep a node from ever being drained, or mean nothing.
+/// Fewer instances have none: a budget would either block every drain of a node, or have no effect.
 const REPLICAS_MIN: i32 = 2;
 
 pub(super) fn render(cluster: &ClusterRecord) -> Option<Value> {
@@ -17,7 +17,8 @@ pub(super) fn render(cluster: &ClusterRecord) -> Option<Value> {
             "spec": {
                 "maxUnavailable": 1,
                 "selector": {"matchLabels": labels::selector(cluster)},
-                // What is not ready serves nobody, and must not keep a node from being drained.
+                // A Pod that is not ready serves no clients, and must not block the drain of a
+                // node.
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
             },
         })

@@ -12,9 +12,9 @@ use crate::core::observed::ClusterRecord;
 
 /// Runs before PostgreSQL in each Pod.
 pub(super) const PREPARE: &str = "prepare.sh";
-/// Makes roles, database and settings.
+/// Creates roles, database and settings.
 pub(super) const INITDB: &str = "initdb.sh";
-/// Whether the server of a Pod lives.
+/// Whether the server of a Pod is alive.
 pub(super) const ALIVE: &str = "alive.sh";
 /// Whether clients may be sent to a Pod.
 pub(super) const READY: &str = "ready.sh";

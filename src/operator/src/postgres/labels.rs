@@ -9,7 +9,7 @@ use shard_ownership::hash::Bucket;
 const NAME: &str = "postgresql";
 const COMPONENT: &str = "database";
 
-/// Labels that select the Pods of a cluster, of whichever version its StatefulSet is.
+/// Labels that select the Pods of a cluster, whatever the version of its StatefulSet.
 pub(super) fn selector(cluster: &ClusterRecord) -> Value {
     json!({
         "app.kubernetes.io/name": NAME,
@@ -27,8 +27,8 @@ pub(super) fn statefulset_selector(cluster: &ClusterRecord, selector: Selector) 
     }
 }
 
-/// Labels of the Pods. Whatever selects them, they stay the same when another cluster adopts the
-/// StatefulSet: their bucket is that of the cluster it was created for.
+/// Labels of the Pods. They stay the same when another cluster adopts the StatefulSet: their bucket
+/// is that of the cluster for which it was created.
 pub(super) fn pods(cluster: &ClusterRecord, created_for: &str, selector: Selector) -> Value {
     let mut labels = all(cluster);
     labels[names::BUCKET_LABEL] = json!(Bucket::of(created_for).to_string());

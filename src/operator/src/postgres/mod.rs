@@ -1,4 +1,4 @@
-//! What the children of a cluster look like. One file for each child.
+//! Rendering of a cluster's children. One file for each child.
 
 mod budget;
 mod config;
@@ -27,11 +27,11 @@ pub use secret::{Password, RANDOM_BYTES, secret, secret_id, secret_name};
 const PORT: u16 = 5432;
 /// Name of the container that runs PostgreSQL.
 pub const CONTAINER: &str = "postgres";
-/// Environment variable of Pods: uid of the cluster that their StatefulSet was created for.
+/// Environment variable of Pods: uid of the cluster for which their StatefulSet was created.
 pub const CLUSTER_UID: &str = "CLUSTER_UID";
-/// Name of the container that makes the volume fit before.
+/// Name of the container that prepares the volume.
 const PREPARE_CONTAINER: &str = "prepare";
-/// The containers of a Pod that are ours: others may be added to them.
+/// The operator's containers of a Pod: others may be injected.
 pub const CONTAINERS: [&str; 2] = [PREPARE_CONTAINER, CONTAINER];
 
 /// Name of the StatefulSet of a cluster, and of its headless Service.
@@ -40,28 +40,28 @@ pub fn statefulset_name(cluster: &str) -> String {
     format!("{cluster}-db")
 }
 
-/// From what the children of a cluster are rendered.
+/// The input from which the children of a cluster are rendered.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
     /// The cluster.
     pub cluster: &'a ClusterRecord,
-    /// The volume claim template of the StatefulSet that exists: it can not be changed, so it is
+    /// The volume claim template of the existing StatefulSet: it cannot be changed, so it is
     /// rendered as it is.
     pub claim: Option<&'a ClaimTemplate>,
     /// Whether the volume of the primary has data.
     pub initialized: bool,
 }
 
-/// How one child is rendered; the renderer gives none when the cluster has no need of it.
+/// The renderer of one child; it returns none if the cluster does not need the child.
 struct Renderer {
     kind: ChildKind,
-    /// The child's name, of the cluster's.
+    /// The child's name, by the cluster's name.
     name: fn(&str) -> String,
     render: fn(&Source<'_>) -> Option<Value>,
 }
 
-/// How each child is rendered, in the order in which they are applied: what others refer to comes
-/// first. The Secret is not among them: it is created once, and never compared.
+/// The renderers in the order in which the children are applied: what others refer to comes first.
+/// The Secret is not among them: it is created once, and never compared.
 const RENDERERS: [Renderer; 6] = [
     Renderer {
         kind: ChildKind::ConfigMap,
@@ -96,7 +96,7 @@ const RENDERERS: [Renderer; 6] = [
 ];
 
 impl Source<'_> {
-    /// The children that the cluster should have, in the order in which they are applied.
+    /// The desired children of the cluster, in the order in which they are applied.
     #[must_use]
     pub fn children(&self) -> Vec<DesiredChild> {
         RENDERERS
@@ -105,7 +105,8 @@ impl Source<'_> {
             .collect()
     }
 
-    /// What to apply for one of them, with the fencing token of the writer; none when it is none of them.
+    /// The manifest of one child, with the fencing token of the writer; none if it is not one of the
+    /// desired children.
     #[must_use]
     pub fn manifest(&self, child: &DesiredChild, token: &FencingToken) -> Option<Value> {
         let cluster = &self.cluster.key.name;
@@ -131,7 +132,7 @@ impl Source<'_> {
     }
 }
 
-/// The name of the cluster that a child is named after; none when no child has such a name.
+/// The name of the cluster after which a child is named; none if no child has such a name.
 #[must_use]
 pub fn cluster_name(child: &ChildId) -> Option<&str> {
     let suffixes = ["-db", "-rw", "-r"];
@@ -171,8 +172,8 @@ pub fn labels_digest(labels: Option<&BTreeMap<String, String>>) -> u64 {
     SHAPES.labels.digest(&labels)
 }
 
-/// Which fields of a StatefulSet we own. They are the same for every cluster, apart from those that
-/// can not be changed.
+/// The fields of a StatefulSet that we own. They are the same for every cluster, apart from those
+/// that cannot be changed.
 struct Shapes {
     spec: Shape,
     labels: Shape,
@@ -213,8 +214,8 @@ fn fingerprint(manifest: &Value) -> Fingerprint {
     Fingerprint(digest::document(manifest))
 }
 
-/// Takes from a StatefulSet's spec what can not be changed after creation: whether it differs must
-/// not depend on it.
+/// Removes from a StatefulSet's spec what cannot be changed after creation: the comparison must not
+/// depend on it.
 fn remove_claims(spec: &mut Value) {
     if let Some(fields) = spec.as_object_mut() {
         fields.remove("volumeClaimTemplates");
@@ -230,7 +231,7 @@ fn metadata(cluster: &ClusterRecord, name: &str) -> Value {
     })
 }
 
-/// What makes a cluster the controller of a child.
+/// The ownerReferences that make a cluster the controller of a child.
 #[must_use]
 pub fn owner_references(cluster: &ClusterRecord) -> Value {
     json!([{

@@ -1,4 +1,4 @@
-//! The Secret `{name}-app`: how applications reach the database. Created once, never read.
+//! The Secret `{name}-app`: the credentials for applications. Created once, never read.
 
 use std::fmt;
 
@@ -10,12 +10,13 @@ use crate::core::child::{ChildId, ChildKind};
 use crate::core::observed::ClusterRecord;
 use shard_ownership::token::FencingToken;
 
-/// Keys that Pods need, and nothing else of the Secret is mounted: whoever may create a DatabaseCluster
-/// chooses what its Pods run, and the name of the DatabaseCluster chooses the Secret. One without all
+/// Keys that Pods need; nothing else of the Secret is mounted: the creator of a DatabaseCluster chooses
+/// what its Pods run, and the name of the DatabaseCluster determines the Secret. A Secret without all
 /// of them is not mounted at all.
 pub(super) const MOUNTED_KEYS: [&str; 4] =
     ["username", "password", "dbname", "replication-password"];
-/// Says for which cluster the operator made the Secret. One that a user made does not have it.
+/// Key with the uid of the cluster for which the operator created the Secret. A Secret that a user
+/// created does not have it.
 pub(super) const CLUSTER_UID_KEY: &str = "cluster-uid";
 /// Role and database of the applications.
 const USERNAME: &str = "app";
@@ -23,16 +24,16 @@ const USERNAME: &str = "app";
 const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 /// Length of a password: 190 bits.
 const PASSWORD_LENGTH: usize = 32;
-/// Random bytes that one password takes: more than it is long, as some are thrown away.
+/// Random bytes for one password: more than its length, because some are discarded.
 pub const RANDOM_BYTES: usize = 128;
 
-/// A password. It shows itself to nobody by accident.
+/// A password. Its `Debug` output does not contain it.
 pub struct Password(String);
 
 impl Password {
-    /// A password made from random bytes; none when too few of them can be used.
+    /// A password from random bytes; none if too few of them can be used.
     ///
-    /// Bytes that would make some letters more likely than others are thrown away.
+    /// Bytes that would make some letters more likely than others are discarded.
     #[must_use]
     pub fn from_random(bytes: &[u8; RANDOM_BYTES]) -> Option<Self> {
         let fair = u8::try_from(256 / ALPHABET.len() * ALPHABET.len()).ok()?;
@@ -83,7 +84,7 @@ pub fn secret(
         "metadata": metadata(cluster, &name),
         "type": "Opaque",
     });
-    // Before the passwords are in it: they must not be found from the fingerprint.
+    // Computed without the passwords: they must not be derivable from the fingerprint.
     manifest["metadata"]["annotations"] = json!({
         names::FENCING_TOKEN_ANNOTATION: token.for_cluster(&cluster.uid),
         names::FINGERPRINT_ANNOTATION: fingerprint(&manifest).to_string(),

@@ -1,4 +1,4 @@
-//! The Services: a DNS name for each Pod, one for the primary, and one for all that are ready.
+//! The Services: a DNS name for each Pod, one for the primary, and one for all ready instances.
 
 use serde_json::{Value, json};
 
@@ -37,7 +37,7 @@ pub(super) fn read_write(cluster: &ClusterRecord) -> Value {
     service(cluster, &read_write_name(&cluster.key.name), &selector)
 }
 
-/// `{name}-r`: every instance that is ready, to read.
+/// `{name}-r`: every ready instance, to read.
 pub(super) fn read(cluster: &ClusterRecord) -> Value {
     let selector = labels::selector(cluster);
     service(cluster, &read_name(&cluster.key.name), &selector)

@@ -12,10 +12,10 @@ use crate::api::names;
 use crate::core::claims::{self, DATA_VOLUME};
 use crate::core::observed::{ClaimTemplate, ClusterRecord, Selector};
 
-/// User and group of the instances: those of the Debian images. The Alpine ones have no user of that
-/// number and know how to do without.
+/// User and group of the instances: those of the Debian images. The Alpine images have no user with
+/// that number and work without it.
 const USER: u32 = 999;
-/// Where the image looks for what belongs to a first start.
+/// Directory in which the image looks for the scripts of a first start.
 const INITDB_DIR: &str = "/docker-entrypoint-initdb.d";
 /// Time for a fast shutdown, which writes everything to the volume first.
 const GRACE_SECONDS: u32 = 300;
@@ -37,8 +37,8 @@ pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> 
             "serviceName": name,
             "podManagementPolicy": "Parallel",
             "updateStrategy": {"type": "RollingUpdate"},
-            // Claims outlive a StatefulSet that was deleted by hand. Those of a cluster that is
-            // deleted with `retain: Delete` are deleted by the operator.
+            // Claims outlive a StatefulSet that was deleted manually. The claims of a cluster that
+            // is deleted with `retain: Delete` are deleted by the operator.
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
             "selector": {"matchLabels": labels::statefulset_selector(cluster, selector)},
             "template": {
@@ -69,7 +69,7 @@ fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {
         "volumes": [
             {"name": "run", "emptyDir": {}},
             {"name": "tmp", "emptyDir": {}},
-            // What is in it counts as memory of the container, whose limit is the bound: parallel
+            // Its content counts as memory of the container, whose limit is the bound: parallel
             // queries keep their hash tables there.
             {"name": "shm", "emptyDir": {
                 "medium": "Memory",
@@ -122,7 +122,7 @@ cp -f initdb.sh "$INITDB_DIR"
 exec sh "$SCRIPTS_DIR/prepare.sh"
 "#;
 
-/// Makes the volume fit before PostgreSQL starts, or says why it must not.
+/// Prepares the volume before PostgreSQL starts, or reports why it must not start.
 fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
     let mut mounts = mounts(false);
     if let Some(mounts) = mounts.as_array_mut() {
@@ -188,7 +188,7 @@ fn environment(cluster: &ClusterRecord, created_for: &str) -> Value {
     ])
 }
 
-/// `has_scripts`: whether the scripts are where they belong already.
+/// `has_scripts`: whether the scripts are in place already.
 fn mounts(has_scripts: bool) -> Value {
     let mut mounts = json!([
         {"name": DATA_VOLUME, "mountPath": "/pgdata"},
@@ -199,7 +199,7 @@ fn mounts(has_scripts: bool) -> Value {
         {"name": "secret", "mountPath": "/secret", "readOnly": true},
         {"name": "initdb", "mountPath": INITDB_DIR},
     ]);
-    // The API server stores no `readOnly: false`, and what is not stored looks like drift.
+    // The API server does not store `readOnly: false`, and what is not stored looks like drift.
     for mount in mounts.as_array_mut().into_iter().flatten() {
         if has_scripts && (mount["name"] == "scripts" || mount["name"] == "initdb") {
             mount["readOnly"] = json!(true);

@@ -36,7 +36,7 @@ fn statefulset(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Desire
         .unwrap()
 }
 
-/// What is applied for a StatefulSet.
+/// The manifest of a StatefulSet.
 fn statefulset_manifest(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
     let set = statefulset(cluster, claim);
     source(cluster, claim).manifest(&set, &token(17)).unwrap()
@@ -60,8 +60,8 @@ fn the_pod_template_holds_no_default_that_the_api_server_drops() {
     }
 }
 
-/// Set UPDATE_GENERATED to write the file anew, and read what changed before you commit it: when the operator is
-/// upgraded, a changed Pod template restarts every database once.
+/// Set UPDATE_GENERATED to write the file again, and review the change before you commit it: when the operator
+/// is upgraded, a changed Pod template restarts every database once.
 #[test]
 fn the_statefulset_is_the_committed_one() {
     let path = concat!(
@@ -78,7 +78,7 @@ fn the_statefulset_is_the_committed_one() {
         committed == text,
         "tests/golden/statefulset.yaml differs from:\n{text}"
     );
-    // Users have to be told, each time.
+    // Users have to be informed each time.
     let fingerprint = statefulset(&cluster(), None).fingerprint;
     let changes = concat!(env!("CARGO_MANIFEST_DIR"), "/../../CHANGELOG.md");
     assert!(
@@ -194,7 +194,8 @@ fn the_secret_has_what_clients_need_and_no_trace_of_the_passwords_elsewhere() {
     assert!(Password::from_random(&[255; RANDOM_BYTES]).is_none());
 }
 
-/// The creator of a DatabaseCluster chooses the image, and by the name a Secret that may be of others.
+/// The creator of a DatabaseCluster chooses the image, and by the name a Secret that may belong to
+/// others.
 #[test]
 fn nothing_of_the_secret_but_the_documented_keys_gets_into_the_pods() {
     let set = statefulset_manifest(&cluster(), None);
@@ -295,7 +296,7 @@ fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
     assert_eq!(pod["initContainers"][0]["command"][0], "sh");
 }
 
-/// The ConfigMap can be changed by many, and at any time.
+/// The ConfigMap can be changed by many users, at any time.
 #[test]
 fn what_pods_run_is_compared_with_digests_in_their_template() {
     let cluster = cluster();
@@ -316,7 +317,7 @@ fn what_pods_run_is_compared_with_digests_in_their_template() {
         assert!(data.contains_key(script), "{line}");
         assert!(digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()));
     }
-    // Nothing else sees the ConfigMap, and nobody writes what was compared.
+    // No other process sees the copy, and no process writes what was compared.
     let from_config: Vec<&Value> = pod["volumes"]
         .as_array()
         .unwrap()
@@ -349,7 +350,7 @@ fn shared_memory_is_bounded_by_the_memory_of_the_instance() {
     );
 }
 
-/// Which copy of the data is good is known to people only.
+/// Only people know which copy of the data is good.
 #[test]
 fn no_script_advises_to_delete_a_claim() {
     let cluster = cluster();
@@ -451,7 +452,7 @@ fn memory_is_bounded_by_the_limit_or_by_what_is_reserved() {
     }
 }
 
-/// An autoscaler moves Pods with local storage only if it is told which may be lost.
+/// An autoscaler moves Pods with local storage only if it is configured which volumes may be lost.
 #[test]
 fn the_page_on_draining_names_every_local_volume() {
     let set = statefulset_manifest(&cluster(), None);
@@ -560,7 +561,7 @@ fn the_selector_as_text_selects_the_pods() {
     }
 }
 
-/// Both rendered, and how it is seen when it is live.
+/// The manifest and its applied form, as observed when it is live.
 fn seen(manifest: &Value) -> crate::core::observed::StatefulSetRecord {
     let mut live = manifest.clone();
     live["metadata"]["uid"] = json!("u");

@@ -1,4 +1,4 @@
-//! Applying what was planned: children, one after the other, until something is refused.
+//! Applies the plan: children, one after the other, until a write is refused.
 
 use std::sync::Arc;
 
@@ -18,32 +18,32 @@ use sharded_controller::clock::boottime_ms;
 use sharded_controller::outcome::{Cause, Failure};
 use sharded_controller::refusal::Refusal;
 
-/// What was planned for a cluster that lives.
+/// The plan for a cluster that is not being deleted.
 pub(super) struct Steps<'a> {
     pub(super) secret: SecretStep,
     pub(super) desired: &'a [DesiredChild],
     pub(super) apply: &'a [Apply],
     pub(super) delete: &'a [Delete],
     pub(super) children: &'a [Arc<ChildRecord>],
-    /// Whether everything is done once more.
+    /// Whether everything is applied once more.
     pub(super) sweep: bool,
 }
 
-/// What applying the children came to.
+/// The result of applying the children.
 #[derive(Default)]
 pub(super) struct Applied {
-    /// Whether the StatefulSet is another one now.
+    /// Whether the StatefulSet was changed.
     pub(super) changed: bool,
     pub(super) problem: Option<Problem>,
     pub(super) failure: Option<Failure>,
-    /// Whether a child is there that the watch has not shown: nothing can be said until it does.
+    /// Whether a child exists that the watch has not shown: nothing can be reported until it does.
     pub(super) out_of_sight: bool,
     /// Size of the smallest volume, if it was looked up.
     pub(super) volume_size: Option<String>,
 }
 
 impl Applied {
-    /// Whether there is nothing to tell of it but that it was done.
+    /// Whether nothing but success has to be reported.
     pub(super) const fn is_plain(&self) -> bool {
         self.problem.is_none() && self.failure.is_none() && !self.out_of_sight
     }
@@ -63,11 +63,12 @@ impl Applied {
         if let Some(problem) = problem {
             self.problem = worst(self.problem.take(), problem);
         }
-        // Of several, the first: the one that is reported.
+        // Of several, the first one is reported.
         self.failure = self.failure.take().or(failure);
     }
 
-    /// Notes what the fence keeps refusing, and goes on: one object must not stop the work on others.
+    /// Records what the fence keeps refusing, and continues: one object must not stop the work on
+    /// others.
     pub(super) fn pass_over<T: Default>(
         &mut self,
         result: Result<T, Refused>,
@@ -137,7 +138,7 @@ impl Run<'_> {
             let Some(child) = steps.desired.get(step.index) else {
                 continue;
             };
-            // After the others: they tell whether a former cluster's objects are still there.
+            // After the others: they show whether a former cluster's objects still exist.
             if child.id.kind == ChildKind::StatefulSet
                 && let Some(step) = secret.take()
             {
@@ -163,7 +164,7 @@ impl Run<'_> {
             if let Some(record) = record {
                 match self.delete_child(delete, record).await {
                     Ok(()) => self.wrote = true,
-                    // Someone was faster.
+                    // Already deleted.
                     Err(Refusal::Gone) => {}
                     Err(refusal) => {
                         let target = Target::Child(&self.cluster.key, &delete.id);
@@ -181,7 +182,7 @@ impl Run<'_> {
         }
     }
 
-    /// Applies one child; whether the StatefulSet is another one now.
+    /// Applies one child; returns whether the StatefulSet was changed.
     async fn apply_one(
         &mut self,
         child: &DesiredChild,
@@ -196,7 +197,7 @@ impl Run<'_> {
             Refused::Failure(Failure::Failed {
                 cause: Cause::Other,
                 message: format!(
-                    "{} can not be rendered; this is a bug in the operator",
+                    "{} cannot be rendered; this is a bug in the operator",
                     child.id
                 ),
             })
@@ -240,7 +241,7 @@ impl Run<'_> {
         let Some(record) = record.filter(|record| !record.deleting) else {
             return Err(Refused::Failure(Failure::Retry {
                 fenced: false,
-                message: format!("{} is being deleted or gone again", child.id),
+                message: format!("{} is being deleted or was deleted again", child.id),
             }));
         };
         if let Some(problem) = problem {
@@ -261,8 +262,8 @@ impl Run<'_> {
         Err(Refused::NotObserved)
     }
 
-    /// Orphans go with the StatefulSet of their name: beside one of somebody else, its Services must not
-    /// become this cluster's and be deleted with it.
+    /// Orphans are adopted only with the StatefulSet of their name: next to a StatefulSet of someone
+    /// else, its Services must not become this cluster's and be deleted with it.
     async fn may_adopt(&self) -> Result<(), Refused> {
         let found = self.read_statefulset().await?;
         let problem = found.and_then(|record| ownership_problem(&record, self.cluster));

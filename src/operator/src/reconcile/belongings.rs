@@ -1,4 +1,4 @@
-//! What belongs to a StatefulSet and the operator touches on rare occasions: claims and Pods.
+//! Dependents of a StatefulSet that the operator rarely changes: claims and Pods.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -20,19 +20,19 @@ use sharded_controller::permit::ShardPermit;
 use sharded_controller::refusal::Refusal;
 use sharded_controller::write::Write;
 
-/// Most claims of one cluster that are looked at: more than instances can leave behind.
+/// Maximum number of claims of one cluster that are read: more than instances can leave behind.
 const CLAIMS_MAX: u32 = 500;
 
 type Quantities = BTreeMap<String, Quantity>;
 
-/// A kind of object that belongs to a StatefulSet.
+/// A kind of object that depends on a StatefulSet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dependent {
     Claim,
     Pod,
 }
 
-/// One of them, as it was seen.
+/// Reference to an observed object: its name, uid and version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ObjectRef {
     pub(super) name: String,
@@ -144,7 +144,7 @@ impl Writer {
             .collect())
     }
 
-    /// Labels a claim as this cluster's, and asks for this size, if one is given.
+    /// Labels a claim as this cluster's, and requests this size, if one is given.
     pub(super) async fn update_claim(
         &self,
         permit: &ShardPermit,
@@ -157,7 +157,7 @@ impl Writer {
         metadata["resourceVersion"] = json!(claim.resource_version);
         metadata["labels"][names::CLUSTER_UID_LABEL] = json!(*cluster.uid);
         metadata["labels"][names::CLUSTER_LABEL] = json!(*cluster.key.name);
-        // By this one Argo CD takes the claim for an object of the application of that name.
+        // By this label Argo CD takes the claim for an object of the application of that name.
         metadata["labels"][names::INSTANCE_LABEL] = Value::Null;
         for (name, value) in claims::HANDS_OFF {
             metadata["annotations"][name] = json!(value);

@@ -1,4 +1,4 @@
-//! Why the Pods of a cluster are not ready, in words that stay the same while the cause does.
+//! Why the Pods of a cluster are not ready, as messages that stay the same while the cause does.
 
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod,
@@ -12,11 +12,11 @@ use crate::postgres;
 
 /// Longest text taken from a Pod, in bytes.
 const TEXT_LENGTH_MAX: usize = 400;
-/// Label of a Pod: the template that it was made from.
+/// Label of a Pod: the revision of its template.
 const REVISION_LABEL: &str = "controller-revision-hash";
 
-/// The first cause among these Pods, by the Pods' names; none when nothing speaks against their
-/// becoming ready. `class_name` is the StorageClass that their claims ask for.
+/// The first cause among these Pods, by the Pods' names; none if nothing keeps them from becoming
+/// ready. `class_name` is the StorageClass that their claims request.
 #[must_use]
 pub fn diagnose(pods: &[Pod], class_name: Option<&str>) -> Option<ConditionReason> {
     let mut pods: Vec<&Pod> = pods.iter().collect();
@@ -55,13 +55,13 @@ fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<ConditionReason> 
         };
         return Some(ConditionReason::new(
             "Unschedulable",
-            format!("Pod {name} can not be placed on a node: {text}{hint}"),
+            format!("Pod {name} cannot be placed on a node: {text}{hint}"),
         ));
     }
     let init = status.init_container_statuses.iter().flatten();
     let containers = status.container_statuses.iter().flatten();
     let mut all: Vec<&ContainerStatus> = init.chain(containers).collect();
-    // Those that others added come after ours.
+    // Injected containers come after ours.
     all.sort_by_key(|container| !postgres::CONTAINERS.contains(&container.name.as_str()));
     all.into_iter().find_map(|container| {
         let (reason, text) = diagnose_container(container)?;
@@ -77,7 +77,7 @@ fn claim_of(pod: &str) -> String {
     format!("{DATA_VOLUME}-{pod}")
 }
 
-/// Pods that will not get ready and are not made from the newest template: the controller waits for
+/// Pods that will not become ready and do not have the newest template: the controller waits for
 /// some of them instead of replacing them.
 pub(super) fn stuck(pods: &[Pod], set: &StatefulSetRecord) -> Vec<ObjectRef> {
     if set.observed_generation < set.generation || set.update_revision.is_empty() {
@@ -177,7 +177,7 @@ pub(super) fn explain_mount(events: &[Event], pod: &Pod, secret: &str) -> Option
     ))
 }
 
-/// Whether clients are sent to a Pod.
+/// Whether a Pod receives traffic.
 pub(super) fn is_ready(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && has_condition(pod, "Ready")
 }
@@ -236,23 +236,23 @@ fn newest<'a>(events: impl Iterator<Item = &'a Event>) -> Option<&'a Event> {
 
 fn diagnose_container(container: &ContainerStatus) -> Option<(String, String)> {
     let state = container.state.as_ref()?;
-    // Between two tries: the same as waiting for the next one.
+    // Between two attempts: the same as waiting for the next one.
     if let Some(end) = state.terminated.as_ref().filter(|end| end.exit_code != 0) {
         return Some(("CrashLoopBackOff".to_owned(), explain_end(end)));
     }
     let waiting = state.waiting.as_ref()?;
     let reason = waiting.reason.as_deref()?;
     match reason {
-        // Both alternate while the kubelet tries again.
+        // Both alternate while the kubelet retries.
         "ErrImagePull" | "ImagePullBackOff" => Some((
             "ImagePullBackOff".to_owned(),
-            format!("image {:?} can not be pulled", container.image),
+            format!("image {:?} cannot be pulled", container.image),
         )),
         "InvalidImageName" => Some((
             reason.to_owned(),
             format!("{:?} is not the name of an image", container.image),
         )),
-        // The message has a time that grows.
+        // The message contains an increasing time.
         "CrashLoopBackOff" => Some((reason.to_owned(), last_exit(container))),
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
             let text = waiting.message.as_deref().unwrap_or("no reason given");
@@ -273,7 +273,8 @@ fn last_exit(container: &ContainerStatus) -> String {
     }
 }
 
-/// The last line that it wrote says most: the Pods are told to hand over the end of their logs.
+/// Its last log line is the most informative: the Pods are configured to hand over the end of their
+/// logs.
 fn explain_end(end: &ContainerStateTerminated) -> String {
     let last_line = end
         .message
@@ -322,7 +323,7 @@ mod tests {
         assert_eq!(why.reason, "ImagePullBackOff");
         assert_eq!(
             why.message,
-            "Pod x-db-0: container postgres: ImagePullBackOff: image \"postgres:0\" can not be pulled"
+            "Pod x-db-0: container postgres: ImagePullBackOff: image \"postgres:0\" cannot be pulled"
         );
     }
 
@@ -550,6 +551,6 @@ mod tests {
             "Pod x-db-1 runs and is not ready: container filebeat: it has not followed"
         );
         events.push(event(4, "uid of x-db-1", "Readiness probe failed: "));
-        assert_eq!(explain_probe(&events, unready), None, "it starts");
+        assert_eq!(explain_probe(&events, unready), None, "it is starting");
     }
 }

@@ -1,4 +1,5 @@
-//! Events about clusters. They are best effort: one that can not be published fails nothing.
+//! Events about clusters. They are best effort: one that cannot be published does not fail the
+//! reconcile.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -28,7 +29,7 @@ impl Events {
         Self { client, reporter }
     }
 
-    /// Tells of something; whether it was told.
+    /// Publishes an event; returns whether it was published.
     pub(super) async fn publish(
         &self,
         permit: &ShardPermit,

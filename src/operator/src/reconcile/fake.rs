@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use shard_ownership::token::ObservedToken;
 
-/// What the operator lists.
+/// Resources that the operator lists.
 const LISTED: [&str; 3] = ["/pods", "/persistentvolumeclaims", "/events"];
 
 /// The server's state.
@@ -27,9 +27,9 @@ pub(super) struct State {
     pub(super) objects: BTreeMap<String, Value>,
     /// `METHOD path` of every request, in order.
     pub(super) log: Vec<String>,
-    /// Answers to give instead of carrying a request out: the next one whose text begins with this.
+    /// Prepared answers: the next request whose text has this prefix is not executed.
     pub(super) refusals: Vec<(String, Value)>,
-    /// Objects that lack the labels that lists ask for.
+    /// Objects without the labels by which lists select.
     pub(super) unlisted: Vec<String>,
     version: u64,
     uids: u64,
@@ -62,7 +62,7 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// Whether an object is in a list, as far as the label decides that tells new claims from older ones.
+/// Whether an object is in a list, by the label that distinguishes new claims from older ones.
 fn is_selected(query: &str, object: &Value) -> bool {
     let label = &object["metadata"]["labels"]["database.io/cluster"];
     let without = query.contains("%21database.io%2Fcluster");
@@ -100,7 +100,7 @@ fn token<'a>(path: &str, object: &'a Value, is_status: bool) -> Option<(&'a str,
     counts.then_some((token.table, u64::from(token.epoch), token.cluster))
 }
 
-/// What the fence says of a write of the operator; none when it lets it pass.
+/// The fence's refusal of a write of the operator; none if it admits the write.
 fn fence(path: &str, old: &Value, new: &Value, is_status: bool) -> Option<String> {
     let denied = |why: String| {
         Some(format!(
@@ -129,8 +129,8 @@ fn fence(path: &str, old: &Value, new: &Value, is_status: bool) -> Option<String
 }
 
 impl State {
-    /// Stores an object as a new version; its generation grows when anything but metadata and status
-    /// changes.
+    /// Stores an object as a new version; its generation increases when anything but metadata and
+    /// status changes.
     pub(super) fn put(&mut self, path: &str, mut object: Value) -> Value {
         let old = self.objects.get(path).cloned();
         if let Some(old) = &old
@@ -333,7 +333,7 @@ impl Fake {
         Client::new(service, "default")
     }
 
-    /// Does something with the state.
+    /// Accesses the state.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         act(&mut self.0.lock().unwrap())
     }

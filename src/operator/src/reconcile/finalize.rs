@@ -1,4 +1,4 @@
-//! The end of a cluster: its StatefulSet goes, then its claims if that was asked for, then it.
+//! Deletion of a cluster: first its StatefulSet, then its claims if requested, then the finalizer.
 
 use super::apply::{Applied, Refused};
 use super::belongings::Dependent;
@@ -15,7 +15,7 @@ use sharded_controller::outcome::{Failure, Next, Outcome};
 use sharded_controller::refusal::Refusal;
 
 impl Run<'_> {
-    /// Says that the cluster is terminating, then deletes its StatefulSet, then waits for that.
+    /// Reports that the cluster is terminating, deletes its StatefulSet, and waits for that.
     pub(super) async fn tear_down(
         &mut self,
         owned: Option<&StatefulSetRecord>,
@@ -23,10 +23,10 @@ impl Run<'_> {
     ) -> Result<Outcome, Failure> {
         let mut applied = Applied::default();
         let was_refused = self.reports_refusal();
-        // Once it is reported, counts of Pods that end are not worth a write each.
+        // Once it is reported, counts of terminating Pods are not worth a write each.
         let reported = self.cluster.status.condition(ConditionType::Progressing);
         let is_reported = reported.is_some_and(|c| c.reason == reason::TERMINATING);
-        // A status that cannot be written keeps nobody from deleting.
+        // A status that cannot be written does not block the deletion.
         let mut status = Ok(());
         if !is_reported && !was_refused {
             status = self.report_end(owned, &applied).await;
@@ -34,7 +34,7 @@ impl Run<'_> {
         if let (Some(delete), Some(set)) = (delete, owned) {
             match self.delete_child(&delete, &set.child).await {
                 Ok(()) => self.wrote = true,
-                // Someone was faster.
+                // Already deleted.
                 Err(Refusal::Gone) => {}
                 Err(refusal) => {
                     let target = Target::Child(&self.cluster.key, &delete.id);
@@ -52,7 +52,7 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the status says that what the deletion calls for keeps being refused, or failing.
+    /// Whether the status reports that the deletion keeps being refused, or failing.
     fn reports_refusal(&self) -> bool {
         self.is_degraded_for(&[reason::TOKEN_AHEAD, reason::WRITE_REFUSED])
             || self.is_degraded_for(&reason::PERSISTENT)
@@ -143,7 +143,7 @@ impl Run<'_> {
         Err(Refused::NotObserved)
     }
 
-    /// Deletes the claims if that is asked for, unless Pods of another StatefulSet may use them.
+    /// Deletes the claims if requested, unless Pods of another StatefulSet may use them.
     async fn end_claims(&mut self, other: bool, applied: &mut Applied) {
         let cluster = self.cluster;
         if cluster.spec.storage.retain != Retain::Delete {
@@ -164,9 +164,9 @@ impl Run<'_> {
         }
     }
 
-    /// Deletes every claim that is labelled as this cluster's. No Pod uses them any more. One of its
-    /// name with another label stays: it is not known to be this cluster's, and may be a former one's
-    /// that nobody asked to delete.
+    /// Deletes every claim that is labelled as this cluster's. No Pod uses them any more. A claim of
+    /// its name with another label stays: it is not known to be this cluster's, and may belong to a
+    /// former one with `retain: Retain`.
     async fn delete_claims(&mut self, applied: &mut Applied) -> Result<(), Refusal> {
         let cluster = self.cluster;
         let mut left = Vec::new();

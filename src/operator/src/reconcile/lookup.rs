@@ -1,8 +1,8 @@
-//! Look-ups of what is not watched: one bounded cache, the least recently used entry goes first,
-//! and each entry has a time to live.
+//! Lookups of what is not watched: one bounded cache that evicts the least recently used entry, and
+//! whose entries have a time to live.
 //!
-//! Guarantees: no lock is held over a request; entries go with their shard; what is cached about a
-//! cluster is not used once its StatefulSet has changed.
+//! Guarantees: no lock is held across a request; entries are removed with their shard; what is
+//! cached about a cluster is not used once its StatefulSet has changed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,11 +24,11 @@ use crate::postgres;
 use crate::telemetry::metrics::ReconcilerMetrics;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 
-/// Most Pods of a cluster that are looked at.
+/// Maximum number of Pods of a cluster that are read.
 const PODS_MAX: u32 = 100;
-/// Most events that are looked at.
+/// Maximum number of events that are read.
 const EVENTS_MAX: u32 = 50;
-/// "Nothing is wrong" is believed for no longer than this: what goes wrong next is not announced.
+/// A result without a problem is cached for no longer than this: a later problem is not announced.
 const NOTHING_FOUND_TTL: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,12 +39,12 @@ struct Key {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    /// Version of the StatefulSet for which this was looked up.
+    /// Version of the StatefulSet for which this was read.
     version: Arc<str>,
     diagnosis: Arc<PodDiagnosis>,
 }
 
-/// What was found when the Pods of a cluster were looked at.
+/// Result of reading the Pods of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PodDiagnosis {
     /// Why they are not ready.
@@ -74,7 +74,7 @@ impl Expiry<Key, Entry> for TimeToLive {
     }
 }
 
-/// The look-ups and their cache.
+/// The lookups and their cache.
 pub(super) struct Lookups {
     client: GuardedClient,
     metrics: Arc<ReconcilerMetrics>,
@@ -152,7 +152,7 @@ impl Lookups {
         Ok(entry.diagnosis)
     }
 
-    /// Whether the primary's Pod is ready. Never cached: readiness can pass from one Pod to another
+    /// Whether the primary's Pod is ready. Never cached: readiness can move from one Pod to another
     /// without a change of the counts.
     pub(super) async fn is_primary_ready(&self, set: &StatefulSetRecord) -> kube::Result<bool> {
         let key = &set.child.key;
@@ -220,7 +220,7 @@ impl Lookups {
         }
     }
 
-    /// Number of entries, after what is due was evicted.
+    /// Number of entries, after expired ones were evicted.
     pub(super) async fn entries(&self) -> u64 {
         self.cache.run_pending_tasks().await;
         self.cache.entry_count()
@@ -256,7 +256,7 @@ mod tests {
         observe::statefulset(&object.unwrap(), None).unwrap()
     }
 
-    /// A server with one Pod whose image can not be pulled.
+    /// A server with one Pod whose image cannot be pulled.
     fn server() -> Fake {
         let fake = Fake::default();
         let pod = json!({

@@ -1,4 +1,4 @@
-//! One reconcile: gather what was seen, plan, apply, report.
+//! One reconcile: observe, plan, apply, report.
 //!
 //! **Architecture invariant:** what is watched is never read again from the API server, and every
 //! write goes through [`writer`], which checks the right to act first.
@@ -45,15 +45,15 @@ use writer::Writer;
 pub struct ReconcilerConfig {
     /// Identity of this replica, the instance in events.
     pub identity: String,
-    /// Most entries in the look-up cache.
+    /// Maximum number of entries in the lookup cache.
     pub cache_entries: u64,
-    /// How long a look-up is believed.
+    /// How long a lookup stays in the cache.
     pub cache_ttl: Duration,
-    /// How often everything is applied once more, for drift that nobody saw.
+    /// How often everything is applied once more, for drift that no watch reported.
     pub sweep_interval: Duration,
 }
 
-/// Makes clusters what their specs ask for, one at a time.
+/// Brings clusters to their desired state, one at a time.
 pub struct Reconciler {
     store: Arc<Store>,
     metrics: Arc<ReconcilerMetrics>,
@@ -62,7 +62,7 @@ pub struct Reconciler {
     lookups: Lookups,
     sweep_interval_ms: u64,
     /// What is remembered of our own writes. Bounded by the clusters of our shards. Locked for one
-    /// map operation or one pure decision, never over an await.
+    /// map operation or one pure decision, never across an await.
     memories: DashMap<ObjectKey, Memory>,
 }
 

@@ -1,4 +1,4 @@
-//! Writes that the fence keeps refusing: what they were about, and what the user is told.
+//! Writes that the fence keeps refusing: the objects concerned, and the report to the user.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use sharded_controller::object::ObjectKey;
 use sharded_controller::outcome::{Cause, Failure};
 use sharded_controller::refusal::{Refusal, Rule};
 
-/// What a write was about.
+/// The object of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target<'a> {
     /// The DatabaseCluster's metadata.
@@ -103,7 +103,7 @@ fn explain(target: &Target<'_>, rule: Rule, message: &str) -> (Cause, ConditionR
         reason::TOKEN_AHEAD,
         format!(
             "{target} carries a fencing token that is ahead of its shard's holder{compared}, so the \
-             API server refuses every change of it. Somebody edited or restored it; remove the \
+             API server refuses every change of it. It was edited or restored from a backup; remove the \
              token: {}",
             target.remedy()
         ),
@@ -112,7 +112,7 @@ fn explain(target: &Target<'_>, rule: Rule, message: &str) -> (Cause, ConditionR
 }
 
 impl Run<'_> {
-    /// Judges a refused write. What the fence refused is tried again first, with ownership read afresh
+    /// Interprets a refused write. What the fence refused is retried first, with ownership read again
     /// meanwhile; what it still refuses then is reported on the cluster.
     pub(super) fn refused(&mut self, target: &Target<'_>, refusal: Refusal) -> Refused {
         let what = target.to_string();
@@ -138,8 +138,8 @@ impl Run<'_> {
         Refused::Fenced(Problem::Permanent(why), Failure::Failed { cause, message })
     }
 
-    /// Deals with a refused write of the status: what it would have said, and why it cannot be, goes
-    /// into Events, once.
+    /// Handles a refused write of the status: its content, and why it cannot be written, are
+    /// published as Events, once.
     pub(super) async fn status_refused(
         &mut self,
         refusal: Refusal,

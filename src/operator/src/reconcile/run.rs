@@ -29,15 +29,15 @@ use sharded_controller::permit::ShardPermit;
 use sharded_controller::pool::Backlog;
 use sharded_controller::refusal::Refusal;
 
-/// A cluster that has been on its way for this long is asked why.
+/// A cluster that has not been ready for this long is diagnosed.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 
 /// What was done is told after this time at the latest, when others wait for their first write: the
 /// watch, which shows the changed StatefulSet, brings the cluster back sooner, behind those.
 const REPORT_MS: u64 = 500;
 
-/// Shortest and longest pause between looks at what a former cluster left, in milliseconds; between
-/// them, half of the time waited.
+/// Shortest and longest pause between checks for leftovers of a former cluster, in milliseconds;
+/// between these bounds, half of the time waited.
 const FORMER_MS: (u64, u64) = (1_000, 30_000);
 
 pub(super) struct Run<'a> {
@@ -50,7 +50,7 @@ pub(super) struct Run<'a> {
     pub(super) wrote: bool,
     /// What the fence keeps refusing, as far as this run has tried.
     pub(super) still_refused: Vec<String>,
-    /// Whether this run got as far as writing.
+    /// Whether this run reached its writes.
     tried: bool,
 }
 
@@ -75,7 +75,7 @@ impl<'a> Run<'a> {
 
     pub(super) async fn execute(mut self) -> Result<Outcome, Failure> {
         let ended = self.gather_and_act().await;
-        // A run that came to its end has tried everything that there is to write.
+        // A completed run has tried every write.
         if self.tried && matches!(ended, Ok(_) | Err(Failure::Failed { .. })) {
             self.reconciler.with_memory(self.cluster, |memory| {
                 memory.refused_only(&self.still_refused);
@@ -144,7 +144,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Carries out what was planned for a cluster that lives, and reports it.
+    /// Executes the plan for a cluster that is not being deleted, and reports the result.
     async fn keep(
         &mut self,
         owned: Option<&StatefulSetRecord>,
@@ -177,7 +177,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// From what the children are rendered, with a claim template that is given.
+    /// The input from which the children are rendered, with the given claim template.
     pub(super) fn source<'b>(
         &self,
         owned: Option<&StatefulSetRecord>,
@@ -193,8 +193,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the volume of the primary has data: by what is reported and what runs, or, where a
-    /// restore dropped the status, by the ConfigMap.
+    /// Whether the volume of the primary has data: according to the status and the running Pods,
+    /// or, if a restore dropped the status, the ConfigMap.
     fn is_initialized(&self, owned: Option<&StatefulSetRecord>) -> bool {
         let key = &self.cluster.key;
         let id = ChildId {
@@ -207,7 +207,7 @@ impl<'a> Run<'a> {
                 .is_some_and(|config| config.reports_initialized && is_ours(&config, self.cluster))
     }
 
-    /// The children as they should be; made anew only when what they are made from changed.
+    /// The desired children; rendered again only if their input has changed.
     fn desired(&self, source: &Source<'_>) -> Arc<[DesiredChild]> {
         let basis = Basis {
             generation: self.cluster.generation,
@@ -266,7 +266,7 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Writes the status if it says something new, tells of it, and ends the reconcile.
+    /// Writes the status if it is new, publishes an event, and ends the reconcile.
     async fn report(
         &mut self,
         owned: Option<&StatefulSetRecord>,
@@ -342,7 +342,7 @@ impl<'a> Run<'a> {
         let reported = update.status.as_ref().unwrap_or(&self.cluster.status);
         let waited = Timestamp::now().duration_since(progressing_since(reported)?);
         let rest_ms = u64::try_from((PATIENCE - waited).as_millis()).ok()?;
-        // Jitter must not bring it forward: it would be too early then, and a second look needed.
+        // Jitter must not bring it forward: it would be too early then, and a second check needed.
         Some((rest_ms + 500) * 10 / 9)
     }
 
@@ -360,7 +360,8 @@ impl<'a> Run<'a> {
             && reconciler.with_memory(self.cluster, |memory| memory.suspects_secret())
     }
 
-    /// When to look again for what a former cluster left: it may lie in a shard that we do not watch.
+    /// When to check again for leftovers of a former cluster: they may lie in a shard that we do not
+    /// watch.
     fn recheck(&self) -> Next {
         let reconciler = self.reconciler;
         let waited_ms = reconciler.with_memory(self.cluster, |memory| memory.awaits(boottime_ms()));
@@ -369,7 +370,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Has a failure that persists reported on the cluster, in whatever it stands.
+    /// Reports a persistent failure on the cluster, in whatever state it is.
     pub(super) fn report_persistent(&self, applied: &mut Applied) {
         let Some(failure) = &applied.failure else {
             return;
@@ -385,7 +386,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the status says that something is wrong for one of these reasons.
+    /// Whether the status reports a problem with one of these reasons.
     pub(super) fn is_degraded_for(&self, reasons: &[&str]) -> bool {
         let degraded = self.cluster.status.condition(ConditionType::Degraded);
         degraded.is_some_and(|c| {
@@ -416,10 +417,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the primary serves, as far as can be told.
+    /// Whether the primary serves, as far as known.
     async fn primary(&self, owned: Option<&StatefulSetRecord>) -> Option<bool> {
         let known = primary_serves(self.cluster, owned);
-        // Until its controller has seen a change, the counts are of the form before: nothing is new.
+        // Until its controller has observed a change, the counts are of the generation before:
+        // nothing is new.
         let observed = owned.filter(|set| set.is_observed());
         let (None, Some(set)) = (known, observed) else {
             return known;

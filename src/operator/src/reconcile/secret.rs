@@ -1,4 +1,4 @@
-//! The Secret of a cluster: created once, found by asking to create it, never read.
+//! The Secret of a cluster: created once, detected by an attempt to create it, never read.
 
 use super::apply::Refused;
 use super::refused::Target;
@@ -12,7 +12,7 @@ use sharded_controller::outcome::{Cause, Failure};
 use sharded_controller::refusal::Refusal;
 
 impl Run<'_> {
-    /// Carries out what was planned for the Secret.
+    /// Executes the plan for the Secret.
     pub(super) async fn settle_secret(&mut self, step: SecretStep) -> Result<(), Refused> {
         match step {
             SecretStep::Leave => Ok(()),
@@ -38,8 +38,8 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the Secret was created, or would be, if this is only a trial: without the right to
-    /// read Secrets, that is how one learns whether it is there.
+    /// Whether the Secret was created, or would be, if this is a dry run: without permission to
+    /// read Secrets, this is how to find out whether it exists.
     async fn create_secret(&mut self, trial: bool) -> Result<bool, Refused> {
         let id = postgres::secret_id(&self.cluster.key.name);
         let (password, replication) = (new_password()?, new_password()?);
@@ -63,8 +63,8 @@ impl Run<'_> {
         Refused::Problem(Problem::Transient(ConditionReason::new(
             reason::WAITING,
             format!(
-                "Secret {name} is there already. In case it goes with a former DatabaseCluster of \
-                 this name, the StatefulSet is made after {seconds} s only"
+                "Secret {name} exists already. It may be deleted with a former DatabaseCluster of \
+                 this name, so the StatefulSet is created after {seconds} s"
             ),
         )))
     }
@@ -72,7 +72,7 @@ impl Run<'_> {
     fn secret_missing(&self) -> Refused {
         let name = &self.cluster.key.name;
         let message = format!(
-            "Secret {} is gone, and Pods that start anew need it. The operator does not make \
+            "Secret {} is missing, and Pods that start need it. The operator does not create \
              another one, as clients may still use the old passwords: create it with the keys \
              username, password, dbname and replication-password, then delete Pod {}-0, which \
              takes over whatever passwords are in it",
@@ -103,7 +103,7 @@ fn new_password() -> Result<Password, Refused> {
     password.ok_or_else(|| {
         Refused::Failure(Failure::Failed {
             cause: Cause::Other,
-            message: format!("the kernel gave no random numbers ({got:?}); trying again"),
+            message: format!("the kernel gave no random numbers ({got:?}); retrying"),
         })
     })
 }

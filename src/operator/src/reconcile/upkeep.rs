@@ -1,5 +1,5 @@
-//! What is done on rare occasions for a cluster that lives: looking up, labelling and growing claims,
-//! replacing Pods that hang on a former template.
+//! Occasional maintenance of a cluster: reading, labelling and resizing claims, and replacing Pods
+//! that are stuck on a former template.
 
 use super::apply::{Applied, Refused};
 use super::belongings::{Dependent, ObjectRef};
@@ -16,9 +16,9 @@ use sharded_controller::outcome::Failure;
 use sharded_controller::refusal::Refusal;
 
 impl Run<'_> {
-    /// What a StatefulSet that is about to be created has to have as its claim template, when there are
-    /// claims of its name that are not this cluster's. Their labels say so only once it exists: until
-    /// then another StatefulSet may use them.
+    /// The claim template of a StatefulSet that is about to be created, if there are claims of its name
+    /// that are not this cluster's. They are labelled only once it exists: until then another
+    /// StatefulSet may use them.
     pub(super) async fn template_over_claims(&mut self) -> Result<Option<ClaimTemplate>, Refused> {
         let cluster = self.cluster;
         let (_, claims) = self.claims(true).await?;
@@ -40,12 +40,12 @@ impl Run<'_> {
             }))
     }
 
-    /// Refuses to begin with an empty primary beside the volume of a replica, which may be the only one
+    /// Refuses to create an empty primary next to the volume of a replica, which may be the only one
     /// with the data.
     async fn find_primary_claim(&self, other: &Claim) -> Result<(), Refused> {
         let key = &self.cluster.key;
         let primary = claims::name(&postgres::statefulset_name(&key.name), 0);
-        // Somebody who restores a volume need not know our labels.
+        // A user who restores a volume need not know our labels.
         if let Some((_, claim)) = self.claim(&primary).await?
             && !claim.deleting
         {
@@ -55,8 +55,8 @@ impl Run<'_> {
             reason::PRIMARY_VOLUME,
             format!(
                 "PersistentVolumeClaim {primary}, the volume of the primary, does not exist, but {} of \
-                 a replica does: the primary would begin without the data, and no replica would follow \
-                 it. Restore {primary}, or copy the data out of {} first. To begin with an empty \
+                 a replica does: the primary would start without the data, and no replica would follow \
+                 it. Restore {primary}, or copy the data out of {} first. To start with an empty \
                  primary: kubectl annotate -n {} databasecluster {} {}={}",
                 other.name,
                 other.name,
@@ -68,11 +68,11 @@ impl Run<'_> {
         ))))
     }
 
-    /// Labels the claims that no template of ours labelled, and grows the claims of all instances if
-    /// the spec asks for more than they were created with; then remembers that on the StatefulSet. A
-    /// sweep does it once more: a claim that was deleted and re-created is as in the template again.
-    /// It also reports a claim that is being deleted; as claims are not watched, they are looked up for
-    /// that in a sweep and with a new spec.
+    /// Labels the claims that no template of ours labelled, and resizes the claims of all instances if
+    /// the spec requests more than they were created with; then records that on the StatefulSet. A
+    /// sweep repeats it: a claim that was deleted and re-created is as in the template again. It also
+    /// reports a claim that is being deleted; because claims are not watched, they are read for that in
+    /// a sweep and with a new spec.
     pub(super) async fn keep_claims(
         &mut self,
         set: &StatefulSetRecord,
@@ -98,7 +98,7 @@ impl Run<'_> {
         if let Some(claims::ClaimMaintenance { grow: true, .. }) = maintenance {
             for ordinal in 0..instances {
                 let name = claims::name(&set.child.key.name, ordinal);
-                // It lost the labels that the list asks for, or never had them.
+                // It lost the labels by which the list selects, or never had them.
                 if !claims.iter().any(|claim| claim.name == name)
                     && let Some((place, claim)) = self.claim(&name).await?
                 {
@@ -225,14 +225,14 @@ impl Run<'_> {
     /// may still run beside its successor.
     pub(super) async fn replace_stuck(&mut self, stuck: &[ObjectRef], applied: &mut Applied) {
         for pod in stuck {
-            tracing::info!(object = %self.cluster.key, pod = pod.name, "replacing a Pod that hangs on a former template");
+            tracing::info!(object = %self.cluster.key, pod = pod.name, "replacing a Pod that is stuck on a former template");
             let writer = &self.reconciler.writer;
             let answer = writer
                 .delete_dependent(self.permit, self.cluster, Dependent::Pod, pod)
                 .await;
             match answer {
                 Ok(()) => self.wrote = true,
-                // It moves after all: the next look tells.
+                // It changes after all: the next reconcile decides.
                 Err(Refusal::Conflict(_)) => {}
                 Err(refusal) => {
                     let target = Target::Pod(&self.cluster.key, &pod.name);
@@ -264,7 +264,7 @@ fn explain_claim_deletion(claim: &Claim) -> ConditionReason {
     ConditionReason::new(
         reason::CLAIM_DELETED,
         format!(
-            "PersistentVolumeClaim {} is being deleted: it goes when Pod {pod} ends, and a deletion \
+            "PersistentVolumeClaim {} is being deleted: it is deleted when Pod {pod} ends, and a deletion \
              cannot be undone.{keep} {next}",
             claim.name
         ),

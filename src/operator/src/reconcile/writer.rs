@@ -29,7 +29,7 @@ use sharded_controller::refusal::Refusal;
 use sharded_controller::write::{GuardedClient, Write};
 
 /// No object ever has this version: etcd's first write gets 2. An apply that names it creates the
-/// object or conflicts with whatever is there.
+/// object or conflicts with an existing one.
 const VERSION_OF_NOTHING: &str = "1";
 
 /// Describes and sends the writes of the reconciler.
@@ -67,8 +67,8 @@ impl Writer {
         permit.guard(write).await
     }
 
-    /// Creates a child that is never changed, or finds out whether that could be done. That there is
-    /// one of its name is a conflict.
+    /// Creates a child that is never changed, or checks by a dry run whether that would succeed. An
+    /// existing one of its name is a conflict.
     pub(super) async fn create(
         &self,
         permit: &ShardPermit,
@@ -114,7 +114,7 @@ impl Writer {
         Ok(answer.resource_version.unwrap_or_default())
     }
 
-    /// Who owns a child that the watch does not show.
+    /// The metadata of a child that the watch does not show.
     pub(super) async fn child_metadata(
         &self,
         namespace: &str,
@@ -127,7 +127,7 @@ impl Writer {
     }
 
     /// Sets our fencing token and bucket on a child, and makes the cluster its controller if it has
-    /// none; `version`: what the child must be at. Returns its new version.
+    /// none; `version`: the required version of the child. Returns its new version.
     pub(super) async fn mark_child(
         &self,
         permit: &ShardPermit,
@@ -145,18 +145,18 @@ impl Writer {
         }
         if child.owner.is_none() {
             metadata["ownerReferences"] = postgres::owner_references(cluster);
-            // It counts the generations of another cluster.
+            // It records the generations of another cluster.
             metadata["annotations"][names::GENERATION_ANNOTATION] = Value::Null;
         }
         let id = child.id();
-        // Other than a merge patch, this one leaves other ownerReferences alone.
+        // Unlike a merge patch, this one does not replace other ownerReferences.
         let patch = Patch::Strategic(json!({ "metadata": metadata }));
         let write = self.patch_child(&cluster.key.namespace, &id, merge_params(), patch);
         let answer = permit.guard(write).await?;
         Ok(answer.resource_version.unwrap_or_default())
     }
 
-    /// Deletes a child and, first, what belongs to it.
+    /// Deletes a child and, first, its dependents.
     pub(super) async fn delete_child(
         &self,
         permit: &ShardPermit,

@@ -1,4 +1,4 @@
-//! The `fleet` command: which replica holds what, read from the Leases and the shard table.
+//! The `fleet` command: which replica holds which shard, read from the Leases and the shard table.
 
 use std::io::{ErrorKind, Write};
 use std::time::Duration;
@@ -24,19 +24,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How the command prints the fleet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// Aligned columns for people.
+    /// Aligned columns for display.
     #[default]
     Table,
     /// One JSON object for programs.
     Json,
 }
 
-/// Prints who holds what. Whether a member lives can not be told from one look at its Lease, so the
-/// age of its last renewal is shown, by this machine's clock.
+/// Prints which replica holds which shard. Whether a member is alive cannot be determined from a
+/// single read of its Lease, so the age of its last renewal is shown, by the local clock.
 ///
 /// # Errors
-/// When the Leases can not be read, when the namespace has none of the operator's, or when standard
-/// output can not be written.
+/// When the Leases cannot be read, when the namespace has none of the operator's, or when standard
+/// output cannot be written.
 pub async fn fleet_command(client: Client, namespace: &str, output: Output) -> anyhow::Result<()> {
     let reading = read_fleet(client, namespace);
     let (leases, table) = tokio::time::timeout(PATIENCE, reading)
@@ -49,7 +49,7 @@ pub async fn fleet_command(client: Client, namespace: &str, output: Output) -> a
         })??;
     let text = render(&leases, &table, Timestamp::now(), output)?;
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // A pager that was quit early has seen what it wanted.
+        // A pager that was quit early is not an error.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
     }
@@ -72,8 +72,8 @@ fn render(
     }
 }
 
-/// The Leases and the shard table. A namespace without either has no fleet, not a dead one: what a
-/// fleet leaves behind are its shard Leases.
+/// The Leases and the shard table. A namespace without either has no fleet, not a dead one: a
+/// stopped fleet leaves its shard Leases behind.
 async fn read_fleet(
     client: Client,
     namespace: &str,
@@ -87,7 +87,7 @@ async fn read_fleet(
     Ok((leases, table))
 }
 
-/// Where the operator's Leases are, as far as the user may know.
+/// The namespace of the operator's Leases, as far as the user may read it.
 async fn hint(client: Client) -> String {
     let api: Api<Lease> = Api::all(client);
     let params = ListParams::default().labels(&operators_label()).limit(1);
@@ -117,7 +117,7 @@ fn operators_label() -> String {
     format!("{}={}", APP_LABEL.0, APP_LABEL.1)
 }
 
-/// The operator's Leases and the fleet leader's, which its election makes without labels.
+/// The operator's Leases and the fleet leader's, which the election library creates without labels.
 async fn read_leases(client: Client, namespace: &str) -> anyhow::Result<Vec<Lease>> {
     let api: Api<Lease> = Api::namespaced(client, namespace);
     let what = || {
@@ -140,7 +140,8 @@ async fn read_leases(client: Client, namespace: &str) -> anyhow::Result<Vec<Leas
     Ok(leases)
 }
 
-/// The shard table. The Leases alone tell which replica holds what, so that its absence is no failure.
+/// The shard table. The Leases alone show which replica holds which shard, so its absence is not an
+/// error.
 async fn read_table(client: Client, namespace: &str) -> Result<Option<ShardTable>, String> {
     let api: Api<ShardTable> = Api::namespaced_with(client, namespace, &NAMES);
     let table = api.get_opt(&NAMES.shard_table()).await;

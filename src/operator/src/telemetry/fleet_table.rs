@@ -1,4 +1,4 @@
-//! The fleet view as a plain-text table for people.
+//! The fleet view as a plain-text table.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ pub fn render(view: &FleetView) -> String {
         ),
         None => "none elected yet".to_owned(),
     };
-    // Writing into a String can not fail, here and below.
+    // Writing into a String cannot fail, here and below.
     let _ = writeln!(text, "fleet leader: {leader}");
     if let Some(table) = &view.table {
         let _ = writeln!(
@@ -83,7 +83,7 @@ fn shard_row(shard: &ShardView) -> [String; 6] {
         state.push("vacant".to_owned());
     }
     if shard.orphaned {
-        state.push("its holder's incarnation is gone".to_owned());
+        state.push("its holder's incarnation is dead".to_owned());
     }
     if shard.granted == Some(false) {
         let epoch = shard.table_epoch.unwrap_or(0);

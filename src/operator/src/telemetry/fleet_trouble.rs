@@ -1,4 +1,5 @@
-//! What is wrong with a fleet, from its view: pure rules, the worst first, each with what to do.
+//! Problems of a fleet, derived from its view: pure rules, the most severe first, each with a
+//! remedy.
 
 use std::collections::BTreeMap;
 
@@ -6,41 +7,41 @@ use serde::Serialize;
 
 use super::fleet_view::{FleetView, MemberView, ShardView};
 
-/// How loudly a problem is shown.
+/// Severity of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// DatabaseClusters are not looked after.
+    /// DatabaseClusters are not reconciled.
     Critical,
-    /// Something is slow, or about to go wrong.
+    /// Something is slow, or about to fail.
     Warning,
-    /// Good to know: it passes by itself.
+    /// Informational: it resolves by itself.
     Note,
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// How loudly to say so.
+    /// Severity of the problem.
     pub severity: Severity,
-    /// What is wrong.
+    /// Description of the problem.
     pub what: String,
     /// What it means, or what to do.
     pub hint: &'static str,
 }
 
-/// Name of the check in `/readyz` that says whether the API server serves our kinds.
+/// Name of the check in `/readyz` for whether the API server serves our kinds.
 pub const KIND_CHECK: &str = "crd";
 const PROBLEMS_MAX: usize = 40;
 const NAMED_MAX: usize = 12;
 /// A queue whose oldest due object waits for longer is slow: the usual objective is 1 s for 99 %.
 const HEAD_AGE_SECONDS_MAX: f64 = 5.0;
 const RUN_SECONDS_MAX: f64 = 30.0;
-/// Of the memory or CPU limit.
+/// Share of the memory or CPU limit from which a warning is shown.
 const SHARE_MAX: f64 = 0.9;
 
 impl FleetView {
-    /// Fills in what is wrong.
+    /// Fills in the problems.
     #[must_use]
     pub fn with_problems(mut self) -> Self {
         let mut findings = Findings::default();
@@ -80,7 +81,7 @@ impl Findings {
             .filter(|check| check.name == KIND_CHECK)
             .find_map(|check| check.problem.clone());
         if let Some(problem) = problem {
-            let hint = "No DatabaseCluster is looked after until it is there. Whatever else is wrong may follow from it.";
+            let hint = "No DatabaseCluster is reconciled until it exists. Other problems may be consequences.";
             self.add(Severity::Critical, problem, hint);
         }
     }
@@ -99,8 +100,8 @@ impl Findings {
         unowned.sort_unstable();
         if !unowned.is_empty() {
             let what = format!("No live replica holds {}", shards(&unowned));
-            let hint = "Their DatabaseClusters are not looked after. Another replica takes them over within \
-                 the lease's lifetime and a second; if none does, look at the replicas.";
+            let hint = "Their DatabaseClusters are not reconciled. Another replica takes them over within \
+                 the lease's lifetime and a second; if none does, check the replicas.";
             self.add(Severity::Critical, what, hint);
         }
         let damaged = view.shards.iter().filter_map(|shard| {
@@ -108,7 +109,7 @@ impl Findings {
             Some(format!("Lease {} is damaged: {damage}", shard.lease))
         });
         for what in damaged {
-            let hint = "Somebody wrote to it by hand. Its holder mends what it can.";
+            let hint = "It was edited manually. Its holder repairs what it can.";
             self.add(Severity::Warning, what, hint);
         }
     }
@@ -116,8 +117,7 @@ impl Findings {
     fn check_member(&mut self, member: &MemberView, view: &FleetView) {
         let name = &member.identity;
         if let Some(damage) = &member.damage {
-            let hint =
-                "Somebody wrote to it by hand. The replica mends it with its next heartbeat.";
+            let hint = "It was edited manually. The replica repairs it with its next heartbeat.";
             self.add(
                 Severity::Warning,
                 format!("Member Lease of {name}: {damage}"),
@@ -131,9 +131,10 @@ impl Findings {
                 "It stopped renewing, and others declared it dead. Its Lease is removed soon.";
             self.add(Severity::Note, format!("{name} is dead"), hint);
         } else if member.live == Some(false) {
-            let what =
-                format!("{name} is silent: no heartbeat for {age:.0} s, it lives {lifetime:.0} s");
-            let hint = "Its process, its node or its way to the API server is gone. Others declare it dead now.";
+            let what = format!(
+                "{name} is silent: no heartbeat for {age:.0} s, its lifetime is {lifetime:.0} s"
+            );
+            let hint = "Its process, its node or its connection to the API server has failed. Others declare it dead now.";
             self.add(Severity::Warning, what, hint);
         } else if lifetime > 0.0 && age > lifetime / 2.0 {
             let what = format!("{name} is late: its last heartbeat was {age:.1} s ago");
@@ -146,15 +147,14 @@ impl Findings {
         }
         let count = view.shard_count;
         if member.shards.is_some() && count.is_some() && member.shards != count {
-            let what = format!("{name} stands by: it is set to another number of shards");
-            let hint =
-                "It holds nothing until the others are gone. Give all replicas the same --shards.";
+            let what = format!("{name} stands by: it is configured for another number of shards");
+            let hint = "It holds nothing until the others have stopped. Give all replicas the same --shards.";
             self.add(Severity::Warning, what, hint);
         }
         if serves_others(member, view) {
             let served = member.namespaces.as_deref().unwrap_or_default();
-            let what = format!("{name} stands by: it serves other namespaces ({served})");
-            let hint = "It holds nothing until the others are gone. Give all replicas the same --watch-namespaces.";
+            let what = format!("{name} stands by: it watches other namespaces ({served})");
+            let hint = "It holds nothing until the others have stopped. Give all replicas the same --watch-namespaces.";
             self.add(Severity::Warning, what, hint);
         }
     }
@@ -178,12 +178,12 @@ impl Findings {
             let depth = stat("queue_depth").unwrap_or(0.0);
             let what =
                 format!("{name} is behind: {depth:.0} objects wait, the oldest for {age:.0} s");
-            let hint = "Many changes at once, a slow API server, or too low a --concurrency.";
+            let hint = "Many simultaneous changes, a slow API server, or too low a --concurrency.";
             self.add(Severity::Warning, what, hint);
         }
         if let Some(age) = stat("longest_run_seconds").filter(|age| *age > RUN_SECONDS_MAX) {
             let what = format!("A reconcile on {name} has run for {age:.0} s");
-            let hint = "It is cut short at --reconcile-timeout; is the API server slow?";
+            let hint = "It is cancelled at --reconcile-timeout; is the API server slow?";
             self.add(Severity::Warning, what, hint);
         }
         if let Some(failed) = stat("failures_last_minute").filter(|failed| *failed > 0.0) {
@@ -206,7 +206,7 @@ impl Findings {
 
     fn check_fleet(&mut self, view: &FleetView) {
         for note in &view.notes {
-            // Shards without a Lease are among those that nobody holds.
+            // Shards without a Lease are among those without a holder.
             if !note.starts_with("no Lease") {
                 self.add(Severity::Warning, note.clone(), "");
             }
@@ -216,15 +216,15 @@ impl Findings {
             .as_ref()
             .filter(|leader| leader.identity.is_some());
         if leads.is_none_or(|leader| leader.live == Some(false)) {
-            let hint = "Nothing is rebalanced until one is elected. Takeovers need none.";
+            let hint = "Nothing is rebalanced until one is elected. Takeovers do not need one.";
             self.add(Severity::Warning, "No fleet leader", hint);
         }
         let working: Vec<&MemberView> = view.members.iter().filter(|m| works(m, view)).collect();
         let held = || working.iter().map(|member| member.held);
         let (most, least) = (held().max().unwrap_or(0), held().min().unwrap_or(0));
         if most > least + 1 {
-            let what = format!("Shards are unevenly held: from {least} to {most}");
-            let hint = "The fleet leader plans moves, a few at once.";
+            let what = format!("Shards are unevenly distributed: from {least} to {most}");
+            let hint = "The fleet leader plans moves, a few at a time.";
             self.add(Severity::Note, what, hint);
         }
         let mut revisions: BTreeMap<&str, usize> = BTreeMap::new();
@@ -239,14 +239,14 @@ impl Findings {
                 .iter()
                 .map(|(name, count)| format!("{name} × {count}"));
             let what = format!("Replicas of {} revisions: {}", revisions.len(), named(each));
-            let hint = "An update is under way: older replicas are given nothing new.";
+            let hint = "An update is in progress: older replicas receive no shards.";
             self.add(Severity::Note, what, hint);
         }
         let degraded = view.clusters.get("Degraded").copied().unwrap_or(0);
         if degraded > 0 {
             let all: u64 = view.clusters.values().sum();
             let what = format!("{degraded} of {all} DatabaseClusters are Degraded");
-            let hint = "`kubectl get dbc -A` shows which; `kubectl describe` says why.";
+            let hint = "`kubectl get dbc -A` shows which; `kubectl describe` shows why.";
             self.add(Severity::Warning, what, hint);
         }
     }
@@ -259,11 +259,11 @@ impl Findings {
         let mut seen = seen.map(|member| member.live).peekable();
         if seen.peek().is_some() && seen.all(|live| live == Some(false)) {
             let what = format!(
-                "{} sees no heartbeat at all: this picture is old",
+                "{} observes no heartbeat at all: this view is stale",
                 observer.identity
             );
             let hint =
-                "The API server is away, or this replica can not reach it. Ask another replica.";
+                "The API server is down, or this replica cannot reach it. Query another replica.";
             self.add(Severity::Critical, what, hint);
         }
         for check in observer.checks.iter().filter(|c| c.name != KIND_CHECK) {
@@ -279,7 +279,7 @@ impl Findings {
     }
 }
 
-/// Whether the planner counts on this member.
+/// Whether the planner assigns shards to this member.
 fn works(member: &MemberView, view: &FleetView) -> bool {
     let fits = view.shard_count.is_none() || member.shards == view.shard_count;
     fits && !serves_others(member, view)
@@ -288,7 +288,7 @@ fn works(member: &MemberView, view: &FleetView) -> bool {
         && member.live != Some(false)
 }
 
-/// Whether a member serves other namespaces than the fleet.
+/// Whether a member watches other namespaces than the fleet.
 fn serves_others(member: &MemberView, view: &FleetView) -> bool {
     member.namespaces.is_some() && view.namespaces.is_some() && member.namespaces != view.namespaces
 }
@@ -302,7 +302,7 @@ fn shards(numbers: &[u16]) -> String {
     format!("{word} {}", named(numbers.iter().map(u16::to_string)))
 }
 
-/// A list that does not grow with the fleet.
+/// A list of bounded length.
 fn named(names: impl ExactSizeIterator<Item = String>) -> String {
     let more = names.len().saturating_sub(NAMED_MAX);
     let mut text = names.take(NAMED_MAX).collect::<Vec<_>>().join(", ");

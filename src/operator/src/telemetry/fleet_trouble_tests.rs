@@ -1,4 +1,4 @@
-//! Tests of the rules that say what is wrong with a fleet: each finds its trouble, and a sound fleet has none.
+//! Tests of the rules for problems of a fleet: each detects its problem, and a healthy fleet has none.
 #![allow(clippy::unwrap_used)]
 
 use super::super::fleet_view::{CheckView, LeaderView, ObserverView};
@@ -53,7 +53,7 @@ fn sound() -> FleetView {
     }
 }
 
-/// The problems after a change to a sound fleet, as `severity what`.
+/// The problems after a change to a healthy fleet, as `severity what`.
 fn after(change: impl FnOnce(&mut FleetView)) -> Vec<String> {
     let mut view = sound();
     change(&mut view);
@@ -110,7 +110,7 @@ fn a_silent_replica_is_named_and_its_shards_are_unowned() {
         found,
         [
             "Critical No live replica holds shards 2, 3",
-            "Warning b is silent: no heartbeat for 9 s, it lives 6 s"
+            "Warning b is silent: no heartbeat for 9 s, its lifetime is 6 s"
         ]
     );
     let late = after(|view| view.members[1].heartbeat_age_seconds = Some(4.0));
@@ -132,7 +132,7 @@ fn a_silent_replica_is_named_and_its_shards_are_unowned() {
 #[test]
 fn reader_without_heartbeats_reports_stale_data() {
     let found = after(|view| view.members.iter_mut().for_each(|m| m.live = Some(false)));
-    let old = "Critical a sees no heartbeat at all: this picture is old";
+    let old = "Critical a observes no heartbeat at all: this view is stale";
     assert!(found.iter().any(|what| what == old), "{found:?}");
 }
 
@@ -173,13 +173,13 @@ fn fleet_wide_problems_are_reported() {
     let found = after(|view| view.leader.as_mut().unwrap().live = Some(false));
     assert_eq!(found, ["Warning No fleet leader"]);
     let found = after(|view| view.members[1].held = 4);
-    assert_eq!(found, ["Note Shards are unevenly held: from 2 to 4"]);
+    assert_eq!(found, ["Note Shards are unevenly distributed: from 2 to 4"]);
     let found = after(|view| view.members[1].revision = Some("8".into()));
     assert_eq!(found, ["Note Replicas of 2 revisions: 7 × 1, 8 × 1"]);
     let found = after(|view| view.members[1].shards = Some(8));
     assert_eq!(
         found,
-        ["Warning b stands by: it is set to another number of shards"]
+        ["Warning b stands by: it is configured for another number of shards"]
     );
     let found = after(|view| {
         view.namespaces = Some("*".into());
@@ -188,7 +188,7 @@ fn fleet_wide_problems_are_reported() {
     });
     assert_eq!(
         found,
-        ["Warning b stands by: it serves other namespaces (shop)"]
+        ["Warning b stands by: it watches other namespaces (shop)"]
     );
     let found = after(|view| view.members[1].draining = true);
     assert_eq!(found, ["Note b is leaving"]);

@@ -1,4 +1,4 @@
-//! Who holds what, as the Leases say it: a pure view for the fleet page and the `fleet` command.
+//! The fleet according to its Leases: a pure view for the fleet page and the `fleet` command.
 
 use std::collections::BTreeMap;
 
@@ -17,49 +17,49 @@ use sharded_controller::fleet::shard_table::ShardTable;
 pub use sharded_controller::health::CheckView;
 use sharded_controller::text::safe;
 
-/// Label that tells the operator's own Leases from others.
+/// Label that distinguishes the operator's own Leases from others.
 pub const APP_LABEL: (&str, &str) = ("app.kubernetes.io/name", "databasecluster-operator");
 /// Name of the fleet leader's Lease.
 pub const LEADER_LEASE: &str = "databasecluster-leader";
 
 const MEMBER_PREFIX: &str = "databasecluster-member-";
 const SHARD_PREFIX: &str = "databasecluster-shard-";
-/// 256 shards and as many replicas fit; a page of more helps nobody.
+/// 256 shards and as many replicas fit; a longer page would not be useful.
 const LEASES_MAX: usize = 1024;
 const NAME_CHARS_MAX: usize = 100;
 const STATS_CHARS_MAX: usize = 1000;
 const STATS_MAX: usize = 32;
-/// The figure of each phase in the stats of a member, such as `clusters_ready`.
+/// Prefix of the statistic for each phase in the stats of a member, such as `clusters_ready`.
 const CLUSTERS_PREFIX: &str = "clusters_";
 
-/// The fleet as its Leases describe it. All text is safe to print.
+/// The fleet according to its Leases. All text is safe to print.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct FleetView {
     /// The fleet leader's Lease, if there is one.
     pub leader: Option<LeaderView>,
     /// One for each member Lease, by identity.
     pub members: Vec<MemberView>,
-    /// One for each shard Lease, by number; those of no number come last.
+    /// One for each shard Lease, by number; those without a number come last.
     pub shards: Vec<ShardView>,
     /// The shard table, if the reader has read it and there is one.
     pub table: Option<ShardTableView>,
-    /// What is wrong with the whole, such as shards without a Lease.
+    /// Problems of the whole fleet, such as shards without a Lease.
     pub notes: Vec<String>,
-    /// How many shards there are to be, if the Leases tell.
+    /// Number of shards, if the Leases show it.
     pub shard_count: Option<u16>,
-    /// The namespaces that are served (`*`: all), if the shard Leases tell.
+    /// The watched namespaces (`*`: all), if the shard Leases show them.
     pub namespaces: Option<String>,
-    /// DatabaseClusters by phase, as the members that are not vacated count their own.
+    /// DatabaseClusters by phase, as counted by the members that are not vacated.
     pub clusters: BTreeMap<&'static str, u64>,
-    /// Moves of shards that the reader saw, the latest first.
+    /// Moves of shards that the reader observed, the latest first.
     pub moves: Vec<MoveView>,
     /// What is wrong, the worst first; filled in by [`FleetView::with_problems`].
     pub problems: Vec<Problem>,
-    /// Who made this view; none: somebody who is no replica.
+    /// The replica that created this view; none: the reader is not a replica.
     pub observer: Option<ObserverView>,
 }
 
-/// The replica that made a view.
+/// The replica that created a view.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ObserverView {
     /// Its identity.
@@ -70,60 +70,61 @@ pub struct ObserverView {
     pub ready: bool,
     /// Its checks, as `/readyz` has them.
     pub checks: Vec<CheckView>,
-    /// How long it has watched the Leases.
+    /// How long it has watched the Leases, in seconds.
     pub watching_seconds: f64,
-    /// When it made the view, by its own clock.
+    /// When it created the view, by its own clock.
     pub at: String,
 }
 
 /// A shard that changed hands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct MoveView {
-    /// Which shard.
+    /// Number of the shard.
     pub shard: u16,
-    /// Who held it; none: nobody.
+    /// The former holder; none: it was vacant.
     pub from: Option<String>,
-    /// Who holds it since; none: nobody.
+    /// The new holder; none: it is vacant.
     pub to: Option<String>,
-    /// Its epoch since.
+    /// The new epoch.
     pub epoch: i32,
-    /// How long ago the reader saw it.
+    /// How long ago the reader observed it, in seconds.
     pub seconds_ago: f64,
     /// When that was, by the reader's clock.
     pub at: String,
-    /// Why, in a word.
+    /// The reason, in one word.
     pub why: &'static str,
 }
 
-/// The fleet leader, as its Lease names it. Whether it still lives, the Lease alone does not tell.
+/// The fleet leader according to its Lease. Whether it is alive cannot be determined from the Lease
+/// alone.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LeaderView {
-    /// The replica named, if any.
+    /// The holder of the Lease, if any.
     pub identity: Option<String>,
-    /// Age of the last renewal by the reader's own clock.
+    /// Age of the last renewal by the reader's own clock, in seconds.
     pub renewed_seconds_ago: Option<f64>,
-    /// Whether it lives, if the reader has watched it for long enough to know.
+    /// Whether it is alive, if the reader has watched it for long enough to know.
     pub live: Option<bool>,
-    /// How long it leads without a renewal.
+    /// Lifetime of the Lease without a renewal, in seconds.
     pub lease_seconds: Option<i32>,
 }
 
 /// One member Lease.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct MemberView {
-    /// The replica.
+    /// Identity of the replica.
     pub identity: String,
-    /// Whether it lives, if the reader has watched it for long enough to know.
+    /// Whether it is alive, if the reader has watched it for long enough to know.
     pub live: Option<bool>,
-    /// Nobody is named in the Lease: that incarnation is dead.
+    /// The Lease has no holder: that incarnation is dead.
     pub vacated: bool,
     /// It is about to stop, and hands its shards over.
     pub draining: bool,
-    /// The API server refuses its writes of the shard table: it is given no shards.
+    /// The API server refuses its writes of the shard table: it receives no shards.
     pub barred: bool,
-    /// Its present life.
+    /// Its current incarnation.
     pub incarnation: Option<String>,
-    /// Which rollout it belongs to.
+    /// Revision of its rollout.
     pub revision: Option<String>,
     /// Number of shards that it is configured for.
     pub shards: Option<u16>,
@@ -133,15 +134,15 @@ pub struct MemberView {
     pub held: u16,
     /// Shards that it has warmed up for a handover.
     pub warm: Option<String>,
-    /// Age of the last renewal by the reader's own clock.
+    /// Age of the last renewal by the reader's own clock, in seconds.
     pub renewed_seconds_ago: Option<f64>,
-    /// Time since the reader saw a renewal, or came to know the Lease.
+    /// Time since the reader observed a renewal, or first observed the Lease, in seconds.
     pub heartbeat_age_seconds: Option<f64>,
-    /// How long it lives without a renewal.
+    /// Lifetime of the Lease without a renewal, in seconds.
     pub lease_seconds: Option<i32>,
-    /// Figures that it publishes about itself.
+    /// Statistics that it publishes about itself.
     pub stats: BTreeMap<String, f64>,
-    /// What is wrong with the Lease.
+    /// Problems of the Lease.
     pub damage: Option<String>,
 }
 
@@ -154,7 +155,7 @@ pub struct ShardView {
     pub shard: Option<u16>,
     /// Its holder; none: vacant.
     pub holder: Option<String>,
-    /// The holder's life that took it.
+    /// The holder's incarnation.
     pub incarnation: Option<String>,
     /// Its epoch.
     pub epoch: Option<u32>,
@@ -162,21 +163,21 @@ pub struct ShardView {
     pub buckets: Option<String>,
     /// The planned next holder.
     pub successor: Option<String>,
-    /// How long it has been so, by the reader's clock against the writer's.
+    /// How long the holder has held it, by the reader's clock against the writer's, in seconds.
     pub held_seconds: Option<f64>,
-    /// The holder's member Lease tells of another life, or there is none.
+    /// The holder's member Lease names another incarnation, or there is none.
     pub orphaned: bool,
     /// The epoch of its entry in the shard table.
     pub table_epoch: Option<u32>,
-    /// The holder of its entry in the shard table; none: nobody may write.
+    /// The holder of its entry in the shard table; none: no replica may write.
     pub table_holder: Option<String>,
     /// Whether the shard table grants the shard to its holder under its epoch, if there is a table.
     pub granted: Option<bool>,
-    /// What is wrong with the Lease.
+    /// Problems of the Lease.
     pub damage: Option<String>,
 }
 
-/// The shard table, by which the API server's fence decides.
+/// The shard table, which the API server's fence reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ShardTableView {
     /// Its uid, the first part of every fencing token.
@@ -184,12 +185,12 @@ pub struct ShardTableView {
     /// Number of shards.
     pub shards: i32,
     /// Shards that it does not grant to the holders of their Leases: for some milliseconds after each
-    /// move, and longer only when something is wrong.
+    /// move, and longer only if there is a problem.
     pub not_granted: Vec<u16>,
 }
 
 impl FleetView {
-    /// The view of these Leases. With `now`, ages are told by that clock.
+    /// The view of these Leases. With `now`, ages are computed by that clock.
     #[must_use]
     pub fn from_leases<'a>(
         leases: impl IntoIterator<Item = &'a Lease>,
@@ -244,11 +245,11 @@ impl FleetView {
         view
     }
 
-    /// Fills in what the shard table grants; `None`: there is no table.
+    /// Fills in the grants of the shard table; `None`: there is no table.
     #[must_use]
     pub fn with_table(mut self, table: Option<&ShardTable>) -> Self {
         let Some(table) = table else {
-            let note = "there is no shard table: until a replica creates it, nobody works";
+            let note = "there is no shard table: until a replica creates it, no replica works";
             self.notes.push(note.to_owned());
             return self;
         };
@@ -306,7 +307,7 @@ impl FleetView {
         self
     }
 
-    /// Says who made the view.
+    /// Fills in the replica that created the view.
     #[must_use]
     pub fn with_observer(mut self, observer: ObserverView) -> Self {
         self.observer = Some(observer);
@@ -434,7 +435,7 @@ fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
         damage.push("annotation database.io/incarnation is missing");
     }
     if holder(lease).is_some_and(|holder| holder != identity) {
-        damage.push("it names another holder than the replica it is called after");
+        damage.push("its holder is not the replica in its name");
     }
     if !vacated(lease) && lease.spec.as_ref().is_none_or(|s| s.renew_time.is_none()) {
         damage.push("renewTime is missing");
@@ -459,7 +460,7 @@ fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
     }
 }
 
-/// Figures written as a JSON object of numbers; anything else is nothing.
+/// Statistics as a JSON object of numbers; other values are ignored.
 fn stats(text: &str) -> BTreeMap<String, f64> {
     if text.len() > STATS_CHARS_MAX {
         return BTreeMap::new();

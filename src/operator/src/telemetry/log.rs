@@ -1,4 +1,4 @@
-//! Sets up the log: one line an event, to standard error, as text or JSON.
+//! Sets up the log: one line per event, to standard error, as text or JSON.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -10,43 +10,44 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::log_level::{Apply, LogLevel};
 
 /// `kube_client::client::builder` logs every failed request as an error. The operator reports each
-/// failure itself, once and with what to do, so that module is silent by default; and so are the
-/// warnings of the one above it, two for each watch that meets a kind that is not there.
+/// failure itself, once and with a remedy, so that module is silent by default; and so are the
+/// warnings of the module above it, two for each watch of a missing kind.
 const DEFAULT_FILTER: &str = "info,kube=warn,kube_client=warn,kube_runtime=warn,kube_client::client=error,\
      kube_client::client::tls=warn,kube_client::client::builder=off,hyper=warn,hyper_util=warn,rustls=warn,tower=warn,\
      h2=warn";
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text for reading.
     #[default]
     Text,
-    /// One JSON object a line, for log collectors.
+    /// One JSON object per line, for log collectors.
     Json,
 }
 
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// `RUST_LOG` does not parse.
+    /// `RUST_LOG` cannot be parsed.
     #[error("RUST_LOG is {value:?}: {source}; allowed are directives such as info,kube=debug")]
     Filter {
-        /// Its value.
+        /// Value of `RUST_LOG`.
         value: String,
-        /// What is wrong with it.
+        /// The parse error.
         source: tracing_subscriber::filter::ParseError,
     },
-    /// Somebody else was first.
+    /// The log was set up before.
     #[error("the log is already set up in this process: {0}")]
     AlreadySet(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Sets up the log of this process; `RUST_LOG` decides what is shown (default: info, libraries warn).
-/// Gives the handle that changes our own level later.
+/// Sets up the log of this process; `RUST_LOG` selects what is logged (default: info, libraries
+/// warn).
+/// Returns the handle that changes our own level later.
 ///
 /// # Errors
-/// When `RUST_LOG` does not parse, or the log was set up before.
+/// When `RUST_LOG` cannot be parsed, or the log was set up before.
 pub fn init(format: LogFormat) -> Result<Arc<LogLevel>, LogError> {
     use tracing_subscriber::util::SubscriberInitExt as _;
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
@@ -56,7 +57,7 @@ pub fn init(format: LogFormat) -> Result<Arc<LogLevel>, LogError> {
     Ok(LogLevel::new(apply))
 }
 
-/// What `value` adds comes last, and of two directives for one target the last one counts.
+/// Directives of `value` come last, and of two directives for one target the last one counts.
 fn filter(value: &str) -> Result<EnvFilter, LogError> {
     let directives = format!("{DEFAULT_FILTER},{value}");
     EnvFilter::builder()
@@ -69,7 +70,7 @@ fn filter(value: &str) -> Result<EnvFilter, LogError> {
 
 type Log = Box<dyn tracing::Subscriber + Send + Sync>;
 
-/// The log, and how to put more directives into force than `asked` has.
+/// The log, and a function that adds directives to those of `asked`.
 fn build<W>(
     format: LogFormat,
     asked: &str,
@@ -92,7 +93,7 @@ where
             (Box::new(log.finish()), Box::new(apply))
         }
         LogFormat::Json => {
-            // The innermost span is the reconcile: there is no other one to list.
+            // The innermost span is the reconcile: there is no other span.
             let log = filtered
                 .json()
                 .flatten_event(true)
@@ -105,8 +106,8 @@ where
     })
 }
 
-/// Writes an event that holds line breaks as one line, so that no text from elsewhere can pass for
-/// an event of its own. Each event arrives in one call.
+/// Writes an event with line breaks as one line, so that no external text can look like an event of
+/// its own. Each event arrives in one call.
 struct OneLine<W>(W);
 
 impl<W: Write> Write for OneLine<W> {

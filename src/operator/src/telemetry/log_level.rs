@@ -1,4 +1,4 @@
-//! Changes what is logged while the process runs: our own level only, for a while only.
+//! Changes the log level at run time: the level of our own code only, and for a limited time only.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,32 +14,32 @@ pub const DURATION_DEFAULT: Duration = Duration::from_secs(15 * 60);
 /// The longest that a change lasts: nobody has to remember to take it back.
 pub const DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 
-/// What may be asked for. Directives for libraries can not: some would print headers and bodies.
+/// Allowed levels. Directives for libraries are not allowed: some would log headers and bodies.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Puts directives into force, which come after those that the process was started with.
+/// Applies directives, which come after those with which the process was started.
 pub type Apply = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// The level of this process's own log lines.
 pub struct LogLevel {
     apply: Apply,
-    /// Guarded for the time of one change, which blocks nothing.
+    /// Locked for the time of one change, which does not block.
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Grows with every change: who takes one back looks whether it is still in force.
+    /// Increases with every change: a revert checks whether its change is still active.
     change: u64,
     level: Option<&'static str>,
 }
 
-/// A change that was asked for.
+/// A requested change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevelRequest {
     /// This level, for so long.
     Level(&'static str, Duration),
-    /// What the process was started with.
+    /// The level with which the process was started.
     Default,
 }
 
@@ -53,7 +53,7 @@ impl LogLevel {
         })
     }
 
-    /// A level that can not be changed, where somebody else keeps the log.
+    /// A level that cannot be changed, if another component owns the log.
     #[must_use]
     pub fn fixed() -> Arc<Self> {
         Self::new(Box::new(|_| {
@@ -61,14 +61,14 @@ impl LogLevel {
         }))
     }
 
-    /// The level that was asked for, unless it is the one that the process was started with.
+    /// The requested level, unless it is the one with which the process was started.
     #[must_use]
     pub fn changed_to(&self) -> Option<&'static str> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.level
     }
 
-    /// Carries out a wish, and takes it back when its time is over. Must be called within a tokio
+    /// Executes a request, and reverts it after its duration. Must be called within a tokio
     /// runtime.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ impl LogLevel {
                 && this.is_current(change)
                 && let Err(error) = this.change(None)
             {
-                tracing::warn!(error, "the log level could not be taken back");
+                tracing::warn!(error, "the log level could not be reverted");
             }
         });
         Ok(())
@@ -114,15 +114,15 @@ impl LogLevel {
     }
 }
 
-/// Reads a wish: `debug`, `debug 30m`, `default`.
+/// Parses a request: `debug`, `debug 30m`, `default`.
 ///
 /// # Errors
 /// When it is none, in words that say what is allowed.
 pub fn parse(text: &str) -> Result<LogLevelRequest, String> {
     let allowed = || {
         format!(
-            "allowed: one of {}, with how long it lasts if not 15m (30s to 4h: `debug 1h`); or \
-             `default`, for what the process was started with",
+            "allowed: one of {}, with a duration if not 15m (30s to 4h: `debug 1h`); or \
+             `default`, for the level at the start of the process",
             LEVELS.join(", ")
         )
     };

@@ -1,10 +1,10 @@
-//! Tells a request that a person on this machine makes from one that somebody passes on.
+//! Distinguishes a request of a local user from one that is forwarded.
 
 use axum::http::HeaderMap;
 use axum::http::header::{FORWARDED, HOST, ORIGIN, VIA};
 use sharded_controller::server::Peer;
 
-/// What proxies and service meshes add. A request that has one was made somewhere else.
+/// Headers that proxies and service meshes add. A request that has one comes from elsewhere.
 const PASSED_ON: [&str; 6] = [
     "x-forwarded-for",
     "x-forwarded-host",
@@ -30,13 +30,13 @@ pub(super) fn is_from_loopback(peer: Peer, headers: &HeaderMap) -> Result<(), &'
     if passed_on || headers.contains_key(FORWARDED) || headers.contains_key(VIA) {
         return Err("not through a proxy: use kubectl port-forward");
     }
-    // A page that was loaded from elsewhere tells its origin, or a name that resolves to loopback.
+    // A page from elsewhere sends its origin, or a host name that resolves to loopback.
     if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
         return Err("not from a browser: use curl");
     }
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     if !host.is_some_and(names_loopback) {
-        return Err("ask for localhost or 127.0.0.1 by that name");
+        return Err("use localhost or 127.0.0.1 as the host name");
     }
     Ok(())
 }

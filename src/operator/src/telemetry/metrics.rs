@@ -10,12 +10,12 @@ const CONVERGENCE_BUCKETS_SECONDS: &[f64] = &[
 sharded_controller::metrics! {
     /// What the reconciler measures.
     pub struct ReconcilerMetrics {
-    convergence_seconds: Histogram = "{prefix}_convergence_seconds", "From a change of the spec seen to Ready.", [], CONVERGENCE_BUCKETS_SECONDS;
+    convergence_seconds: Histogram = "{prefix}_convergence_seconds", "Time from observing a change of the spec to Ready.", [], CONVERGENCE_BUCKETS_SECONDS;
     clusters: IntGaugeVec = "{prefix}_clusters", "DatabaseClusters of this replica, by phase.", ["phase"], &[];
-    cache_hits_total: IntCounter = "{prefix}_cache_hits_total", "Look-ups answered by the cache.", [], &[];
-    cache_misses_total: IntCounter = "{prefix}_cache_misses_total", "Look-ups that asked the API server.", [], &[];
-    cache_entries: IntGauge = "{prefix}_cache_entries", "Entries in the look-up cache.", [], &[];
-    cache_capacity: IntGauge = "{prefix}_cache_capacity", "Configured most entries in the look-up cache.", [], &[];
+    cache_hits_total: IntCounter = "{prefix}_cache_hits_total", "Lookups answered by the cache.", [], &[];
+    cache_misses_total: IntCounter = "{prefix}_cache_misses_total", "Lookups answered by the API server.", [], &[];
+    cache_entries: IntGauge = "{prefix}_cache_entries", "Entries in the lookup cache.", [], &[];
+    cache_capacity: IntGauge = "{prefix}_cache_capacity", "Configured maximum number of entries in the lookup cache.", [], &[];
     }
 }
 

@@ -13,11 +13,11 @@ Every metric that a replica exports on `/metrics`. This page is generated from t
 
 `controller_runtime_*`, `workqueue_*`, `leader_election_*`, `rest_client_*` and `process_*` have the names, labels and \
 meanings that controllers of the field export, so that existing dashboards work. Times are in seconds, sizes in bytes. \
-What draws them and what warns by them: [dashboards](../dashboards/README.md).
+Dashboards and alerts that use them: [dashboards](../dashboards/README.md).
 ";
 
-/// Metrics without a series before something has happened, with what that is. All others are there
-/// from the start, or as soon as the replica takes part in a fleet with DatabaseClusters.
+/// Metrics without a series before an event, with that event. All others exist from the start, or
+/// as soon as the replica takes part in a fleet with DatabaseClusters.
 pub const ON_OCCASION: &[(&str, &str)] = &[
     (
         "databasecluster_shard_writes_refused",
@@ -50,7 +50,7 @@ pub fn page() -> String {
         );
     }
     text.push_str(
-        "\nAll of them are there in a fleet that works, but for those that come on an occasion:\n\n",
+        "\nAll of them exist in a working fleet, except those that appear with an event:\n\n",
     );
     for (name, when) in ON_OCCASION {
         let _ = writeln!(text, "- `{name}`: {when}");
@@ -64,7 +64,7 @@ fn labels() -> String {
         "
 ## Labels
 
-No label has the name of an object, so the number of series does not depend on how many \
+No label contains the name of an object, so the number of series does not depend on how many \
 DatabaseClusters there are: a replica exports at most {} with {DEFAULT_SHARDS} shards, and {} with 256. \
 `make series` counts them with 10,000.
 
@@ -75,7 +75,7 @@ DatabaseClusters there are: a replica exports at most {} with {DEFAULT_SHARDS} s
         series_most(256),
     );
     for label in LABELS {
-        // Writing into a String can not fail.
+        // Writing into a String cannot fail.
         let _ = writeln!(
             text,
             "| `{}` | {} | {} |",

@@ -1,4 +1,4 @@
-//! The labels of all metrics with what they can be, and what that makes of the number of series.
+//! The labels of all metrics with their possible values, and the resulting number of series.
 
 use sharded_controller::metrics::Described;
 
@@ -11,11 +11,11 @@ pub struct Label {
     pub name: &'static str,
     /// Its values.
     pub values: &'static str,
-    /// The most values that it can have in one process, in one metric.
+    /// Maximum number of values in one process, in one metric.
     pub most: usize,
 }
 
-/// Number of values of `shard` when nothing else is asked for.
+/// Number of values of `shard` by default.
 pub const DEFAULT_SHARDS: usize = 32;
 const SHARD: &str = "shard";
 
@@ -27,12 +27,12 @@ const fn label(name: &'static str, values: &'static str, most: usize) -> Label {
 pub const LABELS: &[Label] = &[
     label(
         "cause",
-        "what a reconcile failed of: `unavailable`, `forbidden`, `invalid`, `foreign_child`, `token_ahead`, `fenced`, `timeout`, `panic`, `other`",
+        "cause of a failed reconcile: `unavailable`, `forbidden`, `invalid`, `foreign_child`, `token_ahead`, `fenced`, `timeout`, `panic`, `other`",
         9,
     ),
     label(
         "code",
-        "an HTTP status code that API servers give, else `other`; `<error>`, `<cancelled>`",
+        "an HTTP status code that API servers send, else `other`; `<error>`, `<cancelled>`",
         27,
     ),
     label("controller", "`databasecluster`", 1),
@@ -55,7 +55,11 @@ pub const LABELS: &[Label] = &[
         5,
     ),
     label("priority", "empty: there is one", 1),
-    label("reason", "why a shard came or went, as in the log", 13),
+    label(
+        "reason",
+        "why a shard was gained or lost, as in the log",
+        13,
+    ),
     label(
         "result",
         "`success`, `error`, `requeue`, `requeue_after`",
@@ -70,14 +74,14 @@ pub const LABELS: &[Label] = &[
     label("turn", "`first`, `again`", 2),
     label(
         "verb",
-        "an HTTP method, with reads told apart into `GET`, `LIST`, `WATCH`",
+        "an HTTP method, with reads split into `GET`, `LIST`, `WATCH`",
         8,
     ),
     label("version", "version of this program", 1),
 ];
 
-/// The most series that one replica can ever export with this number of shards, however many
-/// DatabaseClusters there are.
+/// Maximum number of series that one replica can export with this number of shards, independent of
+/// the number of DatabaseClusters.
 #[must_use]
 pub fn series_most(shards: usize) -> usize {
     catalogue()

@@ -1,4 +1,4 @@
-//! What a replica tells: metrics, process figures, health, the fleet.
+//! What a replica reports: metrics, process statistics, health, the fleet.
 
 pub mod fleet_command;
 pub mod fleet_table;

@@ -1,4 +1,4 @@
-//! The fleet page: one answer that has everything in it, under a policy that lets it load nothing else.
+//! The fleet page: one self-contained answer, under a policy that forbids loading anything else.
 
 const HTML: &str = include_str!("page/fleet.html");
 const STYLE: &str = include_str!("page/fleet.css");
@@ -9,7 +9,7 @@ const SCRIPTS: [&str; 3] = [
     include_str!("page/fleet.js"),
 ];
 
-/// What a client wants to see the fleet as.
+/// Format in which a client requests the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// The page.
@@ -20,7 +20,7 @@ pub(super) enum Form {
     Table,
 }
 
-/// The first form in `Accept` that we have; JSON for those who do not mind.
+/// The first supported form in `Accept`; JSON if the client accepts anything.
 pub(super) fn form(accept: Option<&str>) -> Form {
     let mut wanted = accept.unwrap_or_default().split(',').map(|entry| {
         let media = entry.split(';').next().unwrap_or_default().trim();
@@ -34,7 +34,7 @@ pub(super) fn form(accept: Option<&str>) -> Form {
     wanted.find_map(|form| form).unwrap_or(Form::Json)
 }
 
-/// A number that nobody can guess; `None` when the kernel has none to give.
+/// A random number; `None` if the kernel returns none.
 pub(super) fn nonce() -> Option<String> {
     let mut bytes = [0u8; 16];
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
@@ -42,15 +42,16 @@ pub(super) fn nonce() -> Option<String> {
     whole.then(|| bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The page, whose own style and script carry `nonce`. It has no data in it: it asks for them.
+/// The page, whose own style and script carry `nonce`. It does not contain the data: it requests
+/// it.
 pub(super) fn page(nonce: &str) -> String {
     HTML.replace("NONCE", nonce)
         .replace("/* STYLE */", STYLE)
         .replace("/* SCRIPT */", &SCRIPTS.join("\n"))
 }
 
-/// Only what carries the nonce runs; the page may ask this server, and nobody else; no text can
-/// become markup (trusted types); nobody may frame it.
+/// Only what carries the nonce runs; the page may send requests to this server only; no text can
+/// become markup (trusted types); it cannot be framed.
 pub(super) fn policy(nonce: &str) -> String {
     format!(
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; \

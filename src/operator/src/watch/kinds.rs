@@ -1,4 +1,4 @@
-//! The kinds that are watched: where they are found, how they are read, what is kept of them.
+//! The watched kinds: their paths, their decoding, and their records.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -199,22 +199,22 @@ impl StoredChild for StatefulSetRecord {
 pub trait StoredChild: Sized + Send {
     /// Its metadata.
     fn child(&self) -> &ChildRecord;
-    /// Looks at the metadata of what lies under this key.
+    /// Reads the metadata of the stored object with this key.
     fn known<T>(
         store: &Store,
         key: &ObjectKey,
         read: impl FnOnce(&ChildRecord) -> Option<T>,
     ) -> Option<T>;
-    /// Keeps it.
+    /// Stores it.
     fn put(self, store: &Store);
-    /// Removes what lies under this key, if it has this uid; whether it did.
+    /// Removes the object with this key, if it has this uid; returns whether it did.
     fn take(store: &Store, key: &ObjectKey, uid: &str) -> bool;
-    /// Names of all that lies in buckets that are `ours`.
+    /// Names of all stored objects in buckets that are `ours`.
     fn keys(store: &Store, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
 }
 
-/// The cluster to look at when a child changes: its controller, or, where it has none, the cluster that
-/// is to adopt it.
+/// The cluster to reconcile when a child changes: its controller, or, without one, the cluster that may
+/// adopt it.
 fn cluster_of(child: &ChildRecord) -> Option<ObjectKey> {
     if !is_orphan(child) {
         return child.cluster_key();
@@ -277,7 +277,8 @@ impl<C: StoredChild> Record<Store> for Dependent<C> {
     }
 }
 
-/// A kind of child of which only metadata is watched. Secrets are none: they are not watched at all.
+/// A kind of child of which only metadata is watched. Secrets are not among them: they are not
+/// watched.
 pub trait MetadataChild:
     Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Debug + Send + Sync + 'static
 {

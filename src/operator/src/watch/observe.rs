@@ -1,4 +1,4 @@
-//! From API objects to the records that are kept of them.
+//! Conversion of API objects into the stored records.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::postgres;
 use shard_ownership::hash::{Bucket, fnv1a64};
 use sharded_controller::object::ObjectKey;
 
-/// The record of a `DatabaseCluster`; none when it lacks what every stored object has.
+/// The record of a `DatabaseCluster`; none if it lacks what every stored object has.
 #[must_use]
 pub fn cluster(object: &DatabaseCluster) -> Option<ClusterRecord> {
     let meta = &object.metadata;
@@ -39,7 +39,7 @@ pub fn cluster(object: &DatabaseCluster) -> Option<ClusterRecord> {
     })
 }
 
-/// The record of a child's metadata; none when it lacks what every stored object has.
+/// The record of a child's metadata; none if it lacks what every stored object has.
 #[must_use]
 pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
     let bucket = bucket(meta);
@@ -66,7 +66,7 @@ pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
     })
 }
 
-/// Digest of everything but the status, which others write without changing anything of ours.
+/// Digest of everything but the status, which others write without changing our fields.
 #[must_use]
 pub fn contents(meta: &ObjectMeta) -> Option<u64> {
     let generation = meta.generation?;
@@ -79,10 +79,10 @@ pub fn contents(meta: &ObjectMeta) -> Option<u64> {
     ])))
 }
 
-/// The record of a StatefulSet; none when it lacks what every stored object has.
+/// The record of a StatefulSet; none if it lacks what every stored object has.
 ///
-/// `previous` is what is kept of it: while its generation stays, so do the fields of its spec, which
-/// need not be there then.
+/// `previous` is the stored record: while its generation stays, so do the fields of its spec, which
+/// need not be present then.
 #[must_use]
 pub fn statefulset(
     object: &StatefulSet,
@@ -128,14 +128,14 @@ pub fn statefulset(
     })
 }
 
-/// Whether a StatefulSet's spec is the one that is known: of the same object, and of the same generation.
+/// Whether a StatefulSet's spec is the known one: of the same object, and of the same generation.
 #[must_use]
 pub fn same_spec(meta: &ObjectMeta, known: &StatefulSetRecord) -> bool {
     meta.uid.as_deref() == Some(&known.child.uid)
         && meta.generation.unwrap_or_default() == known.generation
 }
 
-/// By name: others may add containers, before ours too.
+/// By name: other components may inject containers, also before ours.
 fn container(set: &StatefulSetSpec) -> Option<&Container> {
     let containers = &set.template.spec.as_ref()?.containers;
     containers
@@ -170,7 +170,7 @@ fn created_for(set: &StatefulSetSpec) -> Option<&str> {
     uid.value.as_deref()
 }
 
-/// Namespace and name; none when either is missing.
+/// Namespace and name; none if either is missing.
 #[must_use]
 pub fn key(meta: &ObjectMeta) -> Option<ObjectKey> {
     Some(ObjectKey::new(
@@ -206,8 +206,8 @@ fn owner(meta: &ObjectMeta) -> Option<Owner> {
     ))
 }
 
-/// What users can write at any length is kept up to this one, in bytes: longer than any text that is
-/// compared with it, so that one that was cut equals none of them.
+/// Maximum stored length of text that users can write, in bytes: longer than any text that is
+/// compared with it, so that a truncated one equals none of them.
 const TEXT_LENGTH_MAX: usize = 600;
 
 fn cut(text: &str) -> &str {

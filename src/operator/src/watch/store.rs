@@ -22,7 +22,7 @@ use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 use sharded_controller::object::ObjectKey;
 
-/// The records. Bounded by the number of objects in the shards held.
+/// The records. Bounded by the number of objects in the held shards.
 #[derive(Debug)]
 pub struct Store {
     shards: ShardCount,
@@ -53,13 +53,13 @@ impl Store {
         self.clusters.insert(record.key.clone(), Arc::new(record))
     }
 
-    /// Keeps a StatefulSet as it was seen now; returns what was kept before.
+    /// Stores a StatefulSet as it was observed now; returns the previous record.
     pub fn upsert_statefulset(&self, record: StatefulSetRecord) -> Option<Arc<StatefulSetRecord>> {
         self.statefulsets
             .insert(record.child.key.clone(), Arc::new(record))
     }
 
-    /// Keeps another child as it was seen now; returns what was kept before.
+    /// Stores another child as it was observed now; returns the previous record.
     pub fn upsert_child(&self, record: ChildRecord) -> Option<Arc<ChildRecord>> {
         self.children
             .insert((record.kind, record.key.clone()), Arc::new(record))
@@ -88,21 +88,21 @@ impl Store {
         Some(Arc::clone(&entry))
     }
 
-    /// Drops the cluster with this name and uid; whether there was one.
+    /// Drops the cluster with this name and uid; returns whether there was one.
     pub fn remove_cluster(&self, key: &ObjectKey, uid: &str) -> bool {
         self.clusters
             .remove_if(key, |_, record| *record.uid == *uid)
             .is_some()
     }
 
-    /// Drops the StatefulSet with this name and uid; whether there was one.
+    /// Drops the StatefulSet with this name and uid; returns whether there was one.
     pub fn remove_statefulset(&self, key: &ObjectKey, uid: &str) -> bool {
         self.statefulsets
             .remove_if(key, |_, record| record.child.uid == uid)
             .is_some()
     }
 
-    /// Drops another child with this kind, name and uid; whether there was one.
+    /// Drops another child with this kind, name and uid; returns whether there was one.
     pub fn remove_child(&self, kind: ChildKind, key: &ObjectKey, uid: &str) -> bool {
         self.children
             .remove_if(&(kind, key.clone()), |_, record| record.uid == uid)
@@ -143,7 +143,7 @@ impl Store {
         found.map(|entry| entry.key.clone()).collect()
     }
 
-    /// Number of clusters in each phase; those that have none yet are being created.
+    /// Number of clusters in each phase; those without a phase are being created.
     #[must_use]
     pub fn phases(&self) -> [(Phase, usize); 5] {
         let mut counts = Phase::ALL.map(|phase| (phase, 0));

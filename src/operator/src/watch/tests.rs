@@ -153,7 +153,7 @@ fn newer_object_of_the_same_name_in_two_shards_wins() {
     assert!(former.is_outdated(&store));
     former.resource_version = "11".into();
     assert!(!former.is_outdated(&store));
-    // Within a shard the order is that of one watch; after a restored backup versions begin lower.
+    // Within a shard the order is that of one watch; after a restored backup versions start lower.
     newer.resource_version = "3".into();
     assert!(!newer.is_outdated(&store));
     let key = ObjectKey::new("shop", "a");
@@ -195,6 +195,6 @@ fn child_without_controller_enqueues_the_adopting_cluster() {
     let other = json!([{
         "apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x", "controller": true,
     }]);
-    assert_eq!(key(ours, other), None, "it is somebody else's");
+    assert_eq!(key(ours, other), None, "it belongs to someone else");
     assert_eq!(key(json!({"database.io/bucket": "7"}), json!(null)), None);
 }

@@ -1,4 +1,4 @@
-//! What the Leases, as they are, call for: the rules of ownership, shard by shard.
+//! The rules of ownership, shard by shard: what the Leases in their current state require.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +16,11 @@ use crate::ring::place;
 enum Standing {
     /// It names this incarnation.
     Ours,
-    /// It may be taken, by rank.
+    /// It may be taken, in order of rank.
     Free(Reason),
-    /// It may be taken, and only by us: it names a former life of ours.
+    /// It may be taken, and only by us: it names a former incarnation of ours.
     FormerSelf,
-    /// Somebody else's, or not to be judged yet.
+    /// It belongs to another replica, or cannot be decided yet.
     Others,
 }
 
@@ -46,7 +46,7 @@ impl Ownership {
         }
     }
 
-    /// Whether a shard is not held by a life that lasts: only then somebody has to be chosen.
+    /// Whether a shard has no live holder: only then a new holder has to be chosen.
     fn any_is_free(&self) -> bool {
         self.shards.values().any(|shard| {
             let Some(lease) = &shard.lease else {
@@ -57,7 +57,7 @@ impl Ownership {
         })
     }
 
-    /// Who should hold each shard, given who holds it now.
+    /// The intended holder of each shard, given the current holders.
     fn plan(&self) -> BTreeMap<ShardId, String> {
         let held: BTreeMap<ShardId, &str> = self
             .shards
@@ -106,7 +106,7 @@ impl Ownership {
         }
     }
 
-    /// A shard is worked on only while the table under which that began names us.
+    /// Stops a shard when the table under which its work started no longer names us.
     fn stop_if_not_granted(&mut self, shard: &mut Shard) {
         if self.table_uid() != shard.table() {
             shard.halt(Reason::TableLost, &mut self.out);
@@ -131,7 +131,7 @@ impl Ownership {
         }
     }
 
-    /// A shard whose Lease is ours: begins once the table grants it and everything is listed.
+    /// A shard whose Lease is ours: starts once the table grants it and all objects are listed.
     fn begin(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
         if self.is_handing_back() || self.is_entry_refused(now_ms, shard) {
             shard.stage = Stage::Halted;
@@ -199,13 +199,14 @@ impl Ownership {
         }
     }
 
-    /// Whether a free shard may be taken. One without a Lease, of which nobody here has seen the end,
-    /// waits a lifetime for a holder that may come back with it.
+    /// Whether a free shard may be taken. A shard without a Lease whose deletion was not observed
+    /// waits a lifetime for a holder that may re-create it.
     fn may_begin(&self, shard: &Shard) -> bool {
         shard.lease.is_some() || shard.epoch_known() == 0 || self.may_trust_memory(shard)
     }
 
-    /// Watches a shard that is planned for us, so that its holder can hand it over without a gap.
+    /// Watches the objects of a shard that is planned for us, so that its holder can hand it over
+    /// without a gap.
     fn warm_up_if_planned(&mut self, shard: &mut Shard) {
         if self.is_planned_for_us(shard) && !self.is_handing_back() {
             shard.warm_up(&mut self.out);
@@ -214,13 +215,13 @@ impl Ownership {
         }
     }
 
-    /// "Nobody starts a shard until all Leases carry its number of shards."
+    /// No shard is started until all Leases carry our number of shards.
     fn all_leases_carry_our_count(&self) -> bool {
         let ours = self.settings.shards.get();
         self.shards
             .values()
             .filter_map(|shard| shard.lease.as_ref())
-            // One that says nothing readable is damaged, and must not stop the others.
+            // A Lease that is not readable is damaged, and must not stop the others.
             .all(|lease| lease.shards == ours || lease.shards == 0)
     }
 
@@ -252,7 +253,7 @@ impl Ownership {
         };
         if *holder == self.settings.identity {
             return match (*incarnation == self.heartbeat.incarnation(), &shard.lease) {
-                // What epoch it has is compared with the table.
+                // Its epoch is compared with the table.
                 (true, Some(lease)) if lease.shards == ours => Standing::Ours,
                 (_, Some(_)) => Standing::FormerSelf,
                 // As long as we live, nobody takes from us what we did not give away.
@@ -291,15 +292,15 @@ impl Ownership {
         }
     }
 
-    /// Whether what we remember of a Lease that is gone is all that happened to it. If not, somebody
-    /// may have had it whom we never saw: the holder gets a whole lifetime to come back with it.
+    /// Whether our record of a deleted Lease is complete. If not, a holder may have existed that we
+    /// never observed: it gets a whole lifetime to re-create the Lease.
     fn may_trust_memory(&self, shard: &Shard) -> bool {
         shard.memory.as_ref().is_some_and(|m| m.is_complete)
             || shard.missing_ms >= self.settings.lease_ms
     }
 
-    /// How long we wait before we take a free shard: nothing when it is planned for us, a step more
-    /// for each replica before us.
+    /// How long we wait before we take a free shard: not at all if it is planned for us, one more
+    /// step for each replica before us in the ranking.
     fn patience_ms(&self, shard: ShardId, target: Option<&str>) -> u64 {
         let me = self.settings.identity.as_str();
         if target == Some(me) {
@@ -312,13 +313,13 @@ impl Ownership {
             .position(|member| member == me);
         match before_us {
             Some(position) => (position as u64 + 1) * self.settings.step_ms,
-            // We are not eligible ourselves (leaving, or not seen yet).
+            // We are not eligible ourselves (leaving, or not observed yet).
             None => u64::MAX,
         }
     }
 
-    /// For how long nobody came or went, less a moment: where nobody held a shard, all may be just starting.
-    /// Who comes first would list everything, and its shards would move on at once.
+    /// For how long the membership has been unchanged, less one step: if a shard has no holder, all replicas
+    /// may be just starting. The first one would list everything, and its shards would move on at once.
     fn settled_ms(&self, now_ms: u64) -> Option<u64> {
         let same_ms = now_ms.saturating_sub(self.fleet_changed_ms);
         same_ms.checked_sub(self.settings.step_ms)

@@ -1,4 +1,4 @@
-//! Giving a shard to its successor: when, to whom, and how many at once.
+//! Handover of a shard to its successor: when, to which replica, and how many at once.
 
 use super::record::{Intent, Stage};
 use super::shard::Shard;
@@ -10,7 +10,7 @@ use crate::planner::move_budget;
 /// For how long a shard whose work is to end counts among those that are being given away.
 const HANDOVER_MS: u64 = 125;
 
-/// A watch that takes longer than this to show that we leave is waited for no longer.
+/// Longest wait for our watch to show that we leave.
 const SHOWN_MS_MAX: u64 = 1000;
 
 /// When we leave, shards whose successors have listed everything wait for the others until then.
@@ -63,10 +63,10 @@ impl Ownership {
         })
     }
 
-    /// Whether what runs may be given away because we leave.
+    /// Whether running shards may be handed over because we leave.
     fn is_seen_to_leave(&self, now_ms: u64) -> bool {
-        // Not before we have seen who came until then: an update asks us to leave as soon as a newer
-        // replica is ready.
+        // Not before we have observed all members of that time: an update asks us to leave as soon
+        // as a newer replica is ready.
         let shown = self.leaving_shown || self.leaving_for_ms(now_ms) >= SHOWN_MS_MAX;
         self.has_announced_leaving() && shown
     }
@@ -129,7 +129,7 @@ impl Ownership {
         self.shards.values().filter(under_way).count() < most
     }
 
-    /// Whom we choose ourselves when we leave.
+    /// The successor that we choose ourselves when we leave.
     fn chosen(&self, target: Option<&str>) -> Option<Successor> {
         let chosen = self.members.get(target?)?;
         Some(Successor {
@@ -155,8 +155,8 @@ impl Ownership {
         }
     }
 
-    /// The shard is not given away after all, or not to the one for whom its work was to end: by now
-    /// the plan may name another, who has not listed it.
+    /// The shard is not handed over after all, or not to the successor for which it was drained: by
+    /// now the plan may name another, which has not listed it.
     fn resume(&mut self, shard: &mut Shard) {
         if self.table_uid() == shard.table() && self.grant(shard) == Grant::Granted {
             shard.stage = Stage::Running;

@@ -1,4 +1,4 @@
-//! The heartbeat: renewing our own member Lease, and until when it lets us act.
+//! The heartbeat: renewal of our own member Lease, and until when it entitles us to act.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -6,29 +6,29 @@ use super::{ReadFailed, Settings, WriteId, WriteResult};
 use crate::hash::ShardId;
 use crate::lease::{MemberChange, MemberLease, MemberWrite, Version};
 
-/// Renewals whose outcome is not known that are remembered at once. At 5 a second this covers more
-/// than a lifetime; an older one could not extend the validity any more.
+/// Maximum number of renewals with unknown outcome that are remembered. At 5 per second this covers
+/// more than a lifetime; an older one could not extend the validity any more.
 const UNSETTLED_MAX: usize = 64;
 
-/// What our own Lease turned out to say.
+/// The result of reading our own Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OwnLease {
-    /// It is ours, or free to be ours.
+    /// It is ours, or free for us.
     Usable,
     /// Our incarnation was vacated or replaced: it is dead and never returns.
     Dead,
-    /// Somebody lives under our identity.
+    /// Another process uses our identity.
     Taken,
 }
 
-/// What goes along with a renewal.
+/// What a renewal announces to the other members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Announcement {
     /// Whether we are about to leave.
     pub(super) draining: bool,
     /// Whether we may not write the shard table.
     pub(super) barred: bool,
-    /// Shards of which we have listed everything.
+    /// Shards whose objects we have listed completely.
     pub(super) warm: BTreeSet<ShardId>,
 }
 
@@ -36,14 +36,14 @@ pub(super) struct Announcement {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Heartbeat {
     incarnation: String,
-    /// Whether our incarnation ever was in the Lease.
+    /// Whether the Lease has ever contained our incarnation.
     established: bool,
     base: Option<Version>,
-    /// A request of ours to create the Lease had no answer. It names no version, and may yet arrive
+    /// A create request of ours was not answered. It names no version, and may still take effect
     /// whenever there is no Lease.
     may_return: bool,
     renewal: u64,
-    /// Renewals that may or may not have arrived: number, and when they were sent.
+    /// Renewals with unknown outcome: number, and when they were sent.
     unsettled: VecDeque<(u64, u64)>,
     in_flight: Option<(WriteId, u64)>,
     must_read: bool,
@@ -66,7 +66,7 @@ impl Heartbeat {
             renewal: 0,
             unsettled: VecDeque::new(),
             in_flight: None,
-            // Our identity may have a Lease already: look before writing.
+            // Our identity may have a Lease already: read before writing.
             must_read: true,
             reading: false,
             next_send_ms: now_ms,
@@ -106,7 +106,7 @@ impl Heartbeat {
         self.failures
     }
 
-    /// Whether the API server hears us now, so that the silence of others means something.
+    /// Whether the API server currently hears us, so that the silence of others is meaningful.
     pub(super) fn is_heard(&self, now_ms: u64, tick_max_ms: u64) -> bool {
         let waiting_long = self
             .in_flight
@@ -114,11 +114,11 @@ impl Heartbeat {
         self.is_valid(now_ms) && !self.last_failed && !waiting_long
     }
 
-    /// How to end our Lease when we leave, if there is one: from which version, and what takes its place.
+    /// How to end our Lease when we leave, if there is one: from which version, and what replaces it.
     pub(super) fn ending(&self) -> Option<(Version, MemberChange)> {
         let base = self.base.clone()?;
-        // A late request to create it would find nothing in its way, and we would seem to live. A dead
-        // Lease stands in its way until the fleet leader removes it.
+        // A late create request would find no Lease, and we would seem to be alive. A dead Lease
+        // blocks it until the fleet leader removes it.
         let change = if self.may_return {
             MemberChange::Vacate
         } else {
@@ -131,12 +131,12 @@ impl Heartbeat {
         self.in_flight.is_some()
     }
 
-    /// Our incarnation is dead: nothing may begin any more, not even before the next one.
+    /// Our incarnation is dead: nothing may start any more, not even before the next incarnation.
     pub(super) fn end(&mut self) {
         self.valid_until_ms = 0;
     }
 
-    /// Whether a read of our own Lease is under way.
+    /// Whether a read of our own Lease is in flight.
     pub(super) fn is_reading(&self) -> bool {
         self.reading
     }
@@ -187,7 +187,7 @@ impl Heartbeat {
         })
     }
 
-    /// The outcome of a write of ours; false when it was none.
+    /// Takes in the outcome of a write of ours; returns false if it was not ours.
     pub(super) fn written(
         &mut self,
         now_ms: u64,
@@ -230,7 +230,7 @@ impl Heartbeat {
         self.next_send_ms = now_ms + again_in_ms;
     }
 
-    /// At once after a first conflict; then no faster than any other retry.
+    /// Immediately after a first conflict; then no faster than any other retry.
     fn conflict_pause_ms(&self, settings: &Settings) -> u64 {
         if self.consecutive_failures == 0 {
             0
@@ -239,8 +239,8 @@ impl Heartbeat {
         }
     }
 
-    /// The Lease holds one of our renewals: we may act for a lifetime less the margin, counted from
-    /// the instant before that renewal was sent.
+    /// The Lease contains one of our renewals: we may act for a lifetime less the margin, counted
+    /// from the instant before that renewal was sent.
     fn adopt(&mut self, now_ms: u64, lease: &MemberLease, settings: &Settings) {
         self.base = Some(lease.version.clone());
         self.established = true;
@@ -251,17 +251,17 @@ impl Heartbeat {
             let until_ms = sent_ms + settings.lease_ms.saturating_sub(settings.margin_ms);
             self.valid_until_ms = self.valid_until_ms.max(until_ms);
         }
-        // Everything sent from an older version can not arrive any more.
+        // Requests that were sent from an older version cannot take effect any more.
         self.unsettled.clear();
     }
 
-    /// Whether the Lease ever named our incarnation, as far as can be told: a renewal without an
-    /// answer may have arrived, and others may know our incarnation for a dead one.
+    /// Whether the Lease ever named our incarnation, as far as known: an unanswered renewal may
+    /// have arrived, and others may know our incarnation as a dead one.
     fn was_in_force(&self) -> bool {
         self.established || !self.unsettled.is_empty()
     }
 
-    /// A fresh read of our own Lease (`Err`: it could not be read).
+    /// Takes in a fresh read of our own Lease (`Err`: it could not be read).
     pub(super) fn read(
         &mut self,
         now_ms: u64,

@@ -1,10 +1,10 @@
-//! Ownership as one state machine: from what the Leases say to what this replica may do.
+//! Shard ownership as one state machine: from the state of the Leases to what this replica may do.
 //!
 //! Events go in ([`Event`]), actions come out ([`Action`]); time is an argument. After every event
-//! the machine looks at the Leases as they are and does what they call for, whatever it saw or
-//! missed before (`evaluate`). Every write is a compare-and-swap; a write whose outcome is not known
-//! is settled by another changing one from the same version, and until then what depends on it
-//! stays stopped.
+//! the machine evaluates the Leases in their current state, independently of what it observed or
+//! missed before (`evaluate`). Every write is a compare-and-swap. A write whose outcome is not known
+//! is settled by another changing one from the same version, and until then everything that depends
+//! on it stays stopped.
 //!
 //! **Guarantees** (each with a test beside it or in the model): a shard is started only when its
 //! Lease and its entry in the shard table name this incarnation under one epoch; it is stopped at
@@ -36,7 +36,7 @@ use super::lease::{MemberChange, MemberLease, MemberWrite, ShardLease, Version};
 use super::members::{Members, is_eligible, newest_revision};
 use super::ring::Ranking;
 
-/// How far leaving has come.
+/// Progress of leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Leaving {
     No,
@@ -47,7 +47,7 @@ enum Leaving {
     Done,
 }
 
-/// The machine. See the module's documentation.
+/// The state machine. See the module's documentation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ownership {
     settings: Settings,
@@ -56,16 +56,17 @@ pub struct Ownership {
     shards: BTreeMap<ShardId, Shard>,
     vacating: BTreeMap<WriteId, String>,
     checking: BTreeSet<String>,
-    /// Members of whom a list showed less than was known (the version), and when to ask.
+    /// Members for which a list showed an older version than was known (that version), and when to
+    /// read them.
     rewound: BTreeMap<String, (Version, u64)>,
     identity_conflict: Option<IdentityConflict>,
     synced: bool,
     table: TableView,
     leaving: Leaving,
     leaving_since_ms: u64,
-    /// The watch has shown that we leave, and so all that was written before.
+    /// The watch has shown that we leave, and so everything that was written before.
     leaving_shown: bool,
-    /// Not before this is the end of our Lease tried again.
+    /// Earliest time of the next attempt to end our Lease.
     end_again_ms: u64,
     reincarnating: bool,
     last_tick_ms: u64,
@@ -73,7 +74,7 @@ pub struct Ownership {
     fleet_changed_ms: u64,
     /// All members that may hold shards.
     ranking: Ranking,
-    /// Those of them that may be given more.
+    /// The members that may receive more shards.
     newest: BTreeSet<String>,
     next_id: WriteId,
     announced_until_ms: u64,
@@ -113,9 +114,9 @@ impl Ownership {
         }
     }
 
-    /// Takes in one event and says what to do.
+    /// Processes one event and returns the resulting actions.
     pub fn handle(&mut self, now_ms: u64, event: Event) -> Vec<Action> {
-        // Before the event: time that has passed until now says nothing about what it shows.
+        // Before the event: time that has passed until now says nothing about what the event shows.
         self.count_time(now_ms);
         match event {
             Event::Tick => {}
@@ -179,7 +180,7 @@ impl Ownership {
         &self.settings.identity
     }
 
-    /// The members as last seen.
+    /// The members as last observed.
     #[must_use]
     pub fn members(&self) -> &Members {
         &self.members
@@ -197,26 +198,26 @@ impl Ownership {
         self.heartbeat.last_success_ms()
     }
 
-    /// How many renewals failed.
+    /// Number of failed renewals.
     #[must_use]
     pub fn renewal_failures(&self) -> u64 {
         self.heartbeat.failures()
     }
 
-    /// Whether the Leases were listed and our own is in force.
+    /// Whether the Leases were listed and our own Lease is valid.
     #[must_use]
     pub fn is_settled(&self, now_ms: u64) -> bool {
         self.synced && self.heartbeat.is_valid(now_ms)
     }
 
-    /// Whether another number of shards is at work, so that we hold nothing for now.
+    /// Whether members with another number of shards are active, so that we hold nothing for now.
     #[must_use]
     pub fn is_standby(&self) -> bool {
         self.members
             .another_count_is_alive(self.settings.shards.get())
     }
 
-    /// Shards that are worked on, with their epochs.
+    /// Running shards, with their epochs.
     pub fn running(&self) -> impl Iterator<Item = (ShardId, u32)> {
         self.shards
             .values()
@@ -224,7 +225,7 @@ impl Ownership {
     }
 
     fn with_shard(&mut self, id: ShardId, change: impl FnOnce(&mut Shard)) {
-        // A Lease of another number of shards may name one that we do not have.
+        // A Lease of another number of shards may name one that does not exist for us.
         if let Some(shard) = self.shards.get_mut(&id) {
             change(shard);
         }
@@ -280,7 +281,7 @@ impl Ownership {
         }
         if self.leaving == Leaving::Ending(id) {
             self.leaving = match result {
-                // Gone, or no longer ours: nothing left to take along.
+                // Deleted, or no longer ours: nothing left to delete.
                 WriteResult::Done(_) | WriteResult::Conflict | WriteResult::Rejected => {
                     Leaving::Done
                 }
@@ -302,7 +303,7 @@ impl Ownership {
         }
     }
 
-    /// Our incarnation is dead for everyone: stop everything, begin a new life.
+    /// Our incarnation is dead for all members: stop everything, and start a new incarnation.
     fn die(&mut self) {
         self.heartbeat.end();
         for shard in self.shards.values_mut() {
@@ -430,7 +431,7 @@ impl Ownership {
     }
 
     /// The members that may hold shards, and those of the newest revision among them, which alone
-    /// are given any: so in a rolling update a shard moves once and not twice. Older ones come in
+    /// receive any: in a rolling update a shard moves once and not twice. Older ones are included
     /// when no newer one is left.
     fn refresh_ranking(&mut self, now_ms: u64) {
         let shards = self.settings.shards.get();

@@ -1,13 +1,13 @@
-//! The words between the ownership machine and its surroundings: settings, events, actions.
+//! The interface of the ownership state machine: settings, events, actions.
 
 use crate::hash::{ShardCount, ShardId};
 use crate::lease::{MemberLease, MemberWrite, ShardLease, ShardWrite};
 use crate::table::{ShardTable, TableWrite};
 
-/// Names one write, so that its outcome finds back to it.
+/// Identifies one write, so that its outcome can be assigned to it.
 pub type WriteId = u64;
 
-/// What this replica is and how patient it is. All times in milliseconds.
+/// Configuration of this replica. All times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// Our identity: Pod name, or host name and a random suffix.
@@ -16,19 +16,20 @@ pub struct Settings {
     pub pod_uid: String,
     /// Number of shards.
     pub shards: ShardCount,
-    /// How long a member Lease lives.
+    /// Lifetime of a member Lease without a renewal.
     pub lease_ms: u64,
     /// Time between renewals.
     pub renew_ms: u64,
-    /// Time until a failed renewal is tried again.
+    /// Pause before a failed renewal is retried.
     pub retry_ms: u64,
-    /// Taken off the lifetime for ourselves, so that we stop before others start.
+    /// Safety margin: subtracted from the lifetime of our own Lease, so that we stop before others
+    /// start.
     pub margin_ms: u64,
     /// Longest tick that counts as silence of others.
     pub tick_max_ms: u64,
-    /// How much longer each next replica waits before it takes a free shard.
+    /// Additional delay per rank before a replica takes a free shard.
     pub step_ms: u64,
-    /// How long the work of a shard may take to finish before the shard is given up.
+    /// How long the work of a shard may take to finish before the shard is handed over regardless.
     pub drain_timeout_ms: u64,
 }
 
@@ -51,24 +52,24 @@ impl Settings {
     }
 }
 
-/// How a write ended, as far as is known.
+/// The outcome of a write, as far as known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum WriteResult<L> {
-    /// It is in the API server, as this.
+    /// Stored, with this content.
     Done(L),
-    /// Something else is there (409), or nothing (404).
+    /// Another version is stored (409), or none (404).
     Conflict,
-    /// It was refused for good (403, 422): nothing changed.
+    /// Rejected permanently (403, 422): nothing changed.
     Rejected,
-    /// No reply: it may have arrived, or may arrive yet.
+    /// No reply: it may have taken effect, or may still do so.
     Unknown,
 }
 
-/// The API server did not answer a read, or not with the object or 404.
+/// A read failed: the API server did not answer, or answered with neither the object nor 404.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReadFailed;
 
-/// What happened.
+/// An input of the state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// Time has passed.
@@ -86,7 +87,7 @@ pub enum Event {
     MemberDeleted {
         /// Whose.
         identity: String,
-        /// Uid of the deleted one.
+        /// Uid of the deleted Lease.
         uid: String,
     },
     /// A shard Lease changed.
@@ -95,7 +96,7 @@ pub enum Event {
     ShardDeleted {
         /// Which.
         shard: ShardId,
-        /// Uid of the deleted one.
+        /// Uid of the deleted Lease.
         uid: String,
     },
     /// Outcome of [`Action::WriteMember`].
@@ -118,11 +119,11 @@ pub enum Event {
     TableRead(Result<Option<ShardTable>, ReadFailed>),
     /// Answer to [`Action::ProbeTable`]: whether we may write the table.
     TableProbed(bool),
-    /// Everything in the shard has been listed.
+    /// All objects of the shard have been listed.
     Warm(ShardId),
     /// No reconcile of the shard runs any more.
     Drained(ShardId),
-    /// Leave: hand everything back.
+    /// Leave: hand all shards back.
     Shutdown,
     /// Answer to [`Action::NeedIncarnation`]: a fresh random nonce.
     Reincarnate(String),
@@ -137,9 +138,10 @@ pub enum Reason {
     Vacant,
     /// Its holder died.
     Takeover,
-    /// It was ours in a former life.
+    /// It was ours in a former incarnation.
     Resumed,
-    /// It was handed to us, or already ours: validity had lapsed, or we had not looked yet.
+    /// It was handed over to us, or was ours already: validity had lapsed, or the Lease had not
+    /// been read yet.
     Named,
     /// Handed over as planned.
     HandedOver,
@@ -147,13 +149,13 @@ pub enum Reason {
     Leaving,
     /// Our validity ended.
     Lapsed,
-    /// The Lease no longer names us as we were.
+    /// The Lease no longer names us under the same epoch.
     Lost,
     /// Our incarnation is dead.
     Dead,
     /// The table is ahead of our Lease: the epoch is raised above it.
     Raised,
-    /// The shard table is gone, or another one.
+    /// The shard table was deleted or replaced.
     TableLost,
 }
 
@@ -174,7 +176,7 @@ impl Reason {
         Self::TableLost,
     ];
 
-    /// The label value.
+    /// The value of the metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -194,7 +196,7 @@ impl Reason {
     }
 }
 
-/// What to do.
+/// An output of the state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Write a member Lease; answer with [`Event::MemberWritten`].
@@ -211,7 +213,7 @@ pub enum Action {
     ReadTable,
     /// Find out whether we may write the table, by a dry run.
     ProbeTable,
-    /// We may act until then.
+    /// We may act until this time.
     ValidUntil(u64),
     /// Watch the objects of a shard; answer with [`Event::Warm`] when all are listed.
     Watch(ShardId),
@@ -225,20 +227,20 @@ pub enum Action {
         table: String,
         /// Its epoch.
         epoch: u32,
-        /// How we came to hold it.
+        /// How the shard became ours.
         reason: Reason,
-        /// From knowing that it was free to holding it.
+        /// Time from observing that it was free to holding it, in milliseconds.
         waited_ms: u64,
     },
-    /// Go on working on a shard that was to be given up: its successor is gone.
+    /// Continue work on a draining shard: its successor no longer exists.
     Resume(ShardId),
     /// Start no more work in the shard; answer with [`Event::Drained`] when none runs.
     Drain(ShardId),
-    /// Stop the shard at once: cancel what runs before its next write.
+    /// Stop the shard immediately: cancel running work before its next write.
     Halt(ShardId, Reason),
     /// Our incarnation is dead: send [`Event::Reincarnate`] with a fresh nonce.
     NeedIncarnation,
-    /// Another replica lives under our identity.
+    /// Another process uses our identity.
     IdentityTaken,
     /// Everything was handed back: exit.
     Exit,

@@ -1,10 +1,11 @@
-//! Answers to fresh reads of member Leases: our own, a holder's in doubt, and those of a restored backup.
+//! Answers to fresh reads of member Leases: our own, that of a holder to confirm, and those after a
+//! restore from backup.
 
 use super::heartbeat::OwnLease;
 use super::{Action, Ownership, ReadFailed};
 use crate::lease::MemberLease;
 
-/// A Lease under our identity that is not ours, watched until it is certain whose it is.
+/// A Lease under our identity that is not ours, observed until its owner is certain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct IdentityConflict {
     lease: MemberLease,
@@ -30,7 +31,7 @@ impl Ownership {
             let now_is = match &read {
                 Ok(Some(lease)) if !lease.is_vacated() => Some(lease.incarnation.clone()),
                 Ok(Some(_)) => Some(String::new()),
-                // It had its lifetime to come back, and is gone indeed.
+                // It had its lifetime to come back, and is still missing.
                 Ok(None) if self.members.is_long_gone(identity, self.settings.lease_ms) => {
                     Some(String::new())
                 }
@@ -42,10 +43,10 @@ impl Ownership {
         }
     }
 
-    /// Asks afresh for the Leases of which a list showed less than was known.
+    /// Reads the Leases for which a list showed an older version than was known.
     pub(super) fn ask_for_rewound(&mut self, now_ms: u64) {
         for (identity, (_, ask_ms)) in &mut self.rewound {
-            // An answer to an earlier question would prove nothing.
+            // An answer to an earlier request would prove nothing.
             let asked = self.checking.contains(identity)
                 || (*identity == self.settings.identity && self.heartbeat.is_reading());
             if now_ms >= *ask_ms && !asked {
@@ -72,7 +73,7 @@ impl Ownership {
             Ok(found) => {
                 let older = |lease: &&MemberLease| lease.version.is_older_than(known);
                 if let Some(lease) = found.as_ref().filter(older) {
-                    // The API server went back in time, and this is what counts from now on.
+                    // The API server went back in time, and this version is valid from now on.
                     self.members.go_back(lease.clone());
                 }
                 self.rewound.remove(identity);

@@ -1,37 +1,37 @@
-//! What is recorded of one shard: how far we are with it, a write under way, our right, a Lease that is gone.
+//! The record of one shard: its stage, a pending write, our right, and a deleted Lease.
 
 use super::{Reason, WriteId};
 use crate::lease::{ShardLease, Successor, Version};
 
-/// What we do with a shard.
+/// The stage of our work on a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Stage {
-    /// Nothing.
+    /// No work.
     Idle,
     /// It is ours, and its objects are being listed.
     Listing,
     /// It is ours and being worked on.
     Running,
-    /// It is being given up: work ends. The time is when that began.
+    /// It is being handed over: running work ends. The value is the time when that began.
     Draining(u64),
     /// No work runs any more; the Lease still names us. Work can go on.
     Drained,
-    /// As when drained, but work was cancelled or never began: it can only be started anew.
+    /// As `Drained`, but work was cancelled or never started: it can only be started again.
     Halted,
 }
 
-/// What a write of the shard Lease is to bring about.
+/// The purpose of a write of the shard Lease.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Intent {
     /// Make it ours.
     Take(Reason),
     /// Keep it, under an epoch above the one in the table.
     Raise,
-    /// Say who is to have it next, so that the one can prepare.
+    /// Name the next holder, so that it can prepare.
     Name(Successor),
     /// Make it the successor's.
     HandOver(Successor),
-    /// Make it nobody's.
+    /// Make it vacant.
     Vacate,
 }
 
@@ -41,16 +41,16 @@ pub(super) struct Pending {
     pub(super) intent: Intent,
     pub(super) epoch: u32,
     pub(super) base: Option<Version>,
-    /// The request under way, if one is.
+    /// The request in flight, if there is one.
     pub(super) id: Option<WriteId>,
-    /// When to send again, if none is.
+    /// When to send again, if no request is in flight.
     pub(super) again_ms: u64,
     /// Whether an earlier request of it had no answer, and may arrive yet.
     pub(super) indeterminate: bool,
 }
 
 impl Pending {
-    /// Whether the Lease is no more the one that this write compares with.
+    /// Whether the Lease is no longer the version that this write compares with.
     pub(super) fn is_outdated_by(&self, lease: &ShardLease) -> bool {
         self.base.as_ref() != Some(&lease.version)
     }
@@ -63,18 +63,18 @@ pub(super) struct Held {
     pub(super) uid: String,
     pub(super) reason: Reason,
     pub(super) waited_ms: u64,
-    /// Uid of the table under which work began, once it did.
+    /// Uid of the table under which work started, once it did.
     pub(super) table: Option<String>,
 }
 
-/// What is remembered of a Lease that is gone.
+/// The record of a deleted Lease.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Memory {
     pub(super) holder: String,
     pub(super) incarnation: String,
     pub(super) epoch: u32,
     pub(super) version: Version,
-    /// Whether the watch showed the end of it: then nothing happened to it that we do not know.
+    /// Whether the watch showed its deletion: then no change of it is unknown.
     pub(super) is_complete: bool,
     /// Whether we may have given it away just before it was deleted.
     pub(super) handed_over: bool,

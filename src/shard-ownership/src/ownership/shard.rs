@@ -1,4 +1,4 @@
-//! One shard as this replica sees it: its Lease, what we do with it, and the write under way.
+//! One shard from the view of this replica: its Lease, our stage, and the pending write.
 
 use super::record::{Held, Intent, Memory, Pending, Stage};
 use super::{Action, ReadFailed, Reason, WriteId, WriteResult};
@@ -12,7 +12,7 @@ use crate::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 pub(super) struct Shard {
     id: ShardId,
     pub(super) lease: Option<ShardLease>,
-    /// What the table says of it, if there is one with our number of shards.
+    /// The shard's entry in the table, if there is a table with our number of shards.
     pub(super) entry: Option<Entry>,
     pub(super) memory: Option<Memory>,
     pub(super) stage: Stage,
@@ -30,14 +30,14 @@ pub(super) struct Shard {
     /// The epoch of an entry ahead of our Lease, once the Lease was read afresh because of it.
     read_ahead_epoch: Option<u32>,
     watching: bool,
-    /// For how long it has been free to take, in credited time.
+    /// For how long it has been free, in credited time.
     pub(super) free_ms: u64,
     /// For how long its Lease has been missing, in credited time.
     pub(super) missing_ms: u64,
     pub(super) is_free: bool,
-    /// Not before this: the API server refused a write for good.
+    /// Earliest time of the next write: the API server rejected one permanently.
     pub(super) not_before_ms: u64,
-    /// The holder's incarnation was read afresh and found dead, at this version of the shard Lease.
+    /// Version of the shard Lease at which the holder's incarnation was read again and found dead.
     found_dead: Option<Version>,
     /// The doubt that is being looked into.
     unconfirmed_holder: Option<(String, Version)>,
@@ -87,12 +87,12 @@ impl Shard {
         .filter(|holder| !holder.is_empty())
     }
 
-    /// Whether leaving has to wait for it: we hold it, or a write of ours is not settled.
+    /// Whether leaving has to wait for this shard: we hold it, or a write of ours is not settled.
     pub(super) fn keeps_us(&self) -> bool {
         self.stage != Stage::Idle || self.pending.is_some()
     }
 
-    /// The highest epoch that anybody here knows of.
+    /// The highest epoch known to this replica.
     pub(super) fn epoch_known(&self) -> u32 {
         let of_lease = self.lease.as_ref().map_or(0, |lease| lease.epoch);
         let of_memory = self.memory.as_ref().map_or(0, |memory| memory.epoch);
@@ -104,18 +104,18 @@ impl Shard {
         of_lease.max(of_memory).max(of_table)
     }
 
-    /// The epoch under which it changes hands next, if epochs are left. Nobody has worked under a
-    /// higher one than the table's, so that one above everything known was never anybody else's.
+    /// The epoch of its next change of hands, if epochs are left. No replica has worked under a
+    /// higher one than the table's, so one above every known epoch was never used.
     pub(super) fn next_epoch(&self) -> Option<u32> {
         Some(self.epoch_known() + 1).filter(|epoch| *epoch <= EPOCH_MAX)
     }
 
-    /// Whether its Lease has an epoch above which none is left: somebody else wrote it.
+    /// Whether its Lease has an epoch above which none is left: someone else wrote it.
     pub(super) fn is_damaged(&self) -> bool {
         self.lease.as_ref().is_some_and(|l| l.epoch >= EPOCH_MAX)
     }
 
-    /// The epoch of the Lease under which it is ours.
+    /// The epoch of the Lease under which we hold it.
     pub(super) fn held_epoch(&self) -> Option<u32> {
         self.held.as_ref().map(|held| held.epoch)
     }
@@ -125,7 +125,7 @@ impl Shard {
         self.held.as_ref()?.table.as_deref()
     }
 
-    /// Whether the watch has shown the end of the Lease with this uid.
+    /// Whether the watch has shown the deletion of the Lease with this uid.
     fn is_over(&self, version: &Version) -> bool {
         let ended = self.memory.as_ref().filter(|memory| memory.is_complete);
         ended.is_some_and(|memory| memory.version.uid == version.uid)
@@ -162,7 +162,7 @@ impl Shard {
             .filter(outdated)
             .is_some_and(|p| p.id.is_none())
         {
-            // Whatever was sent from the older version can not arrive any more.
+            // Requests that were sent from the older version cannot take effect any more.
             self.pending = None;
         }
         self.missing_ms = 0;
@@ -182,7 +182,7 @@ impl Shard {
         }
     }
 
-    /// What a fresh list of all Leases says of this one.
+    /// Takes in what a complete list shows of this Lease.
     pub(super) fn listed(&mut self, lease: Option<ShardLease>) {
         match lease {
             Some(lease) => {
@@ -231,7 +231,7 @@ impl Shard {
             }
             WriteResult::Conflict => {
                 self.remember_lost();
-                // At once after a first conflict; then no faster than any other retry.
+                // Immediately after a first conflict; then no faster than any other retry.
                 let pause_ms = if self.conflicts == 0 { 0 } else { retry_ms };
                 self.conflicts += 1;
                 self.must_read = Some(now_ms + pause_ms);
@@ -245,7 +245,7 @@ impl Shard {
                 self.pending = None;
                 self.not_before_ms = now_ms + 5 * retry_ms;
             }
-            // The Lease moved on meanwhile, by this write or by another's: there is nothing to repeat.
+            // The Lease changed meanwhile, by this write or by another: there is nothing to repeat.
             WriteResult::Unknown if has_moved_on => self.pending = None,
             WriteResult::Unknown => {
                 pending.id = None;
@@ -255,8 +255,8 @@ impl Shard {
         }
     }
 
-    /// A write lost its compare-and-swap. An earlier request of it may have won: should the Lease
-    /// turn out to be gone, it may have been given away before.
+    /// A write lost its compare-and-swap. An earlier request of it may have won: if the Lease turns
+    /// out to be deleted, it may have been handed over before.
     fn remember_lost(&mut self) {
         let lost = self.pending.take().filter(|pending| pending.indeterminate);
         if let (Some(lost), Some(memory)) = (lost, self.memory.as_mut()) {
@@ -266,7 +266,7 @@ impl Shard {
         }
     }
 
-    /// A write of ours arrived.
+    /// A write of ours succeeded.
     fn carry_on(&mut self, intent: Intent, epoch: u32, uid: String, waited_ms: u64) {
         match intent {
             Intent::Take(reason) => {
@@ -314,7 +314,7 @@ impl Shard {
                 match (self.read_from.take(), self.memory.as_mut()) {
                     // Older than what was known before we asked: the API server went back in time.
                     (Some(from), _) if lease.version.is_older_than(&from) => self.lease = None,
-                    // Or it is back though its end was known.
+                    // Or it exists again although its deletion was known.
                     (None, Some(memory)) => memory.is_complete = false,
                     _ => {}
                 }
@@ -361,7 +361,7 @@ impl Shard {
         self.lease.is_none() && self.memory.as_ref().is_some_and(|m| !m.is_complete)
     }
 
-    /// Begins to watch a shard whose Lease names us.
+    /// Starts watching a shard whose Lease names us.
     pub(super) fn start(&mut self, out: &mut Vec<Action>) {
         let Some(lease) = &self.lease else { return };
         let fits = |held: &Held| held.epoch == lease.epoch && held.uid == lease.version.uid;
@@ -380,7 +380,7 @@ impl Shard {
         self.warm_up(out);
     }
 
-    /// Watches the shard, unless it is watched already.
+    /// Starts watching the shard, unless it is watched already.
     pub(super) fn warm_up(&mut self, out: &mut Vec<Action>) {
         if !self.watching {
             self.watching = true;
@@ -398,12 +398,13 @@ impl Shard {
         }
     }
 
-    /// Whether everything is listed of a shard that we do not hold: its holder may hand it over.
+    /// Whether everything is listed of a shard that we do not hold, so that its holder may hand it
+    /// over.
     pub(super) fn is_warmed_for_us(&self) -> bool {
         self.stage == Stage::Idle && self.watching && self.warm
     }
 
-    /// The planned next holder, as the Lease says.
+    /// The planned next holder according to the Lease.
     pub(super) fn successor(&self) -> Option<&Successor> {
         self.lease.as_ref()?.successor.as_ref()
     }
@@ -419,7 +420,7 @@ impl Shard {
         has_read
     }
 
-    /// Everything is listed and the table grants it: work begins.
+    /// Everything is listed and the table grants the shard: work starts.
     pub(super) fn admit(&mut self, table: String, out: &mut Vec<Action>) {
         if let Some(held) = self.held.as_mut() {
             held.table = Some(table.clone());
@@ -438,13 +439,14 @@ impl Shard {
         self.warm
     }
 
-    /// Back to listing until the table grants it again: what runs is cancelled, the watch goes on.
+    /// Back to listing until the table grants it again: running work is cancelled, the watch
+    /// continues.
     pub(super) fn pause(&mut self, reason: Reason, out: &mut Vec<Action>) {
         out.push(Action::Halt(self.id, reason));
         self.stage = Stage::Listing;
     }
 
-    /// Ends everything at once.
+    /// Stops everything immediately.
     pub(super) fn halt(&mut self, reason: Reason, out: &mut Vec<Action>) {
         if matches!(self.stage, Stage::Running | Stage::Draining(_)) {
             out.push(Action::Halt(self.id, reason));
@@ -452,7 +454,7 @@ impl Shard {
         self.stage = Stage::Idle;
         self.held = None;
         if reason != Reason::Lapsed {
-            // One that lapsed is most likely ours again soon: spare a busy API server a new list.
+            // A lapsed shard is most likely ours again soon: spare a busy API server a new list.
             self.cool_down(out);
         }
     }

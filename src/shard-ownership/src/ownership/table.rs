@@ -2,8 +2,8 @@
 //!
 //! A shard Lease is the lock; its entry in the table is what the fence compares. Only the holder
 //! writes its own entry, after its Lease write is known to have succeeded, and it works only while
-//! the entry names it. Nothing else is a source of epochs: whatever users write on objects decides
-//! nothing here.
+//! the entry names it. There is no other source of epochs: what users write on objects has no
+//! influence here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,14 +15,15 @@ use crate::lease::Version;
 use crate::table::{Entry, ShardTable, TableChange, TableWrite};
 use crate::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 
-/// Refusals in a row of one entry on its own, each after a fresh read, before we conclude that we
-/// may not write the table.
+/// Consecutive refusals of one entry on its own, each after a fresh read, before we conclude that
+/// we must not write the table.
 const REFUSALS_MAX: u32 = 2;
 
-/// Failures in a row after which pauses between attempts grow no longer: 5 s by default.
+/// Consecutive failures after which pauses between attempts do not increase any more: 5 s by
+/// default.
 const FAILURES_MAX: u32 = 25;
 
-/// How long until we try again whether we may write the table.
+/// How long until we check again whether we may write the table.
 const PROBE_MS: u64 = 2000;
 
 /// What the table means for a shard whose Lease is ours.
@@ -41,15 +42,15 @@ pub(super) enum Grant {
 /// Whether we may write the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Permission {
-    /// Nothing speaks against it.
+    /// Nothing contradicts it.
     Assumed,
-    /// A write was refused for no reason that we could observe. Try again at this time.
+    /// A write was refused for no observable reason. Check again at this time.
     Refused { again_ms: u64 },
-    /// A trial is under way.
+    /// A dry run is in flight.
     Probing,
 }
 
-/// The table as last observed, and the write under way. The entries are kept with their shards.
+/// The table as last observed, and the write in flight. The entries are stored with their shards.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TableView {
     version: Option<Version>,
@@ -60,14 +61,14 @@ pub(super) struct TableView {
     in_flight: Option<(WriteId, BTreeSet<ShardId>)>,
     /// Entries that were refused together with others: each is sent on its own.
     apart: BTreeSet<ShardId>,
-    /// How often in a row an entry was refused on its own.
+    /// Consecutive refusals of each entry on its own.
     refusals: BTreeMap<ShardId, u32>,
     /// When to read the table before anything else is done with it.
     must_read: Option<u64>,
     reading: bool,
-    /// What was known when the read under way was sent.
+    /// The known version when the read in flight was sent.
     read_from: Option<Version>,
-    /// Writes in a row that failed.
+    /// Consecutive failed writes.
     failures: u32,
     permission: Permission,
 }
@@ -82,7 +83,7 @@ impl TableView {
             in_flight: None,
             apart: BTreeSet::new(),
             refusals: BTreeMap::new(),
-            // There may be none, and then no watch reports it.
+            // The table may not exist, and then no watch reports it.
             must_read: Some(0),
             reading: false,
             read_from: None,
@@ -96,18 +97,18 @@ impl TableView {
         self.version.as_ref().map(|version| version.uid.as_str())
     }
 
-    /// Whether a write is under way or its effect is not known.
+    /// Whether a write is in flight or its effect is not known.
     pub(super) fn is_unsettled(&self) -> bool {
         self.in_flight.is_some() || self.must_read.is_some()
     }
 
-    /// Whether we may not write the table: then we take nothing and are given nothing.
+    /// Whether we must not write the table: then we take no shards and receive none.
     pub(super) fn is_refused(&self) -> bool {
         self.permission != Permission::Assumed
     }
 
     fn read_again(&mut self, now_ms: u64, retry_ms: u64) {
-        // At once after a first failure, then after longer and longer pauses.
+        // Immediately after a first failure, then after increasing pauses.
         let pause_ms = retry_ms * u64::from(self.failures.min(FAILURES_MAX));
         self.failures = self.failures.saturating_add(1);
         self.must_read = Some(now_ms + pause_ms);
@@ -135,7 +136,7 @@ impl Ownership {
             && table.version.is_older_than(known)
         {
             if known.uid != table.version.uid {
-                // A late answer, or a restored API server: only a read that is sent now can tell.
+                // A late answer, or a restored API server: only a new read can decide.
                 self.table.must_read = self.table.must_read.or(Some(0));
             }
             return;
@@ -151,7 +152,7 @@ impl Ownership {
         }
     }
 
-    /// What a fresh list says of the table.
+    /// Takes in what a complete list shows of the table.
     pub(super) fn table_listed(&mut self, table: Option<ShardTable>) {
         match table {
             Some(table) => self.table_observed(table),
@@ -166,7 +167,7 @@ impl Ownership {
         }
     }
 
-    /// There is no table, as far as was shown; a fresh read confirms it.
+    /// There is no table, as far as observed; a fresh read confirms it.
     fn table_lost(&mut self) {
         self.table.version = None;
         self.table.must_read = self.table.must_read.or(Some(0));
@@ -182,7 +183,7 @@ impl Ownership {
         match read {
             Ok(Some(table)) => {
                 self.table.must_read = None;
-                // Older than what was known before we asked: the API server went back in time.
+                // Older than what was known before the read: the API server went back in time.
                 if from.is_some_and(|from| table.version.is_older_than(&from)) {
                     self.table.version = None;
                 }
@@ -267,7 +268,7 @@ impl Ownership {
         }
     }
 
-    /// Reads the table where that is due, and writes what it lacks: the table itself, our number of
+    /// Reads the table when that is due, and writes what it lacks: the table itself, our number of
     /// shards, the entries of the shards whose Leases are ours.
     pub(super) fn keep_table(&mut self, now_ms: u64) {
         if self.table.must_read.is_some_and(|at_ms| now_ms >= at_ms) && !self.table.reading {
@@ -301,7 +302,7 @@ impl Ownership {
             return may_create.then_some((TableChange::Create, BTreeSet::new()));
         };
         if self.table.shards != self.settings.shards.get() {
-            // Nobody works with the old number any more, and nobody has begun with ours.
+            // No replica works with the old number any more, and none has started with ours.
             let epoch = self.table.highest_epoch + 1;
             let may_convert = stays && !self.is_standby() && epoch <= EPOCH_MAX;
             let change = TableChange::Convert {
@@ -337,7 +338,7 @@ impl Ownership {
         let entry = |shard: &Shard| {
             let known = shard.entry.as_ref()?.epoch;
             Some(Entry {
-                // One that is further ahead is reached in steps.
+                // An epoch that is further ahead is reached in steps.
                 epoch: shard
                     .held_epoch()?
                     .min(known.saturating_add(EPOCH_STEP_MAX)),
@@ -350,8 +351,8 @@ impl Ownership {
             .collect()
     }
 
-    /// Whether the entry of this shard was refused again and again although nothing that we can
-    /// observe speaks against it: we may not write the table, and somebody else must have the shard.
+    /// Whether the entry of this shard was refused repeatedly although nothing observable
+    /// contradicts it: we must not write the table, and another replica must take the shard.
     pub(super) fn is_entry_refused(&mut self, now_ms: u64, shard: &Shard) -> bool {
         let refusals = self.table.refusals.get(&shard.id()).copied().unwrap_or(0);
         let is_refused = refusals >= REFUSALS_MAX && !self.table.is_unsettled();

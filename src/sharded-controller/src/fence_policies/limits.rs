@@ -1,4 +1,4 @@
-//! What the operator's credentials are good for at most, whoever uses them.
+//! Upper bounds on what the operator's credentials allow, whoever uses them.
 
 use super::Fence;
 use super::policy::{NO_PROBLEM, PROBLEM, Policy, REFUSED, ResourceRule, Scope};
@@ -8,9 +8,9 @@ use super::tokens::TARGET;
 pub(super) fn stateful_sets(_: &Fence) -> Policy {
     Policy {
         name: "limits-statefulsets",
-        comment: "What the operator's credentials are good for at most, also in the hands of a thief: no Pods with privileges, \
-            with access\nto their nodes, with a ServiceAccount, or with another Secret than their cluster's. A template that \
-            is there already and\ndoes not change is not the operator's.",
+        comment: "Upper bounds on what the operator's credentials allow, also if they are stolen: no Pods with privileges, with \
+            access to\ntheir nodes, with a ServiceAccount, or with another Secret than their cluster's. An existing template \
+            that does not\nchange is not checked.",
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::of("apps", &["statefulsets"], &["CREATE", "UPDATE"])],
@@ -72,7 +72,7 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
 pub(super) fn services(_: &Fence) -> Policy {
     Policy {
         name: "limits-services",
-        comment: "No Service that draws traffic from outside of the cluster, or traffic of others.",
+        comment: "No Service that receives traffic from outside the cluster, or traffic of other Services.",
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::of("", &["services"], &["CREATE", "UPDATE"])],
@@ -87,7 +87,7 @@ pub(super) fn services(_: &Fence) -> Policy {
     }
 }
 
-/// Secrets get nothing but what the operator writes into them.
+/// Secrets contain nothing but what the operator writes into them.
 pub(super) fn secrets(_: &Fence) -> Policy {
     Policy {
         name: "limits-secrets",
@@ -128,7 +128,7 @@ pub(super) fn pods(_: &Fence) -> Policy {
 pub(super) fn owners(fence: &Fence) -> Policy {
     Policy {
         name: "limits-clusters",
-        comment: "What a user asks for is the user's.",
+        comment: "The spec belongs to the user.",
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::new(&fence.owner.group, &["$OWNERS"])],
@@ -157,8 +157,8 @@ pub(super) fn namespaces(fence: &Fence) -> Policy {
     rules.push(ResourceRule::new("events.k8s.io", &["events"]));
     Policy {
         name: "limits-namespaces",
-        comment: "Namespaces of the system: nothing there is the operator's, but to report on a $OWNER_KIND. In its own \
-            namespace it\nalso has its Leases and the shard table.",
+        comment: "System namespaces: the operator writes nothing there, except the status of a $OWNER_KIND and its events. In \
+            its own\nnamespace it also has its Leases and the shard table.",
         reads_table: false,
         scope: Scope::Namespaces(&["kube-system", "kube-public", "kube-node-lease", "$NAMESPACE"]),
         rules,

@@ -4,7 +4,7 @@ use super::Fence;
 use super::policy::{NO_PROBLEM, PROBLEM, Policy, REFUSED, ResourceRule, Scope};
 use super::tokens::{PODS, TARGET};
 
-/// What the rule of a shard Lease is made from; `problem` is the rule.
+/// Variables of the rule of a shard Lease; `problem` is the rule.
 const LEASE_VARIABLES: &[(&str, &str)] = &[
             ("isDelete", "request.operation == 'DELETE'"),
             ("isUpdate", "request.operation == 'UPDATE'"),
@@ -81,13 +81,14 @@ pub(super) fn leases(_: &Fence) -> Policy {
     }
 }
 
-/// The shard table. That epochs only rise is in the schema of its kind and binds every user.
+/// The shard table. That epochs only rise is a schema rule of its kind, which applies to every
+/// user.
 pub(super) fn table(_: &Fence) -> Policy {
     Policy {
         name: "fence-table",
-        comment: "The shard table: a replica writes only entries that name itself. That epochs only rise is a rule of the \
-            kind and\nbinds every user. Creation and another number of shards, where every entry is vacant, are open to any \
-            replica.",
+        comment: "The shard table: a replica writes only entries that name itself. That epochs only rise is a schema rule of \
+            the kind,\nwhich applies to every user. Creation and a change of the number of shards, where every entry is \
+            vacant, are open to\nany replica.",
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::new("$DOMAIN", &["shardtables", "shardtables/*"])],

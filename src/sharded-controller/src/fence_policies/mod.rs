@@ -1,10 +1,10 @@
 //! The fence's admission policies, generated from the names of an operator and the kinds that it writes.
 //!
-//! Everything that is particular to one operator comes in as one value, [`Fence`]. Expressions are written with
-//! placeholders such as `$DOMAIN`, which [`Fence::fill`] replaces.
+//! Everything that is specific to one operator is in one value, [`Fence`]. Expressions contain placeholders
+//! such as `$DOMAIN`, which [`Fence::fill`] replaces.
 //!
-//! What the expressions have to observe:
-//! - They must not fail on what they meet: an error is a refusal.
+//! Requirements for the expressions:
+//! - They must not fail on any input: an error is a refusal.
 //! - Only the match condition is evaluated for every write: see [`policy`].
 
 mod limits;
@@ -23,7 +23,7 @@ const EPOCH_STEP_MAX: u32 = 1 << 20;
 /// Longest fencing token, in bytes.
 const TOKEN_BYTES_MAX: usize = 400;
 
-/// An operator as its fence has to know it.
+/// An operator, as far as its fence depends on it.
 #[derive(Clone, Debug)]
 pub struct Fence {
     /// Names of the operator.
@@ -67,14 +67,14 @@ pub struct FencedKind {
     pub has_subresources: bool,
 }
 
-/// How an object shows to which owner it belongs.
+/// How an object identifies its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerReference {
     /// By its controller reference, which the operator sets.
     ByController,
-    /// By the label `<domain>/cluster-uid`: it outlives its owner, and another one may take it over.
+    /// By the label `<domain>/cluster-uid`: it outlives its owner, and another one may adopt it.
     ByLabel,
-    /// By nothing that a policy can read; its token alone names the owner.
+    /// By nothing that a policy can read; only its token names the owner.
     ByToken,
 }
 

@@ -1,11 +1,11 @@
-//! A ValidatingAdmissionPolicy with its binding, and their form as YAML. The text is written here and not by a
-//! serializer, so that expressions keep their lines and comments stay beside them.
+//! A ValidatingAdmissionPolicy with its binding, and their form as YAML. The text is written directly and not
+//! by a serializer, so that expressions keep their lines and comments stay next to them.
 //!
-//! A policy matches what is to be refused, and refuses all that it matches: its match condition holds for the writes
-//! of the operator that break its rule, and its only validation is `false`. So the API server evaluates one expression
-//! for a write that is admitted. Match conditions, validations and messages are three evaluations, for each of which it
-//! converts request and parameter again; the second and the third, whose messages may be long to make, are left to
-//! writes that are refused. A match condition that fails is a refusal, as `failurePolicy` is Fail.
+//! A policy matches what is to be refused, and refuses all that it matches: its match condition holds for the writes of
+//! the operator that break its rule, and its only validation is `false`. So the API server evaluates one expression for
+//! a write that is admitted. Match conditions, validations and messages are three evaluations, for each of which it
+//! converts request and parameter again; the second and the third, whose messages may be expensive to compute, are left
+//! to writes that are refused. A match condition that fails is a refusal, because `failurePolicy` is Fail.
 
 use std::fmt::Write;
 
@@ -26,20 +26,20 @@ pub(super) struct Policy {
     pub(super) variables: &'static [(&'static str, &'static str)],
     /// What a write of the operator must satisfy.
     pub(super) condition: &'static str,
-    /// Of a refusal, where there is no `message_expression` or it fails.
+    /// Message of a refusal, if there is no `message_expression` or it fails.
     pub(super) message: &'static str,
-    /// An expression that makes the message of a refusal, or empty.
+    /// An expression that computes the message of a refusal, or empty.
     pub(super) message_expression: &'static str,
 }
 
-/// For policies whose variable `problem` is the message of a refusal, or empty.
+/// Condition of policies whose variable `problem` is the message of a refusal, or empty.
 pub(super) const NO_PROBLEM: &str = "variables.problem == ''";
 /// The message of such a policy.
 pub(super) const PROBLEM: &str = "variables.problem";
-/// Its message where the expression fails.
+/// Message of such a policy if the expression fails.
 pub(super) const REFUSED: &str = "the operator does not write such an object";
 
-/// Which objects meet a policy, apart from their kind.
+/// Objects to which a policy applies, apart from their kind.
 pub(super) enum Scope {
     /// All.
     All,
@@ -190,7 +190,7 @@ fn write_head(out: &mut String, kind: &str, name: &str) -> std::fmt::Result {
     )
 }
 
-/// Lines of an expression that start with `#` are comments of it.
+/// Lines of an expression that start with `#` are its comments.
 fn write_comments(out: &mut String, text: &str) -> std::fmt::Result {
     for line in text.lines().map(str::trim) {
         if line.starts_with('#') {

@@ -43,7 +43,7 @@ macro_rules! status_token {
 
 const IS_STATUS: &str = "request.resource.resource == '$OWNERS' && has(request.subResource) && request.subResource == 'status'";
 
-/// What of a token the entry of its shard decides.
+/// The part of a token that the entry of its shard decides.
 macro_rules! granted {
     ($token:literal) => {
         concat!(
@@ -67,9 +67,9 @@ const OTHER_POD: &str = "variables.granted
 pub(super) fn holder(fence: &Fence) -> Policy {
     Policy {
         name: "fence-holder",
-        comment: "Present holder: the token is that of the shard table's entry for the shard of the object's bucket. Only \
-            objects\nwith the bucket's label meet this policy: while the API server does not know the kind ShardTable, it \
-            refuses\neverything that matches, from every user.",
+        comment: "Current holder: the token is that of the shard table's entry for the shard of the object's bucket. This \
+            policy applies\nonly to objects with the bucket's label: while the API server does not know the kind ShardTable, \
+            it refuses every write\nthat matches, from every user.",
         reads_table: true,
         scope: Scope::Labelled,
         rules: fence.rules(false),
@@ -94,14 +94,15 @@ pub(super) fn holder(fence: &Fence) -> Policy {
     }
 }
 
-/// The owner kind and its status: as for children, but that a status has fields instead of an annotation.
+/// The owner kind and its status: as for children, except that a status has fields instead of an
+/// annotation.
 pub(super) fn owners(fence: &Fence) -> Policy {
     let resource = fence.owner.resource.as_str();
     let status = format!("{resource}/status");
     Policy {
         name: "fence-clusters",
-        comment: "Present holder, for $OWNER_KIND objects and their status. They carry no label: the bucket in a status is \
-            what the\nwriter says, because a policy cannot hash.",
+        comment: "Current holder, for $OWNER_KIND objects and their status. They carry no label: the bucket in a status is \
+            taken from the\nwriter, because a policy cannot compute the hash.",
         reads_table: true,
         scope: Scope::All,
         rules: vec![ResourceRule::new(&fence.owner.group, &[resource, &status])],
@@ -139,7 +140,7 @@ const OLD_TOKEN: (&str, &str) = ("oldToken", "(variables.oldText + '////').split
 
 const ORDER: &str = "a write of the operator must carry a token <table uid>/<shard>/<epoch>/<holder>/<cluster uid> for the $OWNER_KIND to which the object belongs, and the number of its bucket; a child has one controller, which never changes, and none but an orphan of the operator's is taken over; a deletion names one object, its uid and its resourceVersion; some kinds are only created; and no subresource is written but the status of a $OWNER_KIND";
 
-/// A deletion of a collection comes object by object, and without a name.
+/// A deletion of a collection arrives object by object, and without a name.
 macro_rules! request_rules {
     () => {
         "(request.operation != 'DELETE' || (has(request.name) && request.name != ''
@@ -184,10 +185,10 @@ const BACKWARDS: &str = "variables.oldText == variables.text || variables.token[
 pub(super) fn order(fence: &Fence) -> Policy {
     Policy {
         name: "fence-order",
-        comment: "Never backwards, for the right object, deletions with preconditions: what object and request show by \
-            themselves.\nIt has no parameter, so it holds whatever the API server's caches lag and while there is no \
-            shard table.\n\nA token counts only for its own object: its last part is the uid of a child's controller, or on a \
-            claim's label. Any other\ntoken is as none.",
+        comment: "Order of tokens, right object, deletions with preconditions: rules that need only the object and the request.\n\
+            It has no parameter, so it holds however far the API server's caches lag, and while there is no shard table.\n\n\
+            A token counts only for its own object: its last part is the uid of a child's controller, or the one in a \
+            claim's label.\nAny other token is ignored.",
         reads_table: false,
         scope: Scope::All,
         rules: fence.rules(true),

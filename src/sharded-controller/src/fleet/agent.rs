@@ -1,8 +1,8 @@
-//! Runs the ownership machine: feeds it what the Leases and the shard table say and carries out what
-//! it decides.
+//! Runs the ownership state machine: sends it the state of the Leases and the shard table, and
+//! executes its actions.
 //!
-//! One task owns the machine. Requests run beside it, each with its own deadline, so that a
-//! slow one delays nothing else.
+//! One task owns the machine. Requests run concurrently, each with its own deadline, so a slow one
+//! delays nothing else.
 
 mod requests;
 
@@ -33,24 +33,25 @@ use shard_ownership::ownership::{Action, Event, Ownership, Reason, Settings};
 use shard_ownership::token::FencingToken;
 
 const TICK: Duration = Duration::from_millis(100);
-/// Events waiting for the machine. It empties in microseconds; a full queue makes senders wait.
+/// Capacity of the machine's event channel. It empties in microseconds; a full channel makes
+/// senders wait.
 const EVENTS_MAX: usize = 1024;
 
-/// What happens in this process when a shard comes, drains and goes.
+/// The actions of this process when it gains, drains and loses a shard.
 pub trait ShardHost: Send + 'static {
     /// Watch a shard; send [`Event::Warm`] when everything is listed.
     fn watch(&mut self, shard: ShardId);
-    /// Stop watching, and forget everything of it.
+    /// Stop watching, and forget all objects of the shard.
     fn unwatch(&mut self, shard: ShardId);
     /// Begin to work on it.
     fn admit(&mut self, permit: ShardPermit);
     /// Start no more work; send [`Event::Drained`] when none runs.
     fn drain(&mut self, shard: ShardId);
-    /// Go on after all with a shard that was draining.
+    /// Resume a shard that was draining.
     fn resume(&mut self, shard: ShardId);
     /// Cancel its work now. The permit has ended already.
     fn halt(&mut self, shard: ShardId);
-    /// The figures that go along with a heartbeat, as short JSON.
+    /// Statistics that a heartbeat carries, as short JSON.
     fn stats(&self) -> String;
 }
 
@@ -61,13 +62,13 @@ pub struct AgentHandle {
 }
 
 impl AgentHandle {
-    /// Hands an event over; it is lost only when the agent has ended.
+    /// Sends an event; it is lost only if the agent has ended.
     pub async fn send(&self, event: Event) {
         let _ended = self.events.send(event).await;
     }
 }
 
-/// Events for an agent that is yet to be made.
+/// Creates the event channel of an agent.
 #[must_use]
 pub fn channel() -> (AgentHandle, mpsc::Receiver<Event>) {
     let (events, receiver) = mpsc::channel(EVENTS_MAX);
@@ -79,11 +80,11 @@ pub fn channel() -> (AgentHandle, mpsc::Receiver<Event>) {
 pub enum ExitReason {
     /// Everything was handed back.
     HandedBack,
-    /// Another replica lives under our identity.
+    /// Another process uses our identity.
     IdentityTaken,
 }
 
-/// What an agent needs.
+/// The parts of an agent.
 pub struct AgentParts<H> {
     /// Names of the operator.
     pub names: Names,
@@ -97,15 +98,15 @@ pub struct AgentParts<H> {
     pub watch_api: Api<Lease>,
     /// The shard table, for watching.
     pub watch_table: Api<ShardTable>,
-    /// What happens when shards come and go.
+    /// Notified when shards are gained and lost.
     pub host: H,
     /// Until when we may act.
     pub validity: Arc<Validity>,
-    /// What others may know.
+    /// State of the fleet, for other parts of the process.
     pub state: Arc<FleetState>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Events from outside.
+    /// Events from other parts of the process.
     pub events: mpsc::Receiver<Event>,
 }
 
@@ -178,14 +179,14 @@ fn watch_table(names: Names, api: Api<ShardTable>) -> BoxStream<'static, Watched
     watcher(api, config).default_backoff().boxed()
 }
 
-/// Whether the API server does not serve the kind that is to be watched.
+/// Whether the API server does not serve the watched kind.
 fn is_kind_missing(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchError(status) => status.code == 404,
-        // kube 4.2 reads the answer to a watch without a look at its status: "404 page not found"
-        // becomes a number that is no event.
+        // kube 4.2 reads the answer to a watch without checking its status: "404 page not found"
+        // becomes a number that is not an event.
         watcher::Error::WatchFailed(kube::Error::SerdeError(error)) => {
             error.to_string().contains("integer `404`")
         }
@@ -211,7 +212,8 @@ fn nonce() -> String {
     let mut bytes = [0u8; 16];
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     if got.unwrap_or(0) < bytes.len() {
-        // Without a source of randomness, the clock and the process still tell two lives apart.
+        // Without a source of randomness, the clock and the process id still distinguish two
+        // incarnations.
         let fallback = format!("{}-{}", boottime_ms(), std::process::id());
         return fallback;
     }
@@ -265,7 +267,7 @@ impl<H: ShardHost> Agent<H> {
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, "watching the Leases failed; it is tried again");
+                tracing::debug!(%error, "the watch of the Leases failed; retrying");
                 None
             }
         }
@@ -317,7 +319,7 @@ impl<H: ShardHost> Agent<H> {
                 table.metadata.uid.map(Event::TableDeleted)
             }
             Err(error) => {
-                tracing::debug!(%error, "watching the shard table failed; it is tried again");
+                tracing::debug!(%error, "the watch of the shard table failed; retrying");
                 None
             }
         }
@@ -389,19 +391,19 @@ impl<H: ShardHost> Agent<H> {
                 self.admit(token, reason, waited_ms);
             }
             Action::Drain(shard) => {
-                tracing::info!(%shard, "giving the shard up: its work ends first");
+                tracing::info!(%shard, "handing the shard over: draining its work first");
                 self.count_move(GIVEN_UP);
                 self.draining_since_ms.insert(shard, boottime_ms());
                 self.parts.host.drain(shard);
             }
             Action::Resume(shard) => {
-                tracing::info!(%shard, "going on with the shard: its successor is gone, or another that is not ready");
+                tracing::info!(%shard, "resuming the shard: its successor no longer exists, or another one is planned that is not ready");
                 self.draining_since_ms.remove(&shard);
                 self.parts.host.resume(shard);
             }
             Action::Halt(shard, reason) => self.halt(shard, reason),
             Action::NeedIncarnation => {
-                tracing::warn!("our incarnation is dead: beginning a new one");
+                tracing::warn!("this incarnation is dead: starting a new one");
                 let fresh = nonce();
                 self.requests
                     .spawn(async move { Event::Reincarnate(fresh) });
@@ -410,7 +412,7 @@ impl<H: ShardHost> Agent<H> {
                 let identity = self.machine.identity();
                 tracing::error!(
                     identity,
-                    "another replica lives under our identity; give each its own --identity"
+                    "another replica uses the identity of this one; give each replica its own --identity"
                 );
                 self.ended = Some(ExitReason::IdentityTaken);
             }
@@ -462,7 +464,8 @@ impl<H: ShardHost> Agent<H> {
         }
         tracing::warn!(%shard, reason = reason.label(), "shard stopped at once");
         self.count_move(reason.label());
-        // When a drain times out, the shard is given up all the same; else it was lost on the way.
+        // When a drain times out, the shard is handed over regardless; otherwise it was lost
+        // meanwhile.
         if !matches!(reason, Reason::HandedOver | Reason::Leaving) {
             self.draining_since_ms.remove(&shard);
         }

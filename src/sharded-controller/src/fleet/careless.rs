@@ -1,4 +1,4 @@
-//! Lease writes without part of their protection, for experiments: see [`crate::planted`].
+//! Lease writes without some of their preconditions, for fault injection: see [`crate::planted`].
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, Patch, PatchParams, PostParams};

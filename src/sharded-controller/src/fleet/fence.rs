@@ -1,8 +1,8 @@
-//! Proves that the API server's fence holds for this replica, and reports it; reads ownership afresh
-//! when the fence refused a write.
+//! Checks by dry runs that the API server's fence applies to this replica, and reports it; reads
+//! Lease and table again after the fence refused a write.
 //!
-//! A policy that exists may still not match us: another account, another namespace. Only a refusal
-//! of our own token proves it, so each policy is sent a dry run that breaks its rules and no other's.
+//! A policy that exists may still not match us: another account, another namespace. Only a refusal of
+//! our own token proves it, so each policy is sent a dry run that breaks its rules and no other's.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -47,15 +47,16 @@ const MINOR_NEEDED: u32 = 30;
 
 /// Name of the check in `/readyz`.
 pub const CHECK: &str = "fence";
-/// Name of the check in `/readyz` that says whether we may write the shard table.
+/// Name of the check in `/readyz` for permission to write the shard table.
 pub const TABLE_CHECK: &str = "shard-table";
-/// Between proofs while all is well; a fleet at rest should be quiet.
+/// Interval between probes while the fence holds; an idle fleet should be quiet.
 const AGAIN_WHEN_HELD: Duration = Duration::from_secs(600);
-/// Between proofs while the fence is missing.
+/// Interval between probes while the fence is missing.
 const AGAIN_WHEN_OPEN: Duration = Duration::from_secs(30);
-/// Between proofs while something passes soon: no shard table yet, or no answer.
+/// Interval between probes while a cause is expected to pass soon: no shard table yet, or no
+/// answer.
 const AGAIN_SOON: Duration = Duration::from_secs(2);
-/// Between two refreshes of one shard because of refused writes.
+/// Minimum time between two refreshes of one shard because of refused writes, in milliseconds.
 const REFRESHES_APART_MS: u64 = 100;
 
 /// Whether a message of the API server is a refusal by one of the operator's policies.
@@ -65,12 +66,12 @@ pub(crate) fn is_refusal(names: &Names, message: &str) -> bool {
         .any(|kind| message.contains(&format!("{}-{kind}", names.prefix)))
 }
 
-/// What the dry runs showed.
+/// Result of the dry runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// Every policy refused.
     Held,
-    /// Every policy refused that can be asked while there is no shard table.
+    /// Every policy refused that can be probed while there is no shard table.
     NoTableYet,
     /// This policy accepted what it must refuse.
     Open {
@@ -81,12 +82,12 @@ pub enum Proof {
     },
     /// The API server is of this version, which has no such policies.
     Old(String),
-    /// It could not be found out.
+    /// The probe did not give a result.
     Unknown(String),
 }
 
 impl Proof {
-    /// Whether a replica that requires the fence may begin to act.
+    /// Whether a replica that requires the fence may start to act.
     #[must_use]
     pub fn may_start(&self) -> bool {
         matches!(self, Self::Held | Self::NoTableYet)
@@ -109,7 +110,7 @@ impl fmt::Display for Proof {
                 f,
                 "the API server is Kubernetes {version}; the fence needs 1.30 or newer"
             ),
-            Self::Unknown(why) => write!(f, "could not be proven: {why}"),
+            Self::Unknown(why) => write!(f, "could not be checked: {why}"),
         }
     }
 }
@@ -188,7 +189,7 @@ impl FenceProbe {
             table: table.version.uid.into(),
             shard: ShardId(0),
             epoch: 1,
-            // No identity can be this one: it is no DNS name.
+            // No identity can have this value: it is not a DNS name.
             holder: "(nobody)".into(),
         };
         let stale = self.service(Some(&stale))?;
@@ -219,7 +220,8 @@ impl FenceProbe {
         }
     }
 
-    /// Whether we may write the shard table, and what to do if not.
+    /// The problem with our permission to write the shard table, and what to do about it; none if
+    /// we may.
     async fn table_problem(&self) -> Option<String> {
         match self.table.probe().await {
             Ok(()) => None,
@@ -299,7 +301,7 @@ fn typed<K: DeserializeOwned>(object: Value) -> Result<K, String> {
     serde_json::from_value(object).map_err(|error| error.to_string())
 }
 
-/// Proves again from time to time that the fence holds, and reports it.
+/// Checks periodically that the fence holds, and reports it.
 pub struct FenceMonitor {
     probe: FenceProbe,
     health: Arc<Health>,
@@ -309,7 +311,7 @@ pub struct FenceMonitor {
 }
 
 impl FenceMonitor {
-    /// Nothing is proven yet. `required`: readiness depends on it.
+    /// Creates a monitor without a result. `required`: readiness depends on the fence.
     #[must_use]
     pub fn new(
         probe: FenceProbe,
@@ -326,8 +328,8 @@ impl FenceMonitor {
         }
     }
 
-    /// Proves once; where the fence is required, again and again until the replica may begin to act.
-    /// Without the right to write the shard table, no replica may.
+    /// Checks once; if the fence is required, repeatedly until the replica may start to act. Without
+    /// permission to write the shard table, no replica may.
     pub async fn before_start(&mut self) {
         let mut known = None;
         loop {
@@ -335,7 +337,7 @@ impl FenceMonitor {
             let Some(problem) = problem else { break };
             self.health.set(TABLE_CHECK, Err(&problem));
             if known.as_ref() != Some(&problem) {
-                tracing::error!("{problem}; waiting for that");
+                tracing::error!("{problem}; waiting until that is resolved");
                 known = Some(problem);
             }
             tokio::time::sleep(AGAIN_SOON).await;
@@ -350,7 +352,7 @@ impl FenceMonitor {
         }
     }
 
-    /// Proves again from time to time, until `stop`.
+    /// Checks periodically, until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let pause = match &self.last {
@@ -382,7 +384,7 @@ impl FenceMonitor {
     }
 
     fn report(&self, proof: &Proof) {
-        // What could not be asked is as it was.
+        // What could not be probed keeps its last result.
         if !matches!(proof, Proof::Unknown(_)) {
             let held = i64::from(*proof == Proof::Held);
             self.metrics.fleet.fence_in_force.set(held);
@@ -392,7 +394,7 @@ impl FenceMonitor {
                 (Proof::Held, _) => tracing::info!("fence: {proof}"),
                 (Proof::NoTableYet, _) => tracing::debug!("fence: {proof}"),
                 (_, true) => tracing::error!("--require-fence: {proof}"),
-                (_, false) => tracing::warn!("fence: {proof}; working without it"),
+                (_, false) => tracing::warn!("fence: {proof}; working without the fence"),
             }
         }
         let was_held = self.last == Some(Proof::Held) && matches!(proof, Proof::Unknown(_));
@@ -407,15 +409,15 @@ impl FenceMonitor {
     }
 }
 
-/// Reads the Lease of a shard and the table afresh after the fence refused a write there, so that a
-/// replica that lost its shard without noticing stops at once.
+/// Reads the Lease of a shard and the table again after the fence refused a write there, so that a
+/// replica that lost its shard without noticing stops immediately.
 pub struct LeaseRefresher {
     names: Names,
     leases: LeaseStore,
     table: TableStore,
     agent: AgentHandle,
     fleet: Arc<FleetState>,
-    /// When each shard was last refreshed. Locked for one look-up, never over an await.
+    /// When each shard was last refreshed. Locked for one lookup, never across an await.
     refreshed_ms: Mutex<BTreeMap<ShardId, u64>>,
 }
 

@@ -1,4 +1,5 @@
-//! What this replica saw of the Leases over time: how long ago each was renewed, and which shards moved.
+//! The history of the Leases as observed by this replica: how long ago each was renewed, and which
+//! shards moved.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,26 +9,26 @@ use k8s_openapi::jiff::Timestamp;
 use crate::names::Names;
 use crate::text::safe;
 
-/// Moves that are remembered; an older one gives way.
+/// Maximum number of moves that are remembered; older ones are dropped.
 pub const MOVES_MAX: usize = 64;
-/// Leases whose renewals are followed; more than a view shows are not needed.
+/// Maximum number of Leases whose renewals are tracked; a view does not show more.
 const LEASES_MAX: usize = 1024;
 const NAME_CHARS_MAX: usize = 100;
 
-/// What was seen of one Lease that is renewed on a timer.
+/// Observed state of one periodically renewed Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ObservedRenewal {
     renew_time: Option<Timestamp>,
-    /// Our own clock when it last changed; before that, when we first saw it.
+    /// Our own clock when it last changed; before that, when we first observed it.
     changed_ms: u64,
-    /// Whether we saw it change, and do not merely know that it is there.
+    /// Whether we observed a change, and not only its existence.
     renewed: bool,
     holder: String,
     incarnation: String,
     draining: bool,
 }
 
-/// Who held a shard when we last looked.
+/// The holder of a shard when it was last observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Hold {
     holder: String,
@@ -39,30 +40,30 @@ struct Hold {
 /// A shard changed hands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Which shard.
+    /// Number of the shard.
     pub shard: u16,
-    /// Who held it, in safe text; empty: nobody.
+    /// The former holder, in safe text; empty: none.
     pub from: String,
-    /// Who holds it since, in safe text; empty: nobody.
+    /// The new holder, in safe text; empty: none.
     pub to: String,
-    /// Its epoch since.
+    /// The new epoch.
     pub epoch: i32,
-    /// When we saw it, by our own boot-time clock.
+    /// When we observed it, by our own boot-time clock.
     pub seen_ms: u64,
-    /// When we saw it, by our wall clock.
+    /// When we observed it, by our wall clock.
     pub seen_at: Timestamp,
     /// Why, as far as the Leases tell.
     pub why: MoveReason,
 }
 
-/// Why a shard moved, as far as the Leases tell.
+/// Why a shard moved, as far as the Leases show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoveReason {
     /// Its Lease is new.
     Created,
-    /// Nobody held it.
+    /// It had no holder.
     Vacant,
-    /// Its holder gave it up, and nobody took it.
+    /// Its holder released it, and no replica took it.
     GivenUp,
     /// Its holder's incarnation had died.
     Takeover,
@@ -70,11 +71,11 @@ pub enum MoveReason {
     Leaving,
     /// The fleet leader planned it.
     Planned,
-    /// The same replica took it again in its next life.
+    /// The same replica took it again in its next incarnation.
     Restarted,
-    /// The same life raised the epoch above its entry in the shard table.
+    /// The same incarnation raised the epoch above its entry in the shard table.
     Raised,
-    /// A live holder lost it, and nothing that we saw says why.
+    /// A live holder lost it, for no observed reason.
     Unknown,
 }
 
@@ -96,12 +97,12 @@ impl MoveReason {
     }
 }
 
-/// How long ago a Lease was renewed, as seen by our own clock.
+/// Age of a Lease's last renewal, by our own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Age {
-    /// Since we saw it change, or came to know it.
+    /// Time since we observed a change, or first observed the Lease, in milliseconds.
     pub age_ms: u64,
-    /// Whether we saw it change: otherwise it may be older.
+    /// Whether we observed a change: otherwise the renewal may be older.
     pub renewed: bool,
 }
 
@@ -142,13 +143,14 @@ impl History {
         }
     }
 
-    /// Says that every Lease there is was noted: what is new from now on was not there before.
+    /// Records that every existing Lease was noted: a Lease that appears later is new.
     pub fn all_noted(&mut self, exists: impl Fn(&str) -> bool) {
         self.listed = true;
         self.renewals.retain(|name, _| exists(name));
     }
 
-    /// Forgets a Lease that was deleted. Who held a shard stays known: its Lease will be back.
+    /// Forgets a Lease that was deleted. The holder of a shard stays known: its Lease will be
+    /// re-created.
     pub fn forget(&mut self, name: &str) {
         self.renewals.remove(name);
     }
@@ -169,7 +171,7 @@ impl History {
         })
     }
 
-    /// The moves that we saw, the latest first.
+    /// The observed moves, the latest first.
     pub fn moves(&self) -> impl Iterator<Item = &Move> {
         self.moves.iter().rev()
     }

@@ -1,4 +1,4 @@
-//! Tests of what is remembered of the Leases: renewals, moves with their reasons, bounds.
+//! Tests of the history of the Leases: renewals, moves with their reasons, bounds.
 #![allow(clippy::unwrap_used)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -46,7 +46,7 @@ fn shard(holder: &str, epoch: i32, more: &[(&str, &str)]) -> Lease {
     lease("example-shard-007", holder, epoch, &annotations)
 }
 
-/// Two members and shard 7 at `a`, seen in a first list.
+/// Two members and shard 7 at `a`, observed in a first list.
 fn watching() -> History {
     let mut history = History::new(NAMES);
     for lease in [
@@ -73,20 +73,16 @@ fn an_age_counts_from_the_last_change_by_our_own_clock() {
         (age.age_ms, age.renewed)
     };
     assert_eq!(age(&history, 3_000), (2_000, false));
-    // The same renewal again, from another list: no news.
+    // The same renewal again, from another list: no change.
     history.note(&member("a", "a", 1, &[]), 4_000, NOW);
     assert_eq!(age(&history, 5_000), (4_000, false));
-    // Its clock may say what it likes, as long as it changes.
+    // Its clock may show any time, as long as it changes.
     history.note(&member("a", "a", -500, &[]), 6_000, NOW);
     assert_eq!(age(&history, 6_500), (500, true));
     history.forget(name);
     assert_eq!(history.age(name, 7_000), None);
     history.note(&member("a", "a", 9, &[]), 8_000, NOW);
-    assert_eq!(
-        age(&history, 8_000),
-        (0, true),
-        "it was born before our eyes"
-    );
+    assert_eq!(age(&history, 8_000), (0, true), "its creation was observed");
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! The fleet leader: elected by `kube-leader-election`, never needed for safety or for failover.
+//! The fleet leader: elected by `kube-leader-election`, needed neither for safety nor for failover.
 //!
-//! Two leaders at once are harmless: a leader only plans and tidies, each of its writes is a
-//! compare-and-swap, and a holder obeys a plan only by handing over.
+//! Two leaders at once are harmless: a leader only plans moves and removes dead members, each of
+//! its writes is a compare-and-swap, and a holder follows a plan only by handing over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +24,11 @@ use shard_ownership::lease::MemberLease;
 use shard_ownership::ownership::WriteResult;
 use shard_ownership::planner::{Fleet, Stabilization, move_budget};
 
-/// How often a leader looks whether a shard should move. It looks at what it has in memory: only a
-/// plan costs a request.
+/// How often a leader checks whether a shard should move. It reads memory only: a request is sent
+/// only for a plan.
 const PLAN_EVERY: Duration = Duration::from_millis(200);
 
-/// What a candidate needs.
+/// The parts of a candidate.
 pub struct LeaderParts {
     /// Names of the operator.
     pub names: Names,
@@ -46,7 +46,7 @@ pub struct LeaderParts {
     pub shards: ShardCount,
     /// The Leases, for planning.
     pub store: LeaseStore,
-    /// What is known of the fleet.
+    /// State of the fleet.
     pub state: Arc<FleetState>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
@@ -133,7 +133,7 @@ impl Leader {
             .set(i64::from(leading));
     }
 
-    /// Plans the moves that are due; a plan that loses its compare-and-swap is made again.
+    /// Plans the moves that are due; a plan that loses its compare-and-swap is computed again.
     async fn plan(&mut self) {
         let (members, shards) = self.parts.state.decoded();
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
@@ -148,11 +148,11 @@ impl Leader {
         for result in futures::future::join_all(writes).await {
             match result {
                 WriteResult::Done(lease) => tracing::debug!(shard = %lease.shard, "planned a move"),
-                other => tracing::debug!(?other, "a plan was not taken"),
+                other => tracing::debug!(?other, "a planned move was not stored"),
             }
         }
         if !moves.is_empty() {
-            // Until the watch shows them, the same plan would be made again, only to lose.
+            // Until the watch shows them, the same plan would be computed again, only to lose.
             tokio::time::sleep(PLAN_EVERY / 2).await;
         }
     }
@@ -244,7 +244,8 @@ fn repair(found: &Lease) -> Option<serde_json::Value> {
     })
 }
 
-/// Removes a member Lease as it was seen, and not one that was made or renewed since.
+/// Deletes a member Lease only in the observed version, and not one that was created or renewed
+/// since.
 fn removal(member: &MemberLease) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions {

@@ -1,4 +1,4 @@
-//! Leases as the API server has them: reading them into records, writing them by compare-and-swap.
+//! Leases in the API server: decoding them into records, writing them by compare-and-swap.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -35,10 +35,10 @@ const SUCCESSOR: &str = "successor";
 const SUCCESSOR_INCARNATION: &str = "successor-incarnation";
 const WARM: &str = "warm";
 
-/// Longest that one Lease request may take.
+/// Timeout of one Lease request.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a Lease of ours turned out to be.
+/// A decoded Lease of the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObservedLease {
     /// A replica's heartbeat.
@@ -185,7 +185,7 @@ pub struct SelfDescription {
     pub shards: ShardCount,
 }
 
-/// The Leases of one namespace, over a client of their own that never retries behind our back.
+/// The Leases of one namespace, over a client of their own that never retries on its own.
 #[derive(Clone)]
 pub struct LeaseStore {
     api: Api<Lease>,
@@ -194,19 +194,19 @@ pub struct LeaseStore {
 }
 
 impl LeaseStore {
-    /// The Leases behind `api`.
+    /// The Leases behind this API.
     #[must_use]
     pub fn new(api: Api<Lease>, codec: LeaseCodec, me: SelfDescription) -> Self {
         Self { api, codec, me }
     }
 
-    /// Reads a Lease; `None` when its name is none of ours, or it was never stored.
+    /// Decodes a Lease; `None` if its name is not one of the operator's, or if it was never stored.
     #[must_use]
     pub fn decode(&self, lease: &Lease) -> Option<ObservedLease> {
         self.codec.decode(lease)
     }
 
-    /// Writes a member Lease; `stats` goes along with our own heartbeat.
+    /// Writes a member Lease; `stats` is stored with our own heartbeat.
     pub async fn write_member(
         &self,
         write: &MemberWrite,
@@ -319,7 +319,8 @@ impl LeaseStore {
         let name = self.codec.names.member_lease(&write.identity);
         let sent = self.api.delete(&name, &params);
         match settle(timeout(CALL_TIMEOUT, sent).await) {
-            // The answer to a deletion may be a mere status: that it is gone is all that counts.
+            // The answer to a deletion may be a mere status: all that counts is that the Lease is
+            // deleted.
             WriteResult::Done(_) => WriteResult::Conflict,
             WriteResult::Conflict => WriteResult::Conflict,
             WriteResult::Rejected => WriteResult::Rejected,
@@ -441,7 +442,7 @@ trait AndThenDecode {
 impl AndThenDecode for WriteResult<Lease> {
     fn and_then_decode<L>(self, decode: impl Fn(&Lease) -> Option<L>) -> WriteResult<L> {
         match self {
-            // An answer that can not be read leaves open what is there.
+            // An answer that cannot be decoded does not show what is stored.
             Self::Done(lease) => decode(&lease).map_or(WriteResult::Unknown, WriteResult::Done),
             Self::Conflict => WriteResult::Conflict,
             Self::Rejected => WriteResult::Rejected,
@@ -459,7 +460,7 @@ fn label<L>(result: &WriteResult<L>) -> &'static str {
     }
 }
 
-/// What an answer, or its absence, says about the write: only 2xx, 4xx are certain.
+/// What an answer, or its absence, shows about the write: only 2xx and 4xx are certain.
 pub(super) fn settle<T>(
     answer: Result<Result<T, kube::Error>, tokio::time::error::Elapsed>,
 ) -> WriteResult<T> {
@@ -474,7 +475,7 @@ pub(super) fn settle<T>(
             _ => WriteResult::Unknown,
         },
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a write of a Lease or of the shard table has no answer");
+            tracing::debug!(%error, "a write of a Lease or of the shard table was not answered");
             WriteResult::Unknown
         }
         Err(_) => WriteResult::Unknown,
@@ -571,7 +572,7 @@ mod tests {
         assert_eq!(count(&lease, "a,b"), 32);
         assert_eq!(count(&lease, "*"), OTHER_NAMESPACES);
         assert_eq!(count(&lease, "a"), OTHER_NAMESPACES);
-        // As a version wrote it that did not say.
+        // As written by a version that did not name namespaces.
         let annotations = lease.metadata.annotations.as_mut().unwrap();
         annotations.remove(&NAMES.label(NAMESPACES));
         assert_eq!(count(&lease, "*"), 32);

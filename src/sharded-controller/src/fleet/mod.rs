@@ -1,4 +1,4 @@
-//! Carries ownership decisions out: heartbeat, locks, fleet leader, fence.
+//! Executes ownership decisions: heartbeat, locks, fleet leader, fence.
 
 pub mod agent;
 mod careless;

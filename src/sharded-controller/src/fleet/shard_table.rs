@@ -156,7 +156,8 @@ impl Resource for ShardTable {
     .message("every entry of a new table must be vacant")
     .field_path(".entries"))]
 pub struct ShardTableSpec {
-    /// Number of shards, a power of two from 1 to 256. A change of it sets all entries at once.
+    /// Number of shards, a power of two from 1 to 256. A change of it sets all entries in one
+    /// write.
     #[schemars(range(min = 1, max = 256))]
     #[x_kube(validation = Rule::new("self in [1, 2, 4, 8, 16, 32, 64, 128, 256]").message("shards must be a power of two from 1 to 256"))]
     pub shards: i32,

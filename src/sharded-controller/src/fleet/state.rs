@@ -1,4 +1,5 @@
-//! What the other parts may know of the fleet: the Leases as last seen, and how we stand.
+//! State of the fleet for the other parts of the process: the Leases as last observed, and the
+//! standing of this replica.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,8 @@ use shard_ownership::hash::ShardCount;
 use shard_ownership::lease::{MemberLease, ShardLease};
 use shard_ownership::planner::{Fleet, Overview};
 
-/// What others may know of the fleet: the Leases as last seen, and how we stand.
+/// State of the fleet for the other parts of the process: the Leases as last observed, and the
+/// standing of this replica.
 ///
 /// The lock is held for a look-up or an insertion only, never over an await.
 #[derive(Debug)]
@@ -33,18 +35,18 @@ struct Inner {
     standing: Standing,
 }
 
-/// How this replica stands.
+/// The standing of this replica in the fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// The Leases were listed and our own is in force.
+    /// The Leases were listed and our own is valid.
     pub settled: bool,
-    /// Another number of shards is at work: we hold nothing until it has gone.
+    /// Members with another number of shards are active: we hold nothing until they have left.
     pub standby: bool,
-    /// Replicas that serve other namespaces are at work.
+    /// Replicas that watch other namespaces are active.
     pub other_namespaces: bool,
     /// Boot-time milliseconds of the last renewal that succeeded.
     pub last_renewal_ms: Option<u64>,
-    /// Why the Leases can not be watched, if they can not.
+    /// Why the Leases cannot be watched, if they cannot.
     pub watch_error: Option<String>,
     /// Why the shard table cannot be watched, if it cannot.
     pub table_error: Option<String>,
@@ -54,7 +56,8 @@ pub struct Standing {
     pub has_table: bool,
     /// The API server refuses our writes of the shard table.
     pub table_refused: bool,
-    /// Grows with every step of the agent, several a second whatever the world outside is like.
+    /// Increases with every step of the agent, several times a second whatever the state of the API
+    /// server.
     pub steps: u64,
 }
 
@@ -79,7 +82,7 @@ impl FleetState {
         read(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The Leases of the fleet as last seen.
+    /// The Leases of the fleet as last observed.
     #[must_use]
     pub fn leases(&self) -> Vec<Arc<Lease>> {
         self.with(|inner| inner.leases.values().cloned().collect())
@@ -97,13 +100,13 @@ impl FleetState {
         self.with(|inner| inner.table = table);
     }
 
-    /// Takes in a Lease: one that the watch shows, or the fleet leader's, which carries no labels.
+    /// Takes in a Lease: one from the watch, or the fleet leader's, which carries no labels.
     pub fn remember(&self, lease: Lease) {
         let now = (boottime_ms(), Timestamp::now());
         self.with(|inner| inner.take(lease, now));
     }
 
-    /// Takes in all Leases that there are, in one step: whoever looks never sees but some of them.
+    /// Takes in all existing Leases in one step: a reader never sees only some of them.
     pub fn listed(&self, leases: Vec<Lease>) {
         let now = (boottime_ms(), Timestamp::now());
         self.with(|inner| {
@@ -131,23 +134,23 @@ impl FleetState {
         self.with(|inner| read(&inner.history))
     }
 
-    /// How we stand.
+    /// The standing of this replica.
     #[must_use]
     pub fn standing(&self) -> Standing {
         self.with(|inner| inner.standing.clone())
     }
 
-    /// Says anew how we stand.
+    /// Updates the standing of this replica.
     pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
         self.with(|inner| change(&mut inner.standing));
     }
 
-    /// How the fleet stands as we see it, whoever leads it; `None` while we can not tell: before the
-    /// Leases were listed, while ours is not in force, for then we may be cut off and see nobody
-    /// live, and while those at work count in another number of shards.
+    /// State of the fleet as we observe it, whoever leads it; `None` while it is not known: before
+    /// the Leases were listed, while ours is not valid, because we may be cut off and see no live
+    /// member, and while the active members have another number of shards.
     ///
-    /// A member that we saw silent for its whole lifetime counts as dead, before anybody has said so
-    /// in its Lease.
+    /// A member that we observed as silent for its whole lifetime counts as dead, even before its
+    /// Lease was vacated.
     #[must_use]
     pub fn overview(&self, count: ShardCount, now_ms: u64) -> Option<Overview> {
         let standing = self.standing();
@@ -259,7 +262,7 @@ mod tests {
         let mut renewed = member("b");
         renewed.spec.as_mut().unwrap().renew_time = None;
         state.remember(renewed);
-        assert_eq!(seen(&state, 0), Some((2, 0)), "a was not heard of since");
+        assert_eq!(seen(&state, 0), Some((2, 0)), "a has not renewed since");
         assert_eq!(seen(&state, 6_500), Some((4, 0)), "nor was b");
     }
 

@@ -1,4 +1,4 @@
-//! The shard table as the API server has it: reading it into a record, writing what the machine decides.
+//! The shard table in the API server: decoding it into a record, writing what the state machine decides.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use shard_ownership::ownership::{ReadFailed, WriteResult};
 use shard_ownership::table;
 use shard_ownership::table::{Entry, TableChange, TableWrite};
 
-/// Reads the table; `None` when it was never stored.
+/// Decodes the table; `None` if it was never stored.
 #[must_use]
 pub fn decode(object: &ShardTable) -> Option<table::ShardTable> {
     let entries = object.spec.entries.iter();
@@ -100,7 +100,7 @@ impl TableStore {
             }
         };
         match settle(timeout(CALL_TIMEOUT, sent).await) {
-            // An answer that cannot be read leaves open what is stored.
+            // An answer that cannot be decoded does not show what is stored.
             WriteResult::Done(table) => {
                 decode(&table).map_or(WriteResult::Unknown, WriteResult::Done)
             }
@@ -113,7 +113,7 @@ impl TableStore {
     /// Reads the table from the API server.
     ///
     /// # Errors
-    /// When the API server did not answer in time, or with something else than the table or 404.
+    /// When the API server did not answer in time, or with something other than the table or 404.
     pub async fn read(&self) -> Result<Option<table::ShardTable>, ReadFailed> {
         match timeout(CALL_TIMEOUT, self.api.get_opt(&self.names.shard_table())).await {
             Ok(Ok(found)) => Ok(found.as_ref().and_then(decode)),
@@ -159,8 +159,8 @@ fn object(names: &Names, spec: ShardTableSpec, base: Option<&Version>) -> ShardT
     table
 }
 
-/// Merged, so that writers of other entries do not conflict. The uid keeps a late one from another
-/// table, the number of shards from a table that was converted.
+/// Merged, so that writers of other entries do not conflict. The uid protects another table from a
+/// late write, the number of shards protects a converted table.
 fn entries_patch(table: &str, shards: u16, entries: &BTreeMap<ShardId, Entry>) -> Value {
     let entries: BTreeMap<String, ShardTableEntry> = entries
         .iter()

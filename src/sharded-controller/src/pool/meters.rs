@@ -83,7 +83,7 @@ impl PoolMetrics {
         self.timeouts.inc();
     }
 
-    /// Call it with the pool's lock held, or an older number may overwrite a newer one.
+    /// Call it with the pool's lock held; otherwise an older number may overwrite a newer one.
     pub(super) fn active(&self, running: usize) {
         self.active.set(signed(running));
     }
@@ -92,7 +92,7 @@ impl PoolMetrics {
         self.waited.observe(seconds(waited_ms));
     }
 
-    /// Books the end of a run; `None`: it was cancelled or did not count.
+    /// Records the end of a run; `None`: it was cancelled or did not count.
     pub(super) fn ended(&self, ended: Option<&Result<Outcome, Failure>>, took_ms: u64) {
         self.worked.observe(seconds(took_ms));
         let Some(ended) = ended else {

@@ -1,4 +1,4 @@
-//! Runs the queue: bounded workers, deadlines, drain, and the figures that tell how it goes.
+//! Runs the queue: bounded workers, deadlines, drain, and metrics of its operation.
 //!
 //! One scheduler task takes runs off the queue ([`crate::queue`]) as workers come free and
 //! spawns one task for each. The state behind one lock is only touched between awaits.
@@ -33,9 +33,9 @@ use meters::PoolMetrics;
 use shard_ownership::hash::ShardId;
 use state::State;
 
-/// What the pool runs.
+/// The work of a pool.
 pub trait Reconcile: Send + Sync + 'static {
-    /// Brings one object closer to what its spec asks for.
+    /// Brings one object closer to its spec.
     ///
     /// The future is dropped at any await when the permit ends or the deadline passes.
     fn reconcile(
@@ -65,27 +65,27 @@ pub trait Reconcile: Send + Sync + 'static {
     }
 }
 
-/// What a run may know of the queue.
+/// The state of the queue for a run.
 pub trait Backlog: Send + Sync {
-    /// Whether objects are due that no worker has come to yet.
+    /// Whether objects are due for which no worker has been free yet.
     fn others_wait(&self) -> bool;
 
-    /// The tries before this run, and when the next one is if it fails.
+    /// The attempts before this run, and when the next one is if it fails.
     fn outlook(&self) -> Outlook;
 }
 
 /// Limits of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
-    /// Most reconciles at once.
+    /// Maximum number of concurrent reconciles.
     pub concurrency: NonZeroUsize,
     /// Deadline of one reconcile.
     pub reconcile_timeout: Duration,
-    /// The storm guard.
+    /// The rate limiter.
     pub rate_limit: RateLimit,
-    /// Whether each object has its own storm guard.
+    /// Whether each object has its own rate limit.
     pub rate_limit_scope: Scope,
-    /// Most objects in the queue, running ones included.
+    /// Maximum number of objects in the queue, running ones included.
     pub queue_capacity: usize,
 }
 
@@ -101,7 +101,7 @@ impl Default for PoolConfig {
     }
 }
 
-/// Runs reconciles of the shards that were started, until it is shut down or its last clone drops.
+/// Runs reconciles of the started shards, until it is shut down or its last clone is dropped.
 pub struct Pool<R> {
     shared: Arc<Shared<R>>,
     scheduler: AbortHandle,
@@ -114,9 +114,9 @@ struct Shared<R> {
     pool_metrics: PoolMetrics,
     state: Mutex<State>,
     started: Instant,
-    /// Something may be due sooner than the scheduler thinks.
+    /// Something may be due sooner than the scheduler expects.
     wake: Notify,
-    /// A run ended, or keys were dropped: whoever waits for quiet looks again.
+    /// A run ended, or keys were dropped: tasks that wait for quiet check again.
     quieter: Notify,
     workers: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -143,7 +143,7 @@ impl<R> fmt::Debug for Pool<R> {
 
 impl<R> Shared<R> {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Panics of reconciles happen outside the lock, so a poisoned state is still whole.
+        // Panics of reconciles happen outside the lock, so a poisoned state is still consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -198,11 +198,11 @@ impl<R: Reconcile> Pool<R> {
         self.shared.quieter.notify_waiters();
     }
 
-    /// Asks for a run of an object after a delay (zero: a change was seen), or sooner if one is
-    /// planned sooner. An object that was known under another shard moves to this one.
+    /// Schedules a run of an object after a delay (zero: a change was observed), or sooner if one
+    /// is scheduled sooner. An object that was known under another shard moves to this one.
     ///
     /// # Errors
-    /// When the shard is not started here, or the queue is full (which is counted, and made good by
+    /// When the shard is not started here, or the queue is full (which is counted, and repaired by
     /// [`Pool::add_missing`]).
     pub fn enqueue(
         &self,
@@ -233,9 +233,9 @@ impl<R: Reconcile> Pool<R> {
         }
     }
 
-    /// Offers the queue again what found no room in it: at once when there is room again, and once in a
-    /// while in any case, such that in a queue that is too small for good the objects take turns.
-    /// `keys` gives all objects of a shard.
+    /// Offers the queue again what found no room in it: immediately when there is room again, and
+    /// periodically in any case, so that in a queue that is permanently too small the objects take
+    /// turns. `keys` returns all objects of a shard.
     pub fn add_missing(&self, keys: impl Fn(ShardId) -> Vec<ObjectKey>) {
         let now_ms = self.shared.now_ms();
         let shards = self.shared.state().take_missing(now_ms);
@@ -243,7 +243,8 @@ impl<R: Reconcile> Pool<R> {
         for shard in &shards {
             all.extend(keys(*shard).into_iter().map(|key| (*shard, key)));
         }
-        // From another place each time: where all find no room, none of them may always come first.
+        // From another position each time: if none finds room, the same ones must not always come
+        // first.
         if !all.is_empty() {
             let start = fastrand::usize(..all.len());
             all.rotate_left(start);
@@ -257,11 +258,12 @@ impl<R: Reconcile> Pool<R> {
         }
     }
 
-    /// Starts no more runs of a shard and waits until none of it runs, even one cancelled by
-    /// [`Pool::stop_shard`]. Changes seen meanwhile are kept.
+    /// Starts no more runs of a shard and waits until none of it is active, including runs that
+    /// [`Pool::stop_shard`] cancelled. Changes observed meanwhile are kept.
     ///
-    /// Gives `false` when the shard was resumed or started again during the wait. It has no
-    /// deadline of its own: drop it, and the shard stays drained until it is resumed or stopped.
+    /// Returns `false` if the shard was resumed or started again during the wait. It has no
+    /// deadline of its own: if it is dropped, the shard stays drained until it is resumed or
+    /// stopped.
     pub async fn drain_shard(&self, shard: ShardId) -> bool {
         self.shared.state().queue.drain(shard);
         let drained = |state: &mut State, _now_ms| {
@@ -273,21 +275,20 @@ impl<R: Reconcile> Pool<R> {
         self.shared.wait_until(drained).await
     }
 
-    /// Ends a drain that was called off: the shard starts runs again, first of all those asked for
-    /// during the drain.
+    /// Cancels a drain: the shard starts runs again, first of all those requested during the drain.
     pub fn resume_shard(&self, shard: ShardId) {
         self.shared.state().resume_shard(shard);
         self.shared.wake.notify_one();
         self.shared.quieter.notify_waiters();
     }
 
-    /// Cancels what runs of a shard, throws the results away and drops its objects.
+    /// Cancels the runs of a shard, discards their results and drops its objects.
     pub fn stop_shard(&self, shard: ShardId) {
         self.shared.state().stop_shard(shard);
         self.shared.quieter.notify_waiters();
     }
 
-    /// Drops an object that is no more; a run of it that has begun ends by itself.
+    /// Drops an object that no longer exists; an active run of it ends by itself.
     pub fn forget(&self, key: &ObjectKey) {
         self.shared.state().queue.forget(key);
         self.shared.quieter.notify_waiters();
@@ -300,7 +301,7 @@ impl<R: Reconcile> Pool<R> {
         self.shared.state().is_settled(now_ms)
     }
 
-    /// Whether the task that starts runs is still there. When it is not, nothing ever runs again.
+    /// Whether the task that starts runs still exists. Without it, nothing is ever run again.
     #[must_use]
     pub fn is_scheduling(&self) -> bool {
         !self.scheduler.is_finished()
@@ -312,7 +313,7 @@ impl<R: Reconcile> Pool<R> {
         self.shared.wait_until(settled).await;
     }
 
-    /// Brings the gauges that change with time up to date: call it for each scrape.
+    /// Updates the gauges that change with time: call it for each scrape.
     pub fn refresh_metrics(&self) {
         let now_ms = self.shared.now_ms();
         let stats = self.shared.state().stats(now_ms);
@@ -334,7 +335,7 @@ impl<R> Shared<R> {
         loop {
             let quieter = self.quieter.notified();
             tokio::pin!(quieter);
-            // Registered before looking, so that nothing slips through between the two.
+            // Registered before the check, so that no notification is lost between the two.
             quieter.as_mut().enable();
             let now_ms = self.now_ms();
             let answer = ready(&mut self.state(), now_ms);

@@ -1,4 +1,5 @@
-//! One reconcile: its deadline, its cancellation, its panic, and what its end asks of the queue.
+//! One reconcile: its deadline, its cancellation, its panic, and the effect of its result on the
+//! queue.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -50,7 +51,7 @@ pub(super) async fn run_one<R: Reconcile>(
     in_flight.ended = ended;
 }
 
-/// The queue as one run sees it.
+/// The queue from the view of one run.
 struct Turn<'a, R> {
     shared: &'a Shared<R>,
     run: &'a Run,
@@ -72,7 +73,7 @@ impl<R: Reconcile> Backlog for Turn<'_, R> {
 /// Turns a panic and a missed deadline into failures of the object.
 async fn contain<R: Reconcile>(turn: &Turn<'_, R>, slot: &Slot) -> RunResult {
     let shared = turn.shared;
-    // A panic may strike before there is a future, so the call itself is contained too.
+    // A panic may occur before there is a future, so the call itself is contained too.
     let work = async {
         let reconcile = &shared.reconcile;
         reconcile.reconcile(&turn.run.key, &slot.permit, turn).await
@@ -95,7 +96,7 @@ async fn contain<R: Reconcile>(turn: &Turn<'_, R>, slot: &Slot) -> RunResult {
             Err(Failure::Failed {
                 cause: Cause::Timeout,
                 message: format!(
-                    "took over {} s and was cut short: is the API server slow, or --reconcile-timeout too low?",
+                    "took over {} s and was cancelled: is the API server slow, or --reconcile-timeout too low?",
                     limit.as_secs_f64()
                 ),
             })
@@ -109,14 +110,13 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// Books the end of a run when dropped, so that no object stays "running" whatever becomes of its
-/// task.
+/// Records the end of a run when dropped, so that no object stays "running", however its task ends.
 struct InFlight<R: Reconcile> {
     shared: Arc<Shared<R>>,
     run: Run,
     slot: Slot,
     started_ms: u64,
-    /// Drawn before it began, so that the run knows when it is tried again.
+    /// Drawn before the run, so that the run knows when it is retried.
     random: f64,
     /// `None`: it was cancelled.
     ended: Option<RunResult>,
@@ -134,7 +134,8 @@ impl<R: Reconcile> Drop for InFlight<R> {
             self.shared.pool_metrics.panicked();
             self.ended = Some(Err(Failure::Failed {
                 cause: Cause::Panic,
-                message: "the reconcile panicked while it was cut short, which is a bug".into(),
+                message: "the reconcile panicked while it was being cancelled, which is a bug"
+                    .into(),
             }));
         }
         let ended = self

@@ -12,7 +12,7 @@ use crate::permit::ShardPermit;
 use crate::queue::{Queue, Run};
 use shard_ownership::hash::ShardId;
 
-/// Longest time after which a full queue is offered what it lacks, in milliseconds.
+/// Maximum interval at which a full queue is offered its missing objects, in milliseconds.
 const MISSING_EVERY_MS: u64 = 60_000;
 
 /// The right under which a shard's objects run.
@@ -20,7 +20,7 @@ const MISSING_EVERY_MS: u64 = 60_000;
 pub(super) struct Slot {
     pub(super) permit: ShardPermit,
     pub(super) stop: CancellationToken,
-    /// Tells one start of a shard from the next.
+    /// Distinguishes one start of a shard from the next.
     generation: u64,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct State {
     offered_ms: u64,
 }
 
-/// Figures that change with time.
+/// Statistics that change with time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct PoolStats {
     pub(super) depth: usize,
@@ -133,7 +133,7 @@ impl State {
         self.queue.done(key, verdict);
     }
 
-    /// The shards whose objects are to be offered to the queue again, if that is due.
+    /// The shards whose objects have to be offered to the queue again, if that is due.
     pub(super) fn take_missing(&mut self, now_ms: u64) -> BTreeSet<ShardId> {
         let waited_ms = now_ms.saturating_sub(self.offered_ms);
         let is_due = self.queue.has_room() || waited_ms >= MISSING_EVERY_MS;
@@ -148,7 +148,7 @@ impl State {
         self.queue.running() == 0 && self.queue.depth(now_ms) == 0
     }
 
-    /// Runs put off by the storm guard since the last call.
+    /// Runs deferred by the rate limiter since the last call.
     pub(super) fn newly_deferred(&mut self) -> u64 {
         let total = self.queue.deferred_total();
         let reported = std::mem::replace(&mut self.deferred_reported, total);

@@ -1,4 +1,4 @@
-//! The queue against a model that is too simple to be wrong, over random histories.
+//! The queue against a trivially correct reference model, over random histories.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,7 +89,7 @@ struct Known {
     attempts: Attempts,
 }
 
-/// What the queue should hold, as a plain list that is searched from end to end.
+/// The expected content of the queue, as a plain list with linear search.
 #[derive(Debug, Default)]
 struct Model {
     now_ms: u64,
@@ -99,7 +99,7 @@ struct Model {
     plans: u64,
     /// Shards that lack keys.
     missing: BTreeSet<u16>,
-    /// For each shard that waits for its turn: who was served meanwhile.
+    /// For each shard that waits for its turn: the shards that were served meanwhile.
     served: BTreeMap<u16, BTreeSet<u16>>,
 }
 
@@ -376,7 +376,7 @@ fn play(queue: &mut Queue, model: &mut Model, step: &Step) -> Result<(), TestCas
     model.check_next_due(queue)
 }
 
-/// Ends all runs, opens what was drained and waits: everything that is known must come out.
+/// Ends all runs, opens what was drained and waits: every known key must come out.
 fn run_dry(queue: &mut Queue, model: &mut Model) -> Result<(), TestCaseError> {
     for n in 0..KEYS {
         play(queue, model, &Step::Done(n, End::Gone, 0))?;

@@ -57,7 +57,7 @@ fn change_replaces_the_latest_due_entry_and_both_are_kept() {
     assert_eq!(refused, Err(AddError::Full { capacity: 2 }));
     assert_eq!(queue.take_missing(), BTreeSet::from([ShardId(1)]));
     assert_eq!(queue.take_missing(), BTreeSet::new());
-    // What is offered again leaves alone what is there.
+    // Offering an existing key again does not change it.
     assert_eq!(queue.add_missing(ShardId(0), &key(1), 0), Ok(Added::Known));
     assert_eq!(queue.pop(5).unwrap().key, key(2));
     queue.done(&key(2), Verdict::Settled { due_ms: 300 });
@@ -91,7 +91,7 @@ fn nothing_starts_while_the_queue_is_held() {
     assert!(queue.pop(700).is_some());
 }
 
-/// Runs one object again and again, as fast as it is let, and says when the runs started.
+/// Runs one object repeatedly, as fast as allowed, and returns when the runs started.
 fn starts_ms(queue: &mut Queue, until_ms: u64) -> Vec<u64> {
     let mut starts_ms = Vec::new();
     for now_ms in 0..until_ms {

@@ -1,4 +1,4 @@
-//! What goes into the queue and what comes out of it.
+//! Input and output of the queue.
 
 use crate::backoff::Attempts;
 use crate::object::ObjectKey;
@@ -8,18 +8,18 @@ use shard_ownership::hash::ShardId;
 /// Limits of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most keys in it, running ones included.
+    /// Maximum number of keys in it, running ones included.
     pub capacity: usize,
-    /// The storm guard.
+    /// The rate limiter.
     pub rate_limit: RateLimit,
     /// Whether each object has its own bucket.
     pub scope: Scope,
 }
 
-/// What an add did.
+/// The effect of an add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
-    /// The key is now queued, sooner than before, or queued to run again after its present run.
+    /// The key is now queued, sooner than before, or queued to run again after its current run.
     Queued,
     /// It was queued already, for the same time or sooner.
     Known,
@@ -36,7 +36,7 @@ pub enum AddError {
         /// Most keys in it.
         capacity: usize,
     },
-    /// The shard is not open here.
+    /// The shard is not open on this replica.
     #[error("shard {shard} is not run here: its holder reconciles the object")]
     NotOpen {
         /// The shard.
@@ -53,6 +53,6 @@ pub struct Run {
     pub shard: ShardId,
     /// Since when it was due.
     pub due_ms: u64,
-    /// What it has behind it.
+    /// Its attempts so far.
     pub attempts: Attempts,
 }

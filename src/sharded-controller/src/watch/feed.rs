@@ -1,4 +1,5 @@
-//! What a replica sees: a list and watch for each shard that it holds or warms, into the store.
+//! The reflector of a replica: a list and watch for each shard that it holds or warms, into the
+//! store.
 //!
 //! Where the API server filters by shard, each shard has a watch of its own for the sharded kind;
 //! elsewhere one watch serves all shards, and this process filters. Which it is may change at any
@@ -31,7 +32,7 @@ use crate::watch::watch_mode::{ModeChooser, WatchMode};
 use shard_ownership::hash::{ShardCount, ShardId};
 use shard_ownership::ownership::Event;
 
-/// Shards that come within this time share one new list, where one watch serves all.
+/// Shards that are added within this time share one new list, if one watch serves all.
 const GATHER: Duration = Duration::from_millis(20);
 
 /// Called when an object of a shard changed.
@@ -43,7 +44,7 @@ pub struct ReflectorParts<C> {
     pub names: Names,
     /// Client for lists and watches.
     pub client: Client,
-    /// Namespaces to serve; empty: all.
+    /// Namespaces to watch; empty: all.
     pub namespaces: Vec<String>,
     /// Number of shards.
     pub count: ShardCount,
@@ -53,11 +54,11 @@ pub struct ReflectorParts<C> {
     pub api_errors: Arc<ApiErrors>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Whom to tell of changes.
+    /// Called on changes.
     pub on_change: Changed,
-    /// The ownership machine.
+    /// The ownership state machine.
     pub agent: AgentHandle,
-    /// When lists may begin.
+    /// Schedules the start of lists.
     pub lists: Lists,
     /// What speaks against the present way of watching.
     pub doubts: FilterDoubts,
@@ -80,7 +81,7 @@ impl<C: ShardCache> ReflectorParts<C> {
         }
     }
 
-    /// Where to list: all namespaces at once, or each of those served.
+    /// The scopes to list: all namespaces at once, or each of the watched ones.
     fn scopes(&self) -> Vec<Option<String>> {
         match self.namespaces.is_empty() {
             true => vec![None],
@@ -98,9 +99,9 @@ pub struct ShardReflector<C: ShardCache> {
 pub(super) struct Inner<C> {
     pub(super) parts: Arc<ReflectorParts<C>>,
     pub(super) stop: CancellationToken,
-    /// Locked to begin and end watches, never over an await.
+    /// Locked to start and stop watches, never across an await.
     state: Mutex<State>,
-    /// A shard came that the one watch of everything does not keep yet.
+    /// A shard was added that the single watch of everything does not include yet.
     grown: Notify,
     tasks: TaskTracker,
 }
@@ -154,13 +155,13 @@ impl<C: ShardCache> ShardReflector<C> {
         Self { inner }
     }
 
-    /// The present way of watching.
+    /// The current watch mode.
     #[must_use]
     pub fn mode(&self) -> WatchMode {
         self.inner.with(|state| state.mode)
     }
 
-    /// Begins to watch a shard; the ownership machine is told when everything is listed.
+    /// Starts watching a shard; the ownership state machine is notified when everything is listed.
     pub fn watch(&self, shard: ShardId) {
         let inner = &self.inner;
         inner.parts.first_reconciles.asked(shard);
@@ -208,7 +209,7 @@ impl<C: ShardCache> ShardReflector<C> {
         store.purge_shard(shard);
     }
 
-    /// Work on the shard begins.
+    /// Records that work on the shard starts.
     pub fn admitted(&self, shard: ShardId) {
         self.inner.parts.first_reconciles.admitted(shard);
     }

@@ -1,4 +1,4 @@
-//! How long it takes from taking a shard to the first reconcile in it.
+//! Measures the time from taking a shard to the first reconcile in it.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ struct Timing {
     taken: Option<Instant>,
 }
 
-/// The shards whose first reconcile is yet to come. Each map lock lives for one operation.
+/// The shards whose first reconcile is yet to come. Each map lock is held for one operation.
 #[derive(Debug, Default)]
 pub struct FirstReconcileTimer {
     timing: DashMap<ShardId, Timing>,
@@ -35,14 +35,14 @@ impl FirstReconcileTimer {
         self.timing.insert(shard, timing);
     }
 
-    /// All of them are there; how long that took.
+    /// All objects were received; returns how long that took.
     pub fn listed(&self, shard: ShardId) -> Option<Duration> {
         let mut timing = self.timing.get_mut(&shard)?;
         timing.listed = Some(Instant::now());
         Some(timing.asked.elapsed())
     }
 
-    /// The shard is worked on from now on.
+    /// Work on the shard starts.
     pub fn admitted(&self, shard: ShardId) {
         if let Some(mut timing) = self.timing.get_mut(&shard) {
             let warmed = timing.listed.is_some_and(|at| at.elapsed() > WARM_AFTER);
@@ -51,7 +51,7 @@ impl FirstReconcileTimer {
         }
     }
 
-    /// A reconcile begins: the time since the shard was taken, for the first one in it.
+    /// A reconcile starts: returns the time since the shard was taken, for the first one in it.
     pub fn run(&self, shard: ShardId) -> Option<Duration> {
         if self.timing.is_empty() {
             return None;
@@ -62,7 +62,7 @@ impl FirstReconcileTimer {
         Some(first?.1.taken?.elapsed())
     }
 
-    /// The shard is gone.
+    /// The shard is no longer watched.
     pub fn forget(&self, shard: ShardId) {
         self.timing.remove(&shard);
     }

@@ -1,4 +1,4 @@
-//! When a list may begin: few at once, and those that begin anew spread over time, for all shards of
+//! Schedules the start of lists: few at once, and repeated ones spread over time, for all shards of
 //! a replica together.
 
 use std::sync::{Mutex, PoisonError};
@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-/// Most lists of this replica that come in at once.
+/// Maximum number of lists of this replica in progress at once.
 const AT_ONCE_MAX: usize = 16;
-/// Mean time between the beginnings of two lists that are made anew.
+/// Mean time between the starts of two repeated lists.
 const APART: Duration = Duration::from_millis(25);
 
-/// Whether a list is the first of its source. A shard that was just taken is waited for; after an
-/// API server came back, all sources of all replicas would begin at the same instant.
+/// Whether a list is the first of its source. A shard that was just taken must not wait; after an
+/// API server came back, all sources of all replicas would start at the same instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListTurn {
     /// Nothing of it was seen yet.
@@ -33,7 +33,7 @@ impl ListTurn {
     }
 }
 
-/// See the module.
+/// Schedules the start of lists. See the module's documentation.
 #[derive(Debug)]
 pub struct Lists {
     filter: Semaphore,

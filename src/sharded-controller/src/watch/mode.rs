@@ -1,4 +1,5 @@
-//! Finds out how the API server can be watched, at the start and whenever there is doubt.
+//! Determines how the API server can be watched, at the start and whenever there is evidence
+//! against the result.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,14 +16,14 @@ use crate::clock::boottime_ms;
 use crate::health::Health;
 use crate::watch::watch_mode::{ModeChooser, WatchMode};
 
-/// Pause between two questions, at least.
+/// Minimum pause between two probes.
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// An answer that came at a regular hour is asked for again within this part of the time, so that
-/// the replicas of a fleet do not ask in step.
+/// A periodic probe is delayed by up to this part of the interval, so that the replicas of a fleet
+/// do not probe in step.
 const PROBE_JITTER: f64 = 0.2;
 
-/// What casts doubt on the way of watching.
+/// Evidence against the current watch mode.
 #[derive(Debug, Default)]
 pub struct FilterDoubts {
     received_unfiltered: AtomicBool,
@@ -108,7 +109,7 @@ pub(super) async fn monitor_mode<C: ShardCache>(inner: Arc<Inner<C>>, mut choose
         }
         match probe_filtering::<C>(&parts.client, &parts.namespaces, &parts.api_errors).await {
             Ok(filters) => inner.set_mode(chooser.probed(boottime_ms(), filters)),
-            // Those that watch report it.
+            // The watches report the error.
             Err(_) => parts.doubts.failed(),
         }
         tokio::select! {

@@ -8,16 +8,16 @@ use kube::Client;
 use kube::api::{ListParams, WatchParams};
 use kube::core::Status;
 
-/// How long the API server may keep one watch open: chosen anew for each, so that the watches of a
-/// replica do not end in step.
+/// How long the API server may keep one watch open: chosen randomly for each, so that the watches
+/// of a replica do not end in step.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 240..=290;
-/// Bookmarks come about once a minute: a watch that is silent for longer is dead.
+/// Bookmarks arrive about once a minute: a watch that is silent for longer is dead.
 pub const SILENCE_MAX: Duration = Duration::from_secs(100);
-/// Between two objects of a list.
+/// Longest silence between two objects of a list.
 const LIST_SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Far above what etcd stores of one object.
+/// Far above the maximum size of an object in etcd.
 const LINE_BYTES_MAX: usize = 16 << 20;
-/// What is kept of a line's buffer for the next line.
+/// Size of a line's buffer that is kept for the next line.
 const LINE_BYTES_KEPT: usize = 64 << 10;
 const PAGE: u32 = 500;
 
@@ -30,19 +30,19 @@ pub enum WatchError {
     /// 410: what we would go on from is gone, so everything is listed anew.
     #[error("the version to go on from is too old")]
     Expired,
-    /// The request failed, or the API server said so in the watch.
+    /// The request failed, or the API server reported an error in the watch.
     #[error(transparent)]
     Refused(#[from] kube::Error),
-    /// Nothing came for too long.
+    /// No data arrived for too long.
     #[error("the API server was silent for too long")]
     Silent,
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(#[from] std::io::Error),
-    /// What came can not be understood.
-    #[error("the answer can not be understood: {0}")]
+    /// The answer cannot be decoded.
+    #[error("the answer cannot be decoded: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// A line without an end.
+    /// A line exceeds the maximum length.
     #[error("a line of the answer is longer than {LINE_BYTES_MAX} bytes")]
     TooLong,
 }
@@ -64,7 +64,7 @@ impl WatchError {
         }
     }
 
-    /// How long the API server asks to be left alone.
+    /// The pause that the API server requests.
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         let seconds = match self {
@@ -77,7 +77,7 @@ impl WatchError {
         Duration::from_secs(seconds.unwrap_or_default().into())
     }
 
-    /// The status code that the API server gave, if it gave one.
+    /// The status code of the API server's answer, if there was one.
     #[must_use]
     pub fn code(&self) -> Option<u16> {
         match self {
@@ -87,7 +87,7 @@ impl WatchError {
         }
     }
 
-    /// Whether the API server said no to this very request, not for the moment but for good.
+    /// Whether the API server rejected this request permanently.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {
@@ -99,16 +99,16 @@ impl WatchError {
     }
 }
 
-/// What to ask for.
+/// The parameters of a list or watch.
 #[derive(Clone)]
 pub struct ListWatchRequest {
     /// Sends the requests; adds the selector by shard where there is one.
     pub client: Client,
     /// The path of the collection.
     pub path: String,
-    /// Which labels.
+    /// Label selector.
     pub labels: Option<String>,
-    /// Whether only metadata is wanted.
+    /// Whether only metadata is requested.
     pub metadata_only: bool,
 }
 
@@ -126,7 +126,7 @@ impl ListWatchRequest {
             .with_patience(LIST_SILENCE_MAX))
     }
 
-    /// What changes after a version.
+    /// The changes after a version.
     ///
     /// # Errors
     /// As above.
@@ -134,7 +134,7 @@ impl ListWatchRequest {
         self.watch(&self.params(), version).await
     }
 
-    /// One page of everything that is there: for API servers that do not stream lists.
+    /// One page of all existing objects: for API servers that do not stream lists.
     ///
     /// # Errors
     /// As above.
@@ -201,7 +201,7 @@ impl Lines {
         self
     }
 
-    /// The list has come in: from now on it may be silent for longer.
+    /// Marks the list as complete: from now on it may be silent for longer.
     pub fn is_listed(&mut self) {
         self.patience = SILENCE_MAX;
     }

@@ -43,7 +43,7 @@ fn encode(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            // Writing to a String can not fail.
+            // Writing to a String cannot fail.
             let _infallible = write!(out, "%{byte:02X}");
         }
         out
@@ -94,11 +94,11 @@ fn add_query(uri: &Uri, addition: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Whether the API server filters by shard, found by a question that can not be misread: a selector
-/// that is not valid is an error where selectors are understood, and ignored where they are not.
+/// Whether the API server filters by shard, determined by an unambiguous request: an invalid
+/// selector is an error where selectors are supported, and is ignored where they are not.
 ///
 /// # Errors
-/// When the answer says neither: the API server is away, or listing is forbidden.
+/// When the answer shows neither: the API server cannot be reached, or listing is forbidden.
 pub async fn probe(client: &Client, path: &str) -> Result<bool, kube::Error> {
     let uri = format!("{path}?limit=1&shardSelector={}", encode("not a selector"));
     let request = Request::get(uri)

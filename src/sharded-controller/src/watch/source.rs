@@ -1,4 +1,4 @@
-//! One list and watch of one kind, kept true in the store: what comes in, changes and goes.
+//! One list and watch of one kind, which keeps the store up to date.
 
 use std::collections::{BTreeMap, HashSet};
 use std::marker::PhantomData;
@@ -24,14 +24,14 @@ use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 /// noticed within a lease; with jitter, so that the watches of a replica do not return in step.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Longest pause that an API server can ask for.
+/// Longest accepted pause that an API server requests.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-/// A watch that lasted so long had no trouble at its beginning.
+/// A watch that lasted this long counts as successfully started.
 const LASTED: Duration = Duration::from_secs(60);
-/// A version that the API server refuses so often is given up: everything is listed anew.
+/// After this many refusals of a version, everything is listed again.
 const REFUSALS_MAX: u32 = 3;
 
-/// Which shards a source may put into the store, and by which ticket.
+/// The shards whose objects a source may store, with their tickets.
 #[derive(Clone, Debug)]
 pub struct ShardFilter {
     count: ShardCount,
@@ -73,9 +73,9 @@ pub struct Source<C, K> {
     config: SourceConfig,
     /// Cancelled when everything has been listed once.
     listed: CancellationToken,
-    /// Keys of a list that is coming in.
+    /// Keys of a list in progress.
     listing: Option<HashSet<ObjectKey>>,
-    /// From where to go on; none: everything has to be listed.
+    /// Version to continue from; none: everything has to be listed.
     version: Option<String>,
     refusals: u32,
     kind: PhantomData<fn() -> K>,
@@ -100,8 +100,8 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
         }
     }
 
-    /// Lists and watches, again and again, until `stop`. What it still has in hand then is kept out
-    /// of the store by its tickets.
+    /// Lists and watches repeatedly, until `stop`. Objects that it still processes then are kept
+    /// out of the store by its tickets.
     pub async fn run(mut self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -190,7 +190,7 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
                         object.get(),
                     )?));
                 }
-                other => tracing::debug!(other, "an unknown kind of event is passed over"),
+                other => tracing::debug!(other, "ignoring an unknown kind of event"),
             }
         }
     }
@@ -232,7 +232,8 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
         counter.with_label_values(&[K::PLURAL]).inc_by(bytes);
     }
 
-    /// Notes up to where we have seen everything; not during a list, which has to come in whole.
+    /// Records the version up to which everything was observed; not during a list, which has to be
+    /// complete.
     fn advance(&mut self, version: &str) {
         match &mut self.version {
             Some(known) if !version.is_empty() => version.clone_into(known),
@@ -259,7 +260,7 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
                 Ok(None) => {}
                 Err(error) => {
                     let key = head.key();
-                    tracing::warn!(what = K::PLURAL, %key, %error, "an object can not be read: it is left as it is, and not worked on");
+                    tracing::warn!(what = K::PLURAL, %key, %error, "an object cannot be decoded: it is left as it is, and not reconciled");
                     self.remove(&key, Some(&head.uid));
                 }
             }
@@ -324,8 +325,8 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
         }
     }
 
-    /// Removes it if it lies in one of our shards: under its name there may be a successor, of which
-    /// another watch told.
+    /// Removes it if it lies in one of our shards: there may be a successor of the same name, which
+    /// another watch reported.
     fn remove(&self, key: &ObjectKey, uid: Option<&str>) {
         let store = &self.parts.store;
         let bucket = K::Record::bucket_known(store, key);

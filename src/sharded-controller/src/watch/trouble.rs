@@ -1,4 +1,4 @@
-//! What is wrong with the API server, in one clear line each: for the log and for /readyz.
+//! Errors of the API server, in one clear line each: for the log and for /readyz.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,9 +8,9 @@ use super::kinds::{ShardCache, WatchedKind as _};
 use crate::clock::boottime_ms;
 use crate::names::Names;
 
-/// Least time between two equal lines about the same thing.
+/// Minimum time between two equal lines about the same resource.
 const LINE_EVERY_MS: u64 = 60_000;
-/// Most lines about the same thing within that time.
+/// Maximum number of lines about the same resource within that time.
 const LINES_MAX: usize = 4;
 const WORKS_AGAIN: &str = "works again";
 
@@ -21,7 +21,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     while let Some(inner) = cause {
         let inner_text = inner.to_string();
         if !text.contains(&inner_text) {
-            // Writing to a String can not fail.
+            // Writing to a String cannot fail.
             let _infallible = write!(text, ": {inner_text}");
         }
         cause = inner.source();
@@ -31,14 +31,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// What is wrong now.
+    /// The current error.
     line: Option<String>,
-    /// What was logged of it a short while ago.
+    /// The lines that were logged recently.
     logged: Vec<(String, u64)>,
 }
 
 impl Entry {
-    /// Whether to log a line: many sources tell of the same trouble, and some of them may work.
+    /// Whether to log a line: many sources report the same error, and some of them may work.
     fn may_log(&mut self, line: &str, now_ms: u64) -> bool {
         self.logged
             .retain(|(_, at_ms)| now_ms.saturating_sub(*at_ms) < LINE_EVERY_MS);
@@ -50,7 +50,7 @@ impl Entry {
     }
 }
 
-/// The troubles of this process, by what they concern: a bounded set of names.
+/// The errors of this process, by resource: a bounded set of names.
 ///
 /// The lock is held for a look-up only.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl ApiErrors {
         }
     }
 
-    /// It works again.
+    /// The resource works again.
     pub fn clear(&self, what: &'static str) {
         if self.note_end(what, boottime_ms()) {
             tracing::info!(what, "{WORKS_AGAIN}");
@@ -139,7 +139,7 @@ impl ApiErrors {
         };
         let may_log = entry.line.take().is_some() && entry.may_log(WORKS_AGAIN, now_ms);
         if may_log {
-            // What comes after it is news, also if it was so before.
+            // A later error is logged again, even if it is the same.
             entry.logged.retain(|(line, _)| line == WORKS_AGAIN);
         }
         may_log
@@ -153,7 +153,7 @@ impl ApiErrors {
         (line == self.kind_missing).then_some(self.kind_missing.as_str())
     }
 
-    /// All that is wrong now, in one line; `None` when nothing is.
+    /// All current errors, in one line; `None` if there are none.
     #[must_use]
     pub fn summary(&self) -> Option<String> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,17 +3,17 @@
 /// How the sharded kind is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchMode {
-    /// The API server sends each shard by itself.
+    /// One watch per shard: the API server filters.
     Sharded,
-    /// The API server sends everything; this process filters.
+    /// One watch for everything: this process filters.
     Filtered,
 }
 
 impl WatchMode {
-    /// Both.
+    /// Both modes.
     pub const ALL: [Self; 2] = [Self::Sharded, Self::Filtered];
 
-    /// The label value.
+    /// The value of the metric label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -23,14 +23,15 @@ impl WatchMode {
     }
 }
 
-/// Time between two questions when nothing casts doubt on the answer.
+/// Time between two probes if nothing contradicts the last result.
 pub const PROBE_EVERY_MS: u64 = 600_000;
-/// How long an API server is not believed that said it filters and then did not. It doubles each
-/// time, so that API servers of two minds behind one address do not make a replica list for ever.
+/// How long to distrust an API server that reported that it filters and then did not. It doubles
+/// each time, so that API servers of different configuration behind one address do not make a
+/// replica list forever.
 const DISTRUST_MIN_MS: u64 = 60_000;
 const DISTRUST_MAX_MS: u64 = 3_600_000;
 
-/// Chooses the mode from answers and from evidence.
+/// Chooses the mode from probe results and observed events.
 #[derive(Clone, Debug)]
 pub struct ModeChooser {
     mode: WatchMode,
@@ -41,7 +42,7 @@ pub struct ModeChooser {
 }
 
 impl ModeChooser {
-    /// Begins with the mode that a first question led to.
+    /// Starts with the mode of a first probe.
     #[must_use]
     pub const fn new(now_ms: u64, mode: WatchMode) -> Self {
         Self {
@@ -53,7 +54,7 @@ impl ModeChooser {
         }
     }
 
-    /// The API server said whether it filters.
+    /// The API server reported whether it filters.
     pub fn probed(&mut self, now_ms: u64, filters: bool) -> WatchMode {
         self.probed_ms = now_ms;
         let mode = if filters && now_ms >= self.distrust_until_ms {
@@ -67,7 +68,7 @@ impl ModeChooser {
     /// It sent what it had been asked to leave out.
     pub fn received_unfiltered(&mut self, now_ms: u64) -> WatchMode {
         if self.mode == WatchMode::Filtered {
-            // A late word from a watch that has been given up.
+            // A late event from an abandoned watch.
             return self.mode;
         }
         if now_ms.saturating_sub(self.since_ms) >= DISTRUST_MAX_MS {
@@ -78,7 +79,7 @@ impl ModeChooser {
         self.set(now_ms, WatchMode::Filtered)
     }
 
-    /// When to ask again, if nothing casts doubt before.
+    /// When to probe again, if nothing contradicts the last result before.
     #[must_use]
     pub fn probe_due_ms(&self) -> u64 {
         let regular_ms = self.probed_ms.saturating_add(PROBE_EVERY_MS);
@@ -127,7 +128,7 @@ mod tests {
         }
         assert_eq!(waited[..3], [60_000, 120_000, 240_000]);
         assert_eq!(*waited.iter().max().unwrap_or(&0), DISTRUST_MAX_MS);
-        // Long after, it is judged afresh.
+        // Much later, it is tried again.
         now_ms += DISTRUST_MAX_MS;
         chooser.received_unfiltered(now_ms);
         assert_eq!(

@@ -1,7 +1,7 @@
-//! What the API server sends in a list or a watch, read no further than it is needed.
+//! The messages of the API server in a list or a watch, decoded no further than needed.
 //!
-//! `managedFields` and other people's annotations are passed over: they are never decoded, and make
-//! up more than half of an object.
+//! `managedFields` and annotations of others are skipped: they are never decoded, and make up more
+//! than half of an object.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ pub struct Line<'a> {
     /// `ADDED`, `MODIFIED`, `DELETED`, `BOOKMARK` or `ERROR`.
     #[serde(borrow, rename = "type")]
     pub what: Cow<'a, str>,
-    /// The object, not read yet.
+    /// The object, not decoded yet.
     #[serde(borrow)]
     pub object: &'a RawValue,
 }
@@ -42,15 +42,15 @@ pub struct Line<'a> {
 /// One page of a list.
 #[derive(Deserialize)]
 pub struct Page<'a> {
-    /// Where the list stands.
+    /// The list's version and continue token.
     #[serde(borrow)]
     pub metadata: PageMeta<'a>,
-    /// The objects, not read yet.
+    /// The objects, not decoded yet.
     #[serde(borrow, default, deserialize_with = "null_is_empty")]
     pub items: Vec<&'a RawValue>,
 }
 
-/// A list of metadata with nothing in it says `null`.
+/// A list of metadata without items contains `null`.
 fn null_is_empty<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<&'de RawValue>, D::Error> {
     Option::deserialize(from).map(Option::unwrap_or_default)
 }
@@ -59,15 +59,15 @@ fn null_is_empty<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<&'de RawValue
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PageMeta<'a> {
-    /// From where to watch.
+    /// Version from which to watch.
     #[serde(borrow, default)]
     pub resource_version: Cow<'a, str>,
-    /// How to ask for the next page; empty after the last.
+    /// Continue token of the next page; empty after the last.
     #[serde(borrow, default, rename = "continue")]
     pub next: Cow<'a, str>,
 }
 
-/// What tells which object it is: all that is read of one that lies in no shard of ours.
+/// The fields that identify an object: all that is decoded of one that lies in none of our shards.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Head<'a> {
@@ -75,10 +75,10 @@ pub struct Head<'a> {
     name: Cow<'a, str>,
     #[serde(borrow, default)]
     namespace: Cow<'a, str>,
-    /// Uid.
+    /// `metadata.uid`.
     #[serde(borrow, default)]
     pub uid: Cow<'a, str>,
-    /// Resource version.
+    /// `metadata.resourceVersion`.
     #[serde(borrow, default)]
     pub resource_version: Cow<'a, str>,
 }
@@ -90,10 +90,10 @@ struct Headed<'a> {
 }
 
 impl<'a> Head<'a> {
-    /// Reads it.
+    /// Decodes the head of an object.
     ///
     /// # Errors
-    /// When the text is no object with metadata.
+    /// When the text is not an object with metadata.
     pub fn read(object: &'a RawValue) -> serde_json::Result<Self> {
         serde_json::from_str::<Headed<'_>>(object.get()).map(|headed| headed.metadata)
     }
@@ -105,20 +105,20 @@ impl<'a> Head<'a> {
     }
 }
 
-/// What a bookmark says.
+/// The content of a bookmark.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Bookmark {
-    /// From where to go on.
+    /// Version to continue from.
     pub resource_version: String,
-    /// Whether everything that was there has been sent.
+    /// Whether all existing objects have been sent.
     pub ends_list: bool,
 }
 
 impl Bookmark {
-    /// Reads it.
+    /// Decodes a bookmark.
     ///
     /// # Errors
-    /// When the text is no object with metadata.
+    /// When the text is not an object with metadata.
     pub fn read(object: &RawValue) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

@@ -1,4 +1,4 @@
-//! From a stage of life to the conditions that are reported.
+//! The conditions that are reported for a lifecycle stage.
 
 use jiff::{Timestamp, Unit};
 
@@ -7,22 +7,22 @@ use crate::api::{Condition, ConditionStatus, ConditionType};
 
 use ConditionStatus::{False, True};
 
-/// What is reported beside the stage.
+/// Facts that are reported in addition to the stage.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// Whether the primary has accepted connections at least once.
     pub initialized: bool,
-    /// Whether the primary serves; none: what was reported before stays.
+    /// Whether the primary serves; none keeps what was reported before.
     pub primary: Option<bool>,
     /// Generation of the spec.
     pub generation: i64,
-    /// The time.
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// The conditions that a stage is reported as, and those that hold whatever the stage: whether the
-/// primary serves, and that the cluster is initialized. A condition that keeps its status keeps its
-/// `lastTransitionTime`; conditions of types that we do not know stay as they are.
+/// The conditions for a stage, and those that are independent of the stage: whether the primary
+/// serves, and whether the cluster is initialized. A condition that keeps its status keeps its
+/// `lastTransitionTime`; conditions of unknown types stay as they are.
 #[must_use]
 pub fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> Vec<Condition> {
     let why = stage.why();
@@ -31,7 +31,7 @@ pub fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> Vec<Con
         Stage::Ready(_) => (True, False, False),
         Stage::Degraded(_) => (False, False, True),
         Stage::Terminating(_) if why.reason == reason::TERMINATING => (False, True, False),
-        // Something keeps the deletion from being carried out.
+        // Something blocks the deletion.
         Stage::Terminating(_) => (False, False, True),
     };
     let as_expected = ("AsExpected", String::new());

@@ -1,4 +1,4 @@
-//! The life of a cluster as a state machine whose illegal transitions do not compile.
+//! The lifecycle of a cluster as a state machine whose illegal transitions do not compile.
 //!
 //! ```text
 //! Creating ──▶ Scaling ──▶ Ready ◀──▶ Degraded
@@ -10,32 +10,32 @@
 //! is being created has to pass through `Scaling`:
 //!
 //! ```
-//! use databasecluster_operator::core::lifecycle::{Lifecycle, Why};
-//! let creating = Lifecycle::begin(Why::new("Creating", "creating the StatefulSet"));
+//! use databasecluster_operator::core::lifecycle::{Lifecycle, ConditionReason};
+//! let creating = Lifecycle::begin(ConditionReason::new("Creating", "creating the StatefulSet"));
 //! let ready = creating
-//!     .scale(Why::new("Scaling", "0 of 1 instances are ready"))
-//!     .ready(Why::new("AllReady", "1 of 1 instances are ready"));
+//!     .scale(ConditionReason::new("Scaling", "0 of 1 instances are ready"))
+//!     .ready(ConditionReason::new("AllReady", "1 of 1 instances are ready"));
 //! assert_eq!(ready.phase().label(), "Ready");
 //! ```
 //!
 //! The same without `scale` does not compile:
 //!
 //! ```compile_fail
-//! use databasecluster_operator::core::lifecycle::{Lifecycle, Why};
-//! let creating = Lifecycle::begin(Why::new("Creating", "creating the StatefulSet"));
+//! use databasecluster_operator::core::lifecycle::{Lifecycle, ConditionReason};
+//! let creating = Lifecycle::begin(ConditionReason::new("Creating", "creating the StatefulSet"));
 //! let ready = creating
-//!     .ready(Why::new("AllReady", "1 of 1 instances are ready"));
+//!     .ready(ConditionReason::new("AllReady", "1 of 1 instances are ready"));
 //! assert_eq!(ready.phase().label(), "Ready");
 //! ```
 //!
 //! And nothing comes back from `Terminating`:
 //!
 //! ```compile_fail
-//! use databasecluster_operator::core::lifecycle::{Lifecycle, Why};
-//! let creating = Lifecycle::begin(Why::new("Creating", "creating the StatefulSet"));
+//! use databasecluster_operator::core::lifecycle::{Lifecycle, ConditionReason};
+//! let creating = Lifecycle::begin(ConditionReason::new("Creating", "creating the StatefulSet"));
 //! creating
-//!     .terminate(Why::new("Deleted", "being deleted"))
-//!     .scale(Why::new("Scaling", "0 of 1 instances are ready"));
+//!     .terminate(ConditionReason::new("Deleted", "being deleted"))
+//!     .scale(ConditionReason::new("Scaling", "0 of 1 instances are ready"));
 //! ```
 
 mod conditions;
@@ -51,7 +51,7 @@ use crate::api::Phase;
 /// Longest message of a condition, in bytes.
 pub const MESSAGE_LENGTH_MAX: usize = 1024;
 
-/// Why the cluster is in its state: one word for programs, a sentence for people.
+/// Why the cluster is in its state: a reason for programs, and a message for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConditionReason {
     /// One word in CamelCase.
@@ -78,9 +78,9 @@ impl ConditionReason {
     }
 }
 
-/// A state of the life of a cluster.
+/// A state of the lifecycle of a cluster.
 pub trait State: sealed::Sealed {
-    /// What people see of it.
+    /// The phase that is displayed for it.
     const PHASE: Phase;
 }
 
@@ -101,9 +101,9 @@ macro_rules! states {
 }
 
 states! {
-    /// Its objects are being made.
+    /// Its objects are being created.
     Creating;
-    /// Its instances are on the way to what the spec asks for.
+    /// Its instances are being brought to the state in the spec.
     Scaling;
     /// All instances accept connections.
     Ready;
@@ -113,7 +113,7 @@ states! {
     Terminating;
 }
 
-/// A cluster in one state of its life.
+/// A cluster in one lifecycle state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lifecycle<S: State> {
     why: ConditionReason,
@@ -140,7 +140,7 @@ impl<S: State> Lifecycle<S> {
         &self.why
     }
 
-    /// What people see of the state.
+    /// The phase that is displayed for the state.
     #[must_use]
     pub fn phase(&self) -> Phase {
         S::PHASE
@@ -155,32 +155,32 @@ impl Lifecycle<Creating> {
     }
 }
 
-/// States in which work can begin, fail, or be ended by a deletion: all but `Terminating`.
+/// States in which work can start, fail, or be ended by a deletion: all but `Terminating`.
 pub trait Alive: State {}
 impl Alive for Creating {}
 impl Alive for Scaling {}
 impl Alive for Ready {}
 impl Alive for Degraded {}
 
-/// States that may begin a change of the instances.
+/// States from which a change of the instances can start.
 pub trait CanScale: Alive {}
 impl CanScale for Creating {}
 impl CanScale for Ready {}
 impl CanScale for Degraded {}
 
-/// States in which something may turn out to be wrong.
+/// States in which a problem can be detected.
 pub trait CanDegrade: Alive {}
 impl CanDegrade for Creating {}
 impl CanDegrade for Scaling {}
 impl CanDegrade for Ready {}
 
-/// States that may end in `Ready`.
+/// States from which a cluster can become `Ready`.
 pub trait CanBeReady: Alive {}
 impl CanBeReady for Scaling {}
 impl CanBeReady for Degraded {}
 
 impl<S: CanScale> Lifecycle<S> {
-    /// The instances are on the way to what the spec asks for.
+    /// Starts or continues a change of the instances.
     #[must_use]
     pub fn scale(self, why: ConditionReason) -> Lifecycle<Scaling> {
         Lifecycle::at(why)
@@ -188,7 +188,7 @@ impl<S: CanScale> Lifecycle<S> {
 }
 
 impl<S: CanDegrade> Lifecycle<S> {
-    /// Something is wrong.
+    /// Reports a problem.
     #[must_use]
     pub fn degrade(self, why: ConditionReason) -> Lifecycle<Degraded> {
         Lifecycle::at(why)
@@ -196,7 +196,7 @@ impl<S: CanDegrade> Lifecycle<S> {
 }
 
 impl<S: CanBeReady> Lifecycle<S> {
-    /// All instances accept connections.
+    /// Reports that all instances accept connections.
     #[must_use]
     pub fn ready(self, why: ConditionReason) -> Lifecycle<Ready> {
         Lifecycle::at(why)
@@ -204,7 +204,7 @@ impl<S: CanBeReady> Lifecycle<S> {
 }
 
 impl<S: Alive> Lifecycle<S> {
-    /// It is being deleted: the last state.
+    /// Starts the deletion: the last state.
     #[must_use]
     pub fn terminate(self, why: ConditionReason) -> Lifecycle<Terminating> {
         Lifecycle::at(why)

@@ -1,4 +1,4 @@
-//! Which transition an observation calls for.
+//! Selects the lifecycle transition for an observation.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -8,45 +8,45 @@ use crate::api::{Condition, ConditionStatus, ConditionType, DatabaseClusterStatu
 /// A change that takes longer is reported as Degraded.
 const PROGRESS_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
 
-/// The reasons in conditions.
+/// Reasons of conditions.
 pub mod reason {
-    /// The children are being made.
+    /// The children are being created.
     pub const CREATING: &str = "Creating";
-    /// Instances are on the way to what the spec asks for.
+    /// Instances are being brought to the state in the spec.
     pub const SCALING: &str = "Scaling";
-    /// Something that we did not ask for was changed or deleted, and is being put right.
+    /// A child was changed or deleted by someone else, and is being restored.
     pub const REPAIRING: &str = "Repairing";
-    /// A child of a former cluster of this name is still there.
+    /// A child of a former cluster of this name still exists.
     pub const WAITING: &str = "WaitingForFormerCluster";
     /// All instances are ready.
     pub const ALL_READY: &str = "AllInstancesReady";
-    /// No instances are asked for.
+    /// The spec requests no instances.
     pub const PAUSED: &str = "Paused";
-    /// Nothing is under way.
+    /// No change is in progress.
     pub const SETTLED: &str = "Settled";
-    /// Instances that were ready are not any more.
+    /// Instances that were ready no longer are.
     pub const NOT_READY: &str = "InstancesNotReady";
     /// The change takes too long.
     pub const DEADLINE: &str = "ProgressDeadlineExceeded";
     /// The cluster has so many finalizers that the operator does not keep them.
     pub const FINALIZERS: &str = "TooManyFinalizers";
-    /// An object of a child's name belongs to someone else.
+    /// An object with a child's name belongs to someone else.
     pub const FOREIGN_CHILD: &str = "ForeignChild";
-    /// The API server calls a child invalid.
+    /// The API server rejects a child as invalid.
     pub const INVALID: &str = "Invalid";
-    /// The API server does not allow a child.
+    /// The API server forbids a child.
     pub const FORBIDDEN: &str = "Forbidden";
-    /// The image asks for another major version than the data is of.
+    /// The image has another major version than the data.
     pub const MAJOR_VERSION: &str = "MajorVersionChange";
-    /// The Secret with the passwords is gone.
+    /// The Secret with the passwords is missing.
     pub const SECRET_MISSING: &str = "SecretMissing";
     /// The Secret lacks keys that Pods need.
     pub const SECRET_INVALID: &str = "SecretInvalid";
-    /// The claim of the primary is gone, and claims of replicas are not.
+    /// The claim of the primary is missing, and claims of replicas exist.
     pub const PRIMARY_VOLUME: &str = "PrimaryVolumeMissing";
     /// A claim of an instance is being deleted.
     pub const CLAIM_DELETED: &str = "ClaimBeingDeleted";
-    /// Claims can not be grown.
+    /// Claims cannot be resized.
     pub const STORAGE: &str = "StorageNotGrown";
     /// The primary has accepted connections at least once.
     pub const INITIALIZED: &str = "Initialized";
@@ -54,9 +54,9 @@ pub mod reason {
     pub const TOKEN_AHEAD: &str = "FencingTokenAhead";
     /// The fence keeps refusing a write.
     pub const WRITE_REFUSED: &str = "WriteRefused";
-    /// The API server, or what it asks, keeps failing.
+    /// The API server, or a webhook it calls, keeps failing.
     pub const API_SERVER_ERROR: &str = "ApiServerError";
-    /// The operator lacks a right.
+    /// The operator lacks a permission.
     pub const MISSING_RIGHTS: &str = "MissingRights";
     /// The reconcile keeps failing for another reason.
     pub const RECONCILE_FAILED: &str = "ReconcileFailed";
@@ -67,16 +67,17 @@ pub mod reason {
     /// It is being deleted.
     pub const TERMINATING: &str = "Terminating";
 
-    /// The reasons of failures that are not the object's: the message says when it is tried again.
+    /// The reasons of failures that the object does not cause: the message contains the time of the
+    /// next retry.
     pub const PERSISTENT: [&str; 3] = [API_SERVER_ERROR, MISSING_RIGHTS, RECONCILE_FAILED];
 }
 
-/// A cluster in whatever state of its life.
+/// A cluster in any lifecycle state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Its objects are being made.
+    /// Its objects are being created.
     Creating(Lifecycle<Creating>),
-    /// Its instances are on the way to what the spec asks for.
+    /// Its instances are being brought to the state in the spec.
     Scaling(Lifecycle<Scaling>),
     /// All instances accept connections.
     Ready(Lifecycle<Ready>),
@@ -86,7 +87,7 @@ pub enum Stage {
     Terminating(Lifecycle<Terminating>),
 }
 
-/// What keeps the children from being as they should.
+/// What keeps the children from their desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// Something that goes by itself.
@@ -95,12 +96,12 @@ pub enum Problem {
     Permanent(ConditionReason),
 }
 
-/// The StatefulSet as far as the life of the cluster depends on it.
+/// The StatefulSet, as far as the lifecycle of the cluster depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
-    /// It does not exist, as far as we have seen.
+    /// It does not exist, as far as observed.
     Absent,
-    /// It exists, and its controller has not looked at it yet.
+    /// It exists, and its controller has not observed it yet.
     New,
     /// Pods are missing, too many, not ready, or not of the newest template.
     Unsettled {
@@ -110,19 +111,20 @@ pub enum Workload {
         ready: i32,
         /// Whether Pods are still to be replaced by newer ones.
         rolling: bool,
-        /// Whether its controller has looked at its newest form; until then the counts are of the one before.
+        /// Whether its controller has observed its newest generation; until then the counts are of the one
+        /// before.
         observed: bool,
     },
-    /// All Pods are as they should be.
+    /// All Pods are in their desired state.
     Settled,
 }
 
-/// What was seen of a cluster.
+/// Observed state of a cluster.
 #[derive(Clone, Debug)]
 pub struct Observed<'a> {
     /// Generation of the spec.
     pub generation: i64,
-    /// Replicas that the spec asks for.
+    /// Replicas that the spec requests.
     pub wanted: i32,
     /// Whether it is being deleted.
     pub deleting: bool,
@@ -139,7 +141,7 @@ pub struct Observed<'a> {
 }
 
 impl Stage {
-    /// The stage that the conditions tell of. `phase` is not read.
+    /// The stage according to the conditions. `phase` is not read.
     #[must_use]
     pub fn reconstruct(status: &DatabaseClusterStatus) -> Self {
         let holds = |kind| {
@@ -160,7 +162,7 @@ impl Stage {
         }
     }
 
-    /// What people see of the stage.
+    /// The phase that is displayed for the stage.
     #[must_use]
     pub fn phase(&self) -> Phase {
         match self {
@@ -184,7 +186,7 @@ impl Stage {
         }
     }
 
-    /// The stage after what was seen.
+    /// The stage after an observation.
     #[must_use]
     pub fn next(self, observation: &Observed<'_>, before: &DatabaseClusterStatus) -> Self {
         if observation.deleting {
@@ -232,7 +234,7 @@ impl Stage {
                     format!("not ready after {PROGRESS_DEADLINE:#}"),
                 )))
             }
-            // What was said when the change was made is still all that is known.
+            // What was reported when the change was made is still all that is known.
             Self::Scaling(s)
                 if !new_spec
                     && !observed
@@ -259,7 +261,7 @@ impl Stage {
             Self::Creating(_) => self.create(observation, before),
             other => other.scale(ConditionReason::new(
                 reason::REPAIRING,
-                "the StatefulSet is gone and is being made again",
+                "the StatefulSet is missing and is being re-created",
             )),
         }
     }
@@ -318,7 +320,7 @@ impl Stage {
 fn terminating() -> ConditionReason {
     ConditionReason::new(
         reason::TERMINATING,
-        "being deleted: waiting until the StatefulSet and its Pods are gone",
+        "being deleted: waiting until the StatefulSet and its Pods are deleted",
     )
 }
 
@@ -355,7 +357,7 @@ impl Observed<'_> {
         if before.observed_generation == self.generation {
             ConditionReason::new(
                 reason::REPAIRING,
-                "something else changed an object of this cluster; it is being put right",
+                "something else changed an object of this cluster; it is being restored",
             )
         } else {
             ConditionReason::new(reason::SCALING, "carrying out a change of the spec")
@@ -381,7 +383,7 @@ impl Observed<'_> {
     }
 }
 
-/// Since when a change is under way.
+/// Since when a change has been in progress.
 #[must_use]
 pub fn progressing_since(status: &DatabaseClusterStatus) -> Option<Timestamp> {
     let condition = status.condition(ConditionType::Progressing)?;

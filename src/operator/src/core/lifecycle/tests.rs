@@ -1,4 +1,4 @@
-//! Tests of the stages and of what is reported of them.
+//! Tests of the stages and of their conditions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use jiff::{SignedDuration, Timestamp};
@@ -277,8 +277,8 @@ fn any_workload() -> impl Strategy<Value = Workload> {
 }
 
 proptest! {
-    /// Whatever happens: at most one of the three conditions that exclude each other holds, the
-    /// same observation twice says the same, and the phase never has to be read.
+    /// In any case at most one of the three mutually exclusive conditions holds, the same
+    /// observation twice gives the same report, and the phase never has to be read.
     #[test]
     fn reported_status_is_consistent_and_settles(
         steps in proptest::collection::vec((any_workload(), 1_i64..4, any::<bool>()), 1..20)

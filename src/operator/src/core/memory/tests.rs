@@ -76,7 +76,7 @@ fn recently_written_child_is_expected_until_observed() {
     memory.standing(&child("10"), 1_002);
     assert!(
         !memory.expects(&id, 1_003),
-        "it was seen: if it is missing now, it is gone"
+        "it was observed: if it is missing now, it was deleted"
     );
 }
 

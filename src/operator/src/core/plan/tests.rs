@@ -1,4 +1,4 @@
-//! Tests of what is planned while a former cluster of the same name may have left something.
+//! Tests of the plan while leftovers of a former cluster of the same name may exist.
 #![allow(clippy::panic)]
 
 use super::*;

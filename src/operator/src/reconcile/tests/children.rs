@@ -1,4 +1,4 @@
-//! Secret, budget, claims and Pods, and changes that would harm data.
+//! Secret, budget, claims and Pods, and changes that would damage data.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
@@ -72,7 +72,7 @@ async fn secret_deleted_with_a_former_cluster_is_recreated_while_there_is_no_dat
         (status, reason.as_str()),
         (ConditionStatus::True, "WaitingForFormerCluster")
     );
-    assert!(message.contains("Secret orders-app is there"), "{message}");
+    assert!(message.contains("Secret orders-app exists"), "{message}");
     assert_eq!(world.object(STATEFULSET), None, "Pods would start with it");
     world.fake.with(|state| state.objects.remove(SECRET));
     world.reconcile().await.unwrap();
@@ -117,7 +117,7 @@ async fn budget_exists_only_with_two_or_more_instances() {
     assert_eq!(world.object(BUDGET).unwrap()["spec"]["maxUnavailable"], 1);
     world.set_pods(2, 2);
     world.reconcile().await.unwrap();
-    // The controller of budgets writes their status: that is none of our business.
+    // The disruption controller writes the status of budgets: that is not our concern.
     world.change(BUDGET, |budget| {
         budget["status"] = json!({"currentHealthy": 2});
     });

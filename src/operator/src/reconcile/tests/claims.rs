@@ -1,4 +1,4 @@
-//! Whose claims are: labels, growth, and what goes with a cluster.
+//! Ownership of claims: labels, resizing, and deletion with a cluster.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
@@ -64,7 +64,7 @@ impl World {
     }
 
     /// As an earlier version left it: its selector copied the recommended labels to its claims, and
-    /// nothing says whose these are.
+    /// no label shows to which cluster these belong.
     fn older_version(&self) {
         let cluster = self.cluster();
         let claim = ClaimTemplate {
@@ -118,7 +118,8 @@ async fn claims_are_labelled_by_their_template_and_cost_two_lists_at_creation_an
         .filter(|line| **line == format!("GET {CLAIMS}"));
     assert_eq!(lists.count(), 2, "{requests:?}");
     assert_eq!(writes(&requests, "claims"), 0, "{requests:?}");
-    // Nothing more: not after a takeover, and in a sweep one list, as nobody watches claims.
+    // No more requests: none after a takeover, and in a sweep one list, because claims are not
+    // watched.
     let successor = World::on(world.fake.clone(), 2);
     successor.reconcile().await.unwrap();
     assert_eq!(successor.requests(), [""; 0]);
@@ -145,7 +146,7 @@ async fn a_cluster_re_created_over_claims_that_were_grown_owns_them_and_can_grow
         }
         world.user_applies(sized("1Gi"));
         world.reconcile().await.unwrap();
-        // They are this cluster's once it has the StatefulSet.
+        // They belong to this cluster once it has the StatefulSet.
         assert_eq!(world.label(0), former[UID]);
         world.with_pods().await;
         let uid = world.cluster().uid.to_string();
@@ -221,7 +222,7 @@ async fn children_that_were_handed_back_to_a_new_cluster_bring_their_claims_alon
     world.reconcile().await.unwrap();
     world.with_pods().await;
     let former = world.cluster().uid.to_string();
-    // kubectl delete --cascade=orphan, apply, and ownerReferences that a person gave back.
+    // kubectl delete --cascade=orphan, apply, and ownerReferences that a user restored.
     world.fake.with(|state| state.objects.remove(CLUSTER));
     world.user_applies(sized("2Gi"));
     let uid = world.cluster().uid.to_string();
@@ -282,7 +283,7 @@ async fn a_claim_without_any_of_our_labels_is_found_by_its_name_to_grow() {
     world.user_applies(sized("1Gi"));
     world.reconcile().await.unwrap();
     world.with_pods().await;
-    // The list goes by labels: one that lost them is not in it.
+    // The list selects by labels: a claim without them is not in it.
     world.fake.with(|state| state.unlisted = vec![path(1)]);
     world.user_applies(sized("2Gi"));
     world.reconcile().await.unwrap();
@@ -291,7 +292,7 @@ async fn a_claim_without_any_of_our_labels_is_found_by_its_name_to_grow() {
     assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "2Gi");
 }
 
-/// Who left a StatefulSet of the cluster's name that is not its own.
+/// Owners of a StatefulSet of the cluster's name that is not its own.
 fn strangers() -> [Value; 3] {
     let owner = |kind: &str, version: &str, uid: &str| json!([{"apiVersion": version, "kind": kind, "name": "orders", "uid": uid, "controller": true}]);
     [
@@ -382,7 +383,7 @@ async fn no_empty_primary_is_created_next_to_a_replica_volume() {
         assert!(message.ends_with(&command), "{message}");
         match allowed_by {
             "annotation" => world.change(CLUSTER, |cluster| {
-                // One that was copied from another object allows nothing.
+                // An annotation that was copied from another object allows nothing.
                 cluster["metadata"]["annotations"]["database.io/allow-empty-primary"] = json!("x");
             }),
             "deletion" => {
@@ -411,7 +412,7 @@ async fn a_larger_claim_is_left_alone_and_a_size_can_be_set_back_to_what_the_vol
     world.reconcile().await.unwrap();
     world.with_pods().await;
     assert_eq!(world.cluster().status.storage_size.as_deref(), Some("1Gi"));
-    // Somebody else has grown one; it must not be lowered.
+    // A user has resized one; it must not be lowered.
     world.change(&path(1), |claim| {
         claim["spec"]["resources"]["requests"]["storage"] = json!("50Gi")
     });
@@ -429,7 +430,7 @@ async fn a_larger_claim_is_left_alone_and_a_size_can_be_set_back_to_what_the_vol
     world.reconcile().await.unwrap();
     assert_eq!((asks(0), asks(1)), (json!("15Gi"), json!("50Gi")));
     assert_eq!(world.phase(), Phase::Ready);
-    // What the volumes have is looked up in a sweep.
+    // The size of the volumes is read in a sweep.
     for ordinal in 0..2 {
         world.change(&path(ordinal), |claim| {
             claim["status"]["capacity"]["storage"] = json!("15Gi")
@@ -501,5 +502,5 @@ async fn claim_deleted_under_its_pod_is_reported_until_resolved() {
     assert_eq!(world.phase(), Phase::Ready);
     world.requests();
     world.reconcile().await.unwrap();
-    assert_eq!(world.requests(), [""; 0], "nothing is looked up any more");
+    assert_eq!(world.requests(), [""; 0], "nothing is read any more");
 }

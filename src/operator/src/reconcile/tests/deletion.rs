@@ -1,4 +1,4 @@
-//! Deleting a cluster: what goes, in which order, and what is left alone.
+//! Deletion of a cluster: what is deleted, in which order, and what is kept.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;

@@ -1,4 +1,4 @@
-//! From created to ready, and back after a change.
+//! The lifecycle from created to ready, and back after a change.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
@@ -10,7 +10,7 @@ async fn cluster_becomes_ready_with_eleven_writes_and_two_claim_lists() {
     let outcome = world.reconcile().await.unwrap();
     assert_eq!((outcome.wrote, outcome.next), (true, Next::Waiting));
     assert_eq!(world.phase(), Phase::Creating);
-    // Its own writes wake it up: that costs nothing.
+    // Its own writes trigger runs: those cost nothing.
     assert_eq!(
         world.reconcile().await.unwrap(),
         Outcome {
@@ -98,7 +98,7 @@ async fn spec_change_is_applied_and_reported() {
         set["metadata"]["annotations"]["database.io/generation"],
         "2"
     );
-    // Its Pods are counted once the controller has looked at the change.
+    // Its Pods are counted once the controller has observed the change.
     world.requests();
     world.reconcile().await.unwrap();
     assert_eq!(world.requests(), [""; 0]);
@@ -132,10 +132,10 @@ async fn status_write_is_postponed_while_other_objects_wait() {
         }
     );
     assert_eq!(world.object(STATEFULSET).unwrap()["spec"]["replicas"], 3);
-    // What is told is true meanwhile: of the generation that it names.
+    // The status is true meanwhile, for its generation.
     assert_eq!(world.phase(), Phase::Ready);
     assert_eq!(world.cluster().status.observed_generation, 1);
-    // Nothing is left to do, so it is told, however many wait.
+    // Nothing is left to do, so it is reported, however many others wait.
     world.reconcile_beside(&CROWDED).await.unwrap();
     assert_eq!(world.phase(), Phase::Scaling);
     assert_eq!(world.cluster().status.observed_generation, 2);

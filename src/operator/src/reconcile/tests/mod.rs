@@ -34,17 +34,17 @@ const CLAIMS: &str = "/api/v1/namespaces/shop/persistentvolumeclaims";
 const PODS: &str = "/api/v1/namespaces/shop/pods";
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/shop/events";
 
-/// Children of which metadata is watched.
+/// Children of which only metadata is watched.
 const WATCHED: [(&str, ChildKind); 3] = [
     ("/services/", ChildKind::Service),
     ("/configmaps/", ChildKind::ConfigMap),
     ("/poddisruptionbudgets/", ChildKind::PodDisruptionBudget),
 ];
 
-/// Shorter than any machine has been up.
+/// Shorter than the uptime of any machine.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a run is told of the queue and of the tries before it.
+/// The state of the queue, and the attempts before a run.
 #[derive(Clone, Copy)]
 struct ExpectedStatus {
     others_wait: bool,
@@ -130,7 +130,7 @@ impl World {
         Self::on(Fake::default(), 1)
     }
 
-    /// A replica with nothing in its memory, in the given epoch.
+    /// A replica with empty memory, in the given epoch.
     fn on(fake: Fake, epoch: u32) -> Self {
         let shards = ShardCount::new(1).unwrap();
         let store = Arc::new(Store::new(shards));
@@ -179,7 +179,7 @@ impl World {
         self.watch();
     }
 
-    /// Brings the store up to what the server has.
+    /// Synchronizes the store with the server.
     fn watch(&self) {
         let objects = self.fake.with(|state| state.objects.clone());
         self.store.purge_shard(ShardId(0));
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// Forgets the children of other buckets, as the watch of another shard has them.
+    /// Forgets the children of other buckets, which belong to the watch of another shard.
     fn hide_others(&self, bucket: Bucket) {
         let others = |known: Bucket| known != bucket;
         for key in self.store.statefulset_keys(&others) {
@@ -232,7 +232,7 @@ impl World {
             .await
     }
 
-    /// What the StatefulSet controller does.
+    /// The work of the StatefulSet controller.
     fn set_pods(&self, exist: i32, ready: i32) {
         self.change(STATEFULSET, |set| {
             let generation = set["metadata"]["generation"].clone();
@@ -297,7 +297,7 @@ impl World {
             .collect()
     }
 
-    /// A Pod that hangs, of a template of this revision.
+    /// A Pod that does not become ready, of a template of this revision.
     fn broken_pod(&self, name: &str, revision: &str) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -332,7 +332,7 @@ impl World {
         });
     }
 
-    /// A sweep is due.
+    /// Makes a sweep due.
     fn sweep(&self) {
         let interval_ms = self.reconciler.sweep_interval_ms;
         let long_ago_ms = boottime_ms().saturating_sub(interval_ms);
@@ -341,7 +341,7 @@ impl World {
         reconciler.with_memory(&cluster, |memory| memory.swept(long_ago_ms));
     }
 
-    /// A cluster that is ready, with the log empty.
+    /// A ready cluster, with an empty log.
     async fn with_ready_cluster(replicas: i32) -> Self {
         let world = Self::new();
         world.user_applies(json!({"image": "postgres:18", "replicas": replicas}));

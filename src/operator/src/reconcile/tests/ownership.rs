@@ -1,4 +1,4 @@
-//! Objects of our names that are not ours.
+//! Objects with our names that are not ours.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
@@ -115,14 +115,18 @@ async fn terminating_leftovers_in_other_shards_are_awaited() {
     assert_eq!(reason, "WaitingForFormerCluster");
     assert!(message.contains("Service orders-r "), "{message}");
     assert_eq!(world.object(STATEFULSET), None);
-    assert_eq!(world.object(SECRET), None, "it may be the former one's yet");
+    assert_eq!(
+        world.object(SECRET),
+        None,
+        "it may still belong to the former cluster"
+    );
     world.fake.with(|state| state.objects.remove(READ));
     world.reconcile().await.unwrap();
     assert!(world.object(STATEFULSET).is_some());
 }
 
 /// kubectl delete --cascade=orphan, or a backup that dropped ownerReferences and status: every object
-/// is there with its labels and annotations, and belongs to nobody. A new uid lies in another bucket.
+/// exists with its labels and annotations, and has no owner. A new uid lies in another bucket.
 async fn orphaned(replicas: i32) -> World {
     let world = World::with_ready_cluster(replicas).await;
     for path in [STATEFULSET, CONFIG, SERVICE, READ, READ_WRITE, BUDGET] {
@@ -147,7 +151,7 @@ async fn orphans_are_adopted_without_a_change_of_their_pods() {
         let uid = world.cluster().uid.to_string();
         let world = World::on(world.fake.clone(), 2);
         for _ in 0..12 {
-            // In another shard, the watch shows nothing of them until they have our bucket.
+            // In another shard, the watch does not show them until they have our bucket.
             world.watch();
             let bucket = world.cluster().bucket;
             if !in_sight {
@@ -168,7 +172,7 @@ async fn orphans_are_adopted_without_a_change_of_their_pods() {
             assert_eq!(child["metadata"]["labels"]["database.io/bucket"], bucket);
         }
         assert_eq!(world.object(STATEFULSET).unwrap()["spec"], before);
-        // The restore dropped the status: that there is data is known all the same.
+        // The restore dropped the status: that there is data is still known.
         assert_eq!(world.object(CONFIG).unwrap()["data"]["initialized"], "true");
         let deleted = world
             .requests()

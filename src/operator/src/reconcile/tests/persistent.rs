@@ -1,4 +1,4 @@
-//! Failures that are not the object's own and do not pass: what is reported of them, and how often.
+//! Persistent failures that the object does not cause: what is reported, and how often.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
@@ -22,7 +22,7 @@ fn no_right() -> Value {
 }
 
 impl World {
-    /// The next request that begins like this is answered so.
+    /// The next request with this prefix gets this answer.
     fn refuse(&self, prefix: &str, answer: Value) {
         self.fake
             .with(|state| state.refusals.push((prefix.to_owned(), answer)));
@@ -108,11 +108,11 @@ async fn repeated_reports_cause_no_extra_writes() {
     world.user_applies(json!({"image": "postgres:18"}));
     world.fails(&DUE, webhook_is_down()).await;
     assert_eq!(world.status_writes(), 1);
-    // The echo of that write, and whatever else happens before the next try.
+    // The watch event of that write, and whatever else happens before the next retry.
     for _ in 0..20 {
         world.fails(&EARLY, webhook_is_down()).await;
     }
-    assert_eq!(world.status_writes(), 0, "the next try is when it was");
+    assert_eq!(world.status_writes(), 0, "the next retry is unchanged");
     assert_eq!(world.notes().len(), 1);
 }
 
@@ -149,5 +149,5 @@ async fn failing_deletion_is_reported() {
     assert_eq!(world.phase(), Phase::Terminating);
     world.reconcile().await.unwrap();
     let (status, ..) = world.condition(ConditionType::Degraded);
-    assert_eq!(status, ConditionStatus::False, "it goes on");
+    assert_eq!(status, ConditionStatus::False, "it progresses");
 }

@@ -11,7 +11,7 @@ fn forged(uid: &str) -> String {
 }
 
 impl World {
-    /// Somebody writes a token that counts, and that is far ahead of ours.
+    /// Someone writes a token of this cluster that is far ahead of ours.
     fn forge(&self, path: &str) {
         let uid = self.cluster().uid.to_string();
         self.change(path, |object| {
@@ -19,7 +19,7 @@ impl World {
         });
     }
 
-    /// The command of the report.
+    /// Executes the command of the report.
     fn remove_token(&self, path: &str) {
         self.change(path, |object| {
             let annotations = object["metadata"]["annotations"].as_object_mut().unwrap();
@@ -85,7 +85,7 @@ async fn forged_token_is_reported_with_its_remedy_and_work_resumes_once_removed(
         let reported = notes.iter().filter(|note| note.contains(&remedy)).count();
         assert_eq!(reported, 1, "{notes:?}");
 
-        // It does not loop, nor tell it again: one try each time.
+        // It does not loop, nor report it again: one attempt each time.
         world.requests();
         for _ in 0..2 {
             world.fails_for(world.reconcile().await, Cause::TokenAhead);
@@ -213,7 +213,7 @@ async fn forged_status_token_is_reported_once_and_children_are_still_updated() {
     assert_eq!(
         world.cluster().status.observed_generation,
         1,
-        "not carried out"
+        "not executed"
     );
 
     world.change(CLUSTER, |cluster| {
@@ -300,7 +300,7 @@ async fn forged_annotation_of_a_new_cluster_is_reported_before_anything_is_creat
 async fn edited_bucket_label_is_corrected_on_every_kind_of_child() {
     for edited in [json!("17"), json!("x"), Value::Null] {
         for path in [STATEFULSET, SERVICE, READ_WRITE, READ, CONFIG, BUDGET] {
-            // Also after a takeover: what is seen for the first time is not believed either.
+            // Also after a takeover: what is observed for the first time is not trusted either.
             for epoch in [1, 2] {
                 let first = World::with_ready_cluster(2).await;
                 let bucket = first.cluster().bucket.to_string();
@@ -355,7 +355,7 @@ async fn newer_generation_is_awaited_only_as_long_as_a_watch_may_lag() {
             panic!("{path}: there is no end to the wait");
         };
         assert!((1..=WATCH_LAG_MS_MAX).contains(&ms), "{ms} ms");
-        // The status is about the generation that is carried out.
+        // The status is about the generation that is applied.
         assert_eq!(world.cluster().status.observed_generation, 1);
         let cluster = world.cluster();
         let long_ago_ms = boottime_ms().saturating_sub(WATCH_LAG_MS_MAX);

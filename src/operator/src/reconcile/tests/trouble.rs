@@ -1,4 +1,4 @@
-//! Lagging watches, lost rights, refusals, and Pods that do not get ready.
+//! Lagging watches, lost permissions, refusals, and Pods that do not become ready.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
@@ -180,7 +180,7 @@ async fn degraded_cluster_names_the_pod_and_queries_it_once() {
     assert_eq!(world.phase(), Phase::Ready);
     let lookups = world.requests();
     let lookups = lookups.iter().filter(|line| line.contains("pods")).count();
-    assert_eq!(lookups, 1, "a Ready cluster looks nothing up");
+    assert_eq!(lookups, 1, "a Ready cluster needs no lookups");
 }
 
 #[tokio::test]

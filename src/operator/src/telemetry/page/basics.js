@@ -1,5 +1,5 @@
 "use strict";
-// What the page is made of: elements, words for numbers, and a colour and a shape for each replica.
+// Building blocks of the page: elements, formatting of numbers, and a colour and a shape for each replica.
 // Text from the fleet only ever becomes text nodes and attribute values: there is no markup from text.
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -25,7 +25,7 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-/** Sets text only when it differs, so that screen readers and selections are left in peace. */
+/** Sets text only when it differs, so that screen readers and selections are not disturbed. */
 function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -59,8 +59,8 @@ function plural(count, one) {
   return count === 1 ? "1 " + one : count + " " + one + "s";
 }
 
-// Seven colours that people with any kind of colour vision tell apart, and seven shapes for those
-// who see none, or more than seven replicas. Red is not among them: red means trouble.
+// Seven colours that are distinguishable with any kind of colour vision, and seven shapes for those
+// who see no colours, or for more than seven replicas. Red is not among them: red means a problem.
 const COLOURS = 7;
 const SHAPES = [
   "M-4.2 0a4.2 4.2 0 1 0 8.4 0a4.2 4.2 0 1 0-8.4 0",
@@ -79,7 +79,7 @@ function hashOf(text) {
   return hash >>> 0;
 }
 
-/** Gives each replica a slot that it keeps: the one that its name asks for, or the next free one. */
+/** Gives each replica a slot that it keeps: the one that its name hashes to, or the next free one. */
 function assignSlots(identities) {
   if (slots.size > 500) {
     for (const known of [...slots.keys()]) if (!identities.includes(known)) slots.delete(known);
@@ -97,7 +97,7 @@ function assignSlots(identities) {
   }
 }
 
-/** Class of a replica's colour; those that we do not know look like nobody's. */
+/** Class of a replica's colour; an unknown replica has none. */
 function colourOf(identity) {
   return slots.has(identity) ? "c" + (slots.get(identity) % COLOURS) : "nobody";
 }
@@ -115,7 +115,7 @@ function swatch(identity) {
   return box;
 }
 
-/** The end of each name that tells it from the others, and is long enough to be a name. */
+/** The end of each name that distinguishes it from the others, and is long enough to be a name. */
 function shortNames(identities) {
   const parts = identities.map((name) => name.split("-"));
   let same = 0;

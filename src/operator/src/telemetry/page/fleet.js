@@ -1,11 +1,11 @@
-// Asks for the fleet again and again, and shows it.
+// Requests the fleet periodically, and shows it.
 
 const POLL_MS = 2000;
 const PATIENCE_MS = 4000;
 const PAUSE_MS_MAX = 15000;
-/** Answers older than this are called old, whatever the reason. */
+/** Answers older than this are shown as stale, whatever the reason. */
 const STALE_MS = 7000;
-/** A move is marked on the circle for so long. */
+/** How long a move is marked on the circle. */
 const FRESH_SECONDS = 30;
 const MOVES_SHOWN = 12;
 const HISTORY_MAX = 60;
@@ -16,16 +16,16 @@ const histories = new Map();
 const link = { answered: null, failures: 0, reason: "", next: null, timer: null };
 let fleet = null;
 
-const WHY = {
+const MOVE_REASONS = {
   created: "its Lease is new",
-  vacant: "nobody held it",
-  given_up: "given up, nobody took it",
+  vacant: "it had no holder",
+  given_up: "released, and not taken yet",
   takeover: "takeover: its holder died",
   leaving: "handover: its holder leaves",
   planned: "handover: planned by the fleet leader",
-  restarted: "restart: same replica, next life",
+  restarted: "restart: same replica, new incarnation",
   raised: "epoch raised above the shard table",
-  unknown: "changed hands, for no reason that was seen",
+  unknown: "changed hands, for an unknown reason",
 };
 const MARKS = {
   ok: "M4 12.5l5.5 5.5L20 7",
@@ -39,13 +39,13 @@ function mark(level) {
   return svg("svg", { class: "mark", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: MARKS[level] ?? MARKS.note }));
 }
 
-/** A name beside its colour and shape. */
+/** A name with its colour and shape. */
 function who(identity, names) {
   if (!identity) return el("span", { class: "who none", text: "nobody" });
   return el("span", { class: "who", title: identity }, swatch(identity), el("span", { class: "name", text: names.get(identity) ?? identity }));
 }
 
-// What the JSON says, as the page needs it.
+// The data of the JSON in the form that the page needs.
 
 function digest(view) {
   const members = view.members ?? [];
@@ -75,14 +75,14 @@ function shardOf(number, lease, byName, move) {
   const state = [];
   if (!lease) state.push("no Lease");
   else if (!holder) state.push("vacant");
-  else if (lease.orphaned) state.push("its holder's life has ended");
+  else if (lease.orphaned) state.push("its holder's incarnation is dead");
   else if (!owned) state.push("its holder is silent");
   if (owned && late) state.push("its holder is late");
   if (owned && member.draining) state.push("its holder is leaving");
   if (lease?.successor) state.push("moves to " + lease.successor);
   if (lease?.damage) state.push("damaged: " + lease.damage);
   if (move) state.push("moved " + seconds(move.seconds_ago) + " ago");
-  const parts = ["Shard " + number, holder ? "held by " + holder : "held by nobody"];
+  const parts = ["Shard " + number, holder ? "held by " + holder : "vacant"];
   if (lease?.held_seconds > 0 && holder) parts.push("for " + seconds(lease.held_seconds));
   if (lease) parts.push("epoch " + lease.epoch, "buckets " + (lease.buckets ?? "unknown"));
   return {
@@ -91,8 +91,8 @@ function shardOf(number, lease, byName, move) {
   };
 }
 
-function sum(members, figure) {
-  return members.filter((m) => !m.vacated).reduce((all, m) => all + (m.stats[figure] ?? 0), 0);
+function sum(members, stat) {
+  return members.filter((m) => !m.vacated).reduce((all, m) => all + (m.stats[stat] ?? 0), 0);
 }
 
 // The parts of the page.
@@ -104,7 +104,7 @@ function showVerdict({ view, members, shards }) {
   const serious = problems.filter((problem) => problem.severity !== "note").length;
   byId("verdict").dataset.level = level;
   byId("verdict-mark").setAttribute("d", MARKS[level] ?? MARKS.note);
-  const text = { ok: "All is well", warning: plural(serious, "thing") + " to look at", critical: plural(serious, "problem") };
+  const text = { ok: "All is well", warning: plural(serious, "thing") + " to check", critical: plural(serious, "problem") };
   say(byId("verdict-text"), text[level] ?? "");
   document.title = { ok: "✓ ", warning: "▲ ", critical: "✖ " }[level] + text[level] + " · fleet";
   const clusters = Object.values(view.clusters ?? {}).reduce((all, count) => all + count, 0);
@@ -130,9 +130,9 @@ function showVerdict({ view, members, shards }) {
 function showRing({ shards, members, names, view }) {
   const epochs = shards.map((shard) => shard.lease?.epoch ?? 0);
   const moving = shards.filter((shard) => shard.successor).length;
-  const facts = "Highest epoch " + Math.max(0, ...epochs) + " · " + (moving ? plural(moving, "shard") + " about to move" : "no move planned");
+  const facts = "Highest epoch " + Math.max(0, ...epochs) + " · " + (moving ? plural(moving, "shard") + " planned to move" : "no move planned");
   ring.update(shards, facts);
-  if (ring.told === undefined) say(byId("detail"), facts);
+  if (ring.described === undefined) say(byId("detail"), facts);
   const key = members.map((m) => m.identity + m.held + m.vacated).join();
   if (byId("legend").dataset.key === key) return;
   byId("legend").dataset.key = key;
@@ -152,16 +152,16 @@ function showRing({ shards, members, names, view }) {
 function remember(member) {
   const history = histories.get(member.identity) ?? [];
   const { queue_depth: queue, cpu_cores: cpu, cpu_seconds: spent } = member.stats;
-  // A heartbeat that was shown already is no new point.
+  // A heartbeat that is shown already adds no point.
   if (spent !== undefined && history.at(-1)?.spent !== spent) history.push({ queue: queue ?? 0, cpu: cpu ?? 0, spent });
   if (history.length > HISTORY_MAX) history.shift();
   histories.set(member.identity, history);
   return history;
 }
 
-function spark(history, figure, least) {
-  const top = Math.max(least, ...history.map((at) => at[figure]));
-  const points = history.map((at, i) => (100 - (history.length - 1 - i) * (100 / (HISTORY_MAX - 1))).toFixed(1) + "," + (19 - 17 * at[figure] / top).toFixed(1));
+function spark(history, stat, least) {
+  const top = Math.max(least, ...history.map((at) => at[stat]));
+  const points = history.map((at, i) => (100 - (history.length - 1 - i) * (100 / (HISTORY_MAX - 1))).toFixed(1) + "," + (19 - 17 * at[stat] / top).toFixed(1));
   const box = svg("svg", { class: "spark", viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": "true" });
   if (points.length > 1) box.append(svg("polyline", { points: points.join(" ") }));
   return box;
@@ -192,23 +192,23 @@ function badges(member, view) {
 }
 
 function cells(member, { view, shards }) {
-  const figures = member.stats;
+  const stats = member.stats;
   const history = remember(member);
   const lifetime = member.lease_seconds ?? 6;
   const age = member.heartbeat_age_seconds;
-  const cpuLimit = figures.cpu_limit_cores ?? 1;
-  const memoryShare = figures.memory_limit_bytes ? figures.memory_bytes / figures.memory_limit_bytes : null;
-  const headAge = figures.queue_head_age_seconds ?? 0;
+  const cpuLimit = stats.cpu_limit_cores ?? 1;
+  const memoryShare = stats.memory_limit_bytes ? stats.memory_bytes / stats.memory_limit_bytes : null;
+  const headAge = stats.queue_head_age_seconds ?? 0;
   const value = (text, more) => [el("span", { class: "value", text }), ...(more ? [el("span", { class: "more", text: more })] : [])];
   const revision = member.revision ? [el("span", { class: "more", text: "revision " + member.revision })] : [];
   return [
     [el("span", { class: "who" }, swatch(member.identity), el("span", { class: "name", text: member.identity })), el("span", { class: "badges" }, ...badges(member, view), ...revision)],
     [...value(seconds(age), "of " + lifetime + " s"), meter((age ?? 0) / lifetime, over((age ?? 0) / lifetime, 0.5, 1))],
     [...value(String(member.held)), meter(shards.length ? member.held / shards.length : 0)],
-    [...value(whole(figures.queue_depth), headAge >= 0.1 ? "oldest " + seconds(headAge) : "due now"), spark(history, "queue", 5)],
-    [...value(whole(figures.busy), "of " + whole(figures.workers)), meter(figures.workers ? figures.busy / figures.workers : 0)],
-    [...value(percent(figures.cpu_cores), figures.cpu_limit_cores ? "of " + percent(cpuLimit) : "of a core"), spark(history, "cpu", cpuLimit / 2)],
-    [...value(bytes(figures.memory_bytes), memoryShare === null ? "no limit" : "of " + bytes(figures.memory_limit_bytes)), meter(memoryShare ?? 0, over(memoryShare ?? 0))],
+    [...value(whole(stats.queue_depth), headAge >= 0.1 ? "oldest " + seconds(headAge) : "due now"), spark(history, "queue", 5)],
+    [...value(whole(stats.busy), "of " + whole(stats.workers)), meter(stats.workers ? stats.busy / stats.workers : 0)],
+    [...value(percent(stats.cpu_cores), stats.cpu_limit_cores ? "of " + percent(cpuLimit) : "of a core"), spark(history, "cpu", cpuLimit / 2)],
+    [...value(bytes(stats.memory_bytes), memoryShare === null ? "no limit" : "of " + bytes(stats.memory_limit_bytes)), meter(memoryShare ?? 0, over(memoryShare ?? 0))],
   ];
 }
 
@@ -255,10 +255,10 @@ function showMoves({ view, names }) {
   const shown = moves.slice(0, MOVES_SHOWN).map((move) => el("li", { title: move.at },
     el("time", { datetime: move.at, text: seconds(move.seconds_ago) + " ago" }), el("span", { class: "shard", text: "shard " + move.shard }),
     el("span", { class: "path" }, who(move.from, names), el("span", { class: "arrow", text: "→" }), who(move.to, names)),
-    el("span", { class: "why why-" + (move.why in WHY ? move.why : "unknown"), text: WHY[move.why] ?? move.why })));
+    el("span", { class: "why why-" + (move.why in MOVE_REASONS ? move.why : "unknown"), text: MOVE_REASONS[move.why] ?? move.why })));
   const since = view.observer ? seconds(view.observer.watching_seconds) : "";
-  if (!moves.length) shown.push(el("li", { class: "quiet", text: since ? "None in the " + since + " that this replica has watched." : "None seen." }));
-  if (moves.length > MOVES_SHOWN) shown.push(el("li", { class: "quiet", text: "and " + (moves.length - MOVES_SHOWN) + " before" }));
+  if (!moves.length) shown.push(el("li", { class: "quiet", text: since ? "None in the " + since + " that this replica has watched." : "None observed." }));
+  if (moves.length > MOVES_SHOWN) shown.push(el("li", { class: "quiet", text: "and " + (moves.length - MOVES_SHOWN) + " earlier ones" }));
   byId("move-rows").replaceChildren(...shown);
 }
 
@@ -284,10 +284,10 @@ function show(view) {
   fleet = digest(view);
   for (const part of [showVerdict, showRing, showReplicas, showClusters, showMoves, showChecks, showShards]) part(fleet);
   const observer = view.observer;
-  say(byId("seen-by"), observer ? "as " + observer.identity + " sees it · version " + observer.version : "");
+  say(byId("seen-by"), observer ? "as observed by " + observer.identity + " · version " + observer.version : "");
 }
 
-// The connection: one request at a time, each with a deadline, pauses that grow, none while hidden.
+// The connection: one request at a time, each with a deadline, increasing pauses, none while the page is hidden.
 
 function showLink() {
   const age = link.answered === null ? null : performance.now() - link.answered;
@@ -298,8 +298,8 @@ function showLink() {
   const stale = byId("stale");
   stale.hidden = state !== "stale";
   if (state === "stale") {
-    const what = age === null ? "No picture yet: " : "This picture is " + seconds(age / 1000) + " old: ";
-    say(stale, what + (link.reason || "no answer yet") + ". Trying again.");
+    const what = age === null ? "No data yet: " : "This view is " + seconds(age / 1000) + " old: ";
+    say(stale, what + (link.reason || "no answer yet") + ". Retrying.");
     if (age !== null && !document.title.startsWith("(old)")) document.title = "(old) " + document.title;
   }
 }
@@ -309,19 +309,19 @@ async function ask() {
   const timer = setTimeout(() => patience.abort(), PATIENCE_MS);
   try {
     const answer = await fetch(location.pathname, { headers: { Accept: "application/json" }, cache: "no-store", signal: patience.signal });
-    if (!answer.ok) throw new Error((await answer.text()).slice(0, 200).trim() || "the replica answers " + answer.status);
+    if (!answer.ok) throw new Error((await answer.text()).slice(0, 200).trim() || "the replica answered " + answer.status);
     const view = await answer.json();
     try {
       show(view);
     } catch (error) {
-      throw new Error("this page can not show the answer (" + error.message + "); reload it");
+      throw new Error("this page cannot show the answer (" + error.message + "); reload it");
     }
     link.answered = performance.now();
     link.failures = 0;
     link.reason = "";
   } catch (error) {
     link.failures += 1;
-    link.reason = error.name === "AbortError" ? "the replica takes longer than " + PATIENCE_MS / 1000 + " s to answer"
+    link.reason = error.name === "AbortError" ? "the replica did not answer within " + PATIENCE_MS / 1000 + " s"
       : error instanceof TypeError ? "the replica does not answer" : error.message;
   } finally {
     clearTimeout(timer);

@@ -24,14 +24,14 @@ class Ring {
     this.only = null;
   }
 
-  /** Draws the arcs anew when their number changed; otherwise only what is different about them. */
+  /** Draws the arcs again if their number has changed; otherwise only their differences. */
   update(shards, facts) {
     this.facts = facts;
     if (shards.length !== this.shards.length) this.draw(shards.length);
     this.shards = shards;
     shards.forEach((shard, i) => this.paint(shard, i));
     this.highlight(this.only);
-    if (this.told !== undefined) this.tell(this.told);
+    if (this.described !== undefined) this.describe(this.described);
     const held = shards.filter((shard) => shard.owned).length;
     say(this.middle, held + " / " + shards.length);
     this.root.classList.toggle("trouble", held < shards.length);
@@ -72,11 +72,11 @@ class Ring {
       const [x, y] = point(RING.label, centre).split(" ");
       group.append(svg("text", { class: "number", x, y, text: String(i) }));
     }
-    group.addEventListener("pointerenter", () => this.tell(i));
-    group.addEventListener("pointerdown", () => this.tell(i));
-    group.addEventListener("pointerleave", () => this.untell());
-    group.addEventListener("focus", () => { this.current = i; this.tell(i); });
-    group.addEventListener("blur", () => this.untell());
+    group.addEventListener("pointerenter", () => this.describe(i));
+    group.addEventListener("pointerdown", () => this.describe(i));
+    group.addEventListener("pointerleave", () => this.clearDescription());
+    group.addEventListener("focus", () => { this.current = i; this.describe(i); });
+    group.addEventListener("blur", () => this.clearDescription());
     this.arcs.push({ group, body, veil, shape, next, fresh });
     this.root.append(group);
   }
@@ -93,14 +93,14 @@ class Ring {
     arc.group.setAttribute("aria-label", shard.text);
   }
 
-  tell(i) {
-    this.told = i;
+  describe(i) {
+    this.described = i;
     const shard = this.shards[i];
     if (shard) say(this.detail, shard.text);
   }
 
-  untell() {
-    this.told = undefined;
+  clearDescription() {
+    this.described = undefined;
     say(this.detail, this.facts);
   }
 

@@ -1,4 +1,4 @@
-//! Doubts about the machine, each put as a test: what the simulation and the model found, and bad days.
+//! Regressions: cases that the simulation and the model found, and outages.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ fn replica_that_missed_updates_of_a_deleted_lease_leaves_it_to_its_holder() {
     world.node("c").frozen = true;
     world.until("the survivors to hold all", 9000, |w| w.all_run(32));
     let taken = world.server.shards[&id].clone();
-    // Its holder stands still for a moment; the one who comes back remembers it as its own.
+    // Its holder stalls for a moment; the replica that comes back remembers it as its own.
     world.node(&taken.holder).frozen = true;
     world.server.shards.remove(&id);
     world.node("c").frozen = false;
@@ -23,7 +23,7 @@ fn replica_that_missed_updates_of_a_deleted_lease_leaves_it_to_its_holder() {
             .shards
             .get(&id)
             .is_none_or(|lease| lease.epoch > taken.epoch),
-        "an epoch that another works in was given away: {:?}",
+        "an epoch in which another replica works was handed over: {:?}",
         world.server.shards[&id]
     );
     world.node(&taken.holder).frozen = false;
@@ -35,8 +35,8 @@ fn replica_that_missed_updates_of_a_deleted_lease_leaves_it_to_its_holder() {
     });
 }
 
-/// Those who saw everything leave it to the holder, who does not know that it is; it remembers the
-/// former one, who knows that it is not.
+/// Replicas with a complete record leave it to the holder, which does not know that it is the
+/// holder; the holder remembers the former one, which knows that it is not.
 #[test]
 fn lease_deleted_before_its_new_holder_observed_it_is_recreated() {
     let mut world = World::new();
@@ -45,7 +45,7 @@ fn lease_deleted_before_its_new_holder_observed_it_is_recreated() {
         world.join(name, 4);
     }
     world.until("all to run", 3000, |w| w.all_run(4));
-    // Everybody has seen all Leases.
+    // All replicas have observed all Leases.
     world.run(100);
     world.tampered = true;
     let mut lease = world.server.shards[&ShardId(0)].clone();
@@ -70,7 +70,7 @@ fn lease_deleted_before_its_new_holder_observed_it_is_recreated() {
     world.node(to).frozen = false;
     world.until("all to run again", 9000, |w| w.all_run(4));
     let back = &world.server.shards[&shard];
-    // Nobody had begun under the epoch of the deleted one: the table would know.
+    // No replica had started under the epoch of the deleted Lease: the table would show it.
     assert!(back.epoch >= lease.epoch, "{lease:?} became {back:?}");
 }
 
@@ -100,7 +100,7 @@ fn replica_leaving_right_after_a_lapse_hands_over_instead_of_vacating() {
     world.run(6000);
     world.node("a").queue.push(Event::Shutdown);
     world.server.away = false;
-    world.until("it to be gone", 12_000, |w| {
+    world.until("it to exit", 12_000, |w| {
         let vacant = w
             .server
             .shards
@@ -128,7 +128,7 @@ fn leaving_without_an_api_server_respects_the_retry_interval() {
     let asked = world.server.requests - before;
     assert!((2..=30).contains(&asked), "{asked} requests in 2 s");
     world.server.away = false;
-    world.until("it to be gone", 2000, |w| w.nodes["b"].exited);
+    world.until("it to exit", 2000, |w| w.nodes["b"].exited);
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn leaving_replica_without_watch_events_does_not_wait_long() {
     assert_ne!(successors(&world, "a"), BTreeSet::new());
 }
 
-/// It learns of the new holder by a read, whose member Lease its watch never showed.
+/// The replica learns of the new holder, whose member Lease its watch never showed, by a read.
 #[test]
 fn replica_unaware_of_a_newcomer_takes_nothing_from_it() {
     let mut world = World::new();

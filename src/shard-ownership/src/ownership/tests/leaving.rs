@@ -1,8 +1,8 @@
-//! Leaving: what is given away when, and what is waited for.
+//! Leaving: what is handed over when, and what is waited for.
 
 use super::*;
 
-/// "a" holds 32 shards, and "b" none; no fleet leader moves any.
+/// "a" holds 32 shards, and "b" none; there is no fleet leader.
 fn one_that_has_all() -> World {
     let mut world = World::new();
     world.leader = false;
@@ -16,7 +16,7 @@ fn one_that_has_all() -> World {
 #[test]
 fn leaving_replica_hands_over_a_sixteenth_at_once_without_waiting_for_slow_shards() {
     let mut world = one_that_has_all();
-    // Whatever is asked of it now takes long.
+    // Requests take long from now on.
     world.node("a").drains = false;
     world.node("a").queue.push(Event::Shutdown);
     let handing_over = |w: &World| {
@@ -65,7 +65,7 @@ fn slow_listing_successor_delays_only_its_own_shard() {
     world.until("the others to move", 3500, |w| moved(w) == 31);
     world.run(3000);
     assert_eq!(moved(&world), 31);
-    world.until("the last one to move all the same", 10_000, |w| {
+    world.until("the last one to move regardless", 10_000, |w| {
         moved(w) == 32
     });
 }
@@ -80,6 +80,6 @@ fn receiving_several_shards_needs_no_renewal_for_each() {
     });
     let before = renewals(&world);
     world.until("all to move", 500, |w| moved(w) == 32);
-    // The next one would have been due much later.
+    // The next renewal would have been due much later.
     assert_eq!(renewals(&world), before);
 }

@@ -73,9 +73,13 @@ fn unavailable_api_server_does_not_make_members_dead() {
     world.run(9000);
     assert_eq!(world.held("a"), 0, "validity must have lapsed");
     world.server.away = false;
-    world.until("everybody to go on", 3000, |w| w.all_run(32));
+    world.until("all to resume", 3000, |w| w.all_run(32));
     world.run(5000);
-    assert_eq!(holders(&world), before, "shards moved though nobody died");
+    assert_eq!(
+        holders(&world),
+        before,
+        "shards moved although no replica died"
+    );
     assert!(world.nodes.values().all(|node| node.lives == 1));
 }
 
@@ -202,7 +206,7 @@ fn another_number_of_shards_waits_until_the_old_number_has_gone() {
     world.until("the standby to take all", 15_000, |w| w.held("x") == 16);
 }
 
-/// Longest that a shard was worked on by nobody while `act` happened, in steps of 25 ms.
+/// Longest time for which a shard was not worked on while `act` happened, in steps of 25 ms.
 fn longest_gap(world: &mut World, act: impl FnOnce(&mut World)) -> u64 {
     world.unowned_ms.clear();
     act(world);
@@ -241,7 +245,7 @@ fn last_replica_to_leave_vacates_its_shards() {
     world.join("a", 4);
     world.until("all to run", 3000, |w| w.all_run(4));
     world.node("a").queue.push(Event::Shutdown);
-    world.until("it to be gone", 2000, |w| w.nodes["a"].exited);
+    world.until("it to exit", 2000, |w| w.nodes["a"].exited);
     assert!(
         world
             .server
@@ -258,7 +262,7 @@ fn new_fleet_distributes_shards_without_moving_any() {
     for name in ["a", "b", "c"] {
         world.node(name).queue.push(Event::Shutdown);
     }
-    world.until("all to be gone", 3000, |w| {
+    world.until("all to exit", 3000, |w| {
         w.nodes.values().all(|node| node.exited)
     });
     let epochs = |world: &World| -> Vec<u32> {
@@ -272,7 +276,7 @@ fn new_fleet_distributes_shards_without_moving_any() {
     }
     world.until("all to run", 1500, |w| w.all_run(32));
     world.run(5000);
-    assert!(world.held("d") <= 11, "the first to come took all");
+    assert!(world.held("d") <= 11, "the first replica took all");
     let once: Vec<u32> = before.iter().map(|epoch| epoch + 1).collect();
     assert_eq!(epochs(&world), once, "a shard moved again");
 }
@@ -324,11 +328,11 @@ fn in_a_rolling_update_no_older_replica_is_given_a_shard() {
         world.node(new).revision = "2".into();
         world.run(2000);
         world.node(old).queue.push(Event::Shutdown);
-        world.until("the old one to be gone", 5000, |w| {
+        world.until("the old one to exit", 5000, |w| {
             w.nodes[old].exited && w.all_run(32)
         });
         for name in ["a", "b", "c"] {
-            assert!(world.held(name) <= before[name], "{name} was given a shard");
+            assert!(world.held(name) <= before[name], "{name} received a shard");
         }
     }
     world.until("balance", 9000, |w| {

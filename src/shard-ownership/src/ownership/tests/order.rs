@@ -1,4 +1,5 @@
-//! One machine, and a test that chooses when each request arrives, is answered and is seen.
+//! One state machine, and a test that chooses when each request arrives, is answered and is
+//! observed.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +16,7 @@ struct SingleReplica {
     now_ms: u64,
     revision: u64,
     loses_member_writes: bool,
-    /// Writes of its member Lease that wait to be carried out, if they wait.
+    /// Held back writes of its member Lease.
     held_back: Option<Vec<(WriteId, MemberWrite)>>,
     member: Option<MemberLease>,
     /// How its member Lease was ended.
@@ -46,7 +47,7 @@ impl SingleReplica {
         }
     }
 
-    /// Knows of all Leases, and may act.
+    /// Has observed all Leases, and may act.
     fn joined(others: Vec<MemberLease>, shards: Vec<ShardLease>) -> Self {
         Self::new().joins(others, shards)
     }
@@ -103,7 +104,7 @@ impl SingleReplica {
         }
     }
 
-    /// As `lease_of`, planned for another.
+    /// As `lease_of`, with another replica as planned successor.
     fn planned(&mut self, holder: &str, epoch: u32, next: &str) -> ShardLease {
         let mut lease = self.lease_of(holder, epoch, "uid-0");
         lease.successor = Some(Successor {
@@ -279,7 +280,7 @@ fn a_write_without_an_answer_is_not_repeated_once_the_lease_moved_on() {
     me.send(Event::ShardWritten(id, WriteResult::Unknown));
     me.pass(1000);
     assert!(me.writes_nothing(), "{:?}", me.sent);
-    // Nothing old is waiting for the moment in which the Lease is gone.
+    // No old request is left that could take effect once the Lease is deleted.
     me.watched_end("uid-0");
     me.pass(100);
     assert!(me.writes_nothing(), "{:?}", me.sent);
@@ -332,7 +333,7 @@ fn shard_received_while_leaving_is_handed_over_and_not_vacated() {
     me.pass(200);
     assert!(
         me.writes_nothing(),
-        "nobody knows yet that we leave: {:?}",
+        "no member knows yet that we leave: {:?}",
         me.sent
     );
     for (id, write) in me.held_back.take().unwrap() {
@@ -356,7 +357,7 @@ fn leaving_of_a_former_incarnation_does_not_apply_to_the_current_one() {
     me.pass(200);
     assert!(me.member.as_ref().unwrap().draining);
     let drain = Action::Drain(SHARD);
-    assert!(!me.did.contains(&drain), "who came was not seen yet");
+    assert!(!me.did.contains(&drain), "newcomers were not observed yet");
     let mine = me.member.clone().unwrap();
     me.send(Event::MemberObserved(mine));
     assert!(me.did.contains(&drain), "{:?}", me.did);
@@ -441,7 +442,7 @@ fn leaving_replica_waits_briefly_for_shards_handed_to_it() {
     me.send(Event::Shutdown);
     me.pass(500);
     assert_eq!(me.ended, None);
-    // By now its holder knows, and keeps it.
+    // By now its holder knows about the leave, and keeps the shard.
     let kept = me.lease_of("other", 5, "uid-0");
     me.send(Event::ShardObserved(kept));
     assert_eq!(me.ended, Some(MemberChange::Delete));

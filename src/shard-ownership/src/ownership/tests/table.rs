@@ -1,4 +1,5 @@
-//! The shard table in the world: created once, followed by work, never fooled, replaced, refused, converted.
+//! The shard table in the world: created once, followed by work, never misleading, replaced, refused,
+//! converted.
 
 use super::*;
 use crate::table::Entry;
@@ -137,7 +138,7 @@ fn replica_without_write_access_to_the_table_hands_over_its_shards() {
     assert!(world.held("a") > 11, "{}", world.held("a"));
     assert!(world.server.members["b"].barred);
     world.run(5000);
-    assert!(world.all_run(32), "nothing is given to it meanwhile");
+    assert!(world.all_run(32), "it receives nothing meanwhile");
     world.server.refuses_table_of = None;
     world.until("it to be eligible again", 5000, |w| {
         !w.server.members["b"].barred
@@ -148,7 +149,7 @@ fn replica_without_write_access_to_the_table_hands_over_its_shards() {
 fn refused_table_entry_does_not_block_others() {
     let mut world = World::new();
     world.join("a", 4);
-    // Somebody else's hand is in the table before the first write of an entry.
+    // Someone else edits the table before the first write of an entry.
     world.until("a table", 3000, |w| w.server.table.is_some());
     let foreign = Entry {
         epoch: 1,

@@ -1,4 +1,4 @@
-//! A world for the machine: Leases in memory, replicas, and a virtual clock.
+//! A simulated environment of the state machine: Leases in memory, replicas, and a virtual clock.
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::hash::{ShardCount, ShardId};
@@ -17,7 +17,7 @@ pub(super) struct Server {
     pub(super) uids: u64,
     pub(super) away: bool,
     pub(super) table: Option<ShardTable>,
-    /// Whose writes of the table are refused.
+    /// The replica whose writes of the table are refused.
     pub(super) refuses_table_of: Option<String>,
     /// Requests so far, answered or not.
     pub(super) requests: usize,
@@ -166,7 +166,7 @@ pub(super) struct Node {
     pub(super) halted: Vec<(ShardId, Reason)>,
     pub(super) frozen: bool,
     pub(super) drains: bool,
-    /// Shards whose lists do not end.
+    /// Shards whose lists do not complete.
     pub(super) still_lists: BTreeSet<ShardId>,
     pub(super) exited: bool,
     pub(super) lose_replies: usize,
@@ -190,12 +190,13 @@ pub(super) struct World {
     pub(super) nodes: BTreeMap<String, Node>,
     pub(super) now_ms: u64,
     /// For each shard, every epoch in which anybody worked, and who did.
-    /// Whether somebody plans.
+    /// Whether there is a fleet leader.
     pub(super) leader: bool,
-    /// Leases were deleted or restored: for a moment two may work on one shard, never in one epoch.
+    /// Leases were deleted or restored: for a moment two replicas may work on one shard, never in
+    /// one epoch.
     pub(super) tampered: bool,
     pub(super) most_under_way: usize,
-    /// For how long each shard was worked on by nobody.
+    /// For how long each shard was not worked on.
     pub(super) unowned_ms: BTreeMap<ShardId, u64>,
     pub(super) history: BTreeMap<(ShardId, u32), BTreeSet<String>>,
 }
@@ -241,7 +242,7 @@ impl World {
         self.nodes.get_mut(identity).unwrap()
     }
 
-    /// A quarter of a tick: every machine sees the Leases as they are, then acts.
+    /// A quarter of a tick: every state machine observes the Leases, then acts.
     pub(super) fn step(&mut self) {
         self.now_ms += 25;
         let names: Vec<String> = self.nodes.keys().cloned().collect();
@@ -273,7 +274,7 @@ impl World {
         self.check();
     }
 
-    /// What a fleet leader does.
+    /// The work of a fleet leader.
     fn lead(&mut self) {
         let Some(node) = self.nodes.values().next() else {
             return;
@@ -282,7 +283,7 @@ impl World {
         let members: Vec<MemberLease> = self.server.members.values().cloned().collect();
         let shards: Vec<ShardLease> = self.server.shards.values().cloned().collect();
         let fleet = Fleet::new(count, &members, &shards);
-        // Nothing here stays half-way in an update for as long as that takes to be balanced.
+        // No update in these tests stays incomplete for as long as it takes until it is balanced.
         if fleet.is_mixed() {
             return;
         }
@@ -298,7 +299,7 @@ impl World {
         self.most_under_way = self.most_under_way.max(under_way);
     }
 
-    /// Shards that nobody works on, by step: for tests of planned moves.
+    /// Shards that no replica works on, by step: for tests of planned moves.
     fn note_unowned(&mut self) {
         for id in self.server.shards.keys() {
             let held = self
@@ -402,7 +403,7 @@ impl World {
         }
     }
 
-    /// At no instant do two replicas that may act work on one shard; no epoch has two workers.
+    /// At no instant do two replicas that may act work on one shard; no epoch has two holders.
     pub(super) fn check(&self) {
         let mut workers: BTreeMap<ShardId, &str> = BTreeMap::new();
         for (name, node) in &self.nodes {

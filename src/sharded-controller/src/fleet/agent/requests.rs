@@ -1,4 +1,4 @@
-//! Requests for Leases and the shard table that the machine asks for; each outcome comes back as an event.
+//! Requests for Leases and the shard table by the state machine; each outcome comes back as an event.
 
 use tokio::time::timeout;
 

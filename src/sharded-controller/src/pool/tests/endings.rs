@@ -1,4 +1,4 @@
-//! How runs end badly, and what follows.
+//! Runs that fail, and the consequences.
 
 use std::io::{Write, sink};
 use std::sync::OnceLock;
@@ -193,10 +193,10 @@ impl Write for Pages {
 }
 
 impl Pages {
-    /// Collects what this thread logs while the guard lives.
+    /// Collects the log of this thread while the guard is alive.
     fn collect(&self) -> DefaultGuard {
-        // While a process has one subscriber only, tracing asks whichever thread comes by whether
-        // anybody listens, and remembers its "nobody" for all threads: so keep two more.
+        // While a process has only one subscriber, tracing asks any thread whether a subscriber is
+        // interested, and caches its "no" for all threads: so keep two more.
         static ALSO_LISTENING: OnceLock<[Dispatch; 2]> = OnceLock::new();
         let listener = || Dispatch::new(tracing_subscriber::fmt().with_writer(sink).finish());
         ALSO_LISTENING.get_or_init(|| [listener(), listener()]);
@@ -251,7 +251,7 @@ async fn early_runs_do_not_change_the_scheduled_retry() {
     let stage = stage(config(1), |_, _| end_after(0, failed("no")));
     stage.add(0);
     stage.settled().await;
-    // The echoes of what the run wrote before it failed.
+    // Watch events of the writes before the failure.
     for _ in 0..9 {
         stage.add(0);
         stage.settled().await;

@@ -1,4 +1,4 @@
-//! The pool under paused time, with a reconciler that does as it is told and keeps a diary.
+//! The pool under paused time, with a scripted reconciler that records its runs.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod endings;
@@ -24,7 +24,7 @@ use shard_ownership::token::FencingToken;
 const SHARD: ShardId = ShardId(0);
 const NOW: Duration = Duration::ZERO;
 
-/// How one run goes: it takes a while, then ends like this.
+/// The course of one run: its duration, then its result.
 #[derive(Clone, Debug)]
 enum Behavior {
     Give(Duration, Result<Outcome, Failure>),
@@ -68,7 +68,7 @@ struct RunLog {
     now: HashMap<ObjectKey, usize>,
     peak: usize,
     peak_of_one: usize,
-    /// Runs in which others waited.
+    /// Runs during which others waited.
     crowded: usize,
     completed: usize,
 }
@@ -81,7 +81,7 @@ struct Actor {
     run_log: Arc<Mutex<RunLog>>,
 }
 
-/// Notes the end of a run, also of one that is dropped or panics.
+/// Records the end of a run, also of one that is dropped or panics.
 struct OnStage {
     run_log: Arc<Mutex<RunLog>>,
     key: ObjectKey,
@@ -145,7 +145,7 @@ impl Reconcile for Actor {
     }
 }
 
-/// A pool with one started shard, its metrics, and the diary of its reconciler.
+/// A pool with one started shard, its metrics, and the log of its reconciler.
 struct Stage {
     pool: Pool<Actor>,
     metrics: Arc<Metrics>,

@@ -65,7 +65,7 @@ async fn result_of_a_run_ending_during_the_stop_is_discarded() {
     let stopped: Arc<OnceLock<Pool<Actor>>> = Arc::default();
     let stop = Arc::clone(&stopped);
     let stage = stage(config(1), move |_, _| {
-        // Nothing is awaited after this, so the result is there in the same poll.
+        // Nothing is awaited after this, so the result is available in the same poll.
         stop.get().unwrap().stop_shard(SHARD);
         Behavior::Give(NOW, failed("too late"))
     });

@@ -1,4 +1,4 @@
-//! Bounds and order of the work, and the figures that tell about it.
+//! Bounds and order of the work, and its metrics.
 
 use super::*;
 use crate::queue::AddError;
@@ -23,7 +23,7 @@ async fn run_reports_whether_other_objects_wait() {
         .enqueue(SHARD, &key(8), Duration::from_secs(3600))
         .unwrap();
     stage.settled().await;
-    // Two rounds of three had others behind them; nobody waits for one that is due in an hour.
+    // Two rounds of three had others behind them; none waits for one that is due in an hour.
     assert_eq!(stage.runs(), 8);
     assert_eq!(stage.run_log.lock().unwrap().crowded, 6);
 }
@@ -235,7 +235,7 @@ async fn a_queue_that_is_too_small_for_all_objects_loses_none() {
     let stage = stage(config, |_, _| settles(0));
     let all = || (0..8).map(key).collect::<Vec<_>>();
     for n in 0..8 {
-        // What is refused for the moment is offered again.
+        // What is refused temporarily is offered again.
         let _full = stage.pool.enqueue(SHARD, &key(n), NOW);
     }
     let starts = || -> Vec<usize> { (0..8).map(|n| stage.starts(n).len()).collect() };
@@ -250,7 +250,7 @@ async fn a_queue_that_is_too_small_for_all_objects_loses_none() {
         tokio::time::sleep(Duration::from_secs(61)).await;
     }
     let starts = starts();
-    // All have run, and one that changes now takes the place of one that only waits.
+    // All have run, and one that changes now replaces one that only waits.
     stage.add(5);
     stage.settled().await;
     assert_eq!(stage.starts(5).len(), starts[5] + 1);
