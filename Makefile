@@ -13,7 +13,7 @@ export GOTOOLCHAIN ?= auto
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 
-# Options of `make run`, `make chaos`, `make figures`, `make bench` and others, given on the command line or in the
+# Options of `make run`, `make chaos`, `make bench-fleet`, `make bench` and others, given on the command line or in the
 # environment; those that are empty count as not given.
 OPTIONS := CLUSTERS FLEETS GATES ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
@@ -61,38 +61,38 @@ chaos-control: ready ## the scenarios with a planted fault, without it: each has
 	@$(call build,operator,the experiments) --bin databasecluster-operator
 	@"$(DEBUG)/chaos" run --control
 
-.PHONY: figures
-figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers
-	@$(call build,figures,the measurement) -p figures
-	@status=0; for figure in handover join scale quiet cluster fence; do \
-	  "$(DEBUG)/figures" $$figure || status=$$?; [ $$status -ne 130 ] || break; \
+.PHONY: bench-fleet
+bench-fleet: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+bench-fleet: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@status=0; for benchmark in handover join scale quiet cluster fence; do \
+	  "$(DEBUG)/benchmarks" $$benchmark || status=$$?; [ $$status -ne 130 ] || break; \
 	done; exit $$status
 
-.PHONY: figures-watch
-figures-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-figures-watch: ready release ## what several replicas cost over one, gate on and off; CLUSTERS=20000 FLEETS=1,2,3,5 GATES=on,off
-	@$(call build,figures,the measurement) -p figures
-	@exec "$(DEBUG)/figures" watch
+.PHONY: bench-watch
+bench-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+bench-watch: ready release ## what several replicas cost over one, gate on and off; CLUSTERS=20000 FLEETS=1,2,3,5 GATES=on,off
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" watch
 
 # One build for each allocator, kept side by side.
 ALLOCATORS := system mimalloc jemalloc
-.PHONY: figures-allocator
-figures-allocator: ready ## memory after everything was listed anew, by allocator; CLUSTERS=3000
+.PHONY: bench-allocator
+bench-allocator: ready ## memory after everything was listed anew, by allocator; CLUSTERS=3000
 	@mkdir -p "$(RELEASE)/allocators"
 	@for allocator in $(ALLOCATORS); do \
 	  features=--no-default-features; [ "$$allocator" = system ] || features="$$features --features $$allocator"; \
 	  $(call build,operator with $$allocator,the next allocator) --release -p databasecluster-operator --bin databasecluster-operator $$features; \
 	  cp "$(RELEASE)/databasecluster-operator" "$(RELEASE)/allocators/$$allocator"; \
 	done
-	@$(call build,figures,the measurement) -p figures
-	@exec "$(DEBUG)/figures" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
 
 .PHONY: series
 series: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 series: ready release ## how many series each replica exports with 10,000 DatabaseClusters; CLUSTERS=10000
-	@$(call build,figures,the measurement) -p figures
-	@exec "$(DEBUG)/figures" series
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" series
 
 .PHONY: pictures
 pictures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
@@ -137,15 +137,15 @@ e2e: ## on real nodes of this machine, from installing to upgrading; needs root.
 .PHONY: bench
 bench: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 bench: ready release ## the operator beside a Go operator for the same job, in one run: a table, and .run/bench.json; CLUSTERS=500, ROUNDS=3
-	@$(call build,figures,the measurement) -p figures
-	@exec "$(DEBUG)/figures" bench --json .run/bench.json
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" bench --json .run/bench.json
 
 # Only the operator is built for speed: what observes it need not be.
 .PHONY: release
 release:
 	@$(call build,operator for speed,what measures it) --release -p databasecluster-operator --bin databasecluster-operator
 
-# What `run`, `chaos` and `figures` need before anything is built.
+# What `run`, `chaos` and `bench-fleet` need before anything is built.
 .PHONY: ready
 ready:
 	@tests/set-up.sh run

@@ -28,12 +28,12 @@ fn matches(name: &str, expected: &str) {
 }
 
 #[test]
-fn the_page_of_metrics_matches_the_catalogue() {
+fn metrics_page_matches_the_catalogue() {
     matches("docs/metrics.md", &metrics_doc::page());
 }
 
 #[test]
-fn the_reference_of_the_kind_matches_the_crd() {
+fn api_reference_matches_the_crd() {
     let name = "docs/databasecluster.md";
     let page = fs::read_to_string(path(name)).unwrap();
     let (before, rest) = page.split_once(BEGIN).unwrap();
@@ -42,7 +42,7 @@ fn the_reference_of_the_kind_matches_the_crd() {
 }
 
 #[test]
-fn every_reason_of_a_condition_is_explained() {
+fn every_condition_reason_is_documented() {
     let code = fs::read_to_string(path("src/core/lifecycle/stage.rs")).unwrap();
     let page = fs::read_to_string(path("docs/databasecluster.md")).unwrap();
     let (_, reasons) = code.split_once("pub mod reason {").unwrap();

@@ -76,7 +76,7 @@ fn statefulset(name: &str, number: usize, bucket: Bucket) -> Value {
 }
 
 #[test]
-fn a_cluster_with_its_children_takes_a_few_kilobytes() {
+fn cluster_with_children_takes_a_few_kilobytes() {
     let store = Store::new(ShardCount::new(32).unwrap());
     let put = |number: usize| {
         let object = cluster(number);

@@ -151,7 +151,7 @@ fn function_name(line: &str) -> Option<String> {
 }
 
 #[test]
-fn modules_say_what_they_are_for() {
+fn modules_have_documentation() {
     let silent = rust_files().into_iter().filter_map(|file| {
         let first = file.text.lines().next().unwrap_or_default();
         let purpose = first.strip_prefix("//! ").unwrap_or_default();
@@ -161,7 +161,7 @@ fn modules_say_what_they_are_for() {
 }
 
 #[test]
-fn no_file_knows_the_machine_it_was_written_on() {
+fn no_file_contains_machine_specific_paths() {
     let homes = [["/ro", "ot/"].concat(), ["/wo", "rk/"].concat()];
     let found = files().into_iter().flat_map(|file| {
         let lines = file.text.lines().enumerate();
@@ -174,7 +174,7 @@ fn no_file_knows_the_machine_it_was_written_on() {
 }
 
 #[test]
-fn core_knows_no_clock_no_chance_and_no_cluster() {
+fn core_uses_no_clock_no_randomness_and_no_api() {
     let outside = [
         "tokio",
         "kube::",
@@ -207,7 +207,7 @@ fn core_knows_no_clock_no_chance_and_no_cluster() {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_resolve() {
     let mut found = Vec::new();
     for file in files() {
         if file.extension() != "md" {
@@ -246,7 +246,7 @@ fn links(text: &str) -> Vec<(usize, String)> {
 }
 
 #[test]
-fn the_rules_themselves_find_what_they_look_for() {
+fn rules_detect_their_own_violations() {
     let text = "impl A {\n    pub async fn long() {\n        a();\n\n    }\n\n    fn short() {}\n    fn none();\n    fn wide(\n        a: u8,\n    ) -> u8;\n}\n";
     let found = functions(text);
     let expected = [

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use testbed::table::Table;
 
-use crate::judge::History;
+use crate::checker::History;
 use crate::scenario::Scenario;
 
 /// Microseconds since 1970, as in the audit log.

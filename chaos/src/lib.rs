@@ -7,15 +7,15 @@
 //! | [`faults`], [`proxy`] | what is broken, and the proxy that breaks what signals can not |
 //! | [`users`], [`recorder`], [`state`] | what is asked for, what replicas use and say, what is there in the end |
 //! | [`evidence`] | what a run leaves |
-//! | [`judge`] | decides, from the audit log, the fate of the processes and the final state |
+//! | [`checker`] | decides, from the audit log, the fate of the processes and the final state |
 //! | [`report`] | tells people: a page, JSON, one line each |
 //! | [`takeover`] | finds the first write by another replica, for the program `sigkill` |
 
-pub mod arena;
 pub mod catalogue;
+pub mod checker;
+pub mod environment;
 pub mod evidence;
 pub mod faults;
-pub mod judge;
 pub mod progress;
 pub mod proxy;
 pub mod recorder;

@@ -104,7 +104,7 @@ impl Recorder {
 }
 
 async fn sample(at: Micros, target: Target, also: &[String]) -> Option<Sample> {
-    let figures = target.process.figures().ok()?;
+    let stats = target.process.usage().ok()?;
     let asked = http_get::get(&target.url, "/metrics", "text/plain");
     let (up, mut metrics) = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
         Ok(Ok(answer)) if answer.status == 200 => (1.0, kept(&Metrics::parse(&answer.body), also)),
@@ -114,8 +114,8 @@ async fn sample(at: Micros, target: Target, also: &[String]) -> Option<Sample> {
     Some(Sample {
         at,
         pod: target.pod,
-        memory_bytes: figures.resident_bytes,
-        cpu_seconds: figures.cpu_seconds,
+        memory_bytes: stats.resident_bytes,
+        cpu_seconds: stats.cpu_seconds,
         metrics,
     })
 }
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metric_is_summed_over_its_labels_but_for_the_one_that_is_given() {
+    fn metric_is_summed_over_all_labels_except_the_given_one() {
         let text = "r{code=\"200\",verb=\"a\"} 5\nr{code=\"429\",verb=\"a\"} 1\nr{code=\"429\",verb=\"b\"} 2\n";
         let metrics = Metrics::parse(text);
         assert_eq!(value(&metrics, "r"), Some(8.0));

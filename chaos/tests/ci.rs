@@ -15,9 +15,9 @@ async fn run(name: &str) {
         .await
         .unwrap();
     assert!(
-        outcome.judgement.passed(),
+        outcome.result.passed(),
         "{}",
-        report::lines(&outcome.judgement).join("\n")
+        report::lines(&outcome.result).join("\n")
     );
 }
 
@@ -30,7 +30,7 @@ macro_rules! scenarios {
         })+
 
         #[test]
-        fn each_scenario_of_the_set_has_a_test() {
+        fn each_ci_scenario_has_a_test() {
             let found: Vec<String> = catalogue::of_set(Set::Ci)
                 .unwrap()
                 .into_iter()
@@ -43,8 +43,8 @@ macro_rules! scenarios {
 
 scenarios! {
     a_killed_replica_is_replaced_in_time: "kill-shard-leader",
-    the_lack_of_compare_and_swap_is_found: "planted-no-compare-and-swap",
-    the_lack_of_the_fence_is_found: "planted-no-fence",
-    the_lack_of_the_resync_is_found: "planted-no-resync",
-    the_lack_of_the_validity_check_is_found: "planted-no-validity",
+    missing_compare_and_swap_is_found: "failpoint-no-compare-and-swap",
+    missing_fence_is_found: "failpoint-no-fence",
+    missing_resync_is_found: "failpoint-no-resync",
+    missing_validity_check_is_found: "failpoint-no-validity",
 }

@@ -122,7 +122,7 @@ fn epochs(shards: &[Shard]) -> Vec<(String, i32)> {
 }
 
 #[tokio::test]
-async fn heartbeats_hold_while_other_requests_of_the_operator_fill_the_api_server() {
+async fn heartbeats_succeed_while_other_operator_requests_saturate_the_api_server() {
     let (control_plane, _silent) = slow_server().await;
     let client = control_plane.client();
     let mut fleet = Fleet::install(&control_plane, FleetOptions::default())

@@ -63,7 +63,7 @@ async fn wait_gone(control_plane: &ControlPlane) {
 }
 
 #[tokio::test]
-async fn it_installs_over_a_half_finished_one_and_over_itself() {
+async fn install_succeeds_over_a_partial_install_and_over_itself() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     // The namespace without its labels, an older kind, half of the rights.
     run(kubectl_of(&control_plane).args(["create", "namespace", NAMESPACE]));
@@ -116,7 +116,7 @@ async fn testbed_namespace(client: &kube::Client, name: &str) {
 }
 
 #[tokio::test]
-async fn its_pods_keep_the_strictest_pod_security_standard_which_is_enforced() {
+async fn pods_meet_the_enforced_restricted_pod_security_standard() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     apply(&control_plane);
     // Pods that do not keep it are not created, so that these are there is the proof.
@@ -160,7 +160,7 @@ async fn its_pods_keep_the_strictest_pod_security_standard_which_is_enforced() {
 }
 
 #[tokio::test]
-async fn removed_twice_and_installed_again_it_never_touches_a_database() {
+async fn repeated_removal_and_reinstall_never_touch_a_database() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     apply(&control_plane);
     let client = control_plane.client();
@@ -276,7 +276,7 @@ const RIGHTS: [(&str, &str, &str, bool); 13] = [
 ];
 
 #[tokio::test]
-async fn whoever_may_view_edit_or_administer_a_namespace_may_do_so_with_its_databases() {
+async fn view_edit_and_admin_roles_include_databaseclusters() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     apply(&control_plane);
     testbed_namespace(&control_plane.client(), "shop").await;
@@ -395,7 +395,7 @@ async fn helm_installs_twice_upgrades_and_leaves_the_databases() {
 }
 
 #[tokio::test]
-async fn podmonitor_and_alerts_are_such_that_the_prometheus_operator_knows() {
+async fn podmonitor_and_alerts_match_the_prometheus_operator_crds() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     for kind in ["podmonitors", "prometheusrules"] {
         let file = prometheus_crds().join(format!("monitoring.coreos.com_{kind}.yaml"));

@@ -52,7 +52,7 @@ async fn watch_for_orphans(
 }
 
 #[tokio::test]
-async fn from_one_to_five_replicas_and_back_under_load_nothing_is_lost() {
+async fn scaling_from_one_to_five_replicas_and_back_under_load_loses_nothing() {
     let control_plane = control_plane(ControlPlaneOptions {
         lift_client_limits: true,
         // Without Pods, which would only take time.

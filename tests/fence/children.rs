@@ -17,7 +17,7 @@ const KINDS: [&str; 7] = [
 ];
 
 #[tokio::test]
-async fn the_fence_holds_for_children() {
+async fn fence_protects_children() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     let before = refusals(&world, "databasecluster-fence-holder").await;

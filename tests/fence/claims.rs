@@ -8,7 +8,7 @@ use crate::support::*;
 const CLAIM: &str = "PersistentVolumeClaim";
 
 #[tokio::test]
-async fn the_fence_holds_for_claims() {
+async fn fence_protects_claims() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     load::create(&control_plane, vec![cluster("again")])

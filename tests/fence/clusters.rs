@@ -22,7 +22,7 @@ fn at_version(version: &str, status: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_fence_holds_for_databaseclusters() {
+async fn fence_protects_databaseclusters() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     the_status_is_the_holders(&world).await;

@@ -62,7 +62,7 @@ fn refused_writes(control_plane: &ControlPlane) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_fleet_works_behind_the_fence_without_a_refusal() {
+async fn fleet_works_behind_the_fence_without_rejections() {
     let control_plane = audited().await;
     let options = FleetOptions {
         extra_args: vec!["--require-fence".to_owned()],
@@ -113,7 +113,7 @@ async fn a_fleet_works_behind_the_fence_without_a_refusal() {
 }
 
 #[tokio::test]
-async fn a_fence_that_is_missing_is_told_and_waited_for_when_required() {
+async fn required_fence_that_is_missing_is_reported_and_awaited() {
     let control_plane = control_plane().await;
     let mut fleet = Fleet::install(&control_plane, FleetOptions::default())
         .await
@@ -154,7 +154,7 @@ async fn a_fence_that_is_missing_is_told_and_waited_for_when_required() {
 
 /// A forged token harms the one object that carries it, and its cluster shows what to do.
 #[tokio::test]
-async fn a_token_that_is_too_high_is_reported_on_its_cluster_and_moves_nothing_else() {
+async fn token_with_a_future_epoch_is_reported_on_its_cluster_only() {
     let control_plane = audited().await;
     let fleet = Fleet::start(&control_plane, 2, FleetOptions::default())
         .await

@@ -12,7 +12,7 @@ const LAG: Duration = Duration::from_secs(1);
 /// The promise holds there too: what a newer epoch has written, an older one does not touch, however old the
 /// server's view of the shard table is.
 #[tokio::test]
-async fn a_lagging_api_server_lets_no_older_epoch_over_a_newer_one() {
+async fn lagging_api_server_accepts_no_older_epoch_after_a_newer_one() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     let second = control_plane.second_api_server().await.unwrap();

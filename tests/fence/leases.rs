@@ -34,7 +34,7 @@ fn hand_to(holder: &str, epoch: i32) -> Value {
 }
 
 #[tokio::test]
-async fn the_fence_holds_for_shard_leases() {
+async fn fence_protects_shard_leases() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     let held = lease(0, "0-7", "alpha", 5);

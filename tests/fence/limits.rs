@@ -7,7 +7,7 @@ use testbed::{Progress, wait_for};
 use crate::support::*;
 
 #[tokio::test]
-async fn a_stolen_token_gets_no_privileges() {
+async fn stolen_operator_credentials_gain_no_privileges() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     // Nothing but the limits refuses here, so their messages are seen.

@@ -27,7 +27,7 @@ fn entries(entries: Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_table_only_moves_forward() {
+async fn shard_table_only_moves_forward() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     a_new_table_is_vacant(&world).await;

@@ -50,7 +50,7 @@ impl Checker {
         let memory = environment.fleet.replicas().iter().map(|replica| {
             let memory = Memory {
                 process: replica.process(),
-                resident_bytes: replica.figures().unwrap().resident_bytes,
+                resident_bytes: replica.usage().unwrap().resident_bytes,
             };
             (replica.name().to_owned(), memory)
         });
@@ -113,7 +113,7 @@ impl Checker {
         assert!(before.process.is_alive(), "{attack}: {name} has ended");
         let ready = replica.get("/readyz").await.unwrap();
         assert_eq!(ready.status, 200, "{attack}: {name}: {}", ready.body);
-        let peak = replica.figures().unwrap().peak_resident_bytes;
+        let peak = replica.usage().unwrap().peak_resident_bytes;
         peak.saturating_sub(before.resident_bytes)
     }
 
@@ -128,7 +128,7 @@ impl Checker {
             .await
             .unwrap();
         let replica = environment.fleet.replica(index).unwrap();
-        let peak = replica.figures().unwrap().peak_resident_bytes;
+        let peak = replica.usage().unwrap().peak_resident_bytes;
         let usual = self.memory.values().map(|memory| memory.resident_bytes);
         let usual = usual.max().unwrap();
         println!(

@@ -19,7 +19,7 @@ use testbed::{ControlPlane, ControlPlaneOptions};
 
 /// One control plane and one fleet for all attacks: what one leaves behind is there during the next.
 #[tokio::test]
-async fn tenants_and_a_stolen_token_harm_no_other_namespace_and_no_shard() {
+async fn hostile_tenants_and_a_stolen_token_affect_no_other_namespace_and_no_shard() {
     let options = ControlPlaneOptions {
         statefulset_stage: true,
         lift_client_limits: true,

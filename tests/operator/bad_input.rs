@@ -159,7 +159,7 @@ async fn quantities_are_those_of_pods(client: &kube::Client) {
 }
 
 #[tokio::test]
-async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
+async fn api_server_rejects_invalid_specs_by_field() {
     let control_plane = control_plane(options()).await;
     Fleet::install(&control_plane, FleetOptions::default())
         .await
@@ -212,7 +212,7 @@ async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
 }
 
 #[tokio::test]
-async fn a_statefulset_of_somebody_else_is_never_touched() {
+async fn foreign_statefulset_is_never_changed() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -277,7 +277,7 @@ async fn owner_uid(client: &kube::Client) -> String {
 }
 
 #[test]
-fn a_bad_flag_stops_the_start_in_one_line() {
+fn invalid_flag_stops_the_start_with_one_line() {
     for (flag, value, allowed) in [
         ("--shards", "33", "power of two"),
         ("--lease-duration", "1500ms", "whole seconds"),
@@ -301,7 +301,7 @@ fn a_bad_flag_stops_the_start_in_one_line() {
 
 /// An administrator's kubeconfig passes the fence by.
 #[test]
-fn credentials_without_a_pod_join_no_fleet_unless_they_are_allowed_to() {
+fn credentials_without_a_pod_join_no_fleet_by_default() {
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = folder.path().join("admin");
     let text = json!({
@@ -357,7 +357,7 @@ fn credentials_without_a_pod_join_no_fleet_unless_they_are_allowed_to() {
 }
 
 #[test]
-fn the_environment_stands_in_for_flags() {
+fn environment_variables_set_flags() {
     let run = Command::new(env!("CARGO_BIN_EXE_databasecluster-operator"))
         .arg("run")
         .env("DBC_SHARDS", "7")

@@ -26,7 +26,7 @@ fn replicas(set: &StatefulSet) -> Option<i32> {
 }
 
 #[tokio::test]
-async fn three_hundred_clusters_become_ready_and_every_change_is_followed() {
+async fn three_hundred_clusters_become_ready_and_follow_every_change() {
     let control_plane = control_plane(options()).await;
     let fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -88,7 +88,7 @@ async fn three_hundred_clusters_become_ready_and_every_change_is_followed() {
 }
 
 #[tokio::test]
-async fn drift_in_a_child_is_put_right() {
+async fn drift_in_a_child_is_corrected() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -144,7 +144,7 @@ async fn drift_in_a_child_is_put_right() {
 }
 
 #[tokio::test]
-async fn a_deletion_shows_terminating_and_leaves_no_child() {
+async fn deletion_shows_terminating_and_leaves_no_child() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -222,7 +222,7 @@ async fn status_child_and_table_name_one_token(client: &Client, cluster: &Dynami
 }
 
 #[tokio::test]
-async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
+async fn readiness_is_reported_by_conditions_an_event_and_kubectl_columns() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();

@@ -37,7 +37,7 @@ async fn until_claim_asks_for(client: &Client, namespace: &str, name: &str, size
 }
 
 #[tokio::test]
-async fn every_child_is_there_owned_and_put_right() {
+async fn every_child_exists_is_owned_and_has_drift_corrected() {
     let control_plane = control_plane(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
         ..options()
@@ -212,7 +212,7 @@ async fn passwords_stay_where_they_are(control_plane: &ControlPlane, fleet: &Fle
 }
 
 #[tokio::test]
-async fn a_statefulset_deleted_by_hand_comes_back_to_the_same_volumes_and_pods() {
+async fn manually_deleted_statefulset_is_recreated_with_its_volumes_and_pods() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -272,7 +272,7 @@ async fn a_statefulset_deleted_by_hand_comes_back_to_the_same_volumes_and_pods()
 }
 
 #[tokio::test]
-async fn a_cluster_deleted_and_made_again_at_once_gets_its_volumes_back() {
+async fn immediately_recreated_cluster_gets_its_volumes_back() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -434,7 +434,7 @@ async fn the_warning_has_the_words_of_the_api_server(
 }
 
 #[tokio::test]
-async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right() {
+async fn problems_are_reported_with_a_remedy_and_cleared_once_fixed() {
     let control_plane = control_plane(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
         ..options()
@@ -652,7 +652,7 @@ async fn a_lost_secret_comes_back(control_plane: &ControlPlane) {
 }
 
 #[tokio::test]
-async fn a_quota_that_lets_no_pod_in_is_named() {
+async fn quota_that_rejects_pods_is_named() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -706,7 +706,7 @@ async fn claims_that_stay(client: &Client, namespace: &str) -> Vec<(String, Stri
 
 /// Two stories side by side, each in a namespace of its own.
 #[tokio::test]
-async fn orphans_and_restored_clusters_are_adopted_and_no_volume_is_lost() {
+async fn orphans_and_restored_clusters_are_adopted_without_volume_loss() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     tokio::join!(

@@ -70,7 +70,7 @@ async fn ready(client: &Client, namespace: &str) -> DynamicObject {
 }
 
 #[tokio::test]
-async fn edited_buckets_and_generations_are_put_right_on_every_kind_of_child() {
+async fn edited_buckets_and_generations_are_corrected_on_every_child_kind() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -131,7 +131,7 @@ async fn forged(api: &Api<DynamicObject>, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_forged_token_is_reported_with_the_command_that_cures_it() {
+async fn forged_token_is_reported_with_the_repair_command() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -167,7 +167,7 @@ async fn a_forged_token_is_reported_with_the_command_that_cures_it() {
 }
 
 #[tokio::test]
-async fn a_forged_status_is_told_by_an_event_and_stops_no_other_work() {
+async fn forged_status_is_reported_by_an_event_and_stops_no_other_work() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -244,7 +244,7 @@ async fn until_gone(client: &Client, namespace: &str) {
 
 /// The claims of a former cluster, which have its uid and bucket, and were written under its token.
 #[tokio::test]
-async fn a_cluster_re_created_over_its_claims_can_be_deleted_with_them() {
+async fn recreated_cluster_can_be_deleted_with_its_claims() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();

@@ -16,7 +16,7 @@ use crate::support::*;
 const LEASE: Duration = Duration::from_secs(6);
 
 #[tokio::test]
-async fn three_hold_ten_or_eleven_shards_and_a_fourth_gets_eight() {
+async fn three_replicas_hold_ten_or_eleven_shards_and_a_fourth_gets_eight() {
     let control_plane = control_plane(options()).await;
     let mut fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -94,7 +94,7 @@ fn the_command_fails_in_a_namespace_without_a_fleet(control_plane: &ControlPlane
 }
 
 #[tokio::test]
-async fn after_a_kill_every_cluster_of_the_dead_is_reconciled_by_another() {
+async fn clusters_of_a_killed_replica_are_reconciled_by_another() {
     let control_plane = control_plane(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
         ..options()
@@ -158,7 +158,7 @@ async fn after_a_kill_every_cluster_of_the_dead_is_reconciled_by_another() {
 }
 
 #[tokio::test]
-async fn a_stopped_replica_hands_everything_back_and_leaves_nothing_behind() {
+async fn stopped_replica_hands_over_everything_and_leaves_no_lease() {
     let control_plane = control_plane(options()).await;
     let mut fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -207,7 +207,7 @@ async fn a_stopped_replica_hands_everything_back_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_fleet_does_the_same_where_the_api_server_can_not_filter() {
+async fn fleet_behaves_the_same_with_client_side_filtering() {
     let control_plane = control_plane(ControlPlaneOptions {
         sharded_list_and_watch: false,
         ..options()

@@ -70,7 +70,7 @@ async fn claims_of(client: &Client, cluster: &str) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn pods_that_can_not_run_say_why_and_run_once_that_is_put_right() {
+async fn unrunnable_pods_are_explained_and_recover_once_fixed() {
     let control_plane = control_plane(ControlPlaneOptions {
         real_volumes: true,
         audit: AuditLevel::RequestResponse,

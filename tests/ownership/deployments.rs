@@ -37,7 +37,7 @@ async fn leave(fleet: &mut Fleet<'_>, index: usize) {
 }
 
 #[tokio::test]
-async fn a_rolling_update_moves_each_shard_once_and_one_to_another_number_of_shards_works() {
+async fn rolling_update_moves_each_shard_once_and_can_change_the_shard_count() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let mut fleet = Fleet::install(&control_plane, FleetOptions::default())
@@ -78,7 +78,7 @@ async fn a_new_revision(fleet: &mut Fleet<'_>) {
         );
     }
     for replica in fleet.alive() {
-        let cut = figure(replica, "databasecluster_reconcile_cancelled_total").await;
+        let cut = metric(replica, "databasecluster_reconcile_cancelled_total").await;
         assert!(
             cut == 0.0,
             "{cut} reconciles of {} were cut short",

@@ -23,7 +23,7 @@ fn stateful_sets(client: &Client) -> Api<StatefulSet> {
 }
 
 #[tokio::test]
-async fn forged_tokens_move_no_lease_and_no_entry_and_harm_one_object() {
+async fn forged_tokens_change_no_lease_and_no_entry_and_affect_one_object() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let fleet = fleet_of_three(&control_plane, FleetOptions::default()).await;

@@ -16,7 +16,7 @@ const CLUSTERS: usize = 24;
 const STOP: Duration = Duration::from_secs(90);
 
 #[tokio::test]
-async fn work_that_outlasts_the_drain_timeout_is_cut_short_and_counted_and_the_shard_moves() {
+async fn work_beyond_the_drain_timeout_is_cancelled_and_counted_and_the_shard_moves() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let proxy = Proxy::start(&control_plane, "hung-0").await;
@@ -93,7 +93,7 @@ async fn what_was_cut_short_is_counted(fleet: &Fleet<'_>, moved: Vec<&Shard>) {
     assert!(!work.is_empty(), "no shard that moved has a cluster");
     let replica = fleet.replica(0).unwrap();
     wait_for("what was cut short to be counted", PATIENCE, || async {
-        let cut = figure(replica, "databasecluster_reconcile_cancelled_total").await;
+        let cut = metric(replica, "databasecluster_reconcile_cancelled_total").await;
         let stopped = log_lines(replica, "reason=\"handed_over\"");
         let met = cut >= work.iter().sum::<usize>() as f64 && stopped == work.len();
         Ok(Progress::when(met, (), || {
@@ -125,7 +125,7 @@ async fn late_writes_are_refused(client: &kube::Client, refused: f64) {
 
 /// Two replicas leave in the middle of their work, first one as it is shipped, then one that does not wait.
 #[tokio::test]
-async fn who_leaves_waits_for_what_runs_and_without_the_wait_it_is_cut_short() {
+async fn leaving_replica_waits_for_running_work() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let fronts = (
@@ -244,9 +244,9 @@ async fn one<'a>(
         options.extra_args.push("--allow-unfenced".to_owned());
     }
     if hasty {
-        options.binary = Some(testbed::fleet::planted_binary().unwrap());
-        let planted = ("DBC_PLANTED_FAULTS".to_owned(), "drain".to_owned());
-        options.extra_env.push(planted);
+        options.binary = Some(testbed::fleet::failpoints_binary().unwrap());
+        let failpoint = ("DBC_PLANTED_FAULTS".to_owned(), "drain".to_owned());
+        options.extra_env.push(failpoint);
     }
     Fleet::start(control_plane, 1, options).await.unwrap()
 }

@@ -16,7 +16,7 @@ const CLUSTERS: usize = 8;
 const LEASE: &str = "databasecluster-shard-000";
 
 #[tokio::test]
-async fn of_two_that_think_they_hold_a_shard_the_older_is_refused_and_looks_again() {
+async fn older_of_two_presumed_holders_is_fenced_and_rereads_its_lease() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let front = Proxy::start(&control_plane, "older-0").await;
@@ -47,7 +47,7 @@ async fn of_two_that_think_they_hold_a_shard_the_older_is_refused_and_looks_agai
     let stale = stale_writes(&front, changed, before.epoch).await;
     // What it was told makes it look afresh: it stops though it still hears nothing.
     until_it_holds(first, false).await;
-    assert!(figure(first, "databasecluster_fenced_writes_total").await >= 1.0);
+    assert!(metric(first, "databasecluster_fenced_writes_total").await >= 1.0);
     assert!(refusals(&client).await - refused >= 1.0);
     assert_refused(&stale);
 
@@ -103,7 +103,7 @@ async fn until_it_holds(replica: &Replica, holds: bool) {
     let wanted = f64::from(u8::from(holds));
     let what = format!("{} to show {wanted} shards of its own", replica.name());
     wait_for(what, PATIENCE, || async {
-        let shown = figure(replica, "databasecluster_shard_owned").await;
+        let shown = metric(replica, "databasecluster_shard_owned").await;
         Ok(Progress::when(shown == wanted, (), || shown.to_string()))
     })
     .await

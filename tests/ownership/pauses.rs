@@ -28,7 +28,7 @@ enum Variant {
 }
 
 #[tokio::test]
-async fn as_shipped_no_stale_write_leaves_the_process() {
+async fn validity_check_lets_no_stale_write_leave_the_process() {
     let control_plane = control_plane().await;
     let scene = Scene::set(&control_plane, Variant::AsShipped).await;
     let refused = refusals(&control_plane.client()).await;
@@ -45,7 +45,7 @@ async fn as_shipped_no_stale_write_leaves_the_process() {
 }
 
 #[tokio::test]
-async fn without_the_validity_check_the_fence_refuses_what_leaves_the_process() {
+async fn fence_rejects_stale_writes_without_the_validity_check() {
     let control_plane = control_plane().await;
     let scene = Scene::set(&control_plane, Variant::WithoutValidity).await;
     let refused = refusals(&control_plane.client()).await;
@@ -56,7 +56,7 @@ async fn without_the_validity_check_the_fence_refuses_what_leaves_the_process() 
     assert!(since >= 1.0, "the API server counted no refusal");
     scene.leases_are_silent.as_ref().unwrap().release();
     scene.until_it_lives_again().await;
-    let counted = figure(
+    let counted = metric(
         scene.fleet.replica(0).unwrap(),
         "databasecluster_fenced_writes_total",
     )
@@ -67,7 +67,7 @@ async fn without_the_validity_check_the_fence_refuses_what_leaves_the_process() 
 }
 
 #[tokio::test]
-async fn a_write_that_was_held_back_on_its_way_is_refused_when_it_arrives() {
+async fn delayed_write_is_rejected_on_arrival() {
     let control_plane = control_plane().await;
     let scene = Scene::set(&control_plane, Variant::HeldBack).await;
     let refused = refusals(&control_plane.client()).await;
@@ -287,9 +287,9 @@ async fn paused_one<'a>(
         ..FleetOptions::default()
     };
     if variant == Variant::WithoutValidity {
-        options.binary = Some(testbed::fleet::planted_binary().unwrap());
-        let planted = ("DBC_PLANTED_FAULTS".to_owned(), "validity".to_owned());
-        options.extra_env.push(planted);
+        options.binary = Some(testbed::fleet::failpoints_binary().unwrap());
+        let failpoint = ("DBC_PLANTED_FAULTS".to_owned(), "validity".to_owned());
+        options.extra_env.push(failpoint);
     }
     Fleet::start(control_plane, 1, options).await.unwrap()
 }

@@ -133,7 +133,7 @@ pub(crate) async fn fleet_leader(client: &Client) -> String {
         .unwrap_or_default()
 }
 
-pub(crate) async fn figure(replica: &Replica, name: &str) -> f64 {
+pub(crate) async fn metric(replica: &Replica, name: &str) -> f64 {
     replica.metrics().await.unwrap().sum(name).unwrap_or(0.0)
 }
 

@@ -1,7 +1,7 @@
 //! The fleet page in a real browser: what it shows, what it does without its replica, and that no text becomes markup.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod made_up;
+mod lease_fleet;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use databasecluster_operator::telemetry::health::Health;
 use databasecluster_operator::telemetry::metrics::Metrics;
 use databasecluster_operator::telemetry::server::Server;
-use made_up::Fleet;
+use lease_fleet::Fleet;
 use testbed::browser::{Browser, Look};
 use testbed::{Progress, wait_for};
 use tokio::net::TcpListener;
@@ -69,7 +69,7 @@ async fn number(browser: &Browser, code: &str) -> i64 {
 
 /// One browser for all: starting one takes longer than all that is looked at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_in_a_browser() {
+async fn fleet_page_renders_in_a_browser() {
     let browser = Browser::start().await.unwrap();
     shows_who_holds_what_by_mouse_and_by_keys(&browser).await;
     shows_trouble_loudly_and_without_reloading(&browser).await;

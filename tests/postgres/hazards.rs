@@ -5,7 +5,7 @@
 use crate::pod::{Pod, World};
 
 #[test]
-fn a_server_that_still_runs_in_a_pod_deleted_by_force_ends_before_its_successor_starts() {
+fn server_of_a_force_deleted_pod_ends_before_the_next_one_starts() {
     let world = World::new();
     let mut former = Pod::new(&world, 0).prepared().start();
     former.until_ready();
@@ -27,7 +27,7 @@ fn a_server_that_still_runs_in_a_pod_deleted_by_force_ends_before_its_successor_
 }
 
 #[test]
-fn a_wait_for_a_former_server_that_was_interrupted_begins_anew() {
+fn interrupted_wait_for_the_previous_server_starts_over() {
     let world = World::new();
     let pod = Pod::new(&world, 0);
     pod.write_volume("data/postmaster.pid", "1\n");
@@ -39,7 +39,7 @@ fn a_wait_for_a_former_server_that_was_interrupted_begins_anew() {
 }
 
 #[test]
-fn a_pod_that_waits_for_its_primary_ends_when_it_is_asked_to() {
+fn pod_that_waits_for_its_primary_ends_on_sigterm() {
     let world = World::new();
     let replica = Pod::new(&world, 1);
     let code = replica.interrupt_once_it_says("waiting for the primary");
@@ -47,7 +47,7 @@ fn a_pod_that_waits_for_its_primary_ends_when_it_is_asked_to() {
 }
 
 #[test]
-fn a_first_start_that_broke_off_half_way_begins_anew_and_nothing_is_deleted() {
+fn interrupted_first_start_starts_over_and_deletes_nothing() {
     for left in ["data/PG_VERSION", "data/base"] {
         let world = World::new();
         let primary = Pod::new(&world, 0);
@@ -66,7 +66,7 @@ fn a_first_start_that_broke_off_half_way_begins_anew_and_nothing_is_deleted() {
 }
 
 #[test]
-fn data_that_can_not_be_started_is_left_alone_unless_a_first_start_broke_off() {
+fn unstartable_data_is_kept_unless_the_first_start_was_interrupted() {
     let mut world = World::new();
     let primary = Pod::new(&world, 0);
     primary.write_volume("data/PG_VERSION", &primary.version());
@@ -82,7 +82,7 @@ fn data_that_can_not_be_started_is_left_alone_unless_a_first_start_broke_off() {
 }
 
 #[test]
-fn files_that_are_no_database_are_left_alone() {
+fn files_that_are_not_a_database_are_kept() {
     let world = World::new();
     for ordinal in [0, 1] {
         let pod = Pod::new(&world, ordinal);
@@ -97,7 +97,7 @@ fn files_that_are_no_database_are_left_alone() {
 }
 
 #[test]
-fn a_server_that_runs_without_its_roles_is_not_ready() {
+fn server_without_its_roles_is_not_ready() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.prepare().unwrap();
@@ -110,7 +110,7 @@ fn a_server_that_runs_without_its_roles_is_not_ready() {
 }
 
 #[test]
-fn a_server_that_recovers_is_alive_and_not_ready_and_one_that_is_gone_is_not_alive() {
+fn recovering_server_is_alive_but_not_ready_and_ended_server_is_not_alive() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -129,7 +129,7 @@ fn a_server_that_recovers_is_alive_and_not_ready_and_one_that_is_gone_is_not_ali
 }
 
 #[test]
-fn an_image_with_another_c_library_than_the_data_was_made_with_is_refused() {
+fn image_with_a_different_c_library_than_the_data_is_rejected() {
     let world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();

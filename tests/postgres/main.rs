@@ -10,7 +10,7 @@ mod volumes;
 use pod::{Pod, World};
 
 #[test]
-fn a_primary_and_two_replicas_stream_and_only_the_right_password_gets_in() {
+fn primary_and_two_replicas_stream_and_require_the_password() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.hold_first_start();
@@ -75,7 +75,7 @@ fn a_primary_and_two_replicas_stream_and_only_the_right_password_gets_in() {
 }
 
 #[test]
-fn a_changed_secret_is_taken_over_by_a_primary_that_starts_anew() {
+fn restarted_primary_applies_a_changed_secret() {
     let mut world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -95,7 +95,7 @@ fn a_changed_secret_is_taken_over_by_a_primary_that_starts_anew() {
 }
 
 #[test]
-fn under_another_username_the_application_keeps_its_tables_and_the_former_one_is_shut_out() {
+fn changed_username_keeps_the_tables_and_locks_out_the_previous_user() {
     let mut world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -157,7 +157,7 @@ fn under_another_username_the_application_keeps_its_tables_and_the_former_one_is
 }
 
 #[test]
-fn a_first_start_that_was_interrupted_is_ended_by_the_next_one() {
+fn interrupted_first_start_is_completed_by_the_next_start() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.prepare().unwrap();
@@ -171,7 +171,7 @@ fn a_first_start_that_was_interrupted_is_ended_by_the_next_one() {
 
 /// What editors and shells add to a value, and what else looks like another value.
 #[test]
-fn line_ends_after_the_values_of_a_secret_are_no_part_of_them() {
+fn trailing_newlines_in_secret_values_are_ignored() {
     let mut world = World::new();
     let (password, replication) = (
         world.secret("password"),
@@ -206,7 +206,7 @@ fn line_ends_after_the_values_of_a_secret_are_no_part_of_them() {
 }
 
 #[test]
-fn a_character_that_moves_from_one_password_to_the_next_is_a_change() {
+fn character_moved_between_passwords_counts_as_a_change() {
     let mut world = World::new();
     world.set_secret("password", "one");
     world.set_secret("replication-password", "two");
@@ -224,7 +224,7 @@ fn a_character_that_moves_from_one_password_to_the_next_is_a_change() {
 
 /// The database itself is made by the image, which has means of its own for such users.
 #[test]
-fn scripts_and_server_do_without_a_name_for_their_user() {
+fn scripts_and_server_run_as_a_uid_without_a_name() {
     let world = World::new();
     let mut primary = Pod::new(&world, 0);
     primary.initdb_only();

@@ -20,7 +20,7 @@ done
 exec "$REAL/$name" "$@""#;
 
 #[test]
-fn the_primary_is_looked_up_in_its_own_namespace_only() {
+fn primary_is_resolved_only_in_its_own_namespace() {
     let resolver = Resolver::start();
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
@@ -51,7 +51,7 @@ fn the_primary_is_looked_up_in_its_own_namespace_only() {
 }
 
 #[test]
-fn a_pod_whose_resolver_does_not_know_its_namespace_says_so() {
+fn pod_reports_a_resolver_without_its_namespace() {
     let world = World::new();
     let mut replica = Pod::new(&world, 1);
     replica.resolve_by("nameserver 127.0.0.1\nsearch example.com\n");
@@ -60,7 +60,7 @@ fn a_pod_whose_resolver_does_not_know_its_namespace_says_so() {
 }
 
 #[test]
-fn a_server_that_poses_as_the_primary_gets_neither_the_password_nor_belief() {
+fn impostor_primary_gets_no_password_and_is_not_trusted() {
     for demand in [Demand::Password, Demand::Trust] {
         let world = World::new();
         let rogue = Rogue::listen(Ipv4Addr::LOCALHOST, world.primary_port(), demand);
@@ -80,8 +80,7 @@ fn a_server_that_poses_as_the_primary_gets_neither_the_password_nor_belief() {
 }
 
 #[test]
-fn every_connection_to_the_primary_insists_on_scram_and_every_session_has_the_search_path_of_the_catalog()
- {
+fn connections_to_the_primary_require_scram_and_a_catalog_search_path() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.stub("psql", NEW_LIBPQ);
@@ -126,7 +125,7 @@ fn every_connection_to_the_primary_insists_on_scram_and_every_session_has_the_se
 }
 
 #[test]
-fn a_standby_runs_no_command_that_came_with_the_copy() {
+fn standby_runs_no_command_from_the_copied_data() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -160,7 +159,7 @@ fn a_standby_runs_no_command_that_came_with_the_copy() {
 }
 
 #[test]
-fn what_a_primary_answers_is_never_run() {
+fn answers_of_the_primary_are_never_executed() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -187,7 +186,7 @@ fn what_a_primary_answers_is_never_run() {
 }
 
 #[test]
-fn no_script_that_differs_from_the_pods_own_is_run() {
+fn scripts_that_differ_from_the_pods_own_are_not_run() {
     let world = World::new();
     for script in [
         "alive.sh",
@@ -225,7 +224,7 @@ fn no_script_that_differs_from_the_pods_own_is_run() {
 }
 
 #[test]
-fn functions_and_operators_of_users_do_not_run_as_superuser() {
+fn user_functions_and_operators_do_not_run_as_superuser() {
     let mut world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();

@@ -8,7 +8,7 @@ use crate::network::{Demand, Rogue};
 use crate::pod::{Pod, World};
 
 #[test]
-fn a_stale_replica_catches_up_or_is_copied_anew_and_data_of_its_own_is_left_alone() {
+fn stale_replica_catches_up_or_is_recopied_and_diverged_data_is_kept() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -64,7 +64,7 @@ fn a_stale_replica_catches_up_or_is_copied_anew_and_data_of_its_own_is_left_alon
 }
 
 #[test]
-fn a_lost_volume_of_the_primary_is_not_initialized_anew() {
+fn lost_primary_volume_is_not_reinitialized() {
     let mut world = World::new();
     let primary = Pod::new(&world, 0);
     primary.prepare().unwrap();
@@ -78,7 +78,7 @@ fn a_lost_volume_of_the_primary_is_not_initialized_anew() {
 }
 
 #[test]
-fn data_of_another_major_version_is_refused_and_both_are_named() {
+fn data_of_another_major_version_is_rejected_naming_both_versions() {
     let world = World::new();
     for ordinal in [0, 1] {
         let pod = Pod::new(&world, ordinal);
@@ -91,7 +91,7 @@ fn data_of_another_major_version_is_refused_and_both_are_named() {
 }
 
 #[test]
-fn a_secret_that_lacks_a_key_or_has_a_name_that_cannot_be_taken_is_named() {
+fn incomplete_or_invalid_secret_is_named() {
     let long = "ä".repeat(32);
     for (key, value, why) in [
         (
@@ -136,7 +136,7 @@ fn a_secret_that_lacks_a_key_or_has_a_name_that_cannot_be_taken_is_named() {
 
 /// It goes with its DatabaseCluster, or it stays because it was restored from a backup.
 #[test]
-fn a_secret_of_another_cluster_is_taken_over_once_it_has_stayed() {
+fn stable_secret_of_another_cluster_is_applied() {
     let mut world = World::new();
     world.set_secret("cluster-uid", "former");
     let primary = Pod::new(&world, 0);
@@ -174,8 +174,7 @@ fn a_secret_of_another_cluster_is_taken_over_once_it_has_stayed() {
 }
 
 #[test]
-fn a_replica_that_starts_without_its_primary_serves_from_inside_and_is_not_ready_until_it_follows()
-{
+fn replica_without_its_primary_is_not_ready_until_it_follows() {
     let world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -211,7 +210,7 @@ fn a_replica_that_starts_without_its_primary_serves_from_inside_and_is_not_ready
 }
 
 #[test]
-fn a_replica_that_its_primary_leaves_behind_is_not_ready_and_says_what_to_do() {
+fn replica_left_behind_by_its_primary_is_not_ready_and_reports_a_remedy() {
     let world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -227,7 +226,7 @@ fn a_replica_that_its_primary_leaves_behind_is_not_ready_and_says_what_to_do() {
 }
 
 #[test]
-fn a_promoted_replica_is_left_alone_also_without_its_primary() {
+fn promoted_replica_is_kept_without_its_primary() {
     let world = World::new();
     let replica = Pod::new(&world, 1);
     replica.initdb_only();
@@ -238,7 +237,7 @@ fn a_promoted_replica_is_left_alone_also_without_its_primary() {
 }
 
 #[test]
-fn a_tool_that_does_not_run_is_no_statement_about_the_data() {
+fn failing_tool_proves_nothing_about_the_data() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -265,7 +264,7 @@ fn a_tool_that_does_not_run_is_no_statement_about_the_data() {
 }
 
 #[test]
-fn an_image_that_is_older_than_what_works_is_refused() {
+fn unsupported_old_image_is_rejected() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.stub("postgres", "echo 'postgres (PostgreSQL) 11.22'");
@@ -277,7 +276,7 @@ fn an_image_that_is_older_than_what_works_is_refused() {
 }
 
 #[test]
-fn a_connection_to_a_node_that_vanished_ends_and_there_are_enough_of_them() {
+fn connections_to_a_lost_node_end_and_do_not_exhaust_the_limit() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();

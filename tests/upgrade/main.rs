@@ -23,7 +23,7 @@ const CLUSTERS: [&str; 3] = ["orders", "users", "carts"];
 const HEADING: &str = "### Upgrade from a version without the shard table";
 
 #[tokio::test]
-async fn clusters_of_a_version_without_the_shard_table_are_taken_over_and_restart_once() {
+async fn clusters_of_a_version_without_the_shard_table_are_adopted_and_restart_once() {
     let options = ControlPlaneOptions {
         lift_client_limits: true,
         ..ControlPlaneOptions::default()

@@ -45,7 +45,7 @@ struct World<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_history_ends_in_the_same_state_with_and_without_the_gate() {
+async fn history_ends_in_the_same_state_with_and_without_the_gate() {
     let seed = std::env::var("HISTORY_SEED").ok();
     let seed = seed.map_or(SEED, |seed| seed.parse().unwrap());
     println!("HISTORY_SEED={seed}");

@@ -8,7 +8,7 @@ use testbed::load;
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_went_while_nobody_could_look_is_forgotten() {
+async fn objects_deleted_during_an_outage_are_removed() {
     let control_plane = control_plane(true).await;
     let proxy = Proxy::to(vec![port_of(&control_plane)]).await;
     let mut replica = Replica::new(proxy.client(&control_plane).await, shards(8)).await;
@@ -41,7 +41,7 @@ async fn what_went_while_nobody_could_look_is_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_server_that_does_not_stream_lists_is_asked_for_pages() {
+async fn lists_are_paged_without_streaming_lists() {
     let control_plane = control_plane(true).await;
     let old = control_plane
         .second_api_server_with(&[(

@@ -9,7 +9,7 @@ use testbed::load::{self, NewCluster};
 use testbed::{Progress, wait_for};
 
 use super::Active;
-use crate::arena::{Arena, READY_TIMEOUT};
+use crate::environment::{Environment, READY_TIMEOUT};
 use crate::evidence::{Wanted, now_micros};
 use crate::proxy::{Crash, Rules};
 use crate::scenario::By;
@@ -20,14 +20,18 @@ const LIFE_TIMEOUT: Duration = Duration::from_secs(90);
 const POINTS_MAX: u64 = 60;
 
 /// Lives of one cluster after the other, until one passes without a crash.
-pub(super) async fn run(arena: &mut Arena<'_>, active: &mut Active, by: By) -> Result<()> {
+pub(super) async fn run(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+    by: By,
+) -> Result<()> {
     let when = match by {
         By::BeforeReply => "before",
         By::AfterReply => "after",
     };
     active.injected.bites = 0;
     for point in 1..=POINTS_MAX {
-        let crashed = one_life(arena, point, by)
+        let crashed = one_life(environment, point, by)
             .await
             .with_context(|| format!("a crash {when} the reply to write {point}"))?;
         if !crashed {
@@ -39,7 +43,7 @@ pub(super) async fn run(arena: &mut Arena<'_>, active: &mut Active, by: By) -> R
             return Ok(());
         }
         active.injected.bites += 1;
-        arena.progress.tell(format!(
+        environment.progress.tell(format!(
             "crashed {when} the reply to write {point}, and the life went on"
         ));
     }
@@ -47,16 +51,16 @@ pub(super) async fn run(arena: &mut Arena<'_>, active: &mut Active, by: By) -> R
 }
 
 /// A cluster is created, changed and deleted; says whether the replica crashed on the way.
-async fn one_life(arena: &mut Arena<'_>, point: u64, by: By) -> Result<bool> {
-    let [index] = arena.alive()[..] else {
+async fn one_life(environment: &mut Environment<'_>, point: u64, by: By) -> Result<bool> {
+    let [index] = environment.alive()[..] else {
         bail!("crash points need a fleet of one replica");
     };
-    arena
+    environment
         .fleet
         .replica(index)?
         .wait_ready(READY_TIMEOUT)
         .await?;
-    let proxy = arena
+    let proxy = environment
         .proxies
         .get_mut(index)
         .and_then(Option::as_mut)
@@ -70,18 +74,22 @@ async fn one_life(arena: &mut Arena<'_>, point: u64, by: By) -> Result<bool> {
         ..Rules::default()
     });
     let name = format!("life-{point:02}");
-    let client = arena.control_plane.client();
-    let life = tokio::spawn(live(arena.control_plane.client(), NAMESPACE, name.clone()));
+    let client = environment.control_plane.client();
+    let life = tokio::spawn(live(
+        environment.control_plane.client(),
+        NAMESPACE,
+        name.clone(),
+    ));
     let cluster = NewCluster {
         namespace: NAMESPACE.into(),
         name,
         spec: load::spec(1),
     };
-    load::create(arena.control_plane, vec![cluster]).await?;
+    load::create(environment.control_plane, vec![cluster]).await?;
     let mut crashed = false;
     let mut life = life;
     loop {
-        let proxy = arena
+        let proxy = environment
             .proxies
             .get_mut(index)
             .and_then(Option::as_mut)
@@ -93,15 +101,15 @@ async fn one_life(arena: &mut Arena<'_>, point: u64, by: By) -> Result<bool> {
         if ended {
             break;
         }
-        arena.kill(index).await?;
+        environment.kill(index).await?;
         crashed = true;
-        let proxy = arena
+        let proxy = environment
             .proxies
             .get_mut(index)
             .and_then(Option::as_mut)
             .context("the replica has no proxy")?;
         proxy.set(Rules::default());
-        arena.restart(index).await?;
+        environment.restart(index).await?;
     }
     drop(client);
     Ok(crashed)

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Active, Undo};
-use crate::arena::Arena;
+use crate::environment::Environment;
 use crate::evidence::{Injected, now_micros};
 use crate::state::api;
 
@@ -50,17 +50,17 @@ struct Victim {
 }
 
 pub(super) async fn begin(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     active: &mut Active,
     per_second: f64,
 ) -> Result<()> {
-    let victims = create_victims(arena).await?;
-    let client = user_with_role_edit(arena.control_plane).await?;
+    let victims = create_victims(environment).await?;
+    let client = user_with_role_edit(environment.control_plane).await?;
     let forgeries = Forgeries {
         client,
-        admin: arena.control_plane.client(),
+        admin: environment.control_plane.client(),
         victims: victims.clone(),
-        rng: arena.rng.fork(),
+        rng: environment.rng.fork(),
         count: 0,
     };
     let stop = CancellationToken::new();
@@ -81,15 +81,15 @@ pub(super) async fn begin(
     Ok(())
 }
 
-async fn create_victims(arena: &Arena<'_>) -> Result<Vec<Victim>> {
+async fn create_victims(environment: &Environment<'_>) -> Result<Vec<Victim>> {
     // Users learn of them when they are cured: until then they would ask for what cannot be done.
     let new = (0..VICTIMS).map(|number| NewCluster {
         namespace: NAMESPACE.to_owned(),
         name: format!("victim-{number}"),
         spec: load::spec(1),
     });
-    load::create(arena.control_plane, new.collect()).await?;
-    let clusters = load::clusters_in(arena.control_plane.client(), NAMESPACE);
+    load::create(environment.control_plane, new.collect()).await?;
+    let clusters = load::clusters_in(environment.control_plane.client(), NAMESPACE);
     let found = wait_for("the victims to be Ready", READY_TIMEOUT, || async {
         let all = clusters.list(&ListParams::default()).await;
         let all = testbed::Context::context(all, "list the victims")?.items;
@@ -242,10 +242,14 @@ impl Forgeries {
 
 impl Forger {
     /// Stops, waits until the operator has reported what it met, and cures the victims as the report says.
-    pub(super) async fn end(self, arena: &Arena<'_>, injected: &mut Injected) -> Result<()> {
+    pub(super) async fn end(
+        self,
+        environment: &Environment<'_>,
+        injected: &mut Injected,
+    ) -> Result<()> {
         self.stop.cancel();
         injected.bites = self.task.await?;
-        let client = arena.control_plane.client();
+        let client = environment.control_plane.client();
         // A change of its spec makes each victim's StatefulSet worth a write, which the forged token forbids.
         let keys = self
             .victims
@@ -278,7 +282,7 @@ impl Forger {
             name: victim.name.clone(),
             spec: spec.clone(),
         });
-        arena.users.own(&cured.collect::<Vec<NewCluster>>());
+        environment.users.own(&cured.collect::<Vec<NewCluster>>());
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::{Active, Undo};
-use crate::arena::Arena;
+use crate::environment::Environment;
 use crate::evidence::{Injected, now_micros};
 use crate::scenario::Who;
 
@@ -25,15 +25,15 @@ struct Made {
 }
 
 pub(super) async fn begin(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     active: &mut Active,
     who: Who,
     cpu_percent: u32,
     memory_kib: u64,
 ) -> Result<()> {
-    let chosen = arena.choose(who).await?;
+    let chosen = environment.choose(who).await?;
     let injected = &mut active.injected;
-    injected.pods = arena.names(&chosen);
+    injected.pods = environment.names(&chosen);
     let cpu = if cpu_percent > 0 {
         format!("{cpu_percent} % of a CPU")
     } else {
@@ -49,7 +49,7 @@ pub(super) async fn begin(
     injected.from = now_micros();
     let mut group = Group { made: Vec::new() };
     for index in &chosen {
-        let pid = arena.fleet.replica(*index)?.pid();
+        let pid = environment.fleet.replica(*index)?.pid();
         if cpu_percent > 0 {
             let quota = PERIOD_MICROS * u64::from(cpu_percent) / 100;
             let limits = [
@@ -73,7 +73,7 @@ pub(super) async fn begin(
 }
 
 pub(super) fn end(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     injected: &mut Injected,
     who: &[usize],
     group: &Group,
@@ -83,8 +83,8 @@ pub(super) fn end(
         made.release();
     }
     for index in who {
-        if !arena.fleet.replica(*index)?.is_alive() {
-            arena.died(*index, now_micros())?;
+        if !environment.fleet.replica(*index)?.is_alive() {
+            environment.died(*index, now_micros())?;
         }
     }
     injected.recover_from = Some(now_micros());

@@ -69,7 +69,7 @@ impl Class {
 
 /// What is to be done to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum Action {
     /// It passes.
     Pass,
     /// It passes later.
@@ -88,37 +88,37 @@ pub(super) enum Deed {
 
 impl Rules {
     /// What is to be done; `draw` is a number below 100, drawn by lot.
-    pub(super) fn deed(&self, class: Class, draw: u8) -> Deed {
+    pub(super) fn action(&self, class: Class, draw: u8) -> Action {
         if self.hold_writes && (class.ownership || class.write) {
             return match class.ownership {
-                true => Deed::Hang,
-                false => Deed::Hold,
+                true => Action::Hang,
+                false => Action::Hold,
             };
         }
         match self.partition {
-            Some(Direction::Both) => return Deed::Hang,
-            Some(Direction::AnswersOnly) => return Deed::Swallow,
-            Some(Direction::LeasesOnly) if class.ownership => return Deed::Hang,
+            Some(Direction::Both) => return Action::Hang,
+            Some(Direction::AnswersOnly) => return Action::Swallow,
+            Some(Direction::LeasesOnly) if class.ownership => return Action::Hang,
             Some(Direction::LeasesOnly) | None => {}
         }
         if let Some((answer, percent)) = self.error
             && draw < percent
             && meets(answer, class)
         {
-            return Deed::Answer(answer);
+            return Action::Answer(answer);
         }
         if class.watch {
-            return Deed::Pass;
+            return Action::Pass;
         }
         if draw < self.hang_percent {
-            return Deed::Hang;
+            return Action::Hang;
         }
         if draw < self.hang_percent.saturating_add(self.cut_percent) {
-            return Deed::Cut;
+            return Action::Cut;
         }
         match self.late.is_zero() {
-            true => Deed::Pass,
-            false => Deed::Late(self.late),
+            true => Action::Pass,
+            false => Action::Late(self.late),
         }
     }
 

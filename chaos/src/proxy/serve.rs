@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::bodies::{Body, Bytes, full, passed_on};
-use super::rules::{Class, Deed, Rules};
+use super::rules::{Action, Class, Rules};
 use super::tls::Upstream;
 use crate::scenario::{Answer, By};
 
@@ -87,30 +87,30 @@ async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<R
         true => shared.writes.fetch_add(1, Ordering::SeqCst) + 1,
         false => 0,
     };
-    let (deed, crash) = {
+    let (action, crash) = {
         let now = rules.borrow_and_update();
         (
-            now.deed(class, shared.draw(now.seed)),
+            now.action(class, shared.draw(now.seed)),
             now.crash.filter(|_| class.counts()),
         )
     };
-    if deed != Deed::Pass {
+    if action != Action::Pass {
         shared.bites.fetch_add(1, Ordering::SeqCst);
     }
     let request = Request::from_parts(parts, body);
-    match deed {
-        Deed::Cut => Err(broken()),
-        Deed::Answer(answer) => Ok(in_its_place(answer)),
-        Deed::Hang => {
+    match action {
+        Action::Cut => Err(broken()),
+        Action::Answer(answer) => Ok(in_its_place(answer)),
+        Action::Hang => {
             let _changed = rules.changed().await;
             Err(broken())
         }
-        Deed::Swallow => {
+        Action::Swallow => {
             forward(request, class, shared).await?;
             let _changed = rules.changed().await;
             Err(broken())
         }
-        Deed::Late(late) => {
+        Action::Late(late) => {
             // It arrives even when nobody waits for its answer any more, as in a slow network.
             let arrives = tokio::spawn(async move {
                 tokio::time::sleep(late).await;
@@ -118,14 +118,14 @@ async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<R
             });
             arrives.await.map_err(io::Error::other)?
         }
-        Deed::Hold => {
+        Action::Hold => {
             let arrives = tokio::spawn(async move {
                 let _changed = rules.changed().await;
                 forward(request, class, shared).await
             });
             arrives.await.map_err(io::Error::other)?
         }
-        Deed::Pass => match crash {
+        Action::Pass => match crash {
             None => forward(request, class, shared).await,
             Some(crash) if number < crash.at_write => forward(request, class, shared).await,
             Some(crash) if number > crash.at_write => std::future::pending().await,

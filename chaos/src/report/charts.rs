@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use maud::{Markup, html};
 use testbed::statistics::Sorted;
 
+use crate::checker::Span;
 use crate::evidence::{Evidence, Micros, Sample, seconds};
-use crate::judge::Span;
 
 const WIDTH: f64 = 940.0;
 const LEFT: f64 = 44.0;
@@ -167,7 +167,7 @@ pub(super) fn dots(what: &str, values: &[f64], promised: Option<f64>) -> Markup 
         ("promised", promised, "start", "42"),
     ];
     html! {
-        h4 { (what) ": " (crate::judge::distribution(values)) }
+        h4 { (what) ": " (crate::checker::distribution(values)) }
         svg viewBox=(format!("0 0 {WIDTH} {DOTS_HEIGHT}")) role="img" aria-label=(what) {
             @for value in values {
                 circle cx=(short(x(*value))) cy="10" r="3" { title { (format!("{value:.3} s")) } }

@@ -319,7 +319,7 @@ pub enum Kind {
         /// How far its boot-time clock is ahead.
         #[serde(default)]
         boot_seconds: u64,
-        /// At which rate it runs, in a program in which that can be planted.
+        /// At which rate it runs, in a program with failpoints.
         #[serde(default)]
         rate: Option<Rate>,
     },

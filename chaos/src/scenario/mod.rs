@@ -40,7 +40,7 @@ pub struct Scenario {
     pub expect: Expect,
     /// A fault planted in the operator or in its installation, which the judge must find.
     #[serde(default)]
-    pub planted: Option<Planted>,
+    pub failpoints: Option<Failpoints>,
 }
 
 /// When a scenario is run.
@@ -195,7 +195,7 @@ pub enum Over {
 /// A fault planted on purpose, to show that the judge finds it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Planted {
+pub struct Failpoints {
     /// Switches of an operator that was built with `planted-faults`.
     #[serde(default)]
     pub switches: Vec<String>,
@@ -236,25 +236,25 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// Whether it needs the program in which faults can be planted.
+    /// Whether it needs the program with failpoints.
     #[must_use]
-    pub fn needs_planted_program(&self) -> bool {
+    pub fn needs_failpoints_program(&self) -> bool {
         let drifts = |fault: &Fault| matches!(fault.kind, Kind::Clocks { rate: Some(_), .. });
-        let switches = |planted: &Planted| !planted.switches.is_empty();
-        self.planted.as_ref().is_some_and(switches) || self.faults.iter().any(drifts)
+        let switches = |failpoints: &Failpoints| !failpoints.switches.is_empty();
+        self.failpoints.as_ref().is_some_and(switches) || self.faults.iter().any(drifts)
     }
 
-    /// The same without the fault that is planted in it: a run that has to pass. None: nothing is planted.
+    /// The same without the fault that is planted in it: a run that has to pass. None: no failpoint is active.
     #[must_use]
     pub fn control(&self) -> Option<Self> {
-        self.planted.as_ref()?;
+        self.failpoints.as_ref()?;
         let expect = Expect {
             patience_seconds: Expect::default().patience_seconds,
             ..self.expect.clone()
         };
         Some(Self {
             name: format!("{}-control", self.name),
-            planted: None,
+            failpoints: None,
             expect,
             ..self.clone()
         })
@@ -343,14 +343,14 @@ impl Scenario {
                 "a scenario of the set ci belongs to full as well"
             );
         }
-        if let Some(planted) = &self.planted {
+        if let Some(failpoints) = &self.failpoints {
             ensure!(
-                planted.without_fence || !planted.switches.is_empty(),
+                failpoints.without_fence || !failpoints.switches.is_empty(),
                 "nothing is planted"
             );
             ensure!(
-                !planted.found_by.is_empty(),
-                "planted.found_by names no rule"
+                !failpoints.found_by.is_empty(),
+                "failpoints.found_by names no rule"
             );
         }
         Ok(())
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_a_default() {
+    fn omitted_fields_have_defaults() {
         let scenario = Scenario::parse("x", SMALL).unwrap();
         assert_eq!((scenario.seed, scenario.fleet.replicas), (1, 3));
         assert!((scenario.takeover_seconds() - 7.0).abs() < 1e-9);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_nobody_knows_is_refused_wherever_it_stands() {
+    fn unknown_fields_are_rejected_at_every_level() {
         for (from, to) in [
             ("about =", "abuot ="),
             ("who =", "whom ="),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_in_words() {
+    fn inconsistent_scenario_is_rejected_with_a_reason() {
         let first = SMALL.replace("at_seconds = 5", "at_seconds = 50");
         let disorder = format!(
             "{first}\n[[fault]]\nat_seconds = 1\nkind = \"freeze\"\nwho = \"any\"\nseconds = 3\n"
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_the_repository_are_understood() {
+    fn committed_scenario_files_parse() {
         let all = crate::catalogue::all().unwrap();
         assert!(all.len() >= 5, "only {} scenarios", all.len());
         for scenario in all {
@@ -429,18 +429,18 @@ mod tests {
     }
 
     #[test]
-    fn a_control_run_differs_only_in_what_is_not_planted() {
+    fn control_run_differs_only_in_its_failpoints() {
         assert!(Scenario::parse("x", SMALL).unwrap().control().is_none());
-        let planted = "[planted]\nswitches = [\"fence\"]\nfound_by = [\"held\"]\n[[fault]]";
-        let scenario = Scenario::parse("x", &SMALL.replace("[[fault]]", planted)).unwrap();
+        let failpoints = "[failpoints]\nswitches = [\"fence\"]\nfound_by = [\"held\"]\n[[fault]]";
+        let scenario = Scenario::parse("x", &SMALL.replace("[[fault]]", failpoints)).unwrap();
         let control = scenario.control().unwrap();
         assert_eq!(control.name, "x-control");
-        assert!(control.planted.is_none());
+        assert!(control.failpoints.is_none());
         assert_eq!(control.faults.len(), scenario.faults.len());
     }
 
     #[test]
-    fn faults_come_again_in_order_of_time() {
+    fn repeated_faults_are_ordered_by_time() {
         let twice = SMALL.replace(
             "[[fault]]",
             "[[fault]]\nat_seconds = 1\nkind = \"roll\"\n[[fault]]",
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn alerts_are_those_of_the_dashboards_and_look_at_their_metrics() {
+    fn alerts_match_the_dashboards_rules_and_metrics() {
         let path = testbed::fleet::repository().join("dashboards/alerts.yaml");
         let rules = std::fs::read_to_string(path).unwrap();
         let word = |character: char| character.is_alphanumeric() || character == '_';

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_is_kept_and_can_be_broken() {
+    fn dependency_rules_hold_and_violations_are_detected() {
         for fine in [
             "MIT",
             "GPL-3.0-only OR MIT",

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn it_lists_what_is_linked_with_check_sums_and_nothing_else() {
+    fn sbom_lists_exactly_the_linked_crates_with_checksums() {
         let lock = "[[package]]\nname = \"used\"\nversion = \"1.0.0\"\nsource = \"r\"\nchecksum = \"abc\"\n\
                     [[package]]\nname = \"deep\"\nversion = \"1.0.0\"\n";
         let bill = bill(&metadata(), lock, "own", 0).unwrap();

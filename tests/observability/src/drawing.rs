@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_have_their_unit() {
+    fn values_are_formatted_with_units() {
         for (value, unit, text) in [
             (0.25, "s", "0.25 s"),
             (31e6, "bytes", "31 MB"),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_where_data_is_missing() {
+    fn line_breaks_where_data_is_missing() {
         let points = [(0.0, 1.0), (1.0, 1.0), (9.0, 1.0)];
         assert_eq!(parts(&points), [&points[..2], &points[2..]]);
     }
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_of_many_lines_are_those_at_0_left_out() {
+    fn zero_lines_are_hidden_only_among_many() {
         let few = [line(&[0.0, 0.0]), line(&[0.0, 1.0])];
         assert_eq!(drawn(&few).len(), 2);
         let mut many: Vec<Line> = (0..LINES_MANY).map(|_| line(&[0.0])).collect();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_of_events_that_are_near_stand_below_each_other() {
+    fn labels_of_nearby_events_are_stacked() {
         let event = |second| Event {
             second,
             what: String::new(),

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_read_with_ranges_and_the_functions_around() {
+    fn query_parser_keeps_ranges_and_functions() {
         let query =
             Query::read("sum by (le) (rate(a_bucket{x=~\"$x\"}[$__rate_interval])) / max(b)")
                 .unwrap();
@@ -144,7 +144,7 @@ mod tests {
         assert!(Query::read("sum(a").is_err());
     }
     #[test]
-    fn what_an_alert_measures_stands_left_of_its_comparisons() {
+    fn alert_measures_the_left_side_of_its_comparisons() {
         let measured = |text: &str| Query::read(text).unwrap().measured();
         assert_eq!(measured("a > 1 and on (x) b"), ["a"]);
         assert_eq!(measured("(a / b > 1) or (c == 2)"), ["a / b", "c"]);

@@ -59,7 +59,7 @@ fn queries() -> Vec<(String, String)> {
 }
 
 #[test]
-fn queries_ask_for_what_is_exported() {
+fn queries_use_exported_metrics() {
     let catalogue = Catalogue::read().unwrap();
     assert!(catalogue.0.len() > 50, "{}", catalogue.0.len());
     let queries = queries();
@@ -73,7 +73,7 @@ fn queries_ask_for_what_is_exported() {
 }
 
 #[test]
-fn wrong_names_labels_and_uses_are_found() {
+fn wrong_metric_names_labels_and_uses_are_detected() {
     let catalogue = Catalogue::read().unwrap();
     for (query, problem) in [
         ("databasecluster_shards", ""),
@@ -112,7 +112,7 @@ fn metrics_in(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn pages_name_what_is_exported() {
+fn runbooks_name_exported_metrics() {
     let catalogue = Catalogue::read().unwrap();
     let mut named = 0;
     for folder in ["docs", "docs/runbooks", "dashboards"] {

@@ -243,7 +243,7 @@ mod tests {
     const LINE: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/apis/apps/v1/namespaces/a/statefulsets/x-db/status?fieldManager=m","verb":"patch","user":{"username":"system:serviceaccount:s:o","extra":{"authentication.kubernetes.io/pod-name":["p1"]}},"userAgent":"op/1","objectRef":{"resource":"statefulsets","subresource":"status","namespace":"a","name":"x-db","apiGroup":"apps","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":200},"requestReceivedTimestamp":"2026-01-02T03:04:05.000006Z","stageTimestamp":"2026-01-02T03:04:05.001007Z"}"#;
 
     #[test]
-    fn an_event_is_understood() {
+    fn audit_event_is_parsed() {
         let event = parse(LINE).unwrap();
         assert_eq!(
             (event.user.as_str(), event.pod_name.as_deref()),
@@ -256,14 +256,14 @@ mod tests {
     }
 
     #[test]
-    fn refused_and_dry_run_requests_are_no_accepted_writes() {
+    fn rejected_and_dry_run_requests_are_not_accepted_writes() {
         let refused = parse(&LINE.replace("\"code\":200", "\"code\":409")).unwrap();
         let dry = parse(&LINE.replace("?fieldManager=m", "?dryRun=All")).unwrap();
         assert!(!refused.is_accepted_write() && !dry.is_accepted_write());
     }
 
     #[test]
-    fn a_line_that_is_still_being_written_is_left_for_later() {
+    fn partial_line_is_read_later() {
         let path = std::env::temp_dir().join(format!("audit-{}.log", std::process::id()));
         let mut file = File::create(&path).unwrap();
         write!(file, "{LINE}\n{}", &LINE[..40]).unwrap();

@@ -110,7 +110,7 @@ mod tests {
     const TEXT: &str = "3f2a/007/12/databasecluster-operator-6d4-x2x9k/9c1b";
 
     #[test]
-    fn a_token_survives_being_written_and_read() {
+    fn token_survives_a_round_trip() {
         let token: Token = TEXT.parse().unwrap();
         assert_eq!(token.to_string(), TEXT);
         assert_eq!((token.epoch, token.cluster.as_str()), (12, "9c1b"));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_another_form_is_refused() {
+    fn malformed_token_is_rejected() {
         for text in [
             "",
             "databasecluster-shard-007/12/a",

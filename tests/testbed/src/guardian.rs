@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn registered_and_marked_processes_end_and_others_do_not() {
+    fn only_registered_and_marked_processes_are_ended() {
         let mut guardian = Guardian::start("test").unwrap();
         let (mut registered, mut marked, mut other) =
             (sleeper(None), sleeper(Some(guardian.mark())), sleeper(None));

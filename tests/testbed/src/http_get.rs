@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_and_chunked_answers_are_understood() {
+    fn plain_and_chunked_responses_are_parsed() {
         let plain = parse("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").unwrap();
         assert_eq!((plain.status, plain.body.as_str()), (200, "hi"));
         let chunked =

@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_counts_only_for_the_present_generation() {
+    fn ready_counts_only_for_the_current_generation() {
         let ready = |observed: i64| json!({"conditions": [{"type": "Ready", "status": "True", "observedGeneration": observed}]});
         assert_eq!(why_not_ready(&object(2, ready(2))), None);
         assert!(
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_are_not_ready_are_counted_on_the_way() {
+    fn unready_clusters_are_counted_while_waiting() {
         let ready =
             json!({"conditions": [{"type": "Ready", "status": "True", "observedGeneration": 1}]});
         let (mut seen, mut lagging) = (HashMap::new(), 0);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_vary_and_spread() {
+    fn sample_clusters_vary_in_each_namespace() {
         let samples = samples(60, &["a", "b", "c"]);
         for namespace in ["a", "b", "c"] {
             let own = samples
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_deadline_says_how_many_and_why() {
+    fn missed_deadline_reports_how_many_and_why() {
         let seen = HashMap::from([
             (("n".into(), "a".into()), Some("Ready is False: X".into())),
             (("n".into(), "b".into()), None),

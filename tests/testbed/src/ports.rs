@@ -47,7 +47,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn ports_are_different_and_can_be_bound() {
+    fn ports_are_distinct_and_can_be_bound() {
         let ports = free_ports::<8>().unwrap();
         assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 8);
         for port in ports {

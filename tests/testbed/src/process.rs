@@ -23,7 +23,7 @@ const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a process has used.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ProcessFigures {
+pub struct ProcessUsage {
     /// User and system time of all its threads.
     pub cpu_seconds: f64,
     /// Memory resident now.
@@ -111,7 +111,7 @@ impl ProcessId {
     ///
     /// # Errors
     /// When it is gone.
-    pub fn figures(&self) -> Result<ProcessFigures> {
+    pub fn usage(&self) -> Result<ProcessUsage> {
         let stat = stat(self.pid)?;
         if stat.start_ticks != self.start_ticks {
             return failed(format!("process {} is gone", self.pid));
@@ -119,7 +119,7 @@ impl ProcessId {
         let status = read(self.pid, "status")?;
         #[allow(clippy::cast_precision_loss)]
         let cpu_seconds = stat.cpu_ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
-        Ok(ProcessFigures {
+        Ok(ProcessUsage {
             cpu_seconds,
             resident_bytes: status_bytes(&status, "VmRSS:"),
             peak_resident_bytes: status_bytes(&status, "VmHWM:"),
@@ -229,7 +229,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn this_process_is_alive_and_another_start_time_is_another_process() {
+    fn process_is_identified_by_pid_and_start_time() {
         let me = ProcessId::of(std::process::id()).unwrap();
         assert!(me.is_alive());
         let impostor = ProcessId {
@@ -237,24 +237,24 @@ mod tests {
             ..me
         };
         assert!(!impostor.is_alive());
-        assert!(impostor.figures().is_err());
+        assert!(impostor.usage().is_err());
         assert!(impostor.signal(Signal::CONT).is_err());
     }
 
     #[test]
-    fn figures_grow_with_work_done() {
+    fn resource_usage_grows_with_work() {
         let me = ProcessId::of(std::process::id()).unwrap();
-        let before = me.figures().unwrap();
+        let before = me.usage().unwrap();
         let mut sum = 0u64;
-        while me.figures().unwrap().cpu_seconds < before.cpu_seconds + 0.05 {
+        while me.usage().unwrap().cpu_seconds < before.cpu_seconds + 0.05 {
             sum = (0..200_000u64).fold(sum, |sum, n| sum.wrapping_mul(31).wrapping_add(n));
         }
-        assert!(me.figures().unwrap().peak_resident_bytes >= before.resident_bytes);
+        assert!(me.usage().unwrap().peak_resident_bytes >= before.resident_bytes);
         assert_ne!(sum, 1);
     }
 
     #[test]
-    fn listening_addresses_are_found_for_both_families() {
+    fn listening_addresses_are_found_for_ipv4_and_ipv6() {
         let me = ProcessId::of(std::process::id()).unwrap();
         let four = TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_covers_its_range_with_both_ends() {
+    fn shard_range_includes_both_ends() {
         let shard = |first, last| Shard {
             lease: String::new(),
             holder: String::new(),

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_condition_that_is_met_ends_the_wait_with_its_value() {
+    async fn met_condition_ends_the_wait_with_its_value() {
         let mut looks = 0;
         let value = wait_for("the third look", Duration::from_secs(5), || {
             looks += 1;
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deadline_says_what_was_waited_for_and_what_was_missing() {
+    async fn missed_deadline_reports_the_condition_and_what_was_missing() {
         let error = wait_for::<(), _>("the moon", Duration::from_millis(120), || async {
             Ok(Progress::pending("still day"))
         })

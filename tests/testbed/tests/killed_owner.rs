@@ -65,11 +65,11 @@ async fn end_owner_with(signal: Signal) {
 }
 
 #[tokio::test]
-async fn a_killed_owner_leaves_nothing_behind() {
+async fn killed_owner_leaves_no_process_and_no_folder() {
     end_owner_with(Signal::KILL).await;
 }
 
 #[tokio::test]
-async fn an_interrupted_owner_leaves_nothing_behind() {
+async fn interrupted_owner_leaves_no_process_and_no_folder() {
     end_owner_with(Signal::INT).await;
 }

@@ -141,7 +141,7 @@ async fn alerts_met(prometheus: &Prometheus, pending: bool) -> BTreeSet<String> 
 }
 
 #[tokio::test]
-async fn every_query_returns_data_and_a_crash_is_seen() {
+async fn every_query_returns_data_and_shows_a_crash() {
     // What is asked of a node stays on loopback, and is refused there.
     let nodes_by_address = [
         "kube-apiserver",

@@ -280,7 +280,7 @@ pub(crate) async fn commands_work(control_plane: &ControlPlane, replica: &Replic
 }
 
 #[test]
-fn commands_are_found_in_blocks_and_in_sentences() {
+fn commands_are_found_in_blocks_and_inline() {
     let page = "Do `kubectl get a`, not `b`.\n```sh\nkubectl get c | wc -l\nmake d\n```\nOr `kubectl get e`:\n```text\nf\n```\n";
     let found = of_page(page);
     let expected = [

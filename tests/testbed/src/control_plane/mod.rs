@@ -344,7 +344,7 @@ mod tests {
     use std::time::Instant;
 
     #[tokio::test]
-    async fn a_port_that_somebody_took_is_noticed_at_once_and_named() {
+    async fn occupied_port_is_reported_at_once() {
         let ports = Ports::choose().unwrap();
         let bin = binaries::folder().await.unwrap();
         let started = Instant::now();

@@ -24,7 +24,7 @@ pub const OPERATOR_USER: &str =
     "system:serviceaccount:databasecluster-system:databasecluster-operator";
 const BINARY: &str = "databasecluster-operator";
 /// The program in which `DBC_PLANTED_FAULTS` plants faults.
-const PLANTED_BINARY: &str = "databasecluster-operator-planted";
+const FAILPOINTS_BINARY: &str = "databasecluster-operator-planted";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a fleet can be asked for.
@@ -285,9 +285,9 @@ pub fn operator_binary() -> Result<PathBuf> {
 ///
 /// # Errors
 /// When it was not built.
-pub fn planted_binary() -> Result<PathBuf> {
-    let how = format!("cargo build --features planted-faults --bin {PLANTED_BINARY}");
-    beside(PLANTED_BINARY, &how)
+pub fn failpoints_binary() -> Result<PathBuf> {
+    let how = format!("cargo build --features planted-faults --bin {FAILPOINTS_BINARY}");
+    beside(FAILPOINTS_BINARY, &how)
 }
 
 /// A program beside the running executable, or up to two folders up.

@@ -15,7 +15,7 @@ use crate::control_plane::ControlPlane;
 use crate::error::{Context, Error, Result, failed};
 use crate::http_get::{self, Answer};
 use crate::metrics::Metrics;
-use crate::process::{ProcessFigures, ProcessId};
+use crate::process::{ProcessId, ProcessUsage};
 use crate::wait::{Progress, wait_for};
 
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -153,8 +153,8 @@ impl Replica {
     ///
     /// # Errors
     /// When it has ended.
-    pub fn figures(&self) -> Result<ProcessFigures> {
-        self.process.figures()
+    pub fn usage(&self) -> Result<ProcessUsage> {
+        self.process.usage()
     }
 
     /// Asks it over HTTP.
@@ -345,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_is_found_in_plain_and_quoted_log_lines() {
+    fn address_is_found_in_plain_and_quoted_log_lines() {
         let plain = "start\n2026 INFO listening url=http://127.0.0.1:4711 more=1\n";
         assert_eq!(listening_url(plain).unwrap(), "http://127.0.0.1:4711");
         let quoted = r#"{"message":"listening","url":"http://127.0.0.1:1"}"#;

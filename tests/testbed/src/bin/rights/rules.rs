@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rights_are_told_apart_by_place_and_stars_are_refused() {
+    fn rights_are_distinguished_by_scope_and_wildcards_are_rejected() {
         let text = "kind: Role\nrules:\n- apiGroups: ['']\n  resources: [pods]\n  verbs: [get, list]\n---\n\
                     kind: ClusterRole\nrules:\n- apiGroups: [apps]\n  resources: [x/status]\n  verbs: [patch]\n---\n\
                     kind: ServiceAccount\n";

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_only_when_they_must_be() {
+    fn words_are_quoted_only_when_necessary() {
         assert_eq!(quoted("/tmp/a-b_c.d"), "/tmp/a-b_c.d");
         assert_eq!(quoted("/my folder/it's"), r"'/my folder/it'\''s'");
     }

@@ -27,12 +27,12 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) runs: bool,
     /// `None` when it does not answer.
-    pub(crate) figures: Option<Figures>,
+    pub(crate) stats: Option<Stats>,
 }
 
 /// What a replica says.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Figures {
+pub(crate) struct Stats {
     pub(crate) shards: u64,
     pub(crate) objects: u64,
     pub(crate) queue: u64,
@@ -75,9 +75,9 @@ impl<'a> Observer<'a> {
             ..Snapshot::default()
         };
         for (replica, metrics) in self.fleet.replicas().iter().zip(answers) {
-            let figures = metrics
+            let stats = metrics
                 .as_ref()
-                .map(|metrics| self.figures(replica.name(), metrics));
+                .map(|metrics| self.stats(replica.name(), metrics));
             for (phase, count) in metrics
                 .iter()
                 .flat_map(|m| m.by_label("databasecluster_clusters", "phase"))
@@ -87,14 +87,14 @@ impl<'a> Observer<'a> {
             snapshot.rows.push(Row {
                 name: replica.name().to_owned(),
                 runs: replica.is_alive(),
-                figures,
+                stats,
             });
         }
         snapshot.phases.retain(|_, count| *count > 0);
         snapshot
     }
 
-    fn figures(&mut self, name: &str, metrics: &Metrics) -> Figures {
+    fn stats(&mut self, name: &str, metrics: &Metrics) -> Stats {
         let sum = |metric: &str| metrics.sum(metric).unwrap_or(0.0);
         let cpu_seconds = sum("process_cpu_seconds_total");
         let now = Instant::now();
@@ -102,7 +102,7 @@ impl<'a> Observer<'a> {
         let cpu_percent = before.map_or(0.0, |(then, seconds)| {
             100.0 * (cpu_seconds - seconds) / now.duration_since(then).as_secs_f64().max(0.001)
         });
-        Figures {
+        Stats {
             shards: metrics
                 .of("databasecluster_shard_owned")
                 .filter(|sample| sample.value > 0.0)
