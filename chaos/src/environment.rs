@@ -1,4 +1,4 @@
-//! What faults act upon: the control plane, the fleet, its users, and the book of who lived when.
+//! What faults act on: the control plane, the fleet, its users, and the record of when each process ran.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::users::Users;
 
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// What faults act upon.
+/// What faults act on.
 pub struct Environment<'a> {
     /// The control plane.
     pub control_plane: &'a ControlPlane,
@@ -28,15 +28,15 @@ pub struct Environment<'a> {
     pub proxies: Vec<Option<Proxy>>,
     /// The users.
     pub users: Users,
-    /// What is to be done.
+    /// The scenario that runs.
     pub scenario: &'a Scenario,
-    /// Draws by lot whom faults hit.
+    /// Chooses the replicas that faults hit.
     pub rng: fastrand::Rng,
     /// Every process that ever ran.
     pub lives: Vec<Life>,
-    /// Those that are sampled.
+    /// The replicas that are sampled.
     pub targets: Targets,
-    /// Tells people.
+    /// Prints progress.
     pub progress: Progress,
     /// The revision of replicas that start now.
     pub revision: u32,
@@ -47,7 +47,7 @@ impl Environment<'_> {
     /// ready.
     ///
     /// # Errors
-    /// When it can not be started.
+    /// When it cannot be started.
     pub async fn start(&mut self, mut options: ReplicaOptions) -> Result<usize> {
         options
             .args
@@ -69,7 +69,7 @@ impl Environment<'_> {
     /// Starts the process again in the same Pod.
     ///
     /// # Errors
-    /// When it still runs or can not be started.
+    /// When it still runs or cannot be started.
     pub async fn restart(&mut self, index: usize) -> Result<()> {
         let from = now_micros();
         self.fleet.restart_replica(index).await?;
@@ -98,7 +98,7 @@ impl Environment<'_> {
         self.died(index, at)
     }
 
-    /// Writes down that the process of a replica has ended.
+    /// Records that the process of a replica has ended.
     ///
     /// # Errors
     /// When there is no such replica.
@@ -111,7 +111,7 @@ impl Environment<'_> {
         Ok(())
     }
 
-    /// Writes down that a replica could do nothing for a while.
+    /// Records that a replica could do nothing for a while.
     ///
     /// # Errors
     /// When there is no such replica.
@@ -153,10 +153,10 @@ impl Environment<'_> {
             .collect()
     }
 
-    /// Chooses whom a fault hits.
+    /// Chooses the replicas that a fault hits.
     ///
     /// # Errors
-    /// When there is nobody.
+    /// When no replica runs.
     pub async fn choose(&mut self, who: Who) -> Result<Vec<usize>> {
         let alive = self.alive();
         if alive.is_empty() {
@@ -215,10 +215,10 @@ impl Environment<'_> {
         indices.iter().filter_map(name).collect()
     }
 
-    /// How many of the operator's requests since `from` look like this in the audit log.
+    /// How many of the operator's requests since `from` in the audit log match.
     ///
     /// # Errors
-    /// When the log can not be read.
+    /// When the log cannot be read.
     pub fn count_requests(&self, from: i64, like: impl Fn(&AuditEvent) -> bool) -> Result<u64> {
         let mut reader = Reader::from_start(self.control_plane.audit_log()?);
         let mut count = 0;

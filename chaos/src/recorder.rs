@@ -1,4 +1,4 @@
-//! Samples what each replica uses and says, twice a second, and tells of progress.
+//! Samples resource usage and metrics of each replica, twice a second, and prints progress.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::evidence::{Micros, Sample, now_micros};
 
 const INTERVAL: Duration = Duration::from_millis(500);
-/// A replica that is frozen or busy is asked again the next time.
+/// A replica that is frozen or busy is sampled again the next time.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(400);
 /// Whether the replica answered, as Prometheus has it.
 const UP: &str = "up";
@@ -71,7 +71,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins to sample; `also` are more metrics to keep.
+    /// Starts sampling; `also` are more metrics to keep.
     #[must_use]
     pub fn begin(targets: Targets, also: Vec<String>) -> Self {
         let stop = CancellationToken::new();

@@ -23,7 +23,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
 const FAILPOINTS_TIMEOUT: Duration = Duration::from_secs(15);
 const COAXED_MAX: usize = 3;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// Between the last thing that was found to happen and the quiet time.
+/// Between convergence and the quiet time.
 const BREATH: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(8);
 /// Clusters whose objects another manager marks.
@@ -31,15 +31,15 @@ const MARKED_MAX: usize = 20;
 
 /// What a run left.
 pub struct Outcome {
-    /// What the judge was given.
+    /// The input of the checker.
     pub evidence: Evidence,
     /// The audit log.
     pub history: History,
-    /// What the judge found.
+    /// What the checker found.
     pub result: CheckResult,
 }
 
-/// Runs a scenario and judges it; the evidence is kept in `folder`.
+/// Runs a scenario and checks it; the evidence is kept in `folder`.
 ///
 /// # Errors
 /// When not even the evidence could be gathered.
@@ -52,7 +52,7 @@ pub async fn run(scenario: &Scenario, folder: &Path, progress: Progress) -> Resu
         ..ControlPlaneOptions::default()
     })
     .await?;
-    progress.tell("control plane: up");
+    progress.report("control plane: up");
     let evidence = experiment(scenario, &control_plane, folder, progress.clone()).await?;
     evidence.write(folder, &control_plane.audit_log()?)?;
     let history = History::from_log(&control_plane.audit_log()?)?;
@@ -83,13 +83,13 @@ async fn experiment(
     let recorder = Recorder::begin(environment.targets.clone(), also);
     let mut evidence = empty(scenario);
     let asking = environment.users.begin(&scenario.load);
-    let trouble = go_through(&mut environment, &mut evidence).await.err();
-    if trouble.is_none() {
+    let problem = go_through(&mut environment, &mut evidence).await.err();
+    if problem.is_none() {
         sleep(Duration::from_secs_f64(scenario.load.after_seconds)).await;
     }
     asking.stop().await;
     evidence.load_ended = now_micros();
-    evidence.trouble = trouble.map(|error| format!("{error:#}"));
+    evidence.problem = problem.map(|error| format!("{error:#}"));
     wait_for_convergence(&mut environment, &mut evidence, &marked).await?;
     evidence.samples = recorder.end().await;
     evidence.lives.clone_from(&environment.lives);
@@ -97,7 +97,7 @@ async fn experiment(
     Ok(evidence)
 }
 
-/// For people who look for the cause of a verdict; the judge does not read them.
+/// For finding the cause of a verdict; the checker does not read them.
 fn keep_logs(environment: &Environment<'_>, folder: &Path) -> Result<()> {
     let what = || format!("keep the replicas' logs in {}", folder.display());
     std::fs::create_dir_all(folder).with_context(what)?;
@@ -120,7 +120,7 @@ fn empty(scenario: &Scenario) -> Evidence {
         asked: crate::evidence::Asked::default(),
         last: LastState::default(),
         samples: Vec::new(),
-        trouble: None,
+        problem: None,
     }
 }
 
@@ -168,15 +168,15 @@ async fn enter<'a>(
         environment.start(ReplicaOptions::default()).await?;
     }
     environment.fleet.wait_ready(READY_TIMEOUT).await?;
-    // The first to come holds everything for a while: what is created meanwhile would be handed over at once.
+    // The first replica holds everything for a while: objects created meanwhile would be handed over at once.
     balance(&environment).await?;
     environment
         .progress
-        .tell(format!("{} replicas: ready", scenario.fleet.replicas));
+        .report(format!("{} replicas: ready", scenario.fleet.replicas));
     Ok(environment)
 }
 
-/// Waits until each replica holds its part. A fleet in which a fault was planted is given a while, and need not get there.
+/// Waits until each replica holds its part. A fleet with failpoints gets some time, and need not get there.
 async fn balance(environment: &Environment<'_>) -> Result<()> {
     if environment.scenario.failpoints.is_none() {
         return Ok(shards::wait_balanced(&environment.fleet, SETTLE_TIMEOUT).await?);
@@ -184,7 +184,7 @@ async fn balance(environment: &Environment<'_>) -> Result<()> {
     if let Err(error) = shards::wait_balanced(&environment.fleet, FAILPOINTS_TIMEOUT).await {
         environment
             .progress
-            .tell(format!("goes on all the same: {error}"));
+            .report(format!("continues all the same: {error}"));
     }
     Ok(())
 }
@@ -207,11 +207,11 @@ async fn settle(environment: &mut Environment<'_>) -> Result<BTreeSet<String>> {
     load::wait_all_ready(&client, count, SETTLE_TIMEOUT).await?;
     environment
         .progress
-        .tell(format!("{count} clusters: Ready; users begin"));
+        .report(format!("{count} clusters: Ready; users begin"));
     state::marked(&client).await
 }
 
-/// What a planted fault missed before anything was broken is no finding: users change something in all clusters, until
+/// What a failpoint missed before the first fault is no finding: users change something in all clusters, until
 /// each is Ready.
 async fn prime(environment: &Environment<'_>) -> Result<()> {
     let (client, count) = (
@@ -224,7 +224,7 @@ async fn prime(environment: &Environment<'_>) -> Result<()> {
         };
         environment
             .progress
-            .tell(format!("nudges all clusters: {error}"));
+            .report(format!("nudges all clusters: {error}"));
         environment.users.nudge().await?;
     }
     load::wait_all_ready(&client, count, FAILPOINTS_TIMEOUT).await?;
@@ -271,7 +271,7 @@ async fn go_through(environment: &mut Environment<'_>, evidence: &mut Evidence) 
                 let injected = faults::end(environment, *active)
                     .await
                     .with_context(|| format!("end {label}"))?;
-                environment.progress.tell(format!(
+                environment.progress.report(format!(
                     "over: {} (bit {} times)",
                     injected.what, injected.bites
                 ));
@@ -283,7 +283,7 @@ async fn go_through(environment: &mut Environment<'_>, evidence: &mut Evidence) 
     Ok(())
 }
 
-/// Waits until all is as it should be, and then watches whether it stays quiet.
+/// Waits for convergence, and then checks that the fleet stays quiet.
 async fn wait_for_convergence(
     environment: &mut Environment<'_>,
     evidence: &mut Evidence,
@@ -295,7 +295,7 @@ async fn wait_for_convergence(
     let timeout = Duration::from_secs_f64(environment.scenario.expect.patience_seconds);
     let mut told = Instant::now();
     loop {
-        // While an API server is starting it may refuse even an administrator.
+        // While an API server is starting it may reject even an administrator.
         match state::look(&client, |uid| marked.contains(uid)).await {
             Ok(last) => {
                 let missing = checker::missing(&evidence.asked, &last);
@@ -306,30 +306,30 @@ async fn wait_for_convergence(
                 }
                 if told.elapsed() > Duration::from_secs(5) {
                     told = Instant::now();
-                    environment.progress.tell(format!(
-                        "{} things to be done yet, such as: {}",
+                    environment.progress.report(format!(
+                        "{} differences left, such as: {}",
                         missing.len(),
                         missing[0]
                     ));
                 }
             }
-            Err(error) => environment.progress.tell(format!("{error:#}")),
+            Err(error) => environment.progress.report(format!("{error:#}")),
         }
         if started.elapsed() > timeout {
-            environment.progress.tell("not converged in time");
+            environment.progress.report("not converged in time");
             return Ok(());
         }
         sleep(LOOK_INTERVAL).await;
     }
-    environment.progress.tell(format!(
-        "converged {:.1} s after the users' last word",
+    environment.progress.report(format!(
+        "converged {:.1} s after the users' last change",
         started.elapsed().as_secs_f64()
     ));
     if let Err(error) = balance(environment).await {
-        evidence.trouble.get_or_insert(error.to_string());
+        evidence.problem.get_or_insert(error.to_string());
         return Ok(());
     }
-    // A fault that was planted is found before that, or not at all.
+    // A failpoint is found before that, or not at all.
     if environment.scenario.failpoints.is_none() {
         sleep(BREATH).await;
         evidence.quiet = Some(quiet().await);

@@ -36,7 +36,7 @@ impl Waiting {
         }
     }
 
-    /// Takes note of events, in any order within one call.
+    /// Records events, in any order within one call.
     pub fn note(&mut self, events: &[AuditEvent]) {
         for event in events
             .iter()
@@ -62,7 +62,7 @@ impl Waiting {
             let Some(key) = cluster_of(event).filter(|key| self.pending.contains(key)) else {
                 continue;
             };
-            // A write that was under way before the change says nothing about the change.
+            // A write in flight before the change is no reaction to it.
             let changed = self.changed_micros.get(&key);
             if changed.is_some_and(|changed| event.received_micros > *changed) {
                 self.pending.remove(&key);

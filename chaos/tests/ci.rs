@@ -1,4 +1,4 @@
-//! The scenarios of the set `ci`, run for real: a kill that is survived, and planted faults that the judge must find.
+//! The scenarios of the set `ci`, on a real control plane: a kill that is survived, and failpoints that the checker must find.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use chaos::progress::Progress;
@@ -21,7 +21,7 @@ async fn run(name: &str) {
     );
 }
 
-/// One test for each, so that some run at once and each is told by its name.
+/// One test for each, so that some run in parallel and each is reported by its name.
 macro_rules! scenarios {
     ($($test:ident: $name:literal),+ $(,)?) => {
         $(#[tokio::test(flavor = "multi_thread")]

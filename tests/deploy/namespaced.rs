@@ -84,7 +84,7 @@ async fn replicas_with_rights_in_one_namespace_serve_it_and_touch_no_other() {
     ready(&client, 1).await;
 
     a_pod_that_hangs_is_replaced(&control_plane).await;
-    what_is_somebody_elses_is_named(&control_plane).await;
+    foreign_objects_are_named(&control_plane).await;
 
     let others = load::clusters_in(client.clone(), OTHER)
         .get("not-ours")
@@ -155,7 +155,7 @@ async fn a_pod_that_hangs_is_replaced(control_plane: &ControlPlane) {
 }
 
 /// An object of a child's name that somebody else controls.
-async fn what_is_somebody_elses_is_named(control_plane: &ControlPlane) {
+async fn foreign_objects_are_named(control_plane: &ControlPlane) {
     let client = control_plane.client();
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), SERVED);
     let owner = accounts.get("default").await.unwrap().metadata.uid.unwrap();

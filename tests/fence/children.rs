@@ -23,13 +23,13 @@ async fn fence_protects_children() {
     let before = refusals(&world, "databasecluster-fence-holder").await;
     only_the_present_holder_writes(&world).await;
     malformed_tokens_are_refused(&world).await;
-    what_is_right_is_admitted(&world).await;
+    valid_writes_are_admitted(&world).await;
     let after = refusals(&world, "databasecluster-fence-holder").await;
     assert!(after >= before + 20.0, "{before} and then {after} refusals");
 
     let before = refusals(&world, "databasecluster-fence-order").await;
     nothing_goes_backwards(&world).await;
-    what_users_edit_can_be_repaired(&world).await;
+    user_edits_can_be_repaired(&world).await;
     deletions_are_conditional(&world).await;
     secrets_and_subresources_are_out_of_reach(&world).await;
     after_an_orphaning_deletion_the_next_cluster_takes_over(&world).await;
@@ -136,7 +136,7 @@ async fn malformed_tokens_are_refused(world: &World<'_>) {
     }
 }
 
-async fn what_is_right_is_admitted(world: &World<'_>) {
+async fn valid_writes_are_admitted(world: &World<'_>) {
     for kind in KINDS {
         let object = world.child(kind, "one", &world.alphas(), "3");
         let_through(kind, answers(&world.alpha, &object).await.remove(0));
@@ -210,7 +210,7 @@ async fn nothing_goes_backwards(world: &World<'_>) {
     );
 }
 
-async fn what_users_edit_can_be_repaired(world: &World<'_>) {
+async fn user_edits_can_be_repaired(world: &World<'_>) {
     let stranger = json!({"metadata": {"ownerReferences": [{
         "apiVersion": "database.io/v1", "kind": "DatabaseCluster", "name": "orders",
         "uid": NOBODY, "controller": true,

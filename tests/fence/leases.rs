@@ -41,7 +41,7 @@ async fn fence_protects_shard_leases() {
     create_lease(&world, &world.alpha, &held).await.unwrap();
     epochs_only_rise(&world).await;
     label_and_fields_stay(&world).await;
-    nobody_hands_over_what_another_holds(&world).await;
+    only_the_holder_hands_over(&world).await;
     a_lease_is_made_as_its_name_says(&world).await;
     a_lease_is_deleted_only_when_vacant(&world).await;
     a_takeover_shuts_the_former_holder_out(&world).await;
@@ -121,7 +121,7 @@ async fn label_and_fields_stay(world: &World<'_>) {
     );
 }
 
-async fn nobody_hands_over_what_another_holds(world: &World<'_>) {
+async fn only_the_holder_hands_over(world: &World<'_>) {
     let answer = change(world, &world.beta, hand_to("gamma", 11)).await;
     refused(
         "handing over another's shard",

@@ -12,7 +12,7 @@ async fn stolen_operator_credentials_gain_no_privileges() {
     let world = World::new(&control_plane).await;
     // Nothing but the limits refuses here, so their messages are seen.
     statefulsets_run_without_privileges(&world).await;
-    what_users_changed_stays_writable(&world).await;
+    user_changes_stay_writable(&world).await;
     services_draw_no_traffic(&world).await;
     secrets_get_no_credentials(&world).await;
     pods_keep_their_spec(&world).await;
@@ -171,7 +171,7 @@ async fn statefulsets_run_without_privileges(world: &World<'_>) {
 }
 
 /// A template with privileges that somebody else wrote does not keep the operator from setting its token or scaling it.
-async fn what_users_changed_stays_writable(world: &World<'_>) {
+async fn user_changes_stay_writable(world: &World<'_>) {
     let sidecar = json!({"spec": {"template": {"spec": {"hostPID": true}}}});
     merge(&world.admin, "StatefulSet", "orders-db", sidecar)
         .await

@@ -34,7 +34,7 @@ async fn shard_table_only_moves_forward() {
     entries_only_rise(&world).await;
     a_replica_writes_its_own_entries(&world).await;
     the_table_keeps_its_metadata(&world).await;
-    it_is_converted_as_a_whole(&world).await;
+    conversion_is_atomic(&world).await;
     two_hundred_and_fifty_six_entries_work(&world).await;
     its_deletion_is_guarded(&world).await;
     let refused = refusals(&world, "databasecluster-fence-table").await;
@@ -240,7 +240,7 @@ async fn the_table_keeps_its_metadata(world: &World<'_>) {
     }
 }
 
-async fn it_is_converted_as_a_whole(world: &World<'_>) {
+async fn conversion_is_atomic(world: &World<'_>) {
     let highest = 1 << 20;
     let whole = "a change of shards must set every entry";
     for (what, object) in [

@@ -442,14 +442,14 @@ async fn problems_are_reported_with_a_remedy_and_cleared_once_fixed() {
     .await;
     let _fleet = fleet_of_three(&control_plane).await;
     tokio::join!(
-        what_the_operator_refuses(&control_plane),
+        refusals_of_the_operator(&control_plane),
         a_sidecar_is_not_taken_for_postgres(&control_plane),
         tags_of_no_known_scheme_are_judged_by_the_pod(&control_plane),
         a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(&control_plane),
     );
 }
 
-async fn what_the_operator_refuses(control_plane: &ControlPlane) {
+async fn refusals_of_the_operator(control_plane: &ControlPlane) {
     let client = control_plane.client();
     one(control_plane, "bad", "db", load::spec(1)).await;
     until_cluster(&client, ("bad", "db"), "Ready", is_ready).await;

@@ -151,11 +151,11 @@ async fn fleet_page_reports_every_fault() {
     load::wait_all_ready(&control_plane.client(), 12, PATIENCE)
         .await
         .unwrap();
-    a_sound_fleet_is_told_as_sound(&fleet).await;
+    healthy_fleet_is_reported_healthy(&fleet).await;
     exported::is_what_is_documented(&fleet).await;
     debug_can_be_asked_for(fleet.replica(0).unwrap()).await;
     bad_clients::disturb_nothing(&control_plane, fleet.replica(0).unwrap()).await;
-    a_takeover_is_told_as_it_happens(&mut fleet).await;
+    takeover_is_reported_as_it_happens(&mut fleet).await;
     start_without(&mut broken, "scheduler").await;
     start_without(&mut broken, "election").await;
     let reasons = [
@@ -168,7 +168,7 @@ async fn fleet_page_reports_every_fault() {
     }
 }
 
-async fn a_sound_fleet_is_told_as_sound(fleet: &Fleet<'_>) {
+async fn healthy_fleet_is_reported_healthy(fleet: &Fleet<'_>) {
     wait_for("the fleet to be told as sound", PATIENCE, || async {
         let view = fleet_json(fleet.replica(0)?).await?;
         let calm = view["problems"]
@@ -202,7 +202,7 @@ async fn debug_can_be_asked_for(replica: &Replica) {
     assert_eq!(level("default").await, 200);
 }
 
-async fn a_takeover_is_told_as_it_happens(fleet: &mut Fleet<'_>) {
+async fn takeover_is_reported_as_it_happens(fleet: &mut Fleet<'_>) {
     let victim = fleet.replica(1).unwrap().name().to_owned();
     fleet.replica_mut(1).unwrap().kill().await.unwrap();
     let late = AtomicBool::new(false);

@@ -76,7 +76,7 @@ async fn work_beyond_the_drain_timeout_is_cancelled_and_counted_and_the_shard_mo
         assert_eq!(shard.epoch, before[lease].epoch + moved, "{lease}");
     }
     let moved = after.values().filter(|shard| shard.holder == heir);
-    what_was_cut_short_is_counted(&fleet, moved.collect()).await;
+    cancelled_work_is_counted(&fleet, moved.collect()).await;
     let refused = refusals(&client).await;
     hold.release();
     late_writes_are_refused(&client, refused).await;
@@ -84,7 +84,7 @@ async fn work_beyond_the_drain_timeout_is_cancelled_and_counted_and_the_shard_mo
 }
 
 /// Where a shard's objects are is up to chance: one without any has nothing to cut short.
-async fn what_was_cut_short_is_counted(fleet: &Fleet<'_>, moved: Vec<&Shard>) {
+async fn cancelled_work_is_counted(fleet: &Fleet<'_>, moved: Vec<&Shard>) {
     let uids = uids(&fleet.control_plane().client()).await;
     let work = moved
         .iter()

@@ -35,7 +35,7 @@ async fn objects_deleted_during_an_outage_are_removed() {
     assert_eq!(truth.len(), 20);
     let replicas = replicas.into_inner().unwrap();
     assert!(
-        replicas[0].lists_made_anew() > 0,
+        replicas[0].relists() > 0,
         "nothing was listed anew: this test has shown nothing"
     );
 }

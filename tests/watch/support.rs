@@ -113,7 +113,7 @@ impl Replica {
             .collect()
     }
 
-    pub(crate) fn lists_made_anew(&self) -> u64 {
+    pub(crate) fn relists(&self) -> u64 {
         let kinds = ["databaseclusters", "services"];
         let of = |kind| self.metrics.lists_total.with_label_values(&[kind, "again"]);
         kinds.into_iter().map(|kind| of(kind).get()).sum()

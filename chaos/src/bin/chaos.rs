@@ -1,4 +1,4 @@
-//! Runs scenarios, judges them, and reports: `chaos run`, `chaos check`, `chaos list`.
+//! Runs scenarios, checks them, and reports: `chaos run`, `chaos check`, `chaos list`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use chaos::{catalogue, report, runner};
 use clap::{Parser, Subcommand, ValueEnum};
 use maud::Markup;
 
-/// Breaks a real fleet and lets a judge decide.
+/// Injects faults into a real fleet and checks what it did.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -32,27 +32,27 @@ enum Command {
         /// Another seed than the file's.
         #[arg(long)]
         seed: Option<u64>,
-        /// How often; each time with the next seed.
+        /// Number of runs; each uses the next seed.
         #[arg(long, default_value_t = 1)]
         repeat: u64,
-        /// All faults of a file so often in one run.
+        /// How many times all faults of a file are injected in one run.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=50))]
         times: u32,
-        /// After how many seconds they come again.
+        /// Seconds between these repetitions.
         #[arg(long, default_value_t = 25.0)]
         every_seconds: f64,
-        /// Only those with a planted fault, and without it: each has to pass.
+        /// Only the scenarios with failpoints, with the failpoints disabled: each has to pass.
         #[arg(long)]
         control: bool,
         /// Where evidence and reports go.
         #[arg(long, default_value = ".run/chaos")]
         out: PathBuf,
     },
-    /// Judge what earlier runs left in these folders.
+    /// Check the evidence that earlier runs left in these folders.
     Check {
         /// Folders below the one of `run --out`.
         folders: Vec<PathBuf>,
-        /// A file for the results, as `report.json`.
+        /// A file for the results, like `report.json`.
         #[arg(long)]
         report: Option<PathBuf>,
     },
@@ -101,7 +101,7 @@ async fn execute(command: Command) -> Result<bool> {
                 results.push(checker::check(&evidence, &history));
             }
             // Not `all`, which would leave out those after the first that failed.
-            let failed = results.iter().filter(|one| !tell(one)).count();
+            let failed = results.iter().filter(|one| !print_result(one)).count();
             if let Some(path) = report {
                 report::write_json(&results.iter().collect::<Vec<_>>(), &path)?;
             }
@@ -147,12 +147,12 @@ fn named(names: &[String]) -> Result<Vec<Scenario>> {
     names.iter().map(find).collect()
 }
 
-/// What came of the runs so far.
+/// The results of the runs so far.
 #[derive(Default)]
 struct Batch {
     results: Vec<(u64, CheckResult)>,
     sections: Vec<Markup>,
-    /// Runs that ended before there was anything to judge.
+    /// Runs that ended before there was anything to check.
     not_run: Vec<String>,
 }
 
@@ -179,7 +179,7 @@ async fn run_all(scenarios: &[Scenario], repeat: u64, out: &Path) -> Result<bool
                 _ => out.join(format!("{}-{round:02}", scenario.name)),
             };
             batch.run(&scenario, &folder).await;
-            // After each run, so that something is there when a later one breaks off.
+            // After each run, so that a report exists when a later run fails.
             batch.write(out)?;
         }
     }
@@ -190,7 +190,7 @@ impl Batch {
     async fn run(&mut self, scenario: &Scenario, folder: &Path) {
         match runner::run(scenario, folder, Progress::new(false)).await {
             Ok(outcome) => {
-                tell(&outcome.result);
+                print_result(&outcome.result);
                 let shards = checker::timeline(&outcome.evidence, &outcome.history);
                 let (evidence, result) = (&outcome.evidence, &outcome.result);
                 self.sections
@@ -216,7 +216,7 @@ impl Batch {
         let all = || self.results.iter().map(|(_, result)| result);
         let failed: Vec<&CheckResult> = all().filter(|result| !result.passed()).collect();
         println!(
-            "\n{} runs in {:.0} s, {} not as they should be; {}",
+            "\n{} runs in {:.0} s, {} with unexpected results; {}",
             self.results.len() + self.not_run.len(),
             started.elapsed().as_secs_f64(),
             failed.len() + self.not_run.len(),
@@ -240,7 +240,7 @@ impl Batch {
     }
 }
 
-fn tell(result: &CheckResult) -> bool {
+fn print_result(result: &CheckResult) -> bool {
     for line in report::lines(result) {
         println!("{line}");
     }

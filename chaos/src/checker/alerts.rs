@@ -1,4 +1,4 @@
-//! The rule about alerts: people would have been told, had the fault lasted.
+//! The rule about alerts: the alert would fire if the fault lasted.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +6,11 @@ use super::Verdict;
 use crate::evidence::{Evidence, Micros, micros};
 use crate::scenario::{Alert, Over};
 
-/// The condition of the alert that is asked for was met for long enough.
+/// The condition of the requested alert was met for long enough.
 pub(super) fn alerted(evidence: &Evidence) -> Verdict {
     const RULE: &str = "alerted";
     let Some(alert) = &evidence.scenario.expect.alert else {
-        return Verdict::of(RULE, Vec::new(), "no alert is asked for".into());
+        return Verdict::of(RULE, Vec::new(), "no alert is requested".into());
     };
     let series = series(evidence, alert);
     let longest = series.values().filter_map(|values| longest(alert, values));
@@ -58,7 +58,7 @@ fn series<'a>(
                 let Some(whole) = sample.metrics.get(whole).copied() else {
                     continue;
                 };
-                // A counter by labels is not there before it counts.
+                // A counter with labels does not exist before it counts.
                 let now = (now.unwrap_or(0.0), whole);
                 let base = first.entry(&sample.pod).or_insert(now);
                 ((now.0 - base.0).max(0.0), (now.1 - base.1).max(0.0))

@@ -1,5 +1,5 @@
-//! What the shard table said when, and the rules about it: it only moves forward, an entry follows its Lease, a write
-//! follows both, and nobody writes under a table that is gone.
+//! The history of the shard table, and the rules about it: it only moves forward, an entry follows its Lease, a write
+//! follows both, and no replica writes under a deleted table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +23,7 @@ const STOPS_MICROS_MAX: Micros = 1_000_000;
 pub(super) struct Term {
     pub(super) table: String,
     pub(super) entry: Entry,
-    /// The replica that set it; none: somebody else, or the log does not tell.
+    /// The replica that set it; none: another client, or the log does not contain it.
     by: Option<String>,
     /// Whether the number of shards changed with it.
     resized: bool,
@@ -33,7 +33,7 @@ pub(super) struct Term {
     pub(super) received: Micros,
     /// When that was answered.
     pub(super) from: Micros,
-    /// When another entry took its place, or the table went.
+    /// When another entry took its place, or the table was deleted.
     pub(super) to: Option<Micros>,
 }
 
@@ -44,7 +44,7 @@ struct Life {
     to: Option<Micros>,
 }
 
-/// All that the log and the final state tell of the shard table.
+/// All that the log and the final state contain about the shard table.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     /// By the name of the shard's Lease.
@@ -90,7 +90,7 @@ impl Entries {
         entries
     }
 
-    /// The table is gone.
+    /// The table was deleted.
     fn end(&mut self, state: &mut State, at: Micros) {
         for terms in self.shards.values_mut() {
             if let Some(last) = terms.last_mut() {
@@ -214,7 +214,7 @@ fn hides_requests(evidence: &Evidence) -> bool {
     evidence.faults.iter().any(|fault| fault.hides_requests)
 }
 
-/// Whoever writes it: the epoch of an entry never falls, one epoch has one holder and one incarnation, no entry is
+/// For every writer: the epoch of an entry never falls, one epoch has one holder and one incarnation, no entry is
 /// removed, and none rises by more than it may.
 pub(super) fn table_moves_forward(entries: &Entries) -> Verdict {
     let mut violations = entries.removed.clone();
@@ -288,7 +288,7 @@ pub(super) fn lease_before_entry(
             let lease = |lease: &LeaseWrite| lease.name == *name && is_of(&term.entry, lease);
             if !hides_requests(evidence) && !was_there(history, lease, term.received) {
                 violations.push(format!(
-                    "{name}: {pod} entered {holder}, epoch {epoch}, before the Lease said so"
+                    "{name}: {pod} entered {holder}, epoch {epoch}, before the Lease did"
                 ));
             }
         }
@@ -311,8 +311,8 @@ fn was_there(history: &History, is: impl Fn(&LeaseWrite) -> bool, by: Micros) ->
         .any(|lease| !lease.deleted && is(lease))
 }
 
-/// Each accepted write carries a token, and the Lease and the entry that it names were there before it was sent. Nobody
-/// sends anything under a table that is gone.
+/// Each accepted write carries a token, and the Lease and the entry that it names existed before it was sent. No replica
+/// sends anything under a deleted table.
 pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &Entries) -> Verdict {
     let mut violations = Vec::new();
     let mut looked_at = 0;
@@ -335,7 +335,7 @@ pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &E
             && late > STOPS_MICROS_MAX
         {
             violations.push(format!(
-                "{} sent {} under a table that had been gone for {:.1} s",
+                "{} sent {} under a table that had been deleted {:.1} s before",
                 write.pod,
                 write.object,
                 seconds(late)
@@ -354,7 +354,7 @@ pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &E
         };
         if !was_there(history, lease, write.received) {
             violations.push(format!(
-                "{} wrote {} with {token}, of which the Lease knew nothing",
+                "{} wrote {} with {token}, which does not match the Lease",
                 write.pod, write.object
             ));
         }
@@ -372,7 +372,7 @@ pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &E
             .any(|write| write.received <= by && write.set.get(&token.shard).is_some_and(entry));
         if !known && !perhaps {
             violations.push(format!(
-                "{} wrote {} with {token}, of which the table knew nothing",
+                "{} wrote {} with {token}, which does not match the table",
                 write.pod, write.object
             ));
         }
@@ -390,7 +390,7 @@ fn is_pod(write: &Write) -> bool {
 }
 
 /// Forged fencing tokens change nothing: while users write them, no Lease and no entry gets another holder or epoch, and
-/// none ever comes near the epochs that they wrote.
+/// none ever reaches the epochs that they wrote.
 pub(super) fn forgeries_ignored(
     evidence: &Evidence,
     history: &History,
@@ -445,7 +445,7 @@ pub(super) fn forgeries_ignored(
         "forgeries-ignored",
         violations,
         match forgeries.len() {
-            0 => "nobody forged a token".to_owned(),
+            0 => "no token was forged".to_owned(),
             count => format!("tokens were forged {count} times"),
         },
     )

@@ -1,4 +1,4 @@
-//! The audit log in the words of the protocol: writes with their fencing tokens, Leases and the shard table as they
+//! The audit log in terms of the protocol: writes with their fencing tokens, Leases and the shard table as they
 //! were, users' changes, requests.
 
 use std::collections::BTreeMap;
@@ -64,19 +64,19 @@ impl Write {
         (200..300).contains(&self.code)
     }
 
-    /// Whether it may have been carried out though the log does not say so.
+    /// Whether it may have been executed though the log does not show it.
     pub(super) fn indeterminate(&self) -> bool {
         indeterminate(self.code)
     }
 }
 
-/// An accepted write of a Lease, by whomever.
+/// An accepted write of a Lease, by any client.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LeaseWrite {
     pub(super) received: Micros,
     pub(super) completed: Micros,
     pub(super) name: String,
-    /// The replica; none: somebody else.
+    /// The replica; none: another client.
     pub(super) pod: Option<String>,
     pub(super) holder: String,
     pub(super) incarnation: String,
@@ -107,28 +107,28 @@ pub(super) enum Register {
     Status,
 }
 
-/// An accepted write of an object that can hold a fencing token, by anybody.
+/// An accepted write of an object that can hold a fencing token, by any client.
 #[derive(Clone, Debug)]
 pub(super) struct TokenWrite {
     pub(super) version: u64,
-    /// The replica; none: somebody else.
+    /// The replica; none: another client.
     pub(super) pod: Option<String>,
     /// `resource/namespace/name`.
     pub(super) object: String,
     pub(super) uid: String,
-    /// The uid of the DatabaseCluster for which a token on this object counts, as far as the write tells.
+    /// The uid of the DatabaseCluster for which a token on this object counts, as far as the write shows it.
     pub(super) cluster_uid: Option<String>,
     pub(super) register: Register,
-    /// The token that is there afterwards.
+    /// The token afterwards.
     pub(super) token: Option<Token>,
 }
 
-/// A write of the shard table, by anybody, that was accepted or may have been carried out.
+/// A write of the shard table, by any client, that was accepted or may have been executed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TableWrite {
     pub(super) received: Micros,
     pub(super) completed: Micros,
-    /// The replica; none: somebody else.
+    /// The replica; none: another client.
     pub(super) pod: Option<String>,
     /// The uid of the table; empty: not known.
     pub(super) uid: String,
@@ -140,7 +140,7 @@ pub(super) struct TableWrite {
     pub(super) deleted: bool,
 }
 
-/// A change of a DatabaseCluster by somebody else than the operator.
+/// A change of a DatabaseCluster by a client other than the operator.
 #[derive(Clone, Debug)]
 pub(super) struct UserChange {
     pub(super) at: Micros,
@@ -148,22 +148,22 @@ pub(super) struct UserChange {
     pub(super) operation: Operation,
 }
 
-/// The audit log, understood.
+/// The parsed audit log.
 #[derive(Debug, Default)]
 pub struct History {
     /// In the order of the store's revision, as far as it is known.
     pub(super) writes: Vec<Write>,
     pub(super) leases: Vec<LeaseWrite>,
-    /// Writes of Leases that may have been carried out though the log does not say so.
+    /// Writes of Leases that may have been executed though the log does not show it.
     pub(super) indeterminate_leases: Vec<LeaseWrite>,
     /// Writes of the shard table, in the order of the store.
     pub(super) tables: Vec<TableWrite>,
-    /// Writes of the shard table that may have been carried out though the log does not say so.
+    /// Writes of the shard table that may have been executed though the log does not show it.
     pub(super) indeterminate_tables: Vec<TableWrite>,
     /// What became of the fencing tokens on objects, in the order of the store's revision.
     pub(super) tokens: Vec<TokenWrite>,
     pub(super) changes: Vec<UserChange>,
-    /// Children deleted by somebody who is neither the operator nor a controller: `resource/namespace/name`.
+    /// Children deleted by a client that is neither the operator nor a controller: `resource/namespace/name`.
     pub(super) children_deleted_by_hand: BTreeMap<String, u64>,
     /// Requests of each replica in each second since 1970.
     pub(super) requests: BTreeMap<String, BTreeMap<i64, u64>>,
@@ -175,7 +175,7 @@ impl History {
     /// Reads a log, piece by piece: a long one does not fit into memory.
     ///
     /// # Errors
-    /// When it can not be read or understood.
+    /// When it cannot be read or parsed.
     pub fn from_log(path: &Path) -> testbed::Result<Self> {
         let mut reader = Reader::from_start(path.to_owned());
         let mut history = Self::default();
@@ -349,12 +349,12 @@ fn is_write(event: &AuditEvent) -> bool {
     )
 }
 
-/// A change by a user that was accepted, or a deletion that was not answered and may have been carried out.
+/// A change by a user that was accepted, or a deletion that was not answered and may have been executed.
 fn may_count(event: &AuditEvent) -> bool {
     event.is_accepted_write() || (event.verb == "delete" && indeterminate(event.code))
 }
 
-/// Whether this is a person, and not a part of the control plane.
+/// Whether this is a user, and not a part of the control plane.
 fn by_hand(event: &AuditEvent) -> bool {
     !event.user.starts_with("system:") && !event.user_agent.starts_with("kube-")
 }
@@ -378,7 +378,7 @@ fn version(event: &AuditEvent) -> Option<u64> {
         .ok()
 }
 
-/// The API server gave up waiting, or nobody waited for it any more: a request like that may still be carried out.
+/// The API server timed out, or its client was gone: such a request may still be executed.
 fn indeterminate(code: u16) -> bool {
     code == 0 || code >= 500
 }
@@ -443,7 +443,7 @@ fn write(event: &AuditEvent) -> Write {
         token,
         version: version(event),
         code: event.code,
-        // The log does not tell what admission said, but of what RBAC allows nothing else is refused here.
+        // The log does not contain the answer of admission, but nothing else rejects here what RBAC allows.
         fenced: event.code == 403 && !event.refused_by_rbac,
     }
 }
@@ -463,12 +463,12 @@ fn token_of(object: &Value, register: Register) -> Option<Token> {
 }
 
 /// What an accepted write left in the registers of its object. A write of one register leaves the other as it is, and so
-/// does whoever is neither a user nor the operator and has no body in the log.
+/// does a client that is neither a user nor the operator and has no body in the log.
 fn token_writes(event: &AuditEvent, by_operator: bool) -> Option<TokenWrite> {
     let accepted = event.is_accepted_write() && !event.verb.starts_with("delete");
     let answer = event.response.as_ref().filter(|_| accepted)?;
     let register = register(event);
-    // Some answers are cut down to what the client asked for.
+    // Some responses contain only what the client asked for.
     let shown = token_of(answer, register);
     let asked = event.request.as_ref().filter(|_| by_operator);
     let token = shown.or_else(|| asked.and_then(|body| token_of(body, register)));

@@ -1,4 +1,4 @@
-//! Writes of shard Leases that nobody answered: which of them were carried out.
+//! Writes of shard Leases without a response: which of them were executed.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::evidence::{Evidence, Micros};
 /// Whether a replica could act as an incarnation at a moment.
 pub(super) type Acts<'a> = &'a dyn Fn(&str, &str, Micros) -> bool;
 
-/// One shard's Lease, and what tells who held it.
+/// One shard's Lease, and the evidence for its holders.
 pub(super) struct Indeterminate<'a, 'h> {
     pub(super) evidence: &'a Evidence,
     pub(super) history: &'h History,
@@ -19,8 +19,8 @@ pub(super) struct Indeterminate<'a, 'h> {
 }
 
 impl<'h> Indeterminate<'_, 'h> {
-    /// Adds to the known writes those that were not answered and yet carried out: somebody builds on a version that no
-    /// known write made, or, when nobody wrote after it, the Lease is in the end as it was to be or the table names it.
+    /// Adds to the known writes those that were not answered and yet executed: a later write builds on a version that no
+    /// known write created, or, when no write followed, the final Lease is as requested or the table names it.
     pub(super) fn with(&self, known: &[&'h LeaseWrite]) -> Vec<&'h LeaseWrite> {
         let mut gaps: BTreeMap<usize, BTreeMap<Option<u64>, Vec<&'h LeaseWrite>>> = BTreeMap::new();
         let indeterminate = self.history.indeterminate_leases.iter();
@@ -40,7 +40,7 @@ impl<'h> Indeterminate<'_, 'h> {
         all
     }
 
-    /// Of those that name one version, only one can have been carried out. From the last version to the first, because
+    /// Of those that name one version, only one can have been executed. From the last version to the first, because
     /// what is known is what came after them.
     fn carried_out(
         &self,
@@ -69,9 +69,9 @@ impl<'h> Indeterminate<'_, 'h> {
         found
     }
 
-    /// Higher for what tells more: the next write of the Lease; an entry in the table, or writes that the fence let pass; the
+    /// Higher for stronger evidence: the next write of the Lease; an entry in the table, or writes that the fence admitted; the
     /// Lease in the end; and
-    /// that nobody takes a shard from a replica that lives.
+    /// that no shard is taken from a live replica.
     fn likelihood(&self, one: &LeaseWrite, next: Option<&LeaseWrite>) -> u8 {
         let by_next = next.is_some_and(|next| {
             let goes_on = next.epoch == one.epoch && same_holder(next, one);
@@ -109,7 +109,7 @@ impl<'h> Indeterminate<'_, 'h> {
 }
 
 /// Before which of the known writes it belongs: behind the version that it names, and a creation behind a deletion or
-/// before all. None: it can not have been carried out.
+/// before all. None: it cannot have been executed.
 fn place(known: &[&LeaseWrite], one: &LeaseWrite) -> Option<usize> {
     let Some(basis) = one.basis else {
         let place = known.partition_point(|lease| lease.received <= one.received);

@@ -1,8 +1,8 @@
-//! The judge: decides from the API server's audit log, the fate of the processes and the final state, and from nothing
-//! that an operator says of itself, whether the promises were kept.
+//! The checker: decides from the API server's audit log, the process lifetimes and the final state, and from nothing
+//! that an operator reports about itself, whether the promises were kept.
 //!
-//! Each rule is a function from the evidence to a [`Verdict`]. A run in which too little was asked for or broken is no
-//! pass but an error: see [`CheckResult::inconclusive`].
+//! Each rule is a function from the evidence to a [`Verdict`]. A run with not enough load or without effective faults
+//! is an error and does not pass: see [`CheckResult::inconclusive`].
 
 mod alerts;
 mod bounds;
@@ -26,7 +26,7 @@ pub use ownership::Span;
 /// How many cases a verdict names.
 const DETAILS_MAX: usize = 8;
 
-/// What one rule came to.
+/// The result of one rule.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Verdict {
     /// The rule's name, as in `failpoints.found_by`.
@@ -40,7 +40,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Kept if there are no violations; `summary` says what was looked at.
+    /// Kept if there are no violations; `summary` names what was checked.
     fn of(rule: &str, violations: Vec<String>, summary: String) -> Self {
         let count = violations.len();
         Self {
@@ -55,22 +55,22 @@ impl Verdict {
     }
 }
 
-/// What the judge found in one run.
+/// What the checker found in one run.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CheckResult {
     /// The scenario's name.
     pub scenario: String,
-    /// Why the run does not count: too little load, or a fault that did not bite.
+    /// Why the run does not count: not enough load, or a fault without effect.
     pub inconclusive: Vec<String>,
     /// One for each rule.
     pub verdicts: Vec<Verdict>,
-    /// Figures, for people and for tables.
+    /// Statistics for the report and its tables.
     pub stats: Stats,
-    /// Rules by which a planted fault was to be found; empty when no failpoint is active.
+    /// Rules one of which must find the failpoint; empty when no failpoint is active.
     pub must_find: Vec<String>,
 }
 
-/// Figures of one run.
+/// Statistics of one run.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Stats {
     /// Seconds from each crash until each of its shards had an acting holder again.
@@ -82,7 +82,7 @@ pub struct Stats {
     pub planned_unowned_seconds: Vec<f64>,
     /// Seconds from a user's change to the operator's first write of that cluster, away from faults.
     pub undisturbed_reaction_seconds: Vec<f64>,
-    /// The same for changes made in the reach of a fault.
+    /// The same for changes made during a fault.
     pub fault_reaction_seconds: Vec<f64>,
     /// Seconds from the end of the last fault until all was converged.
     pub converged_seconds: Option<f64>,
@@ -103,7 +103,7 @@ pub struct Stats {
 }
 
 impl CheckResult {
-    /// Whether the run came out as it should: all rules kept, or, with a planted fault, one of the named rules broken.
+    /// Whether the result is as expected: all rules kept, or, with failpoints, one of the named rules broken.
     #[must_use]
     pub fn passed(&self) -> bool {
         let broken = |rule: &String| self.verdicts.iter().any(|v| v.rule == *rule && !v.kept);
@@ -124,14 +124,14 @@ impl CheckResult {
         ) {
             (_, false, _) => "DOES NOT COUNT",
             (true, _, true) => "passed",
-            (true, _, false) => "found, as it should be",
+            (true, _, false) => "found, as expected",
             (false, _, true) => "FAILED",
             (false, _, false) => "NOT FOUND",
         }
     }
 }
 
-/// Judges one run.
+/// Checks one run.
 #[must_use]
 pub fn check(evidence: &Evidence, history: &History) -> CheckResult {
     let entries = entries::Entries::new(evidence, history);
@@ -185,14 +185,14 @@ pub fn check(evidence: &Evidence, history: &History) -> CheckResult {
     }
 }
 
-/// Who held which shard when, for the timeline of a report.
+/// The holders of each shard over time, for the timeline of a report.
 #[must_use]
 pub fn timeline(evidence: &Evidence, history: &History) -> Vec<(String, Vec<Span>)> {
     let entries = entries::Entries::new(evidence, history);
     ownership::Ownership::new(evidence, history, &entries).spans()
 }
 
-/// What a fault could see for itself while it lasted was as it must be.
+/// What a fault observed while it lasted was as expected.
 fn as_expected(evidence: &Evidence) -> Verdict {
     let faults = evidence.faults.iter();
     let violations = faults.flat_map(|fault| {
@@ -211,8 +211,8 @@ fn as_expected(evidence: &Evidence) -> Verdict {
 fn inconclusive(evidence: &Evidence, stats: &Stats) -> Vec<String> {
     let expect = &evidence.scenario.expect;
     let mut missing = Vec::new();
-    if let Some(trouble) = &evidence.trouble {
-        missing.push(format!("the run did not end as planned: {trouble}"));
+    if let Some(problem) = &evidence.problem {
+        missing.push(format!("the run did not end as planned: {problem}"));
     }
     if evidence.asked.accepted < expect.changes_min {
         missing.push(format!(
@@ -236,7 +236,7 @@ fn inconclusive(evidence: &Evidence, stats: &Stats) -> Vec<String> {
         .filter(|fault| fault.bites < expect.bites_min)
     {
         missing.push(format!(
-            "{}: it bit {} times, at least {} are needed",
+            "{}: it took effect {} times, at least {} are needed",
             fault.what, fault.bites, expect.bites_min
         ));
     }

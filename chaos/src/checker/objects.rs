@@ -1,5 +1,5 @@
-//! Rules about objects: all that was asked for is there, in time, made once, nobody else's fields touched, and then
-//! silence.
+//! Rules about objects: all that was asked for exists, in time, created once, no other manager's fields changed, and then
+//! no further writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,8 +11,8 @@ use crate::evidence::{Asked, Evidence, LastState, Micros, micros, seconds};
 /// Children of what was deleted are removed by Kubernetes' own garbage collector, in its own time.
 const COLLECTED_SECONDS: f64 = 30.0;
 
-/// What users asked for is there in the end, and nothing else; and it was there in time after the last fault and the users'
-/// last word.
+/// The final state is what users asked for, and nothing else; and it was reached in time after the last fault and the users'
+/// last change.
 pub(super) fn converged(evidence: &Evidence, history: &History) -> Verdict {
     let mut violations = missing(&evidence.asked, &evidence.last);
     let due = promised_from(evidence, history)
@@ -23,9 +23,9 @@ pub(super) fn converged(evidence: &Evidence, history: &History) -> Verdict {
         .fold(evidence.load_ended, Micros::max)
         + micros(evidence.scenario.expect.work_seconds + COLLECTED_SECONDS);
     match evidence.converged {
-        None => violations.push("it was waited for in vain".to_owned()),
+        None => violations.push("it did not converge".to_owned()),
         Some(at) if at > due => {
-            violations.push(format!("it came {:.1} s too late", seconds(at - due)));
+            violations.push(format!("it converged {:.1} s too late", seconds(at - due)));
         }
         Some(_) => {}
     }
@@ -37,14 +37,14 @@ pub(super) fn converged(evidence: &Evidence, history: &History) -> Verdict {
     )
 }
 
-/// What there is, compared with what was asked for.
+/// The final state, compared with what was asked for.
 #[must_use]
 pub fn missing(asked: &Asked, last: &LastState) -> Vec<String> {
     let mut violations = Vec::new();
     for (key, wanted) in &asked.wanted {
         match (wanted, last.clusters.get(key)) {
             (None, None) => {}
-            (None, Some(_)) => violations.push(format!("{key} was deleted and is still there")),
+            (None, Some(_)) => violations.push(format!("{key} was deleted and still exists")),
             (Some(_), None) => violations.push(format!("{key} is lost")),
             (Some(wanted), Some(found)) => {
                 if let Some(why) = &found.not_ready {
@@ -79,7 +79,7 @@ pub fn missing(asked: &Asked, last: &LastState) -> Vec<String> {
         .children
         .iter()
         .filter(|(_, child)| !uids.contains(child.owner.as_str()));
-    violations.extend(orphans.map(|(name, _)| format!("{name} is left of a cluster that is gone")));
+    violations.extend(orphans.map(|(name, _)| format!("{name} remains of a deleted cluster")));
     violations
 }
 
@@ -131,7 +131,7 @@ pub(super) fn reacted(evidence: &Evidence, history: &History, stats: &mut Stats)
         let (reach, due) = reach(evidence, &promised, change.at);
         let Some((_, completed)) = next else {
             violations.push(format!(
-                "{}: a change at {:.1} s was never acted on",
+                "{}: no write followed a change at {:.1} s",
                 change.cluster,
                 seconds(change.at - evidence.begun)
             ));
@@ -144,7 +144,7 @@ pub(super) fn reacted(evidence: &Evidence, history: &History, stats: &mut Stats)
         }
         if *completed > due + work {
             violations.push(format!(
-                "{}: a change at {:.1} s was acted on after {took:.1} s, {:.1} s too late",
+                "{}: the first write after a change at {:.1} s came after {took:.1} s, {:.1} s too late",
                 change.cluster,
                 seconds(change.at - evidence.begun),
                 seconds(completed - due - work)
@@ -162,11 +162,11 @@ pub(super) fn reacted(evidence: &Evidence, history: &History, stats: &mut Stats)
     Verdict::of(
         "reacted",
         violations,
-        format!("{undisturbed} changes away from faults, {fault} in the reach of one"),
+        format!("{undisturbed} changes away from faults, {fault} during one"),
     )
 }
 
-/// Whether the cluster was deleted soon after: then nobody need act on the change itself.
+/// Whether the cluster was deleted soon after: then no reaction to the change itself is required.
 fn overtaken(history: &History, change: &UserChange) -> bool {
     let gone = |other: &&UserChange| {
         other.cluster == change.cluster && other.operation == Operation::Deleted
@@ -178,20 +178,20 @@ fn overtaken(history: &History, change: &UserChange) -> bool {
         .any(|other| (change.at..change.at + micros(60.0)).contains(&other.at))
 }
 
-/// Whether a fault is meant to harm this cluster: what is promised of it holds in the end only.
+/// Whether a fault is meant to harm this cluster: what is promised of it holds only after the fault.
 fn is_victim(evidence: &Evidence, cluster: &str) -> bool {
     let mut faults = evidence.faults.iter();
     faults.any(|fault| fault.victims.iter().any(|victim| victim == cluster))
 }
 
-/// Whether a change at this time is in the reach of a fault, and when it must be acted on, give or take the time of work.
+/// Whether a change at this time is affected by a fault, and when a write must follow, apart from the time of work.
 fn reach(evidence: &Evidence, promised: &[Option<Micros>], at: Micros) -> (bool, Micros) {
     let takeover = micros(evidence.scenario.takeover_seconds());
     let work = micros(evidence.scenario.expect.work_seconds);
     let mut due = at;
     let mut reach = false;
     for (fault, promised) in evidence.faults.iter().zip(promised) {
-        // Forged tokens harm nobody but their victims.
+        // Forged tokens harm only their victims.
         if fault.forged_epoch.is_some() {
             continue;
         }
@@ -204,7 +204,7 @@ fn reach(evidence: &Evidence, promised: &[Option<Micros>], at: Micros) -> (bool,
     (reach, due)
 }
 
-/// Each child is created once in the life of its cluster, and deleted once with it and never else, as in a run without
+/// Each child is created once in the life of its cluster, and deleted only once and only with it, as in a run without
 /// faults.
 pub(super) fn children_counted(evidence: &Evidence, history: &History) -> Verdict {
     let mut created: BTreeMap<(&str, &str), u64> = BTreeMap::new();
@@ -263,7 +263,7 @@ fn deletions_before(evidence: &Evidence, history: &History, cluster: &str, at: M
     (by_users.count() + with_all.count()) as u64
 }
 
-/// Children that are there in the end and that nobody created, by owner and object.
+/// Children of the final state that no request created, by owner and object.
 fn from_nowhere(
     evidence: &Evidence,
     history: &History,
@@ -272,22 +272,22 @@ fn from_nowhere(
     if evidence.faults.iter().any(|fault| fault.hides_requests) {
         return Vec::new();
     }
-    // Those that were not answered may have been made all the same.
+    // Those that were not answered may have been created all the same.
     let indeterminate = history.writes.iter().filter(|write| write.indeterminate());
     let perhaps: BTreeSet<(&str, &str)> = indeterminate
         .filter_map(|write| Some((write.owner.as_deref()?, write.object.as_str())))
         .collect();
     let children = evidence.last.children.iter();
-    let nobodys = children.filter(|(name, child)| {
+    let unexplained = children.filter(|(name, child)| {
         let key = (child.owner.as_str(), name.as_str());
         !created.contains_key(&key) && !perhaps.contains(&key)
     });
-    nobodys
-        .map(|(name, _)| format!("{name} is there, but nobody created it for its cluster"))
+    unexplained
+        .map(|(name, _)| format!("{name} exists, but no request created it for its cluster"))
         .collect()
 }
 
-/// What other managers wrote is still there.
+/// What other managers wrote still exists.
 pub(super) fn others_untouched(evidence: &Evidence) -> Verdict {
     let clusters = evidence
         .last
@@ -320,7 +320,7 @@ pub(super) fn quiet(evidence: &Evidence, history: &History) -> Verdict {
     let Some((from, to)) = evidence.quiet else {
         return Verdict::of(
             RULE,
-            vec!["there was no quiet time to look at".into()],
+            vec!["there was no quiet time to check".into()],
             String::new(),
         );
     };

@@ -1,4 +1,4 @@
-//! Rules about Leases and about who holds what: compare-and-swap, epochs that rise, and no shard without a holder that
+//! Rules about Leases and holders: compare-and-swap, epochs that rise, and no shard without a holder that
 //! acts for longer than promised.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,17 +15,17 @@ use crate::evidence::{Evidence, Injected, Micros, micros, seconds};
 const UNOWNED_MICROS_MAX: Micros = 100_000;
 /// A holder's entry in the shard table follows its Lease within this.
 const ENTERED_MICROS_MAX: Micros = 1_000_000;
-/// How far above everything that was there before a replica may begin, as for entries of the shard table.
+/// How far above all earlier epochs a replica may begin, as for entries of the shard table.
 const EPOCH_RISE_MAX: i64 = 1 << 20;
 
-/// Who a shard's Lease named for a while.
+/// A holder that a shard's Lease named, and for how long.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Span {
     /// From.
     pub from: Micros,
     /// To.
     pub to: Micros,
-    /// The holder; empty: nobody.
+    /// The holder; empty: none.
     pub holder: String,
     /// Whether that holder could act: its process ran, was reachable, had not begun a new incarnation, and the shard table
     /// named it as well.
@@ -100,14 +100,10 @@ pub(super) fn epochs_rise(history: &History, entries: &Entries) -> Verdict {
             ));
         }
     }
-    Verdict::of(
-        "epochs-rise",
-        violations,
-        format!("{moves} terms of office"),
-    )
+    Verdict::of("epochs-rise", violations, format!("{moves} terms"))
 }
 
-/// Who held what, when, and whether they could act.
+/// Holders of shards over time, and whether they could act.
 pub(super) struct Ownership<'a> {
     evidence: &'a Evidence,
     /// When the clock of the promise starts, for each fault.
@@ -352,8 +348,8 @@ impl<'a> Ownership<'a> {
         crashes
     }
 
-    /// For each shard that changed hands in the time of a planned stop, with nothing else broken: how long it had nobody
-    /// who acts.
+    /// For each shard that moved during a planned stop, without other faults: how long it had no holder
+    /// that acts.
     pub(super) fn planned_unowned_seconds(&self) -> Vec<f64> {
         let (planned, others): (Vec<&Injected>, Vec<&Injected>) = self
             .evidence
@@ -385,7 +381,7 @@ impl<'a> Ownership<'a> {
 }
 
 /// From when on the promise counts, for each fault: where those that it takes out had one more heartbeat accepted, as when
-/// only the answers are lost, from that on. One that is due is sent at the latest after a third of the lifetime.
+/// only the responses are lost, from that on. A heartbeat that is due is sent after a third of the lifetime at the latest.
 pub(super) fn promised_from(evidence: &Evidence, history: &History) -> Vec<Option<Micros>> {
     let renewals = history.renewals();
     let interval = micros((evidence.scenario.takeover_seconds() - 1.0) / 3.0);
@@ -404,7 +400,7 @@ pub(super) fn promised_from(evidence: &Evidence, history: &History) -> Vec<Optio
     evidence.faults.iter().map(from).collect()
 }
 
-/// Neighbours that say the same become one.
+/// Merges neighbours that are equal.
 fn merge(spans: Vec<Span>) -> Vec<Span> {
     let mut merged: Vec<Span> = Vec::new();
     for span in spans {

@@ -1,5 +1,5 @@
-//! Rules about who may write: one writer for each shard and epoch, never an older epoch after a newer one, nobody whose
-//! right has lapsed.
+//! Rules about writers: one writer for each shard and epoch, never an older epoch after a newer one, no writer whose
+//! Lease has expired.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,14 +13,14 @@ use crate::evidence::{Evidence, Micros, micros, seconds};
 /// How long after a shard's Lease moved a request of its former holder may arrive and pass, on an object that the new
 /// holder has not written: the lag of the API server's cache, when it is healthy.
 const STALE_MICROS_MAX: Micros = 1_000_000;
-/// Writes that may have been on their way when a replica was stopped in its tracks: one for each worker.
+/// Writes that may have been in flight when a replica was frozen: one for each worker.
 const IN_FLIGHT_MAX: usize = 10;
-/// Nothing is on its way for longer than this, but for a few from a process that had no CPU at the wrong moment.
+/// No write is in flight for longer than this, except a few from a process without CPU at that moment.
 const ON_THE_WAY_MICROS_MAX: Micros = 2_000_000;
 const STRAGGLERS_MAX: usize = 2;
 
 /// In each epoch of a shard under one table, one incarnation of one replica writes: the one that token and entry name.
-/// Writes that may have been carried out without an answer count as well: nobody may even send them.
+/// Writes that may have been executed without a response count as well: no replica may even send them.
 pub(super) fn one_writer(evidence: &Evidence, history: &History, entries: &Entries) -> Verdict {
     let mut writers: BTreeMap<(&str, &str, i64), BTreeSet<&str>> = BTreeMap::new();
     let mut violations = Vec::new();
@@ -124,8 +124,8 @@ impl Held<'_> {
     }
 }
 
-/// In one register of one object, no accepted write has a lower epoch than what was there, in the store's own order; and
-/// none is lower in the end, whether or not the log says who wrote it. What users write there is where it begins again.
+/// In one register of one object, no accepted write has a lower epoch than the one before, in store order; and
+/// none is lower in the final state, whether or not the log contains its writer. A user's edit starts a new sequence.
 pub(super) fn no_older_after_newer(evidence: &Evidence, history: &History) -> Verdict {
     let mut registers: BTreeMap<(&str, &str, Register), Held<'_>> = BTreeMap::new();
     let mut violations = Vec::new();
@@ -194,8 +194,8 @@ fn in_the_end(evidence: &Evidence) -> impl Iterator<Item = (String, &str, Regist
     clusters.chain(children)
 }
 
-/// No write of a former holder passes once the API server has had time to know of the new one. The fence knows by the
-/// table; where nothing keeps requests or watches back, the former holder itself knows by the Lease.
+/// No write of a former holder passes once the API server has had time to observe the new one. The fence uses the
+/// table; where nothing delays requests or watches, the former holder itself uses the Lease.
 pub(super) fn no_stale_writes(
     evidence: &Evidence,
     history: &History,
@@ -235,7 +235,7 @@ pub(super) fn no_stale_writes(
         longest = longest.max(late);
         if late > STALE_MICROS_MAX {
             violations.push(format!(
-                "{}: {} wrote with epoch {} {:.1} s after the {what} had gone to {holder} with epoch {epoch}",
+                "{}: {} wrote with epoch {} {:.1} s after the {what} had moved to {holder} with epoch {epoch}",
                 write.object,
                 write.pod,
                 token.epoch,
@@ -253,8 +253,8 @@ pub(super) fn no_stale_writes(
     )
 }
 
-/// How many writes of former holders the fence refused. It refuses the rightful one too, while the API server does not know
-/// of it yet: those do not count.
+/// How many writes of former holders the fence refused. It rejects the rightful one too, while the API server does not observe
+/// it yet: those do not count.
 pub(super) fn fenced(history: &History) -> u64 {
     let shards = history.shards();
     let stale = |write: &&Write| {

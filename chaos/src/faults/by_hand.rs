@@ -1,4 +1,4 @@
-//! What people with rights do to a cluster: Leases edited, rights taken away, the CRD deleted, fields fought over.
+//! Faults by users with administrator rights: Leases edited, rights revoked, the CRD deleted, fields overwritten.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ pub(super) async fn edit_lease(
             leases
                 .patch(&shard.lease, &params, &Patch::Merge(&change))
                 .await?;
-            format!("{} is given to nobody that exists", shard.lease)
+            format!("{} is given to a replica that does not exist", shard.lease)
         }
     };
     active.injected.recover_from = Some(now_micros());
@@ -94,7 +94,7 @@ pub(super) async fn take_rights(
     environment: &mut Environment<'_>,
     active: &mut Active,
 ) -> Result<()> {
-    active.injected.what = "the operator's rights are taken away".to_owned();
+    active.injected.what = "the operator's rights are revoked".to_owned();
     active.injected.from = now_micros();
     for binding in ["clusterrolebinding", "rolebinding"] {
         let words = [
@@ -144,13 +144,13 @@ pub(super) async fn make_crd(
     environment: &mut Environment<'_>,
     injected: &mut Injected,
 ) -> Result<()> {
-    // It goes when the operator has let go of the last cluster.
+    // It is removed when the operator has removed the finalizer of the last cluster.
     let control_plane = environment.control_plane;
     wait_for("the CRD to be gone", GONE_TIMEOUT, || async {
         let words = ["get", "crd", CRD, "--ignore-not-found", "-o", "name"];
         let found = control_plane.run_kubectl(&words).await?;
         Ok(Progress::when(found.is_empty(), (), || {
-            "it is still there".into()
+            "it still exists".into()
         }))
     })
     .await?;
@@ -173,7 +173,7 @@ pub(super) async fn make_crd(
     Ok(())
 }
 
-/// Somebody who takes fields of StatefulSets for himself, by force.
+/// A client that forcibly takes ownership of fields of StatefulSets.
 pub(super) fn write_against(
     environment: &mut Environment<'_>,
     active: &mut Active,
@@ -185,7 +185,7 @@ pub(super) fn write_against(
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     active.injected.what =
-        format!("somebody writes replicas of StatefulSets, {per_second} times a second");
+        format!("another client writes replicas of StatefulSets, {per_second} times a second");
     let task = tokio::spawn(async move {
         let mut bites = 0;
         let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / per_second.max(0.1)));
@@ -203,7 +203,7 @@ pub(super) fn write_against(
                 "spec": {"replicas": 4 + rng.u8(..4)},
             });
             let api = crate::state::api(&client, "apps/v1", "StatefulSet", namespace);
-            // One that was deleted meanwhile would be made by an apply; a merge patch does not.
+            // An apply would re-create one that was deleted meanwhile; a merge patch does not.
             let params = PatchParams {
                 field_manager: Some(MEDDLER.into()),
                 ..PatchParams::default()

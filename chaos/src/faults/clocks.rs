@@ -1,5 +1,5 @@
 //! One more replica whose clocks are off: a time namespace of the kernel shifts its monotonic and boot-time clocks, or it
-//! reads its boot-time clock at another rate, a fault that a failpoint injects.
+//! reads its boot-time clock at another rate, by a failpoint.
 
 use anyhow::{Context, Result, bail};
 use testbed::fleet::ReplicaOptions;
@@ -37,10 +37,10 @@ async fn drifting(
     let index = environment.start(options).await?;
     let replica = environment.fleet.replica(index)?;
     replica.wait_ready(READY_TIMEOUT).await?;
-    // A program in which nothing can be planted takes no notice of the variable.
+    // A program without failpoints ignores the variable.
     let log = std::fs::read_to_string(replica.log()).context("read the replica's log")?;
     if !log.contains("faults are planted") {
-        bail!("{}: no clock was planted", replica.name());
+        bail!("{}: the clock failpoint is not active", replica.name());
     }
     let pod = replica.name().to_owned();
     // One that holds nothing has nothing to stop.
@@ -70,7 +70,7 @@ async fn shifted(
     Ok(())
 }
 
-/// The kernel's own word on how far the clock of a process is shifted.
+/// How far the clock of a process is shifted, as the kernel reports it.
 fn must_be_shifted(pid: u32, wanted: u64) -> Result<()> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/timens_offsets"))
         .context("read the clock's offset")?;

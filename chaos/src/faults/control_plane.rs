@@ -1,4 +1,4 @@
-//! The control plane's own programs: killed and started again, or hanging.
+//! Faults of the control plane's own programs: killed and restarted, or hanging.
 
 use std::time::Duration;
 
@@ -30,7 +30,9 @@ pub(super) async fn start(
 ) -> Result<()> {
     environment.control_plane.start_again().await?;
     injected.recover_from = Some(now_micros());
-    environment.progress.tell("the control plane serves again");
+    environment
+        .progress
+        .report("the control plane serves again");
     Ok(())
 }
 

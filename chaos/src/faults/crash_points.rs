@@ -16,7 +16,7 @@ use crate::scenario::By;
 
 const NAMESPACE: &str = "lives";
 const LIFE_TIMEOUT: Duration = Duration::from_secs(90);
-/// A life has some 20 writes; many more would mean that it never ends.
+/// A cluster's life has about 20 writes; many more would mean that it never ends.
 const POINTS_MAX: u64 = 60;
 
 /// Lives of one cluster after the other, until one passes without a crash.
@@ -43,14 +43,14 @@ pub(super) async fn run(
             return Ok(());
         }
         active.injected.bites += 1;
-        environment.progress.tell(format!(
-            "crashed {when} the reply to write {point}, and the life went on"
+        environment.progress.report(format!(
+            "crashed {when} the reply to write {point}, and the cluster's life continued"
         ));
     }
-    bail!("a life has more than {POINTS_MAX} writes: it does not come to rest")
+    bail!("a cluster's life has more than {POINTS_MAX} writes: it does not converge")
 }
 
-/// A cluster is created, changed and deleted; says whether the replica crashed on the way.
+/// A cluster is created, changed and deleted; returns whether the replica crashed.
 async fn one_life(environment: &mut Environment<'_>, point: u64, by: By) -> Result<bool> {
     let [index] = environment.alive()[..] else {
         bail!("crash points need a fleet of one replica");
@@ -134,7 +134,7 @@ async fn live(client: kube::Client, namespace: &'static str, name: String) -> Re
             .await
             .map_err(|error| testbed::Error::Failed(error.to_string()))?;
         Ok(Progress::when(found.is_none(), (), || {
-            "it is still there".into()
+            "it still exists".into()
         }))
     })
     .await?;
@@ -153,7 +153,7 @@ async fn ready(api: &kube::Api<kube::api::DynamicObject>, name: &str, when: &str
             Ok(match found.map(|object| load::why_not_ready(&object)) {
                 Some(None) => Progress::Done(()),
                 Some(Some(why)) => Progress::pending(why),
-                None => Progress::pending("it is not there"),
+                None => Progress::pending("it does not exist"),
             })
         },
     )

@@ -23,9 +23,9 @@ const NAMESPACE: &str = "mallory";
 const VICTIMS: usize = 3;
 /// The lowest epoch that is forged: no honest fleet comes here.
 const EPOCH_MIN: i64 = 1 << 24;
-/// The highest that anything in the cluster takes for an epoch.
+/// The highest value that anything in the cluster accepts as an epoch.
 const EPOCH_MAX: i64 = (1 << 31) - (1 << 20) - 1;
-/// One in so many forgeries is a token of this length.
+/// One in this many forgeries is a token of this length.
 const LONG_EVERY: u32 = 10;
 const LONG_BYTES: usize = 64 << 10;
 const LABEL: &str = "example.com/forged";
@@ -35,7 +35,7 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The reason of the condition Degraded by which the operator reports a forged token.
 const REASON: &str = "FencingTokenAhead";
 
-/// A user who forges.
+/// The user that forges tokens.
 pub(super) struct Forger {
     stop: CancellationToken,
     task: JoinHandle<u64>,
@@ -82,7 +82,7 @@ pub(super) async fn begin(
 }
 
 async fn create_victims(environment: &Environment<'_>) -> Result<Vec<Victim>> {
-    // Users learn of them when they are cured: until then they would ask for what cannot be done.
+    // Users get to know the victims once these are repaired: until then their changes could not be applied.
     let new = (0..VICTIMS).map(|number| NewCluster {
         namespace: NAMESPACE.to_owned(),
         name: format!("victim-{number}"),
@@ -106,7 +106,7 @@ async fn create_victims(environment: &Environment<'_>) -> Result<Vec<Victim>> {
     Ok(found.iter().map(victim).collect())
 }
 
-/// A client of somebody who may do in the namespace what the cluster's own role `edit` allows, DatabaseClusters included.
+/// A client with the rights of the cluster's own role `edit` in the namespace, DatabaseClusters included.
 async fn user_with_role_edit(control_plane: &ControlPlane) -> Result<Client> {
     let path = testbed::fleet::repository().join("deploy/base/users.yaml");
     let path = path.display().to_string();
@@ -172,7 +172,7 @@ impl Forgeries {
             .clone();
         let token = self.token(&victim).await?;
         match self.count % 4 {
-            // An object of its own in any bucket, which may even claim to be a child of the victim.
+            // An object of the user in any bucket, which may even claim to be a child of the victim.
             0 | 1 => self.create(&victim, &token).await,
             2 => {
                 let set = format!("{}-db", victim.name);
@@ -185,7 +185,7 @@ impl Forgeries {
         }
     }
 
-    /// Of the present table, any shard, any holder that is there, and a high epoch.
+    /// A token of the current table, with any shard, any existing holder, and a high epoch.
     async fn token(&mut self, victim: &Victim) -> Result<String> {
         let table = table::get(&self.admin).await?.unwrap_or_default();
         let index = self.rng.usize(..table.entries.len().max(1));
@@ -241,7 +241,7 @@ impl Forgeries {
 }
 
 impl Forger {
-    /// Stops, waits until the operator has reported what it met, and cures the victims as the report says.
+    /// Stops, waits until the operator has reported the forgeries, and repairs the victims as the report says.
     pub(super) async fn end(
         self,
         environment: &Environment<'_>,

@@ -1,4 +1,4 @@
-//! Faults: each begins, lasts, and ends, and says how often it bit.
+//! Faults: each begins, lasts and ends, and counts how often it took effect.
 
 mod by_hand;
 mod clocks;
@@ -20,43 +20,43 @@ use crate::scenario::{Fault, Kind, Program, Then};
 
 /// A fault that has begun.
 pub struct Active {
-    /// What is known of it so far.
+    /// What is recorded about it so far.
     pub injected: Injected,
     undo: Undo,
 }
 
 /// How a fault ends.
 enum Undo {
-    /// By itself.
+    /// It ends by itself.
     Nothing,
-    /// Something else than the killed comes.
+    /// Replacements for the killed replicas start.
     After(Vec<usize>, Then),
-    /// The frozen go on.
+    /// The frozen replicas continue.
     Continue(Vec<usize>),
-    /// What was killed of the control plane starts.
+    /// The killed program of the control plane starts.
     StartControlPlane,
-    /// What hangs of the control plane goes on.
+    /// The hanging program of the control plane continues.
     Resume(Program),
     /// The operator gets its rights back.
     GiveRights,
-    /// The CRD comes back.
+    /// The CRD is created again.
     MakeCrd,
-    /// Tokens are forged no more, and those that were are removed.
+    /// The forging stops, and the forged tokens are removed.
     RemoveForgeries(forged_tokens::Forger),
     /// The replica may write the shard table again.
     AllowTable(usize),
-    /// Somebody stops; the task returns how often it bit.
+    /// The other client stops; the task returns how often it took effect.
     Stop(CancellationToken, JoinHandle<u64>),
-    /// The network works again; `true`: those hit had been cut off.
+    /// The network works again; `true`: the replicas had been cut off.
     FreeNetwork(Vec<usize>, u64, bool),
-    /// The replica may use what it likes.
+    /// The limits of the replica are removed.
     Feed(Vec<usize>, starve::Group),
 }
 
 /// Begins a fault. One that lasts no time is over when this returns.
 ///
 /// # Errors
-/// When it can not be done; then the run does not count.
+/// When it cannot be injected; then the run does not count.
 pub async fn begin(environment: &mut Environment<'_>, fault: &Fault) -> Result<Active> {
     let mut active = Active {
         injected: Injected {
@@ -124,14 +124,14 @@ pub async fn begin(environment: &mut Environment<'_>, fault: &Fault) -> Result<A
     }
     environment
         .progress
-        .tell(format!("fault: {}", active.injected.what));
+        .report(format!("fault: {}", active.injected.what));
     Ok(active)
 }
 
 /// Ends a fault.
 ///
 /// # Errors
-/// When what it did can not be undone; then the run does not count.
+/// When its effect cannot be undone; then the run does not count.
 pub async fn end(environment: &mut Environment<'_>, active: Active) -> Result<Injected> {
     let Active { mut injected, undo } = active;
     match undo {

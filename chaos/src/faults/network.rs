@@ -27,7 +27,7 @@ pub(super) async fn begin(
         fault.seconds()
     );
     injected.from = now_micros();
-    // Answers that are swallowed belong to requests that arrive; all else may come late or not at all.
+    // Dropped responses belong to requests that arrive; all other requests may arrive late or not at all.
     injected.delays_requests = rules.hold_writes || !rules.late.is_zero();
     let before = bites(environment, &chosen)?;
     let seed = environment.scenario.seed;

@@ -10,7 +10,7 @@ use crate::environment::{Environment, READY_TIMEOUT};
 use crate::evidence::{Injected, now_micros};
 use crate::scenario::{Then, Who};
 
-/// Takes note of those who are struck from now on.
+/// Records the replicas that are hit from now on.
 fn strike(
     environment: &Environment<'_>,
     injected: &mut Injected,
@@ -46,13 +46,13 @@ pub(super) async fn kill(
     }
     injected.bites = chosen.len() as u64;
     injected.takes_out = true;
-    // With nobody left the clock of the promise starts when somebody comes.
+    // When no replica is left, the clock of the promise starts when one joins.
     injected.recover_from = (!environment.alive().is_empty()).then_some(injected.from);
     active.undo = Undo::After(chosen, then);
     Ok(())
 }
 
-/// What comes after the killed.
+/// The replacement of the killed replicas.
 pub(super) async fn come_again(
     environment: &mut Environment<'_>,
     injected: &mut Injected,
@@ -108,7 +108,7 @@ pub(super) fn go_on(
     Ok(())
 }
 
-/// As a Deployment does: one more comes, and when it is ready an old one goes.
+/// As a Deployment does: one more replica starts, and when it is ready an old one stops.
 pub(super) async fn roll(environment: &mut Environment<'_>, active: &mut Active) -> Result<()> {
     let old = environment.alive();
     active.injected.pods = environment.names(&old);
@@ -137,13 +137,13 @@ pub(super) async fn scale(
     for _ in alive.len()..to {
         one_more(environment).await?;
     }
-    // The youngest go first.
+    // The youngest stop first.
     let surplus = alive.get(to..).unwrap_or_default().to_vec();
     active.injected.pods = environment.names(&surplus);
     environment.term(&surplus).await
 }
 
-/// A process that dies soon after each start, in one Pod.
+/// A process that crashes soon after each start, in one Pod.
 pub(super) async fn flap(
     environment: &mut Environment<'_>,
     active: &mut Active,
@@ -154,7 +154,7 @@ pub(super) async fn flap(
     let chosen = environment.choose(who).await?;
     active.injected.pods = environment.names(&chosen);
     active.injected.what = format!(
-        "{} dies {times} times, {every_seconds} s after each start",
+        "{} crashes {times} times, {every_seconds} s after each start",
         active.injected.pods.join(", ")
     );
     active.injected.bites = 0;

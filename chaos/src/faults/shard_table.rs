@@ -17,7 +17,7 @@ const POLICY: &str = "chaos-table-refused";
 const NEW_TABLE_TIMEOUT: Duration = Duration::from_secs(90);
 const IN_FORCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Deletes the table as an administrator who has said that this is what is wanted, and waits for the next one.
+/// Deletes the table as an administrator with the required confirmation, and waits for the next one.
 pub(super) async fn delete(environment: &mut Environment<'_>, active: &mut Active) -> Result<()> {
     let control_plane = environment.control_plane;
     let client = control_plane.client();
@@ -62,7 +62,7 @@ pub(super) async fn refuse(
     who: Who,
 ) -> Result<()> {
     let chosen = environment.choose(who).await?;
-    let index = *chosen.first().context("nobody was chosen")?;
+    let index = *chosen.first().context("no replica was chosen")?;
     let pod = environment.names(&[index]).join("");
     let policy = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
@@ -106,7 +106,7 @@ pub(super) async fn refuse(
     Ok(())
 }
 
-/// A policy takes a second or two to be in force. Asked with the token of the replica itself, by a patch that changes nothing.
+/// A policy takes a second or two to take effect. Tested with the replica's own token, by a patch that changes nothing.
 async fn until_refused(environment: &Environment<'_>, index: usize) -> Result<()> {
     let replica = environment.fleet.replica(index)?;
     let client = control_plane::client_from(replica.kubeconfig()).await?;
@@ -127,7 +127,7 @@ async fn until_refused(environment: &Environment<'_>, index: usize) -> Result<()
     Ok(())
 }
 
-/// By now the replica must be out of the game, and the others must have its shards. Then it may write again.
+/// By now the replica must be unready, and the others must hold its shards. Then it may write again.
 pub(super) async fn allow(
     environment: &mut Environment<'_>,
     injected: &mut Injected,

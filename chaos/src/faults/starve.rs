@@ -1,4 +1,4 @@
-//! Too little CPU or memory for one replica, by a control group of its own.
+//! Not enough CPU or memory for one replica, by a control group of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 const PERIOD_MICROS: u64 = 100_000;
 const KIB: u64 = 1024;
 
-/// The groups that were made, and where the process was before.
+/// The created groups, and the group of the process before.
 pub(super) struct Group {
     made: Vec<Made>,
 }
@@ -153,7 +153,7 @@ fn group_of(pid: u32, controller: &str) -> Result<(PathBuf, bool)> {
 }
 
 impl Made {
-    /// How often the limit was felt: periods without CPU, or allocations at the limit of memory.
+    /// How often the limit took effect: periods without CPU, or allocations at the memory limit.
     fn bites(&self) -> u64 {
         let text = |file: &str| fs::read_to_string(self.folder.join(file)).unwrap_or_default();
         let number = |text: String| text.trim().parse::<u64>().unwrap_or(0);
@@ -169,7 +169,7 @@ impl Made {
             + at_limit.map_or(0, |count| number(count.to_owned()))
     }
 
-    /// Puts whoever is inside back and removes the group; a process that has ended needs neither.
+    /// Moves the process back and removes the group; a process that has ended needs neither.
     fn release(&self) {
         let inside = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
         for pid in inside.lines() {

@@ -23,7 +23,7 @@ use super::rules::{Action, Class, Rules};
 use super::tls::Upstream;
 use crate::scenario::{Answer, By};
 
-/// After how long a replica that was told to wait may come again.
+/// The `Retry-After` of a 429 response.
 const RETRY_AFTER_SECONDS: &str = "1";
 /// The reply must have left before the replica is killed for it.
 const REPLY_LEAVES: Duration = Duration::from_millis(5);
@@ -40,7 +40,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// A number below 100 that depends on the seed and on how many were drawn before.
+    /// A number below 100 that depends on the seed and on the number of earlier draws.
     fn draw(&self, seed: u64) -> u8 {
         let number = self.draws.fetch_add(1, Ordering::SeqCst);
         fastrand::Rng::with_seed(seed.wrapping_add(number.wrapping_mul(0x9e37_79b9))).u8(..100)
@@ -68,7 +68,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
         return;
     };
     let service = service_fn(|request| handle(request, Arc::clone(&shared)));
-    // An error is a request that was to break off, or a replica that was killed.
+    // An error is a request that was to be cut, or a killed replica.
     let _ended = http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .await;
@@ -111,7 +111,7 @@ async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<R
             Err(broken())
         }
         Action::Late(late) => {
-            // It arrives even when nobody waits for its answer any more, as in a slow network.
+            // It arrives even when its client is gone, as in a slow network.
             let arrives = tokio::spawn(async move {
                 tokio::time::sleep(late).await;
                 forward(request, class, shared).await
@@ -180,7 +180,7 @@ async fn forward(
     Ok(answer.map(|body| passed_on(body, class, shared)))
 }
 
-/// What the API server would say.
+/// The response that the API server would send.
 fn in_its_place(answer: Answer) -> Response<Body> {
     let (status, reason) = match answer {
         Answer::TooManyRequests => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
@@ -190,7 +190,7 @@ fn in_its_place(answer: Answer) -> Response<Body> {
     };
     let body = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": "made up by the proxy of an experiment", "reason": reason, "code": status.as_u16(),
+        "message": "injected by the proxy of an experiment", "reason": reason, "code": status.as_u16(),
     });
     let mut response = Response::new(full(body.to_string()));
     *response.status_mut() = status;

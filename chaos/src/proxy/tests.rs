@@ -16,7 +16,7 @@ use super::rules::{Crash, Rules};
 use super::{Proxy, tls};
 use crate::scenario::{Answer, By, Direction, Watch};
 
-/// A server that counts, answers `ok`, and sends a piece every 20 ms to who watches.
+/// A server that counts, answers `ok`, and sends a piece every 20 ms to each watcher.
 struct Server {
     url: String,
     authority: String,
@@ -262,7 +262,7 @@ async fn watch_can_be_frozen_resumed_delayed_and_cut() {
         watches: Some((Watch::Frozen, Duration::ZERO)),
         ..Rules::default()
     });
-    // What is on its way may still come.
+    // Data in flight may still arrive.
     while tokio::time::timeout(Duration::from_millis(200), body.frame())
         .await
         .is_ok()
@@ -271,7 +271,7 @@ async fn watch_can_be_frozen_resumed_delayed_and_cut() {
         watches: Some((Watch::Late, Duration::from_millis(100))),
         ..Rules::default()
     });
-    assert!(body.frame().await.unwrap().is_ok(), "it thaws");
+    assert!(body.frame().await.unwrap().is_ok(), "it resumes");
     pair.proxy.set(Rules {
         watches: Some((Watch::Cut, Duration::from_millis(50))),
         ..Rules::default()
@@ -282,7 +282,7 @@ async fn watch_can_be_frozen_resumed_delayed_and_cut() {
         .expect("the watch was not cut");
     assert!(
         pair.proxy.bites() >= 3,
-        "frozen, late and cut: bit {} times",
+        "frozen, delayed and cut: took effect {} times",
         pair.proxy.bites()
     );
 }
@@ -299,7 +299,7 @@ async fn crash_happens_at_the_named_write_and_blocks_later_requests() {
     assert_eq!(pair.ask("PUT", "/leases/x").await, Ok(200));
     assert_eq!(pair.ask("POST", "/b").await, Err("no answer".into()));
     pair.proxy.crash_is_due().await;
-    assert_eq!(pair.served(), 3, "it was carried out");
+    assert_eq!(pair.served(), 3, "it was executed");
     assert_eq!(pair.ask("POST", "/c").await, Err("no answer".into()));
     assert_eq!(pair.served(), 3);
     pair.proxy.set(crash(By::AfterReply));

@@ -1,4 +1,4 @@
-//! Tells people what the judge found: lines for the terminal, a page, JSON for programs.
+//! Reports what the checker found: lines for the terminal, a page, JSON for programs.
 
 mod charts;
 mod page;
@@ -50,16 +50,16 @@ pub fn lines(result: &CheckResult) -> Vec<String> {
 /// Writes all results as JSON.
 ///
 /// # Errors
-/// When the file can not be written.
+/// When the file cannot be written.
 pub fn write_json(results: &[&CheckResult], path: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(results)?;
     write(path, &text)
 }
 
-/// Writes a file; a page that somebody looks at meanwhile is replaced as a whole.
+/// Writes a file atomically: a page that is open meanwhile is replaced as a whole.
 ///
 /// # Errors
-/// When it can not be written.
+/// When it cannot be written.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     let part = path.with_extension("part");
     let what = || format!("write {}", path.display());
@@ -70,7 +70,7 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 /// Reads what [`write_json`] wrote.
 ///
 /// # Errors
-/// When it is not there or can not be understood.
+/// When it does not exist or cannot be parsed.
 pub fn read_json(path: &Path) -> Result<Vec<CheckResult>> {
     let what = || format!("read {}", path.display());
     let text = std::fs::read(path).with_context(what)?;
@@ -84,7 +84,7 @@ pub fn table(results: &[CheckResult]) -> String {
     for result in results {
         of.entry(&result.scenario).or_default().push(result);
     }
-    let mut text = "| scenario | runs | as it should be | takeover of a shard | of the last shard of a crash | unheld in a planned stop | from a change to the first write | fenced | stale |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n".to_owned();
+    let mut text = "| scenario | runs | as expected | takeover of a shard | of the last shard of a crash | without a holder in a planned stop | from a change to the first write | fenced | stale |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n".to_owned();
     for (scenario, runs) in of {
         let all = |figure: fn(&CheckResult) -> &Vec<f64>| -> String {
             let values: Vec<f64> = runs.iter().flat_map(|run| figure(run).clone()).collect();
@@ -159,9 +159,9 @@ mod tests {
     #[test]
     fn page_is_complete_and_lists_broken_rules() {
         let good = page(&[(1, result(true, &[]))], &[], &[]);
-        assert!(good.contains("all came out as they should"));
+        assert!(good.contains("all results are as expected"));
         let bad = page(&[(1, result(false, &[]))], &[], &["x: <no> start".into()]);
-        assert!(bad.contains("2 did not come out") && bad.contains("x: &lt;no&gt; start"));
+        assert!(bad.contains("2 have unexpected results") && bad.contains("x: &lt;no&gt; start"));
         let run = || result(true, &[5.0, 6.0]);
         let twice = page(&[(1, run()), (2, run())], &[], &[]);
         assert!(twice.contains("2 runs: n 4"), "{twice}");

@@ -20,7 +20,7 @@ rect.fault { fill: #d40; fill-opacity: .16; stroke: #d40; stroke-width: .6; } h2
 pre { white-space: pre-wrap; margin: .2em 0; font-size: 13px; }
 ";
 
-/// The part of the page about one run; drawn at once, so that its evidence need not be kept.
+/// The section of the page about one run; rendered at once, so that its evidence need not be kept.
 pub fn section(
     evidence: &Evidence,
     result: &CheckResult,
@@ -46,7 +46,7 @@ pub fn section(
                 }
             }
         }
-        h4 { "Who held which shard, and what was done" }
+        h4 { "Holders of shards, and faults" }
         (charts::timeline(evidence, shards))
         p.key { @for (pod, colour) in charts::colours(evidence) { i style=(format!("background:{colour}")) {} (pod) } }
         ul {
@@ -59,7 +59,7 @@ pub fn section(
         (charts::lines(evidence, "Memory, MiB", |sample| Some(mebibytes(sample.memory_bytes))))
         @if !work.is_empty() { (charts::dots("Takeover of a shard", work, Some(promised))) }
         @if !undisturbed.is_empty() { (charts::dots("From a change to the first write, away from faults", undisturbed, None)) }
-        @if !fault.is_empty() { (charts::dots("From a change to the first write, in the reach of a fault", fault, None)) }
+        @if !fault.is_empty() { (charts::dots("From a change to the first write, during a fault", fault, None)) }
     }
 }
 
@@ -79,9 +79,9 @@ pub fn page(results: &[(u64, CheckResult)], sections: &[Markup], not_run: &[Stri
             body {
                 h1 { "Experiments" }
                 p { "Runs: " (results.len() + not_run.len()) "; "
-                    @if failed == 0 { span.good { "all came out as they should." } }
-                    @else { span.bad { (failed) " did not come out as they should." } }
-                    " Judged by the API server's audit log, the fate of the processes and the final state." }
+                    @if failed == 0 { span.good { "all results are as expected." } }
+                    @else { span.bad { (failed) " have unexpected results." } }
+                    " Checked by the API server's audit log, the process lifetimes and the final state." }
                 table {
                     tr { th { "scenario" } th { "verdict" } th { "takeover of a shard" } th { "from a change to the first write" } th { "fenced" } }
                     @for (seed, result) in results { (row(*seed, result)) }

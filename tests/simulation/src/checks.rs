@@ -338,7 +338,7 @@ impl World {
     fn leave_as_planned(&mut self) {
         let slot = self.random.index(self.plan.replicas);
         self.checks.phase = Phase::Leaving(self.now_ms);
-        self.tell(|| format!("r{slot} is to leave"));
+        self.trace(|| format!("r{slot} is to leave"));
         if let Some(life) = self.slots[slot].as_ref().map(|process| process.life) {
             self.shut_down(Who { slot, life });
         }

@@ -67,7 +67,7 @@ impl World {
         } else {
             format!("{}-{life}-1", newcomer.identity)
         };
-        self.tell(|| format!("r{slot} starts: {newcomer:?}"));
+        self.trace(|| format!("r{slot} starts: {newcomer:?}"));
         let clock = Clock::new(
             self.random.between(1_000, 9_000_000),
             self.random.between(930, 1070),
@@ -118,7 +118,7 @@ impl World {
         let slot = self.random.index(self.plan.replicas);
         let kinds = if self.tampers { 24 } else { 16 };
         let kind = self.random.index(kinds);
-        self.tell(|| format!("fault {kind} on r{slot}"));
+        self.trace(|| format!("fault {kind} on r{slot}"));
         let who = self.slots[slot].as_ref().map(|process| Who {
             slot,
             life: process.life,
@@ -255,7 +255,7 @@ impl World {
             }
             19 => {
                 if let Some(uid) = self.server.delete_table() {
-                    self.tell(|| "the table is deleted".into());
+                    self.trace(|| "the table is deleted".into());
                     self.table_changed();
                     self.publish(Event::TableDeleted(uid));
                 }
@@ -264,7 +264,7 @@ impl World {
                 self.server.edit_entry(shard);
                 self.table_changed();
                 if let Some(table) = self.server.table.clone() {
-                    self.tell(|| format!("the entry of shard {shard} is raised by hand"));
+                    self.trace(|| format!("the entry of shard {shard} is raised by hand"));
                     self.publish(Event::TableObserved(table));
                 }
             }
@@ -283,7 +283,7 @@ impl World {
 
     fn delete_shard(&mut self, shard: ShardId) {
         if let Some(uid) = self.server.delete_shard(shard) {
-            self.tell(|| format!("Lease of shard {shard} deleted"));
+            self.trace(|| format!("Lease of shard {shard} deleted"));
             self.publish(Event::ShardGone { shard, uid });
         }
     }
@@ -293,7 +293,7 @@ impl World {
         if let Some(uid) = self.server.delete_member(identity) {
             self.note_deleted(identity.to_owned());
             self.check_member(self.now_ms, before.as_ref(), None);
-            self.tell(|| format!("Lease of member {identity} deleted"));
+            self.trace(|| format!("Lease of member {identity} deleted"));
             self.publish(Event::MemberGone {
                 identity: identity.to_owned(),
                 uid,
@@ -302,7 +302,7 @@ impl World {
     }
 
     pub(crate) fn undo(&mut self, undo: Undo) {
-        self.tell(|| format!("end of {undo:?}"));
+        self.trace(|| format!("end of {undo:?}"));
         match undo {
             Undo::Away => {
                 for slot in 0..self.slots.len() {
@@ -419,7 +419,7 @@ impl World {
             return;
         }
         if let Some(lease) = self.server.shards.get(&shard).cloned() {
-            self.tell(|| format!("planned shard {shard} for {:?}", lease.successor));
+            self.trace(|| format!("planned shard {shard} for {:?}", lease.successor));
             self.publish(Event::ShardSeen(lease));
         }
     }

@@ -375,7 +375,7 @@ impl World {
 
     /// No new work begins; the machine hears when none runs any more.
     pub(crate) fn drain(&mut self, who: Who, shard: ShardId) {
-        self.tell(|| format!("r{} drains shard {shard}", who.slot));
+        self.trace(|| format!("r{} drains shard {shard}", who.slot));
         let hasty = self.plan.sabotage.no_drain_wait;
         let Some(tenure) = self.process(who).and_then(|process| process.tenure(shard)) else {
             return;

@@ -209,7 +209,7 @@ pub(crate) struct World {
     /// What went wrong, first of all.
     pub(crate) failure: Option<String>,
     /// Whether to print what happens.
-    pub(crate) tells: bool,
+    pub(crate) traces: bool,
 }
 
 impl World {
@@ -246,8 +246,8 @@ impl World {
         }
     }
 
-    pub(crate) fn tell(&self, what: impl FnOnce() -> String) {
-        if self.tells {
+    pub(crate) fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traces {
             eprintln!("{:>7} {}", self.now_ms, what());
         }
     }
@@ -281,7 +281,7 @@ impl World {
             checks: Checks::default(),
             summary: Summary::default(),
             failure: None,
-            tells: std::env::var_os("SIM_TELL").is_some(),
+            traces: std::env::var_os("SIM_TRACE").is_some(),
         };
         for slot in 0..plan.replicas {
             let newcomer = world.newcomer();

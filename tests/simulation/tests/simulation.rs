@@ -58,7 +58,7 @@ fn five_replicas_keep_their_promises_under_random_faults() {
     );
     assert!(
         failures.is_empty(),
-        "replay with SIM_SEED=<seed> SIM_TELL=1 cargo test -p simulation --test simulation five:\n{}",
+        "replay with SIM_SEED=<seed> SIM_TRACE=1 cargo test -p simulation --test simulation five:\n{}",
         failures.join("\n")
     );
     assert!(

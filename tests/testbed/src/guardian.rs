@@ -91,7 +91,7 @@ impl Guardian {
     /// # Errors
     /// When the guardian is gone.
     pub fn register(&self, process: ProcessId) -> Result<()> {
-        self.tell(&format!("pid {} {}\n", process.pid, process.start_ticks))
+        self.send(&format!("pid {} {}\n", process.pid, process.start_ticks))
     }
 
     /// Registers a file outside the folder to be removed.
@@ -100,12 +100,12 @@ impl Guardian {
     /// When the guardian is gone or the path can not be told in one line.
     pub fn register_file(&self, path: &Path) -> Result<()> {
         match path.to_str().filter(|text| !text.contains('\n')) {
-            Some(text) => self.tell(&format!("file {text}\n")),
+            Some(text) => self.send(&format!("file {text}\n")),
             None => failed(format!("{} is not a path for one line", path.display())),
         }
     }
 
-    fn tell(&self, line: &str) -> Result<()> {
+    fn send(&self, line: &str) -> Result<()> {
         let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
         let pipe = pipe.as_mut();
         let pipe = pipe.ok_or_else(|| Error::Failed("the guardian was let go".into()))?;

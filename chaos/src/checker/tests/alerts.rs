@@ -1,4 +1,4 @@
-//! Whether the alert that is asked for would have fired.
+//! Whether the requested alert would fire.
 
 use super::*;
 use crate::evidence::Sample;

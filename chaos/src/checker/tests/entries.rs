@@ -1,4 +1,4 @@
-//! The shard table, forged tokens and what users do to tokens: each rule sees what breaks it.
+//! The shard table, forged tokens and user edits of tokens: each rule detects its violation.
 
 use testbed::table::{Entry, Table};
 
@@ -14,7 +14,7 @@ impl Run {
         run
     }
 
-    /// A user writes an object; `token` is there afterwards.
+    /// A user writes an object; it has `token` afterwards.
     fn edit(&mut self, at: f64, resource: &str, name: &str, token: Option<&str>) {
         self.write(at, "", resource, name, 0, 200);
         let event = self.last();
@@ -75,7 +75,7 @@ fn unanswered_entry_permits_later_writes() {
     run.last().code = 504;
     run.last().response = None;
     run.write(20.1, "b", "statefulsets", "one-db", 2, 200);
-    assert_eq!(run.broken(), ["held"], "it may not have been carried out");
+    assert_eq!(run.broken(), ["held"], "it may not have been executed");
     let entry = Entry {
         epoch: 2,
         holder: "b".into(),
@@ -87,7 +87,7 @@ fn unanswered_entry_permits_later_writes() {
         entries: [("000".to_owned(), entry)].into(),
     });
     assert_eq!(run.broken(), [""; 0], "the table is so in the end");
-    // Nobody asked for it at all.
+    // No request asked for it.
     run.events.retain(|event| event.code != 504);
     assert_eq!(run.broken(), [""; 0], "a Lease of the same explains it");
 }
@@ -100,7 +100,11 @@ fn entry_without_a_matching_lease_is_a_violation() {
     let mut run = Run::healthy();
     run.lease(20.0, "a", "b", "b1", 2);
     run.entry(20.01, "a", "b", "b1", 2);
-    assert_eq!(run.broken(), [""; 0], "the giver entered its successor");
+    assert_eq!(
+        run.broken(),
+        [""; 0],
+        "the previous holder entered its successor"
+    );
     let mut run = Run::healthy();
     run.lease(20.0, "a", "b", "b1", 2);
     run.entry(20.01, "b", "b", "b2", 2);
@@ -249,7 +253,7 @@ fn forged_token_that_changes_a_lease_or_entry_is_a_violation() {
     run.lease(20.0, "a", "a", "a1", 2);
     run.entry(20.01, "a", "a", "a1", 2);
     assert_eq!(run.broken(), ["forgeries-ignored"], "it was raised by one");
-    // Later, and to what was forged.
+    // Later, and to the forged epoch.
     let mut run = Run::healthy();
     run.forgery(15.0, 25.0);
     run.shard(30.0, "a", "a", "a1", 2_000_001);

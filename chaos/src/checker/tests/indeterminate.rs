@@ -1,11 +1,11 @@
-//! Writes of a shard's Lease that nobody answered: which of them the judge takes for carried out.
+//! Writes of a shard's Lease without a response: which of them the checker treats as executed.
 
 use serde_json::json;
 
 use super::*;
 
 impl Run {
-    /// A undisturbed run in which `a` and then `b` create the Lease, and nobody is answered.
+    /// A healthy run in which `a` and then `b` create the Lease, and neither gets a response.
     fn created_at_once() -> Self {
         let mut run = Self::healthy();
         run.events.retain(|event| event.name != SHARD);
@@ -16,7 +16,7 @@ impl Run {
         run
     }
 
-    /// `by` writes the Lease, on top of `basis`, and is not answered.
+    /// `by` writes the Lease, on top of `basis`, and gets no response.
     fn unanswered(
         &mut self,
         at: f64,
@@ -45,7 +45,7 @@ impl Run {
         self.events.retain(|event| event.resource == "leases");
     }
 
-    /// Who held the shard, one after the other.
+    /// The holders of the shard, one after the other.
     fn holders(&self) -> Vec<(String, i64)> {
         let spans = self.spans();
         let mut holders: Vec<_> = spans
@@ -85,7 +85,11 @@ fn next_write_reveals_which_creation_succeeded() {
         let mut run = Run::created_at_once();
         run.without_tokens();
         run.on_top_of(9, 30.0, winner, "c", 2);
-        assert_eq!(run.holders(), terms(&[(winner, 1), ("c", 2)]), "given away");
+        assert_eq!(
+            run.holders(),
+            terms(&[(winner, 1), ("c", 2)]),
+            "handed over"
+        );
 
         let mut run = Run::created_at_once();
         run.without_tokens();
@@ -127,7 +131,7 @@ fn at_most_one_of_two_updates_of_one_version_succeeded() {
     run.on_top_of(basis + 1, 40.0, "b", "b", 2);
     assert_eq!(run.holders(), terms(&[("a", 1), ("b", 2)]));
 
-    // A third one builds on the second: both were carried out, and one is not answered either.
+    // A third one builds on the second: both were executed, and the third gets no response either.
     let mut run = Run::healthy();
     run.without_tokens();
     run.unanswered(30.0, "b", "b", "b1", 2, Some(basis));
@@ -135,7 +139,7 @@ fn at_most_one_of_two_updates_of_one_version_succeeded() {
     run.on_top_of(basis + 2, 40.0, "c", "c", 3);
     assert_eq!(run.holders(), terms(&[("a", 1), ("b", 2), ("c", 3)]));
 
-    // The next one builds on the known version: none was carried out.
+    // The next one builds on the known version: none was executed.
     let mut run = Run::healthy();
     run.without_tokens();
     run.unanswered(30.0, "b", "b", "b1", 2, Some(basis));

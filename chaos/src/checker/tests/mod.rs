@@ -1,4 +1,4 @@
-//! The judge against made-up runs: each rule sees what breaks it, and nothing else. Here: who writes and who holds.
+//! The checker on synthetic runs: each rule detects its violation, and nothing else. Here: writers and holders.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -98,7 +98,7 @@ impl Run {
                     ..LastState::default()
                 },
                 samples: Vec::new(),
-                trouble: None,
+                problem: None,
             },
             events: Vec::new(),
             version: 100,
@@ -173,7 +173,7 @@ impl Run {
         self.events.push(event);
     }
 
-    /// Who held the shard, one after the other.
+    /// The holders of the shard, one after the other.
     fn spans(&self) -> Vec<Span> {
         let history = History::read(&self.events);
         let entries = Entries::new(&self.evidence, &history);
@@ -253,7 +253,7 @@ impl Run {
         });
     }
 
-    /// Replica `a` dies at 20 s, and `b` takes over so many seconds later.
+    /// Replica `a` crashes at 20 s, and `b` takes over this many seconds later.
     fn crash(&mut self, takeover: f64) {
         self.evidence.lives[0].to = Some(micros(20.0));
         self.forget_renewals("a", 20.0);
@@ -404,7 +404,7 @@ fn lease_write_without_uid_and_version_is_a_violation() {
         assert_eq!(run.broken(), ["leases-compared"]);
         run.last().pod_name = None;
         run.last().user = "somebody".into();
-        assert_eq!(run.broken(), [""; 0], "people may");
+        assert_eq!(run.broken(), [""; 0], "users may");
     }
 }
 
@@ -424,8 +424,8 @@ fn epoch_that_does_not_rise_with_a_new_holder_is_a_violation() {
     let mut run = Run::healthy();
     run.shard(15.0, "b", "b", "b1", 1_400_001);
     let far = ["table-moves-forward", "epochs-rise"];
-    assert_eq!(run.broken(), far, "far above all that was there");
-    // Above what the table remembers of a Lease that is gone.
+    assert_eq!(run.broken(), far, "far above all earlier epochs");
+    // Above the table's entry of a deleted Lease.
     let mut run = Run::healthy();
     run.entry(14.0, "a", "", "", 1_000_000);
     run.lease(14.001, "a", "", "", 1);
@@ -490,7 +490,7 @@ fn unanswered_move_counts_if_the_lease_or_the_table_shows_it() {
         run
     };
     let mut run = moved();
-    assert_eq!(run.broken(), ["held"], "it may not have been carried out");
+    assert_eq!(run.broken(), ["held"], "it may not have been executed");
     run.evidence.last.shards = vec![(SHARD.to_owned(), "b".to_owned(), 2)];
     let holder = |run: &Run| run.spans().last().unwrap().holder.clone();
     assert_eq!(holder(&run), "b", "the Lease is so in the end");
@@ -498,7 +498,7 @@ fn unanswered_move_counts_if_the_lease_or_the_table_shows_it() {
     let mut run = moved();
     run.entry(30.1, "b", "b", "b1", 2);
     assert_eq!(run.broken(), [""; 0], "the table knows");
-    // Or somebody builds on it: `b` names a version that no answer told.
+    // Or a later write builds on it: `b` names a version that no response contained.
     let mut run = moved();
     run.lease(40.0, "b", "b", "b1", 2);
     assert_eq!(run.spans()[2].holder, "b");

@@ -58,11 +58,7 @@ fn change_without_a_timely_reaction_is_a_violation() {
     );
     run.fault("errors", 29.0, 31.0, None);
     run.evidence.faults[0].takes_out = false;
-    assert_eq!(
-        run.broken(),
-        [""; 0],
-        "in the reach of a fault it is in time"
-    );
+    assert_eq!(run.broken(), [""; 0], "during a fault it is in time");
     assert_eq!(run.checked().stats.fault_reaction_seconds.len(), 1);
     let mut run = Run::healthy();
     run.user(30.0, "patch");
@@ -70,7 +66,7 @@ fn change_without_a_timely_reaction_is_a_violation() {
     assert_eq!(
         run.broken(),
         [""; 0],
-        "nobody need act on what is deleted at once"
+        "no reaction is needed when it is deleted at once"
     );
 }
 
@@ -82,7 +78,7 @@ fn duplicate_deleted_or_unexplained_children_are_a_violation() {
     let mut by_hand = run.event(14.0, "", "delete", "statefulsets", "one-db");
     by_hand.user = "somebody".into();
     run.events.push(by_hand);
-    assert_eq!(run.broken(), [""; 0], "somebody had deleted it");
+    assert_eq!(run.broken(), [""; 0], "a user had deleted it");
     let mut run = Run::healthy();
     let deletion = run.event(15.0, "a", "delete", "statefulsets", "one-db");
     run.events.push(deletion);
@@ -104,7 +100,7 @@ fn duplicate_deleted_or_unexplained_children_are_a_violation() {
     assert_eq!(
         run.broken(),
         [""; 0],
-        "an API server that was killed says nothing of its last requests"
+        "a killed API server does not log its last requests"
     );
 }
 
@@ -155,7 +151,7 @@ fn inconclusive_run_does_not_pass() {
         |run| run.evidence.asked.accepted = 0,
         |run| run.fault("kill", 1.0, 2.0, None),
         |run| run.evidence.scenario.expect.fenced_min = 1,
-        |run| run.evidence.trouble = Some("the runner stumbled".into()),
+        |run| run.evidence.problem = Some("the runner failed".into()),
         |run| run.events.clear(),
     ];
     for (number, change) in changes.into_iter().enumerate() {
@@ -186,7 +182,7 @@ fn failpoint_must_be_found_by_a_named_rule() {
     run.write(11.0, "b", "statefulsets", "one-db", 1, 200);
     assert_eq!(
         (run.checked().passed(), run.checked().word()),
-        (true, "found, as it should be")
+        (true, "found, as expected")
     );
     run.evidence.scenario.failpoints = Some(failpoints("quiet"));
     assert!(!run.checked().passed(), "found, but by another rule");

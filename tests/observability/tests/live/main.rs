@@ -195,11 +195,11 @@ async fn every_query_returns_data_and_shows_a_crash() {
         let is_used = asked.iter().any(|asked| asked.query.contains(part));
         assert!(is_used, "{part} ({reason}) is in no query");
     }
-    what_was_scraped_is_what_is_documented(&prometheus).await;
+    scraped_metrics_are_documented(&prometheus).await;
 }
 
 /// Both ways, by what Prometheus itself has under the name of the job.
-async fn what_was_scraped_is_what_is_documented(prometheus: &Prometheus) {
+async fn scraped_metrics_are_documented(prometheus: &Prometheus) {
     let catalogue = Catalogue::read().unwrap();
     let names = prometheus.names(JOB).await.unwrap();
     let own = |name: &&String| {
