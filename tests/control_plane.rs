@@ -94,7 +94,7 @@ async fn fake_nodes_run_pods_and_the_audit_log_records_users() {
 
     assert!(
         pods.get_opt("witness").await.unwrap().is_none(),
-        "a deleted Pod is gone at once"
+        "a deleted Pod is removed at once"
     );
 
     let events = control_plane.audit().unwrap();

@@ -1,4 +1,4 @@
-//! Pages that are generated from the code match it. `UPDATE_DOCS=1` writes them anew.
+//! Pages that are generated from the code match it. `UPDATE_DOCS=1` writes them again.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
@@ -55,7 +55,7 @@ fn every_condition_reason_is_documented() {
     for reason in reasons {
         assert!(
             page.contains(&format!("`{reason}`")),
-            "docs/databasecluster.md does not say what {reason} means"
+            "docs/databasecluster.md does not explain {reason}"
         );
     }
 }

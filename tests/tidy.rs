@@ -91,7 +91,7 @@ fn none(found: Vec<String>) {
 
 #[test]
 fn functions_are_short() {
-    // A test may tell its story in one piece.
+    // A test may be one long function.
     let is_test = |file: &File| {
         let name = &file.name;
         name.contains("/tests/")

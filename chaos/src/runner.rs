@@ -22,7 +22,7 @@ use crate::users::{NAMESPACES, Users, wanted_keys};
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
 const FAILPOINTS_TIMEOUT: Duration = Duration::from_secs(15);
 const COAXED_MAX: usize = 3;
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Between convergence and the quiet time.
 const BREATH: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(8);
@@ -293,7 +293,7 @@ async fn wait_for_convergence(
     evidence.asked = environment.users.asked();
     let started = Instant::now();
     let timeout = Duration::from_secs_f64(environment.scenario.expect.patience_seconds);
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     loop {
         // While an API server is starting it may reject even an administrator.
         match state::look(&client, |uid| marked.contains(uid)).await {
@@ -304,8 +304,8 @@ async fn wait_for_convergence(
                     evidence.converged = Some(now_micros());
                     break;
                 }
-                if told.elapsed() > Duration::from_secs(5) {
-                    told = Instant::now();
+                if reported.elapsed() > Duration::from_secs(5) {
+                    reported = Instant::now();
                     environment.progress.report(format!(
                         "{} differences left, such as: {}",
                         missing.len(),
@@ -319,7 +319,7 @@ async fn wait_for_convergence(
             environment.progress.report("not converged in time");
             return Ok(());
         }
-        sleep(LOOK_INTERVAL).await;
+        sleep(CHECK_INTERVAL).await;
     }
     environment.progress.report(format!(
         "converged {:.1} s after the users' last change",

@@ -103,15 +103,15 @@ async fn wait_flooded(client: &Client) {
 
 /// Looks at the shard Leases for a while: whether they stay as they were, and how often the flood was there.
 async fn hold(client: &Client, before: &[Shard]) -> (u32, u32) {
-    let (started, mut looks, mut flooded) = (Instant::now(), 0, 0);
+    let (started, mut samples, mut flooded) = (Instant::now(), 0, 0);
     while started.elapsed() < HOLD {
         let now = shards::list(client).await.unwrap();
-        assert_eq!(epochs(&now), epochs(before), "somebody counted as dead");
-        looks += 1;
+        assert_eq!(epochs(&now), epochs(before), "a replica counted as dead");
+        samples += 1;
         flooded += u32::from(waiting(client).await > 50.0);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    (looks, flooded)
+    (samples, flooded)
 }
 
 fn epochs(shards: &[Shard]) -> Vec<(String, i32)> {
@@ -139,10 +139,10 @@ async fn heartbeats_succeed_while_other_operator_requests_saturate_the_api_serve
     let before = shards::list(&client).await.unwrap();
     let flooding = flood(&flooder);
     wait_flooded(&client).await;
-    let (looks, flooded) = hold(&client, &before).await;
+    let (samples, flooded) = hold(&client, &before).await;
     assert!(
-        looks > 10 && flooded * 10 > looks * 8,
-        "too little flood to judge: {flooded} of {looks}"
+        samples > 10 && flooded * 10 > samples * 8,
+        "not enough flood for a result: {flooded} of {samples}"
     );
     for replica in fleet.alive() {
         assert_eq!(replica.get("/livez").await.unwrap().status, 200);

@@ -1,4 +1,4 @@
-//! The image: the same bytes from the same program, nobody's but root's, run by nobody in particular; and names are
+//! The image: the same bytes from the same program, owned by root, run by any unprivileged user; and names are
 //! resolved in it, though it has no other file of the C library.
 
 use std::collections::BTreeMap;

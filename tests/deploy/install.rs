@@ -1,5 +1,5 @@
 //! install.yaml on a real API server: at once, twice, over a half-finished one; removed, twice, with the databases left
-//! where they are; and who may do what.
+//! where they are; and the rights of users.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, 
 use crate::support::*;
 
 const INSTALL: &str = "deploy/install.yaml";
-/// What the head of install.yaml tells to do.
+/// The commands in the head of install.yaml.
 const UNINSTALL: [&str; 6] = [
     "delete",
     "-f",
@@ -214,14 +214,14 @@ async fn repeated_removal_and_reinstall_never_touch_a_database() {
     .unwrap();
     load::wait_all_ready(&client, 1, PATIENCE).await.unwrap();
     let after = sets.get("orders-db").await.unwrap();
-    assert_eq!(before.uid(), after.uid(), "the database was made anew");
+    assert_eq!(before.uid(), after.uid(), "the database was re-created");
     assert_eq!(
         before.spec.unwrap().template,
         after.spec.unwrap().template,
         "the database was restarted"
     );
 
-    // And all of it, for whoever says so.
+    // And all of it, with the explicit confirmation.
     let kind = "databaseclusters.database.io";
     run(kubectl_of(&control_plane).args(["delete", "dbc", "--all", "--all-namespaces"]));
     drop(fleet);

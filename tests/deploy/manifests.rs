@@ -46,7 +46,7 @@ fn grace_period_and_min_ready_seconds_cover_a_drain() {
     assert_eq!(budget["spec"]["selector"], deployment["selector"]);
 }
 
-/// The default of a flag of `run`, in seconds, as `--help` tells it.
+/// The default of a flag of `run`, in seconds, from `--help`.
 fn default_seconds(flag: &str) -> i64 {
     let program = testbed::fleet::operator_binary().unwrap();
     let help = run(std::process::Command::new(program).args(["run", "--help"]));

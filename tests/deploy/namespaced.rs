@@ -35,7 +35,7 @@ fn cluster(namespace: &str, name: &str) -> load::NewCluster {
 async fn replicas_with_rights_in_one_namespace_serve_it_and_touch_no_other() {
     let control_plane = control_plane(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
-        // As on OpenShift: whoever blocks the deletion of an owner needs the right to set its finalizers.
+        // As on OpenShift: blocking the deletion of an owner requires the right to set its finalizers.
         extra_args: vec![
             flag(
                 "enable-admission-plugins",
@@ -154,7 +154,7 @@ async fn a_pod_that_hangs_is_replaced(control_plane: &ControlPlane) {
     ready(&client, 2).await;
 }
 
-/// An object of a child's name that somebody else controls.
+/// An object with a child's name that another owner controls.
 async fn foreign_objects_are_named(control_plane: &ControlPlane) {
     let client = control_plane.client();
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), SERVED);
@@ -191,7 +191,7 @@ async fn foreign_objects_are_named(control_plane: &ControlPlane) {
             .unwrap();
         let api = load::clusters_in(client.clone(), SERVED);
         wait_for(
-            format!("{kind} to be named as somebody else's"),
+            format!("{kind} to be reported as foreign"),
             PATIENCE,
             || async {
                 let status = api.get(&name).await.unwrap().data["status"].to_string();

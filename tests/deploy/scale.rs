@@ -1,4 +1,4 @@
-//! From one replica to five and back while users change their databases: nobody's change is lost, no shard is without a
+//! From one replica to five and back while users change their databases: no change is lost, no shard is without a
 //! holder.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::support::*;
 const CLUSTERS: usize = 40;
 const SPACE: &str = "scale";
 
-/// Changes one cluster after the other until told to stop; how many changes were made.
+/// Changes one cluster after the other until stopped; returns the number of changes.
 async fn change_all_the_time(client: Client, stop: Arc<AtomicBool>) -> u32 {
     let mut changes = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -34,7 +34,7 @@ async fn change_all_the_time(client: Client, stop: Arc<AtomicBool>) -> u32 {
 async fn watch_for_orphans(
     client: Client,
     stop: Arc<AtomicBool>,
-    looks: Arc<AtomicU32>,
+    samples: Arc<AtomicU32>,
 ) -> Vec<String> {
     let mut found = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -45,7 +45,7 @@ async fn watch_for_orphans(
                 .filter(|s| s.holder.is_empty())
                 .map(|s| s.lease),
         );
-        looks.fetch_add(1, Ordering::Relaxed);
+        samples.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     found
@@ -72,12 +72,12 @@ async fn scaling_from_one_to_five_replicas_and_back_under_load_loses_nothing() {
         .unwrap();
 
     let stop = Arc::new(AtomicBool::new(false));
-    let looks = Arc::new(AtomicU32::new(0));
+    let samples = Arc::new(AtomicU32::new(0));
     let changing = tokio::spawn(change_all_the_time(client.clone(), Arc::clone(&stop)));
     let watching = tokio::spawn(watch_for_orphans(
         client.clone(),
         Arc::clone(&stop),
-        Arc::clone(&looks),
+        Arc::clone(&samples),
     ));
     for _ in 0..4 {
         fleet.start_replica(&[]).await.unwrap();
@@ -101,10 +101,13 @@ async fn scaling_from_one_to_five_replicas_and_back_under_load_loses_nothing() {
         Vec::<String>::new(),
         "shards without a holder"
     );
-    assert!(looks.load(Ordering::Relaxed) > 20, "too few looks to judge");
+    assert!(
+        samples.load(Ordering::Relaxed) > 20,
+        "too few samples for a result"
+    );
     assert!(
         changes as usize > 2 * CLUSTERS,
-        "too few changes to judge: {changes}"
+        "too few changes for a result: {changes}"
     );
 
     load::wait_all_ready(&client, CLUSTERS, PATIENCE)

@@ -406,18 +406,22 @@ async fn without_a_table_nothing_goes_backwards(world: &World<'_>) {
         .delete(TABLE, &DeleteParams::default())
         .await
         .unwrap();
-    testbed::wait_for("the table to be gone for the fence", PATIENCE, || async {
-        let unknown = world.child(
-            "ConfigMap",
-            "x",
-            &world.token("000", 77, "alpha", &world.orders),
-            "3",
-        );
-        let answer = dry(&world.alpha, unknown).await;
-        Ok(testbed::Progress::when(answer.is_ok(), (), || {
-            format!("{answer:?}")
-        }))
-    })
+    testbed::wait_for(
+        "the fence to observe the deletion of the table",
+        PATIENCE,
+        || async {
+            let unknown = world.child(
+                "ConfigMap",
+                "x",
+                &world.token("000", 77, "alpha", &world.orders),
+                "3",
+            );
+            let answer = dry(&world.alpha, unknown).await;
+            Ok(testbed::Progress::when(answer.is_ok(), (), || {
+                format!("{answer:?}")
+            }))
+        },
+    )
     .await
     .unwrap();
     let stale = world.token("000", 4, "alpha", &world.orders);

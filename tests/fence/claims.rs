@@ -47,7 +47,7 @@ async fn fence_protects_claims() {
     }});
     let_through("labelling", merge(&world.alpha, CLAIM, "data", own).await);
 
-    // Its cluster is gone, and another one of that name finds it. Epochs of its shard are lower.
+    // Its cluster was deleted, and another one of that name finds it. Epochs of its shard are lower.
     let touch = json!({"metadata": {
         "labels": {"database.io/bucket": "9"}, "annotations": {"database.io/fencing-token": token},
     }});

@@ -24,7 +24,7 @@ async fn audited() -> ControlPlane {
 }
 
 async fn until_readyz(replica: &Replica, status: u16, line: &str) {
-    wait_for(format!("/readyz to say {line:?}"), PATIENCE, || async {
+    wait_for(format!("/readyz to report {line:?}"), PATIENCE, || async {
         let answer = replica.get("/readyz").await?;
         let said = answer.status == status && answer.body.contains(line);
         Ok(Progress::when(said, (), || {
@@ -85,7 +85,7 @@ async fn fleet_works_behind_the_fence_without_rejections() {
     for (_, name) in &keys[..10] {
         clusters.delete(name, &Default::default()).await.unwrap();
     }
-    wait_for("ten clusters to be gone", PATIENCE, || async {
+    wait_for("ten clusters to be deleted", PATIENCE, || async {
         let left = clusters
             .list(&Default::default())
             .await
@@ -225,7 +225,7 @@ async fn token_with_a_future_epoch_is_reported_on_its_cluster_only() {
     assert_eq!(
         shards::by_holder(&before),
         shards::by_holder(&leases().await),
-        "the forged token changed who holds what"
+        "the forged token changed the holder of a shard"
     );
 
     let cured = json!({"metadata": {"annotations": {"database.io/fencing-token": null}}});

@@ -145,7 +145,7 @@ async fn a_lease_is_made_as_its_name_says(world: &World<'_>) {
             "an epoch too high",
             lease(2, "16-23", "alpha", 2_146_435_072),
         ),
-        ("a shard for somebody else", lease(2, "16-23", "gamma", 1)),
+        ("a shard for another replica", lease(2, "16-23", "gamma", 1)),
     ] {
         refused(what, create_lease(world, &world.alpha, &lease).await, "");
     }

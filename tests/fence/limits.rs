@@ -170,7 +170,7 @@ async fn statefulsets_run_without_privileges(world: &World<'_>) {
     );
 }
 
-/// A template with privileges that somebody else wrote does not keep the operator from setting its token or scaling it.
+/// A template with privileges from another client does not keep the operator from setting its token or scaling it.
 async fn user_changes_stay_writable(world: &World<'_>) {
     let sidecar = json!({"spec": {"template": {"spec": {"hostPID": true}}}});
     merge(&world.admin, "StatefulSet", "orders-db", sidecar)
@@ -385,7 +385,7 @@ async fn system_namespaces_are_out_of_reach(world: &World<'_>) {
         let answer = client.request_text(request).await;
         answer.map(drop).map_err(|error| error.to_string())
     };
-    // The control plane's own Pods are not Pods here, so one is made that stands for them.
+    // The control plane's own Pods are not Pods here, so one is created as a substitute.
     let privileged = json!({
         "metadata": {"name": "proxy", "labels": {"database.io/bucket": "3"}},
         "spec": {"containers": [{"name": "c", "image": "i", "securityContext": {"privileged": true}}]},
@@ -446,7 +446,7 @@ async fn system_namespaces_are_out_of_reach(world: &World<'_>) {
             answer,
             &format!("keeps no objects in the namespace {namespace}"),
         );
-        // A dry run stores nothing, and shows what the other policies say.
+        // A dry run stores nothing, and shows the answers of the other policies.
         let dry = send(
             &world.alpha,
             request("POST", format!("{path}?dryRun=All"), object),

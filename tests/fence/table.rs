@@ -187,7 +187,7 @@ async fn a_replica_writes_its_own_entries(world: &World<'_>) {
             "an entry for another replica",
             json!({"000": entry(6, "beta")}),
         ),
-        ("an entry for nobody", json!({"000": entry(6, "")})),
+        ("an entry without a holder", json!({"000": entry(6, "")})),
         ("another's entry, taken away", json!({"001": entry(4, "")})),
         ("another's entry, raised", json!({"001": entry(4, "beta")})),
         (

@@ -15,7 +15,7 @@ use testbed::{Replica, load};
 use crate::environment::{BUSY, BUSY_CLUSTERS, Environment, PATIENCE, QUIET};
 use crate::requests::api;
 
-/// How long a change of a spec may take while somebody attacks; without an attack it takes one or two seconds.
+/// How long a change of a spec may take during an attack; without one it takes one or two seconds.
 const PROGRESS: Duration = Duration::from_secs(30);
 /// How much the memory of a replica may grow over all attacks, and how much more a replica that starts among what they
 /// left behind may take. Its limit is 256 MiB.
@@ -39,7 +39,7 @@ struct Memory {
 
 pub(crate) struct Checker {
     ownership: Ownership,
-    /// Objects of namespaces that nobody has rights in, with their versions.
+    /// Objects of namespaces in which no attacker has rights, with their versions.
     objects: BTreeMap<String, String>,
     memory: BTreeMap<String, Memory>,
     changes: u32,
@@ -62,7 +62,7 @@ impl Checker {
         }
     }
 
-    /// Asserts that the attack reached no shard and nobody else.
+    /// Asserts that the attack reached no shard and no other namespace.
     pub(crate) async fn unharmed(&mut self, environment: &Environment<'_>, attack: &str) {
         let took = self.progress(environment, attack).await;
         let mut grown = 0;

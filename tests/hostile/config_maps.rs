@@ -1,4 +1,4 @@
-//! A user who may do everything with ConfigMaps of one namespace, and nothing else.
+//! A user with all rights on ConfigMaps of one namespace, and no others.
 
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -189,7 +189,7 @@ async fn each_of<F: Future<Output = ()>>(count: usize, work: impl Fn(usize) -> F
         .await;
 }
 
-/// Created, and changed once more: both pass through every watch.
+/// Created, and changed again: both pass through every watch.
 async fn oversized(tenant: &Tenant) {
     each_of(OVERSIZED, |number| async move {
         let name = format!("oversized-{number}");

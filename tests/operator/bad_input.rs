@@ -79,7 +79,7 @@ async fn quantities_are_those_of_pods(client: &kube::Client) {
         let answer = clusters.create(&dry_run(), &object).await;
         assert!(answer.is_ok(), "{resources}: {answer:?}");
     }
-    // What comes out of the API server can be read, whatever was null.
+    // Objects from the API server can be parsed, whatever was null.
     for (path, value) in [
         ("/resources", json!(null)),
         ("/resources", json!({"cpu": null, "limits": {"cpu": null}})),
@@ -335,7 +335,7 @@ fn credentials_without_a_pod_join_no_fleet_by_default() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It goes on until it listens.
+    // It continues until it listens.
     let streams: [Box<dyn Read + Send>; 2] = [
         Box::new(allowed.stdout.take().unwrap()),
         Box::new(allowed.stderr.take().unwrap()),

@@ -127,7 +127,7 @@ async fn every_child_exists_is_owned_and_has_drift_corrected() {
     passwords_stay_where_they_are(&control_plane, &fleet).await;
 }
 
-/// Of the short form nothing stays, as there are no defaults in the schema; an annotation of somebody's on the Pods does.
+/// The short form leaves no trace, as the schema has no defaults; a foreign annotation on the Pods stays.
 async fn resources_in_the_standard_form(client: &Client, namespace: &str) {
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
     let annotation =
@@ -177,10 +177,10 @@ async fn enforce_restricted(control_plane: &ControlPlane, namespace: &str) {
     let plain = serde_json::from_value(plain).unwrap();
     wait_for("a plain Pod to be refused", PATIENCE, || async {
         let answer = pods.create(&PostParams::default(), &plain).await;
-        let told = answer.map_or_else(|error| error.to_string(), |_| "accepted".to_owned());
-        assert_ne!(told, "accepted", "nothing is enforced");
-        let refused = told.contains("violates PodSecurity \"restricted");
-        Ok(Progress::when(refused, (), || told))
+        let output = answer.map_or_else(|error| error.to_string(), |_| "accepted".to_owned());
+        assert_ne!(output, "accepted", "nothing is enforced");
+        let refused = output.contains("violates PodSecurity \"restricted");
+        Ok(Progress::when(refused, (), || output))
     })
     .await
     .unwrap();
@@ -197,7 +197,10 @@ async fn passwords_stay_where_they_are(control_plane: &ControlPlane, fleet: &Fle
         .filter(of_secrets)
         .map(|event| event.verb.as_str())
         .collect();
-    assert!(!verbs.is_empty(), "the Secret came from nowhere");
+    assert!(
+        !verbs.is_empty(),
+        "the audit log has no write of the Secret"
+    );
     assert!(verbs.iter().all(|verb| *verb == "create"), "{verbs:?}");
     let secrets: Api<Secret> = Api::namespaced(control_plane.client(), "all");
     let data = secrets.get("db-app").await.unwrap().data.unwrap();
@@ -240,7 +243,7 @@ async fn manually_deleted_statefulset_is_recreated_with_its_volumes_and_pods() {
         until_statefulset(
             &client,
             ("hand", "db-db"),
-            "to be there anew, with its Pods",
+            "to be re-created, with its Pods",
             |now| {
                 let ready = now.status.as_ref().and_then(|status| status.ready_replicas);
                 now.metadata.uid != set && ready == Some(2)
@@ -353,7 +356,7 @@ async fn webhook_on_a_closed_port(client: &Client, namespace: &str) {
 }
 
 /// A new cluster has a condition, an Event and the time of the next try; an old one is not Ready for a
-/// generation that is not carried out, and Available. Both go on when the webhook is gone.
+/// generation that is not applied, and Available. Both continue when the webhook is removed.
 async fn a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(
     control_plane: &ControlPlane,
 ) {
@@ -536,13 +539,7 @@ async fn a_claim_that_others_have_grown_is_left_alone(client: &Client) {
             .get("database.io/claims")
             .is_some_and(|done| done == "15Gi/1")
     };
-    until_statefulset(
-        client,
-        ("bad", "db-db"),
-        "to have its claims looked up",
-        done,
-    )
-    .await;
+    until_statefulset(client, ("bad", "db-db"), "to have its claims listed", done).await;
     until_claim_asks_for(client, "bad", "data-db-db-0", "50Gi").await;
     until_cluster(client, ("bad", "db"), "Ready", is_ready).await;
 }
@@ -589,7 +586,7 @@ async fn a_sidecar_is_not_taken_for_postgres(control_plane: &ControlPlane) {
     assert_eq!(images, ["filebeat:9.1.0", "postgres:17.2"]);
 }
 
-/// Build 42 is not PostgreSQL 42. If it is of another version, the Pod says so.
+/// Build 42 is not PostgreSQL 42. If it is of another version, the Pod reports that.
 async fn tags_of_no_known_scheme_are_judged_by_the_pod(control_plane: &ControlPlane) {
     let client = control_plane.client();
     let mut spec = load::spec(1);
@@ -767,11 +764,11 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
         assert_eq!(service.owner_references.unwrap_or_default(), []);
     }
 
-    // The claims of a cluster that is gone, and the first of them lost.
+    // The claims of a deleted cluster, and the first of them lost.
     let params = DeleteParams::default();
     sets.delete("db-db", &params).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(client.clone(), "left");
-    wait_for("its Pods to be gone", PATIENCE, || async {
+    wait_for("its Pods to be deleted", PATIENCE, || async {
         let found = pods.get_opt("db-db-0").await.unwrap();
         Ok(Progress::when(found.is_none(), (), || "there".into()))
     })
@@ -779,7 +776,7 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
     .unwrap();
     let claims_api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "left");
     claims_api.delete("data-db-db-0", &params).await.unwrap();
-    wait_for("its claim to be gone", PATIENCE, || async {
+    wait_for("its claim to be deleted", PATIENCE, || async {
         let found = claims_api.get_opt("data-db-db-0").await.unwrap();
         Ok(Progress::when(found.is_none(), (), || "there".into()))
     })
@@ -822,7 +819,7 @@ async fn a_claim_that_is_being_deleted_is_reported(client: &Client) {
 }
 
 /// As Velero restores: without uids, versions, ownerReferences and status, with all labels and annotations. The order is
-/// that of its defaults, but for the DatabaseCluster, which comes last here and before the Services there.
+/// that of its defaults, but for the DatabaseCluster, which is last here and before the Services there.
 async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_they_were(
     control_plane: &ControlPlane,
 ) {

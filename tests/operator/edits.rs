@@ -152,7 +152,7 @@ async fn forged_token_is_reported_with_the_repair_command() {
         let words: Vec<&str> = command.split_whitespace().collect();
         assert_eq!(words[..3], ["annotate", "-n", "forged"], "{message}");
         assert_eq!(words[4], name, "{message}");
-        // The work on other objects goes on.
+        // The work on other objects continues.
         if words[3] != "statefulset" {
             until_statefulset(&client, ("forged", "db-db"), "to follow its spec", |set| {
                 set.spec.as_ref().and_then(|spec| spec.replicas) == Some(number)
@@ -173,7 +173,7 @@ async fn forged_status_is_reported_by_an_event_and_stops_no_other_work() {
     let client = control_plane.client();
     one(&control_plane, "forged", "db", load::spec(2)).await;
     ready(&client, "forged").await;
-    // The status has a token of its own: that it cannot be written is told by an Event.
+    // The status has a token of its own: that it cannot be written is reported by an Event.
     let clusters = load::clusters_in(client.clone(), "forged");
     let patch = Patch::Merge(json!({"status": {"shard": {"epoch": 1_000_000_000}}}));
     clusters
@@ -232,7 +232,7 @@ fn sized(size: &str) -> Value {
 
 async fn until_gone(client: &Client, namespace: &str) {
     let clusters = load::clusters_in(client.clone(), namespace);
-    wait_for("the cluster to be gone", PATIENCE, || async {
+    wait_for("the cluster to be deleted", PATIENCE, || async {
         let found = clusters.get_opt("db").await.unwrap();
         Ok(Progress::when(found.is_none(), (), || {
             format!("{:?}", found.map(|o| o.data))
@@ -258,7 +258,7 @@ async fn recreated_cluster_can_be_deleted_with_its_claims() {
         "by the template"
     );
 
-    // kubectl delete --cascade=orphan, then apply: the children are nobody's, and are adopted as they are.
+    // kubectl delete --cascade=orphan, then apply: the children have no owner, and are adopted as they are.
     let orphan = DeleteParams {
         propagation_policy: Some(PropagationPolicy::Orphan),
         ..DeleteParams::default()

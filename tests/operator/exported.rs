@@ -10,7 +10,7 @@ use databasecluster_operator::telemetry::metrics_labels::LABELS;
 use testbed::Fleet;
 use testbed::metrics::Metrics;
 
-/// Family by family, with its type, as the replicas say them; the same with each.
+/// Metric families with their types, as the replicas export them; the same for each.
 async fn families(fleet: &Fleet<'_>) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for replica in fleet.alive() {
@@ -48,7 +48,7 @@ pub(crate) async fn is_what_is_documented(fleet: &Fleet<'_>) {
     }
 }
 
-/// Each series has its metric's labels and no other, and no label more values than it is said to have.
+/// Each series has its metric's labels and no other, and no label has undocumented values.
 fn labels_are_as_documented(metrics: &Metrics) {
     let mut values: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for sample in metrics.samples() {

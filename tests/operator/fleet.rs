@@ -111,7 +111,7 @@ async fn clusters_of_a_killed_replica_are_reconciled_by_another() {
     let orphans = clusters_of(&fleet, &victim).await;
     assert!(
         orphans.len() >= 10,
-        "too few clusters to judge: {}",
+        "too few clusters for a result: {}",
         orphans.len()
     );
     fleet.replica_mut(1).unwrap().kill().await.unwrap();
@@ -150,7 +150,7 @@ async fn clusters_of_a_killed_replica_are_reconciled_by_another() {
     let worst_micros = taken.values().max().unwrap() - killed_micros;
     let worst = Duration::from_micros(u64::try_from(worst_micros).unwrap());
     // The promise is a lifetime and a second, and `make chaos` measures it on a machine that does
-    // nothing else. Here a second lifetime, such as for a death that was noticed too late, is told
+    // nothing else. Here a second lifetime, such as for a death that was detected too late, is distinguished
     // from a busy machine.
     assert!(worst < 2 * LEASE, "the last one took {worst:?}");
     load::wait_all_ready(&client, 60, PATIENCE).await.unwrap();
@@ -190,7 +190,7 @@ async fn stopped_replica_hands_over_everything_and_leaves_no_lease() {
     }
     wait_balanced(&fleet, LEASE).await.unwrap();
 
-    // The last one leaves vacant locks and nobody's heartbeat.
+    // The last replica leaves vacant shard Leases and no member Lease.
     for index in [0, 1] {
         let status = fleet
             .replica_mut(index)

@@ -28,7 +28,7 @@ async fn cpu_and_memory_agree_with_proc() {
     }
     // A shard is worked on a moment after its Lease names the replica.
     for replica in fleet.replicas() {
-        let what = format!("{} to say that it holds 10 or 11 shards", replica.name());
+        let what = format!("{} to report 10 or 11 shards", replica.name());
         wait_for(what, PATIENCE, || async {
             let held = replica.metrics().await?.sum("databasecluster_shard_owned");
             let met = held == Some(10.0) || held == Some(11.0);
@@ -82,12 +82,12 @@ async fn queue_depth_shows_a_filled_queue() {
                 (depth, busy)
             };
             let seen = (&mut deepest, &mut busiest);
-            let look =
+            let depth =
                 tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(depth));
-            *seen.0 = seen.0.max(look.0);
-            *seen.1 = seen.1.max(look.1);
-            let met = *seen.0 >= 5.0 && look.0 == 0.0;
-            let why = format!("now {}, deepest {}", look.0, seen.0);
+            *seen.0 = seen.0.max(depth.0);
+            *seen.1 = seen.1.max(depth.1);
+            let met = *seen.0 >= 5.0 && depth.0 == 0.0;
+            let why = format!("now {}, deepest {}", depth.0, seen.0);
             async move { Ok(Progress::when(met, (), || why)) }
         },
     )
@@ -128,7 +128,7 @@ async fn idle_fleet_writes_only_heartbeats() {
     wait_for("ten quiet seconds", PATIENCE, settled)
         .await
         .unwrap();
-    // What the API server does not store as it was applied looks like drift, and is applied again and again.
+    // A field that the API server does not store as applied counts as drift, and would be applied again and again.
     let events = control_plane.audit().unwrap();
     let applied = events.iter().filter(|event| {
         event.user == testbed::fleet::OPERATOR_USER

@@ -1,4 +1,4 @@
-//! Bad days: nothing to talk to, no rights, no CRD. Each is said in one clear line, and waited for.
+//! Outages: no API server, no rights, no CRD. The operator reports each in one clear line, and waits.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use testbed::{ControlPlane, Fleet, FleetOptions, Progress, Replica, load, wait_f
 
 use crate::support::*;
 
-/// Waits until /readyz fails with a line that says `why`.
+/// Waits until /readyz fails with a line that contains `why`.
 async fn until_unready(replica: &Replica, why: &str) {
-    wait_for(format!("/readyz to say {why:?}"), PATIENCE, || async {
+    wait_for(format!("/readyz to report {why:?}"), PATIENCE, || async {
         let answer = replica.get("/readyz").await?;
-        let told = answer.status == 503 && answer.body.contains(why);
-        Ok(Progress::when(told, (), || {
+        let met = answer.status == 503 && answer.body.contains(why);
+        Ok(Progress::when(met, (), || {
             format!("{}: {}", answer.status, answer.body)
         }))
     })
@@ -41,7 +41,7 @@ async fn operator_waits_for_an_unavailable_api_server() {
     let mut fleet = Fleet::install(&control_plane, FleetOptions::default())
         .await
         .unwrap();
-    // Its Pod and token must exist before the API server goes.
+    // Its Pod and token must exist before the API server stops.
     let index = fleet.start_replica(&[]).await.unwrap();
     fleet.wait_ready(PATIENCE).await.unwrap();
     fleet.replica_mut(index).unwrap().kill().await.unwrap();
@@ -86,7 +86,7 @@ async fn missing_crd_is_named_and_awaited() {
     a_crd_that_goes_is_the_first_thing_said_and_not_said_without_end(&control_plane, &fleet).await;
 }
 
-/// Waits until /fleet says this first, and in red.
+/// Waits until /fleet shows this first, as an error.
 async fn until_red(replica: &Replica, why: &str) {
     wait_for(format!("/fleet to be red for: {why}"), PATIENCE, || async {
         let answer = replica.get("/fleet").await?;
@@ -228,7 +228,7 @@ async fn api_server_restart_loses_no_work_and_moves_no_shard() {
     wait_for("validity to lapse", PATIENCE, || async {
         let ready = fleet.replica(0)?.get("/readyz").await?.status;
         Ok(Progress::when(ready == 503, (), || {
-            format!("/readyz says {ready}")
+            format!("/readyz answers {ready}")
         }))
     })
     .await
@@ -250,6 +250,6 @@ async fn api_server_restart_loses_no_work_and_moves_no_shard() {
     assert_eq!(
         holders(&before),
         holders(&after),
-        "shards moved though nobody died"
+        "shards moved though no replica died"
     );
 }

@@ -1,4 +1,4 @@
-//! Pods that can not run: no StorageClass, no volume, no image, no key in the Secret. What the user is told, that it ends when it is put
+//! Pods that cannot run: no StorageClass, no volume, no image, no key in the Secret. What the operator reports, and that the report ends when it is put
 //! right, and that no data volume is lost by it.
 
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, Pod, Secret};
@@ -13,7 +13,7 @@ use crate::support::*;
 
 const NAMESPACE: &str = "hard";
 
-/// A StorageClass whose volumes somebody has to make by hand.
+/// A StorageClass whose volumes are created by hand.
 async fn class(client: &Client, name: &str) {
     let class = json!({
         "metadata": {"name": name}, "provisioner": "kubernetes.io/no-provisioner",
@@ -120,7 +120,7 @@ async fn a_claim_that_stays_pending(control_plane: &ControlPlane) {
         &text,
         &["Pod claim-db-1", "persistent volume", "pvc data-claim-db-1"],
     );
-    // Back again, without the volume that never came.
+    // Back again, without the missing volume.
     change(&client, NAMESPACE, "claim", json!({"replicas": 1})).await;
     until_cluster(&client, (NAMESPACE, "claim"), "Ready", is_ready).await;
     let after = claims_of(&client, "claim").await;
@@ -183,7 +183,7 @@ fn the_stuck_pod_was_replaced_with_its_grace(control_plane: &ControlPlane) {
         .filter(of_operator)
         .filter(|event| event.name == "first-db-0")
         .collect();
-    assert!(!deletions.is_empty(), "who replaced it?");
+    assert!(!deletions.is_empty(), "no request replaced it");
     for deletion in deletions {
         let options = deletion.request.as_ref().expect("the log has bodies");
         assert!(options["gracePeriodSeconds"].is_null(), "{options}");
@@ -216,7 +216,7 @@ async fn a_first_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
 }
 
 /// A Secret that happens to have the name: no Pod gets more of it than the keys that it needs, and without these none
-/// starts, which the kubelet says in an Event.
+/// starts, which the kubelet reports in an Event.
 async fn a_secret_of_something_else(control_plane: &ControlPlane) {
     let client = control_plane.client();
     class(&client, "stripe").await;
@@ -286,10 +286,10 @@ async fn a_secret_of_something_else(control_plane: &ControlPlane) {
     .await;
     until_cluster(&client, (NAMESPACE, "stripe"), "Ready", is_ready).await;
     let after = secrets.get("stripe-app").await.unwrap();
-    assert_eq!(after, put_right, "the operator wrote somebody's Secret");
+    assert_eq!(after, put_right, "the operator wrote a user's Secret");
 }
 
-/// The seconds at which a Pod was made, and at which it became ready.
+/// The seconds at which a Pod was created, and at which it became ready.
 fn made_and_ready(pod: &Pod) -> (i64, i64) {
     let made = pod.metadata.creation_timestamp.as_ref().unwrap();
     let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
@@ -319,7 +319,7 @@ async fn a_roll_out_begins_with_the_last_replica_and_ends_with_the_primary(
         event.verb == "delete" && event.resource == "pods" && event.name.starts_with("roll-db-")
     });
     let mut order: Vec<&str> = deletions.map(|event| event.name.as_str()).collect();
-    // The controller deletes a Pod, and its node does once more when it has ended.
+    // The controller deletes a Pod, and its node does again when it has ended.
     order.dedup();
     assert_eq!(order, ["roll-db-2", "roll-db-1", "roll-db-0"]);
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);

@@ -1,4 +1,4 @@
-//! What replicas tell, on a real control plane: no secret, a takeover as it happens, more log when asked.
+//! What replicas report, on a real control plane: no secret, a takeover as it happens, more log on request.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use testbed::{
 use crate::support::*;
 use crate::{bad_clients, exported};
 
-/// Everything that the program and its libraries have to say.
+/// The log filter that enables everything in the program and its libraries.
 const ALL: &str = "trace,kube=trace,kube_client=trace,kube_runtime=trace,kube_client::client=trace,\
                    kube_client::client::tls=trace,kube_client::client::builder=trace,\
                    hyper=trace,hyper_util=trace,h2=trace,tower=trace,rustls=trace";
@@ -26,7 +26,7 @@ fn log(replica: &Replica) -> String {
     std::fs::read_to_string(replica.log()).unwrap()
 }
 
-/// What nobody may be told: passwords, whatever holds one, tokens; plain and in base64.
+/// Secret values: passwords, everything that contains one, tokens; plain and in base64.
 async fn secrets(control_plane: &testbed::ControlPlane, fleet: &Fleet<'_>) -> BTreeSet<String> {
     let all: Api<Secret> = Api::all(control_plane.client());
     let listed = all.list(&ListParams::default()).await.unwrap();
@@ -79,33 +79,36 @@ async fn no_secret_is_logged_at_any_level() {
     let secrets = secrets(&control_plane, &fleet).await;
     assert!(
         secrets.len() >= 8 * 4,
-        "only {} secrets to look for",
+        "only {} secrets to search for",
         secrets.len()
     );
-    let mut told = Vec::new();
+    let mut revealed = Vec::new();
     for replica in fleet.replicas() {
         let text = log(replica);
         assert!(
             text.contains("secret/db-00"),
-            "the log tells of no reconcile"
+            "the log contains no reconcile"
         );
-        assert!(text.contains("TRACE"), "the log does not tell everything");
-        told.push((format!("the log of {}", replica.name()), text));
+        assert!(
+            text.contains("TRACE"),
+            "the log does not contain trace lines"
+        );
+        revealed.push((format!("the log of {}", replica.name()), text));
         for path in ["/metrics", "/fleet", "/readyz"] {
             let answer = replica.get(path).await.unwrap();
-            told.push((path.to_owned(), answer.body));
+            revealed.push((path.to_owned(), answer.body));
         }
     }
     let events: Api<Event> = Api::all(client.clone());
     let events = events.list(&ListParams::default()).await.unwrap();
-    told.push(("Events".to_owned(), serde_json::to_string(&events).unwrap()));
+    revealed.push(("Events".to_owned(), serde_json::to_string(&events).unwrap()));
     let clusters = load::all_clusters(client);
     let clusters = clusters.list(&ListParams::default()).await.unwrap();
-    told.push((
+    revealed.push((
         "objects".to_owned(),
         serde_json::to_string(&clusters).unwrap(),
     ));
-    for (what, text) in &told {
+    for (what, text) in &revealed {
         let found = secrets
             .iter()
             .filter(|secret| text.contains(*secret))
@@ -113,7 +116,7 @@ async fn no_secret_is_logged_at_any_level() {
         assert_eq!(
             found,
             0,
-            "{what} tells {found} of {} secrets",
+            "{what} reveals {found} of {} secrets",
             secrets.len()
         );
     }
@@ -133,7 +136,7 @@ async fn fleet_json(replica: &Replica) -> testbed::Result<Value> {
     Ok(serde_json::from_str(&answer.body).unwrap_or(Value::Null))
 }
 
-/// One fleet for all: starting one takes longer than what is looked at.
+/// One fleet for all: starting one takes longer than the checks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fleet_page_reports_every_fault() {
     let control_plane = control_plane(ControlPlaneOptions {
@@ -142,10 +145,10 @@ async fn fleet_page_reports_every_fault() {
     })
     .await;
     let mut fleet = fleet_of_three(&control_plane).await;
-    // It takes half a minute to be given up: it is asked at the end.
+    // Its liveness fails after half a minute: it is checked at the end.
     let mut broken = broken_fleet(&control_plane).await;
     start_without(&mut broken, "agent").await;
-    load::create(&control_plane, singles("told", 12))
+    load::create(&control_plane, singles("reported", 12))
         .await
         .unwrap();
     load::wait_all_ready(&control_plane.client(), 12, PATIENCE)
@@ -169,7 +172,7 @@ async fn fleet_page_reports_every_fault() {
 }
 
 async fn healthy_fleet_is_reported_healthy(fleet: &Fleet<'_>) {
-    wait_for("the fleet to be told as sound", PATIENCE, || async {
+    wait_for("the fleet to be reported as healthy", PATIENCE, || async {
         let view = fleet_json(fleet.replica(0)?).await?;
         let calm = view["problems"]
             .as_array()
@@ -208,7 +211,7 @@ async fn takeover_is_reported_as_it_happens(fleet: &mut Fleet<'_>) {
     let late = AtomicBool::new(false);
     let replica = fleet.replica(0).unwrap();
     wait_for(
-        "the death and the takeover to be told",
+        "the death and the takeover to be reported",
         PATIENCE,
         || async {
             let view = fleet_json(replica).await?;
@@ -228,7 +231,7 @@ async fn takeover_is_reported_as_it_happens(fleet: &mut Fleet<'_>) {
     .await
     .unwrap();
     let late = late.load(Ordering::Relaxed);
-    assert!(late, "the late heartbeat was not told");
+    assert!(late, "the late heartbeat was not reported");
 }
 
 /// Replicas in which parts end at once, or never run; none yet.
@@ -249,7 +252,7 @@ async fn start_without(fleet: &mut Fleet<'_>, part: &str) {
     fleet.start_replica_with(options).await.unwrap();
 }
 
-/// Waits until the kubelet is told to restart it, for this reason.
+/// Waits until /livez fails for this reason, so that the kubelet restarts it.
 async fn gives_up(replica: &Replica, why: &str) {
     let what = format!("/livez of {} to fail", replica.name());
     let reason = wait_for(what, PATIENCE, || async {

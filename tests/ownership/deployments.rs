@@ -107,9 +107,9 @@ async fn other_namespaces(fleet: &mut Fleet<'_>) {
     })
     .await
     .unwrap();
-    let told = fleet.alive().next().unwrap().get("/fleet").await.unwrap();
+    let page = fleet.alive().next().unwrap().get("/fleet").await.unwrap();
     let said = format!("{name} stands by: it serves other namespaces (elsewhere)");
-    assert!(told.body.contains(&said), "{}", told.body);
+    assert!(page.body.contains(&said), "{}", page.body);
     // Where a shard can move, it moves within seconds: a replica leaves, and the stray gets none of it.
     let leaver = fleet.replicas().iter().position(|r| r.name() == others[0]);
     leave(fleet, leaver.unwrap()).await;
@@ -155,7 +155,7 @@ async fn another_number_of_shards(fleet: &mut Fleet<'_>) {
     let highest = table.entries.values().map(|entry| entry.epoch).max();
     let highest = highest.unwrap();
     leave(fleet, 5).await;
-    // The table is set anew for the new number: every shard begins above every old epoch.
+    // The table is converted to the new number: every shard begins above every old epoch.
     let above = |shard: &Shard| i64::from(shard.epoch) > highest;
     let after = until_shards(&client, "the standbys to take all shards", |shards| {
         let taken = |s: &Shard| s.of == 64 && !s.holder.is_empty() && above(s);
@@ -175,7 +175,7 @@ async fn another_number_of_shards(fleet: &mut Fleet<'_>) {
     let (_, now) = until_entered(&client).await;
     assert_eq!((now.shards, now.uid), (64, table.uid), "the table stays");
     for replica in fleet.alive() {
-        wait_for("nobody to stand by any more", PATIENCE, || async {
+        wait_for("no replica to stand by", PATIENCE, || async {
             let answer = replica.get("/readyz").await?;
             let met = answer.status == 200 && !answer.body.contains("standing by");
             Ok(Progress::when(met, (), || answer.body))

@@ -72,7 +72,7 @@ async fn forged_tokens_change_no_lease_and_no_entry_and_affect_one_object() {
     assert_eq!(leases, leases_now, "a Lease moved");
     assert_eq!(table, table_now, "an entry moved");
 
-    // What the report says is the cure.
+    // The remedy of the report works.
     annotate(&client, &format!("{victim}-db"), json!(null)).await;
     nudge(&client, victim).await;
     until_reported(&client, victim, false).await;

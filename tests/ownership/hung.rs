@@ -43,7 +43,7 @@ async fn work_beyond_the_drain_timeout_is_cancelled_and_counted_and_the_shard_mo
     })
     .await;
 
-    // Every shard has work that comes to no end.
+    // Every shard has work that does not end.
     let mut hold = proxy.hold(Side::Request, |p| p.is_object_write());
     load::patch(
         &client,
@@ -59,11 +59,17 @@ async fn work_beyond_the_drain_timeout_is_cancelled_and_counted_and_the_shard_mo
         ..FleetOptions::default()
     };
     let others = Fleet::start(&control_plane, 1, options).await.unwrap();
-    let heir = others.replica(0).unwrap().name();
+    let successor = others.replica(0).unwrap().name();
     let after = until_shards(
         &client,
         "half of the shards to move all the same",
-        |shards| shards.values().filter(|shard| shard.holder == heir).count() == 4,
+        |shards| {
+            shards
+                .values()
+                .filter(|shard| shard.holder == successor)
+                .count()
+                == 4
+        },
     )
     .await;
     assert!(
@@ -72,10 +78,10 @@ async fn work_beyond_the_drain_timeout_is_cancelled_and_counted_and_the_shard_mo
         held.elapsed()
     );
     for (lease, shard) in &after {
-        let moved = i32::from(shard.holder == heir);
+        let moved = i32::from(shard.holder == successor);
         assert_eq!(shard.epoch, before[lease].epoch + moved, "{lease}");
     }
-    let moved = after.values().filter(|shard| shard.holder == heir);
+    let moved = after.values().filter(|shard| shard.holder == successor);
     cancelled_work_is_counted(&fleet, moved.collect()).await;
     let refused = refusals(&client).await;
     hold.release();
@@ -110,7 +116,7 @@ async fn uids(client: &kube::Client) -> Vec<String> {
     all.into_iter().filter_map(|object| object.uid()).collect()
 }
 
-/// What was on its way arrives now, and everything comes right.
+/// The requests in flight arrive now, and everything recovers.
 async fn late_writes_are_refused(client: &kube::Client, refused: f64) {
     load::wait_all_ready(client, CLUSTERS, PATIENCE)
         .await
@@ -158,12 +164,19 @@ async fn leaving_replica_waits_for_running_work() {
         .await
         .unwrap();
 
-    let _heir = one(&control_plane, "heir", None, false).await;
-    let hold = in_the_middle(&client, &fronts.1, &keys, ["hasty-0", "heir-0"], "444m").await;
+    let _successor = one(&control_plane, "successor", None, false).await;
+    let hold = in_the_middle(
+        &client,
+        &fronts.1,
+        &keys,
+        ["hasty-0", "successor-0"],
+        "444m",
+    )
+    .await;
     let refused = refusals(&client).await;
     let status = hasty.replica_mut(0).unwrap().term(STOP).await.unwrap();
     assert!(status.success(), "{status}");
-    all_held_by(&client, "heir-0").await;
+    all_held_by(&client, "successor-0").await;
     let cut = cut_short(hasty.replica(0).unwrap());
     assert!(cut.is_some_and(|cut| cut >= 1), "{cut:?} were cut short");
     hold.release();
@@ -214,7 +227,7 @@ async fn all_held_by(client: &kube::Client, who: &str) {
     assert!(all, "{who} is to hold every shard: {shards:?}");
 }
 
-/// How many reconciles a replica cut short, by what it said when it ended.
+/// How many reconciles a replica cancelled, by its last log lines.
 fn cut_short(replica: &Replica) -> Option<u64> {
     let log = std::fs::read_to_string(replica.log()).unwrap();
     let (_, rest) = log.rsplit_once("reconciles_cut_short=")?;
@@ -222,7 +235,7 @@ fn cut_short(replica: &Replica) -> Option<u64> {
     digits.parse().ok()
 }
 
-/// One replica for two shards; `hasty`: it does not wait for work. The leases are long, so that nobody
+/// One replica for two shards; `hasty`: it does not wait for work. The leases are long, so that no replica
 /// is taken for dead on a busy machine.
 async fn one<'a>(
     control_plane: &'a ControlPlane,

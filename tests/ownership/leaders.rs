@@ -44,7 +44,7 @@ async fn killing_the_fleet_leader_moves_only_its_own_shards() {
     for (lease, shard) in &after {
         let known = &before[lease];
         let orphaned = known.holder == leader;
-        // Who remembers a higher epoch, such as that of a create without an answer, goes above it.
+        // A replica that remembers a higher epoch, such as that of a create without a response, continues above it.
         let fits = if orphaned {
             shard.epoch > known.epoch && shard.holder != leader
         } else {
@@ -67,7 +67,7 @@ async fn one_leads_and_all_see_every_shard_held(client: &Client, fleet: &Fleet<'
                     metric(replica, "leader_election_master_status").await,
                     metric(replica, "databasecluster_shards_unowned").await,
                 );
-                // Leadership may move on when the machine is slow; the Lease says who has it now.
+                // Leadership may move on when the machine is slow; the Lease names the present leader.
                 let leader = fleet_leader(client).await;
                 let met = leads == f64::from(u8::from(replica.name() == leader)) && unowned == 0.0;
                 Ok(Progress::when(met, (), || {
@@ -86,7 +86,7 @@ async fn one_leads_and_all_see_every_shard_held(client: &Client, fleet: &Fleet<'
     }
 }
 
-/// The highest value of a gauge that may be over between two looks of a test that waits for other things.
+/// The highest value of a gauge, which may change between two checks of a test that waits for other things.
 struct Highest {
     stop: Arc<AtomicBool>,
     task: JoinHandle<f64>,

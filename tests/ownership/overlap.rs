@@ -1,4 +1,4 @@
-//! Two replicas that both take themselves for the holder of a shard: the price of decision 70, and who pays.
+//! Two replicas that both presume to hold a shard: the cost of decision 70, and which replica bears it.
 
 use std::time::Instant;
 
@@ -25,7 +25,7 @@ async fn older_of_two_presumed_holders_is_fenced_and_rereads_its_lease() {
     let keys = clusters(&control_plane, CLUSTERS).await;
     let before = held_by(&client, "older-0", 0).await;
 
-    // It renews its own Lease and hears nothing of any other and of the table, and somebody deletes the shard's Lease.
+    // It renews its own Lease, gets no events of other Leases or of the table, and a user deletes the shard's Lease.
     let silence = front.hold(Side::Answer, is_watch_of_ownership);
     leases(&client)
         .delete(LEASE, &DeleteParams::default())
@@ -45,7 +45,7 @@ async fn older_of_two_presumed_holders_is_fenced_and_rereads_its_lease() {
     let change = json!({"spec": {"resources": {"cpu": "333m"}}});
     load::patch(&client, keys, change).await.unwrap();
     let stale = stale_writes(&front, changed, before.epoch).await;
-    // What it was told makes it look afresh: it stops though it still hears nothing.
+    // The rejection makes it read its Leases again: it stops though it still gets no events.
     until_it_holds(first, false).await;
     assert!(metric(first, "databasecluster_fenced_writes_total").await >= 1.0);
     assert!(refusals(&client).await - refused >= 1.0);
@@ -111,13 +111,13 @@ async fn until_it_holds(replica: &Replica, holds: bool) {
 }
 
 /// Requests under that epoch that were answered: also the dry run with which a reconcile begins, which
-/// the fence judges like any other.
+/// the fence checks like any other.
 fn writes_of(front: &Proxy, since: Instant, epoch: i32) -> Vec<Passed> {
     let passed = front.passed().into_iter().filter(|p| p.at >= since);
     let of_epoch = passed.filter(|p| p.epoch() == Some(epoch));
-    // The text of a refusal comes after its status.
-    let told = |p: &Passed| p.status.is_some_and(|code| code < 300) || !p.refusal.is_empty();
-    of_epoch.filter(told).collect()
+    // The text of a rejection follows its status.
+    let answered = |p: &Passed| p.status.is_some_and(|code| code < 300) || !p.refusal.is_empty();
+    of_epoch.filter(answered).collect()
 }
 
 async fn stale_writes(front: &Proxy, since: Instant, epoch: i32) -> Vec<Passed> {

@@ -1,4 +1,4 @@
-//! A holder that stands still for twice its lease, in the middle of a reconcile, and then goes on.
+//! A holder that is frozen for twice its lease, in the middle of a reconcile, and then continues.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ const TOUCHED: [&str; 3] = ["db", "rw", "r"];
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Variant {
     AsShipped,
-    /// The replica does not look at its own clock, and hears nothing of the Leases for a while.
+    /// The replica does not check its own clock, and gets no events of the Leases for a while.
     WithoutValidity,
     /// A write was already on its way when the replica stopped.
     HeldBack,
@@ -172,7 +172,7 @@ impl<'a> Scene<'a> {
         scene
     }
 
-    /// Twice the lease later, another replica has made the cluster what is asked of it by then.
+    /// Twice the lease later, another replica has applied the cluster's newest spec.
     async fn until_another_did_the_work(&self) {
         let client = self.control_plane.client();
         let stopped = Instant::now();
@@ -192,7 +192,7 @@ impl<'a> Scene<'a> {
         tokio::time::sleep((2 * LEASE).saturating_sub(stopped.elapsed())).await;
     }
 
-    /// What was held arrives, and the replica goes on.
+    /// The held requests arrive, and the replica continues.
     async fn resume(&self) -> Instant {
         let resumed = Instant::now();
         self.hold.release();

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// One request that came by.
+/// One request that arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Passed {
     pub(crate) method: http::Method,
@@ -31,7 +31,7 @@ pub(crate) struct Passed {
     pub(crate) path: String,
     /// The fencing token in the body, if there is one.
     pub(crate) token: Option<Token>,
-    /// When it came.
+    /// When it arrived.
     pub(crate) at: Instant,
     /// What the API server answered, once it has.
     pub(crate) status: Option<u16>,
@@ -178,7 +178,7 @@ impl Proxy {
         self.shared.passed.lock().unwrap().clone()
     }
 
-    /// Writes of objects that came since then.
+    /// Writes of objects that arrived since then.
     pub(crate) fn writes_since(&self, since: Instant) -> Vec<Passed> {
         let passed = self.passed().into_iter();
         passed
@@ -209,7 +209,7 @@ impl Shared {
                 rule.held.send_modify(|held| *held += 1);
             }
             let mut open = rule.open.clone();
-            // An error means that the hold is gone, which releases too.
+            // An error means that the hold was dropped, which releases too.
             let _released = open.wait_for(|open| *open).await;
         }
     }

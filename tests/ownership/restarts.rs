@@ -51,7 +51,7 @@ async fn the_same_pod_takes_its_shards_back_at_once(fleet: &mut Fleet<'_>) {
     let took = killed.elapsed();
     assert!(
         took < LEASE,
-        "it took {took:?}: nobody has to wait for a lease to run out"
+        "it took {took:?}: no replica has to wait for a lease to expire"
     );
     assert_eq!(holders(&before), holders(&after), "a shard went elsewhere");
     for (lease, shard) in &after {
@@ -100,7 +100,7 @@ async fn all_leases_are_deleted(client: &kube::Client) {
     }
 }
 
-/// With a quota in its way nobody can make the Lease again: the gauge of unowned shards says so.
+/// With a quota in the way no replica can re-create the Lease: the gauge of unowned shards shows it.
 async fn a_lease_that_can_not_come_back_is_shown(control_plane: &ControlPlane, fleet: &Fleet<'_>) {
     let client = control_plane.client();
     let lease = "databasecluster-shard-003";
@@ -116,7 +116,7 @@ async fn a_lease_that_can_not_come_back_is_shown(control_plane: &ControlPlane, f
         let file = file.display().to_string();
         let arguments = [arguments.as_slice(), &[&file]].concat();
         let answer = control_plane.run_kubectl(&arguments).await;
-        Ok(Progress::when(answer.is_err(), (), || "a Lease can be made".into()))
+        Ok(Progress::when(answer.is_err(), (), || "a Lease can be created".into()))
     })
     .await
     .unwrap();
@@ -149,7 +149,7 @@ async fn a_lease_that_can_not_come_back_is_shown(control_plane: &ControlPlane, f
     assert_eq!(after[lease].holder, before[lease].holder);
 }
 
-/// The fleet leader's Lease names somebody who plans nothing: no replica leads.
+/// The fleet leader's Lease names a holder that plans nothing: no replica leads.
 async fn somebody_else_leads(client: &kube::Client, fleet: &Fleet<'_>) {
     let spec = serde_json::json!({
         "holderIdentity": "somebody-else", "renewTime": "2100-01-01T00:00:00.000000Z",

@@ -1,4 +1,4 @@
-//! What the tests of ownership share: control planes, load, looks at shards and the fence's own count.
+//! What the tests of ownership share: control planes, load, reads of shards and the fence's own count.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ pub(crate) async fn clusters(control_plane: &ControlPlane, count: usize) -> Vec<
         .collect()
 }
 
-/// People who change one cluster after the other, all the time.
+/// Users that change one cluster after the other, continuously.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     task: JoinHandle<usize>,
@@ -79,7 +79,7 @@ impl Load {
         Self { stop, task }
     }
 
-    /// Ends it and waits until everything is Ready; says how many changes there were.
+    /// Ends it and waits until everything is Ready; returns the number of changes.
     pub(crate) async fn end(self, client: &Client) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         let changes = self.task.await.unwrap();
@@ -101,22 +101,22 @@ pub(crate) async fn shards_now(client: &Client) -> BTreeMap<String, Shard> {
         .collect()
 }
 
-/// Waits until `look` at all shards is true.
+/// Waits until `check` of all shards is true.
 pub(crate) async fn until_shards(
     client: &Client,
     what: &str,
-    look: impl Fn(&BTreeMap<String, Shard>) -> bool,
+    check: impl Fn(&BTreeMap<String, Shard>) -> bool,
 ) -> BTreeMap<String, Shard> {
     wait_for(what, PATIENCE, || async {
         let shards = shards_now(client).await;
-        let met = look(&shards);
-        let told = || {
-            let tell = |s: &Shard| format!("{} {} {}", s.lease, s.epoch, s.holder);
-            shards.values().map(tell).collect::<Vec<_>>().join(", ")
+        let met = check(&shards);
+        let describe = || {
+            let line = |s: &Shard| format!("{} {} {}", s.lease, s.epoch, s.holder);
+            shards.values().map(line).collect::<Vec<_>>().join(", ")
         };
         Ok(match met {
             true => Progress::Done(shards),
-            false => Progress::pending(told()),
+            false => Progress::pending(describe()),
         })
     })
     .await

@@ -10,14 +10,14 @@ use databasecluster_operator::telemetry::health::Health;
 use databasecluster_operator::telemetry::metrics::Metrics;
 use databasecluster_operator::telemetry::server::Server;
 use lease_fleet::Fleet;
-use testbed::browser::{Browser, Look};
+use testbed::browser::{Browser, Viewport};
 use testbed::{Progress, wait_for};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server that shows a made-up fleet, which a test may change.
+/// A server that shows a synthetic fleet, which a test may change.
 struct Served {
     url: String,
     fleet: Arc<Mutex<Fleet>>,
@@ -67,7 +67,7 @@ async fn number(browser: &Browser, code: &str) -> i64 {
     found.as_i64().unwrap_or(-1)
 }
 
-/// One browser for all: starting one takes longer than all that is looked at.
+/// One browser for all: starting one takes longer than all checks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fleet_page_renders_in_a_browser() {
     let browser = Browser::start().await.unwrap();
@@ -81,7 +81,7 @@ async fn fleet_page_renders_in_a_browser() {
 async fn shows_who_holds_what_by_mouse_and_by_keys(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     let page = format!("{}/fleet", served.url);
-    browser.open(&page, Look::desk()).await.unwrap();
+    browser.open(&page, Viewport::desk()).await.unwrap();
     until(browser, "#verdict-text", "All is well").await;
     until(browser, "#link-text", "Live").await;
     assert_eq!(text(browser, ".middle").await, "32 / 32");
@@ -127,7 +127,7 @@ async fn shows_who_holds_what_by_mouse_and_by_keys(browser: &Browser) {
     assert_eq!(
         number(browser, labelled).await,
         32,
-        "arcs tell screen readers what they are"
+        "arcs have labels for screen readers"
     );
     browser
         .script("document.querySelector('#legend button').click()")
@@ -164,7 +164,7 @@ async fn browser_colours(browser: &Browser) -> Vec<(String, String)> {
 async fn shows_trouble_loudly_and_without_reloading(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     browser
-        .open(&format!("{}/fleet", served.url), Look::desk())
+        .open(&format!("{}/fleet", served.url), Viewport::desk())
         .await
         .unwrap();
     until(browser, "#verdict-text", "All is well").await;
@@ -193,26 +193,26 @@ async fn shows_trouble_loudly_and_without_reloading(browser: &Browser) {
 async fn fits_a_phone_and_likes_the_dark(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     let page = format!("{}/fleet", served.url);
-    for (look, light) in [
-        (Look::phone(), true),
+    for (viewport, light) in [
+        (Viewport::phone(), true),
         (
-            Look {
+            Viewport {
                 dark: true,
-                ..Look::desk()
+                ..Viewport::desk()
             },
             false,
         ),
     ] {
-        browser.open(&page, look).await.unwrap();
+        browser.open(&page, viewport).await.unwrap();
         until(browser, "#verdict-text", "All is well").await;
         let wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth";
         assert_eq!(
             number(browser, wide).await,
             0,
-            "the page is wider than {look:?}"
+            "the page is wider than {viewport:?}"
         );
         let ground = "Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])";
-        assert_eq!(number(browser, ground).await > 128, light, "{look:?}");
+        assert_eq!(number(browser, ground).await > 128, light, "{viewport:?}");
         let small = "[...document.querySelectorAll('button')].filter(b => b.getBoundingClientRect().height < 24).length";
         assert_eq!(
             number(browser, small).await,
@@ -226,7 +226,7 @@ async fn keeps_hostile_text_as_text(browser: &Browser) {
     let hostile = "<img src=x onerror=document.title='owned'>";
     let served = serve(Fleet::named(hostile)).await;
     browser
-        .open(&format!("{}/fleet", served.url), Look::desk())
+        .open(&format!("{}/fleet", served.url), Viewport::desk())
         .await
         .unwrap();
     until(browser, "#replica-rows", hostile).await;
@@ -251,7 +251,7 @@ async fn keeps_hostile_text_as_text(browser: &Browser) {
 async fn says_that_it_is_old_when_the_replica_is_gone(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     browser
-        .open(&format!("{}/fleet", served.url), Look::desk())
+        .open(&format!("{}/fleet", served.url), Viewport::desk())
         .await
         .unwrap();
     until(browser, "#link-text", "Live").await;

@@ -1,4 +1,4 @@
-//! What a database administrator is afraid of: two servers on one volume, half-made data, recovery that is killed,
+//! Hazards for data: two servers on one volume, incomplete data, recovery that is killed,
 //! indexes of another C library. Each is met by the scripts, and no file that may be data is deleted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,8 +14,8 @@ fn server_of_a_force_deleted_pod_ends_before_the_next_one_starts() {
     former.psql(&uri, "INSERT INTO t VALUES (42)").unwrap();
 
     let next = former.successor(&world);
-    let told = next.prepare().unwrap();
-    assert!(told.contains("was not shut down"), "{told}");
+    let output = next.prepare().unwrap();
+    assert!(output.contains("was not shut down"), "{output}");
     assert!(
         former.has_ended(),
         "two servers on one volume:\n{}",
@@ -53,10 +53,10 @@ fn interrupted_first_start_starts_over_and_deletes_nothing() {
         let primary = Pod::new(&world, 0);
         primary.prepare().unwrap();
         primary.write_volume(left, &primary.version());
-        let told = primary.prepare().unwrap();
-        assert!(told.contains("beginning anew"), "{told}");
+        let output = primary.prepare().unwrap();
+        assert!(output.contains("beginning anew"), "{output}");
         let aside = left.replace("data/", "data.unfinished/");
-        assert!(primary.is_on_volume(&aside), "{aside} is gone");
+        assert!(primary.is_on_volume(&aside), "{aside} was deleted");
         let primary = primary.start();
         primary.until_ready();
         let uri = world.uri(&primary);
@@ -70,10 +70,10 @@ fn unstartable_data_is_kept_unless_the_first_start_was_interrupted() {
     let mut world = World::new();
     let primary = Pod::new(&world, 0);
     primary.write_volume("data/PG_VERSION", &primary.version());
-    let told = primary.prepare().unwrap_err();
-    assert!(told.contains("did not start to take over"), "{told}");
+    let output = primary.prepare().unwrap_err();
+    assert!(output.contains("did not start to take over"), "{output}");
     assert!(primary.has_data());
-    // Whatever the marks on the volume say: there was a database.
+    // Whatever the marks on the volume are: there was a database.
     primary.write_volume("data.begun", "");
     world.set_initialized();
     primary.mount(&world);
@@ -87,10 +87,10 @@ fn files_that_are_not_a_database_are_kept() {
     for ordinal in [0, 1] {
         let pod = Pod::new(&world, ordinal);
         pod.write_volume("data/base", "the last copy");
-        let told = pod.prepare().unwrap_err();
+        let output = pod.prepare().unwrap_err();
         assert!(
-            told.contains("are no database: they are left alone"),
-            "{told}"
+            output.contains("are no database: they are left alone"),
+            "{output}"
         );
         assert!(pod.is_on_volume("data/base"));
     }
@@ -105,8 +105,8 @@ fn server_without_its_roles_is_not_ready() {
     primary.initdb_only();
     let primary = primary.start();
     primary.until("it answers", |pod| pod.probe("livenessProbe").is_ok());
-    let told = primary.probe("readinessProbe").unwrap_err();
-    assert!(told.contains("first start was interrupted"), "{told}");
+    let output = primary.probe("readinessProbe").unwrap_err();
+    assert!(output.contains("first start was interrupted"), "{output}");
 }
 
 #[test]
@@ -124,8 +124,8 @@ fn recovering_server_is_alive_but_not_ready_and_ended_server_is_not_alive() {
     }
     replica.probe("readinessProbe").unwrap_err();
     let uri = world.uri(&replica);
-    let told = replica.psql(&uri, "SELECT 1").unwrap_err();
-    assert!(told.contains("the database system is"), "{told}");
+    let output = replica.psql(&uri, "SELECT 1").unwrap_err();
+    assert!(output.contains("the database system is"), "{output}");
 }
 
 #[test]
@@ -140,10 +140,10 @@ fn image_with_a_different_c_library_than_the_data_is_rejected() {
     for pod in [&replica, &primary] {
         assert!(pod.is_on_volume("data/made_with_libc"), "it is not known");
         pod.write_volume("data/made_with_libc", "musl\n");
-        let told = pod.prepare().unwrap_err();
+        let output = pod.prepare().unwrap_err();
         assert!(
-            told.contains("made with musl and the image has glibc"),
-            "{told}"
+            output.contains("made with musl and the image has glibc"),
+            "{output}"
         );
         assert!(pod.has_data());
     }

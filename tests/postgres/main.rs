@@ -48,7 +48,7 @@ fn primary_and_two_replicas_stream_and_require_the_password() {
     primary.psql(&uri, "INSERT INTO t VALUES (42)").unwrap();
     for replica in &replicas {
         let uri = world.uri(replica);
-        replica.until("the row is there", |pod| {
+        replica.until("the row exists", |pod| {
             pod.psql(&uri, "SELECT n FROM t").as_deref() == Ok("42")
         });
         let error = replica.psql(&uri, "INSERT INTO t VALUES (1)").unwrap_err();
@@ -144,15 +144,15 @@ fn changed_username_keeps_the_tables_and_locks_out_the_previous_user() {
         let granted = primary.psql(&login(username, "postgres"), "SELECT count(*) FROM granted");
         assert_eq!(granted.as_deref(), Ok("0"));
     }
-    // A role that is there already is nobody's to take over.
+    // An existing role is not taken over.
     primary.stop();
     world.set_secret("username", taken);
     primary.mount(&world);
-    let told = primary.prepare().unwrap_err();
-    let last = told.lines().last().unwrap();
+    let output = primary.prepare().unwrap_err();
+    let last = output.lines().last().unwrap();
     assert!(
         last.contains("Secret orders-app") && last.contains("role \"reports\" already exists"),
-        "{told}"
+        "{output}"
     );
 }
 
@@ -169,7 +169,7 @@ fn interrupted_first_start_is_completed_by_the_next_start() {
     assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
 }
 
-/// What editors and shells add to a value, and what else looks like another value.
+/// What editors and shells add to a value, and other differences without a meaning.
 #[test]
 fn trailing_newlines_in_secret_values_are_ignored() {
     let mut world = World::new();
@@ -198,10 +198,10 @@ fn trailing_newlines_in_secret_values_are_ignored() {
     replica.until_ready();
 
     world.set_secret("password", "two\nlines\n");
-    let told = Pod::new(&world, 2).prepare().unwrap_err();
+    let output = Pod::new(&world, 2).prepare().unwrap_err();
     assert!(
-        told.contains("key password of the Secret orders-app has more than one line"),
-        "{told}"
+        output.contains("key password of the Secret orders-app has more than one line"),
+        "{output}"
     );
 }
 
@@ -222,7 +222,7 @@ fn character_moved_between_passwords_counts_as_a_change() {
     assert_eq!(primary.psql(new, "SELECT 1").as_deref(), Ok("1"));
 }
 
-/// The database itself is made by the image, which has means of its own for such users.
+/// The image creates the database itself, and has its own means for such users.
 #[test]
 fn scripts_and_server_run_as_a_uid_without_a_name() {
     let world = World::new();

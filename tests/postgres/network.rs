@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A DNS server that knows the names it is given and remembers what it was asked.
+/// A DNS server that resolves the given names and records the queries.
 pub(crate) struct Resolver {
     address: Ipv4Addr,
     names: Arc<Mutex<Names>>,
@@ -129,7 +129,7 @@ fn talk(mut stream: TcpStream, demand: Demand) -> Option<String> {
     stream.write_all(&message).ok()?;
     let mut more = [0; 1024];
     let length = stream.read(&mut more).unwrap_or(0);
-    // A client that leaves says so.
+    // A client that disconnects sends a message.
     let text = &more[..length];
     let text = if text.first() == Some(&b'X') {
         &[]

@@ -368,7 +368,7 @@ impl Pod {
         self.rendered(&prepare["command"], &prepare["env"])
     }
 
-    /// The init container: what it said, as an error if it failed.
+    /// The init container: its output, as an error if it failed.
     pub(crate) fn prepare(&self) -> Result<String, String> {
         self.begin().end()
     }
@@ -384,12 +384,12 @@ impl Pod {
         Init { child, said }
     }
 
-    /// Starts the init container, and once it says this, asks it to end: its exit code, none when it did not end by
+    /// Starts the init container, and sends SIGTERM once it prints this: its exit code, none when it did not end by
     /// itself.
     pub(crate) fn interrupt_once_it_says(&self, words: &str) -> Option<i32> {
         let mut init = self.begin();
-        self.until(&format!("it says {words:?}"), |_| {
-            init.said().contains(words)
+        self.until(&format!("it prints {words:?}"), |_| {
+            init.output().contains(words)
         });
         let pid = Pid::from_raw(i32::try_from(init.child.id()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
@@ -490,8 +490,8 @@ impl Pod {
 
     /// The major version of the programs here.
     pub(crate) fn version(&self) -> String {
-        let told = finish(self.command("postgres", &Value::Null).arg("--version")).unwrap();
-        let mut numbers = told.split(|letter: char| !letter.is_ascii_digit());
+        let output = finish(self.command("postgres", &Value::Null).arg("--version")).unwrap();
+        let mut numbers = output.split(|letter: char| !letter.is_ascii_digit());
         let number = numbers.find(|part| !part.is_empty());
         number.unwrap().to_owned()
     }
@@ -508,14 +508,14 @@ impl Pod {
         }
     }
 
-    /// Looks names up as this resolv.conf says, instead of going by the address of the primary.
+    /// Resolves names by this resolv.conf, instead of using the address of the primary.
     pub(crate) fn resolve_by(&mut self, resolver: &str) {
         let file = self.folder.join("resolv.conf");
         write(&file, resolver, 0o444);
         self.resolver = Some(file);
     }
 
-    /// Replaces a key of the mounted ConfigMap, as the kubelet does when somebody edits it; without a text it is gone.
+    /// Replaces a key of the mounted ConfigMap, as the kubelet does after an edit; without a text the key is removed.
     pub(crate) fn edit_config(&self, key: &str, text: Option<&str>) {
         let file = self.path("/config").join(key);
         fs::remove_file(&file).unwrap();
@@ -548,7 +548,7 @@ impl Pod {
         self.is_on_volume("data/PG_VERSION")
     }
 
-    /// Whether the server, which nobody asked to, has ended.
+    /// Whether the server has ended unexpectedly.
     pub(crate) fn has_ended(&mut self) -> bool {
         let server = self.server.as_mut().expect("it was started");
         server.try_wait().unwrap().is_some()
@@ -560,7 +560,7 @@ impl Pod {
         finish(command.args(["-XAtqw", "-d", address, "-c", query]))
     }
 
-    /// The data of all databases, as docs/limits.md says to take it.
+    /// A dump of all databases, as docs/limits.md describes it.
     pub(crate) fn pg_dumpall(&self) -> Result<String, String> {
         finish(
             self.command("pg_dumpall", &Value::Null)
@@ -614,12 +614,12 @@ impl Drop for Stopped {
 }
 
 impl Init {
-    /// What it has said so far.
-    pub(crate) fn said(&self) -> String {
+    /// Its output so far.
+    pub(crate) fn output(&self) -> String {
         fs::read_to_string(&self.said).unwrap()
     }
 
-    /// What it said until it ended, as an error if it failed.
+    /// Its output until it ended, as an error if it failed.
     pub(crate) fn end(mut self) -> Result<String, String> {
         let deadline = Instant::now() + PREPARATION_MAX;
         let status = loop {
@@ -630,11 +630,11 @@ impl Init {
                 let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
                 kill_process(pid, Signal::TERM).unwrap();
                 self.child.wait().unwrap();
-                panic!("it goes on after {PREPARATION_MAX:?}: {}", self.said());
+                panic!("it still runs after {PREPARATION_MAX:?}: {}", self.output());
             }
             std::thread::sleep(Duration::from_millis(20));
         };
-        let said = self.said();
+        let said = self.output();
         if status.success() {
             Ok(said)
         } else {
@@ -655,7 +655,7 @@ impl Drop for Pod {
     }
 }
 
-/// Output of a command that succeeded, or everything that one that failed said.
+/// Output of a command that succeeded, or all output of one that failed.
 fn finish(command: &mut Command) -> Result<String, String> {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let out = String::from_utf8_lossy(&output.stdout).trim().to_owned();

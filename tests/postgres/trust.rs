@@ -1,5 +1,5 @@
 //! Whom the Pods believe: no other namespace, no server that only poses as the primary, no edited ConfigMap, and no
-//! function that a user of the database made.
+//! function that a user of the database created.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::Ipv4Addr;
@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use crate::network::{Demand, Resolver, Rogue};
 use crate::pod::{Pod, World};
 
-/// Stands in for a program of PostgreSQL whose libpq knows `require_auth`: it notes down how it was called.
+/// Replaces a program of PostgreSQL whose libpq knows `require_auth`: it records its arguments.
 const NEW_LIBPQ: &str = r#"name=${0##*/}
 printf '%s [%s] %s\n' "$name" "${PGOPTIONS:-}" "$*" >>"$TMPDIR/calls"
 case "$*" in
@@ -55,8 +55,8 @@ fn pod_reports_a_resolver_without_its_namespace() {
     let world = World::new();
     let mut replica = Pod::new(&world, 1);
     replica.resolve_by("nameserver 127.0.0.1\nsearch example.com\n");
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("does not have shop.svc"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("does not have shop.svc"), "{output}");
 }
 
 #[test]
@@ -65,16 +65,16 @@ fn impostor_primary_gets_no_password_and_is_not_trusted() {
         let world = World::new();
         let rogue = Rogue::listen(Ipv4Addr::LOCALHOST, world.primary_port(), demand);
         let replica = Pod::new(&world, 1);
-        let told = replica.prepare().unwrap_err();
+        let output = replica.prepare().unwrap_err();
         assert!(!replica.has_data());
         let received = rogue.received();
-        // The first one only asks whether the server is there.
-        assert_eq!(received.first().map(String::as_str), Some(""), "{told}");
-        if told.contains("cannot insist on SCRAM") {
-            // What older versions of libpq do, and what docs/limits.md says of them.
+        // The first one only checks whether the server answers.
+        assert_eq!(received.first().map(String::as_str), Some(""), "{output}");
+        if output.contains("cannot insist on SCRAM") {
+            // The behavior of older versions of libpq, as in docs/limits.md.
             continue;
         }
-        assert!(told.contains("scram-sha-256"), "{told}");
+        assert!(output.contains("scram-sha-256"), "{output}");
         assert!(received.iter().all(String::is_empty), "{received:?}");
     }
 }
@@ -178,10 +178,10 @@ fn answers_of_the_primary_are_never_executed() {
         let answer = answer.replace("ID", id.as_deref().unwrap());
         let script = format!("cat <<'END'\n{answer}\nEND");
         replica.stub("psql", &script);
-        let told = replica.prepare();
+        let output = replica.prepare();
         assert!(!mark.exists(), "{answer} was run");
-        let told = told.unwrap();
-        assert!(told.contains("does not answer as it should"), "{told}");
+        let output = output.unwrap();
+        assert!(output.contains("does not answer as it should"), "{output}");
     }
 }
 
@@ -200,10 +200,10 @@ fn scripts_that_differ_from_the_pods_own_are_not_run() {
         let edited = format!("#!/bin/sh\ntouch {}\n", mark.display());
         for edit in [Some(edited.as_str()), None] {
             primary.edit_config(script, edit);
-            let told = primary.prepare().unwrap_err();
+            let output = primary.prepare().unwrap_err();
             assert!(
-                told.contains("ConfigMap orders-db are not those of this Pod"),
-                "{told}"
+                output.contains("ConfigMap orders-db are not those of this Pod"),
+                "{output}"
             );
             assert!(!mark.exists(), "{script} was run");
             primary.mount(&world);

@@ -20,12 +20,12 @@ fn stale_replica_catches_up_or_is_recopied_and_diverged_data_is_kept() {
 
     // A while away: what it lacks is still there.
     primary.psql(&uri, "INSERT INTO t VALUES (1)").unwrap();
-    let told = replica.prepare().unwrap();
-    assert!(!told.contains("copying"), "{told}");
+    let output = replica.prepare().unwrap();
+    assert!(!output.contains("copying"), "{output}");
     let mut replica = replica.start();
     replica.until_ready();
     let on_replica = world.uri(&replica);
-    replica.until("the row is there", |pod| {
+    replica.until("the row exists", |pod| {
         pod.psql(&on_replica, "SELECT count(*) FROM t").as_deref() == Ok("1")
     });
     replica.stop();
@@ -37,8 +37,8 @@ fn stale_replica_catches_up_or_is_recopied_and_diverged_data_is_kept() {
         primary.psql_local("SELECT pg_switch_wal()").unwrap();
         primary.psql_local("CHECKPOINT").unwrap();
     }
-    let told = replica.prepare().unwrap();
-    assert!(told.contains("copying it anew"), "{told}");
+    let output = replica.prepare().unwrap();
+    assert!(output.contains("copying it anew"), "{output}");
     let mut replica = replica.start();
     replica.until_ready();
     let count = replica.psql(&on_replica, "SELECT count(*) FROM t");
@@ -50,16 +50,16 @@ fn stale_replica_catches_up_or_is_recopied_and_diverged_data_is_kept() {
         .psql(&on_replica, "INSERT INTO t VALUES (100)")
         .unwrap();
     replica.stop();
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("data of its own"), "{told}");
-    assert!(told.contains("data-orders-db-1"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("data of its own"), "{output}");
+    assert!(output.contains("data-orders-db-1"), "{output}");
     assert!(replica.has_data());
 
     // Of another database.
     let other = Pod::new(&world, 2);
     other.initdb_only();
-    let told = other.prepare().unwrap_err();
-    assert!(told.contains("another database"), "{told}");
+    let output = other.prepare().unwrap_err();
+    assert!(output.contains("another database"), "{output}");
     assert!(other.has_data());
 }
 
@@ -70,10 +70,10 @@ fn lost_primary_volume_is_not_reinitialized() {
     primary.prepare().unwrap();
     world.set_initialized();
     primary.mount(&world);
-    let told = primary.prepare().unwrap_err();
+    let output = primary.prepare().unwrap_err();
     assert!(
-        told.contains("has no data, though this cluster had some"),
-        "{told}"
+        output.contains("has no data, though this cluster had some"),
+        "{output}"
     );
 }
 
@@ -84,9 +84,12 @@ fn data_of_another_major_version_is_rejected_naming_both_versions() {
         let pod = Pod::new(&world, ordinal);
         pod.initdb_only();
         pod.write_volume("data/PG_VERSION", "9\n");
-        let told = pod.prepare().unwrap_err();
-        assert!(told.contains("the data is of PostgreSQL 9 and"), "{told}");
-        assert!(told.contains("the image is PostgreSQL 1"), "{told}");
+        let output = pod.prepare().unwrap_err();
+        assert!(
+            output.contains("the data is of PostgreSQL 9 and"),
+            "{output}"
+        );
+        assert!(output.contains("the image is PostgreSQL 1"), "{output}");
     }
 }
 
@@ -122,9 +125,9 @@ fn incomplete_or_invalid_secret_is_named() {
         let mut world = World::new();
         world.set_secret(key, value);
         for ordinal in [0, 1] {
-            let told = Pod::new(&world, ordinal).prepare().unwrap_err();
-            let last = told.lines().last().unwrap();
-            assert!(last.contains(why), "{key} {value:?}: {told}");
+            let output = Pod::new(&world, ordinal).prepare().unwrap_err();
+            let last = output.lines().last().unwrap();
+            assert!(last.contains(why), "{key} {value:?}: {output}");
         }
     }
     let mut world = World::new();
@@ -134,17 +137,17 @@ fn incomplete_or_invalid_secret_is_named() {
     primary.until_ready();
 }
 
-/// It goes with its DatabaseCluster, or it stays because it was restored from a backup.
+/// It is deleted with its DatabaseCluster, or it stays because it was restored from a backup.
 #[test]
 fn stable_secret_of_another_cluster_is_applied() {
     let mut world = World::new();
     world.set_secret("cluster-uid", "former");
     let primary = Pod::new(&world, 0);
     let refuses = |pod: &Pod| {
-        let told = pod.prepare().unwrap_err();
+        let output = pod.prepare().unwrap_err();
         assert!(
-            told.contains("Secret orders-app was made for another DatabaseCluster"),
-            "{told}"
+            output.contains("Secret orders-app was made for another DatabaseCluster"),
+            "{output}"
         );
     };
     refuses(&primary);
@@ -184,7 +187,7 @@ fn replica_without_its_primary_is_not_ready_until_it_follows() {
     let mut replica = Pod::new(&world, 1).prepared().start();
     replica.until_ready();
     let on_replica = world.uri(&replica);
-    replica.until("the row is there", |pod| {
+    replica.until("the row exists", |pod| {
         pod.psql(&on_replica, "SELECT n FROM t").as_deref() == Ok("42")
     });
     replica.stop();
@@ -192,18 +195,21 @@ fn replica_without_its_primary_is_not_ready_until_it_follows() {
 
     // It waits for minutes otherwise.
     replica.stub("sleep", "exit 0");
-    let told = replica.prepare().unwrap();
+    let output = replica.prepare().unwrap();
     assert!(
-        told.contains("starting with the data that is there"),
-        "{told}"
+        output.contains("starting with the data that is there"),
+        "{output}"
     );
     let replica = replica.start();
-    replica.until("what docs/limits.md says works", |pod| {
+    replica.until("what docs/limits.md describes works", |pod| {
         pod.pg_dumpall().is_ok_and(|dump| dump.contains("\n42\n"))
     });
     replica.probe("startupProbe").unwrap();
-    let told = replica.probe("readinessProbe").unwrap_err();
-    assert!(told.contains("has not followed its primary yet"), "{told}");
+    let output = replica.probe("readinessProbe").unwrap_err();
+    assert!(
+        output.contains("has not followed its primary yet"),
+        "{output}"
+    );
     let primary = primary.prepared().start();
     primary.until_ready();
     replica.until_ready();
@@ -221,8 +227,8 @@ fn replica_left_behind_by_its_primary_is_not_ready_and_reports_a_remedy() {
     let _primary = Rogue::listen(Ipv4Addr::LOCALHOST, world.primary_port(), Demand::Trust);
     replica.probe("readinessProbe").unwrap();
     replica.age_files_of_tmp(Duration::from_secs(180));
-    let told = replica.probe("readinessProbe").unwrap_err();
-    assert!(told.contains("does not follow its primary"), "{told}");
+    let output = replica.probe("readinessProbe").unwrap_err();
+    assert!(output.contains("does not follow its primary"), "{output}");
 }
 
 #[test]
@@ -231,8 +237,8 @@ fn promoted_replica_is_kept_without_its_primary() {
     let replica = Pod::new(&world, 1);
     replica.initdb_only();
     replica.stub("sleep", "exit 0");
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("data of its own"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("data of its own"), "{output}");
     assert!(replica.has_data() && !replica.is_on_volume("data/standby.signal"));
 }
 
@@ -246,20 +252,20 @@ fn failing_tool_proves_nothing_about_the_data() {
     replica.stop();
     for script in ["exit 127", "echo 'pg_control version number: 1'"] {
         replica.stub("pg_controldata", script);
-        let told = replica.prepare().unwrap_err();
-        assert!(told.contains("nothing was changed"), "{told}");
+        let output = replica.prepare().unwrap_err();
+        assert!(output.contains("nothing was changed"), "{output}");
         assert!(
-            told.contains("pg_controldata") && !told.contains("another database"),
-            "{told}"
+            output.contains("pg_controldata") && !output.contains("another database"),
+            "{output}"
         );
     }
     replica.stub("pg_controldata", "exec $REAL/pg_controldata \"$@\"");
     replica.stub("sort", "exit 127");
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("sort does not run"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("sort does not run"), "{output}");
     replica.stub("postgres", "exit 127");
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("does not say its version"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("does not say its version"), "{output}");
     assert!(replica.has_data());
 }
 
@@ -268,10 +274,10 @@ fn unsupported_old_image_is_rejected() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.stub("postgres", "echo 'postgres (PostgreSQL) 11.22'");
-    let told = primary.prepare().unwrap_err();
+    let output = primary.prepare().unwrap_err();
     assert!(
-        told.contains("PostgreSQL 11, and the oldest that works is 12"),
-        "{told}"
+        output.contains("PostgreSQL 11, and the oldest that works is 12"),
+        "{output}"
     );
 }
 
@@ -289,7 +295,7 @@ fn connections_to_a_lost_node_end_and_do_not_exhaust_the_limit() {
     let is_asked_soon = || idle_seconds(port).is_some_and(|seconds| seconds <= 30);
     let init = replica.begin();
     replica.until("pg_basebackup waits", |_| {
-        init.said().contains("copying the primary") && is_asked_soon()
+        init.output().contains("copying the primary") && is_asked_soon()
     });
     drop(stopped);
     init.end().unwrap();
@@ -303,7 +309,7 @@ fn connections_to_a_lost_node_end_and_do_not_exhaust_the_limit() {
     }
 }
 
-/// After how many seconds, at most, the kernel asks whether the other end of a connection to this port is there; none
+/// After how many seconds, at most, the kernel probes the other end of a connection to this port; none
 /// when no connection just waits.
 fn idle_seconds(port: u16) -> Option<u64> {
     const ESTABLISHED: &str = "01";

@@ -1,4 +1,4 @@
-//! First builds: what they show, and how they go on after an end that nobody planned.
+//! First builds: their output, and how they resume after an interruption.
 
 use std::process::Command;
 
@@ -75,7 +75,7 @@ fn interrupted_build_resumes() {
     running.interrupt();
     let ended = running.end();
     assert_eq!(ended.status, 130, "{}", ended.said);
-    let expected = "control-plane: [3/7] kwokctl: interrupted; the next run goes on from here";
+    let expected = "control-plane: [3/7] kwokctl: interrupted; the next run resumes from here";
     assert_eq!(ended.last(), expected, "{}", ended.said);
     machine.unhook("build");
     let ended = machine.build();
@@ -137,7 +137,7 @@ fn full_disk_during_a_build_is_named_and_the_next_run_resumes() {
     );
     let cache = machine.path("cache");
     std::fs::create_dir(&cache).unwrap();
-    // The same small disk for both runs; between them somebody makes room.
+    // The same small disk for both runs; between them space is freed.
     let both = format!(
         "'{}' -t tmpfs -o size=1m none '{}'\n\"$@\" || rm \"$MACHINE/build-hook\"",
         real("mount").display(),

@@ -46,7 +46,7 @@ const BASICS: [&str; 29] = [
     "touch",
 ];
 
-/// `$MACHINE` is the machine's folder. Each package brings what the set-up looks for.
+/// `$MACHINE` is the machine's folder. Each package installs what the set-up checks for.
 const APT_GET: &str = r#"echo "apt-get $*" >> "$MACHINE/calls"
 program() { printf '#!/bin/sh\n%s\n' "$2" > "$MACHINE/bin/$1"; chmod +x "$MACHINE/bin/$1"; }
 file() { mkdir -p "$MACHINE/system/$(dirname "$1")"; touch "$MACHINE/system/$1"; }
@@ -179,7 +179,7 @@ impl Machine {
         fs::remove_file(self.path("bin").join(name)).unwrap();
     }
 
-    /// A user who is not root.
+    /// A user other than root.
     pub(crate) fn as_user(&self) {
         self.program("id", "echo 1000");
     }
@@ -213,7 +213,7 @@ impl Machine {
         let script = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests")
             .join(script);
-        // Whoever runs the tests in the background may ignore Ctrl-C, and no shell could undo that.
+        // A background job may ignore Ctrl-C, and no shell could undo that.
         let mut command = Command::new(real("env"));
         command
             .args(["--default-signal=INT,TERM"])

@@ -1,4 +1,4 @@
-//! Set-up and first builds, as a stranger meets them: on a bare machine, and when something goes wrong.
+//! Set-up and first builds for a new user: on a bare machine, and when something fails.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod builds;
@@ -214,7 +214,7 @@ fn interrupted_installation_resumes() {
     assert_eq!(ended.status, 130, "{}", ended.said);
     assert_eq!(
         ended.last(),
-        "set-up: packages: interrupted; the next run goes on from here"
+        "set-up: packages: interrupted; the next run resumes from here"
     );
     assert_eq!(ended.lines().len(), 2, "{}", ended.said);
     machine.unhook("install");

@@ -88,7 +88,7 @@ async fn restarted_once(
         let now = &after[name];
         assert_eq!((&then.uid, &then.secret), (&now.uid, &now.secret), "{name}");
     }
-    // Every Pod is there, made from the newest revision: one more restart would be another one.
+    // Every Pod exists, created from the newest revision: one more restart would be another one.
     assert_eq!(
         after,
         databases(client).await,
@@ -100,7 +100,7 @@ async fn restarted_once(
 /// The commands that docs/operations.md has for this upgrade.
 fn commands() -> Vec<String> {
     let text = std::fs::read_to_string(repository().join("docs/operations.md")).unwrap();
-    let (_, section) = text.split_once(HEADING).expect("the section is there");
+    let (_, section) = text.split_once(HEADING).expect("the section exists");
     let (_, block) = section.split_once("```sh\n").unwrap();
     let (block, _) = block.split_once("```").unwrap();
     let lines = block
@@ -228,7 +228,7 @@ fn claims(client: &Client) -> Api<PersistentVolumeClaim> {
     Api::namespaced(client.clone(), NAMESPACE)
 }
 
-/// The earlier version did not say on a claim whose it is.
+/// The earlier version did not record the owner on a claim.
 async fn claims_are_labelled(client: &Client) {
     for name in CLUSTERS {
         let cluster = cluster(client, name).await;
@@ -305,7 +305,7 @@ async fn changes_and_deletions_work(
     let status = Token::of_status(&status).expect("a status with a token");
     assert_eq!(status.table, table.uid);
 
-    // Volumes grow, a new template comes through, and a deletion takes what it should.
+    // Volumes grow, a new template is applied, and a deletion removes what it should.
     let storage =
         json!({"storage": {"size": "3Gi", "retain": "Delete"}, "resources": {"cpu": "300m"}});
     change(&client, CLUSTERS[1], storage).await;

@@ -1,4 +1,4 @@
-//! One made-up history of creations, changes, deletions, moves of shards, broken connections and a
+//! One synthetic history of creations, changes, deletions, moves of shards, broken connections and a
 //! restart of the API server: it ends in the same state whether the API server filters or not.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +40,7 @@ struct World<'a> {
     random: fastrand::Rng,
     holders: BTreeMap<ShardId, usize>,
     model: Vec<Model>,
-    /// Children that somebody keeps from going.
+    /// Children whose deletion a finalizer blocks.
     held_back: Vec<String>,
 }
 
@@ -275,10 +275,10 @@ impl<'a> World<'a> {
         let mut replicas = self.replicas.lock().unwrap();
         for (shard, holder) in &mut self.holders {
             if *holder == dead {
-                let heir = (dead + 1 + usize::from(shard.0) % (REPLICAS - 1)) % REPLICAS;
+                let successor = (dead + 1 + usize::from(shard.0) % (REPLICAS - 1)) % REPLICAS;
                 replicas[dead].unwatch(*shard);
-                replicas[heir].watch(*shard);
-                *holder = heir;
+                replicas[successor].watch(*shard);
+                *holder = successor;
             }
         }
     }

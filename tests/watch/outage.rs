@@ -1,4 +1,4 @@
-//! An API server that goes away and comes back with its past forgotten: everything is listed anew.
+//! An API server that stops and returns without its watch history: everything is listed again.
 
 use std::sync::Mutex;
 
@@ -36,7 +36,7 @@ async fn objects_deleted_during_an_outage_are_removed() {
     let replicas = replicas.into_inner().unwrap();
     assert!(
         replicas[0].relists() > 0,
-        "nothing was listed anew: this test has shown nothing"
+        "nothing was listed again: this test has shown nothing"
     );
 }
 

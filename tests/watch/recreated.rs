@@ -1,4 +1,4 @@
-//! A DatabaseCluster made anew under its former name, perhaps in another shard, while a child of the
+//! A DatabaseCluster re-created under its former name, perhaps in another shard, while a child of the
 //! former one still terminates: two replicas, so that child and successor also lie in different ones.
 
 use std::time::Duration;
@@ -85,8 +85,8 @@ async fn buckets(client: &Client, namespace: &str) -> Vec<u8> {
     buckets
 }
 
-/// Deletes all clusters, whose StatefulSets somebody holds back, and takes the operator's finalizer
-/// off by hand, as impatient people do.
+/// Deletes all clusters, whose StatefulSets have a foreign finalizer, and removes the operator's finalizer
+/// by hand, as impatient users do.
 async fn end_all(client: &Client, namespace: &str) {
     let api = load::clusters_in(client.clone(), namespace);
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
@@ -125,7 +125,7 @@ async fn until_empty(client: &Client, namespace: &str) {
     .unwrap();
 }
 
-/// Each successor was looked at, and says that it is not ready; its namesake's child is untouched.
+/// Each re-created cluster was reconciled and reports not ready; the child of the previous one is unchanged.
 async fn until_all_wait(client: &Client, namespace: &str) {
     let api = load::clusters_in(client.clone(), namespace);
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);

@@ -35,7 +35,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) async fn control_plane(sharded: bool) -> ControlPlane {
     let options = ControlPlaneOptions {
         sharded_list_and_watch: sharded,
-        // StatefulSets here are made by hand and need no Pods.
+        // The tests create StatefulSets themselves, without Pods.
         statefulset_stage: true,
         ..ControlPlaneOptions::default()
     };
@@ -58,7 +58,7 @@ pub(crate) struct Replica {
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watched: BTreeSet<ShardId>,
-    /// What the ownership machine is told: nobody listens here.
+    /// The events for the ownership machine: unused here.
     _events: Receiver<Event>,
 }
 
@@ -258,7 +258,7 @@ fn difference(truth: &Truth, held: &Truth) -> String {
         }
     }
     let gone = held.keys().filter(|name| !truth.contains_key(*name));
-    lines.extend(gone.map(|name| format!("{name} is gone and still held")));
+    lines.extend(gone.map(|name| format!("{name} was deleted and still held")));
     lines.join("; ")
 }
 

@@ -1,4 +1,4 @@
-//! API servers that begin to filter by shard, cease to, or are of two minds: noticed without a restart.
+//! API servers that begin to filter by shard, cease to, or differ from each other: detected without a restart.
 
 use std::sync::Mutex;
 
@@ -65,7 +65,7 @@ async fn api_servers_with_different_gates_behind_one_address_are_tolerated() {
     let replicas = Mutex::new(vec![replica, other]);
     until_mode(&replicas, WatchMode::Filtered).await;
     add(&control_plane, "two").await;
-    until_true(&client, &replicas, "two minds").await;
+    until_true(&client, &replicas, "two different gates").await;
     let replicas = replicas.into_inner().unwrap();
     for replica in &replicas {
         assert_eq!(replica.strays(), Vec::<String>::new());

@@ -278,14 +278,14 @@ fn first_above<'a>(leases: &[&'a LeaseWrite], epoch: i64, version: u64) -> Optio
 
 /// A replica whose renewals have failed for the whole lifetime of its Lease sends nothing more.
 ///
-/// It is told from when requests arrive, so it says nothing where a fault makes requests late.
+/// It uses the arrival times of requests, so it does not check where a fault delays requests.
 pub(super) fn right_had_not_lapsed(evidence: &Evidence, history: &History) -> Verdict {
     const RULE: &str = "right-had-not-lapsed";
     if evidence.faults.iter().any(|fault| fault.delays_requests) {
         return Verdict::of(
             RULE,
             Vec::new(),
-            "not looked at: requests were held back on their way".into(),
+            "not checked: requests were held back in transit".into(),
         );
     }
     let renewals = history.renewals();

@@ -77,7 +77,7 @@ pub(super) async fn edit_lease(
         }
         LeaseEdit::Usurp => {
             let change = json!({
-                "metadata": {"annotations": {"database.io/incarnation": "made-up"}},
+                "metadata": {"annotations": {"database.io/incarnation": "synthetic"}},
                 "spec": {"holderIdentity": "nobody", "leaseTransitions": shard.epoch + 1},
             });
             leases

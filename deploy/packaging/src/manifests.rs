@@ -54,7 +54,7 @@ struct Kustomization {
 /// All generated files, by their path below `deploy/`.
 ///
 /// # Errors
-/// When a file of the base can not be read or is not as expected.
+/// When a file of the base cannot be read or is not as expected.
 pub fn generate(deploy: &Path) -> Result<BTreeMap<String, String>> {
     let read = |name: &str| {
         let path = deploy.join("base").join(name);
@@ -119,7 +119,7 @@ fn rule_template(rule: &str) -> String {
     format!("{{{{- if .Values.alerts.enabled }}}}\n{body}{{{{- end }}}}\n")
 }
 
-/// The CRD says itself that it is generated; inside of another file that would mislead.
+/// The CRD has a header that it is generated, which would mislead inside of another file.
 fn without_header(text: &str) -> String {
     let kept = text.lines().filter(|line| !line.starts_with("# Generated"));
     kept.map(|line| format!("{line}\n")).collect()
@@ -149,7 +149,7 @@ fn template(text: &str, switch: Option<&str>) -> Result<String> {
 /// Writes what [`generate`] gives.
 ///
 /// # Errors
-/// When a file can not be read or written.
+/// When a file cannot be read or written.
 pub fn write(deploy: &Path) -> Result<()> {
     for (name, text) in generate(deploy)? {
         let path = deploy.join(name);

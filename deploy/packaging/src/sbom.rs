@@ -56,7 +56,7 @@ pub fn bill(metadata: &Metadata, lock: &str, program: &str, epoch_seconds: i64) 
 }
 
 /// What is linked into a package, itself included, each with what it needs in turn. Procedural macros and build scripts
-/// run while it is built and are not in it, but what a macro's crate needs is listed: cargo does not tell them apart.
+/// run while it is built and are not in it, but what a macro's crate needs is listed: cargo does not distinguish them.
 fn linked<'a>(
     metadata: &'a Metadata,
     own: &'a str,

@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// revisionAnnotation holds from what a child was made: a child that says the same is left alone.
+// revisionAnnotation holds a hash of the source of a child: a child with the same hash is not written.
 const revisionAnnotation = "database.io/peer-revision"
 
 // template is a child of a DatabaseCluster as the operator renders it, with words where values of a cluster belong.
@@ -82,12 +82,12 @@ func (t template) name(cluster *DatabaseCluster) string {
 	return strings.Replace(t.named, "the-name", cluster.Name, 1)
 }
 
-// revision says from what the children of a cluster are made.
+// revision is a hash of the source of the children of a cluster.
 func revision(cluster *DatabaseCluster) string {
 	return fmt.Sprintf("%s/%d", cluster.UID, cluster.Generation)
 }
 
-// secret is made once and never changed.
+// secret is created once and never changed.
 func secret(cluster *DatabaseCluster) *corev1.Secret {
 	host := fmt.Sprintf("%s-rw.%s.svc", cluster.Name, cluster.Namespace)
 	password := rand.Text()

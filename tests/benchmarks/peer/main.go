@@ -2,7 +2,7 @@
 // ten workers, a cache of everything that it owns. It makes the same children from the same specs as
 // databasecluster-operator, writes a status with the same conditions and publishes the same event, so that
 // `benchmarks bench` can put both side by side. It has no shards, no fence, no diagnosis of Pods, and repairs no child
-// that somebody else edited.
+// that another client edited.
 package main
 
 import (

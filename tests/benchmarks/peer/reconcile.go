@@ -27,7 +27,7 @@ type reconciler struct {
 	templates []template
 }
 
-// Reconcile looks at one DatabaseCluster, writes what is missing or of an older spec, and reports.
+// Reconcile reads one DatabaseCluster, writes what is missing or of an older spec, and reports.
 func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	var cluster DatabaseCluster
 	if err := r.Get(ctx, request.NamespacedName, &cluster); err != nil {
@@ -64,7 +64,7 @@ func (r *reconciler) ensureSecret(ctx context.Context, cluster *DatabaseCluster)
 	return r.create(ctx, cluster, secret(cluster))
 }
 
-// ensure creates the child, or updates it when it was made from an older spec.
+// ensure creates the child, or updates it when it was generated from an older spec.
 func (r *reconciler) ensure(ctx context.Context, cluster *DatabaseCluster, template template) error {
 	existing := template.empty()
 	if _, is := existing.(*policyv1.PodDisruptionBudget); is && cluster.Spec.Replicas < budgetReplicasMin {
@@ -105,11 +105,11 @@ func (r *reconciler) create(ctx context.Context, cluster *DatabaseCluster, child
 	if err := controllerutil.SetControllerReference(cluster, child, r.Scheme()); err != nil {
 		return err
 	}
-	// The cache may not show yet what the last reconcile made.
+	// The cache may not contain yet what the last reconcile created.
 	return client.IgnoreAlreadyExists(r.Create(ctx, child))
 }
 
-// report writes the status when it says something new, and tells when the cluster becomes ready.
+// report writes the status when it changes, and emits an Event when the cluster becomes ready.
 func (r *reconciler) report(ctx context.Context, cluster *DatabaseCluster) error {
 	var set appsv1.StatefulSet
 	key := client.ObjectKey{Namespace: cluster.Namespace, Name: cluster.Name + "-db"}

@@ -65,7 +65,7 @@ pub(crate) async fn cluster(clusters: usize) -> Result<()> {
     })
     .await?;
     let requests = until_silence(&mut reader).await?;
-    println!("\n{done} reconciles of Ready DatabaseClusters whose annotations somebody changed");
+    println!("\n{done} reconciles of Ready DatabaseClusters whose annotations were changed");
     print!(
         "{}",
         Requests::count(&requests).table(done, "per reconcile")

@@ -21,7 +21,7 @@ pub(crate) fn missed() -> usize {
     MISSED.load(Ordering::Relaxed)
 }
 
-/// How the operator that is measured was built, by what it says of itself.
+/// How the measured operator was built, by its `--version`.
 ///
 /// # Errors
 /// When there is no operator, or it does not run.
@@ -34,7 +34,7 @@ pub(crate) fn profile() -> Result<&'static str> {
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(
         output.status.success() && !said.trim().is_empty(),
-        "{} --version says nothing",
+        "{} --version prints nothing",
         program.display()
     );
     Ok(if said.contains("debug") {

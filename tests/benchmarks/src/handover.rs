@@ -23,7 +23,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 const BETWEEN_CHANGES: Duration = Duration::from_millis(25);
 const GOAL_MILLIS: f64 = 100.0;
 const HANDOVERS_MIN: usize = 200;
-/// A change is near a handover of its shard when it came at most so long before or after.
+/// A change is near a handover of its shard when it arrived at most this long before or after.
 const NEAR_MICROS: i64 = 250_000;
 
 /// One move of a shard, as the audit log has it.
@@ -36,15 +36,15 @@ struct Handover {
     answered_micros: i64,
     /// Whether the former holder wrote it.
     planned: bool,
-    /// For how long the Lease named nobody, before.
+    /// For how long the Lease named no holder, before.
     vacant_micros: i64,
     /// When the write of the shard table's entry arrived, and when the API server had answered it.
     entry_micros: Option<(i64, i64)>,
 }
 
-/// What a replica says in its log.
+/// A line of a replica's log.
 #[derive(Default)]
-struct Told {
+struct Logged {
     /// Lease's number and epoch: when work began.
     working: BTreeMap<(u16, i64), i64>,
     /// When a shard was to be given up, in order.
@@ -82,28 +82,28 @@ pub(crate) async fn handover(rounds: usize, clusters: usize) -> Result<()> {
     let before = shards::list(&client).await?;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let people = tokio::spawn(change(
+    let users = tokio::spawn(change(
         client.clone(),
         buckets.keys().cloned().collect(),
         Arc::clone(&stop),
     ));
     restart_all(&mut fleet, rounds).await?;
     stop.store(true, Ordering::Relaxed);
-    let changes = people.await??;
+    let changes = users.await??;
     load::wait_all_ready(&client, clusters, READY_TIMEOUT).await?;
     let events = reader.next_events()?;
-    // The last ones say what was cut short when they end, like the others.
+    // The last replicas log cancelled reconciles when they end, like the others.
     for index in rounds * REPLICAS..(rounds + 1) * REPLICAS {
         fleet.replica_mut(index)?.term(STOP_TIMEOUT).await?;
     }
-    let told = told(&fleet)?;
+    let logged = logged(&fleet)?;
     let reactions = reactions(&events, &buckets);
     let own = own(events);
     let entries = entries(&own);
     let handovers = handovers(own, &before, &entries);
     let measured = Measured {
         handovers,
-        told,
+        logged,
         reactions,
         shards: before.len(),
         replicas: fleet.replicas().len(),
@@ -119,27 +119,27 @@ pub(crate) async fn handover(rounds: usize, clusters: usize) -> Result<()> {
 /// What a run showed.
 struct Measured {
     handovers: Vec<Handover>,
-    told: Told,
+    logged: Logged,
     reactions: Vec<(u8, i64, i64)>,
     shards: usize,
     replicas: usize,
 }
 
 fn print(measured: Measured, rounds: usize) -> Result<()> {
-    let told = &measured.told;
-    print_moves(&measured.handovers, told, measured.shards, rounds);
+    let logged = &measured.logged;
+    print_moves(&measured.handovers, logged, measured.shards, rounds);
     print_reactions(measured.reactions, &measured.handovers);
-    if told.ended != measured.replicas {
+    if logged.ended != measured.replicas {
         bail!(
-            "{} replicas ran, {} said what was cut short",
+            "{} replicas ran, {} logged their cancelled reconciles",
             measured.replicas,
-            told.ended
+            logged.ended
         );
     }
     println!(
         "reconciles cut short{:>50}   goal 0: {}",
-        told.cut_short,
-        verdict(told.cut_short == 0)
+        logged.cut_short,
+        verdict(logged.cut_short == 0)
     );
     Ok(())
 }
@@ -270,8 +270,8 @@ fn number(lease: &str) -> Option<u16> {
     lease.rsplit('-').next()?.parse().ok()
 }
 
-fn told(fleet: &Fleet<'_>) -> Result<Told> {
-    let mut told = Told::default();
+fn logged(fleet: &Fleet<'_>) -> Result<Logged> {
+    let mut logged = Logged::default();
     for replica in fleet.replicas() {
         let log = std::fs::read_to_string(replica.log()).context("read a replica's log")?;
         for line in log.lines() {
@@ -285,8 +285,8 @@ fn told(fleet: &Fleet<'_>) -> Result<Told> {
             };
             let message = fields["message"].as_str().unwrap_or_default();
             if message == "stopped" {
-                told.ended += 1;
-                told.cut_short += fields["reconciles_cut_short"].as_u64().unwrap_or_default();
+                logged.ended += 1;
+                logged.cut_short += fields["reconciles_cut_short"].as_u64().unwrap_or_default();
             }
             let at: Option<Timestamp> = line["timestamp"]
                 .as_str()
@@ -299,26 +299,27 @@ fn told(fleet: &Fleet<'_>) -> Result<Told> {
             };
             if message == "working on the shard" {
                 let epoch = fields["epoch"].as_i64().unwrap_or_default();
-                told.working.insert((shard, epoch), at.as_microsecond());
+                logged.working.insert((shard, epoch), at.as_microsecond());
             } else if message.starts_with("giving the shard up") {
-                told.draining
+                logged
+                    .draining
                     .entry(shard)
                     .or_default()
                     .push(at.as_microsecond());
             }
         }
     }
-    Ok(told)
+    Ok(logged)
 }
 
-fn print_moves(handovers: &[Handover], told: &Told, shards: usize, rounds: usize) {
+fn print_moves(handovers: &[Handover], logged: &Logged, shards: usize, rounds: usize) {
     let millis = |micros: i64| micros as f64 / 1e3;
-    let began = |h: &Handover| told.working.get(&(number(&h.lease)?, h.epoch)).copied();
+    let began = |h: &Handover| logged.working.get(&(number(&h.lease)?, h.epoch)).copied();
     let still = handovers
         .iter()
         .filter_map(|h| Some(millis(began(h)? - h.given_micros)));
     let closed = handovers.iter().filter_map(|h| {
-        let drains = told.draining.get(&number(&h.lease)?)?;
+        let drains = logged.draining.get(&number(&h.lease)?)?;
         let last = drains.iter().filter(|at| **at <= h.given_micros).max()?;
         Some(millis(began(h)? - last))
     });
@@ -356,7 +357,7 @@ fn print_moves(handovers: &[Handover], told: &Told, shards: usize, rounds: usize
     );
     row("  the API server writes the entry", &Sorted::new(granted));
     row("  from its answer until worked on", &Sorted::new(noticed));
-    row("  of that, the Lease names nobody", &Sorted::new(vacant));
+    row("  of that, the Lease names no holder", &Sorted::new(vacant));
     row(
         "no new work: draining until worked on",
         &Sorted::new(closed),

@@ -74,7 +74,7 @@ enum Benchmark {
         #[arg(long, default_value_t = 1_000)]
         changes: usize,
     },
-    /// Memory after everything was listed anew, for programs with different allocators.
+    /// Memory after everything was listed again, for programs with different allocators.
     Relist {
         /// DatabaseClusters.
         #[arg(long, env = "CLUSTERS", default_value_t = 3_000)]

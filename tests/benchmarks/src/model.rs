@@ -1,4 +1,4 @@
-//! A finished DatabaseCluster with all its children, as patterns of which copies are made.
+//! A finished DatabaseCluster with all its children, as patterns for copies.
 
 use anyhow::{Context, Result, ensure};
 use databasecluster_operator::api::{DatabaseCluster, names};
@@ -223,7 +223,7 @@ impl Model {
                 filling.insert(Place::Fingerprint(number), fingerprint);
             }
         }
-        // A Secret is made once and never compared.
+        // A Secret is created once and never compared.
         let secrets = self.parts.iter().enumerate();
         for (number, part) in secrets.filter(|(_, part)| part.kind == "Secret") {
             let fingerprint = part.fingerprint.clone().unwrap_or_default();
@@ -264,7 +264,7 @@ fn text(object: &Value, pointer: &str) -> String {
 }
 
 /// An object as etcd is to hold it. Services have no address: an API server that starts checks that each
-/// was given out once, and gives up when that takes longer than a minute. The operator never asks for it.
+/// was assigned once, and fails when that takes longer than a minute. The operator never requests it.
 fn as_stored(resource: &Resource, mut object: Value) -> Value {
     object["apiVersion"] = json!(resource.version);
     object["kind"] = json!(resource.kind);

@@ -19,7 +19,7 @@ const PREFIX: &str = "the-model-";
 /// The shards of a fleet that was asked for nothing else.
 const SHARDS: u64 = 32;
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// Objects that are made before they are stored.
+/// Objects that are prepared before they are stored.
 const BATCH: usize = 2_000;
 
 /// Controllers that follow the operator's objects and write others. Nothing here depends on them, and
@@ -75,11 +75,11 @@ pub(crate) async fn copy(
 ) -> Result<()> {
     let Models { models, shards } = models;
     load::namespaces(control_plane, copies).await?;
-    // They would list everything anew just when the API server has a minute to get ready.
+    // They would list everything again just when the API server has a minute to become ready.
     for reader in READERS {
         control_plane.pause(reader)?;
     }
-    // It would follow what comes past it for many minutes; when it starts it reads all in one.
+    // It would follow the writes for many minutes; when it starts it reads everything at once.
     control_plane.kill("kube-apiserver").await?;
     let mut random = fastrand::Rng::with_seed(1);
     let mut objects = Vec::new();

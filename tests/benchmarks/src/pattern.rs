@@ -1,4 +1,4 @@
-//! A text with places to fill in, so that thousands of copies are made without reading it again.
+//! A text with placeholders, so that thousands of copies are rendered without parsing it again.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the allocator keeps after everything was listed anew: for choosing one.
+//! Memory that the allocator keeps after everything was listed again: for choosing one.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const RELISTS: usize = 2;
 const REST: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Memory of one replica that holds everything, before and after lists made anew, for each program.
+/// Memory of one replica that holds everything, before and after repeated lists, for each program.
 pub(crate) async fn relist(clusters: usize, programs: &[std::path::PathBuf]) -> Result<()> {
     if clusters == 0 || programs.is_empty() {
         bail!("no DatabaseClusters or no programs: there is nothing to measure");
@@ -68,7 +68,7 @@ pub(crate) async fn relist(clusters: usize, programs: &[std::path::PathBuf]) -> 
     Ok(())
 }
 
-/// Waits until every source has made its list anew so often, and everything was reconciled.
+/// Waits until every source has listed again this many times, and everything was reconciled.
 async fn until_lists(
     fleet: &Fleet<'_>,
     index: usize,
@@ -87,7 +87,7 @@ async fn until_lists(
         #[allow(clippy::cast_precision_loss)]
         let met = again >= (rounds * WATCHES) as f64 && runs >= clusters as f64 && depth == 0.0;
         Ok(Progress::when(met, (), || {
-            format!("{again} lists anew, {runs} runs, {depth} waiting")
+            format!("{again} repeated lists, {runs} runs, {depth} waiting")
         }))
     })
     .await?;

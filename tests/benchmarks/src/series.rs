@@ -9,7 +9,7 @@ use testbed::{Fleet, FleetOptions, load, shards};
 use super::goal::{profile, verdict};
 use super::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, REPLICAS, multiply, start_control_plane};
 
-/// With how many DatabaseClusters the first count is made; enough for every shard to have some.
+/// DatabaseClusters at the first count; enough for every shard to have some.
 const FEW: usize = 100;
 /// So many of those that were copied are changed: what is done to them shows in the series, too.
 const CHANGED: usize = 500;

@@ -76,7 +76,7 @@ pub(crate) async fn watch(
         bail!("CLUSTERS=0 or no replicas: there is nothing to measure");
     }
     println!(
-        "{clusters} DatabaseClusters with their children, copied into etcd once for each gate setting; then only the replicas are started anew ({})",
+        "{clusters} DatabaseClusters with their children, copied into etcd once for each gate setting; then only the replicas are restarted ({})",
         profile()?
     );
     let mut rows = Vec::new();
@@ -194,7 +194,7 @@ async fn measure(
     Ok(row)
 }
 
-/// Every object has been looked at once, by whoever holds it.
+/// Every object has been reconciled once by its holder.
 async fn until_reconciled(fleet: &Fleet<'_>, clusters: usize) -> Result<()> {
     wait_for("every object to be reconciled once", TIMEOUT, || async {
         let (mut runs, mut depth) = (0.0, 0.0);
@@ -258,7 +258,7 @@ fn on(sharded: bool) -> &'static str {
 
 fn print(rows: &[Row], changes: usize) {
     println!(
-        "CPU: of all replicas, from their start until everything was looked at, and for {changes} changes of a spec brought to Ready"
+        "CPU: of all replicas, from their start until everything was reconciled, and for {changes} changes of a spec brought to Ready"
     );
     println!(
         "{:>4} {:>3} {:>9} {:>9} {:>8} {:>10} {:>12} {:>13} {:>13} {:>9} {:>9} {:>8} {:>7}",

@@ -1,4 +1,4 @@
-//! Draws panels of a dashboard from a Prometheus's data, for those who look at the documents and have no Grafana.
+//! Draws panels of a dashboard from a Prometheus's data, for readers of the documentation without Grafana.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ const LINES_MANY: usize = 6;
 const MARKS_NEAR: f64 = 0.03;
 const COLUMNS: usize = 2;
 const HEADING: u32 = 62;
-/// Told apart by those who see fewer colours, too (after Okabe and Ito).
+/// Distinguishable with colour vision deficiency (after Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -61,7 +61,7 @@ pub struct Event {
 /// Draws a picture of some panels, all of them over the same time.
 ///
 /// # Errors
-/// When a panel has no data, or the file can not be written.
+/// When a panel has no data, or the file cannot be written.
 pub fn draw(path: &Path, heading: &str, panels: &[Panel], events: &[Event]) -> Result<()> {
     let rows = panels.len().div_ceil(COLUMNS);
     let size = (

@@ -7,10 +7,10 @@ use promql_parser::label::Matchers;
 use promql_parser::parser::{Expr, VectorSelector, parse, token};
 use promql_parser::util::{ExprVisitor, walk_expr};
 
-/// Stands for Grafana's `$__rate_interval`: a time that nobody writes by hand.
+/// Replaces Grafana's `$__rate_interval`: a duration that no query uses literally.
 pub const RATE_INTERVAL: Duration = Duration::from_millis(7_654_321);
 
-/// One metric that a query asks for.
+/// One metric that a query uses.
 #[derive(Clone, Debug)]
 pub struct Selector {
     /// The metric.
@@ -28,7 +28,7 @@ pub struct Selector {
 pub struct Query {
     /// Its expression.
     pub expr: Expr,
-    /// The metrics that it asks for.
+    /// The metrics that it uses.
     pub selectors: Vec<Selector>,
 }
 

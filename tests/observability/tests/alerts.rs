@@ -76,7 +76,7 @@ fn each_alert_has_a_firing_and_a_non_firing_case() {
             let asked = format!("ALERTS{{alertname=\"{name}\", alertstate=\"firing\"}}");
             assert!(
                 case.promql_expr_test.iter().all(|q| q.expr == asked),
-                "{}: asks for something else",
+                "{}: queries something else",
                 case.name
             );
             let answers = |q: &alerts::Question| !q.exp_samples.is_empty();
@@ -110,7 +110,7 @@ fn alerts_and_runbooks_match() {
         assert_eq!(headings, HEADINGS, "{name}");
         for part in text.split("\n## ").skip(1) {
             let words = part.split_whitespace().count();
-            assert!(words > 8, "{name}: {part:?} says nothing");
+            assert!(words > 8, "{name}: {part:?} is too short");
         }
         assert!(text.contains("```sh\n"), "{name}: no command");
         pages.insert(name);

@@ -1,4 +1,4 @@
-//! Dashboards keep the rules of dashboard-linter, with no exclusion, and Grafana can be given them as they are.
+//! Dashboards follow the rules of dashboard-linter, without exclusions, and Grafana can import them unchanged.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;

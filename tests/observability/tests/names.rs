@@ -9,7 +9,7 @@ use observability::promql::{Query, Selector};
 use observability::{alerts, files, stem};
 use serde_json::Value;
 
-/// Labels that Prometheus adds, and one made in a query; and the one metric that it makes itself.
+/// Labels that Prometheus adds, and one created in a query; and the one metric that it creates itself.
 const LABELS_OF_PROMETHEUS: [&str; 4] = ["job", "instance", "cluster", "le"];
 const METRIC_OF_PROMETHEUS: &str = "up";
 
@@ -135,7 +135,7 @@ fn runbooks_name_exported_metrics() {
     assert!(named > 80, "only {named} names were found");
 }
 
-/// What commands that ask a replica for its metrics look for with grep.
+/// What commands that read a replica's metrics search with grep.
 fn patterns(page: &str) -> Vec<String> {
     let lines = page.lines().filter(|line| line.contains("/metrics | grep"));
     let expressions = lines.filter_map(|line| line.split("grep ").nth(1));

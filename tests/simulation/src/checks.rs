@@ -25,7 +25,7 @@ enum Phase {
     Recovering,
     /// One replica leaves as planned.
     Leaving(u64),
-    /// All replicas are replaced, or one comes that is newer.
+    /// All replicas are replaced, or a newer one joins.
     Updating,
     Done,
 }
@@ -46,11 +46,11 @@ pub(crate) struct Checks {
     workers: BTreeMap<Right, (u64, u32)>,
     /// Who was granted each epoch of each shard, by the table that did: holder and incarnation.
     granted: BTreeMap<Right, (String, String)>,
-    /// What each shard Lease ever said: shard, epoch, incarnation.
+    /// Every state of each shard Lease: shard, epoch, incarnation.
     leased: BTreeSet<(ShardId, u32, String)>,
     /// Whose each shard Lease was at last.
     holders: BTreeMap<ShardId, String>,
-    /// Replicas whose writes of the table were ever refused by the API server.
+    /// Replicas whose writes of the table the API server ever rejected.
     refused: BTreeSet<String>,
     /// When each member Lease was last deleted by hand.
     deleted_ms: BTreeMap<String, u64>,
@@ -108,8 +108,8 @@ impl World {
         self.check_writing(who, &token);
     }
 
-    /// Somebody is about to write in the shard: nobody else may be able to, and Lease and entry name the writer.
-    /// People who delete or edit Leases and the table by hand can break this for a moment; then what an epoch means
+    /// A replica is about to write in the shard: no other may be able to, and Lease and entry name the writer.
+    /// Users that delete or edit Leases and the table by hand can break this for a moment; then what an epoch means
     /// and the fence still stand.
     pub(crate) fn check_writing(&mut self, who: Who, token: &FencingToken) {
         let shard = token.shard;
@@ -128,7 +128,7 @@ impl World {
         if observed != Some(&*token.table) {
             let observed = observed.map(str::to_owned);
             self.fail(format!(
-                "work goes on under {token} though the table is {observed:?}"
+                "work continues under {token} though the table is {observed:?}"
             ));
         }
         if self.tampers {
@@ -142,7 +142,9 @@ impl World {
         });
         let table = self.server.table.as_ref();
         if !is_held || !table.is_some_and(|table| fence::names(table, token)) {
-            self.fail(format!("work goes on under {token} without Lease or entry"));
+            self.fail(format!(
+                "work continues under {token} without Lease or entry"
+            ));
         }
     }
 
@@ -151,7 +153,7 @@ impl World {
         self.checks.refused.insert(identity);
     }
 
-    /// A replica says that it may not write the table.
+    /// A replica reports that it may not write the table.
     pub(crate) fn check_barred(&mut self, identity: &str) {
         if !self.tampers && !self.checks.refused.contains(identity) {
             self.fail(format!(
@@ -242,7 +244,7 @@ impl World {
     }
 
     /// A shard Lease was written. One that was deleted by hand may come back under a lower epoch: then its entry in
-    /// the table is ahead, and nobody works before it is raised.
+    /// the table is ahead, and no replica works before the epoch is raised.
     pub(crate) fn check_lease(&mut self, before: Option<&ShardLease>, lease: &ShardLease) {
         let shard = lease.shard;
         let leased = (shard, lease.epoch, lease.incarnation.clone());

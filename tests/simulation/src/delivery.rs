@@ -241,7 +241,7 @@ impl World {
         self.after(1, Happening::Reconcile(who, shard, id));
     }
 
-    /// A request goes out. It is carried out even when nobody waits for the answer any more.
+    /// Sends a request. It is executed even when its sender no longer waits.
     fn send(&mut self, who: Who, request: Request) {
         let Some(process) = self.process(who) else {
             return;
@@ -431,7 +431,7 @@ impl World {
         self.relist_table(who);
     }
 
-    /// The table is listed anew, then watched from there: by a watch of its own.
+    /// Lists the table again, then watches from there: by a watch of its own.
     pub(crate) fn relist_table(&mut self, who: Who) {
         let away = self.is_away();
         let delay_ms = self.random.between(2, 60);
@@ -450,7 +450,7 @@ impl World {
         }
     }
 
-    /// The Leases are listed anew, then watched from there.
+    /// Lists the Leases again, then watches from there.
     pub(crate) fn relist_leases(&mut self, who: Who) {
         let away = self.is_away();
         let delay_ms = self.random.between(2, 60);

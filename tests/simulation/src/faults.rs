@@ -1,4 +1,4 @@
-//! Faults drawn from the seed, their ends, and replicas that come and go.
+//! Faults drawn from the seed, their ends, and replicas that start and stop.
 
 use std::collections::BTreeSet;
 
@@ -43,12 +43,12 @@ impl World {
 
     /// The next life of a replica in a Pod.
     fn again(&self, identity: &str, pod_uid: &str, revision: &str) -> Newcomer {
-        let tells = !self.plan.sabotage.no_revision;
+        let publishes = !self.plan.sabotage.no_revision;
         Newcomer {
             identity: identity.to_owned(),
             pod_uid: pod_uid.to_owned(),
             incarnation: String::new(),
-            revision: if tells {
+            revision: if publishes {
                 revision.to_owned()
             } else {
                 String::new()
@@ -155,7 +155,7 @@ impl World {
         let next = match kind {
             0 | 1 => self.again(&process.identity, &meta.pod_uid, &meta.revision),
             2 => self.newcomer(),
-            // The same name in another Pod: it has to wait until it is certain whose it is.
+            // The same name in another Pod: it has to wait until the owner of the name is known.
             _ => {
                 let uid = format!("pod-{}-{}", process.identity, process.life);
                 self.again(&process.identity, &uid, &meta.revision)
@@ -227,7 +227,7 @@ impl World {
         self.at(end_ms, Happening::Undo(Undo::RefuseTable(identity)));
     }
 
-    /// The kubelet asks a replica to leave.
+    /// The kubelet sends SIGTERM to a replica.
     pub(crate) fn shut_down(&mut self, who: Who) {
         if let Some(process) = self.process(who) {
             process.leaving = true;
@@ -236,7 +236,7 @@ impl World {
         }
     }
 
-    /// What people do by hand.
+    /// Edits by users.
     fn tamper(&mut self, kind: usize) {
         let shard = ShardId(self.random.index(usize::from(self.count.get())) as u16);
         match kind {
@@ -364,7 +364,7 @@ impl World {
         }
     }
 
-    /// The fleet leaders look whether shards should move, and tidy up.
+    /// The fleet leaders check whether shards should move, and clean up.
     pub(crate) fn lead(&mut self) {
         let now_ms = self.now_ms;
         if !self.has_faults() {

@@ -51,15 +51,15 @@ pub(crate) struct Watch {
     pub(crate) generation: u64,
     /// How far its API server is behind.
     pub(crate) lag_ms: u64,
-    /// Earliest delivery of the next event of each Lease: they come in order, Lease by Lease.
+    /// Earliest delivery of the next event of each Lease: events arrive in order for each Lease.
     pub(crate) ready_ms: BTreeMap<String, u64>,
-    /// Nothing comes before the list that begins the watch.
+    /// No event arrives before the list that begins the watch.
     pub(crate) floor_ms: u64,
     pub(crate) connected: bool,
 }
 
 impl Watch {
-    /// A list begins it anew and arrives at this time. Says which watch this is.
+    /// A list starts it again and arrives at this time. Returns the number of the watch.
     pub(crate) fn begin(&mut self, connected: bool, at_ms: u64) -> u64 {
         self.generation += 1;
         self.ready_ms.clear();

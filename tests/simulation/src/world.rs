@@ -22,7 +22,7 @@ pub enum Ending {
     Leave,
     /// All are replaced, as a Deployment does it: one more, then one less.
     Update,
-    /// One of a newer revision comes, and nothing more happens.
+    /// A replica of a newer revision joins, and nothing more happens.
     HalfAnUpdate,
 }
 
@@ -39,7 +39,7 @@ pub struct Plan {
     pub fault_ms: u64,
     /// How long after the last fault every shard must be held and running.
     pub bound_ms: u64,
-    /// How it ends; `None`: the seed says.
+    /// How it ends; `None`: by the seed.
     pub ending: Option<Ending>,
     /// What is switched off.
     pub sabotage: Sabotage,
@@ -188,7 +188,7 @@ pub(crate) struct World {
     schedule: BinaryHeap<Reverse<Entry>>,
     scheduled: u64,
     pub(crate) server: Server,
-    /// Until when the API server answers nobody.
+    /// Until when the API server answers no request.
     pub(crate) away_until_ms: u64,
     pub(crate) slots: Vec<Option<Process>>,
     pub(crate) lives: u64,
@@ -196,12 +196,12 @@ pub(crate) struct World {
     pub(crate) leaders: Vec<usize>,
     pub(crate) tampers: bool,
     pub(crate) ending: Ending,
-    /// Of those who are started now.
+    /// The revision of replicas that start now.
     pub(crate) revision: u64,
     pub(crate) objects: Vec<Object>,
     /// What caches of the API servers may still hold.
     pub(crate) tables: TableHistory,
-    /// What each life says of itself: its requests may arrive after its end.
+    /// What each incarnation publishes: its requests may arrive after its end.
     pub(crate) metas: BTreeMap<u64, MemberMeta>,
     pub(crate) identities: BTreeMap<u64, String>,
     pub(crate) checks: Checks,

@@ -31,7 +31,7 @@ fn model(sabotage: Sabotage, faults_max: u8, tampers: bool) -> OwnershipModel {
     }
 }
 
-/// Searches; says what was found wrong first, and how much was searched.
+/// Searches; returns the first violation, and how much was searched.
 fn search(model: OwnershipModel, depth: usize) -> (Option<String>, usize, usize) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let time_max = Duration::from_secs(number("MODEL_SECONDS", TIME_MAX.as_secs() as usize) as u64);

@@ -9,7 +9,7 @@ use simulation::{Ending, Plan, Sabotage, Summary, simulate};
 /// Seeds that every run of the tests takes; `make model` takes many more.
 const SEEDS: u64 = 400;
 const SEEDS_OF_HALF_AN_UPDATE: u64 = 20;
-/// Seeds within which a planted fault must be noticed.
+/// Seeds within which sabotage must be detected.
 const SEEDS_TO_NOTICE: u64 = 200;
 
 fn run(plan: Plan, seeds: std::ops::Range<u64>) -> (Summary, Vec<String>) {

@@ -1,4 +1,4 @@
-//! The API server's audit log as an outside witness: who did what, when, with which outcome.
+//! The API server's audit log as an independent record: users, requests, times, outcomes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -165,7 +165,7 @@ impl Reader {
     /// From the present end of the log.
     ///
     /// # Errors
-    /// When the log can not be read.
+    /// When the log cannot be read.
     pub fn from_end(path: PathBuf) -> Result<Self> {
         let offset = std::fs::metadata(&path)
             .context(format!("read {}", path.display()))?
@@ -176,7 +176,7 @@ impl Reader {
     /// The events that were written since the last call.
     ///
     /// # Errors
-    /// When the log can not be read or understood.
+    /// When the log cannot be read or parsed.
     pub fn next_events(&mut self) -> Result<Vec<AuditEvent>> {
         self.next_events_at_most(usize::MAX)
     }
@@ -213,7 +213,7 @@ fn parse(line: &str) -> Result<AuditEvent> {
 /// Calls `each` with every event of a log, however long it is.
 ///
 /// # Errors
-/// When the log can not be read or understood.
+/// When the log cannot be read or parsed.
 pub fn for_each(path: &Path, mut each: impl FnMut(AuditEvent)) -> Result<()> {
     let what = || format!("read {}", path.display());
     for line in BufReader::new(File::open(path).context(what())?).lines() {
@@ -229,7 +229,7 @@ pub fn for_each(path: &Path, mut each: impl FnMut(AuditEvent)) -> Result<()> {
 /// All events of a log.
 ///
 /// # Errors
-/// When the log can not be read or understood.
+/// When the log cannot be read or parsed.
 pub fn read(path: &Path) -> Result<Vec<AuditEvent>> {
     Reader::from_start(path.to_owned()).next_events()
 }

@@ -12,7 +12,7 @@ pub const ANNOTATION: &str = "database.io/fencing-token";
 /// The annotation as a part of a JSON pointer.
 const POINTER: &str = "/metadata/annotations/database.io~1fencing-token";
 const LEASE: &str = "databasecluster-shard-";
-/// A longer text is no token, wherever it comes from.
+/// A longer text is no token, whatever its source.
 const LENGTH_MAX: usize = 400;
 
 /// `<table uid>/<three digits of the shard>/<epoch>/<holder>/<cluster uid>`.

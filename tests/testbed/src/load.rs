@@ -149,7 +149,7 @@ async fn patch_one(client: Client, key: Key, change: Value) -> Result<(Key, Dyna
     Ok((key, object))
 }
 
-/// Deletes a DatabaseCluster and waits until it is gone.
+/// Deletes a DatabaseCluster and waits until it is removed.
 ///
 /// # Errors
 /// When the deletion is refused, or the object is still there after `timeout`.
@@ -163,7 +163,7 @@ pub async fn delete(
     let clusters = clusters_in(client.clone(), namespace);
     let what = || format!("delete DatabaseCluster {namespace}/{name}");
     clusters.delete(name, params).await.context(what())?;
-    wait_for(format!("{name} to be gone"), timeout, || async {
+    wait_for(format!("{name} to be deleted"), timeout, || async {
         let found = clusters.get_opt(name).await.context(what())?;
         Ok(Progress::when(found.is_none(), (), || {
             format!("{:?}", found.map(|one| one.data))
@@ -282,7 +282,7 @@ fn late(
         }
     }
     let ready = seen.len() - reasons.values().map(Vec::len).sum::<usize>();
-    let tell = |(why, names): (&&str, &Vec<String>)| {
+    let line = |(why, names): (&&str, &Vec<String>)| {
         let shown = &names[..names.len().min(NAMED_IN_MESSAGES)];
         format!(
             "{} because {why} ({}{})",
@@ -295,7 +295,7 @@ fn late(
             }
         )
     };
-    let reasons: Vec<String> = reasons.iter().map(tell).collect();
+    let reasons: Vec<String> = reasons.iter().map(line).collect();
     Error::Deadline {
         what: format!("{count} DatabaseClusters to be Ready"),
         waited_seconds: waited.as_secs_f64(),

@@ -12,7 +12,7 @@ const ATTEMPTS: usize = 1_000;
 
 /// `N` different ports that were free on loopback a moment ago.
 ///
-/// Another process may take one before it is used, so who starts servers on them checks that they listen.
+/// Another process may take one before it is used, so a caller that starts servers on them checks that they listen.
 ///
 /// # Errors
 /// When no free ports could be found.

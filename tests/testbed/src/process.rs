@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::error::{Context, Error, Result, failed};
 
-/// One process: a pid alone may be another process by now, with its start time it can not.
+/// One process: a pid may belong to another process by now; together with its start time it is unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessId {
     /// The process's number.
@@ -50,7 +50,7 @@ impl ProcessId {
         })
     }
 
-    /// Whether it still runs. A zombie does not, once its last thread is gone: until then its files and ports are
+    /// Whether it still runs. A zombie does not, once its last thread has ended: until then its files and ports are
     /// open.
     #[must_use]
     pub fn is_alive(&self) -> bool {
@@ -67,10 +67,10 @@ impl ProcessId {
     /// Sends a signal to this very process.
     ///
     /// # Errors
-    /// When it is gone or may not be signalled.
+    /// When it has ended or may not be signalled.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         if !self.is_alive() {
-            return failed(format!("process {} is gone", self.pid));
+            return failed(format!("process {} has ended", self.pid));
         }
         let raw = i32::try_from(self.pid).context("pid")?;
         let pid = Pid::from_raw(raw).ok_or_else(|| Error::Failed("pid 0".into()))?;
@@ -81,7 +81,7 @@ impl ProcessId {
     /// then, one that runs on another core may answer a request.
     ///
     /// # Errors
-    /// When it is gone, may not be signalled or does not stand still in time.
+    /// When it has ended, may not be signalled or does not stop in time.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::STOP)?;
         let deadline = Instant::now() + FREEZE_TIMEOUT;
@@ -110,11 +110,11 @@ impl ProcessId {
     /// What it has used so far.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When it has ended.
     pub fn usage(&self) -> Result<ProcessUsage> {
         let stat = stat(self.pid)?;
         if stat.start_ticks != self.start_ticks {
-            return failed(format!("process {} is gone", self.pid));
+            return failed(format!("process {} has ended", self.pid));
         }
         let status = read(self.pid, "status")?;
         #[allow(clippy::cast_precision_loss)]
@@ -129,7 +129,7 @@ impl ProcessId {
     /// The TCP addresses on which it listens.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When it has ended.
     pub fn listens_on(&self) -> Result<Vec<SocketAddr>> {
         let inodes = socket_inodes(self.pid)?;
         let mut addresses = Vec::new();
@@ -166,7 +166,7 @@ fn stat(pid: u32) -> Result<Stat> {
             cpu_ticks: user + system,
             start_ticks,
         }),
-        _ => failed(format!("/proc/{pid}/stat can not be understood: {text}")),
+        _ => failed(format!("/proc/{pid}/stat cannot be parsed: {text}")),
     }
 }
 

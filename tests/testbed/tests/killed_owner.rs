@@ -53,7 +53,7 @@ async fn end_owner_with(signal: Signal) {
     let status = owner.wait().unwrap();
     assert_eq!(status.success(), signal != Signal::KILL, "{status}");
 
-    wait_for("everything to be gone", Duration::from_secs(20), || async {
+    wait_for("everything to end", Duration::from_secs(20), || async {
         let alive = parts.iter().filter(|part| part.is_alive()).count();
         let gone = alive == 0 && !folder.exists();
         Ok(Progress::when(gone, (), || {

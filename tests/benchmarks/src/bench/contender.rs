@@ -41,7 +41,7 @@ impl Side {
         }
     }
 
-    /// Whether somebody takes over when who works is killed.
+    /// Whether another process takes over when the working one is killed.
     pub(super) fn has_successor(self) -> bool {
         self != Self::OperatorAlone
     }
@@ -102,7 +102,7 @@ impl<'a> Contender<'a> {
         event.user == user && event.verb != "watch" && event.resource != "leases"
     }
 
-    /// Kills (SIGKILL) who works on the object with this uid; returns when its process is gone.
+    /// Kills (SIGKILL) the process that works on the object with this uid; returns when it has ended.
     pub(super) async fn kill_worker(&mut self, client: &kube::Client, uid: &str) -> Result<()> {
         let fleet = match self {
             Self::Peer(peers) => return peers.kill_leader().await,

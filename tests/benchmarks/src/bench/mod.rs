@@ -25,11 +25,11 @@ use report::{Benchmark, Report};
 
 use super::{NAMESPACES, READY_TIMEOUT, SETTLE, control_plane};
 
-/// What follows the last Ready comes within this time.
+/// Work after the last Ready ends within this time.
 const TAIL: Duration = Duration::from_secs(5);
 /// How long a contender that has nothing to do is listened to.
 const LISTEN: Duration = Duration::from_secs(20);
-/// How often who works is killed in each round.
+/// How often the working process is killed in each round.
 const KILLS: usize = 3;
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -41,7 +41,7 @@ pub(crate) async fn bench(clusters: usize, rounds: usize, json: Option<PathBuf>)
     let mut report = Report::new(clusters, rounds)?;
     for round in 0..rounds {
         let mut sides = Side::ALL;
-        // Whoever goes first may find colder caches, or a cooler processor.
+        // The first side may find colder caches, or a cooler processor.
         if round % 2 == 1 {
             sides.reverse();
         }
@@ -101,7 +101,7 @@ struct Before {
 
 impl Run<'_> {
     fn begin(&mut self, contender: &Contender<'_>) -> Result<Before> {
-        // What came until now belongs to the part before.
+        // Earlier events belong to the part before.
         self.reader.next_events()?;
         Ok(Before {
             at: Instant::now(),
@@ -199,7 +199,7 @@ async fn change(run: &mut Run<'_>, contender: &Contender<'_>, clusters: usize) -
     run.note_work(&before, contender, benchmarks)
 }
 
-/// Both sides must have made the same, or the figures say nothing.
+/// Both sides must have created the same objects, or the results cannot be compared.
 async fn check_children(control_plane: &ControlPlane, clusters: usize) -> Result<()> {
     let samples = load::samples(clusters, &NAMESPACES);
     let replicas = samples.iter().map(|sample| &sample.spec["replicas"]);
@@ -223,7 +223,7 @@ async fn check_children(control_plane: &ControlPlane, clusters: usize) -> Result
     for (what, made, wanted) in made {
         ensure!(
             made == wanted,
-            "{made} {what} were made for {clusters} DatabaseClusters, not {wanted}: the sides do not do the same job"
+            "{made} {what} were created for {clusters} DatabaseClusters, not {wanted}: the sides do not do the same job"
         );
     }
     Ok(())
@@ -243,7 +243,7 @@ fn key(object: &DynamicObject) -> load::Key {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// Kills who works on a cluster, changes that, and waits until somebody has brought it to Ready.
+/// Kills the process that works on a cluster, changes the cluster, and waits until it is Ready again.
 async fn take_over(run: &mut Run<'_>, contender: &mut Contender<'_>, kill: usize) -> Result<()> {
     let client = run.control_plane.client();
     let all = load::all_clusters(client.clone());

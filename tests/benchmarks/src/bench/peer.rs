@@ -123,7 +123,7 @@ impl<'a> Peers<'a> {
         Ok(())
     }
 
-    /// Kills the one that leads (SIGKILL), and returns when its process is gone.
+    /// Kills the leader (SIGKILL), and returns when its process has ended.
     pub(super) async fn kill_leader(&mut self) -> Result<()> {
         if self.peers.is_empty() {
             bail!("no peer runs");
@@ -198,7 +198,7 @@ async fn kubeconfig(control_plane: &ControlPlane) -> Result<PathBuf> {
         "users": [{"name": NAME, "user": {"token": token}}],
         "contexts": [{"name": NAME, "context": {"cluster": NAME, "user": NAME, "namespace": NAMESPACE}}],
     });
-    // In the control plane's folder, which nobody else may read.
+    // In the control plane's folder, which no other user may read.
     let path = control_plane.folder().join("peer.kubeconfig");
     std::fs::write(&path, text.to_string())?;
     Ok(path)

@@ -1,4 +1,4 @@
-//! What was measured, as a table for people and as JSON.
+//! The results, as a table and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -72,7 +72,7 @@ impl Benchmark {
             Self::ChangeRequests => ("change_requests", "  requests for each"),
             Self::TakeoverSeconds => (
                 "takeover_seconds",
-                "SIGKILL of who works until a change is carried out, s",
+                "SIGKILL of the worker until a change is applied, s",
             ),
         }
     }

@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes a fleet of three under load and a crash; every query is asked of it and returns data.
+//! A real Prometheus scrapes a fleet of three under load and a crash; every query runs on it and returns data.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod runbooks;
@@ -35,7 +35,7 @@ const EMPTY_IN_HEALTH: [(&str, &str); 7] = [
     ("code!~\"[123]..\"", "no request need fail"),
 ];
 
-/// How the names of series begin that a Prometheus makes by itself for each target and each alert.
+/// Prefixes of the series that Prometheus itself creates for each target and each alert.
 const MADE_BY_PROMETHEUS: [&str; 3] = ["up", "scrape_", "ALERTS"];
 
 struct Bench<'a> {
@@ -105,7 +105,7 @@ fn of_panels() -> Vec<Asked> {
     found
 }
 
-/// What alerts measure; the comparison with the limit is what must give nothing in health.
+/// What alerts measure; only the comparison with the limit returns nothing while the fleet is healthy.
 fn of_alerts() -> Vec<Asked> {
     let mut found = Vec::new();
     for alert in alerts::all().unwrap() {
@@ -142,7 +142,7 @@ async fn alerts_met(prometheus: &Prometheus, pending: bool) -> BTreeSet<String> 
 
 #[tokio::test]
 async fn every_query_returns_data_and_shows_a_crash() {
-    // What is asked of a node stays on loopback, and is refused there.
+    // Requests to a node stay on loopback, and are refused there.
     let nodes_by_address = [
         "kube-apiserver",
         "kubelet-preferred-address-types",

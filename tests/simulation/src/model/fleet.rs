@@ -14,11 +14,11 @@ use crate::fence;
 use crate::server::Server;
 
 const STEP_MS: u64 = 1000;
-/// Steps within which everything must have come right again: a pause ends, a lifetime passes, a
+/// Steps within which everything must have recovered: a pause ends, a lifetime passes, a
 /// drain runs out, a takeover follows.
 pub(super) const RECOVERY_STEPS: usize = 16;
 const CHAIN_MAX: usize = 500;
-/// Uid of the cluster whose object is written; its tokens are the operator's alone here.
+/// Uid of the cluster that owns the written object; only the operator writes its tokens here.
 const CLUSTER: &str = "c";
 
 /// One moment of a fleet.
@@ -32,14 +32,14 @@ pub struct Fleet {
     pub(super) late_writes: Vec<LateWrite>,
     /// Token and incarnation of object writes under way.
     pub(super) late_objects: Vec<(FencingToken, String)>,
-    /// What was last written into the one register of the one object of each shard, and by whom.
+    /// The last write to the one register of the one object of each shard, and its writer.
     objects: BTreeMap<ShardId, (FencingToken, String)>,
     /// Who worked under each right: table, shard, epoch.
     workers: BTreeMap<(Arc<str>, ShardId, u32), String>,
     pub(super) dead: BTreeSet<String>,
     pub(super) tampered: bool,
-    /// Shards that may go to one who has not listed them: their plan was replaced by another before it was
-    /// carried out, or their handover was sent to one who had, and did not arrive at once.
+    /// Shards that may move to a replica that has not listed them: their plan was replaced by another before it was
+    /// executed, or their handover was sent to one that had, and did not arrive at once.
     pub(super) excused: BTreeSet<ShardId>,
     /// Things that went wrong so far.
     pub faults: u8,
@@ -78,7 +78,7 @@ impl Fleet {
             };
             let mut replica = Replica::new(&name, incarnation, model.count(n), fleet.now_ms);
             if replica.meta.shards != model.count(0).get() {
-                // It comes later, while the others are at work.
+                // It joins later, while the others are at work.
                 replica.up = Up::Crashed;
             }
             let revision = model.revisions.get(n).copied().unwrap_or_default();
@@ -107,7 +107,7 @@ impl Fleet {
         held.map(|lease| lease.shard).collect()
     }
 
-    /// Whether somebody worked under this Lease.
+    /// Whether a replica worked under this Lease.
     pub(super) fn ran(&self, lease: &ShardLease) -> bool {
         let mut rights = self.workers.keys();
         rights.any(|(_, shard, epoch)| (*shard, *epoch) == (lease.shard, lease.epoch))
@@ -355,7 +355,7 @@ impl Fleet {
         }
     }
 
-    /// The fence of an API server whose cache has no table: only the token on the object itself is sure.
+    /// The fence of an API server whose cache has no table: only the token on the object itself is certain.
     fn write_object(&mut self, token: &FencingToken, writer: String) {
         let known = self.objects.get(&token.shard);
         let register = known.map(|(last, _)| last.for_cluster(CLUSTER));
@@ -531,7 +531,7 @@ impl Fleet {
         self.carry(n, next, serve)
     }
 
-    /// What comes of a request.
+    /// The result of a request.
     pub(super) fn carry<T>(
         &mut self,
         n: usize,

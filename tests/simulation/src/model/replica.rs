@@ -19,7 +19,7 @@ pub enum NextRequest {
     IsLost,
     /// It arrives, and its answer does not.
     LosesItsReply,
-    /// It arrives when nobody waits for it any more.
+    /// It arrives when its sender no longer waits.
     IsLate,
 }
 

@@ -1,4 +1,4 @@
-//! A second API server on the same etcd that hears of nothing: who watches there sees the past.
+//! A second API server on the same etcd that gets no updates: watches on it show the past.
 //!
 //! Lease writes by it are compared with what etcd has, as are reads without a version; what is old
 //! there are lists and watches. Its fence is as old, so that only the token on an object counts, as

@@ -1,4 +1,4 @@
-//! The shard table in the model: requests for it, what goes wrong with it, and what must hold of it.
+//! The shard table in the model: its requests, its faults, and what must hold.
 //!
 //! A read of the table and its answer happen at once, as do a probe and a write: the machine keeps one of each under
 //! way, and between a request and its answer nothing but its own events can happen to it that would not as well
@@ -149,7 +149,7 @@ impl Fleet {
         result
     }
 
-    /// Entries rise, whoever writes them, and one epoch belongs to one incarnation.
+    /// Entries rise for every writer, and one epoch belongs to one incarnation.
     fn check_rises(&mut self, before: Option<&ShardTable>, after: &ShardTable) {
         let Some(before) = before else { return };
         let falls = after.entries.iter().find(|(shard, entry)| {
@@ -163,7 +163,7 @@ impl Fleet {
         }
     }
 
-    /// A replica writes only entries of its own, of shards whose Leases it knows that it won.
+    /// A replica writes only its own entries, of shards whose Leases it is known to hold.
     fn check_sent(&mut self, n: usize, write: &TableWrite) {
         let TableChange::Entries { entries, .. } = &write.change else {
             return;
@@ -182,7 +182,7 @@ impl Fleet {
         }
     }
 
-    /// A replica says that it may not write the table only when that is so, or was.
+    /// A replica reports that it may not write the table only when that is so, or was.
     pub(super) fn check_barred(&mut self, n: usize, write: &MemberWrite) {
         let says_so = matches!(write.change, MemberChange::Renew { barred: true, .. });
         let replica = &self.replicas[n];
@@ -191,7 +191,7 @@ impl Fleet {
         }
     }
 
-    /// Work begins only when the table grants it. By the time that is noticed, people may have changed the table.
+    /// Work begins only when the table grants it. By the time that is detected, users may have changed the table.
     pub(super) fn check_admitted(&mut self, n: usize, token: &FencingToken) {
         let Some(table) = &self.server.table else {
             return;
@@ -254,7 +254,7 @@ impl Fleet {
         if !self.tampered && !has_both {
             self.violation = Some(format!("r{n} works under {token} without Lease or entry"));
         } else if hears && same.is_none() {
-            self.violation = Some(format!("r{n} works under {token}, whose table is gone"));
+            self.violation = Some(format!("r{n} works under {token}, whose table was deleted"));
         }
     }
 }

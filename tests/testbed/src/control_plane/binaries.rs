@@ -28,7 +28,7 @@ async fn build() -> Result<PathBuf> {
         .context(format!("run {}", script.display()))?;
     if !output.status.success() {
         return failed(
-            "the control plane's programs are not there: run `make control-plane`, which says why",
+            "the control plane's programs are missing: run `make control-plane`, which prints the reason",
         );
     }
     let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();

@@ -17,7 +17,7 @@ use rules::{Right, Scope, granted};
 /// Requests of the tests themselves under the operator's account carry another name.
 const PROGRAM: &str = "databasecluster-operator/";
 
-/// Rights that no audit log can show, and why they are there.
+/// Rights that no audit log can show, and why they are granted.
 const INVISIBLE: [(&str, &str); 3] = [
     (
         "update database.io/databaseclusters/finalizers",
@@ -90,7 +90,7 @@ fn compare(arguments: &Arguments) -> Result<bool> {
     Ok(good)
 }
 
-/// What the operator asked for, whether it was allowed or not; how many logs and requests there were.
+/// What the operator requested, allowed or not; the number of logs and requests.
 fn used(arguments: &Arguments) -> Result<(BTreeSet<Right>, usize, usize)> {
     let (mut used, mut logs, mut requests) = (BTreeSet::new(), 0, 0);
     let folder = &arguments.logs;

@@ -69,7 +69,7 @@ struct Rule {
 /// All rights of the roles in a text.
 ///
 /// # Errors
-/// When it can not be understood, or grants anything at all by a `*`.
+/// When it cannot be parsed, or grants anything at all by a `*`.
 pub(crate) fn granted(text: &str) -> Result<BTreeSet<Right>> {
     let documents: Vec<serde_json::Value> =
         serde_saphyr::from_multiple(text).context("understand the rights")?;

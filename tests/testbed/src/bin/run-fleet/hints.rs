@@ -16,7 +16,7 @@ pub(crate) fn text(control_plane: &ControlPlane, fleet: &Fleet<'_>, namespaces: 
         "Try next:".to_owned(),
         format!("# the clusters, by phase\n{kubectl} get dbc -A"),
         format!(
-            "# who holds which shard\n{kubectl} -n {OPERATOR_NAMESPACE} get leases -l database.io/role=shard -o {columns}"
+            "# the holders of all shards\n{kubectl} -n {OPERATOR_NAMESPACE} get leases -l database.io/role=shard -o {columns}"
         ),
         format!(
             "# one more replica for one of them\n{kubectl} -n {namespace} scale dbc/db-0000 --replicas 4"

@@ -1,4 +1,4 @@
-//! What the fleet says about itself: only `/metrics` is read.
+//! The state of the fleet, from `/metrics` alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use testbed::{Fleet, Replica};
 /// A replica that takes longer is shown as silent; the others are not kept waiting.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// One look at the fleet.
+/// One snapshot of the fleet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) rows: Vec<Row>,
@@ -30,13 +30,13 @@ pub(crate) struct Row {
     pub(crate) stats: Option<Stats>,
 }
 
-/// What a replica says.
+/// The metrics of a replica.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Stats {
     pub(crate) shards: u64,
     pub(crate) objects: u64,
     pub(crate) queue: u64,
-    /// Of one core, since the last look.
+    /// Of one core, since the last snapshot.
     pub(crate) cpu_percent: f64,
     pub(crate) memory_bytes: f64,
 }
@@ -53,7 +53,7 @@ pub(crate) struct Observer<'a> {
     fleet: &'a Fleet<'a>,
     expected: u64,
     started: Instant,
-    /// CPU seconds of each replica at the last look.
+    /// CPU seconds of each replica at the last snapshot.
     cpu: HashMap<String, (Instant, f64)>,
 }
 
@@ -67,7 +67,7 @@ impl<'a> Observer<'a> {
         }
     }
 
-    pub(crate) async fn look(&mut self) -> Snapshot {
+    pub(crate) async fn snapshot(&mut self) -> Snapshot {
         let answers = join_all(self.fleet.replicas().iter().map(ask)).await;
         let mut snapshot = Snapshot {
             expected: self.expected,

@@ -2,7 +2,7 @@
 
 use crate::snapshot::{Row, Snapshot};
 
-/// Least width of the bar's inside; below it the bar gives way to the numbers.
+/// Least width of the bar's inside; below it the numbers replace the bar.
 const MIN_BAR: usize = 10;
 const MAX_BAR: usize = 50;
 
