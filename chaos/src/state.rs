@@ -73,7 +73,7 @@ pub async fn look(client: &Client, marked: impl Fn(&str) -> bool) -> Result<Last
             );
             state
                 .children
-                .insert(key, look_at_child(&child, kind, &marked));
+                .insert(key, read_child(&child, kind, &marked));
         }
     }
     for shard in shards::list(client).await? {
@@ -91,7 +91,7 @@ fn annotation(object: &DynamicObject) -> String {
     token.cloned().unwrap_or_default()
 }
 
-fn look_at_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bool) -> LastChild {
+fn read_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bool) -> LastChild {
     let uid = child.uid().unwrap_or_default();
     let container = child
         .data

@@ -101,7 +101,7 @@ async fn wait_flooded(client: &Client) {
     .unwrap();
 }
 
-/// Looks at the shard Leases for a while: whether they stay as they were, and how often the flood was there.
+/// Reads the shard Leases for a while: checks that they stay unchanged, and counts how often the flood was present.
 async fn hold(client: &Client, before: &[Shard]) -> (u32, u32) {
     let (started, mut samples, mut flooded) = (Instant::now(), 0, 0);
     while started.elapsed() < HOLD {

@@ -30,7 +30,7 @@ async fn change_all_the_time(client: Client, stop: Arc<AtomicBool>) -> u32 {
     changes
 }
 
-/// Looks at all shards again and again; how often one of them had no holder.
+/// Reads all shards repeatedly; counts how often one of them had no holder.
 async fn watch_for_orphans(
     client: Client,
     stop: Arc<AtomicBool>,

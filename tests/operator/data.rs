@@ -447,7 +447,7 @@ async fn problems_are_reported_with_a_remedy_and_cleared_once_fixed() {
     tokio::join!(
         refusals_of_the_operator(&control_plane),
         a_sidecar_is_not_taken_for_postgres(&control_plane),
-        tags_of_no_known_scheme_are_judged_by_the_pod(&control_plane),
+        tags_of_unknown_schemes_are_checked_by_the_pod(&control_plane),
         a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(&control_plane),
     );
 }
@@ -587,7 +587,7 @@ async fn a_sidecar_is_not_taken_for_postgres(control_plane: &ControlPlane) {
 }
 
 /// Build 42 is not PostgreSQL 42. If it is of another version, the Pod reports that.
-async fn tags_of_no_known_scheme_are_judged_by_the_pod(control_plane: &ControlPlane) {
+async fn tags_of_unknown_schemes_are_checked_by_the_pod(control_plane: &ControlPlane) {
     let client = control_plane.client();
     let mut spec = load::spec(1);
     spec["image"] = json!("registry.test/pg:41");

@@ -87,8 +87,8 @@ async fn unrunnable_pods_are_explained_and_recover_once_fixed() {
     tokio::join!(
         an_unknown_storage_class(&control_plane),
         a_claim_that_stays_pending(&control_plane),
-        an_image_that_can_not_be_pulled(&control_plane),
-        a_first_image_that_can_not_be_pulled(&control_plane),
+        an_image_that_cannot_be_pulled(&control_plane),
+        a_first_image_that_cannot_be_pulled(&control_plane),
         a_secret_of_something_else(&control_plane),
         a_roll_out_begins_with_the_last_replica_and_ends_with_the_primary(&control_plane),
     );
@@ -128,7 +128,7 @@ async fn a_claim_that_stays_pending(control_plane: &ControlPlane) {
     assert_eq!(after[0], before[0], "the volume of the primary");
 }
 
-async fn an_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
+async fn an_image_that_cannot_be_pulled(control_plane: &ControlPlane) {
     let client = control_plane.client();
     class(&client, "image").await;
     volumes(&client, "image", 0..2).await;
@@ -194,7 +194,7 @@ fn the_stuck_pod_was_replaced_with_its_grace(control_plane: &ControlPlane) {
 
 /// As long as there is no data, an image may be put right whatever its version. The controller of StatefulSets waits
 /// for the second instance, which in turn waits for the first, which hangs on the former image: the operator steps in.
-async fn a_first_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
+async fn a_first_image_that_cannot_be_pulled(control_plane: &ControlPlane) {
     let client = control_plane.client();
     class(&client, "first").await;
     volumes(&client, "first", 0..1).await;

@@ -22,7 +22,7 @@ async fn restarted_replica_resumes_and_deleted_leases_return_with_higher_epochs(
     one_lease_is_deleted(&client).await;
     all_leases_are_deleted(&client).await;
     assert!(load.end(&client).await > 20);
-    a_lease_that_can_not_come_back_is_shown(&control_plane, &fleet).await;
+    a_lease_that_cannot_return_is_shown(&control_plane, &fleet).await;
     a_damaged_leaders_lease_is_mended(&client, &fleet).await;
     assert_epochs_never_fall(&control_plane);
 }
@@ -101,7 +101,7 @@ async fn all_leases_are_deleted(client: &kube::Client) {
 }
 
 /// With a quota in the way no replica can re-create the Lease: the gauge of unowned shards shows it.
-async fn a_lease_that_can_not_come_back_is_shown(control_plane: &ControlPlane, fleet: &Fleet<'_>) {
+async fn a_lease_that_cannot_return_is_shown(control_plane: &ControlPlane, fleet: &Fleet<'_>) {
     let client = control_plane.client();
     let lease = "databasecluster-shard-003";
     let namespace = testbed::fleet::OPERATOR_NAMESPACE;

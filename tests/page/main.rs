@@ -71,14 +71,14 @@ async fn number(browser: &Browser, code: &str) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fleet_page_renders_in_a_browser() {
     let browser = Browser::start().await.unwrap();
-    shows_who_holds_what_by_mouse_and_by_keys(&browser).await;
+    shows_holders_by_mouse_and_by_keys(&browser).await;
     shows_trouble_loudly_and_without_reloading(&browser).await;
     fits_a_phone_and_likes_the_dark(&browser).await;
     keeps_hostile_text_as_text(&browser).await;
     says_that_it_is_old_when_the_replica_is_gone(&browser).await;
 }
 
-async fn shows_who_holds_what_by_mouse_and_by_keys(browser: &Browser) {
+async fn shows_holders_by_mouse_and_by_keys(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     let page = format!("{}/fleet", served.url);
     browser.open(&page, Viewport::desk()).await.unwrap();

@@ -78,7 +78,7 @@ fn api(client: &Client, namespace: &str, version: &str, kind: &str) -> Api<Dynam
     Api::namespaced_with(client.clone(), namespace, &resource)
 }
 
-/// Clusters of two instances, with all that belongs to them, Ready. The last one carries forged stamps.
+/// Clusters of two instances, with all that belongs to them, Ready. The last one carries forged tokens.
 pub(crate) async fn create_clusters(control_plane: &ControlPlane, namespace: &str, names: &[&str]) {
     let new = |name: &&str| load::NewCluster {
         namespace: namespace.to_owned(),

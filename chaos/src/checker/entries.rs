@@ -128,7 +128,7 @@ impl Entries {
             let (received, from) = match write.filter(sets) {
                 Some(write) => (write.received, write.completed),
                 None => {
-                    let at = when_unsure(history, shard, entry);
+                    let at = when_indeterminate(history, shard, entry);
                     let at = at.map_or(state.known, |at| at.max(state.known));
                     (at, at)
                 }
@@ -197,7 +197,7 @@ fn is_of(entry: &Entry, lease: &LeaseWrite) -> bool {
 
 /// From when on there may have been an entry that no answered write set: from the request that was not answered, or, if
 /// the log lacks that as well, from when the Lease was so.
-fn when_unsure(history: &History, shard: &str, entry: &Entry) -> Option<Micros> {
+fn when_indeterminate(history: &History, shard: &str, entry: &Entry) -> Option<Micros> {
     let indeterminate = history.indeterminate_tables.iter();
     let asked = indeterminate
         .filter(|write| write.set.get(shard) == Some(entry))
@@ -270,7 +270,7 @@ pub(super) fn lease_before_entry(
     entries: &Entries,
 ) -> Verdict {
     let mut violations = Vec::new();
-    let mut looked_at = 0;
+    let mut checked = 0;
     for (name, terms) in &entries.shards {
         let mut before: Option<&Term> = None;
         for term in terms {
@@ -280,7 +280,7 @@ pub(super) fn lease_before_entry(
             if holder.is_empty() {
                 continue;
             }
-            looked_at += 1;
+            checked += 1;
             let hands_over = former.is_some_and(|former| former.entry.holder == *pod);
             if holder != pod && !hands_over {
                 violations.push(format!("{name}: {pod} entered {holder}, epoch {epoch}"));
@@ -296,7 +296,7 @@ pub(super) fn lease_before_entry(
     Verdict::of(
         "lease-before-entry",
         violations,
-        format!("{looked_at} entries by replicas"),
+        format!("{checked} entries by replicas"),
     )
 }
 
@@ -315,7 +315,7 @@ fn was_there(history: &History, is: impl Fn(&LeaseWrite) -> bool, by: Micros) ->
 /// sends anything under a deleted table.
 pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &Entries) -> Verdict {
     let mut violations = Vec::new();
-    let mut looked_at = 0;
+    let mut checked = 0;
     let delayed = evidence.faults.iter().any(|fault| fault.delays_requests);
     for write in &history.writes {
         let Some(token) = &write.token else {
@@ -344,7 +344,7 @@ pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &E
         if !write.accepted() {
             continue;
         }
-        looked_at += 1;
+        checked += 1;
         if hides_requests(evidence) {
             continue;
         }
@@ -380,7 +380,7 @@ pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &E
     Verdict::of(
         "token-in-force",
         violations,
-        format!("{looked_at} accepted writes"),
+        format!("{checked} accepted writes"),
     )
 }
 

@@ -75,8 +75,8 @@ impl<'h> Indeterminate<'_, 'h> {
     fn likelihood(&self, one: &LeaseWrite, next: Option<&LeaseWrite>) -> u8 {
         let by_next = next.is_some_and(|next| {
             let goes_on = next.epoch == one.epoch && same_holder(next, one);
-            let gives_away = next.holder != one.holder && next.pod.as_ref() == Some(&one.holder);
-            goes_on || gives_away
+            let hands_over = next.holder != one.holder && next.pod.as_ref() == Some(&one.holder);
+            goes_on || hands_over
         });
         let lives = |at| (self.acts)(&one.holder, &one.incarnation, at);
         if by_next {

@@ -24,7 +24,7 @@ const STRAGGLERS_MAX: usize = 2;
 pub(super) fn one_writer(evidence: &Evidence, history: &History, entries: &Entries) -> Verdict {
     let mut writers: BTreeMap<(&str, &str, i64), BTreeSet<&str>> = BTreeMap::new();
     let mut violations = Vec::new();
-    let mut looked_at = 0;
+    let mut checked = 0;
     let delayed = evidence.faults.iter().any(|fault| fault.delays_requests);
     let lives = Lives::new(history);
     let perhaps = |write: &&Write| write.accepted() || write.indeterminate();
@@ -32,7 +32,7 @@ pub(super) fn one_writer(evidence: &Evidence, history: &History, entries: &Entri
         let Some(token) = &write.token else {
             continue;
         };
-        looked_at += 1;
+        checked += 1;
         writers
             .entry((&token.table, &token.shard, token.epoch))
             .or_default()
@@ -72,7 +72,7 @@ pub(super) fn one_writer(evidence: &Evidence, history: &History, entries: &Entri
     Verdict::of(
         "one-writer",
         violations,
-        format!("{looked_at} writes with tokens in {epochs} epochs of shards"),
+        format!("{checked} writes with tokens in {epochs} epochs of shards"),
     )
 }
 

@@ -88,7 +88,7 @@ impl World {
             return;
         };
         if self.is_updating() {
-            // Whoever updates the fleet starts the next one.
+            // The user that updates the fleet starts the next one.
             return;
         }
         let meta = process.meta;

@@ -113,7 +113,7 @@ impl Browser {
         Ok(())
     }
 
-    /// Looks at the present page in another way.
+    /// Changes the viewport of the present page.
     ///
     /// # Errors
     /// When the browser refuses.

@@ -48,7 +48,7 @@ impl Snapshot {
     }
 }
 
-/// Looks at a fleet again and again.
+/// Takes snapshots of a fleet.
 pub(crate) struct Observer<'a> {
     fleet: &'a Fleet<'a>,
     expected: u64,
