@@ -1,4 +1,4 @@
-//! The control plane of the tests themselves: what it promises is checked before anything is built on it.
+//! The control plane of the tests themselves: its guarantees are checked first, because all other tests depend on them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;

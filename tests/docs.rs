@@ -162,7 +162,7 @@ fn allowed(field: &Value, rules: &[String]) -> String {
         all.push(format!("`{}`", pattern.replace('|', "\\|")));
     }
     let own = field["x-kubernetes-validations"].as_array();
-    // Those about a field of it stand there.
+    // Those about a field are in its section.
     let own = own
         .into_iter()
         .flatten()

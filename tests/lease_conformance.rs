@@ -245,7 +245,7 @@ async fn random_operations_match_between_model_and_real_api_server() {
     traps(&api).await;
 }
 
-/// What the model's switch "no uid" stands for, and why every write changes `renewTime`.
+/// The meaning of the model's switch "no uid", and the reason why every write changes `renewTime`.
 async fn traps(api: &Api<Lease>) {
     let params = PostParams::default();
     let lease: Lease = serde_json::from_value(serde_json::json!({

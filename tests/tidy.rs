@@ -1,4 +1,4 @@
-//! Style as a test: sizes of functions, first lines, what `core/` may know, links.
+//! Code conventions as a test: sizes of functions, first lines, dependencies of `core/`, links.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;

@@ -39,8 +39,8 @@ const EXTENSIONS: &[&str] = &[
 /// What is banned, and what to write instead.
 ///
 /// Words match in prose and as parts of names, in any case: `heir` matches `is_heir` and `HeirLease`. Several words
-/// match when nothing but spaces, `_`, `-` or the end of a line separates them. A name in backticks matches in Rust code
-/// only, as a whole and in its case: there the word has a meaning of its own, in prose it has not.
+/// match when nothing but spaces, `_`, `-` or the end of a line separates them. A name in backticks matches in Rust
+/// code only, as a whole and in its case: there the word has a meaning of its own, in prose it has not.
 const BANNED: &[(&str, &str)] = &[
     // Phrases.
     ("can not", "cannot"),
@@ -172,7 +172,7 @@ struct Word<'a> {
     /// In lower case.
     lower: String,
     line: usize,
-    /// What stands between it and the word before.
+    /// The text between it and the word before.
     gap: &'a str,
 }
 

@@ -61,7 +61,7 @@ pub struct Evidence {
     pub last: LastState,
     /// Resource usage and metrics of the replicas, twice a second.
     pub samples: Vec<Sample>,
-    /// Why the runner could not go on, if it could not.
+    /// Why the runner stopped early, if it did.
     pub problem: Option<String>,
 }
 
@@ -138,7 +138,7 @@ pub struct Asked {
     pub accepted: u64,
     /// Changes that were sent again because their outcome was not known.
     pub repeated: u64,
-    /// What each cluster, by `namespace/name`, should be in the end: its CPU request and its replicas; none: gone.
+    /// What each cluster, by `namespace/name`, should be in the end: its CPU request and its replicas; none: deleted.
     pub wanted: BTreeMap<String, Option<Wanted>>,
 }
 

@@ -1,4 +1,5 @@
-//! The scenarios of the set `ci`, on a real control plane: a kill that is survived, and failpoints that the checker must find.
+//! The scenarios of the set `ci`, on a real control plane: a kill that is survived, and failpoints that the checker
+//! must find.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use chaos::progress::Progress;

@@ -1,4 +1,4 @@
-//! The Helm chart: the same as install.yaml, right for other values, and strict about wrong ones.
+//! The Helm chart: the same as install.yaml, correct for other values, and strict about invalid ones.
 
 use std::process::Command;
 
@@ -30,7 +30,7 @@ fn rendered(namespace: &str, more: &[&str]) -> Objects {
 fn chart_defaults_render_install_yaml() {
     let made = rendered(NAMESPACE, &["--include-crds"]);
     let mut wanted = installed();
-    // Helm's users make the namespace, as helm install asks them to.
+    // Users of Helm create the namespace, as helm install requires.
     wanted.retain(|(kind, ..), _| kind != "Namespace");
     assert_eq!(
         made.keys().collect::<Vec<_>>(),

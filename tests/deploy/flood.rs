@@ -13,11 +13,11 @@ use tokio::task::JoinSet;
 
 use crate::support::*;
 
-/// Requests at once; the API server carries out 30.
+/// Concurrent requests; the API server executes 30.
 const FLOOD: usize = 200;
-/// How long each is carried out.
+/// How long the execution of each takes.
 const EACH_SECONDS: u64 = 8;
-/// Two lives of a heartbeat and more.
+/// More than two lifetimes of a member Lease.
 const HOLD: Duration = Duration::from_secs(14);
 const LEVELS: &str = "deploy/base/flowcontrol.yaml";
 
@@ -135,7 +135,7 @@ async fn heartbeats_succeed_while_other_operator_requests_saturate_the_api_serve
     wait_balanced(&fleet, PATIENCE).await.unwrap();
     let flooder = fleet.client_of_pod("flooder").await.unwrap();
 
-    // With what is installed.
+    // With the installed flow control.
     let before = shards::list(&client).await.unwrap();
     let flooding = flood(&flooder);
     wait_flooded(&client).await;
@@ -153,7 +153,7 @@ async fn heartbeats_succeed_while_other_operator_requests_saturate_the_api_serve
         assert!(age < 4.0, "{}: heartbeat of {age} s ago", replica.name());
     }
 
-    // Without it the same flood stops heartbeats: the comparison shows that this is what holds them.
+    // Without it the same flood stops heartbeats: the comparison shows that the flow control protects them.
     run(kubectl_of(&control_plane).args(["delete", "-f", LEVELS]));
     let lapsed = wait_for("a heartbeat to lapse", PATIENCE, || async {
         let mut worst = 0.0_f64;

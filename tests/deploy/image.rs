@@ -248,7 +248,7 @@ fn image_resolves_dns_names_as_an_unprivileged_user() {
     );
 }
 
-/// Whatever is asked for an IPv4 address has the address 127.9.9.9; anything else is not there.
+/// Every IPv4 query is answered with 127.9.9.9; other queries have no answer.
 fn answer(socket: &UdpSocket) {
     let mut question = [0; 512];
     while let Ok((length, asker)) = socket.recv_from(&mut question) {

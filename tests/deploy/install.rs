@@ -1,5 +1,5 @@
-//! install.yaml on a real API server: at once, twice, over a half-finished one; removed, twice, with the databases left
-//! where they are; and the rights of users.
+//! install.yaml on a real API server: installed once, twice, and over a partial installation; removed, twice, with the
+//! databases left in place; and the rights of users.
 
 use std::process::Command;
 use std::time::Duration;
@@ -82,7 +82,7 @@ async fn install_succeeds_over_a_partial_install_and_over_itself() {
     apply(&control_plane);
     assert_eq!(generations(), before, "the second time changed something");
 
-    // And what the other ways to install would send is accepted too: to the letter, without a field unknown.
+    // The objects of the other ways to install are accepted too, with strict validation of fields.
     for folder in ["base", "overlays/single-namespace", "overlays/zones"] {
         run(kubectl_of(&control_plane).args([
             "create",
@@ -119,7 +119,7 @@ async fn testbed_namespace(client: &kube::Client, name: &str) {
 async fn pods_meet_the_enforced_restricted_pod_security_standard() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     apply(&control_plane);
-    // Pods that do not keep it are not created, so that these are there is the proof.
+    // Pods that violate it are not created, so the existence of these proves it.
     wait_pods(&control_plane).await;
     let pods: Api<Pod> = Api::namespaced(control_plane.client(), NAMESPACE);
     let all = pods.list(&ListParams::default()).await.unwrap();
@@ -348,7 +348,7 @@ async fn helm_installs_twice_upgrades_and_leaves_the_databases() {
     };
     let chart = deploy("chart");
     let install = ["install", "operator", &chart, "--create-namespace"];
-    // Half-finished: what an installation by kubectl left behind is taken over when that is asked for.
+    // A partial installation: objects of an installation by kubectl are adopted on request.
     for file in ["crd.yaml", "guard.yaml"] {
         run(kubectl_of(&control_plane).args(["apply", "-f", &deploy(&format!("base/{file}"))]));
     }
@@ -408,7 +408,7 @@ async fn podmonitor_and_alerts_match_the_prometheus_operator_crds() {
         ]));
     }
     testbed_namespace(&control_plane.client(), NAMESPACE).await;
-    // A field that it does not know would be refused.
+    // An unknown field would be rejected.
     for (file, field) in [
         ("components/podmonitor/podmonitor.yaml", "interval:"),
         ("components/alerts/prometheusrule.yaml", "expr:"),

@@ -1,4 +1,4 @@
-//! The overlay for one namespace with real replicas: they serve it, have no rights elsewhere, and miss none.
+//! The overlay for one namespace with real replicas: they serve it, have no rights elsewhere, and need none.
 
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Api;
@@ -129,7 +129,7 @@ async fn ready(client: &kube::Client, count: usize) {
     .unwrap();
 }
 
-/// One that no node has room for, until the spec is put right.
+/// One that fits on no node, until the spec is corrected.
 async fn a_pod_that_hangs_is_replaced(control_plane: &ControlPlane) {
     let client = control_plane.client();
     let mut hanging = cluster(SERVED, "hanging");

@@ -125,7 +125,7 @@ async fn scaling_from_one_to_five_replicas_and_back_under_load_loses_nothing() {
     .unwrap();
 }
 
-/// Clusters whose StatefulSet does not ask for the CPU that the cluster asks for.
+/// Clusters whose StatefulSet does not request the CPU of the cluster's spec.
 async fn behind(client: &Client) -> Vec<String> {
     let sets: kube::Api<k8s_openapi::api::apps::v1::StatefulSet> =
         kube::Api::namespaced(client.clone(), SPACE);

@@ -104,7 +104,7 @@ pub(crate) fn arguments(objects: &Objects) -> Vec<String> {
         .collect()
 }
 
-/// One that prints a folder or a path on its last line, built on first use.
+/// A tool whose build script prints a folder or a path on its last line, built on first use.
 fn built(script: &str, argument: &str) -> PathBuf {
     let mut command = Command::new("bash");
     let output = command

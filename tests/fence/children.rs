@@ -174,7 +174,7 @@ async fn nothing_goes_backwards(world: &World<'_>) {
             let why = format!("epoch 5 is older than the one on the object, {epoch}");
             refused(kind, answer, &why);
         }
-        // Each of these is as none: of another table, of another cluster, out of range, not a token.
+        // Each of these counts as no token: of another table, of another cluster, out of range, malformed.
         for none in [
             forged(NOBODY, 9, &world.orders),
             forged(&world.table, 9, NOBODY),
@@ -191,7 +191,7 @@ async fn nothing_goes_backwards(world: &World<'_>) {
             );
         }
     }
-    // What is on one object is a matter of that object only.
+    // The token on one object affects only that object.
     let harmed = set(&forged(&world.table, EPOCH_MAX, &world.orders));
     merge(&world.admin, "ConfigMap", "one", harmed)
         .await
@@ -241,7 +241,7 @@ async fn user_edits_can_be_repaired(world: &World<'_>) {
             let_through(kind, merge(&world.alpha, kind, "one", right()).await);
         }
         if !matches!(kind, "PersistentVolumeClaim" | "Pod") {
-            // The limits ask the same of a StatefulSet, and either policy may answer first.
+            // The limits require the same of a StatefulSet, and either policy may answer first.
             let why = if kind == "StatefulSet" { "" } else { ORDER };
             let answer = merge(&world.alpha, kind, "one", stranger.clone()).await;
             refused(kind, answer, why);
@@ -356,7 +356,7 @@ async fn secrets_and_subresources_are_out_of_reach(world: &World<'_>) {
     refused("a write of /scale", answer, ORDER);
 }
 
-/// Ownership of another cluster, in another shard, whose epochs are lower: nothing of the old token counts.
+/// Ownership of another cluster, in another shard, whose epochs are lower: the old token does not count.
 async fn after_an_orphaning_deletion_the_next_cluster_takes_over(world: &World<'_>) {
     load::create(world.control_plane, vec![cluster("next")])
         .await
@@ -373,7 +373,7 @@ async fn after_an_orphaning_deletion_the_next_cluster_takes_over(world: &World<'
         let orphan = json!({"metadata": {"ownerReferences": []}});
         merge(&world.admin, kind, name, orphan).await.unwrap();
         let_through(kind, apply(&world.beta, taken).await);
-        // What a user created under that name is the user's.
+        // An object that a user created under that name belongs to the user.
         let mut users = world.child(kind, "users-own", "", "9");
         users["metadata"]["ownerReferences"] = json!([]);
         users["metadata"]["labels"] = json!({});
@@ -397,7 +397,7 @@ async fn other_users_are_ignored(world: &World<'_>) {
     }
 }
 
-/// The rule of the order has no parameter.
+/// The order rule has no parameter.
 async fn without_a_table_nothing_goes_backwards(world: &World<'_>) {
     let object = world.child("ConfigMap", "written", &world.alphas(), "3");
     create(&world.alpha, object).await.unwrap();

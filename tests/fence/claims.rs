@@ -73,7 +73,7 @@ async fn fence_protects_claims() {
     refused("a late change", answer, ORDER);
     let answer = delete(&world.alpha, CLAIM, "data", versions().await).await;
     refused("a late deletion", answer, "");
-    // A token of the former cluster that is on it again is no right to delete it.
+    // A token of the former cluster on it grants no right to delete it.
     let restored = json!({"metadata": {
         "labels": {"database.io/bucket": "3"},
         "annotations": {"database.io/fencing-token": world.alphas()},

@@ -1,4 +1,4 @@
-//! A fleet behind the fence: it checks the fence, works without a refusal, and reports tokens that are too high.
+//! A fleet behind the fence: it checks the fence, works without rejections, and reports tokens that are too high.
 
 use kube::ResourceExt;
 use serde_json::json;
@@ -45,7 +45,7 @@ fn log_lines(replica: &Replica, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
-/// What the API server refused to the operator, dry runs left out: those are to be refused.
+/// Requests of the operator that the API server rejected, except dry runs, which are expected to be rejected.
 fn refused_writes(control_plane: &ControlPlane) -> Vec<String> {
     let events = control_plane.audit().unwrap().into_iter();
     let refused = events.filter(|event| {
@@ -152,7 +152,7 @@ async fn required_fence_that_is_missing_is_reported_and_awaited() {
     }
 }
 
-/// A forged token harms the one object that carries it, and its cluster shows what to do.
+/// A forged token affects the one object that carries it, and its cluster reports the remedy.
 #[tokio::test]
 async fn token_with_a_future_epoch_is_reported_on_its_cluster_only() {
     let control_plane = audited().await;

@@ -1,4 +1,4 @@
-//! The shard Leases themselves: what the rest of the fence believes.
+//! The shard Leases themselves, on which the rest of the fence relies.
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Client;

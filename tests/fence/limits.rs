@@ -1,4 +1,4 @@
-//! What a stolen operator token is good for at most. The token has every right that RBAC can give.
+//! The limits of a stolen operator token. The token has every right that RBAC can grant.
 
 use serde_json::{Value, json};
 use testbed::fleet::OPERATOR_NAMESPACE;
@@ -10,7 +10,7 @@ use crate::support::*;
 async fn stolen_operator_credentials_gain_no_privileges() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
-    // Nothing but the limits refuses here, so their messages are seen.
+    // Only the limits reject here, so that the test sees their messages.
     statefulsets_run_without_privileges(&world).await;
     user_changes_stay_writable(&world).await;
     services_draw_no_traffic(&world).await;
@@ -33,7 +33,7 @@ fn set(world: &World<'_>, name: &str) -> Value {
     world.child("StatefulSet", name, &world.alphas(), "3")
 }
 
-/// Each with a path below the Pod's spec, what stands there, and why it is refused.
+/// Each with a path below the Pod's spec, the value there, and the reason of the rejection.
 fn privileges() -> Vec<(&'static str, Value, &'static str)> {
     let volumes = "no volumes but";
     let host = "hostNetwork, hostPID, hostIPC or nodeName";

@@ -1,4 +1,4 @@
-//! Two replicas of which only the credentials exist, two shards, and what each of them must not do.
+//! Two replicas that exist only as credentials, two shards, and the writes that each must not make.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub(crate) struct World<'a> {
     pub(crate) table: String,
     /// Uid of the DatabaseCluster `orders`.
     pub(crate) orders: String,
-    /// Keeps what was installed.
+    /// Keeps the installed fleet.
     _fleet: Fleet<'a>,
 }
 

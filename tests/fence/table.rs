@@ -1,4 +1,4 @@
-//! The shard table: rules of its kind, which bind every user, and the policy for the operator's credentials.
+//! The shard table: rules of its CRD, which apply to every user, and the policy for the operator's credentials.
 
 use kube::Client;
 use kube::api::{DeleteParams, PostParams};

@@ -18,7 +18,7 @@ use crate::requests::api;
 /// How long a change of a spec may take during an attack; without one it takes one or two seconds.
 const PROGRESS: Duration = Duration::from_secs(30);
 /// How much the memory of a replica may grow over all attacks, and how much more a replica that starts among what they
-/// left behind may take. Its limit is 256 MiB.
+/// left behind may use. Its limit is 256 MiB.
 const GROWTH_MAX_BYTES: u64 = 48 << 20;
 
 /// Holder, epoch, incarnation.
@@ -80,7 +80,7 @@ impl Checker {
         assert!(grown < GROWTH_MAX_BYTES, "{attack}: {grown} bytes");
     }
 
-    /// Changes of the others' clusters come through.
+    /// Changes of the other tenants' clusters are applied.
     async fn progress(&mut self, environment: &Environment<'_>, attack: &str) -> Duration {
         self.changes += 1;
         let started = Instant::now();

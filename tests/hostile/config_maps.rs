@@ -12,7 +12,7 @@ use crate::requests::*;
 const OVERSIZE: usize = 250_000;
 const OVERSIZED: usize = 300;
 const CONCURRENCY: usize = 8;
-/// Annotations and labels that the operator knows by name.
+/// Annotations and labels that the operator uses.
 const KNOWN: [&str; 6] = [
     fencing::ANNOTATION,
     "database.io/fingerprint",

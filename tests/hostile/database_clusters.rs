@@ -79,7 +79,7 @@ async fn what_is_the_operators(tenant: &Tenant) {
 }
 
 /// The token on the DatabaseCluster itself stops what the operator writes there: its finalizer. The message says how
-/// to go on, and the tenant may do that.
+/// to continue, and the tenant may do that.
 async fn forged_tokens(environment: &Environment<'_>, tenant: &Tenant) {
     for (number, shard) in environment.table.entries.keys().enumerate() {
         let name = format!("forged-{number}");

@@ -13,7 +13,7 @@ use testbed::{ControlPlane, Fleet, FleetOptions, Progress, accounts, load, wait_
 
 /// Long enough for a busy machine; a test that needs it has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// The highest epoch that anything takes for one.
+/// The highest value that is accepted as an epoch.
 pub(crate) const EPOCH_MAX: i64 = (1 << 31) - (1 << 20) - 1;
 /// Clusters that do not change.
 pub(crate) const QUIET: &str = "victims";

@@ -1,4 +1,4 @@
-//! Wrong input: refused by the API server in words that name the field, or by the program in one line.
+//! Invalid input: rejected by the API server with the name of the field, or by the program in one line.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -40,7 +40,7 @@ fn dry_run() -> PostParams {
     }
 }
 
-/// What a Pod accepts as an amount is accepted, what is surely a mistake is refused with an example.
+/// A quantity that a Pod accepts is accepted; a certain mistake is rejected with an example.
 async fn quantities_are_those_of_pods(client: &kube::Client) {
     let clusters = load::clusters_in(client.clone(), "default");
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
@@ -184,7 +184,7 @@ async fn api_server_rejects_invalid_specs_by_field() {
         let message = refusal(&client, name, &[(path, value)]).await;
         assert!(message.contains(expected), "{path}: {message}");
     }
-    // What is in the samples is accepted.
+    // The values of the samples are accepted.
     let samples = ["apply", "--dry-run=server", "-f", "deploy/samples"];
     let accepted = control_plane.run_kubectl(&samples).await.unwrap();
     assert_eq!(accepted.matches("created").count(), 5, "{accepted}");
@@ -299,7 +299,7 @@ fn invalid_flag_stops_the_start_with_one_line() {
     }
 }
 
-/// An administrator's kubeconfig passes the fence by.
+/// An administrator's kubeconfig bypasses the fence.
 #[test]
 fn credentials_without_a_pod_join_no_fleet_by_default() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What users do to DatabaseClusters, followed to the end.
+//! Changes of DatabaseClusters by users, until they are applied.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Event, Service};

@@ -1,4 +1,4 @@
-//! What users and administrators do to the children, and that no data volume is ever lost by it.
+//! Changes of children by users and administrators, none of which loses a data volume.
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -186,7 +186,7 @@ async fn enforce_restricted(control_plane: &ControlPlane, namespace: &str) {
     .unwrap();
 }
 
-/// Of Secrets the operator asks for nothing but their creation, and no password is in a log.
+/// The operator only creates Secrets and never reads them, and no log contains a password.
 async fn passwords_stay_where_they_are(control_plane: &ControlPlane, fleet: &Fleet<'_>) {
     let all = audit::read(&control_plane.audit_log().unwrap()).unwrap();
     let of_secrets = |event: &&AuditEvent| {
@@ -283,7 +283,7 @@ async fn immediately_recreated_cluster_gets_its_volumes_back() {
     let first = until_cluster(&client, ("again", "db"), "Ready", is_ready).await;
     let before = claims(&client, "again").await;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "again");
-    // Whatever collects what the cluster leaves may come to its Secret last, and late.
+    // The garbage collector may delete the cluster's Secret last, and late.
     let hold = |finalizers| Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
     let params = PatchParams::default();
     secrets
@@ -544,7 +544,7 @@ async fn a_claim_that_others_have_grown_is_left_alone(client: &Client) {
     until_cluster(client, ("bad", "db"), "Ready", is_ready).await;
 }
 
-/// Somebody patches a container in, before ours.
+/// A webhook injects a container before the operator's.
 async fn a_sidecar_is_not_taken_for_postgres(control_plane: &ControlPlane) {
     let client = control_plane.client();
     one(control_plane, "beside", "db", load::spec(1)).await;
@@ -701,7 +701,7 @@ async fn claims_that_stay(client: &Client, namespace: &str) -> Vec<(String, Stri
     claims(client, namespace).await
 }
 
-/// Two stories side by side, each in a namespace of its own.
+/// Two cases in parallel, each in its own namespace.
 #[tokio::test]
 async fn orphans_and_restored_clusters_are_adopted_without_volume_loss() {
     let control_plane = control_plane(options()).await;
@@ -736,7 +736,7 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
     .unwrap();
 
     let services: Api<Service> = Api::namespaced(client.clone(), "left");
-    // Nobody's and unmarked, and another DatabaseCluster's.
+    // Without an owner and unmarked, and of another DatabaseCluster.
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "left");
     let others = json!([{
         "apiVersion": "database.io/v1", "kind": "DatabaseCluster", "name": "other",
@@ -818,8 +818,8 @@ async fn a_claim_that_is_being_deleted_is_reported(client: &Client) {
     assert!(message.contains("data-db-db-1"), "{message}");
 }
 
-/// As Velero restores: without uids, versions, ownerReferences and status, with all labels and annotations. The order is
-/// that of its defaults, but for the DatabaseCluster, which is last here and before the Services there.
+/// As Velero restores: without uids, versions, ownerReferences and status, with all labels and annotations. The order
+/// is that of its defaults, but for the DatabaseCluster, which is last here and before the Services there.
 async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_they_were(
     control_plane: &ControlPlane,
 ) {
@@ -840,7 +840,7 @@ async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_t
     assert_eq!(set.metadata.generation, Some(1), "its spec was changed");
     until_claims_are_of(&client, second.metadata.uid.as_ref().unwrap()).await;
 
-    // The operator makes what is missing then, and Velero passes it over.
+    // The operator creates what is missing then, and Velero skips it.
     delete_everything(control_plane).await;
     let cluster = backup.pop().unwrap();
     backup.insert(4, cluster);

@@ -79,7 +79,7 @@ async fn edited_buckets_and_generations_are_corrected_on_every_child_kind() {
     for (api, name) in children(&client, "edits") {
         let bucket = api.get(name).await.unwrap().labels()["database.io/bucket"].clone();
         let number: u32 = bucket.parse().unwrap();
-        // Of the same shard as often as not, of another one, no bucket at all, none.
+        // Buckets of the same shard, of another one, invalid and missing.
         for edited in [
             json!(((number + 1) % 256).to_string()),
             json!(((number + 128) % 256).to_string()),
@@ -279,7 +279,7 @@ async fn recreated_cluster_can_be_deleted_with_its_claims() {
         until_labelled(&claims, name, &uid).await;
     }
 
-    // Once more, and the children are deleted by hand: the StatefulSet is created over the claims.
+    // Again, and the children are deleted by hand: the StatefulSet is created over the claims.
     clusters.delete("db", &orphan).await.unwrap();
     until_gone(&client, "again").await;
     for (api, name) in children(&client, "again") {

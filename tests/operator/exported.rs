@@ -24,7 +24,7 @@ async fn families(fleet: &Fleet<'_>) -> BTreeMap<String, String> {
 }
 
 /// Nothing is exported that is not documented, and nothing documented that is not exported, but for
-/// what is documented as coming on an occasion.
+/// metrics that are documented as appearing only after an event.
 pub(crate) async fn is_what_is_documented(fleet: &Fleet<'_>) {
     let exported = families(fleet).await;
     let documented: BTreeMap<String, String> = CATALOGUE

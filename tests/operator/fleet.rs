@@ -1,4 +1,4 @@
-//! The fleet: balance, a join, a crash, a stop, and what is left behind.
+//! The fleet: balance, a join, a crash, a stop, and the remaining objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! The figures that a replica exports, against an outside witness.
+//! Metrics of a replica against an independent measurement.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ async fn cpu_and_memory_agree_with_proc() {
 #[tokio::test(flavor = "multi_thread")]
 async fn queue_depth_shows_a_filled_queue() {
     let control_plane = control_plane(options()).await;
-    // One worker, and an API server that answers nothing: whatever is due waits.
+    // One worker, and an API server that does not answer: all due objects wait.
     let extra_args = vec!["--concurrency=1".to_owned()];
     let options = FleetOptions {
         extra_args,
@@ -112,7 +112,7 @@ async fn idle_fleet_writes_only_heartbeats() {
     load::wait_all_ready(&client, 30, PATIENCE).await.unwrap();
     let log = control_plane.audit_log().unwrap();
     let settled = || async {
-        // Quiet means: ten seconds in which nothing but Leases was asked for.
+        // Idle means: ten seconds with requests for Leases only.
         let mut reader = testbed::audit::Reader::from_end(log.clone())?;
         tokio::time::sleep(Duration::from_secs(10)).await;
         let events = reader.next_events()?;

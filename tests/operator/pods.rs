@@ -1,5 +1,5 @@
-//! Pods that cannot run: no StorageClass, no volume, no image, no key in the Secret. What the operator reports, and that the report ends when it is put
-//! right, and that no data volume is lost by it.
+//! Pods that cannot run: no StorageClass, no volume, no image, no key in the Secret. The operator reports the cause,
+//! the report ends once it is fixed, and no data volume is lost.
 
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, Pod, Secret};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -74,7 +74,7 @@ async fn unrunnable_pods_are_explained_and_recover_once_fixed() {
     let control_plane = control_plane(ControlPlaneOptions {
         real_volumes: true,
         audit: AuditLevel::RequestResponse,
-        // As up to Kubernetes 1.34: later ones replace by themselves what hangs on a former template.
+        // As up to Kubernetes 1.34: later versions themselves replace Pods that hang with an old template.
         extra_args: vec![(
             "kube-controller-manager".to_owned(),
             "feature-gates".to_owned(),
@@ -192,8 +192,9 @@ fn the_stuck_pod_was_replaced_with_its_grace(control_plane: &ControlPlane) {
     }
 }
 
-/// As long as there is no data, an image may be put right whatever its version. The controller of StatefulSets waits
-/// for the second instance, which in turn waits for the first, which hangs on the former image: the operator steps in.
+/// As long as there is no data, an image may be corrected whatever its version. The controller of StatefulSets waits
+/// for the second instance, which in turn waits for the first, which hangs with the old image: the operator replaces
+/// it.
 async fn a_first_image_that_cannot_be_pulled(control_plane: &ControlPlane) {
     let client = control_plane.client();
     class(&client, "first").await;

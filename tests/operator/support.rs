@@ -1,4 +1,4 @@
-//! What the tests of the operator share: starting a fleet, looking at objects, waiting.
+//! What the tests of the operator share: starting a fleet, reading objects, waiting.
 
 use std::time::Duration;
 

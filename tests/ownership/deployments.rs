@@ -58,7 +58,7 @@ async fn rolling_update_moves_each_shard_once_and_can_change_the_shard_count() {
     assert_epochs_never_fall(&control_plane);
 }
 
-/// As a Deployment does it: one more, then one less.
+/// As a Deployment does: one more replica, then one less.
 async fn a_new_revision(fleet: &mut Fleet<'_>) {
     let client = fleet.control_plane().client();
     let before = shards_now(&client).await;
@@ -87,7 +87,7 @@ async fn a_new_revision(fleet: &mut Fleet<'_>) {
     }
 }
 
-/// One that serves other namespaces stands by beside those at work, and they go on as before.
+/// One that serves other namespaces is on standby beside the working replicas, which continue as before.
 async fn other_namespaces(fleet: &mut Fleet<'_>) {
     let client = fleet.control_plane().client();
     let others: Vec<String> = fleet.alive().map(|r| r.name().to_owned()).collect();
@@ -110,7 +110,7 @@ async fn other_namespaces(fleet: &mut Fleet<'_>) {
     let page = fleet.alive().next().unwrap().get("/fleet").await.unwrap();
     let said = format!("{name} stands by: it serves other namespaces (elsewhere)");
     assert!(page.body.contains(&said), "{}", page.body);
-    // Where a shard can move, it moves within seconds: a replica leaves, and the stray gets none of it.
+    // Where a shard can move, it moves within seconds: a replica leaves, and the standby gets none of its shards.
     let leaver = fleet.replicas().iter().position(|r| r.name() == others[0]);
     leave(fleet, leaver.unwrap()).await;
     let held = until_shards(&client, "the others to hold all shards", |shards| {

@@ -1,4 +1,4 @@
-//! A handover waits for work that runs, but not for ever for work that hangs.
+//! A handover waits for running work, but only for a limited time for work that hangs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ async fn work_beyond_the_drain_timeout_is_cancelled_and_counted_and_the_shard_mo
     assert_epochs_never_fall(&control_plane);
 }
 
-/// Where a shard's objects are is up to chance: one without any has nothing to cut short.
+/// Objects spread randomly over shards: a shard without any has no work to cancel.
 async fn cancelled_work_is_counted(fleet: &Fleet<'_>, moved: Vec<&Shard>) {
     let uids = uids(&fleet.control_plane().client()).await;
     let work = moved
@@ -129,7 +129,7 @@ async fn late_writes_are_refused(client: &kube::Client, refused: f64) {
     .unwrap();
 }
 
-/// Two replicas leave in the middle of their work, first one as it is shipped, then one that does not wait.
+/// Two replicas leave in the middle of their work, first one as released, then one that does not wait.
 #[tokio::test]
 async fn leaving_replica_waits_for_running_work() {
     let control_plane = control_plane().await;
@@ -208,7 +208,7 @@ fn one_each(shards: &BTreeMap<String, Shard>, two: [&str; 2]) -> bool {
     two.map(of) == [1, 1]
 }
 
-/// Not a wait for anything: for so long, nothing must happen.
+/// Checks that nothing happens for this long.
 async fn one_each_for(client: &kube::Client, two: [&str; 2], time: Duration) {
     let began = Instant::now();
     while began.elapsed() < time {
@@ -236,7 +236,7 @@ fn cut_short(replica: &Replica) -> Option<u64> {
 }
 
 /// One replica for two shards; `hasty`: it does not wait for work. The leases are long, so that no replica
-/// is taken for dead on a busy machine.
+/// counts as dead on a busy machine.
 async fn one<'a>(
     control_plane: &'a ControlPlane,
     name: &str,

@@ -1,4 +1,4 @@
-//! The fleet leader: killing it disturbs nothing, and neither do several at once.
+//! The fleet leader: neither killing it nor several leaders at once disturb the fleet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,7 +153,7 @@ async fn four_simultaneous_fleet_leaders_plan_no_extra_moves() {
     })
     .await
     .unwrap();
-    // Long enough for each of them to plan again, if any wanted to.
+    // Long enough for each of them to plan again.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = shards_now(&client).await;
     let newcomer = fleet.replica(newcomer).unwrap().name();

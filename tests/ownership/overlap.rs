@@ -20,7 +20,7 @@ async fn older_of_two_presumed_holders_is_fenced_and_rereads_its_lease() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let front = Proxy::start(&control_plane, "older-0").await;
-    // Its lease is long, so that a busy machine does not end what is to be shown.
+    // Its lease is long, so that it does not expire on a busy machine.
     let older = one(&control_plane, "older", "30s", &front).await;
     let keys = clusters(&control_plane, CLUSTERS).await;
     let before = held_by(&client, "older-0", 0).await;
@@ -32,7 +32,7 @@ async fn older_of_two_presumed_holders_is_fenced_and_rereads_its_lease() {
         .await
         .unwrap();
     let other_front = Proxy::start(&control_plane, "newer-0").await;
-    // The older one is to write first: what refuses it is the table, and not what the newer one wrote.
+    // The older one is to write first: the table rejects it, and not the newer replica's write.
     let later = other_front.hold(Side::Request, Passed::is_object_write);
     let newer = one(&control_plane, "newer", "6s", &other_front).await;
     let after = held_by(&client, "newer-0", before.epoch).await;
@@ -98,7 +98,7 @@ async fn held_by(client: &kube::Client, who: &str, above: i32) -> Shard {
     shards[LEASE].clone()
 }
 
-/// What it takes itself for, by its own metrics.
+/// Whether it presumes to hold the shard, by its own metrics.
 async fn until_it_holds(replica: &Replica, holds: bool) {
     let wanted = f64::from(u8::from(holds));
     let what = format!("{} to show {wanted} shards of its own", replica.name());

@@ -14,10 +14,10 @@ use crate::support::*;
 
 const LEASE: Duration = Duration::from_secs(3);
 const CLUSTERS: usize = 16;
-/// Children of which an outsider changes the metadata, so that one reconcile has several to apply.
+/// Children whose metadata another client changes, so that one reconcile has several to apply.
 const TOUCHED: [&str; 3] = ["db", "rw", "r"];
 
-/// What is to go wrong, beside the pause.
+/// The fault beside the pause.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Variant {
     AsShipped,
@@ -95,11 +95,11 @@ async fn delayed_write_is_rejected_on_arrival() {
     scene.ends_well().await;
 }
 
-/// A replica behind a proxy that stands still in the middle of a reconcile; another has taken over.
+/// A replica behind a proxy, frozen in the middle of a reconcile; another has taken over.
 struct Scene<'a> {
     control_plane: &'a ControlPlane,
     proxy: Proxy,
-    /// The replica that stood still.
+    /// The frozen replica.
     fleet: Fleet<'a>,
     _others: Fleet<'a>,
     /// The cluster in question.
@@ -121,7 +121,7 @@ impl<'a> Scene<'a> {
         clusters(control_plane, CLUSTERS).await;
         let (blocker, name, epoch) = two_of_its_clusters(&fleet, &others).await;
 
-        // One worker, busy with another cluster until everything that is to be done is known.
+        // One worker, busy with another cluster until all changes are queued.
         let path = format!("/{blocker}-db");
         let mut busy = proxy.hold(Side::Answer, move |p| {
             p.is_object_write() && p.path.contains(&path)
@@ -188,7 +188,7 @@ impl<'a> Scene<'a> {
         load::wait_all_ready(&client, CLUSTERS, PATIENCE)
             .await
             .unwrap();
-        // Not a wait for anything: the pause has to be this long.
+        // The pause has to be this long.
         tokio::time::sleep((2 * LEASE).saturating_sub(stopped.elapsed())).await;
     }
 
@@ -204,7 +204,7 @@ impl<'a> Scene<'a> {
         passed.is_object_write() && of_cluster(passed, &self.name)
     }
 
-    /// Writes of the cluster under the epoch that is over.
+    /// Writes of the cluster under the former epoch.
     fn stale_writes(&self, since: Instant) -> Vec<Passed> {
         let writes = self.proxy.writes_since(since).into_iter();
         writes
@@ -229,7 +229,7 @@ impl<'a> Scene<'a> {
         .unwrap()
     }
 
-    /// It found itself dead and began a new incarnation.
+    /// It detected that its Lease had expired and began a new incarnation.
     async fn until_it_lives_again(&self) {
         let client = self.control_plane.client();
         wait_for("the replica to begin a new life", PATIENCE, || async {
@@ -347,7 +347,7 @@ async fn change(client: &kube::Client, name: &str, cpu: &str) {
     load::patch(client, vec![key], change).await.unwrap();
 }
 
-/// An outsider puts a label on three Services.
+/// Another client sets a label on three Services.
 async fn touch(control_plane: &ControlPlane, name: &str) {
     for suffix in TOUCHED {
         let service = format!("service/{name}-{suffix}");

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) const NAMESPACE: &str = "shop";
 
-/// Without Pods, so that the operator is what is busy; the bodies of its writes are in the audit log.
+/// Without Pods, so that only the operator is busy; the bodies of its writes are in the audit log.
 pub(crate) async fn control_plane() -> ControlPlane {
     let options = ControlPlaneOptions {
         audit: AuditLevel::RequestResponse,
@@ -157,13 +157,13 @@ pub(crate) fn log_lines(replica: &Replica, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
-/// A write of one register of an object, in the order of the versions that they make.
+/// A write of one register of an object, in the order of the resulting versions.
 struct Write {
     version: u64,
     token: Token,
 }
 
-/// Writes of the operator that the API server carried out, on any object, with an epoch below one that was there under the
+/// Writes of the operator that the API server executed, on any object, with an epoch below an earlier one under the
 /// same table for the same cluster: none. Annotation and status are two registers.
 pub(crate) fn assert_epochs_never_fall(control_plane: &ControlPlane) {
     let mut writes: BTreeMap<_, Vec<Write>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A fleet that exists in Leases only: three replicas, 32 shards, and what may happen to them.
+//! A fleet that exists in Leases only: three replicas, 32 shards, and their failures.
 
 use databasecluster_operator::telemetry::fleet_history::History;
 use databasecluster_operator::telemetry::fleet_view::{CheckView, FleetView, ObserverView};
@@ -30,7 +30,7 @@ fn lease(name: &str, holder: &str, at_ms: u64, annotations: Value) -> Value {
 }
 
 impl Fleet {
-    /// Three replicas that are well.
+    /// Three healthy replicas.
     pub(crate) fn sound() -> Self {
         let names = (0..3).map(|n| format!("databasecluster-operator-{n}"));
         Self::of(&names.collect::<Vec<_>>(), None)
@@ -106,7 +106,7 @@ impl Fleet {
         }
     }
 
-    /// All replicas that live renew their Leases, a second later.
+    /// All live replicas renew their Leases, a second later.
     fn renew(&mut self) {
         self.now_ms += 1_000;
         let at = lease("", "", self.now_ms, json!({}));
@@ -144,7 +144,7 @@ impl Fleet {
         self.renew();
     }
 
-    /// What a replica shows of it.
+    /// The view of a replica.
     pub(crate) fn view(&mut self) -> FleetView {
         self.renew();
         let leases = self.leases();

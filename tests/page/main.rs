@@ -1,4 +1,4 @@
-//! The fleet page in a real browser: what it shows, what it does without its replica, and that no text becomes markup.
+//! The fleet page in a real browser: its content, its behavior without its replica, and escaping of text.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod lease_fleet;
@@ -137,7 +137,7 @@ async fn shows_holders_by_mouse_and_by_keys(browser: &Browser) {
         number(browser, "document.querySelectorAll('.arc.dim').length").await,
         21
     );
-    // Nothing was loaded from elsewhere, and the policy had nothing to refuse.
+    // Nothing was loaded from elsewhere, and the policy blocked nothing.
     let foreign = "performance.getEntriesByType('resource').filter(r => !r.name.startsWith(location.origin)).length";
     assert_eq!(number(browser, foreign).await, 0);
     assert_eq!(browser.console().await.unwrap(), Vec::<String>::new());
@@ -241,7 +241,7 @@ async fn keeps_hostile_text_as_text(browser: &Browser) {
     assert_eq!(number(browser, "document.scripts.length").await, 1);
     let title = browser.script("return document.title").await.unwrap();
     assert!(!title.as_str().unwrap().contains("owned"), "{title}");
-    // The policy holds even against markup that some later mistake might make.
+    // The policy protects even against markup from a later mistake.
     let smuggled =
         "try { document.body.innerHTML = '<b>x</b>'; return 'made' } catch (e) { return e.name }";
     assert_eq!(browser.script(smuggled).await.unwrap(), "TypeError");

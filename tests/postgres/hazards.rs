@@ -1,5 +1,5 @@
 //! Hazards for data: two servers on one volume, incomplete data, recovery that is killed,
-//! indexes of another C library. Each is met by the scripts, and no file that may be data is deleted.
+//! indexes of another C library. The scripts handle each, and delete no file that may be data.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::pod::{Pod, World};
@@ -116,7 +116,7 @@ fn recovering_server_is_alive_but_not_ready_and_ended_server_is_not_alive() {
     primary.until_ready();
     let replica = Pod::new(&world, 1).prepared();
     replica.probe("livenessProbe").unwrap_err();
-    // It recovers for ever, and refuses connections meanwhile.
+    // It recovers forever, and refuses connections meanwhile.
     replica.write_volume("data/postgresql.conf", "hot_standby = off\n");
     let replica = replica.start();
     for probe in ["startupProbe", "livenessProbe"] {

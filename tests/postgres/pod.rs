@@ -28,7 +28,7 @@ const VOLUME: &str = "/pgdata";
 const USER: &str = "postgres";
 /// A user and group that have no name here, as 999 has none in images of Alpine.
 const NAMELESS: u32 = 64_999;
-/// The folder of programs that stand in for others.
+/// The folder of substitute programs.
 const STUBS: &str = "stubs";
 
 fn token() -> FencingToken {
@@ -141,7 +141,7 @@ impl World {
         }
     }
 
-    /// Makes room for Pods of the same names on new volumes.
+    /// Moves the Pods away, for Pods of the same names on new volumes.
     pub(crate) fn remove_pods(&self) {
         for entry in fs::read_dir(self.folder.path()).unwrap() {
             fs::remove_dir_all(entry.unwrap().path()).unwrap();
@@ -192,7 +192,7 @@ impl Pod {
         Self::in_folder(world, ordinal, &name)
     }
 
-    /// The next Pod of this name, on the same volume, while this one may still be there.
+    /// The next Pod of this name, on the same volume, while this one may still run.
     pub(crate) fn successor(&self, world: &World) -> Self {
         let ordinal = self.name.rsplit('-').next().unwrap().parse().unwrap();
         let mut next = Self::in_folder(world, ordinal, &format!("{}-next", self.name));
@@ -460,7 +460,7 @@ impl Pod {
         fs::remove_file(self.path("/tmp/hold")).unwrap();
     }
 
-    /// A database without roles of ours: what an interrupted first start, or someone else, leaves.
+    /// A database without the operator's roles, as after an interrupted first start or from another tool.
     pub(crate) fn initdb_only(&self) {
         let data = self.path("/pgdata/data").display().to_string();
         let mut command = self.command("initdb", &Value::Null);
@@ -496,7 +496,7 @@ impl Pod {
         number.unwrap().to_owned()
     }
 
-    /// As if everything in /tmp had been written so much earlier.
+    /// As if everything in /tmp had been written this much earlier.
     pub(crate) fn age_files_of_tmp(&self, by: Duration) {
         let then = std::time::SystemTime::now() - by;
         for entry in fs::read_dir(self.path("/tmp")).unwrap() {
@@ -554,7 +554,7 @@ impl Pod {
         server.try_wait().unwrap().is_some()
     }
 
-    /// What a client gets that connects like this.
+    /// The output of a client with this connection.
     pub(crate) fn psql(&self, address: &str, query: &str) -> Result<String, String> {
         let mut command = self.command("psql", &Value::Null);
         finish(command.args(["-XAtqw", "-d", address, "-c", query]))
@@ -568,7 +568,7 @@ impl Pod {
         )
     }
 
-    /// What the superuser gets inside the Pod.
+    /// The output of the superuser inside the Pod.
     pub(crate) fn psql_local(&self, query: &str) -> Result<String, String> {
         self.psql("user=postgres dbname=postgres", query)
     }
@@ -596,7 +596,7 @@ impl Pod {
     }
 }
 
-/// A process that stands still.
+/// A stopped process.
 pub(crate) struct Stopped(Pid);
 
 impl Stopped {

@@ -1,5 +1,5 @@
-//! Whom the Pods believe: no other namespace, no server that only poses as the primary, no edited ConfigMap, and no
-//! function that a user of the database created.
+//! What the Pods do not trust: other namespaces, impostors of the primary, edited ConfigMaps, and
+//! functions that users of the database created.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::Ipv4Addr;
@@ -208,7 +208,7 @@ fn scripts_that_differ_from_the_pods_own_are_not_run() {
             assert!(!mark.exists(), "{script} was run");
             primary.mount(&world);
         }
-        // What is edited later, or was there before, is not what runs.
+        // Later or earlier edits are not executed.
         primary.prepare().unwrap();
         primary.edit_config(script, Some(&edited));
         if script == "initdb.sh" {

@@ -1,4 +1,4 @@
-//! Volumes that are lost, stale, or another's: nothing is served that is not the primary's, and nothing is lost.
+//! Volumes that are lost, stale, or of another cluster: only the primary's data is served, and nothing is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::Ipv4Addr;
@@ -18,7 +18,7 @@ fn stale_replica_catches_up_or_is_recopied_and_diverged_data_is_kept() {
     replica.until_ready();
     replica.stop();
 
-    // A while away: what it lacks is still there.
+    // A short absence: the WAL that it lacks still exists.
     primary.psql(&uri, "INSERT INTO t VALUES (1)").unwrap();
     let output = replica.prepare().unwrap();
     assert!(!output.contains("copying"), "{output}");
@@ -30,7 +30,7 @@ fn stale_replica_catches_up_or_is_recopied_and_diverged_data_is_kept() {
     });
     replica.stop();
 
-    // Long away.
+    // A long absence.
     for number in 2..6 {
         let insert = format!("INSERT INTO t VALUES ({number})");
         primary.psql(&uri, &insert).unwrap();
@@ -152,7 +152,7 @@ fn stable_secret_of_another_cluster_is_applied() {
     };
     refuses(&primary);
     refuses(&primary);
-    // Neither the time of another Secret counts, nor one that is to come, nor what is no time.
+    // Neither the time of another Secret counts, nor a future one, nor an invalid one.
     for seen in [
         "another 0\n",
         "former 99999999999\n",
@@ -168,7 +168,7 @@ fn stable_secret_of_another_cluster_is_applied() {
     primary.until_ready();
     let uri = world.uri(&primary);
     assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
-    // For good; and one that was replaced after all counts at once.
+    // Permanently; and one that was replaced after all counts at once.
     primary.stop();
     primary.prepare().unwrap();
     world.set_secret("cluster-uid", "u");
@@ -223,7 +223,7 @@ fn replica_left_behind_by_its_primary_is_not_ready_and_reports_a_remedy() {
     let replica = Pod::new(&world, 1).prepared().start();
     replica.until_ready();
     primary.stop();
-    // It answers, and that is all.
+    // It only answers.
     let _primary = Rogue::listen(Ipv4Addr::LOCALHOST, world.primary_port(), Demand::Trust);
     replica.probe("readinessProbe").unwrap();
     replica.age_files_of_tmp(Duration::from_secs(180));

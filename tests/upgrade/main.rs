@@ -64,7 +64,7 @@ async fn clusters_of_a_version_without_the_shard_table_are_adopted_and_restart_o
     changes_and_deletions_work(&control_plane, &after).await;
 }
 
-/// The Pod template is a new one, and nothing else of a database is.
+/// Only the Pod template of a database is new.
 async fn restarted_once(
     client: &Client,
     before: &BTreeMap<String, Database>,
@@ -118,7 +118,7 @@ fn commands() -> Vec<String> {
 fn words(command: &str) -> Vec<String> {
     let command = command.replace("OP ", "kubectl -n databasecluster-system ");
     let command = command.replace("deploy/", &format!("{}/deploy/", repository().display()));
-    // Only the first word after kubectl's flags may be a folder of ours.
+    // Only the first word after kubectl's flags may be a folder of this repository.
     let command = command.replace(
         &format!("{}/deploy/ment", repository().display()),
         "deploy/ment",

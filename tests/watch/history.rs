@@ -178,7 +178,7 @@ impl<'a> World<'a> {
             .unwrap();
     }
 
-    /// A child of this life of the cluster; sometimes one that will be slow to go.
+    /// A child of this incarnation of the cluster; sometimes one whose deletion will be slow.
     async fn add_child(&mut self, number: usize) {
         let api = load::clusters_in(self.client.clone(), NAMESPACE);
         let owner = api.get(&name(number)).await.unwrap();
@@ -283,7 +283,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Waits until everything is as users asked for, and the stores are true; what they hold then.
+    /// Waits until everything is as users asked for, and the stores match; returns their content.
     async fn settle(&mut self) -> BTreeMap<String, Value> {
         for child in std::mem::take(&mut self.held_back) {
             self.release(&child).await;

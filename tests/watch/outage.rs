@@ -28,7 +28,7 @@ async fn objects_deleted_during_an_outage_are_removed() {
         let name = format!("db-{number:03}");
         api.delete(&name, &DeleteParams::default()).await.unwrap();
     }
-    // A fresh API server knows no versions of before: going on from them is answered with 410.
+    // A new API server has no watch history: continuing from an old version is answered with 410.
     control_plane.restart_api_server(true).await.unwrap();
     proxy.lead_to(vec![port_of(&control_plane)]);
     let truth = until_true(&client, &replicas, "after the outage").await;

@@ -1,5 +1,5 @@
 //! A DatabaseCluster re-created under its former name, perhaps in another shard, while a child of the
-//! former one still terminates: two replicas, so that child and successor also lie in different ones.
+//! previous one still terminates: two replicas, so that child and new cluster may belong to different ones.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Replicas of which only the watches exist, the truth to compare them with, and a way to cut them off.
+//! Replicas that exist only as watches, the expected state to compare them with, and a way to cut them off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -262,7 +262,7 @@ fn difference(truth: &Truth, held: &Truth) -> String {
     lines.join("; ")
 }
 
-/// Stands between replicas and API servers, and can be cut.
+/// A proxy between replicas and API servers, which can be cut.
 pub(crate) struct Proxy {
     port: u16,
     targets: Arc<Mutex<Vec<u16>>>,

@@ -8,7 +8,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Objects that are due and wait in the queue.
 pub(crate) const QUEUE_METRIC: &str = "workqueue_depth";
 
-/// Queue, memory and requests stay within their bounds, by the measurements of the kernel and the API server where available.
+/// Queue, memory and requests stay within their bounds, by the measurements of the kernel and the API server where
+/// available.
 pub(super) fn within(evidence: &Evidence, history: &History, stats: &mut Stats) -> Verdict {
     let expect = &evidence.scenario.expect;
     for sample in &evidence.samples {

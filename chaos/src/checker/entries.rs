@@ -15,7 +15,7 @@ const EPOCH_END: i64 = (1 << 31) - RISE_MAX;
 const RISE_MAX: i64 = 1 << 20;
 /// The log dates an answer when it was written in full, and a client may have read it a moment before that.
 const ANSWER_MICROS_MAX: Micros = 100_000;
-/// How long after the end of its table a holder may go on.
+/// How long after the end of its table a holder may continue.
 const STOPS_MICROS_MAX: Micros = 1_000_000;
 
 /// One shard's entry for a while.
@@ -180,7 +180,7 @@ impl Entries {
     }
 }
 
-/// Where the reading of the log stands.
+/// The position in the log.
 #[derive(Default)]
 struct State {
     uid: String,
@@ -263,7 +263,8 @@ pub(super) fn table_moves_forward(entries: &Entries) -> Verdict {
     )
 }
 
-/// An entry is written after the Lease has the same epoch, holder and incarnation, by the holder or by the one before it.
+/// An entry is written after the Lease has the same epoch, holder and incarnation, by the holder or by the one before
+/// it.
 pub(super) fn lease_before_entry(
     evidence: &Evidence,
     history: &History,
@@ -311,8 +312,8 @@ fn was_there(history: &History, is: impl Fn(&LeaseWrite) -> bool, by: Micros) ->
         .any(|lease| !lease.deleted && is(lease))
 }
 
-/// Each accepted write carries a token, and the Lease and the entry that it names existed before it was sent. No replica
-/// sends anything under a deleted table.
+/// Each accepted write carries a token, and the Lease and the entry that it names existed before it was sent. No
+/// replica sends anything under a deleted table.
 pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &Entries) -> Verdict {
     let mut violations = Vec::new();
     let mut checked = 0;
@@ -389,8 +390,8 @@ fn is_pod(write: &Write) -> bool {
     write.object.starts_with("pods/")
 }
 
-/// Forged fencing tokens change nothing: while users write them, no Lease and no entry gets another holder or epoch, and
-/// none ever reaches the epochs that they wrote.
+/// Forged fencing tokens change nothing: while users write them, no Lease and no entry gets another holder or epoch,
+/// and none ever reaches the epochs that they wrote.
 pub(super) fn forgeries_ignored(
     evidence: &Evidence,
     history: &History,

@@ -329,8 +329,8 @@ impl History {
     }
 }
 
-/// Writes in the order of the store, given in the order of their answers; a deletion, which has no revision, stays where
-/// its time puts it.
+/// Writes in the order of the store, given in the order of their answers; a deletion, which has no revision, stays
+/// where its time puts it.
 fn in_order_of_store<T>(writes: Vec<T>, version: impl Fn(&T) -> Option<u64>) -> Vec<T> {
     let mut last = 0;
     let mut keyed: Vec<(u64, T)> = Vec::new();
@@ -462,8 +462,8 @@ fn token_of(object: &Value, register: Register) -> Option<Token> {
     }
 }
 
-/// What an accepted write left in the registers of its object. A write of one register leaves the other as it is, and so
-/// does a client that is neither a user nor the operator and has no body in the log.
+/// What an accepted write left in the registers of its object. A write of one register leaves the other as it is, and
+/// so does a client that is neither a user nor the operator and has no body in the log.
 fn token_writes(event: &AuditEvent, by_operator: bool) -> Option<TokenWrite> {
     let accepted = event.is_accepted_write() && !event.verb.starts_with("delete");
     let answer = event.response.as_ref().filter(|_| accepted)?;
@@ -492,7 +492,8 @@ fn token_writes(event: &AuditEvent, by_operator: bool) -> Option<TokenWrite> {
     })
 }
 
-/// The uid of the DatabaseCluster for which a token on this object counts: its own, its controller's, or that on a claim.
+/// The uid of the DatabaseCluster for which a token on this object counts: its own, its controller's, or that on a
+/// claim.
 fn cluster_uid(resource: &str, object: &Value) -> Option<String> {
     let object = Some(object);
     match resource {

@@ -19,8 +19,8 @@ pub(super) struct Indeterminate<'a, 'h> {
 }
 
 impl<'h> Indeterminate<'_, 'h> {
-    /// Adds to the known writes those that were not answered and yet executed: a later write builds on a version that no
-    /// known write created, or, when no write followed, the final Lease is as requested or the table names it.
+    /// Adds to the known writes those that were not answered and yet executed: a later write builds on a version that
+    /// no known write created, or, when no write followed, the final Lease is as requested or the table names it.
     pub(super) fn with(&self, known: &[&'h LeaseWrite]) -> Vec<&'h LeaseWrite> {
         let mut gaps: BTreeMap<usize, BTreeMap<Option<u64>, Vec<&'h LeaseWrite>>> = BTreeMap::new();
         let indeterminate = self.history.indeterminate_leases.iter();
@@ -41,7 +41,7 @@ impl<'h> Indeterminate<'_, 'h> {
     }
 
     /// Of those that name one version, only one can have been executed. From the last version to the first, because
-    /// what is known is what came after them.
+    /// only later writes are known.
     fn carried_out(
         &self,
         rivals: &BTreeMap<Option<u64>, Vec<&'h LeaseWrite>>,
@@ -69,9 +69,8 @@ impl<'h> Indeterminate<'_, 'h> {
         found
     }
 
-    /// Higher for stronger evidence: the next write of the Lease; an entry in the table, or writes that the fence admitted; the
-    /// Lease in the end; and
-    /// that no shard is taken from a live replica.
+    /// Higher for stronger evidence: the next write of the Lease; an entry in the table, or writes that the fence
+    /// admitted; the Lease in the end; and that no shard is taken from a live replica.
     fn likelihood(&self, one: &LeaseWrite, next: Option<&LeaseWrite>) -> u8 {
         let by_next = next.is_some_and(|next| {
             let goes_on = next.epoch == one.epoch && same_holder(next, one);

@@ -82,7 +82,7 @@ pub struct Stats {
     pub planned_unowned_seconds: Vec<f64>,
     /// Seconds from a user's change to the operator's first write of that cluster, away from faults.
     pub undisturbed_reaction_seconds: Vec<f64>,
-    /// The same for changes made during a fault.
+    /// The same for changes during a fault.
     pub fault_reaction_seconds: Vec<f64>,
     /// Seconds from the end of the last fault until all was converged.
     pub converged_seconds: Option<f64>,

@@ -1,5 +1,5 @@
-//! Rules about objects: all that was asked for exists, in time, created once, no other manager's fields changed, and then
-//! no further writes.
+//! Rules about objects: all that was asked for exists, in time, created once, no other manager's fields changed, and
+//! then no further writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,8 +11,8 @@ use crate::evidence::{Asked, Evidence, LastState, Micros, micros, seconds};
 /// Children of what was deleted are removed by Kubernetes' own garbage collector, in its own time.
 const COLLECTED_SECONDS: f64 = 30.0;
 
-/// The final state is what users asked for, and nothing else; and it was reached in time after the last fault and the users'
-/// last change.
+/// The final state is what users asked for, and nothing else; and it was reached in time after the last fault and the
+/// users' last change.
 pub(super) fn converged(evidence: &Evidence, history: &History) -> Verdict {
     let mut violations = missing(&evidence.asked, &evidence.last);
     let due = promised_from(evidence, history)

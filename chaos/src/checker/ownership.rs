@@ -27,8 +27,8 @@ pub struct Span {
     pub to: Micros,
     /// The holder; empty: none.
     pub holder: String,
-    /// Whether that holder could act: its process ran, was reachable, had not begun a new incarnation, and the shard table
-    /// named it as well.
+    /// Whether that holder could act: its process ran, was reachable, had not begun a new incarnation, and the shard
+    /// table named it as well.
     pub acts: bool,
     /// Whether nothing but the entry in the shard table was missing.
     #[serde(default)]
@@ -59,7 +59,7 @@ pub(super) fn leases_compared(history: &History) -> Verdict {
     )
 }
 
-/// Under the operator's own writes the epoch of a shard never falls, a new holder or incarnation comes with a higher one,
+/// Under the operator's own writes the epoch of a shard never falls, a new holder or incarnation has a higher one,
 /// and none is far above what Lease and table had before.
 pub(super) fn epochs_rise(history: &History, entries: &Entries) -> Verdict {
     let mut violations = Vec::new();
@@ -271,8 +271,8 @@ impl<'a> Ownership<'a> {
         gaps
     }
 
-    /// No shard is without an acting holder, but from a fault until the Lease's lifetime and 1 s after it; and a holder that
-    /// could act is soon in the shard table.
+    /// No shard is without an acting holder, but from a fault until the Lease's lifetime and 1 s after it; and a holder
+    /// that could act is soon in the shard table.
     pub(super) fn held(&self) -> Verdict {
         let takeover = micros(self.evidence.scenario.takeover_seconds());
         let excused: Vec<(Micros, Micros)> = self
@@ -380,8 +380,9 @@ impl<'a> Ownership<'a> {
     }
 }
 
-/// From when on the promise counts, for each fault: where those that it takes out had one more heartbeat accepted, as when
-/// only the responses are lost, from that on. A heartbeat that is due is sent after a third of the lifetime at the latest.
+/// From when on the promise counts, for each fault: where those that it takes out had one more heartbeat accepted, as
+/// when only the responses are lost, from that on. A heartbeat that is due is sent after a third of the lifetime at the
+/// latest.
 pub(super) fn promised_from(evidence: &Evidence, history: &History) -> Vec<Option<Micros>> {
     let renewals = history.renewals();
     let interval = micros((evidence.scenario.takeover_seconds() - 1.0) / 3.0);

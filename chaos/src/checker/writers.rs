@@ -113,8 +113,8 @@ struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// The token that it holds counts for this object, and `after` does so too: then epochs may not fall. A token counts if
-    /// it names the uid of the object's own DatabaseCluster; those of two tables are not compared.
+    /// The token that it holds counts for this object, and `after` does so too: then epochs may not fall. A token
+    /// counts if it names the uid of the object's own DatabaseCluster; those of two tables are not compared.
     fn is_above(&self, after: &Token) -> Option<i64> {
         let before = self.token?;
         let own = |token: &Token| self.cluster_uid.is_none_or(|uid| uid == token.cluster);
@@ -253,8 +253,8 @@ pub(super) fn no_stale_writes(
     )
 }
 
-/// How many writes of former holders the fence refused. It rejects the rightful one too, while the API server does not observe
-/// it yet: those do not count.
+/// How many writes of former holders the fence refused. It rejects the rightful one too, while the API server does not
+/// observe it yet: those do not count.
 pub(super) fn fenced(history: &History) -> u64 {
     let shards = history.shards();
     let stale = |write: &&Write| {

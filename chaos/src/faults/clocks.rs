@@ -1,5 +1,5 @@
-//! One more replica whose clocks are off: a time namespace of the kernel shifts its monotonic and boot-time clocks, or it
-//! reads its boot-time clock at another rate, by a failpoint.
+//! One more replica whose clocks are off: a time namespace of the kernel shifts its monotonic and boot-time clocks, or
+//! it reads its boot-time clock at another rate, by a failpoint.
 
 use anyhow::{Context, Result, bail};
 use testbed::fleet::ReplicaOptions;

@@ -1,5 +1,5 @@
-//! A user with the role `edit` in one namespace forges fencing tokens there, at high epochs, all the time. It harms its own
-//! clusters, the victims, and must harm nothing else.
+//! A user with the role `edit` in one namespace forges fencing tokens there, at high epochs, all the time. It harms its
+//! own clusters, the victims, and must harm nothing else.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::state::api;
 const USER: &str = "mallory";
 const NAMESPACE: &str = "mallory";
 const VICTIMS: usize = 3;
-/// The lowest epoch that is forged: no honest fleet comes here.
+/// The lowest forged epoch: no fleet reaches it otherwise.
 const EPOCH_MIN: i64 = 1 << 24;
 /// The highest value that anything in the cluster accepts as an epoch.
 const EPOCH_MAX: i64 = (1 << 31) - (1 << 20) - 1;

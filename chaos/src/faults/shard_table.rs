@@ -55,7 +55,8 @@ pub(super) async fn delete(environment: &mut Environment<'_>, active: &mut Activ
     Ok(())
 }
 
-/// Admission refuses a replica's writes of the table, and its process starts again: it needs entries of its new incarnation.
+/// Admission refuses a replica's writes of the table, and its process starts again: it needs entries of its new
+/// incarnation.
 pub(super) async fn refuse(
     environment: &mut Environment<'_>,
     active: &mut Active,

@@ -160,7 +160,7 @@ pub(super) fn dots(what: &str, values: &[f64], promised: Option<f64>) -> Markup 
         .max(promised.unwrap_or(0.0))
         .max(0.01);
     let x = |value: f64| LEFT + value / end * (WIDTH - LEFT - WORDS);
-    // Where the words stand, so that none covers another when values are alike.
+    // Positions of the labels, so that none covers another when values are alike.
     let marks = [
         ("p50", sorted.percentile(50), "end", "31"),
         ("p99", sorted.percentile(99), "start", "31"),

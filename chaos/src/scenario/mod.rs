@@ -153,8 +153,8 @@ impl Default for Expect {
     }
 }
 
-/// An alert that should fire: the condition of its rule on a metric, held for as long as the fault allows. The rules wait
-/// for minutes, faults here last for seconds.
+/// An alert that should fire: the condition of its rule on a metric, held for as long as the fault allows. The rules
+/// wait for minutes, faults here last for seconds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alert {

@@ -279,7 +279,7 @@ async fn switch(control_plane: &ControlPlane, on: bool) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a stale write is refused, or is not any more, and a right one is admitted.
+/// Waits until a stale write is rejected, or no longer rejected, and a valid one is admitted.
 async fn until_settled(
     client: &Client,
     subject: &Subject,

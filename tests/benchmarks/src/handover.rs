@@ -1,4 +1,4 @@
-//! Rolling restarts of all replicas under load: for how long each shard stands still, and what is cut short.
+//! Rolling restarts of all replicas under load: how long each shard has no work, and which reconciles are cancelled.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -82,7 +82,7 @@ enum Benchmark {
         /// The programs.
         programs: Vec<std::path::PathBuf>,
     },
-    /// How long shards stand still in rolling restarts of all replicas under load.
+    /// How long shards have no work in rolling restarts of all replicas under load.
     Handover {
         /// Rolling restarts.
         #[arg(long, env = "ROUNDS", default_value_t = 7)]

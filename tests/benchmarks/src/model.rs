@@ -321,7 +321,7 @@ const COPIED_EPOCH: i64 = 1;
 const LEASE: &str = "databasecluster-shard-";
 const FINGERPRINT: &str = "@fingerprint@";
 
-/// Marks what follows from the uid, wherever it stands.
+/// Marks every value that depends on the uid.
 fn mark(value: &mut Value) {
     match value {
         Value::Object(fields) => {

@@ -167,7 +167,7 @@ fn one(
     Ok(())
 }
 
-/// How far down the letter of each event stands, so that none lies on that of the event before.
+/// The row of each event's letter, so that none covers that of the event before.
 fn letter_rows(events: &[Event], end: f64) -> Vec<f64> {
     let mut rows: Vec<f64> = Vec::new();
     for (i, event) in events.iter().enumerate() {

@@ -36,7 +36,7 @@ fn problems(catalogue: &Catalogue, selector: &Selector) -> Vec<String> {
     found
 }
 
-/// Every query that there is, with where it stands.
+/// Every query, with its location.
 fn queries() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for path in files("dashboards", "json").unwrap() {

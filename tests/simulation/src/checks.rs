@@ -12,7 +12,7 @@ use crate::fence;
 use crate::update::Update;
 use crate::world::{Ending, Happening, Who, World};
 
-/// Longest that a shard may stand still while its holder leaves as planned.
+/// Longest time that a shard may have no work while its holder leaves as planned.
 const HANDOVER_GAP_MS_MAX: u64 = 400;
 const LOOK_MS: u64 = 20;
 /// No shard changes hands more often in one run. Users forge far higher epochs.
@@ -58,7 +58,7 @@ pub(crate) struct Checks {
     in_force: BTreeSet<String>,
     /// Of these, those whose member Lease was vacated, replaced or deleted: they never return.
     dead: BTreeSet<String>,
-    /// Since when a shard stands still.
+    /// Since when a shard has no work.
     still_since_ms: BTreeMap<ShardId, u64>,
     /// Since when everything is as it should be.
     well_since_ms: Option<u64>,
@@ -110,7 +110,7 @@ impl World {
 
     /// A replica is about to write in the shard: no other may be able to, and Lease and entry name the writer.
     /// Users that delete or edit Leases and the table by hand can break this for a moment; then what an epoch means
-    /// and the fence still stand.
+    /// and the fence still hold.
     pub(crate) fn check_writing(&mut self, who: Who, token: &FencingToken) {
         let shard = token.shard;
         if let Some((slot, other)) = self.other_actor(who, shard)

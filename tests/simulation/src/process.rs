@@ -31,7 +31,7 @@ impl Clock {
     }
 }
 
-/// The right to act that the machine gave, as the workers see it.
+/// The right to act from the machine, as the workers see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Tenure {
     pub(crate) id: u64,
@@ -44,7 +44,7 @@ pub(crate) struct Tenure {
     pub(crate) running: u32,
 }
 
-/// Where a replica's watch of the Leases stands.
+/// The position of a replica's watch of the Leases.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch {
     /// Events of an older watch are not delivered.
@@ -90,9 +90,9 @@ pub(crate) struct Process {
     pub(crate) valid_until_ms: u64,
     pub(crate) tenures: Vec<Option<Tenure>>,
     pub(crate) watching: Vec<bool>,
-    /// The machine stands still.
+    /// The machine is frozen.
     pub(crate) paused: bool,
-    /// The workers stand still.
+    /// The workers are frozen.
     pub(crate) asleep: bool,
     pub(crate) inbox: Vec<Event>,
     pub(crate) partitioned: bool,

@@ -5,7 +5,7 @@ use crate::core::planner::QUIET_IN_UPDATE_MS;
 use crate::process::Process;
 use crate::world::{Ending, Happening, Who, World};
 
-/// Clocks go wrong by less than a tenth.
+/// Clocks drift by less than a tenth.
 const CLOCK_PER_CENT: u64 = 10;
 /// Within which a fleet is balanced, once it may be.
 const BALANCE_MS: u64 = 10_000;

@@ -23,7 +23,7 @@ const REMEMBERED_MAX: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Register {
     text: Option<String>,
-    /// What the operator wrote last, since the last edit by a user: right, life and incarnation.
+    /// The operator's last write since the last edit by a user: right, process and incarnation.
     written: Option<(FencingToken, (u64, u32))>,
 }
 
@@ -268,8 +268,8 @@ impl World {
         }
     }
 
-    /// The order rule rejected a write, and the response arrives. If fresh reads still name the writer, the token there is
-    /// forged, which is reported once.
+    /// The order rule rejected a write, and the response arrives. If fresh reads still name the writer, the token there
+    /// is forged, which is reported once.
     fn refused(&mut self, write: &FencedWrite) {
         let is_holder = |table: &ShardTable| fence::names(table, &write.token);
         if !self.server.table.as_ref().is_some_and(is_holder) {
@@ -373,7 +373,7 @@ impl World {
         }
     }
 
-    /// No new work begins; the machine hears when none runs any more.
+    /// No new work begins; the machine is notified when none runs any more.
     pub(crate) fn drain(&mut self, who: Who, shard: ShardId) {
         self.trace(|| format!("r{} drains shard {shard}", who.slot));
         let hasty = self.plan.sabotage.no_drain_wait;

@@ -15,7 +15,7 @@ use crate::random::Random;
 use crate::server::{MemberMeta, Sabotage, Server};
 use crate::work::{FencedWrite, Object, TableHistory};
 
-/// How a run ends, once its faults have ended and everything has come right.
+/// How a run ends, once its faults have ended and everything has recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// One replica leaves as planned.
@@ -206,7 +206,7 @@ pub(crate) struct World {
     pub(crate) identities: BTreeMap<u64, String>,
     pub(crate) checks: Checks,
     pub(crate) summary: Summary,
-    /// What went wrong, first of all.
+    /// The first violation.
     pub(crate) failure: Option<String>,
     /// Whether to print what happens.
     pub(crate) traces: bool,
@@ -338,7 +338,7 @@ impl World {
 /// Runs one seed to its end.
 ///
 /// # Errors
-/// What went wrong, with the seed in it.
+/// The violation, with its seed.
 pub fn simulate(plan: Plan, seed: u64) -> Result<Summary, String> {
     let count = ShardCount::new(u64::from(plan.shards)).map_err(|error| error.to_string())?;
     World::new(plan, seed, count)

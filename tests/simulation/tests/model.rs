@@ -124,7 +124,7 @@ fn promises_are_kept_while_replicas_of_two_revisions_are_alive() {
     keeps_its_promises(mixed, 5);
 }
 
-/// With everything that can go wrong with the table, beside what can go wrong with Leases.
+/// With all faults of the table, beside those of Leases.
 fn with_table(faults_max: u8, tampers: bool, sabotage: Sabotage) -> OwnershipModel {
     OwnershipModel {
         table_faults: true,
@@ -186,7 +186,7 @@ fn promises_are_kept_when_one_of_several_entries_is_rejected() {
     keeps_its_promises(batch_refused(Sabotage::default()), 5);
 }
 
-/// The first thing found wrong in a fleet without some part of its protection.
+/// The first violation in a fleet with a part of its protection disabled.
 fn noticed(sabotage: Sabotage, faults_max: u8, tampers: bool, depth: usize) {
     noticed_in(model(sabotage, faults_max, tampers), depth);
 }

@@ -1,6 +1,6 @@
 //! The error of the testbed: what was attempted, and why it did not work.
 
-/// What went wrong, with what was attempted.
+/// An error, with the attempted operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An operation failed for a reason from another library.

@@ -1,6 +1,6 @@
 //! Fencing tokens as an outside observer reads them: which term of a shard wrote an object, and for which cluster.
 //!
-//! This is the one place outside the operator that knows how a token is written.
+//! This is the only place outside the operator that defines the format of a token.
 
 use std::fmt;
 use std::str::FromStr;

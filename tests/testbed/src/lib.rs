@@ -1,6 +1,6 @@
 //! A real Kubernetes control plane and a fleet of operator processes on one machine.
 //!
-//! It is an outside observer: it knows the operator by its command line, its objects, its HTTP
+//! It is an outside observer: it uses the operator's command line, its objects, its HTTP
 //! endpoints and the API server's audit log, and shares no code with it.
 //!
 //! | module | provides |

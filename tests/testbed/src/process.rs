@@ -18,7 +18,7 @@ pub struct ProcessId {
     pub start_ticks: u64,
 }
 
-/// How long a process may take to stand still.
+/// How long a process may take to stop.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a process has used.
@@ -77,7 +77,7 @@ impl ProcessId {
         kill_process(pid, signal).context(format!("signal {signal:?} to process {}", self.pid))
     }
 
-    /// Stops it in its tracks (SIGSTOP), and returns when each of its threads stands still: until
+    /// Stops it (SIGSTOP), and returns when each of its threads has stopped: until
     /// then, one that runs on another core may answer a request.
     ///
     /// # Errors

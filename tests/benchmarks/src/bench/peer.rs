@@ -1,4 +1,4 @@
-//! The Go peer as processes: one leads, the others stand by.
+//! The Go peer as processes: one leads, the others are on standby.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -83,7 +83,7 @@ impl<'a> Peers<'a> {
         Ok(peers)
     }
 
-    /// Starts one more; it leads at once when there is no other, or stands by behind all others.
+    /// Starts one more; it leads at once when there is no other, or is on standby.
     pub(super) async fn add(&mut self) -> Result<()> {
         let log = self.control_plane.folder();
         let log = log.join(format!("peer-{}.log", self.started));

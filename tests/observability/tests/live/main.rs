@@ -82,7 +82,7 @@ fn number(series: &Value) -> Option<f64> {
     series["value"][1].as_str()?.parse().ok()
 }
 
-/// One query with where it stands.
+/// One query with its location.
 struct Asked {
     place: String,
     query: String,

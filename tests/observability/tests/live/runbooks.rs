@@ -1,4 +1,4 @@
-//! Every command of every runbook, run as it stands there against a live control plane.
+//! Every command of every runbook, run verbatim against a live control plane.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -51,7 +51,7 @@ const WITHOUT: [(&str, &str); 4] = [
 ];
 
 /// The commands of all pages, each once, with the first page that has it: the lines of blocks for the shell, and
-/// what stands in a sentence as code.
+/// inline code in sentences.
 fn commands() -> Vec<(String, String)> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();

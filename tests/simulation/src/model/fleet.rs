@@ -1,4 +1,4 @@
-//! The state that is searched: replicas, Leases, what is under way, and what was seen to go wrong.
+//! The searched state: replicas, Leases, requests in flight, and violations.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -34,14 +34,14 @@ pub struct Fleet {
     pub(super) late_objects: Vec<(FencingToken, String)>,
     /// The last write to the one register of the one object of each shard, and its writer.
     objects: BTreeMap<ShardId, (FencingToken, String)>,
-    /// Who worked under each right: table, shard, epoch.
+    /// The replica that worked under each table, shard and epoch.
     workers: BTreeMap<(Arc<str>, ShardId, u32), String>,
     pub(super) dead: BTreeSet<String>,
     pub(super) tampered: bool,
     /// Shards that may move to a replica that has not listed them: their plan was replaced by another before it was
     /// executed, or their handover was sent to one that had, and did not arrive at once.
     pub(super) excused: BTreeSet<ShardId>,
-    /// Things that went wrong so far.
+    /// Faults so far.
     pub faults: u8,
     /// Times a shard was started.
     pub moves: u32,
@@ -123,7 +123,7 @@ impl Fleet {
         self.queue.push_back((n, event));
     }
 
-    /// What may end, or go on, at no charge.
+    /// Faults that may end, or continue, at no charge.
     pub(super) fn ends(&self, steps: &mut Vec<Step>) {
         for (n, replica) in self.replicas.iter().enumerate() {
             match replica.up {
@@ -155,7 +155,7 @@ impl Fleet {
         }
     }
 
-    /// What may go wrong.
+    /// Possible faults.
     pub(super) fn faults(&self, model: &OwnershipModel, steps: &mut Vec<Step>) {
         for (n, replica) in self.replicas.iter().enumerate() {
             if replica.up != Up::Running {

@@ -121,7 +121,7 @@ impl Fleet {
         successor.leaving && says_so
     }
 
-    /// Every watch shows the change at once, but for those that stand still.
+    /// Every watch shows the change at once, except frozen ones.
     pub(super) fn publish(&mut self, event: &Event) {
         if let Some(second) = self.second.as_mut() {
             second.misses(event);

@@ -1,5 +1,5 @@
 //! A model for exhaustive search (stateright): the operator's own ownership machines, Leases, and a
-//! few things that go wrong, at any moment and in any order.
+//! few faults, at any moment and in any order.
 //!
 //! What happens of itself (requests, answers, watches) happens at once and in order, unless a fault
 //! happens: a lost request, a lost response, a late request, a frozen watch, a crash,
@@ -29,7 +29,7 @@ pub struct OwnershipModel {
     pub replicas: usize,
     /// Shards.
     pub shards: ShardCount,
-    /// Things that may go wrong in one run.
+    /// The budget of faults in one run.
     pub faults_max: u8,
     /// Whether users delete Leases by hand.
     pub tampers: bool,
@@ -78,7 +78,7 @@ pub enum Step {
     Leave(usize),
     /// Something happens to the next Lease request of a replica.
     Spoil(usize, NextRequest),
-    /// The watch of a replica stands still.
+    /// The watch of a replica freezes.
     Lag(usize),
     /// Its watch shows what it held back.
     CatchUp(usize),
@@ -86,7 +86,7 @@ pub enum Step {
     Crash(usize),
     /// It starts again in its Pod.
     Restart(usize),
-    /// A replica stands still.
+    /// A replica freezes.
     Pause(usize),
     /// It continues; its workers are first.
     Resume(usize),
@@ -94,13 +94,13 @@ pub enum Step {
     Cut(usize),
     /// It is connected again.
     Mend(usize),
-    /// A second API server hears of nothing any more.
+    /// A second API server gets no more updates.
     Fork,
     /// A replica watches there from now on: its list is old, and later events arrive late.
     MoveTo(usize),
     /// Something happens to the next request of a replica for the table.
     SpoilTable(usize, NextRequest),
-    /// Its watch of the table stands still.
+    /// Its watch of the table is frozen.
     LagTable(usize),
     /// That watch shows what it held back.
     CatchUpTable(usize),

@@ -22,7 +22,7 @@ pub enum Opening {
     /// the next handover is the second in a row.
     TwoHandovers,
     /// The only holder resumed, while a write of the table of its former life is on its way; the others have another
-    /// number of shards, and stand by.
+    /// number of shards, and are on standby.
     Conversion,
     /// The same, and it has just crashed again: soon the others will convert the table, and it may return.
     ConversionAfterCrash,

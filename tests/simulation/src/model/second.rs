@@ -28,7 +28,7 @@ impl Second {
 }
 
 impl Fleet {
-    /// From now on it hears of nothing.
+    /// From now on it gets no updates.
     pub(super) fn fork(&mut self) {
         self.second = Some(Second {
             members: self.server.members.clone(),
@@ -38,7 +38,7 @@ impl Fleet {
         });
     }
 
-    /// A replica lists there, and hears the rest when it catches up.
+    /// A replica lists there, and gets the rest when it catches up.
     pub(super) fn move_to_second(&mut self, n: usize) {
         let Some(second) = self.second.clone() else {
             return;

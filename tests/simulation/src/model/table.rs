@@ -3,7 +3,7 @@
 //! A read of the table and its answer happen at once, as do a probe and a write: the machine keeps one of each under
 //! way, and between a request and its answer nothing but its own events can happen to it that would not as well
 //! happen before or after. What can go in between at the API server is a fault: a late request, a lost reply, a watch
-//! of the table that stands still.
+//! of the table that is frozen.
 
 use super::fleet::Fleet;
 use super::replica::{NextRequest, Up};
@@ -15,7 +15,7 @@ use crate::core::token::FencingToken;
 use crate::fence;
 
 impl Fleet {
-    /// What may go wrong with the table for one replica.
+    /// Faults of the table for one replica.
     pub(super) fn faults_of_table(&self, n: usize, steps: &mut Vec<Step>) {
         let replica = &self.replicas[n];
         if replica.next_of_table == NextRequest::Arrives {
@@ -208,8 +208,8 @@ impl Fleet {
         }
     }
 
-    /// Who works has the Lease and, in the table that stands, the entry. Who hears what happens works under no other
-    /// table.
+    /// A working replica has the Lease and, in the present table, the entry. One with current watches works under no
+    /// other table.
     pub(super) fn check_rights(&mut self, model: &OwnershipModel) {
         for n in 0..self.replicas.len() {
             let replica = &self.replicas[n];

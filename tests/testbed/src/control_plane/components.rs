@@ -23,7 +23,7 @@ pub(super) const NAMES: [&str; 5] = [
 ];
 /// What a program logs when another one has its port.
 pub(super) const PORT_TAKEN: &str = "address already in use";
-/// What the API server answers when a policy names a kind of parameter that it does not know (yet).
+/// The API server's answer when a policy names a kind of parameter that it has not discovered yet.
 const UNUSABLE_POLICY: &str = "failed to configure policy";
 const PORT_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// An API server reads all that there is before it serves.
@@ -78,7 +78,7 @@ impl ControlPlane {
         self.component(name)?.process.freeze()
     }
 
-    /// Lets a paused program go on.
+    /// Resumes a paused program.
     ///
     /// # Errors
     /// When it does not run.
@@ -124,7 +124,7 @@ impl ControlPlane {
         self.wait_until_policies_are_usable().await
     }
 
-    /// Waits until no admission policy refuses everybody because the API server does not yet know the kind of its
+    /// Waits until no admission policy rejects every request because the API server has not discovered the kind of its
     /// parameter: it may report ready before it has read its CRDs, and reads them again every 30 seconds.
     ///
     /// # Errors

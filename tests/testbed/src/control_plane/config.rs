@@ -99,7 +99,7 @@ fn configuration(options: &ControlPlaneOptions, ports: &Ports, bin: &Path, folde
     })
 }
 
-/// The feature gate, as it stands in command lines.
+/// The feature gate, as in command lines.
 pub(super) fn sharding(on: bool) -> String {
     format!("ShardedListAndWatch={on}")
 }

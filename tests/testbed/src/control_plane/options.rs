@@ -23,8 +23,8 @@ pub struct ControlPlaneOptions {
     pub nodes: u32,
     /// For scale runs: no StatefulSet controller and no Pods; a StatefulSet's status follows its spec at once.
     pub statefulset_stage: bool,
-    /// Claims are bound by Kubernetes itself, to volumes that the test creates: there is no provisioner. Otherwise each claim
-    /// counts as bound, without a volume.
+    /// Claims are bound by Kubernetes itself, to volumes that the test creates: there is no provisioner. Otherwise each
+    /// claim counts as bound, without a volume.
     pub real_volumes: bool,
     /// Lifts the controller manager's and the scheduler's own limit of requests per second.
     /// The API server's priority and fairness stays as it is.

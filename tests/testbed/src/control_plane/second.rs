@@ -23,8 +23,8 @@ use crate::wait::{Progress, wait_for};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 64 << 10;
-/// Keys of delayed objects. Nothing else is delayed: a request that has to wait for etcd itself would find the cache caught
-/// up. The API server has a connection for each kind.
+/// Keys of delayed objects. Nothing else is delayed: a request that has to wait for etcd itself would find the cache
+/// caught up. The API server has a connection for each kind.
 const LATE: [&[u8]; 2] = [b"/registry/leases/", b"/registry/database.io/shardtables/"];
 /// Chunks in flight; more make etcd wait.
 const CHUNKS_MAX: usize = 1024;

@@ -231,7 +231,7 @@ impl Replica {
         self.process.freeze()
     }
 
-    /// Lets it go on after [`Replica::stop`].
+    /// Resumes it after [`Replica::stop`].
     ///
     /// # Errors
     /// When it has ended.

@@ -1,5 +1,6 @@
-//! Compares what the operator may do (deploy/base/rbac.yaml) with what it did in the tests (their audit logs), both ways:
-//! nothing granted that was never used, nothing used that is not granted. `make rights` runs the tests and then this.
+//! Compares what the operator may do (deploy/base/rbac.yaml) with what it did in the tests (their audit logs), both
+//! ways: nothing granted that was never used, nothing used that is not granted. `make rights` runs the tests and then
+//! this.
 
 mod rules;
 
@@ -110,7 +111,7 @@ fn used(arguments: &Arguments) -> Result<(BTreeSet<Right>, usize, usize)> {
     Ok((used, logs, requests))
 }
 
-/// A server-side apply of what is not there needs the right to create it too.
+/// A server-side apply of a missing object needs the right to create it too.
 fn rights_of(event: &AuditEvent) -> Vec<Right> {
     let scope = if event.namespace == OPERATOR_NAMESPACE {
         Scope::Own

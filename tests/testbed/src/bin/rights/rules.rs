@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-/// Where a right holds, or a request went.
+/// The scope of a right or a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
     /// In the operator's own namespace.

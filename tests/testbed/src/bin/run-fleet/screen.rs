@@ -87,7 +87,7 @@ fn redraw(drawn_lines: usize, snapshot: &Snapshot) -> usize {
     // More lines than the terminal has would scroll, and could not be redrawn.
     let hidden = lines.len().saturating_sub(height.saturating_sub(1).max(1));
     lines.drain(..hidden);
-    // One write, inside a synchronized update where the terminal knows it, with each line erased only behind its
+    // One write, inside a synchronized update where the terminal supports it, with each line erased only behind its
     // new text: nothing flickers.
     let mut frame = String::from("\x1b[?2026h\x1b[?25l\r");
     if drawn_lines > 0 {
