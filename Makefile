@@ -7,14 +7,14 @@ ifndef CARGO_TARGET_DIR
 CARGO_TARGET_DIR := $(shell tests/target-folder.sh)
 endif
 export CARGO_TARGET_DIR
-# What tests/set-up.sh installs comes first, and a Go that is too old fetches the one that go.mod wants.
+# Programs that tests/set-up.sh installs take precedence, and a Go that is too old fetches the one that go.mod requires.
 export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/databasecluster-operator/go/bin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 export GOTOOLCHAIN ?= auto
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 
-# Options of `make run`, `make chaos`, `make figures`, `make bench` and others, given on the command line or in the
-# environment; those that are empty count as not given.
+# Options of `make run`, `make chaos`, `make bench-fleet`, `make bench` and others, given on the command line or in the
+# environment; empty ones count as not given.
 OPTIONS := CLUSTERS FLEETS GATES ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
 
@@ -22,7 +22,7 @@ $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option))
 help: ## this list
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
-# Says how far it is when it takes longer. $(1): what is built, $(2): what comes next.
+# Prints progress when it takes longer. $(1): what is built, $(2): the next step.
 build = tests/progress.sh "build: $(1)" "$(2)" cargo build --locked
 
 .PHONY: run
@@ -49,54 +49,54 @@ control-plane: ## builds the local control plane's programs (first time: some mi
 
 .PHONY: chaos
 chaos: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-chaos: ready release ## breaks a fleet on purpose and judges by the audit log; QUICK=1 in under 10 minutes, ONLY="scenario ...", SEED=7, REPEAT=30
+chaos: ready release ## injects faults into a fleet and checks the audit log; QUICK=1 in under 10 minutes, ONLY="scenario ...", SEED=7, REPEAT=30
 	@$(call build,chaos,the operator) -p chaos --bins
-	@$(call build,operator with faults,the experiments) --bin databasecluster-operator-planted --features planted-faults
+	@$(call build,operator with failpoints,the experiments) --bin databasecluster-operator-planted --features planted-faults
 	@"$(DEBUG)/chaos" run $(ONLY) $(if $(QUICK),--set quick) $(SEED:%=--seed %) $(REPEAT:%=--repeat %)
 	@$(if $(ONLY),,"$(DEBUG)/sigkill")
 
 .PHONY: chaos-control
-chaos-control: ready ## the scenarios with a planted fault, without it: each has to pass
+chaos-control: ready ## the scenarios with failpoints, with the failpoints disabled: each has to pass
 	@$(call build,chaos,the operator) -p chaos --bins
 	@$(call build,operator,the experiments) --bin databasecluster-operator
 	@"$(DEBUG)/chaos" run --control
 
-.PHONY: figures
-figures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-figures: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers
-	@$(call build,figures,the measurement) -p figures
-	@status=0; for figure in handover join scale quiet cluster fence; do \
-	  "$(DEBUG)/figures" $$figure || status=$$?; [ $$status -ne 130 ] || break; \
+.PHONY: bench-fleet
+bench-fleet: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+bench-fleet: ready release ## CPU, memory and requests for 3,000 DatabaseClusters, of a quiet fleet and of one cluster, the price of the fence and of handovers
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@status=0; for benchmark in handover join scale quiet cluster fence; do \
+	  "$(DEBUG)/benchmarks" $$benchmark || status=$$?; [ $$status -ne 130 ] || break; \
 	done; exit $$status
 
-.PHONY: figures-watch
-figures-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-figures-watch: ready release ## what several replicas cost over one, gate on and off; CLUSTERS=20000 FLEETS=1,2,3,5 GATES=on,off
-	@$(call build,figures,the measurement) -p figures
-	@exec "$(DEBUG)/figures" watch
+.PHONY: bench-watch
+bench-watch: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+bench-watch: ready release ## what several replicas cost over one, gate on and off; CLUSTERS=20000 FLEETS=1,2,3,5 GATES=on,off
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" watch
 
 # One build for each allocator, kept side by side.
 ALLOCATORS := system mimalloc jemalloc
-.PHONY: figures-allocator
-figures-allocator: ready ## memory after everything was listed anew, by allocator; CLUSTERS=3000
+.PHONY: bench-allocator
+bench-allocator: ready ## memory after everything was listed again, by allocator; CLUSTERS=3000
 	@mkdir -p "$(RELEASE)/allocators"
 	@for allocator in $(ALLOCATORS); do \
 	  features=--no-default-features; [ "$$allocator" = system ] || features="$$features --features $$allocator"; \
 	  $(call build,operator with $$allocator,the next allocator) --release -p databasecluster-operator --bin databasecluster-operator $$features; \
 	  cp "$(RELEASE)/databasecluster-operator" "$(RELEASE)/allocators/$$allocator"; \
 	done
-	@$(call build,figures,the measurement) -p figures
-	@exec "$(DEBUG)/figures" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
 
 .PHONY: series
 series: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 series: ready release ## how many series each replica exports with 10,000 DatabaseClusters; CLUSTERS=10000
-	@$(call build,figures,the measurement) -p figures
-	@exec "$(DEBUG)/figures" series
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" series
 
 .PHONY: pictures
 pictures: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-pictures: ready release ## makes docs/pictures of real fleets: the fleet page in a browser, panels of dashboards from Prometheus's data
+pictures: ready release ## creates docs/pictures of real fleets: the fleet page in a browser, panels of dashboards from Prometheus's data
 	@$(call build,pictures,the pictures) -p testbed -p observability --bins
 	@"$(DEBUG)/pictures"
 	@"$(DEBUG)/panels"
@@ -137,15 +137,15 @@ e2e: ## on real nodes of this machine, from installing to upgrading; needs root.
 .PHONY: bench
 bench: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 bench: ready release ## the operator beside a Go operator for the same job, in one run: a table, and .run/bench.json; CLUSTERS=500, ROUNDS=3
-	@$(call build,figures,the measurement) -p figures
-	@exec "$(DEBUG)/figures" bench --json .run/bench.json
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" bench --json .run/bench.json
 
 # Only the operator is built for speed: what observes it need not be.
 .PHONY: release
 release:
 	@$(call build,operator for speed,what measures it) --release -p databasecluster-operator --bin databasecluster-operator
 
-# What `run`, `chaos` and `figures` need before anything is built.
+# What `run`, `chaos` and `bench-fleet` need before anything is built.
 .PHONY: ready
 ready:
 	@tests/set-up.sh run

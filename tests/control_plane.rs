@@ -1,4 +1,4 @@
-//! The control plane of the tests themselves: what it promises is checked before anything is built on it.
+//! The control plane of the tests themselves: its guarantees are checked first, because all other tests depend on them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
@@ -28,7 +28,7 @@ async fn start(options: ControlPlaneOptions) -> ControlPlane {
 }
 
 #[tokio::test]
-async fn two_run_side_by_side_with_the_gate_on_and_off_and_listen_on_loopback_only() {
+async fn two_control_planes_run_side_by_side_on_loopback_with_gate_on_and_off() {
     let off = ControlPlaneOptions {
         sharded_list_and_watch: false,
         ..ControlPlaneOptions::default()
@@ -65,7 +65,7 @@ async fn two_run_side_by_side_with_the_gate_on_and_off_and_listen_on_loopback_on
 }
 
 #[tokio::test]
-async fn fake_nodes_run_pods_and_the_audit_log_tells_who_did_what() {
+async fn fake_nodes_run_pods_and_the_audit_log_records_users() {
     let options = ControlPlaneOptions {
         audit: AuditLevel::Metadata,
         ..ControlPlaneOptions::default()
@@ -94,7 +94,7 @@ async fn fake_nodes_run_pods_and_the_audit_log_tells_who_did_what() {
 
     assert!(
         pods.get_opt("witness").await.unwrap().is_none(),
-        "a deleted Pod is gone at once"
+        "a deleted Pod is removed at once"
     );
 
     let events = control_plane.audit().unwrap();
@@ -127,7 +127,7 @@ async fn fake_nodes_run_pods_and_the_audit_log_tells_who_did_what() {
 }
 
 #[tokio::test]
-async fn an_api_server_comes_back_after_a_pause_and_after_a_kill() {
+async fn api_server_recovers_after_a_pause_and_after_a_kill() {
     let control_plane = start(ControlPlaneOptions::default()).await;
     let maps: Api<ConfigMap> = Api::default_namespaced(control_plane.client());
     let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "kept"}})).unwrap();
@@ -157,7 +157,7 @@ async fn an_api_server_comes_back_after_a_pause_and_after_a_kill() {
 }
 
 #[tokio::test]
-async fn a_statefulset_reports_ready_without_pods_in_scale_mode() {
+async fn statefulset_reports_ready_without_pods_in_scale_mode() {
     use k8s_openapi::api::apps::v1::StatefulSet;
     let options = ControlPlaneOptions {
         statefulset_stage: true,

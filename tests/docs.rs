@@ -1,4 +1,4 @@
-//! Pages that are generated from the code match it. `UPDATE_DOCS=1` writes them anew.
+//! Pages that are generated from the code match it. `UPDATE_DOCS=1` writes them again.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
@@ -29,12 +29,12 @@ fn matches(name: &str, expected: &str) {
 }
 
 #[test]
-fn the_page_of_metrics_matches_the_catalogue() {
+fn metrics_page_matches_the_catalogue() {
     matches("docs/metrics.md", &metrics_doc::page());
 }
 
 #[test]
-fn the_reference_of_the_kind_matches_the_crd() {
+fn api_reference_matches_the_crd() {
     let name = "docs/databasecluster.md";
     let page = fs::read_to_string(path(name)).unwrap();
     let (before, rest) = page.split_once(BEGIN).unwrap();
@@ -43,7 +43,7 @@ fn the_reference_of_the_kind_matches_the_crd() {
 }
 
 #[test]
-fn every_reason_of_a_condition_is_explained() {
+fn every_condition_reason_is_documented() {
     let code = fs::read_to_string(path("src/operator/src/core/lifecycle/stage.rs")).unwrap();
     let page = fs::read_to_string(path("docs/databasecluster.md")).unwrap();
     let (_, reasons) = code.split_once("pub mod reason {").unwrap();
@@ -56,7 +56,7 @@ fn every_reason_of_a_condition_is_explained() {
     for reason in reasons {
         assert!(
             page.contains(&format!("`{reason}`")),
-            "docs/databasecluster.md does not say what {reason} means"
+            "docs/databasecluster.md does not explain {reason}"
         );
     }
 }
@@ -163,7 +163,7 @@ fn allowed(field: &Value, rules: &[String]) -> String {
         all.push(format!("`{}`", pattern.replace('|', "\\|")));
     }
     let own = field["x-kubernetes-validations"].as_array();
-    // Those about a field of it stand there.
+    // Those about a field are in its section.
     let own = own
         .into_iter()
         .flatten()

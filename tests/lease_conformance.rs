@@ -216,7 +216,7 @@ impl Pair {
 }
 
 #[tokio::test]
-async fn random_operations_end_alike_on_the_model_and_on_the_real_api_server() {
+async fn random_operations_match_between_model_and_real_api_server() {
     let control_plane = ControlPlane::start(ControlPlaneOptions::default())
         .await
         .unwrap_or_else(|error| panic!("{error}"));
@@ -248,7 +248,7 @@ async fn random_operations_end_alike_on_the_model_and_on_the_real_api_server() {
     traps(&api).await;
 }
 
-/// What the model's switch "no uid" stands for, and why every write changes `renewTime`.
+/// The meaning of the model's switch "no uid", and the reason why every write changes `renewTime`.
 async fn traps(api: &Api<Lease>) {
     let params = PostParams::default();
     let lease: Lease = serde_json::from_value(serde_json::json!({
@@ -440,7 +440,7 @@ fn as_assumed(
 }
 
 #[tokio::test]
-async fn random_writes_of_the_table_end_alike_on_the_model_and_on_the_real_api_server() {
+async fn random_table_writes_match_between_model_and_real_api_server() {
     let control_plane = ControlPlane::start(ControlPlaneOptions::default())
         .await
         .unwrap_or_else(|error| panic!("{error}"));

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs a command that may take minutes. Silent while it is quick; then one line from time to time: how far it is, how
-# long it has taken, and what comes next. A failure shows the command's last lines, and ends with one line that says
+# long it has taken, and the next step. A failure shows the command's last lines, and ends with one line that explains
 # why. Everything goes to stderr, and nothing to a file: the disk may be full.
 #   tests/progress.sh TITLE NEXT command [argument ...]
 # PROGRESS_BEGAN: when the whole of which this is a part began, in seconds since 1970. PROGRESS_CONTEXT: what a step
-# before this one printed, which may say why this one fails. PROGRESS_SECONDS: between two lines, for tests.
+# before this one printed, which may explain why this one fails. PROGRESS_SECONDS: between two lines, for tests.
 set -uo pipefail
 title=$1
 next=$2
@@ -41,7 +41,7 @@ reason() { # what the command printed
   esac
 }
 
-# Reads what the command prints; its status comes last, as the line "status 0".
+# Reads the command's output; its status is the last line, "status 0".
 watch() {
   local line result rest='' far='' status='' shown=$began kept=()
   while :; do
@@ -77,14 +77,14 @@ watch() {
     [ $((EPOCHSECONDS - began)) -lt "$quiet_seconds" ] || say "done in $(duration $((EPOCHSECONDS - began)))"
     return 0
   fi
-  # A command that was ended from outside says nothing about its status, or that of a signal.
+  # A command that was ended from outside has no status, or that of a signal.
   case ${status:-130} in
     130 | 143)
-      say "interrupted; the next run goes on from here"
+      say "interrupted; the next run resumes from here"
       return 130 ;;
   esac
   [ "${#kept[@]}" -eq 0 ] || printf '%s\n' "${kept[@]}" >&2
-  say "failed: $(reason "${PROGRESS_CONTEXT:-} ${kept[*]:-}" "$status"). What is done already is kept, the next run goes on from here"
+  say "failed: $(reason "${PROGRESS_CONTEXT:-} ${kept[*]:-}" "$status"). What is done already is kept, the next run resumes from here"
   return "$status"
 }
 

@@ -1,4 +1,4 @@
-//! What is kept of a DatabaseCluster and its children, in bytes: measured in a process of its own.
+//! Memory for a cached DatabaseCluster and its children, measured in a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use databasecluster_operator::watch::kinds::{Clusters, PartialMetadata, StatefulSets};
@@ -77,7 +77,7 @@ fn statefulset(name: &str, number: usize, bucket: Bucket) -> Value {
 }
 
 #[test]
-fn a_cluster_with_its_children_takes_a_few_kilobytes() {
+fn cluster_with_children_takes_a_few_kilobytes() {
     let store = Store::new(ShardCount::new(32).unwrap());
     let put = |number: usize| {
         let object = cluster(number);
@@ -94,7 +94,7 @@ fn a_cluster_with_its_children_takes_a_few_kilobytes() {
         keep::<PartialMetadata<ConfigMap>>(&store, &other);
         keep::<PartialMetadata<PodDisruptionBudget>>(&store, &other);
     };
-    // What the first ones cause is not theirs: buffers, code that is paged in.
+    // The first ones also cause other allocations: buffers, code that is paged in.
     (0..100).for_each(put);
     let before = resident_bytes();
     (100..100 + CLUSTERS).for_each(put);

@@ -11,9 +11,9 @@ AUDIT_KEEP=$(mktemp -d)
 export AUDIT_KEEP
 trap 'rm -rf "$log" "$AUDIT_KEEP"' EXIT
 
-# Which part of how many, for how long so far, and what comes next.
+# The number of the part, the time so far, and the next part.
 parts=("set-up" "control plane" "helm" "format" "licences and sources of dependencies" "lint" "program"
-  "lint, with faults to plant" "program with faults to plant" "tests")
+  "lint, with failpoints" "program with failpoints" "tests")
 # Only all tests together use all rights.
 [ -n "${TEST_ARGS:-}" ] || parts+=("rights as used")
 part=0
@@ -61,14 +61,14 @@ if [ "$failed" -eq 0 ]; then
   check "licences and sources of dependencies" cargo run --quiet --locked -p packaging -- deny
   check "lint" cargo clippy --workspace --all-targets --locked -- -D warnings
   check "program" cargo build --workspace --bins --locked
-  # After the others, beside which it lies: the same program, with faults that tests can plant.
-  check "lint, with faults to plant" cargo clippy --bins --features planted-faults --locked -- -D warnings
-  check "program with faults to plant" cargo build --bin databasecluster-operator-planted --features planted-faults --locked
+  # After the others, beside which it is stored: the same program, with failpoints for tests.
+  check "lint, with failpoints" cargo clippy --bins --features planted-faults --locked -- -D warnings
+  check "program with failpoints" cargo build --bin databasecluster-operator-planted --features planted-faults --locked
   tests "tests" cargo test --workspace --locked --no-fail-fast ${TEST_ARGS:+$TEST_ARGS}
   [ -n "${TEST_ARGS:-}" ] ||
     check "rights as used" cargo run --quiet --locked -p testbed --bin rights -- "$AUDIT_KEEP"
 fi
-# A full disk makes the parts above fail in many words.
+# A full disk makes the parts above fail with many messages.
 [ "$failed" -eq 0 ] || df -Pm . "${CARGO_TARGET_DIR:-.}" "${TMPDIR:-/tmp}" 2>/dev/null | awk '
   NR > 1 && $4 < 100 && !seen[$6]++ { printf "\nthe disk of %s is full: free some of it and run this again\n", $6 }'
 printf '\n%s passed, %s failed\n' "$passed" "$failed"

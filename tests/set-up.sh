@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs what this machine lacks for building and testing, after one line that says what; silent when all is there.
-# Debian and Ubuntu: by apt-get, as root or by sudo. Elsewhere it says in one line each what is missing.
+# Installs what this machine lacks for building and testing, after one line that lists it; silent when nothing is missing.
+# Debian and Ubuntu: by apt-get, as root or by sudo. Elsewhere it prints one line for each missing part.
 #   tests/set-up.sh [operator|run|test|nodes|fresh]
 # operator: the Rust toolchain; run: also the local control plane; test: also what tests need; nodes: real nodes;
 # fresh: a bare machine in a folder.
-# SETUP=check installs nothing and says what is missing; SETUP=no does nothing.
+# SETUP=check installs nothing and lists what is missing; SETUP=no does nothing.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 level=${1:-test}
@@ -12,11 +12,11 @@ level=${1:-test}
 root=${SETUP_ROOT:-}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/databasecluster-operator
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
-# As in the Makefile: what this script installs comes first.
+# As in the Makefile: what this script installs takes precedence.
 PATH=$cache/go/bin:$cargo_home/bin:$PATH
 export GOTOOLCHAIN=${GOTOOLCHAIN:-auto}
 
-# The one list: who needs it | a program, a file or a header that shows it is there | Debian's package, or several of
+# The one list: what needs it | a program, a file or a header that shows that it is installed | Debian's package, or several of
 # which the first that exists is taken | what for.
 parts() {
   cat <<'END'
@@ -48,7 +48,7 @@ missing=0
 lack() { say "$*"; missing=$((missing + 1)); }
 
 in_progress=
-trap '[ -n "$in_progress" ] || say "interrupted; the next run goes on from here"; exit 130' INT TERM
+trap '[ -n "$in_progress" ] || say "interrupted; the next run resumes from here"; exit 130' INT TERM
 progress() { # title, command ...
   local title=$1 status
   shift
@@ -126,7 +126,7 @@ keep_servers_off() {
   done
 }
 
-# Chooses how to become root; says in one line why that is not possible.
+# Chooses how to become root; explains in one line why that is not possible.
 become_root() {
   as_root=(env)
   [ "$(id -u)" -ne 0 ] || return 0
@@ -187,7 +187,7 @@ set_up_packages() {
     for entry in "${lacking[@]}"; do
       part=${entry#*|}
       case $entry in
-        # These two say more, below.
+        # These two print more, below.
         rustup\|* | golang-go\|*) ;;
         *) lack "${part%%|*} is missing: install it (Debian: apt-get install ${entry%%[ |]*}); ${entry##*|}" ;;
       esac
@@ -232,7 +232,7 @@ set_up_rust() {
   fi
 }
 
-# What Go does by itself since 1.21, for an older one: its toolchain is a module, whose programs may be run.
+# As Go does by itself since 1.21, for an older one: its toolchain is a module, whose programs may be run.
 fetch_go() {
   local module folder
   module=golang.org/toolchain@v0.0.1-go$1.$(go env GOOS)-$(go env GOARCH)

@@ -1,4 +1,4 @@
-//! Style as a test: sizes of functions, first lines, what `core/` may know, links.
+//! Code conventions as a test: sizes of functions, first lines, dependencies of `core/`, links.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
@@ -102,7 +102,7 @@ fn none(found: Vec<String>) {
 
 #[test]
 fn functions_are_short() {
-    // A test may tell its story in one piece.
+    // A test may be one long function.
     let is_test = |file: &File| {
         let name = &file.name;
         name.contains("/tests/")
@@ -162,7 +162,7 @@ fn function_name(line: &str) -> Option<String> {
 }
 
 #[test]
-fn modules_say_what_they_are_for() {
+fn modules_have_documentation() {
     let silent = rust_files().into_iter().filter_map(|file| {
         let first = file.text.lines().next().unwrap_or_default();
         let purpose = first.strip_prefix("//! ").unwrap_or_default();
@@ -172,7 +172,7 @@ fn modules_say_what_they_are_for() {
 }
 
 #[test]
-fn no_file_knows_the_machine_it_was_written_on() {
+fn no_file_contains_machine_specific_paths() {
     let homes = [["/ro", "ot/"].concat(), ["/wo", "rk/"].concat()];
     let found = files().into_iter().flat_map(|file| {
         let lines = file.text.lines().enumerate();
@@ -185,7 +185,7 @@ fn no_file_knows_the_machine_it_was_written_on() {
 }
 
 #[test]
-fn core_knows_no_clock_no_chance_and_no_cluster() {
+fn core_uses_no_clock_no_randomness_and_no_api() {
     let outside = [
         "tokio",
         "kube::",
@@ -287,7 +287,7 @@ fn library_names_no_operator_and_no_crate_takes_sources_of_another() {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_resolve() {
     let mut found = Vec::new();
     for file in files() {
         if file.extension() != "md" {
@@ -326,7 +326,7 @@ fn links(text: &str) -> Vec<(usize, String)> {
 }
 
 #[test]
-fn the_rules_themselves_find_what_they_look_for() {
+fn rules_detect_their_own_violations() {
     let text = "impl A {\n    pub async fn long() {\n        a();\n\n    }\n\n    fn short() {}\n    fn none();\n    fn wide(\n        a: u8,\n    ) -> u8;\n}\n";
     let found = functions(text);
     let expected = [

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Who holds a shard, by its Lease; with --kill also the PodChaos that kills exactly this one:
+# Prints the holder of a shard, by its Lease; with --kill also the PodChaos that kills exactly this one:
 #   chaos/chaos-mesh/shard-leader.sh 7 --kill | kubectl apply -f -
 set -eu
 namespace=${OPERATOR_NAMESPACE:-databasecluster-system}

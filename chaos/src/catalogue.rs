@@ -15,7 +15,7 @@ pub fn folder() -> PathBuf {
 /// All of them, by name.
 ///
 /// # Errors
-/// When one can not be understood.
+/// When one cannot be parsed.
 pub fn all() -> Result<Vec<Scenario>> {
     let folder = folder();
     let what = || format!("read {}", folder.display());

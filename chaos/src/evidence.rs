@@ -1,5 +1,5 @@
-//! What a run leaves for the judge: who lived when, what was done to whom, what users asked for, what was there in the
-//! end, and samples. The API server's audit log lies beside it.
+//! The evidence of a run for the checker: process lifetimes, faults and their targets, what users asked for, the final
+//! state, and samples. The API server's audit log lies beside it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use testbed::table::Table;
 
-use crate::judge::History;
+use crate::checker::History;
 use crate::scenario::Scenario;
 
 /// Microseconds since 1970, as in the audit log.
@@ -38,18 +38,18 @@ pub fn seconds(micros: Micros) -> f64 {
     micros as f64 / 1e6
 }
 
-/// All that the judge is given beside the audit log.
+/// All that the checker gets beside the audit log.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Evidence {
     /// What was to be done.
     pub scenario: Scenario,
-    /// When everybody was ready and the users began.
+    /// When all replicas were ready and the users began.
     pub begun: Micros,
     /// When the users stopped.
     pub load_ended: Micros,
     /// When all was found converged; none when it was not.
     pub converged: Option<Micros>,
-    /// From when on nobody asked for anything and the fleet should have been quiet, and until when that was watched.
+    /// Start and end of the observed time without user requests, in which the fleet should have been quiet.
     pub quiet: Option<(Micros, Micros)>,
     /// Every process that ever ran.
     pub lives: Vec<Life>,
@@ -57,12 +57,12 @@ pub struct Evidence {
     pub faults: Vec<Injected>,
     /// What users asked for.
     pub asked: Asked,
-    /// What was there in the end.
+    /// The final state.
     pub last: LastState,
-    /// What the replicas used and said, twice a second.
+    /// Resource usage and metrics of the replicas, twice a second.
     pub samples: Vec<Sample>,
-    /// Why the runner could not go on, if it could not.
-    pub trouble: Option<String>,
+    /// Why the runner stopped early, if it did.
+    pub problem: Option<String>,
 }
 
 /// One process of a replica.
@@ -101,7 +101,7 @@ impl Life {
 pub struct Injected {
     /// Its kind, as in scenario files.
     pub kind: String,
-    /// In words: what was done to whom.
+    /// In words: what was done to which replicas.
     pub what: String,
     /// The replicas that were hit.
     pub pods: Vec<String>,
@@ -110,15 +110,15 @@ pub struct Injected {
     /// When it ended.
     pub to: Micros,
     /// From when on the promise counts that all is held within the Lease's lifetime and 1 s; none for what may leave
-    /// nothing unheld at all, such as a planned stop.
+    /// no shard unheld at all, such as a planned stop.
     pub recover_from: Option<Micros>,
-    /// Whether it takes the replicas out of the fleet, so that others must take their work over.
+    /// Whether it takes the replicas out of the fleet, so that others must take over their work.
     pub takes_out: bool,
     /// Whether requests may reach the API server long after they were sent.
     pub delays_requests: bool,
-    /// Whether requests may be carried out that the audit log does not know.
+    /// Whether requests may be executed that the audit log does not contain.
     pub hides_requests: bool,
-    /// How often it bit: signals sent, requests spoilt, Leases edited.
+    /// How often it took effect: signals sent, requests disturbed, Leases edited.
     pub bites: u64,
     /// DatabaseClusters, by `namespace/name`, that are meant to suffer while it lasts.
     #[serde(default)]
@@ -126,7 +126,7 @@ pub struct Injected {
     /// The lowest epoch of the fencing tokens that it forged.
     #[serde(default)]
     pub forged_epoch: Option<i64>,
-    /// What was not as it must be while it lasted.
+    /// What was not as expected while it lasted.
     #[serde(default)]
     pub unexpected: Vec<String>,
 }
@@ -138,7 +138,7 @@ pub struct Asked {
     pub accepted: u64,
     /// Changes that were sent again because their outcome was not known.
     pub repeated: u64,
-    /// What each cluster, by `namespace/name`, should be in the end: its CPU request and its replicas; none: gone.
+    /// What each cluster, by `namespace/name`, should be in the end: its CPU request and its replicas; none: deleted.
     pub wanted: BTreeMap<String, Option<Wanted>>,
 }
 
@@ -151,7 +151,7 @@ pub struct Wanted {
     pub replicas: u32,
 }
 
-/// What was there in the end.
+/// The final state.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct LastState {
     /// The DatabaseClusters, by `namespace/name`.
@@ -182,7 +182,7 @@ pub struct LastCluster {
     /// The fencing token in its status, written as in an annotation.
     #[serde(default)]
     pub status_token: String,
-    /// Whether another manager's mark is still there; none: it never had one.
+    /// Whether another manager's mark still exists; none: it never had one.
     pub mark_kept: Option<bool>,
 }
 
@@ -198,22 +198,22 @@ pub struct LastChild {
     pub token: String,
     /// For StatefulSets: instances and CPU request of the first container.
     pub workload: Option<Wanted>,
-    /// Whether another manager's mark is still there; none: it never had one.
+    /// Whether another manager's mark still exists; none: it never had one.
     pub mark_kept: Option<bool>,
 }
 
-/// What a replica used and said at one moment.
+/// Resource usage and metrics of a replica at one moment.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Sample {
     /// When.
     pub at: Micros,
-    /// Who.
+    /// The replica.
     pub pod: String,
     /// Memory, by the kernel.
     pub memory_bytes: u64,
     /// CPU used so far, by the kernel.
     pub cpu_seconds: f64,
-    /// What it said itself: metrics summed over their labels. Empty when it did not answer.
+    /// The metrics that it exported, summed over their labels. Empty when it did not answer.
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -224,7 +224,7 @@ impl Evidence {
     /// Writes it into a folder, and the audit log beside it.
     ///
     /// # Errors
-    /// When that can not be written.
+    /// When that cannot be written.
     pub fn write(&self, folder: &Path, audit_log: &Path) -> Result<()> {
         let what = || format!("write the evidence into {}", folder.display());
         std::fs::create_dir_all(folder).with_context(what)?;
@@ -236,7 +236,7 @@ impl Evidence {
     /// Reads what [`Evidence::write`] wrote.
     ///
     /// # Errors
-    /// When it is not there or can not be understood.
+    /// When it does not exist or cannot be parsed.
     pub fn read(folder: &Path) -> Result<(Self, History)> {
         let what = || format!("read the evidence in {}", folder.display());
         let text = std::fs::read(folder.join(EVIDENCE)).with_context(what)?;

@@ -1,8 +1,8 @@
-//! Tells people what is going on, one line at a time, each with the seconds since the scenario began.
+//! Prints progress, one line at a time, each with the seconds since the scenario began.
 
 use std::time::Instant;
 
-/// Tells of one scenario.
+/// The progress of one scenario.
 #[derive(Clone, Debug)]
 pub struct Progress {
     began: Instant,
@@ -10,7 +10,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// From now on; `quiet` tells nothing.
+    /// Starts the clock; `quiet` prints nothing.
     #[must_use]
     pub fn new(quiet: bool) -> Self {
         Self {
@@ -20,7 +20,7 @@ impl Progress {
     }
 
     /// Prints one line.
-    pub fn tell(&self, line: impl AsRef<str>) {
+    pub fn report(&self, line: impl AsRef<str>) {
         if !self.quiet {
             println!(
                 "  [{:5.1} s] {}",

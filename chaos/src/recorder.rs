@@ -1,4 +1,4 @@
-//! Samples what each replica uses and says, twice a second, and tells of progress.
+//! Samples resource usage and metrics of each replica, twice a second, and prints progress.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::evidence::{Micros, Sample, now_micros};
 
 const INTERVAL: Duration = Duration::from_millis(500);
-/// A replica that is frozen or busy is asked again the next time.
+/// A replica that is frozen or busy is sampled again the next time.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(400);
 /// Whether the replica answered, as Prometheus has it.
 const UP: &str = "up";
@@ -71,7 +71,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins to sample; `also` are more metrics to keep.
+    /// Starts sampling; `also` are more metrics to keep.
     #[must_use]
     pub fn begin(targets: Targets, also: Vec<String>) -> Self {
         let stop = CancellationToken::new();
@@ -104,7 +104,7 @@ impl Recorder {
 }
 
 async fn sample(at: Micros, target: Target, also: &[String]) -> Option<Sample> {
-    let figures = target.process.figures().ok()?;
+    let stats = target.process.usage().ok()?;
     let asked = http_get::get(&target.url, "/metrics", "text/plain");
     let (up, mut metrics) = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
         Ok(Ok(answer)) if answer.status == 200 => (1.0, kept(&Metrics::parse(&answer.body), also)),
@@ -114,8 +114,8 @@ async fn sample(at: Micros, target: Target, also: &[String]) -> Option<Sample> {
     Some(Sample {
         at,
         pod: target.pod,
-        memory_bytes: figures.resident_bytes,
-        cpu_seconds: figures.cpu_seconds,
+        memory_bytes: stats.resident_bytes,
+        cpu_seconds: stats.cpu_seconds,
         metrics,
     })
 }
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metric_is_summed_over_its_labels_but_for_the_one_that_is_given() {
+    fn metric_is_summed_over_all_labels_except_the_given_one() {
         let text = "r{code=\"200\",verb=\"a\"} 5\nr{code=\"429\",verb=\"a\"} 1\nr{code=\"429\",verb=\"b\"} 2\n";
         let metrics = Metrics::parse(text);
         assert_eq!(value(&metrics, "r"), Some(8.0));

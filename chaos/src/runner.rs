@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use testbed::fleet::{ReplicaOptions, planted_binary};
+use testbed::fleet::{ReplicaOptions, failpoints_binary};
 use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, load, shards};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::arena::{Arena, READY_TIMEOUT};
+use crate::checker::{self, CheckResult, History};
+use crate::environment::{Environment, READY_TIMEOUT};
 use crate::evidence::{Evidence, LastState, Micros, now_micros};
 use crate::faults::{self, Active};
-use crate::judge::{self, History, Judgement};
 use crate::progress::Progress;
 use crate::recorder::{Recorder, Targets};
 use crate::scenario::Scenario;
@@ -20,10 +20,10 @@ use crate::state;
 use crate::users::{NAMESPACES, Users, wanted_keys};
 
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
-const PLANTED_TIMEOUT: Duration = Duration::from_secs(15);
+const FAILPOINTS_TIMEOUT: Duration = Duration::from_secs(15);
 const COAXED_MAX: usize = 3;
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// Between the last thing that was found to happen and the quiet time.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Between convergence and the quiet time.
 const BREATH: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(8);
 /// Clusters whose objects another manager marks.
@@ -31,15 +31,15 @@ const MARKED_MAX: usize = 20;
 
 /// What a run left.
 pub struct Outcome {
-    /// What the judge was given.
+    /// The input of the checker.
     pub evidence: Evidence,
     /// The audit log.
     pub history: History,
-    /// What the judge found.
-    pub judgement: Judgement,
+    /// What the checker found.
+    pub result: CheckResult,
 }
 
-/// Runs a scenario and judges it; the evidence is kept in `folder`.
+/// Runs a scenario and checks it; the evidence is kept in `folder`.
 ///
 /// # Errors
 /// When not even the evidence could be gathered.
@@ -52,16 +52,16 @@ pub async fn run(scenario: &Scenario, folder: &Path, progress: Progress) -> Resu
         ..ControlPlaneOptions::default()
     })
     .await?;
-    progress.tell("control plane: up");
+    progress.report("control plane: up");
     let evidence = experiment(scenario, &control_plane, folder, progress.clone()).await?;
     evidence.write(folder, &control_plane.audit_log()?)?;
     let history = History::from_log(&control_plane.audit_log()?)?;
     control_plane.stop().await?;
-    let judgement = judge::judge(&evidence, &history);
+    let result = checker::check(&evidence, &history);
     Ok(Outcome {
         evidence,
         history,
-        judgement,
+        result,
     })
 }
 
@@ -71,8 +71,8 @@ async fn experiment(
     folder: &Path,
     progress: Progress,
 ) -> Result<Evidence> {
-    let mut arena = enter(scenario, control_plane, progress).await?;
-    let marked = settle(&mut arena).await?;
+    let mut environment = enter(scenario, control_plane, progress).await?;
+    let marked = settle(&mut environment).await?;
     let also = scenario
         .expect
         .alert
@@ -80,28 +80,28 @@ async fn experiment(
         .flat_map(|alert| [Some(alert.metric.clone()), alert.share_of.clone()])
         .flatten()
         .collect();
-    let recorder = Recorder::begin(arena.targets.clone(), also);
+    let recorder = Recorder::begin(environment.targets.clone(), also);
     let mut evidence = empty(scenario);
-    let asking = arena.users.begin(&scenario.load);
-    let trouble = go_through(&mut arena, &mut evidence).await.err();
-    if trouble.is_none() {
+    let asking = environment.users.begin(&scenario.load);
+    let problem = go_through(&mut environment, &mut evidence).await.err();
+    if problem.is_none() {
         sleep(Duration::from_secs_f64(scenario.load.after_seconds)).await;
     }
     asking.stop().await;
     evidence.load_ended = now_micros();
-    evidence.trouble = trouble.map(|error| format!("{error:#}"));
-    calm_down(&mut arena, &mut evidence, &marked).await?;
+    evidence.problem = problem.map(|error| format!("{error:#}"));
+    wait_for_convergence(&mut environment, &mut evidence, &marked).await?;
     evidence.samples = recorder.end().await;
-    evidence.lives.clone_from(&arena.lives);
-    keep_logs(&arena, folder)?;
+    evidence.lives.clone_from(&environment.lives);
+    keep_logs(&environment, folder)?;
     Ok(evidence)
 }
 
-/// For people who look for the cause of a verdict; the judge does not read them.
-fn keep_logs(arena: &Arena<'_>, folder: &Path) -> Result<()> {
+/// For finding the cause of a verdict; the checker does not read them.
+fn keep_logs(environment: &Environment<'_>, folder: &Path) -> Result<()> {
     let what = || format!("keep the replicas' logs in {}", folder.display());
     std::fs::create_dir_all(folder).with_context(what)?;
-    for replica in arena.fleet.replicas() {
+    for replica in environment.fleet.replicas() {
         let name = format!("{}.log", replica.name());
         std::fs::copy(replica.log(), folder.join(name)).with_context(what)?;
     }
@@ -120,7 +120,7 @@ fn empty(scenario: &Scenario) -> Evidence {
         asked: crate::evidence::Asked::default(),
         last: LastState::default(),
         samples: Vec::new(),
-        trouble: None,
+        problem: None,
     }
 }
 
@@ -129,10 +129,10 @@ async fn enter<'a>(
     scenario: &'a Scenario,
     control_plane: &'a ControlPlane,
     progress: Progress,
-) -> Result<Arena<'a>> {
-    let planted = scenario.planted.as_ref();
-    let switches = planted
-        .map(|planted| planted.switches.clone())
+) -> Result<Environment<'a>> {
+    let failpoints = scenario.failpoints.as_ref();
+    let switches = failpoints
+        .map(|failpoints| failpoints.switches.clone())
         .unwrap_or_default();
     let mut extra_args = scenario.fleet.args.clone();
     extra_args.extend([
@@ -141,18 +141,18 @@ async fn enter<'a>(
     ]);
     let mut options = FleetOptions {
         extra_args,
-        without_fence: planted.is_some_and(|planted| planted.without_fence),
+        without_fence: failpoints.is_some_and(|failpoints| failpoints.without_fence),
         ..FleetOptions::default()
     };
-    if scenario.needs_planted_program() {
-        options.binary = Some(planted_binary()?);
+    if scenario.needs_failpoints_program() {
+        options.binary = Some(failpoints_binary()?);
     }
     if !switches.is_empty() {
         options
             .extra_env
             .push(("DBC_PLANTED_FAULTS".into(), switches.join(",")));
     }
-    let mut arena = Arena {
+    let mut environment = Environment {
         control_plane,
         fleet: Fleet::install(control_plane, options).await?,
         proxies: Vec::new(),
@@ -165,64 +165,69 @@ async fn enter<'a>(
         revision: 1,
     };
     for _ in 0..scenario.fleet.replicas {
-        arena.start(ReplicaOptions::default()).await?;
+        environment.start(ReplicaOptions::default()).await?;
     }
-    arena.fleet.wait_ready(READY_TIMEOUT).await?;
-    // The first to come holds everything for a while: what is created meanwhile would be handed over at once.
-    balance(&arena).await?;
-    arena
+    environment.fleet.wait_ready(READY_TIMEOUT).await?;
+    // The first replica holds everything for a while: objects created meanwhile would be handed over at once.
+    balance(&environment).await?;
+    environment
         .progress
-        .tell(format!("{} replicas: ready", scenario.fleet.replicas));
-    Ok(arena)
+        .report(format!("{} replicas: ready", scenario.fleet.replicas));
+    Ok(environment)
 }
 
-/// Waits until each replica holds its part. A fleet in which a fault was planted is given a while, and need not get there.
-async fn balance(arena: &Arena<'_>) -> Result<()> {
-    if arena.scenario.planted.is_none() {
-        return Ok(shards::wait_balanced(&arena.fleet, SETTLE_TIMEOUT).await?);
+/// Waits until each replica holds its part. A fleet with failpoints gets some time, and need not get there.
+async fn balance(environment: &Environment<'_>) -> Result<()> {
+    if environment.scenario.failpoints.is_none() {
+        return Ok(shards::wait_balanced(&environment.fleet, SETTLE_TIMEOUT).await?);
     }
-    if let Err(error) = shards::wait_balanced(&arena.fleet, PLANTED_TIMEOUT).await {
-        arena
+    if let Err(error) = shards::wait_balanced(&environment.fleet, FAILPOINTS_TIMEOUT).await {
+        environment
             .progress
-            .tell(format!("goes on all the same: {error}"));
+            .report(format!("continues all the same: {error}"));
     }
     Ok(())
 }
 
 /// Creates the clusters, waits until all is at rest, and lets another manager mark some objects; returns their uids.
-async fn settle(arena: &mut Arena<'_>) -> Result<BTreeSet<String>> {
-    let client = arena.control_plane.client();
-    let count = arena.scenario.load.clusters;
+async fn settle(environment: &mut Environment<'_>) -> Result<BTreeSet<String>> {
+    let client = environment.control_plane.client();
+    let count = environment.scenario.load.clusters;
     let clusters = load::samples(count, &NAMESPACES);
-    arena.users.own(&clusters);
-    load::create(arena.control_plane, clusters).await?;
-    match arena.scenario.planted {
-        Some(_) => coax(arena).await?,
+    environment.users.own(&clusters);
+    load::create(environment.control_plane, clusters).await?;
+    match environment.scenario.failpoints {
+        Some(_) => prime(environment).await?,
         None => drop(load::wait_all_ready(&client, count, SETTLE_TIMEOUT * 3).await?),
     }
-    balance(arena).await?;
-    let keys = wanted_keys(&arena.users.asked());
+    balance(environment).await?;
+    let keys = wanted_keys(&environment.users.asked());
     let few: Vec<_> = keys.into_iter().take(MARKED_MAX).collect();
-    arena.users.mark(&few).await?;
+    environment.users.mark(&few).await?;
     load::wait_all_ready(&client, count, SETTLE_TIMEOUT).await?;
-    arena
+    environment
         .progress
-        .tell(format!("{count} clusters: Ready; users begin"));
+        .report(format!("{count} clusters: Ready; users begin"));
     state::marked(&client).await
 }
 
-/// What a planted fault missed before anything was broken is no finding: users change something in all clusters, until
+/// What a failpoint missed before the first fault is no finding: users change something in all clusters, until
 /// each is Ready.
-async fn coax(arena: &Arena<'_>) -> Result<()> {
-    let (client, count) = (arena.control_plane.client(), arena.scenario.load.clusters);
+async fn prime(environment: &Environment<'_>) -> Result<()> {
+    let (client, count) = (
+        environment.control_plane.client(),
+        environment.scenario.load.clusters,
+    );
     for _ in 0..COAXED_MAX {
-        let Err(error) = load::wait_all_ready(&client, count, PLANTED_TIMEOUT).await else {
+        let Err(error) = load::wait_all_ready(&client, count, FAILPOINTS_TIMEOUT).await else {
             return Ok(());
         };
-        arena.progress.tell(format!("nudges all clusters: {error}"));
-        arena.users.nudge().await?;
+        environment
+            .progress
+            .report(format!("nudges all clusters: {error}"));
+        environment.users.nudge().await?;
     }
-    load::wait_all_ready(&client, count, PLANTED_TIMEOUT).await?;
+    load::wait_all_ready(&client, count, FAILPOINTS_TIMEOUT).await?;
     Ok(())
 }
 
@@ -233,10 +238,10 @@ enum Step {
 }
 
 /// All faults at their times.
-async fn go_through(arena: &mut Arena<'_>, evidence: &mut Evidence) -> Result<()> {
+async fn go_through(environment: &mut Environment<'_>, evidence: &mut Evidence) -> Result<()> {
     let began = Instant::now();
     let at = |seconds: f64| began + Duration::from_secs_f64(seconds);
-    let scenario = arena.scenario;
+    let scenario = environment.scenario;
     let mut steps: Vec<(Instant, Step)> = scenario
         .faults
         .iter()
@@ -255,7 +260,7 @@ async fn go_through(arena: &mut Arena<'_>, evidence: &mut Evidence) -> Result<()
                 let Some(fault) = scenario.faults.get(index) else {
                     continue;
                 };
-                let active = faults::begin(arena, fault)
+                let active = faults::begin(environment, fault)
                     .await
                     .with_context(|| format!("begin {}", fault.label()))?;
                 let over = Instant::now() + Duration::from_secs_f64(fault.seconds());
@@ -263,10 +268,10 @@ async fn go_through(arena: &mut Arena<'_>, evidence: &mut Evidence) -> Result<()
             }
             Step::End(active) => {
                 let label = active.injected.kind.clone();
-                let injected = faults::end(arena, *active)
+                let injected = faults::end(environment, *active)
                     .await
                     .with_context(|| format!("end {label}"))?;
-                arena.progress.tell(format!(
+                environment.progress.report(format!(
                     "over: {} (bit {} times)",
                     injected.what, injected.bites
                 ));
@@ -278,54 +283,54 @@ async fn go_through(arena: &mut Arena<'_>, evidence: &mut Evidence) -> Result<()
     Ok(())
 }
 
-/// Waits until all is as it should be, and then watches whether it stays quiet.
-async fn calm_down(
-    arena: &mut Arena<'_>,
+/// Waits for convergence, and then checks that the fleet stays quiet.
+async fn wait_for_convergence(
+    environment: &mut Environment<'_>,
     evidence: &mut Evidence,
     marked: &BTreeSet<String>,
 ) -> Result<()> {
-    let client = arena.control_plane.client();
-    evidence.asked = arena.users.asked();
+    let client = environment.control_plane.client();
+    evidence.asked = environment.users.asked();
     let started = Instant::now();
-    let timeout = Duration::from_secs_f64(arena.scenario.expect.patience_seconds);
-    let mut told = Instant::now();
+    let timeout = Duration::from_secs_f64(environment.scenario.expect.patience_seconds);
+    let mut reported = Instant::now();
     loop {
-        // While an API server is starting it may refuse even an administrator.
+        // While an API server is starting it may reject even an administrator.
         match state::look(&client, |uid| marked.contains(uid)).await {
             Ok(last) => {
-                let missing = judge::missing(&evidence.asked, &last);
+                let missing = checker::missing(&evidence.asked, &last);
                 evidence.last = last;
                 if missing.is_empty() {
                     evidence.converged = Some(now_micros());
                     break;
                 }
-                if told.elapsed() > Duration::from_secs(5) {
-                    told = Instant::now();
-                    arena.progress.tell(format!(
-                        "{} things to be done yet, such as: {}",
+                if reported.elapsed() > Duration::from_secs(5) {
+                    reported = Instant::now();
+                    environment.progress.report(format!(
+                        "{} differences left, such as: {}",
                         missing.len(),
                         missing[0]
                     ));
                 }
             }
-            Err(error) => arena.progress.tell(format!("{error:#}")),
+            Err(error) => environment.progress.report(format!("{error:#}")),
         }
         if started.elapsed() > timeout {
-            arena.progress.tell("not converged in time");
+            environment.progress.report("not converged in time");
             return Ok(());
         }
-        sleep(LOOK_INTERVAL).await;
+        sleep(CHECK_INTERVAL).await;
     }
-    arena.progress.tell(format!(
-        "converged {:.1} s after the users' last word",
+    environment.progress.report(format!(
+        "converged {:.1} s after the users' last change",
         started.elapsed().as_secs_f64()
     ));
-    if let Err(error) = balance(arena).await {
-        evidence.trouble.get_or_insert(error.to_string());
+    if let Err(error) = balance(environment).await {
+        evidence.problem.get_or_insert(error.to_string());
         return Ok(());
     }
-    // A fault that was planted is found before that, or not at all.
-    if arena.scenario.planted.is_none() {
+    // A failpoint is found before that, or not at all.
+    if environment.scenario.failpoints.is_none() {
         sleep(BREATH).await;
         evidence.quiet = Some(quiet().await);
     }

@@ -1,4 +1,4 @@
-//! What is there: clusters, children, shard Leases and the shard table, as an administrator sees them.
+//! The state of the API server: clusters, children, shard Leases and the shard table, as an administrator sees them.
 
 use anyhow::{Context, Result};
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
@@ -36,10 +36,10 @@ fn resource(version: &str, kind: &str) -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
 }
 
-/// Looks at everything. `marked` says whether the object of this uid once had another manager's mark.
+/// Reads everything. `marked` returns whether the object of this uid once had another manager's mark.
 ///
 /// # Errors
-/// When something can not be listed.
+/// When something cannot be listed.
 pub async fn look(client: &Client, marked: impl Fn(&str) -> bool) -> Result<LastState> {
     let mut state = LastState::default();
     for cluster in all(load::all_clusters(client.clone()), "").await? {
@@ -73,7 +73,7 @@ pub async fn look(client: &Client, marked: impl Fn(&str) -> bool) -> Result<Last
             );
             state
                 .children
-                .insert(key, look_at_child(&child, kind, &marked));
+                .insert(key, read_child(&child, kind, &marked));
         }
     }
     for shard in shards::list(client).await? {
@@ -91,7 +91,7 @@ fn annotation(object: &DynamicObject) -> String {
     token.cloned().unwrap_or_default()
 }
 
-fn look_at_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bool) -> LastChild {
+fn read_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bool) -> LastChild {
     let uid = child.uid().unwrap_or_default();
     let container = child
         .data
@@ -118,7 +118,7 @@ fn look_at_child(child: &DynamicObject, kind: &str, marked: &impl Fn(&str) -> bo
 /// The uids of all objects that have another manager's mark now.
 ///
 /// # Errors
-/// When something can not be listed.
+/// When something cannot be listed.
 pub async fn marked(client: &Client) -> Result<std::collections::BTreeSet<String>> {
     let mut uids = std::collections::BTreeSet::new();
     let mut objects = all(load::all_clusters(client.clone()), "").await?;

@@ -36,7 +36,7 @@ impl Waiting {
         }
     }
 
-    /// Takes note of events, in any order within one call.
+    /// Records events, in any order within one call.
     pub fn note(&mut self, events: &[AuditEvent]) {
         for event in events
             .iter()
@@ -62,7 +62,7 @@ impl Waiting {
             let Some(key) = cluster_of(event).filter(|key| self.pending.contains(key)) else {
                 continue;
             };
-            // A write that was under way before the change says nothing about the change.
+            // A write in flight before the change is no reaction to it.
             let changed = self.changed_micros.get(&key);
             if changed.is_some_and(|changed| event.received_micros > *changed) {
                 self.pending.remove(&key);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_by_another_replica_after_the_change_counts() {
+    fn write_by_another_replica_after_the_change_counts() {
         for (resource, name) in [("databaseclusters", "a"), ("statefulsets", "a-db")] {
             let mut waiting = waiting();
             waiting.note(&[
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_write_to_a_lease_by_another_replica_takes_the_shard() {
+    fn first_lease_write_by_another_replica_takes_the_shard() {
         let mut waiting = waiting();
         let lease = |pod, name, micros| event(OPERATOR_USER, Some(pod), "leases", name, micros);
         waiting.note(&[lease("dead", "shard-1", 1), lease("other", "shard-2", 2)]);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_counts() {
+    fn other_writes_do_not_count() {
         let refused = AuditEvent {
             code: 422,
             ..event(OPERATOR_USER, Some("other"), "databaseclusters", "a", 9)

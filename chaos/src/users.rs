@@ -1,5 +1,5 @@
-//! The users: they create, change and delete DatabaseClusters, know what they asked for, and ask again until they are
-//! heard.
+//! The users: they create, change and delete DatabaseClusters, record what they asked for, and retry until they are
+//! accepted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +25,7 @@ const MARKER: &str = "a-user";
 const AGAIN: Duration = Duration::from_millis(200);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long users keep asking once the load is over.
-const LAST_WORDS: Duration = Duration::from_secs(90);
+const RETRY_GRACE: Duration = Duration::from_secs(90);
 const AT_ONCE: usize = 16;
 
 /// The users of one run.
@@ -41,21 +41,21 @@ struct State {
     counter: u32,
 }
 
-/// One thing to ask for.
-enum Wish {
+/// One change to request.
+enum UserRequest {
     Create(Key, Wanted),
     Change(Key, Wanted),
     Delete(Key),
 }
 
-/// Users who are asking.
+/// Users at work.
 pub struct Asking {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Users {
-    /// Users who want nothing yet.
+    /// Users that have requested nothing yet.
     #[must_use]
     pub fn new(client: Client, seed: u64) -> Self {
         Self {
@@ -74,7 +74,7 @@ impl Users {
         self.with(|state| state.asked.clone())
     }
 
-    /// Takes note of clusters that were created for them.
+    /// Records clusters that were created for them.
     pub fn own(&self, clusters: &[NewCluster]) {
         self.with(|state| {
             for cluster in clusters {
@@ -98,17 +98,17 @@ impl Users {
     /// Sets an annotation of another manager on these clusters and their children.
     ///
     /// # Errors
-    /// When the API server refuses one.
+    /// When the API server rejects one.
     pub async fn mark(&self, keys: &[Key]) -> Result<()> {
         let marks = stream::iter(keys).map(|key| self.mark_one(key));
         let done: Vec<Result<()>> = marks.buffer_unordered(AT_ONCE).collect().await;
         done.into_iter().collect()
     }
 
-    /// Changes something of no meaning in every cluster, so that each is looked at once more.
+    /// Changes an unrelated annotation of every cluster, so that each is reconciled again.
     ///
     /// # Errors
-    /// When the API server refuses.
+    /// When the API server rejects a request.
     pub async fn nudge(&self) -> Result<()> {
         for key in wanted_keys(&self.asked()) {
             let count = self.with(|state| {
@@ -146,7 +146,7 @@ impl Users {
         Ok(())
     }
 
-    /// Begins to ask, so many times a second, until stopped.
+    /// Starts requesting changes at this rate per second, until stopped.
     #[must_use]
     pub fn begin(&self, load: &LoadPart) -> Asking {
         let stop = CancellationToken::new();
@@ -163,34 +163,38 @@ impl Users {
                     () = stopped.cancelled() => return,
                     _ = ticks.tick() => {}
                 }
-                if let Some(wish) = users.next_wish(load.churn_percent) {
-                    users.ask_until_heard(wish, &stopped).await;
+                if let Some(request) = users.next_request(load.churn_percent) {
+                    users.retry_until_accepted(request, &stopped).await;
                 }
             }
         });
         Asking { stop, task }
     }
 
-    /// Creates all that is wanted and not there, as after a loss of everything.
+    /// Creates all requested clusters that do not exist, as after a loss of everything.
     ///
     /// # Errors
-    /// When the API server refuses.
+    /// When the API server rejects a request.
     pub async fn restore(&self) -> Result<()> {
         let wanted = self.asked().wanted;
         let lacking = wanted
             .into_iter()
             .filter_map(|(name, wanted)| Some((split(&name), wanted?)));
         let stop = CancellationToken::new();
-        let wishes = stream::iter(lacking)
-            .map(|(key, wanted)| self.ask_until_heard(Wish::Create(key, wanted), &stop));
-        wishes.buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+        let requests = stream::iter(lacking).map(|(key, wanted)| {
+            self.retry_until_accepted(UserRequest::Create(key, wanted), &stop)
+        });
+        requests
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<()>>()
+            .await;
         Ok(())
     }
 
     /// Creates many clusters at once; returns how many.
     ///
     /// # Errors
-    /// When the API server refuses one.
+    /// When the API server rejects one.
     pub async fn burst(&self, count: usize) -> Result<u64> {
         let namespace = NAMESPACES[0].to_owned();
         let (mut done, stop) = (0, CancellationToken::new());
@@ -198,11 +202,11 @@ impl Users {
             cpu: "100m".into(),
             replicas: 1,
         };
-        let wishes = (0..count).map(|number| {
-            Wish::Create((namespace.clone(), format!("burst-{number:05}")), wanted())
+        let requests = (0..count).map(|number| {
+            UserRequest::Create((namespace.clone(), format!("burst-{number:05}")), wanted())
         });
-        let mut asked = stream::iter(wishes)
-            .map(|wish| self.ask_until_heard(wish, &stop))
+        let mut asked = stream::iter(requests)
+            .map(|request| self.retry_until_accepted(request, &stop))
             .buffer_unordered(AT_ONCE);
         while asked.next().await.is_some() {
             done += 1;
@@ -210,7 +214,7 @@ impl Users {
         Ok(done)
     }
 
-    fn next_wish(&self, churn_percent: u8) -> Option<Wish> {
+    fn next_request(&self, churn_percent: u8) -> Option<UserRequest> {
         self.with(|state| {
             let keys: Vec<&String> = state.asked.wanted.keys().collect();
             let index = state.rng.usize(..keys.len().max(1));
@@ -221,33 +225,33 @@ impl Users {
             let fresh = format!("{}m", 100 + state.counter % 797);
             let now = state.asked.wanted.get(&name).cloned().flatten();
             match now {
-                None => Some(Wish::Create(
+                None => Some(UserRequest::Create(
                     key,
                     Wanted {
                         cpu: fresh,
                         replicas: 1,
                     },
                 )),
-                Some(_) if churns => Some(Wish::Delete(key)),
+                Some(_) if churns => Some(UserRequest::Delete(key)),
                 Some(now) if now.cpu == fresh => None,
-                Some(now) => Some(Wish::Change(key, Wanted { cpu: fresh, ..now })),
+                Some(now) => Some(UserRequest::Change(key, Wanted { cpu: fresh, ..now })),
             }
         })
     }
 
-    /// Asks until the API server agrees; once stopped, for a while longer, because half a wish is not a wish.
-    async fn ask_until_heard(&self, wish: Wish, stop: &CancellationToken) {
-        let mut last_words = None;
+    /// Retries until the API server accepts; once stopped, for a while longer, so that no change stays half done.
+    async fn retry_until_accepted(&self, request: UserRequest, stop: &CancellationToken) {
+        let mut stopped_at = None;
         loop {
-            let heard = tokio::time::timeout(CALL_TIMEOUT, self.ask(&wish)).await;
-            if matches!(heard, Ok(Ok(()))) {
-                self.note(wish);
+            let accepted = tokio::time::timeout(CALL_TIMEOUT, self.ask(&request)).await;
+            if matches!(accepted, Ok(Ok(()))) {
+                self.note(request);
                 return;
             }
             self.with(|state| state.asked.repeated += 1);
             if stop.is_cancelled() {
-                let since = *last_words.get_or_insert_with(tokio::time::Instant::now);
-                if since.elapsed() > LAST_WORDS {
+                let since = *stopped_at.get_or_insert_with(tokio::time::Instant::now);
+                if since.elapsed() > RETRY_GRACE {
                     return;
                 }
             }
@@ -255,9 +259,9 @@ impl Users {
         }
     }
 
-    async fn ask(&self, wish: &Wish) -> kube::Result<()> {
-        match wish {
-            Wish::Create(key, wanted) => {
+    async fn ask(&self, request: &UserRequest) -> kube::Result<()> {
+        match request {
+            UserRequest::Create(key, wanted) => {
                 let object: DynamicObject = serde_json::from_value(json!({
                     "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
                     "metadata": {"name": key.1, "namespace": key.0},
@@ -269,21 +273,21 @@ impl Users {
                     .create(&PostParams::default(), &object)
                     .await
                 {
-                    // Either we made it ourselves, or the former one is still going: then it must be asked again.
+                    // Either an earlier attempt created it, or the previous one is still being deleted: then retry.
                     Err(kube::Error::Api(status)) if status.code == 409 => {
                         self.must_live(key).await
                     }
                     other => other.map(drop),
                 }
             }
-            Wish::Change(key, wanted) => {
+            UserRequest::Change(key, wanted) => {
                 let change = json!({"spec": spec(wanted)});
                 let (api, params) = (self.clusters(key), PatchParams::default());
                 api.patch(&key.1, &params, &Patch::Merge(&change))
                     .await
                     .map(drop)
             }
-            Wish::Delete(key) => match self
+            UserRequest::Delete(key) => match self
                 .clusters(key)
                 .delete(&key.1, &DeleteParams::default())
                 .await
@@ -299,17 +303,19 @@ impl Users {
         match found.metadata.deletion_timestamp {
             None => Ok(()),
             Some(_) => Err(kube::Error::Service(
-                "the former one is still being deleted".into(),
+                "the previous one is still being deleted".into(),
             )),
         }
     }
 
-    fn note(&self, wish: Wish) {
+    fn note(&self, request: UserRequest) {
         self.with(|state| {
             state.asked.accepted += 1;
-            let (key, wanted) = match wish {
-                Wish::Create(key, wanted) | Wish::Change(key, wanted) => (key, Some(wanted)),
-                Wish::Delete(key) => (key, None),
+            let (key, wanted) = match request {
+                UserRequest::Create(key, wanted) | UserRequest::Change(key, wanted) => {
+                    (key, Some(wanted))
+                }
+                UserRequest::Delete(key) => (key, None),
             };
             state
                 .asked
@@ -328,7 +334,7 @@ impl Users {
 }
 
 impl Asking {
-    /// Stops, and returns when the last wish was heard or given up.
+    /// Stops, and returns when the last change was accepted or given up.
     pub async fn stop(self) {
         self.stop.cancel();
         let _ended = self.task.await;
@@ -346,7 +352,7 @@ fn split(name: &str) -> Key {
     (namespace.to_owned(), name.to_owned())
 }
 
-/// Names of the clusters that are wanted.
+/// Names of the requested clusters.
 #[must_use]
 pub fn wanted_keys(asked: &Asked) -> Vec<Key> {
     let wanted: &BTreeMap<String, Option<Wanted>> = &asked.wanted;

@@ -1,4 +1,5 @@
-//! The scenarios of the set `ci`, run for real: a kill that is survived, and planted faults that the judge must find.
+//! The scenarios of the set `ci`, on a real control plane: a kill that is survived, and failpoints that the checker
+//! must find.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use chaos::progress::Progress;
@@ -15,13 +16,13 @@ async fn run(name: &str) {
         .await
         .unwrap();
     assert!(
-        outcome.judgement.passed(),
+        outcome.result.passed(),
         "{}",
-        report::lines(&outcome.judgement).join("\n")
+        report::lines(&outcome.result).join("\n")
     );
 }
 
-/// One test for each, so that some run at once and each is told by its name.
+/// One test for each, so that some run in parallel and each is reported by its name.
 macro_rules! scenarios {
     ($($test:ident: $name:literal),+ $(,)?) => {
         $(#[tokio::test(flavor = "multi_thread")]
@@ -30,7 +31,7 @@ macro_rules! scenarios {
         })+
 
         #[test]
-        fn each_scenario_of_the_set_has_a_test() {
+        fn each_ci_scenario_has_a_test() {
             let found: Vec<String> = catalogue::of_set(Set::Ci)
                 .unwrap()
                 .into_iter()
@@ -43,8 +44,8 @@ macro_rules! scenarios {
 
 scenarios! {
     a_killed_replica_is_replaced_in_time: "kill-shard-leader",
-    the_lack_of_compare_and_swap_is_found: "planted-no-compare-and-swap",
-    the_lack_of_the_fence_is_found: "planted-no-fence",
-    the_lack_of_the_resync_is_found: "planted-no-resync",
-    the_lack_of_the_validity_check_is_found: "planted-no-validity",
+    missing_compare_and_swap_is_found: "failpoint-no-compare-and-swap",
+    missing_fence_is_found: "failpoint-no-fence",
+    missing_resync_is_found: "failpoint-no-resync",
+    missing_validity_check_is_found: "failpoint-no-validity",
 }

@@ -45,10 +45,10 @@ PROGRESS_BEGAN=$(date +%s)
 export PROGRESS_BEGAN
 kubernetes_version=$(awk '$1 == "k8s.io/kubernetes" {print $2}' "$here/kubernetes/go.mod")
 minor=$(cut -d. -f2 <<<"$kubernetes_version")
-stamp="-X k8s.io/component-base/version.gitVersion=$kubernetes_version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor"
+version_flags="-X k8s.io/component-base/version.gitVersion=$kubernetes_version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor"
 
 build() { # program
-  local module=kubernetes package=k8s.io/kubernetes/cmd/$1 flags=$stamp part=0 next
+  local module=kubernetes package=k8s.io/kubernetes/cmd/$1 flags=$version_flags part=0 next
   case $1 in
     etcd) module=etcd package=go.etcd.io/etcd/server/v3 flags= ;;
     kwok*) module=kwok package=sigs.k8s.io/kwok/cmd/$1 flags= ;;

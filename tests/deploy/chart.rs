@@ -1,4 +1,4 @@
-//! The Helm chart: the same as install.yaml, right for other values, and strict about wrong ones.
+//! The Helm chart: the same as install.yaml, correct for other values, and strict about invalid ones.
 
 use std::process::Command;
 
@@ -27,10 +27,10 @@ fn rendered(namespace: &str, more: &[&str]) -> Objects {
 }
 
 #[test]
-fn with_its_defaults_it_is_install_yaml() {
+fn chart_defaults_render_install_yaml() {
     let made = rendered(NAMESPACE, &["--include-crds"]);
     let mut wanted = installed();
-    // Helm's users make the namespace, as helm install asks them to.
+    // Users of Helm create the namespace, as helm install requires.
     wanted.retain(|(kind, ..), _| kind != "Namespace");
     assert_eq!(
         made.keys().collect::<Vec<_>>(),
@@ -45,7 +45,7 @@ fn with_its_defaults_it_is_install_yaml() {
 }
 
 #[test]
-fn it_has_nothing_that_lint_complains_of() {
+fn chart_passes_helm_lint() {
     run(helm().args(["lint", "--strict", &deploy("chart")]));
     for value in [
         "watchNamespaces={a,b}",
@@ -59,7 +59,7 @@ fn it_has_nothing_that_lint_complains_of() {
 }
 
 #[test]
-fn an_uninstallation_leaves_the_kind_and_what_guards_it() {
+fn uninstall_keeps_the_crd_and_its_policies() {
     let made = rendered(NAMESPACE, &["--include-crds"]);
     let kept =
         |object: &&Value| object["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep";
@@ -81,7 +81,7 @@ fn an_uninstallation_leaves_the_kind_and_what_guards_it() {
 }
 
 #[test]
-fn another_namespace_reaches_every_place_that_names_it() {
+fn release_namespace_replaces_every_default_namespace() {
     let made = rendered(ANOTHER, &[]);
     for ((kind, namespace, name), object) in &made {
         assert!(
@@ -107,7 +107,7 @@ fn another_namespace_reaches_every_place_that_names_it() {
 }
 
 #[test]
-fn some_namespaces_get_a_binding_each_and_the_cluster_none() {
+fn watched_namespaces_get_rolebindings_and_no_clusterrolebinding() {
     let made = rendered(
         NAMESPACE,
         &["--set", "watchNamespaces={shop,databasecluster-system}"],
@@ -131,7 +131,7 @@ fn some_namespaces_get_a_binding_each_and_the_cluster_none() {
 }
 
 #[test]
-fn values_reach_the_flags_and_the_grace_follows_the_drain() {
+fn values_set_the_flags_and_grace_period_follows_drain_timeout() {
     let made = rendered(
         NAMESPACE,
         &[
@@ -191,7 +191,7 @@ fn values_reach_the_flags_and_the_grace_follows_the_drain() {
 }
 
 #[test]
-fn what_is_switched_off_is_not_rendered_and_what_is_switched_on_is() {
+fn optional_objects_render_only_when_enabled() {
     let off = rendered(
         NAMESPACE,
         &[
@@ -227,7 +227,7 @@ fn what_is_switched_off_is_not_rendered_and_what_is_switched_on_is() {
 }
 
 #[test]
-fn the_dashboards_are_those_that_kustomize_makes_a_configmap_of() {
+fn chart_dashboards_match_the_kustomize_configmap() {
     let name = "databasecluster-dashboards";
     let wanted = kustomize(&root().join("dashboards"));
     let wanted = object(&wanted, "ConfigMap", name);
@@ -244,7 +244,7 @@ fn the_dashboards_are_those_that_kustomize_makes_a_configmap_of() {
 }
 
 #[test]
-fn the_alerts_are_those_of_the_component_with_the_address_and_the_labels_that_were_asked_for() {
+fn chart_alerts_match_the_component_with_requested_address_and_labels() {
     let read = |file: &str| objects(&std::fs::read_to_string(deploy(file)).unwrap());
     let wanted = read("components/alerts/prometheusrule.yaml");
     let wanted = object(&wanted, "PrometheusRule", NAME);
@@ -265,7 +265,7 @@ fn the_alerts_are_those_of_the_component_with_the_address_and_the_labels_that_we
 }
 
 #[test]
-fn wrong_values_are_refused_and_named() {
+fn invalid_values_are_rejected_by_name() {
     for (value, named) in [
         ("replicas=0", "/replicas"),
         ("replicas=many", "/replicas"),
@@ -300,7 +300,7 @@ fn wrong_values_are_refused_and_named() {
 }
 
 #[test]
-fn a_cluster_that_is_too_old_for_the_fence_is_refused() {
+fn cluster_too_old_for_the_fence_is_rejected() {
     let said = refused(&mut template(NAMESPACE, &["--kube-version", "1.29.9"]));
     assert!(said.contains("requires kubeVersion: >=1.30.0-0"), "{said}");
     run(&mut template(NAMESPACE, &["--kube-version", "1.30.0"]));

@@ -13,11 +13,11 @@ use tokio::task::JoinSet;
 
 use crate::support::*;
 
-/// Requests at once; the API server carries out 30.
+/// Concurrent requests; the API server executes 30.
 const FLOOD: usize = 200;
-/// How long each is carried out.
+/// How long the execution of each takes.
 const EACH_SECONDS: u64 = 8;
-/// Two lives of a heartbeat and more.
+/// More than two lifetimes of a member Lease.
 const HOLD: Duration = Duration::from_secs(14);
 const LEVELS: &str = "deploy/base/flowcontrol.yaml";
 
@@ -101,17 +101,17 @@ async fn wait_flooded(client: &Client) {
     .unwrap();
 }
 
-/// Looks at the shard Leases for a while: whether they stay as they were, and how often the flood was there.
+/// Reads the shard Leases for a while: checks that they stay unchanged, and counts how often the flood was present.
 async fn hold(client: &Client, before: &[Shard]) -> (u32, u32) {
-    let (started, mut looks, mut flooded) = (Instant::now(), 0, 0);
+    let (started, mut samples, mut flooded) = (Instant::now(), 0, 0);
     while started.elapsed() < HOLD {
         let now = shards::list(client).await.unwrap();
-        assert_eq!(epochs(&now), epochs(before), "somebody counted as dead");
-        looks += 1;
+        assert_eq!(epochs(&now), epochs(before), "a replica counted as dead");
+        samples += 1;
         flooded += u32::from(waiting(client).await > 50.0);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    (looks, flooded)
+    (samples, flooded)
 }
 
 fn epochs(shards: &[Shard]) -> Vec<(String, i32)> {
@@ -122,7 +122,7 @@ fn epochs(shards: &[Shard]) -> Vec<(String, i32)> {
 }
 
 #[tokio::test]
-async fn heartbeats_hold_while_other_requests_of_the_operator_fill_the_api_server() {
+async fn heartbeats_succeed_while_other_operator_requests_saturate_the_api_server() {
     let (control_plane, _silent) = slow_server().await;
     let client = control_plane.client();
     let mut fleet = Fleet::install(&control_plane, FleetOptions::default())
@@ -135,14 +135,14 @@ async fn heartbeats_hold_while_other_requests_of_the_operator_fill_the_api_serve
     wait_balanced(&fleet, PATIENCE).await.unwrap();
     let flooder = fleet.client_of_pod("flooder").await.unwrap();
 
-    // With what is installed.
+    // With the installed flow control.
     let before = shards::list(&client).await.unwrap();
     let flooding = flood(&flooder);
     wait_flooded(&client).await;
-    let (looks, flooded) = hold(&client, &before).await;
+    let (samples, flooded) = hold(&client, &before).await;
     assert!(
-        looks > 10 && flooded * 10 > looks * 8,
-        "too little flood to judge: {flooded} of {looks}"
+        samples > 10 && flooded * 10 > samples * 8,
+        "not enough flood for a result: {flooded} of {samples}"
     );
     for replica in fleet.alive() {
         assert_eq!(replica.get("/livez").await.unwrap().status, 200);
@@ -153,7 +153,7 @@ async fn heartbeats_hold_while_other_requests_of_the_operator_fill_the_api_serve
         assert!(age < 4.0, "{}: heartbeat of {age} s ago", replica.name());
     }
 
-    // Without it the same flood stops heartbeats: the comparison shows that this is what holds them.
+    // Without it the same flood stops heartbeats: the comparison shows that the flow control protects them.
     run(kubectl_of(&control_plane).args(["delete", "-f", LEVELS]));
     let lapsed = wait_for("a heartbeat to lapse", PATIENCE, || async {
         let mut worst = 0.0_f64;

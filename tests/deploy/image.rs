@@ -1,4 +1,4 @@
-//! The image: the same bytes from the same program, nobody's but root's, run by nobody in particular; and names are
+//! The image: the same bytes from the same program, owned by root, run by any unprivileged user; and names are
 //! resolved in it, though it has no other file of the C library.
 
 use std::collections::BTreeMap;
@@ -86,7 +86,7 @@ fn unpacked(layer: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_same_program_makes_the_same_bytes_wherever_and_whenever() {
+fn image_is_reproducible() {
     let folder = tempfile::tempdir().unwrap();
     let program = probe(folder.path());
     let (first, second) = (
@@ -111,7 +111,7 @@ fn the_same_program_makes_the_same_bytes_wherever_and_whenever() {
 }
 
 #[test]
-fn it_is_an_image_of_an_unprivileged_program_for_containerd_and_for_docker() {
+fn image_runs_unprivileged_in_containerd_and_docker_formats() {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("image.tar");
     let written = write(&recipe(probe(folder.path()), rootfs()), &archive).unwrap();
@@ -164,7 +164,7 @@ fn it_is_an_image_of_an_unprivileged_program_for_containerd_and_for_docker() {
 }
 
 #[test]
-fn the_dockerfile_says_the_same_as_the_image() {
+fn dockerfile_matches_the_image() {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("image.tar");
     write(&recipe(probe(folder.path()), rootfs()), &archive).unwrap();
@@ -204,7 +204,7 @@ fn the_dockerfile_says_the_same_as_the_image() {
 }
 
 #[test]
-fn in_it_names_are_resolved_by_dns_for_a_user_without_rights() {
+fn image_resolves_dns_names_as_an_unprivileged_user() {
     if !is_root() {
         eprintln!("needs root, for chroot and port 53: not run");
         return;
@@ -248,7 +248,7 @@ fn in_it_names_are_resolved_by_dns_for_a_user_without_rights() {
     );
 }
 
-/// Whatever is asked for an IPv4 address has the address 127.9.9.9; anything else is not there.
+/// Every IPv4 query is answered with 127.9.9.9; other queries have no answer.
 fn answer(socket: &UdpSocket) {
     let mut question = [0; 512];
     while let Ok((length, asker)) = socket.recv_from(&mut question) {

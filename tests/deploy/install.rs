@@ -1,5 +1,5 @@
-//! install.yaml on a real API server: at once, twice, over a half-finished one; removed, twice, with the databases left
-//! where they are; and who may do what.
+//! install.yaml on a real API server: installed once, twice, and over a partial installation; removed, twice, with the
+//! databases left in place; and the rights of users.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, 
 use crate::support::*;
 
 const INSTALL: &str = "deploy/install.yaml";
-/// What the head of install.yaml tells to do.
+/// The commands in the head of install.yaml.
 const UNINSTALL: [&str; 6] = [
     "delete",
     "-f",
@@ -63,7 +63,7 @@ async fn wait_gone(control_plane: &ControlPlane) {
 }
 
 #[tokio::test]
-async fn it_installs_over_a_half_finished_one_and_over_itself() {
+async fn install_succeeds_over_a_partial_install_and_over_itself() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     // The namespace without its labels, an older kind, half of the rights.
     run(kubectl_of(&control_plane).args(["create", "namespace", NAMESPACE]));
@@ -82,7 +82,7 @@ async fn it_installs_over_a_half_finished_one_and_over_itself() {
     apply(&control_plane);
     assert_eq!(generations(), before, "the second time changed something");
 
-    // And what the other ways to install would send is accepted too: to the letter, without a field unknown.
+    // The objects of the other ways to install are accepted too, with strict validation of fields.
     for folder in ["base", "overlays/single-namespace", "overlays/zones"] {
         run(kubectl_of(&control_plane).args([
             "create",
@@ -116,10 +116,10 @@ async fn testbed_namespace(client: &kube::Client, name: &str) {
 }
 
 #[tokio::test]
-async fn its_pods_keep_the_strictest_pod_security_standard_which_is_enforced() {
+async fn pods_meet_the_enforced_restricted_pod_security_standard() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     apply(&control_plane);
-    // Pods that do not keep it are not created, so that these are there is the proof.
+    // Pods that violate it are not created, so the existence of these proves it.
     wait_pods(&control_plane).await;
     let pods: Api<Pod> = Api::namespaced(control_plane.client(), NAMESPACE);
     let all = pods.list(&ListParams::default()).await.unwrap();
@@ -160,7 +160,7 @@ async fn its_pods_keep_the_strictest_pod_security_standard_which_is_enforced() {
 }
 
 #[tokio::test]
-async fn removed_twice_and_installed_again_it_never_touches_a_database() {
+async fn repeated_removal_and_reinstall_never_touch_a_database() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     apply(&control_plane);
     let client = control_plane.client();
@@ -214,14 +214,14 @@ async fn removed_twice_and_installed_again_it_never_touches_a_database() {
     .unwrap();
     load::wait_all_ready(&client, 1, PATIENCE).await.unwrap();
     let after = sets.get("orders-db").await.unwrap();
-    assert_eq!(before.uid(), after.uid(), "the database was made anew");
+    assert_eq!(before.uid(), after.uid(), "the database was re-created");
     assert_eq!(
         before.spec.unwrap().template,
         after.spec.unwrap().template,
         "the database was restarted"
     );
 
-    // And all of it, for whoever says so.
+    // And all of it, with the explicit confirmation.
     let kind = "databaseclusters.database.io";
     run(kubectl_of(&control_plane).args(["delete", "dbc", "--all", "--all-namespaces"]));
     drop(fleet);
@@ -276,7 +276,7 @@ const RIGHTS: [(&str, &str, &str, bool); 13] = [
 ];
 
 #[tokio::test]
-async fn whoever_may_view_edit_or_administer_a_namespace_may_do_so_with_its_databases() {
+async fn view_edit_and_admin_roles_include_databaseclusters() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     apply(&control_plane);
     testbed_namespace(&control_plane.client(), "shop").await;
@@ -348,7 +348,7 @@ async fn helm_installs_twice_upgrades_and_leaves_the_databases() {
     };
     let chart = deploy("chart");
     let install = ["install", "operator", &chart, "--create-namespace"];
-    // Half-finished: what an installation by kubectl left behind is taken over when that is asked for.
+    // A partial installation: objects of an installation by kubectl are adopted on request.
     for file in ["crd.yaml", "guard.yaml"] {
         run(kubectl_of(&control_plane).args(["apply", "-f", &deploy(&format!("base/{file}"))]));
     }
@@ -395,7 +395,7 @@ async fn helm_installs_twice_upgrades_and_leaves_the_databases() {
 }
 
 #[tokio::test]
-async fn podmonitor_and_alerts_are_such_that_the_prometheus_operator_knows() {
+async fn podmonitor_and_alerts_match_the_prometheus_operator_crds() {
     let control_plane = control_plane(ControlPlaneOptions::default()).await;
     for kind in ["podmonitors", "prometheusrules"] {
         let file = prometheus_crds().join(format!("monitoring.coreos.com_{kind}.yaml"));
@@ -408,7 +408,7 @@ async fn podmonitor_and_alerts_are_such_that_the_prometheus_operator_knows() {
         ]));
     }
     testbed_namespace(&control_plane.client(), NAMESPACE).await;
-    // A field that it does not know would be refused.
+    // An unknown field would be rejected.
     for (file, field) in [
         ("components/podmonitor/podmonitor.yaml", "interval:"),
         ("components/alerts/prometheusrule.yaml", "expr:"),

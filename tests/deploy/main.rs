@@ -1,4 +1,4 @@
-//! What users apply: manifests, chart and image, rendered by their own tools and applied to a real API server.
+//! Installation: manifests, chart and image, rendered by their own tools and applied to a real API server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod chart;

@@ -11,7 +11,7 @@ fn seconds(value: &Value) -> i64 {
 }
 
 #[test]
-fn install_yaml_holds_what_kustomize_makes_of_the_base() {
+fn install_yaml_matches_the_kustomize_base() {
     let made = kustomize(&root().join("deploy/base"));
     let installed = installed();
     let names = |objects: &Objects| objects.keys().cloned().collect::<Vec<_>>();
@@ -24,7 +24,7 @@ fn install_yaml_holds_what_kustomize_makes_of_the_base() {
 }
 
 #[test]
-fn no_pod_is_stopped_before_the_last_one_can_have_ended_and_every_drain_fits() {
+fn grace_period_and_min_ready_seconds_cover_a_drain() {
     let objects = installed();
     let deployment = &deployment(&objects)["spec"];
     let grace = seconds(&pod_spec(&objects)["terminationGracePeriodSeconds"]);
@@ -46,7 +46,7 @@ fn no_pod_is_stopped_before_the_last_one_can_have_ended_and_every_drain_fits() {
     assert_eq!(budget["spec"]["selector"], deployment["selector"]);
 }
 
-/// The default of a flag of `run`, in seconds, as `--help` tells it.
+/// The default of a flag of `run`, in seconds, from `--help`.
 fn default_seconds(flag: &str) -> i64 {
     let program = testbed::fleet::operator_binary().unwrap();
     let help = run(std::process::Command::new(program).args(["run", "--help"]));
@@ -57,7 +57,7 @@ fn default_seconds(flag: &str) -> i64 {
 }
 
 #[test]
-fn one_namespace_means_no_rights_elsewhere() {
+fn namespaced_install_grants_no_rights_elsewhere() {
     let base = installed();
     let made = kustomize(&root().join("deploy/overlays/single-namespace"));
     assert_eq!(of_kind(&made, "ClusterRoleBinding"), Vec::<&Value>::new());
@@ -76,7 +76,7 @@ fn one_namespace_means_no_rights_elsewhere() {
 }
 
 #[test]
-fn the_overlay_for_zones_would_rather_wait_than_share_one() {
+fn zone_overlay_keeps_pods_pending_rather_than_share_a_zone() {
     let made = kustomize(&root().join("deploy/overlays/zones"));
     let spread = pod_spec(&made)["topologySpreadConstraints"]
         .as_array()
@@ -103,7 +103,7 @@ fn the_overlay_for_zones_would_rather_wait_than_share_one() {
 }
 
 #[test]
-fn the_components_fit_on_every_base() {
+fn components_apply_to_every_base() {
     for base in ["base", "overlays/single-namespace", "overlays/zones"] {
         let folder = tempfile::tempdir_in(root().join("deploy")).unwrap();
         let text = json!({
@@ -132,7 +132,7 @@ fn the_components_fit_on_every_base() {
 }
 
 #[test]
-fn every_image_is_the_one_that_make_image_makes() {
+fn every_manifest_uses_the_image_of_make_image() {
     let version = env!("CARGO_PKG_VERSION");
     let objects = installed();
     let image = &pod_spec(&objects)["containers"][0]["image"];

@@ -1,4 +1,4 @@
-//! The overlay for one namespace with real replicas: they serve it, have no rights elsewhere, and miss none.
+//! The overlay for one namespace with real replicas: they serve it, have no rights elsewhere, and need none.
 
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Api;
@@ -35,7 +35,7 @@ fn cluster(namespace: &str, name: &str) -> load::NewCluster {
 async fn replicas_with_rights_in_one_namespace_serve_it_and_touch_no_other() {
     let control_plane = control_plane(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
-        // As on OpenShift: whoever blocks the deletion of an owner needs the right to set its finalizers.
+        // As on OpenShift: blocking the deletion of an owner requires the right to set its finalizers.
         extra_args: vec![
             flag(
                 "enable-admission-plugins",
@@ -84,7 +84,7 @@ async fn replicas_with_rights_in_one_namespace_serve_it_and_touch_no_other() {
     ready(&client, 1).await;
 
     a_pod_that_hangs_is_replaced(&control_plane).await;
-    what_is_somebody_elses_is_named(&control_plane).await;
+    foreign_objects_are_named(&control_plane).await;
 
     let others = load::clusters_in(client.clone(), OTHER)
         .get("not-ours")
@@ -129,7 +129,7 @@ async fn ready(client: &kube::Client, count: usize) {
     .unwrap();
 }
 
-/// One that no node has room for, until the spec is put right.
+/// One that fits on no node, until the spec is corrected.
 async fn a_pod_that_hangs_is_replaced(control_plane: &ControlPlane) {
     let client = control_plane.client();
     let mut hanging = cluster(SERVED, "hanging");
@@ -154,8 +154,8 @@ async fn a_pod_that_hangs_is_replaced(control_plane: &ControlPlane) {
     ready(&client, 2).await;
 }
 
-/// An object of a child's name that somebody else controls.
-async fn what_is_somebody_elses_is_named(control_plane: &ControlPlane) {
+/// An object with a child's name that another owner controls.
+async fn foreign_objects_are_named(control_plane: &ControlPlane) {
     let client = control_plane.client();
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), SERVED);
     let owner = accounts.get("default").await.unwrap().metadata.uid.unwrap();
@@ -191,7 +191,7 @@ async fn what_is_somebody_elses_is_named(control_plane: &ControlPlane) {
             .unwrap();
         let api = load::clusters_in(client.clone(), SERVED);
         wait_for(
-            format!("{kind} to be named as somebody else's"),
+            format!("{kind} to be reported as foreign"),
             PATIENCE,
             || async {
                 let status = api.get(&name).await.unwrap().data["status"].to_string();

@@ -1,4 +1,4 @@
-//! What runs in the image in a test: asks for an address through the C library.
+//! The program in the test image: resolves a name through the C library.
 
 use std::net::ToSocketAddrs;
 

@@ -1,4 +1,4 @@
-//! From one replica to five and back while users change their databases: nobody's change is lost, no shard is without a
+//! From one replica to five and back while users change their databases: no change is lost, no shard is without a
 //! holder.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::support::*;
 const CLUSTERS: usize = 40;
 const SPACE: &str = "scale";
 
-/// Changes one cluster after the other until told to stop; how many changes were made.
+/// Changes one cluster after the other until stopped; returns the number of changes.
 async fn change_all_the_time(client: Client, stop: Arc<AtomicBool>) -> u32 {
     let mut changes = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -30,11 +30,11 @@ async fn change_all_the_time(client: Client, stop: Arc<AtomicBool>) -> u32 {
     changes
 }
 
-/// Looks at all shards again and again; how often one of them had no holder.
+/// Reads all shards repeatedly; counts how often one of them had no holder.
 async fn watch_for_orphans(
     client: Client,
     stop: Arc<AtomicBool>,
-    looks: Arc<AtomicU32>,
+    samples: Arc<AtomicU32>,
 ) -> Vec<String> {
     let mut found = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -45,14 +45,14 @@ async fn watch_for_orphans(
                 .filter(|s| s.holder.is_empty())
                 .map(|s| s.lease),
         );
-        looks.fetch_add(1, Ordering::Relaxed);
+        samples.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     found
 }
 
 #[tokio::test]
-async fn from_one_to_five_replicas_and_back_under_load_nothing_is_lost() {
+async fn scaling_from_one_to_five_replicas_and_back_under_load_loses_nothing() {
     let control_plane = control_plane(ControlPlaneOptions {
         lift_client_limits: true,
         // Without Pods, which would only take time.
@@ -72,12 +72,12 @@ async fn from_one_to_five_replicas_and_back_under_load_nothing_is_lost() {
         .unwrap();
 
     let stop = Arc::new(AtomicBool::new(false));
-    let looks = Arc::new(AtomicU32::new(0));
+    let samples = Arc::new(AtomicU32::new(0));
     let changing = tokio::spawn(change_all_the_time(client.clone(), Arc::clone(&stop)));
     let watching = tokio::spawn(watch_for_orphans(
         client.clone(),
         Arc::clone(&stop),
-        Arc::clone(&looks),
+        Arc::clone(&samples),
     ));
     for _ in 0..4 {
         fleet.start_replica(&[]).await.unwrap();
@@ -101,10 +101,13 @@ async fn from_one_to_five_replicas_and_back_under_load_nothing_is_lost() {
         Vec::<String>::new(),
         "shards without a holder"
     );
-    assert!(looks.load(Ordering::Relaxed) > 20, "too few looks to judge");
+    assert!(
+        samples.load(Ordering::Relaxed) > 20,
+        "too few samples for a result"
+    );
     assert!(
         changes as usize > 2 * CLUSTERS,
-        "too few changes to judge: {changes}"
+        "too few changes for a result: {changes}"
     );
 
     load::wait_all_ready(&client, CLUSTERS, PATIENCE)
@@ -122,7 +125,7 @@ async fn from_one_to_five_replicas_and_back_under_load_nothing_is_lost() {
     .unwrap();
 }
 
-/// Clusters whose StatefulSet does not ask for the CPU that the cluster asks for.
+/// Clusters whose StatefulSet does not request the CPU of the cluster's spec.
 async fn behind(client: &Client) -> Vec<String> {
     let sets: kube::Api<k8s_openapi::api::apps::v1::StatefulSet> =
         kube::Api::namespaced(client.clone(), SPACE);

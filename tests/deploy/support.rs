@@ -43,7 +43,7 @@ pub(crate) fn objects(text: &str) -> Objects {
         assert!(!key.0.is_empty() && !key.2.is_empty(), "{object}");
         assert!(
             found.insert(key.clone(), object).is_none(),
-            "{key:?} is there twice"
+            "{key:?} exists twice"
         );
     }
     found
@@ -104,7 +104,7 @@ pub(crate) fn arguments(objects: &Objects) -> Vec<String> {
         .collect()
 }
 
-/// One that prints a folder or a path on its last line, built on first use.
+/// A tool whose build script prints a folder or a path on its last line, built on first use.
 fn built(script: &str, argument: &str) -> PathBuf {
     let mut command = Command::new("bash");
     let output = command
@@ -124,7 +124,7 @@ pub(crate) fn helm() -> Command {
     static HELM: OnceLock<PathBuf> = OnceLock::new();
     let mut command =
         Command::new(HELM.get_or_init(|| built("tests/chart-tools/build.sh", "helm")));
-    // Nothing of the user's own set-up has a say.
+    // The user's own configuration does not apply.
     let nowhere = std::env::temp_dir().join("databasecluster-helm-of-tests");
     for folder in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
         command.env(folder, &nowhere);
@@ -151,7 +151,7 @@ pub(crate) fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What a command that fails said.
+/// The output of a command that fails.
 pub(crate) fn refused(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(

@@ -37,8 +37,8 @@ build() { # module folder, package, program, linker flags
 
 version=$(awk '$1 == "k8s.io/kubernetes" {print $2}' "$kubernetes/go.mod")
 minor=$(cut -d. -f2 <<<"$version")
-stamp="-X k8s.io/component-base/version.gitVersion=$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor"
-for program in kubelet kube-proxy; do build "$kubernetes" "k8s.io/kubernetes/cmd/$program" "$program" "$stamp"; done
+version_flags="-X k8s.io/component-base/version.gitVersion=$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor"
+for program in kubelet kube-proxy; do build "$kubernetes" "k8s.io/kubernetes/cmd/$program" "$program" "$version_flags"; done
 build "$here/tools/coredns" . coredns
 plugins=github.com/containernetworking/plugins/plugins
 for plugin in main/bridge ipam/host-local main/loopback meta/portmap; do

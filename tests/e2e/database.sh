@@ -1,7 +1,7 @@
 # The DatabaseCluster "orders" in the namespace "shop", and SQL as its users send it. Sourced.
 # shellcheck shell=bash
 
-# Volumes are folders, one on each node, made beforehand: nothing provisions them here.
+# Volumes are folders, one on each node, created beforehand: there is no provisioner.
 make_volumes() {
   local number
   for number in $(seq "$NODES"); do

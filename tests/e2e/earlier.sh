@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what an earlier commit would have installed: its image, tagged "earlier", and its install.yaml with that tag.
-# $1: the commit; without it, the first one whose Pods of databases are those of now: from there on no upgrade restarts
+# $1: the commit; without it, the first one whose database Pods are those of now: from there on no upgrade restarts
 # them. Prints the folder where both are; built once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

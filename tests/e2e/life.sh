@@ -36,7 +36,7 @@ changes_of_load() { "$KUBECTL" -n load get dbc -o json | jq '[.items[].metadata.
 
 none_cut_short() {
   said_by_replicas stopped | jq -se 'map((.fields // .).reconciles_cut_short) | add
-    | if . == 0 then . else error("\(.) were, as the replicas that stopped say") end'
+    | if . == 0 then . else error("\(.) were, as the stopped replicas logged") end'
 }
 
 rolling_updates() {
@@ -91,16 +91,16 @@ data_is_there() {
   [ "$read" = 'written by the primary' ] || { echo "read '$read'"; return 1; }
 }
 
-# A Service that somebody deletes is made again by an operator that serves this database.
+# An operator that serves this database re-creates a deleted Service.
 service_comes_back() {
   "$KUBECTL" -n shop delete service orders-r >/dev/null
-  wait_for "the Service to be made again" 60 "$KUBECTL" -n shop get service orders-r
+  wait_for "the Service to be re-created" 60 "$KUBECTL" -n shop get service orders-r
 }
 
 uninstall() {
   "$KUBECTL" delete -f deploy/install.yaml -l 'database.io/keep!=true' --ignore-not-found >"$STATE/log/delete.log" 2>&1 ||
     fail "uninstall: $(cat "$STATE/log/delete.log")"
-  wait_for "the operator to be gone" 120 operator_is_gone
+  wait_for "the operator to be removed" 120 operator_is_gone
 }
 
 remove_and_upgrade() {
@@ -108,7 +108,7 @@ remove_and_upgrade() {
   pods=$(database_pods)
   uninstall
   wait_for "claims and data without the operator" 30 data_is_there
-  say "ok      without the operator, claims and data are there"
+  say "ok      without the operator, claims and data still exist"
   shown "its removal restarted no Pod of the database" same_database_pods "$pods"
   install_operator "$EARLIER/install.yaml"
   wait_for "every shard to be held, evenly" 60 shards_are_even 3
@@ -121,6 +121,6 @@ remove_and_upgrade() {
   service_comes_back
   wait_for "the DatabaseCluster to be Ready" 60 database_is_ready
   wait_for "claims and data" 30 data_is_there
-  say "ok      claims and data are there"
+  say "ok      claims and data still exist"
   shown "neither restarted a Pod of the database" same_database_pods "$pods"
 }

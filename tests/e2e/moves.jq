@@ -1,5 +1,5 @@
 # The moves of shards, from the API server's audit log (the input), the Leases as they were before ($before: a List),
-# and the lines of the replicas' logs that say when work began ($working). $since: milliseconds since 1970.
+# and the lines of the replicas' logs with the start of work ($working). $since: milliseconds since 1970.
 def micros:
   capture("^(?<whole>[^.Z]+)(\\.(?<part>[0-9]+))?Z$")
   | ((.whole + "Z") | fromdate) * 1000000 + (((.part // "0") + "000000")[0:6] | tonumber);

@@ -21,7 +21,7 @@ daemon() { # name, command
   shift
   "$@" >>"$STATE/log/$name.log" 2>&1 </dev/null &
   echo $! >"$STATE/pid/$name"
-  # The shell is not to tell when it is killed.
+  # The shell must not report that it was killed.
   disown
 }
 
@@ -43,7 +43,7 @@ certificates() (
   cp admin.kubeconfig "$KUBECONFIG"
 )
 
-certificate() { # name, subject, names of a server; also makes a kubeconfig
+certificate() { # name, subject, names of a server; also creates a kubeconfig
   openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$1.key" -out "$1.csr" -subj "$2" 2>/dev/null
   printf 'extendedKeyUsage=serverAuth,clientAuth\n%s\n' "${3:+subjectAltName=$3}" >"$1.ext"
   openssl x509 -req -in "$1.csr" -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile "$1.ext" -out "$1.crt" 2>/dev/null
@@ -56,7 +56,7 @@ certificate() { # name, subject, names of a server; also makes a kubeconfig
 
 bridge_up() {
   ip link set lo up
-  # Without an address of its own it takes that of a Pod, and another when that Pod goes: then others lose their packets.
+  # Without an address of its own it takes that of a Pod, and another when that Pod ends: then others lose their packets.
   ip link add "$bridge" address 02:00:0a:f4:00:01 type bridge
   ip addr add "$api_address/22" dev "$bridge"
   for number in $(seq "$NODES"); do ip addr add "$(node_address "$number")/22" dev "$bridge"; done
@@ -247,13 +247,13 @@ nodes_are_ready() {
   [ "$("$KUBECTL" get nodes -o json | jq '[.items[].status.conditions[] | select(.type == "Ready" and .status == "True")] | length')" = "$1" ]
 }
 
-# As if the power was cut: the kubelet, the runtime and all containers are killed at once, and nobody is told.
+# As if the power was cut: the kubelet, the runtime and all containers are killed at once, without notice.
 node_down() { # node number
   local group process
   kill -KILL "$(cat "$STATE/pid/kubelet-$1")" "$(cat "$STATE/pid/containerd-$1")"
   {
     for group in $(hierarchies); do find "$group/$CGROUP/node-$1" -name cgroup.procs -exec cat {} + 2>/dev/null || :; done
-    # What watches over the containers is known by the socket that it was given.
+    # The supervisors of the containers are identified by the socket in their arguments.
     grep -lF -- "$(socket "$1")" /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3 || :
   } | sort -u | while read -r process; do kill -KILL "$process" 2>/dev/null || :; done
 }

@@ -1,4 +1,4 @@
-# The operator in the cluster: installing it, its Pods, its shards, and what the audit log says of them. Sourced.
+# The operator in the cluster: installing it, its Pods, its shards, and their record in the audit log. Sourced.
 # shellcheck shell=bash
 
 operator_namespace=databasecluster-system
@@ -33,7 +33,7 @@ shards_by_holder() {
   shard_leases | jq -r '[.items[].spec.holderIdentity] | group_by(.) | map("\(.[0]) \(length)") | join(", ")'
 }
 
-# Every shard is held by a Pod that is there, none has more than one more than another.
+# Every shard is held by an existing Pod, and no Pod has two more than another.
 shards_are_even() { # number of Pods
   local pods
   pods=$(operator_pods .metadata.name | jq -R . | jq -s .)
@@ -90,7 +90,7 @@ node_of() { # namespace, Pod
   "$KUBECTL" -n "$1" get pod "$2" -o jsonpath='{.spec.nodeName}'
 }
 
-# As the kernel does it when memory runs out: the process is gone, it could do nothing about it.
+# As the kernel does when memory runs out: the process ends without a chance to react.
 kill_container() { # namespace, Pod, container
   local node id process
   node=$(node_of "$1" "$2")
@@ -100,7 +100,7 @@ kill_container() { # namespace, Pod, container
   kill -KILL "$process"
 }
 
-# Over all: number, how many were planned, and the time for which nobody worked on a shard.
+# Over all: number, how many were planned, and the time for which no replica worked on a shard.
 summary() { # moves
   jq -r 'def at(p): sort | .[((length * p / 100) | ceil) - 1];
     map(.unowned_ms | select(. != null)) as $ms

@@ -12,13 +12,13 @@ fail() {
 }
 seconds() { printf '%d.%03d s' $(($1 / 1000)) $(($1 % 1000)); }
 
-# Repeats a command until it succeeds; ends the run, with what the command said last, when that takes too long.
+# Repeats a command until it succeeds; ends the run, with the command's last output, when that takes too long.
 wait_for() { # what, seconds, command
   local what=$1 deadline said
   deadline=$(($(now_ms) + $2 * 1000))
   shift 2
   until said=$("$@" 2>&1); do
-    [ "$(now_ms)" -lt "$deadline" ] || fail "waited in vain for $what: ${said:-'$*' said nothing}"
+    [ "$(now_ms)" -lt "$deadline" ] || fail "timed out waiting for $what: ${said:-'$*' printed nothing}"
     sleep 0.1
   done
 }
@@ -31,7 +31,7 @@ shown() { # text, command
 }
 
 missed=0
-# A figure against its goal; one that is missed makes the run fail, at its end.
+# A measurement against its goal; a missed goal makes the run fail, at its end.
 goal() { # what, milliseconds, most
   if jq -en "$2 <= $3" >/dev/null; then
     say "met     $1: $(jq -n "$2 | round") ms (goal: at most $3)"

@@ -17,19 +17,19 @@ const KINDS: [&str; 7] = [
 ];
 
 #[tokio::test]
-async fn the_fence_holds_for_children() {
+async fn fence_protects_children() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     let before = refusals(&world, "databasecluster-fence-holder").await;
     only_the_present_holder_writes(&world).await;
     malformed_tokens_are_refused(&world).await;
-    what_is_right_is_admitted(&world).await;
+    valid_writes_are_admitted(&world).await;
     let after = refusals(&world, "databasecluster-fence-holder").await;
     assert!(after >= before + 20.0, "{before} and then {after} refusals");
 
     let before = refusals(&world, "databasecluster-fence-order").await;
     nothing_goes_backwards(&world).await;
-    what_users_edit_can_be_repaired(&world).await;
+    user_edits_can_be_repaired(&world).await;
     deletions_are_conditional(&world).await;
     secrets_and_subresources_are_out_of_reach(&world).await;
     after_an_orphaning_deletion_the_next_cluster_takes_over(&world).await;
@@ -136,7 +136,7 @@ async fn malformed_tokens_are_refused(world: &World<'_>) {
     }
 }
 
-async fn what_is_right_is_admitted(world: &World<'_>) {
+async fn valid_writes_are_admitted(world: &World<'_>) {
     for kind in KINDS {
         let object = world.child(kind, "one", &world.alphas(), "3");
         let_through(kind, answers(&world.alpha, &object).await.remove(0));
@@ -174,7 +174,7 @@ async fn nothing_goes_backwards(world: &World<'_>) {
             let why = format!("epoch 5 is older than the one on the object, {epoch}");
             refused(kind, answer, &why);
         }
-        // Each of these is as none: of another table, of another cluster, out of range, not a token.
+        // Each of these counts as no token: of another table, of another cluster, out of range, malformed.
         for none in [
             forged(NOBODY, 9, &world.orders),
             forged(&world.table, 9, NOBODY),
@@ -191,7 +191,7 @@ async fn nothing_goes_backwards(world: &World<'_>) {
             );
         }
     }
-    // What is on one object is a matter of that object only.
+    // The token on one object affects only that object.
     let harmed = set(&forged(&world.table, EPOCH_MAX, &world.orders));
     merge(&world.admin, "ConfigMap", "one", harmed)
         .await
@@ -210,7 +210,7 @@ async fn nothing_goes_backwards(world: &World<'_>) {
     );
 }
 
-async fn what_users_edit_can_be_repaired(world: &World<'_>) {
+async fn user_edits_can_be_repaired(world: &World<'_>) {
     let stranger = json!({"metadata": {"ownerReferences": [{
         "apiVersion": "database.io/v1", "kind": "DatabaseCluster", "name": "orders",
         "uid": NOBODY, "controller": true,
@@ -241,7 +241,7 @@ async fn what_users_edit_can_be_repaired(world: &World<'_>) {
             let_through(kind, merge(&world.alpha, kind, "one", right()).await);
         }
         if !matches!(kind, "PersistentVolumeClaim" | "Pod") {
-            // The limits ask the same of a StatefulSet, and either policy may answer first.
+            // The limits require the same of a StatefulSet, and either policy may answer first.
             let why = if kind == "StatefulSet" { "" } else { ORDER };
             let answer = merge(&world.alpha, kind, "one", stranger.clone()).await;
             refused(kind, answer, why);
@@ -356,7 +356,7 @@ async fn secrets_and_subresources_are_out_of_reach(world: &World<'_>) {
     refused("a write of /scale", answer, ORDER);
 }
 
-/// Ownership of another cluster, in another shard, whose epochs are lower: nothing of the old token counts.
+/// Ownership of another cluster, in another shard, whose epochs are lower: the old token does not count.
 async fn after_an_orphaning_deletion_the_next_cluster_takes_over(world: &World<'_>) {
     load::create(world.control_plane, vec![cluster("next")])
         .await
@@ -373,7 +373,7 @@ async fn after_an_orphaning_deletion_the_next_cluster_takes_over(world: &World<'
         let orphan = json!({"metadata": {"ownerReferences": []}});
         merge(&world.admin, kind, name, orphan).await.unwrap();
         let_through(kind, apply(&world.beta, taken).await);
-        // What a user created under that name is the user's.
+        // An object that a user created under that name belongs to the user.
         let mut users = world.child(kind, "users-own", "", "9");
         users["metadata"]["ownerReferences"] = json!([]);
         users["metadata"]["labels"] = json!({});
@@ -397,7 +397,7 @@ async fn other_users_are_ignored(world: &World<'_>) {
     }
 }
 
-/// The rule of the order has no parameter.
+/// The order rule has no parameter.
 async fn without_a_table_nothing_goes_backwards(world: &World<'_>) {
     let object = world.child("ConfigMap", "written", &world.alphas(), "3");
     create(&world.alpha, object).await.unwrap();
@@ -406,18 +406,22 @@ async fn without_a_table_nothing_goes_backwards(world: &World<'_>) {
         .delete(TABLE, &DeleteParams::default())
         .await
         .unwrap();
-    testbed::wait_for("the table to be gone for the fence", PATIENCE, || async {
-        let unknown = world.child(
-            "ConfigMap",
-            "x",
-            &world.token("000", 77, "alpha", &world.orders),
-            "3",
-        );
-        let answer = dry(&world.alpha, unknown).await;
-        Ok(testbed::Progress::when(answer.is_ok(), (), || {
-            format!("{answer:?}")
-        }))
-    })
+    testbed::wait_for(
+        "the fence to observe the deletion of the table",
+        PATIENCE,
+        || async {
+            let unknown = world.child(
+                "ConfigMap",
+                "x",
+                &world.token("000", 77, "alpha", &world.orders),
+                "3",
+            );
+            let answer = dry(&world.alpha, unknown).await;
+            Ok(testbed::Progress::when(answer.is_ok(), (), || {
+                format!("{answer:?}")
+            }))
+        },
+    )
     .await
     .unwrap();
     let stale = world.token("000", 4, "alpha", &world.orders);

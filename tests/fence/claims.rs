@@ -8,7 +8,7 @@ use crate::support::*;
 const CLAIM: &str = "PersistentVolumeClaim";
 
 #[tokio::test]
-async fn the_fence_holds_for_claims() {
+async fn fence_protects_claims() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     load::create(&control_plane, vec![cluster("again")])
@@ -47,7 +47,7 @@ async fn the_fence_holds_for_claims() {
     }});
     let_through("labelling", merge(&world.alpha, CLAIM, "data", own).await);
 
-    // Its cluster is gone, and another one of that name finds it. Epochs of its shard are lower.
+    // Its cluster was deleted, and another one of that name finds it. Epochs of its shard are lower.
     let touch = json!({"metadata": {
         "labels": {"database.io/bucket": "9"}, "annotations": {"database.io/fencing-token": token},
     }});
@@ -73,7 +73,7 @@ async fn the_fence_holds_for_claims() {
     refused("a late change", answer, ORDER);
     let answer = delete(&world.alpha, CLAIM, "data", versions().await).await;
     refused("a late deletion", answer, "");
-    // A token of the former cluster that is on it again is no right to delete it.
+    // A token of the former cluster on it grants no right to delete it.
     let restored = json!({"metadata": {
         "labels": {"database.io/bucket": "3"},
         "annotations": {"database.io/fencing-token": world.alphas()},

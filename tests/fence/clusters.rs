@@ -22,7 +22,7 @@ fn at_version(version: &str, status: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_fence_holds_for_databaseclusters() {
+async fn fence_protects_databaseclusters() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     the_status_is_the_holders(&world).await;
@@ -213,7 +213,7 @@ async fn a_re_created_cluster_is_safe(world: &World<'_>) {
         .delete("twice", &DeleteParams::default())
         .await
         .unwrap();
-    wait_for("the first one to be gone", PATIENCE, || async {
+    wait_for("the first one to be deleted", PATIENCE, || async {
         let found = clusters.get_opt("twice").await.unwrap();
         Ok(Progress::when(found.is_none(), (), || {
             "it is still there".into()
@@ -234,7 +234,7 @@ async fn a_re_created_cluster_is_safe(world: &World<'_>) {
         error.contains("409") || error.contains("modified"),
         "{error}"
     );
-    // Without the version only the fence can tell them apart.
+    // Without the version only the fence can distinguish them.
     let late = merge_status(&world.alpha, "twice", json!({ "status": of_first })).await;
     refused("a status of the first one", late, ORDER);
     let late = finalizers(Some(&world.token("000", 5, "alpha", &uid)));

@@ -1,4 +1,4 @@
-//! A fleet behind the fence: it checks the fence, works without a refusal, and reports tokens that are too high.
+//! A fleet behind the fence: it checks the fence, works without rejections, and reports tokens that are too high.
 
 use kube::ResourceExt;
 use serde_json::json;
@@ -24,7 +24,7 @@ async fn audited() -> ControlPlane {
 }
 
 async fn until_readyz(replica: &Replica, status: u16, line: &str) {
-    wait_for(format!("/readyz to say {line:?}"), PATIENCE, || async {
+    wait_for(format!("/readyz to report {line:?}"), PATIENCE, || async {
         let answer = replica.get("/readyz").await?;
         let said = answer.status == status && answer.body.contains(line);
         Ok(Progress::when(said, (), || {
@@ -45,7 +45,7 @@ fn log_lines(replica: &Replica, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
-/// What the API server refused to the operator, dry runs left out: those are to be refused.
+/// Requests of the operator that the API server rejected, except dry runs, which are expected to be rejected.
 fn refused_writes(control_plane: &ControlPlane) -> Vec<String> {
     let events = control_plane.audit().unwrap().into_iter();
     let refused = events.filter(|event| {
@@ -62,7 +62,7 @@ fn refused_writes(control_plane: &ControlPlane) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_fleet_works_behind_the_fence_without_a_refusal() {
+async fn fleet_works_behind_the_fence_without_rejections() {
     let control_plane = audited().await;
     let options = FleetOptions {
         extra_args: vec!["--require-fence".to_owned()],
@@ -85,7 +85,7 @@ async fn a_fleet_works_behind_the_fence_without_a_refusal() {
     for (_, name) in &keys[..10] {
         clusters.delete(name, &Default::default()).await.unwrap();
     }
-    wait_for("ten clusters to be gone", PATIENCE, || async {
+    wait_for("ten clusters to be deleted", PATIENCE, || async {
         let left = clusters
             .list(&Default::default())
             .await
@@ -113,7 +113,7 @@ async fn a_fleet_works_behind_the_fence_without_a_refusal() {
 }
 
 #[tokio::test]
-async fn a_fence_that_is_missing_is_told_and_waited_for_when_required() {
+async fn required_fence_that_is_missing_is_reported_and_awaited() {
     let control_plane = control_plane().await;
     let mut fleet = Fleet::install(&control_plane, FleetOptions::default())
         .await
@@ -152,9 +152,9 @@ async fn a_fence_that_is_missing_is_told_and_waited_for_when_required() {
     }
 }
 
-/// A forged token harms the one object that carries it, and its cluster shows what to do.
+/// A forged token affects the one object that carries it, and its cluster reports the remedy.
 #[tokio::test]
-async fn a_token_that_is_too_high_is_reported_on_its_cluster_and_moves_nothing_else() {
+async fn token_with_a_future_epoch_is_reported_on_its_cluster_only() {
     let control_plane = audited().await;
     let fleet = Fleet::start(&control_plane, 2, FleetOptions::default())
         .await
@@ -225,7 +225,7 @@ async fn a_token_that_is_too_high_is_reported_on_its_cluster_and_moves_nothing_e
     assert_eq!(
         shards::by_holder(&before),
         shards::by_holder(&leases().await),
-        "the forged token changed who holds what"
+        "the forged token changed the holder of a shard"
     );
 
     let cured = json!({"metadata": {"annotations": {"database.io/fencing-token": null}}});

@@ -1,4 +1,4 @@
-//! A second API server on the same etcd, which learns of everything late.
+//! A second API server on the same etcd, with delayed events.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::support::*;
 const ROUNDS: i32 = 3;
 const LAG: Duration = Duration::from_secs(1);
 
-/// The promise holds there too: what a newer epoch has written, an older one does not touch, however old the
+/// The promise holds there too: an older epoch does not overwrite a newer one, however old the
 /// server's view of the shard table is.
 #[tokio::test]
-async fn a_lagging_api_server_lets_no_older_epoch_over_a_newer_one() {
+async fn lagging_api_server_accepts_no_older_epoch_after_a_newer_one() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     let second = control_plane.second_api_server().await.unwrap();
@@ -44,17 +44,17 @@ async fn a_lagging_api_server_lets_no_older_epoch_over_a_newer_one() {
             let object = world.child("ConfigMap", name, &alphas, "3");
             until_applied(&world.alpha, object).await;
         }
-        // The lagging server has to know alpha as the holder first.
+        // The lagging server has to observe alpha as the holder first.
         let known = world.child("ConfigMap", "there", &alphas, "3");
         until_applied(&alpha_there, known).await;
-        // Beta takes the shard over and writes one of the two objects, by the server that does not lag.
+        // Beta takes over the shard and writes one of the two objects, by the server that does not lag.
         write_entry(&world.beta, 32, "000", epoch + 1, "beta")
             .await
             .unwrap();
         let mut newer = world.child("ConfigMap", &written, &token(epoch + 1, "beta"), "3");
         newer["data"] = json!({"by": "beta"});
         until_applied(&world.beta, newer).await;
-        // Alpha knows nothing of it, and the server that it asks neither.
+        // Neither alpha nor its API server has observed it.
         let late = world.child("ConfigMap", &unwritten, &alphas, "3");
         unwritten_passed += i32::from(apply(&alpha_there, late).await.is_ok());
         let late = world.child("ConfigMap", &written, &alphas, "3");
@@ -80,7 +80,7 @@ async fn a_lagging_api_server_lets_no_older_epoch_over_a_newer_one() {
     );
 }
 
-/// The rightful holder may be refused for some milliseconds after a takeover.
+/// The writes of the rightful holder may be rejected for some milliseconds after a takeover.
 async fn until_applied(client: &kube::Client, object: serde_json::Value) {
     testbed::wait_for(
         "the rightful holder to be let through",

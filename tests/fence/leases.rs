@@ -1,4 +1,4 @@
-//! The shard Leases themselves: what the rest of the fence believes.
+//! The shard Leases themselves, on which the rest of the fence relies.
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Client;
@@ -34,14 +34,14 @@ fn hand_to(holder: &str, epoch: i32) -> Value {
 }
 
 #[tokio::test]
-async fn the_fence_holds_for_shard_leases() {
+async fn fence_protects_shard_leases() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     let held = lease(0, "0-7", "alpha", 5);
     create_lease(&world, &world.alpha, &held).await.unwrap();
     epochs_only_rise(&world).await;
     label_and_fields_stay(&world).await;
-    nobody_hands_over_what_another_holds(&world).await;
+    only_the_holder_hands_over(&world).await;
     a_lease_is_made_as_its_name_says(&world).await;
     a_lease_is_deleted_only_when_vacant(&world).await;
     a_takeover_shuts_the_former_holder_out(&world).await;
@@ -121,7 +121,7 @@ async fn label_and_fields_stay(world: &World<'_>) {
     );
 }
 
-async fn nobody_hands_over_what_another_holds(world: &World<'_>) {
+async fn only_the_holder_hands_over(world: &World<'_>) {
     let answer = change(world, &world.beta, hand_to("gamma", 11)).await;
     refused(
         "handing over another's shard",
@@ -145,7 +145,7 @@ async fn a_lease_is_made_as_its_name_says(world: &World<'_>) {
             "an epoch too high",
             lease(2, "16-23", "alpha", 2_146_435_072),
         ),
-        ("a shard for somebody else", lease(2, "16-23", "gamma", 1)),
+        ("a shard for another replica", lease(2, "16-23", "gamma", 1)),
     ] {
         refused(what, create_lease(world, &world.alpha, &lease).await, "");
     }

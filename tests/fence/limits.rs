@@ -1,4 +1,4 @@
-//! What a stolen operator token is good for at most. The token has every right that RBAC can give.
+//! The limits of a stolen operator token. The token has every right that RBAC can grant.
 
 use serde_json::{Value, json};
 use testbed::fleet::OPERATOR_NAMESPACE;
@@ -7,12 +7,12 @@ use testbed::{Progress, wait_for};
 use crate::support::*;
 
 #[tokio::test]
-async fn a_stolen_token_gets_no_privileges() {
+async fn stolen_operator_credentials_gain_no_privileges() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
-    // Nothing but the limits refuses here, so their messages are seen.
+    // Only the limits reject here, so that the test sees their messages.
     statefulsets_run_without_privileges(&world).await;
-    what_users_changed_stays_writable(&world).await;
+    user_changes_stay_writable(&world).await;
     services_draw_no_traffic(&world).await;
     secrets_get_no_credentials(&world).await;
     pods_keep_their_spec(&world).await;
@@ -33,7 +33,7 @@ fn set(world: &World<'_>, name: &str) -> Value {
     world.child("StatefulSet", name, &world.alphas(), "3")
 }
 
-/// Each with a path below the Pod's spec, what stands there, and why it is refused.
+/// Each with a path below the Pod's spec, the value there, and the reason of the rejection.
 fn privileges() -> Vec<(&'static str, Value, &'static str)> {
     let volumes = "no volumes but";
     let host = "hostNetwork, hostPID, hostIPC or nodeName";
@@ -170,8 +170,8 @@ async fn statefulsets_run_without_privileges(world: &World<'_>) {
     );
 }
 
-/// A template with privileges that somebody else wrote does not keep the operator from setting its token or scaling it.
-async fn what_users_changed_stays_writable(world: &World<'_>) {
+/// A template with privileges from another client does not keep the operator from setting its token or scaling it.
+async fn user_changes_stay_writable(world: &World<'_>) {
     let sidecar = json!({"spec": {"template": {"spec": {"hostPID": true}}}});
     merge(&world.admin, "StatefulSet", "orders-db", sidecar)
         .await
@@ -385,7 +385,7 @@ async fn system_namespaces_are_out_of_reach(world: &World<'_>) {
         let answer = client.request_text(request).await;
         answer.map(drop).map_err(|error| error.to_string())
     };
-    // The control plane's own Pods are not Pods here, so one is made that stands for them.
+    // The control plane's own Pods are not Pods here, so one is created as a substitute.
     let privileged = json!({
         "metadata": {"name": "proxy", "labels": {"database.io/bucket": "3"}},
         "spec": {"containers": [{"name": "c", "image": "i", "securityContext": {"privileged": true}}]},
@@ -446,7 +446,7 @@ async fn system_namespaces_are_out_of_reach(world: &World<'_>) {
             answer,
             &format!("keeps no objects in the namespace {namespace}"),
         );
-        // A dry run stores nothing, and shows what the other policies say.
+        // A dry run stores nothing, and shows the answers of the other policies.
         let dry = send(
             &world.alpha,
             request("POST", format!("{path}?dryRun=All"), object),

@@ -1,4 +1,4 @@
-//! The fence, on a real API server: each rule is broken on purpose with a replica's own credentials.
+//! The fence, on a real API server: each test violates a rule with a replica's own credentials.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod children;

@@ -1,4 +1,4 @@
-//! Two replicas of which only the credentials exist, two shards, and what each of them must not do.
+//! Two replicas that exist only as credentials, two shards, and the writes that each must not make.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 pub(crate) const NAMESPACE: &str = "shop";
 pub(crate) const TABLE: &str = "databasecluster-shards";
-/// What the policies say of a write without a right token, under another's token, and by another Pod.
+/// The messages of the policies for a write without a valid token, under another's token, and by another Pod.
 pub(crate) const ORDER: &str = "a write of the operator must carry a token";
 pub(crate) const NOT_THE_HOLDER: &str = "is not that of the present holder";
 pub(crate) const OTHER_POD: &str = "names another replica than the Pod";
@@ -35,7 +35,7 @@ pub(crate) struct World<'a> {
     pub(crate) table: String,
     /// Uid of the DatabaseCluster `orders`.
     pub(crate) orders: String,
-    /// Keeps what was installed.
+    /// Keeps the installed fleet.
     _fleet: Fleet<'a>,
 }
 
@@ -207,7 +207,7 @@ pub(crate) async fn write_entry(
     merge(client, "ShardTable", TABLE, change).await
 }
 
-/// The rights that the operator has, and all that it might be given by mistake.
+/// The rights that the operator has, and more that it might get by mistake.
 async fn grant_everything(control_plane: &ControlPlane) {
     let rights = [
         [
@@ -309,7 +309,7 @@ pub(crate) fn api(client: &Client, kind: &str) -> Api<DynamicObject> {
     Api::namespaced_with(client.clone(), namespace, &resource)
 }
 
-/// What a write came to: the object's metadata, or what the API server said.
+/// The result of a write: the object's metadata, or the API server's message.
 pub(crate) type Answer = Result<ObjectMeta, String>;
 
 fn answer(answer: kube::Result<DynamicObject>) -> Answer {
@@ -365,7 +365,7 @@ pub(crate) async fn merge_status(client: &Client, name: &str, change: Value) -> 
     )
 }
 
-/// A deletion with the preconditions that are given.
+/// A deletion with these preconditions.
 pub(crate) async fn delete(
     client: &Client,
     kind: &str,
@@ -397,7 +397,7 @@ pub(crate) fn refused<T: std::fmt::Debug>(what: &str, answer: Result<T, String>,
     );
 }
 
-/// Asserts that a rule of the schema refused, whoever wrote, and why.
+/// Asserts that a rule of the schema rejected the write for this reason, for every writer.
 pub(crate) fn invalid<T: std::fmt::Debug>(what: &str, answer: Result<T, String>, why: &str) {
     let error = answer.expect_err(&format!("{what} was let through"));
     assert!(

@@ -1,4 +1,4 @@
-//! The shard table: rules of its kind, which bind every user, and the policy for the operator's credentials.
+//! The shard table: rules of its CRD, which apply to every user, and the policy for the operator's credentials.
 
 use kube::Client;
 use kube::api::{DeleteParams, PostParams};
@@ -27,14 +27,14 @@ fn entries(entries: Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_table_only_moves_forward() {
+async fn shard_table_only_moves_forward() {
     let control_plane = control_plane().await;
     let world = World::new(&control_plane).await;
     a_new_table_is_vacant(&world).await;
     entries_only_rise(&world).await;
     a_replica_writes_its_own_entries(&world).await;
     the_table_keeps_its_metadata(&world).await;
-    it_is_converted_as_a_whole(&world).await;
+    conversion_is_atomic(&world).await;
     two_hundred_and_fifty_six_entries_work(&world).await;
     its_deletion_is_guarded(&world).await;
     let refused = refusals(&world, "databasecluster-fence-table").await;
@@ -187,7 +187,7 @@ async fn a_replica_writes_its_own_entries(world: &World<'_>) {
             "an entry for another replica",
             json!({"000": entry(6, "beta")}),
         ),
-        ("an entry for nobody", json!({"000": entry(6, "")})),
+        ("an entry without a holder", json!({"000": entry(6, "")})),
         ("another's entry, taken away", json!({"001": entry(4, "")})),
         ("another's entry, raised", json!({"001": entry(4, "beta")})),
         (
@@ -240,7 +240,7 @@ async fn the_table_keeps_its_metadata(world: &World<'_>) {
     }
 }
 
-async fn it_is_converted_as_a_whole(world: &World<'_>) {
+async fn conversion_is_atomic(world: &World<'_>) {
     let highest = 1 << 20;
     let whole = "a change of shards must set every entry";
     for (what, object) in [

@@ -60,10 +60,10 @@ if [ "$case" = sudo ]; then
   echo 'stranger ALL=(ALL) NOPASSWD: ALL' >"$MACHINE/etc/sudoers.d/stranger"
 fi
 if [ "$case" = nobody ]; then
-  # Without root there is one line, which says what root has to run; that is enough.
+  # Without root one line lists the commands for root; that is enough.
   if as_user make test >"$log" 2>&1; then fail "make test passed without what it needs"; fi
   command=$(sed -n 's/^set-up: .*there is no sudo; run as root: //p' "$log")
-  [ -n "$command" ] || fail "make test did not say what root has to run: $(cat "$log")"
+  [ -n "$command" ] || fail "make test did not print the commands for root: $(cat "$log")"
   grep -qx "0 passed, 1 failed" "$log" || fail "make test did not end with a count: $(tail -n 3 "$log")"
   # shellcheck disable=SC2086 # a command, split on purpose
   as_root sh -c "apt-get -q update && DEBIAN_FRONTEND=noninteractive ${command/install/install -qy}" >"$log" 2>&1 ||

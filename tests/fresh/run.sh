@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does what a stranger does, on a bare Debian: clones this repository's last commit, and runs `make run ONCE=1` and
 # `make test`, as a user without root, as a user with sudo, and as root. CASES="nobody sudo root" runs some of them.
-# The machine is a folder made by debootstrap, from the user's cache. What is mounted there is so in namespaces of its own, which end with
+# The machine is a folder created by debootstrap, from the user's cache. What is mounted there is so in namespaces of its own, which end with
 # this script, however it ends. Rust and the control plane come from this machine, so that nothing is built twice;
 # FRESH_RUST=1 lets rustup fetch Rust instead.
 set -euo pipefail

@@ -15,10 +15,10 @@ use testbed::{Replica, load};
 use crate::environment::{BUSY, BUSY_CLUSTERS, Environment, PATIENCE, QUIET};
 use crate::requests::api;
 
-/// How long a change of a spec may take while somebody attacks; without an attack it takes one or two seconds.
+/// How long a change of a spec may take during an attack; without one it takes one or two seconds.
 const PROGRESS: Duration = Duration::from_secs(30);
 /// How much the memory of a replica may grow over all attacks, and how much more a replica that starts among what they
-/// left behind may take. Its limit is 256 MiB.
+/// left behind may use. Its limit is 256 MiB.
 const GROWTH_MAX_BYTES: u64 = 48 << 20;
 
 /// Holder, epoch, incarnation.
@@ -39,7 +39,7 @@ struct Memory {
 
 pub(crate) struct Checker {
     ownership: Ownership,
-    /// Objects of namespaces that nobody has rights in, with their versions.
+    /// Objects of namespaces in which no attacker has rights, with their versions.
     objects: BTreeMap<String, String>,
     memory: BTreeMap<String, Memory>,
     changes: u32,
@@ -50,7 +50,7 @@ impl Checker {
         let memory = environment.fleet.replicas().iter().map(|replica| {
             let memory = Memory {
                 process: replica.process(),
-                resident_bytes: replica.figures().unwrap().resident_bytes,
+                resident_bytes: replica.usage().unwrap().resident_bytes,
             };
             (replica.name().to_owned(), memory)
         });
@@ -62,7 +62,7 @@ impl Checker {
         }
     }
 
-    /// Asserts that the attack reached no shard and nobody else.
+    /// Asserts that the attack reached no shard and no other namespace.
     pub(crate) async fn unharmed(&mut self, environment: &Environment<'_>, attack: &str) {
         let took = self.progress(environment, attack).await;
         let mut grown = 0;
@@ -80,7 +80,7 @@ impl Checker {
         assert!(grown < GROWTH_MAX_BYTES, "{attack}: {grown} bytes");
     }
 
-    /// Changes of the others' clusters come through.
+    /// Changes of the other tenants' clusters are applied.
     async fn progress(&mut self, environment: &Environment<'_>, attack: &str) -> Duration {
         self.changes += 1;
         let started = Instant::now();
@@ -113,7 +113,7 @@ impl Checker {
         assert!(before.process.is_alive(), "{attack}: {name} has ended");
         let ready = replica.get("/readyz").await.unwrap();
         assert_eq!(ready.status, 200, "{attack}: {name}: {}", ready.body);
-        let peak = replica.figures().unwrap().peak_resident_bytes;
+        let peak = replica.usage().unwrap().peak_resident_bytes;
         peak.saturating_sub(before.resident_bytes)
     }
 
@@ -128,7 +128,7 @@ impl Checker {
             .await
             .unwrap();
         let replica = environment.fleet.replica(index).unwrap();
-        let peak = replica.figures().unwrap().peak_resident_bytes;
+        let peak = replica.usage().unwrap().peak_resident_bytes;
         let usual = self.memory.values().map(|memory| memory.resident_bytes);
         let usual = usual.max().unwrap();
         println!(

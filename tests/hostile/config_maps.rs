@@ -1,4 +1,4 @@
-//! A user who may do everything with ConfigMaps of one namespace, and nothing else.
+//! A user with all rights on ConfigMaps of one namespace, and no others.
 
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::requests::*;
 const OVERSIZE: usize = 250_000;
 const OVERSIZED: usize = 300;
 const CONCURRENCY: usize = 8;
-/// Annotations and labels that the operator knows by name.
+/// Annotations and labels that the operator uses.
 const KNOWN: [&str; 6] = [
     fencing::ANNOTATION,
     "database.io/fingerprint",
@@ -189,7 +189,7 @@ async fn each_of<F: Future<Output = ()>>(count: usize, work: impl Fn(usize) -> F
         .await;
 }
 
-/// Created, and changed once more: both pass through every watch.
+/// Created, and changed again: both pass through every watch.
 async fn oversized(tenant: &Tenant) {
     each_of(OVERSIZED, |number| async move {
         let name = format!("oversized-{number}");

@@ -1,4 +1,4 @@
-//! A user who may write DatabaseClusters of one namespace, and nothing else.
+//! A user with write access to DatabaseClusters of one namespace, and no other rights.
 
 use serde_json::{Value, json};
 use testbed::load;
@@ -79,7 +79,7 @@ async fn what_is_the_operators(tenant: &Tenant) {
 }
 
 /// The token on the DatabaseCluster itself stops what the operator writes there: its finalizer. The message says how
-/// to go on, and the tenant may do that.
+/// to continue, and the tenant may do that.
 async fn forged_tokens(environment: &Environment<'_>, tenant: &Tenant) {
     for (number, shard) in environment.table.entries.keys().enumerate() {
         let name = format!("forged-{number}");
@@ -148,7 +148,7 @@ async fn blocked_deletions(environment: &Environment<'_>, tenant: &Tenant) {
         let at = at("DatabaseCluster", tenant.namespace, &name);
         let_through("its deletion", delete(&tenant.client, at).await);
     }
-    // The operator does its part and leaves the rest to who added the other finalizer.
+    // The operator does its part and leaves the rest to the owner of the other finalizer.
     for number in 0..10 {
         let name = format!("blocked-{number}");
         let what = "without the operator's finalizer";

@@ -163,11 +163,11 @@ async fn forged_tokens(environment: &Environment<'_>, tenant: &Tenant) {
     let events = events.await.unwrap();
     assert!(
         events.contains("kubectl annotate"),
-        "no Event says what to do: {events}"
+        "no Event names the remedy: {events}"
     );
 }
 
-/// Claims that say that they are another cluster's: of another namespace, and of another one in this namespace.
+/// Claims labelled as another cluster's: of another namespace, and of another one in this namespace.
 async fn others_claims(environment: &Environment<'_>, tenant: &Tenant) {
     let admin = &environment.admin;
     own(tenant, "neighbour").await;
@@ -248,7 +248,7 @@ async fn names_of_children(environment: &Environment<'_>, tenant: &Tenant) {
     until_ready(admin, tenant.namespace, OWN).await;
 }
 
-/// A StatefulSet that looks like an orphan of the operator's, in the hope that the operator runs its privileged container.
+/// A StatefulSet disguised as an orphan of the operator, so that the operator runs its privileged container.
 async fn forged_orphan(environment: &Environment<'_>, tenant: &Tenant) {
     let admin = &environment.admin;
     let labels = json!({"database.io/cluster": "forged"});

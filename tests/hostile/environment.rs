@@ -1,4 +1,4 @@
-//! A fleet of three, clusters of others, and accounts for those who attack them.
+//! A fleet of three, clusters of other tenants, and accounts for the attackers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use testbed::{ControlPlane, Fleet, FleetOptions, Progress, accounts, load, wait_
 
 /// Long enough for a busy machine; a test that needs it has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// The highest epoch that anything takes for one.
+/// The highest value that is accepted as an epoch.
 pub(crate) const EPOCH_MAX: i64 = (1 << 31) - (1 << 20) - 1;
-/// Clusters that nobody changes.
+/// Clusters that do not change.
 pub(crate) const QUIET: &str = "victims";
 /// Clusters whose specs change all the time.
 pub(crate) const BUSY: &str = "progress";
@@ -29,7 +29,7 @@ pub(crate) struct Tenant {
     pub(crate) client: Client,
 }
 
-/// A cluster of somebody else.
+/// A cluster of another tenant.
 #[derive(Clone, Debug)]
 pub(crate) struct Victim {
     pub(crate) name: String,
@@ -207,10 +207,10 @@ pub(crate) async fn until(
     .unwrap()
 }
 
-/// Waits until the tenant's cluster is gone.
+/// Waits until the tenant's cluster is deleted.
 pub(crate) async fn until_gone(environment: &Environment<'_>, tenant: &Tenant, name: &str) {
     let api = load::clusters_in(environment.admin.clone(), tenant.namespace);
-    wait_for(format!("{name} to be gone"), PATIENCE, || async {
+    wait_for(format!("{name} to be deleted"), PATIENCE, || async {
         let found = api.get_opt(name).await.unwrap();
         Ok(Progress::when(found.is_none(), (), || {
             format!("{:?}", found.map(|one| one.data))

@@ -1,5 +1,5 @@
 //! Users and thieves of credentials against a fleet, on a real API server. Each has real credentials and tries what
-//! these permit; after each attack the checker looks at everything that must not have changed.
+//! these permit; after each attack the checker compares everything that must not have changed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod checker;
@@ -17,9 +17,9 @@ use environment::Environment;
 use futures::FutureExt;
 use testbed::{ControlPlane, ControlPlaneOptions};
 
-/// One control plane and one fleet for all attacks: what one leaves behind is there during the next.
+/// One control plane and one fleet for all attacks: objects of one attack stay during the next.
 #[tokio::test]
-async fn tenants_and_a_stolen_token_harm_no_other_namespace_and_no_shard() {
+async fn hostile_tenants_and_a_stolen_token_affect_no_other_namespace_and_no_shard() {
     let options = ControlPlaneOptions {
         statefulset_stage: true,
         lift_client_limits: true,

@@ -1,4 +1,4 @@
-//! Requests under anybody's credentials, and what the API server says to them.
+//! Requests under any credentials, and the API server's answers.
 
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams,
@@ -7,7 +7,7 @@ use kube::api::{
 use kube::{Client, ResourceExt};
 use serde_json::Value;
 
-/// The object, or what the API server said.
+/// The object, or the API server's message.
 pub(crate) type Answer = Result<DynamicObject, String>;
 
 /// Which object.

@@ -1,4 +1,4 @@
-//! A thief with the Pod-bound token of one replica, who also knows the fencing tokens under which that replica writes.
+//! An attacker with the Pod-bound token of one replica, and with the fencing tokens under which that replica writes.
 
 use kube::Client;
 use serde_json::{Value, json};

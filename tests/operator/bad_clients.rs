@@ -14,8 +14,8 @@ use tokio::time::{sleep, timeout};
 const ATTACK: Duration = Duration::from_secs(10);
 /// What a replica may go without a renewal before it stops by itself: its lifetime less the margin.
 const GAP_MAX: Duration = Duration::from_secs(5);
-/// Two heartbeats of a replica that nobody attacks are further apart than this: the machine or the API
-/// server is too busy to tell what an attack does.
+/// When two heartbeats of a replica without an attack are further apart than this, the machine or the API
+/// server is too busy to measure the effect of an attack.
 const CALM_GAP_MAX: Duration = Duration::from_secs(3);
 const ATTACKS_MAX: usize = 3;
 /// What the server has room for by default.
@@ -194,7 +194,7 @@ fn longest_gap(events: &[AuditEvent], lease: &str) -> Option<Duration> {
     u64::try_from(gap).ok().map(Duration::from_micros)
 }
 
-/// What one attack came to.
+/// The result of one attack.
 struct Attacked {
     probes: Result<(u32, u32, Duration), String>,
     gap: Option<Duration>,
@@ -261,6 +261,6 @@ pub(crate) async fn disturb_nothing(control_plane: &ControlPlane, replica: &Repl
             attacked.gap_of_others,
             attacked.probes,
         );
-        println!("attack {attempt} tells nothing: others were late, too");
+        println!("attack {attempt} is inconclusive: other replicas were late, too");
     }
 }

@@ -1,4 +1,4 @@
-//! Wrong input: refused by the API server in words that name the field, or by the program in one line.
+//! Invalid input: rejected by the API server with the name of the field, or by the program in one line.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -40,7 +40,7 @@ fn dry_run() -> PostParams {
     }
 }
 
-/// What a Pod accepts as an amount is accepted, what is surely a mistake is refused with an example.
+/// A quantity that a Pod accepts is accepted; a certain mistake is rejected with an example.
 async fn quantities_are_those_of_pods(client: &kube::Client) {
     let clusters = load::clusters_in(client.clone(), "default");
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
@@ -79,7 +79,7 @@ async fn quantities_are_those_of_pods(client: &kube::Client) {
         let answer = clusters.create(&dry_run(), &object).await;
         assert!(answer.is_ok(), "{resources}: {answer:?}");
     }
-    // What comes out of the API server can be read, whatever was null.
+    // Objects from the API server can be parsed, whatever was null.
     for (path, value) in [
         ("/resources", json!(null)),
         ("/resources", json!({"cpu": null, "limits": {"cpu": null}})),
@@ -159,7 +159,7 @@ async fn quantities_are_those_of_pods(client: &kube::Client) {
 }
 
 #[tokio::test]
-async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
+async fn api_server_rejects_invalid_specs_by_field() {
     let control_plane = control_plane(options()).await;
     Fleet::install(&control_plane, FleetOptions::default())
         .await
@@ -184,7 +184,7 @@ async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
         let message = refusal(&client, name, &[(path, value)]).await;
         assert!(message.contains(expected), "{path}: {message}");
     }
-    // What is in the samples is accepted.
+    // The values of the samples are accepted.
     let samples = ["apply", "--dry-run=server", "-f", "deploy/samples"];
     let accepted = control_plane.run_kubectl(&samples).await.unwrap();
     assert_eq!(accepted.matches("created").count(), 5, "{accepted}");
@@ -212,7 +212,7 @@ async fn the_api_server_refuses_wrong_specs_and_names_the_field() {
 }
 
 #[tokio::test]
-async fn a_statefulset_of_somebody_else_is_never_touched() {
+async fn foreign_statefulset_is_never_changed() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -277,7 +277,7 @@ async fn owner_uid(client: &kube::Client) -> String {
 }
 
 #[test]
-fn a_bad_flag_stops_the_start_in_one_line() {
+fn invalid_flag_stops_the_start_with_one_line() {
     for (flag, value, allowed) in [
         ("--shards", "33", "power of two"),
         ("--lease-duration", "1500ms", "whole seconds"),
@@ -299,9 +299,9 @@ fn a_bad_flag_stops_the_start_in_one_line() {
     }
 }
 
-/// An administrator's kubeconfig passes the fence by.
+/// An administrator's kubeconfig bypasses the fence.
 #[test]
-fn credentials_without_a_pod_join_no_fleet_unless_they_are_allowed_to() {
+fn credentials_without_a_pod_join_no_fleet_by_default() {
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = folder.path().join("admin");
     let text = json!({
@@ -335,7 +335,7 @@ fn credentials_without_a_pod_join_no_fleet_unless_they_are_allowed_to() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It goes on until it listens.
+    // It continues until it listens.
     let streams: [Box<dyn Read + Send>; 2] = [
         Box::new(allowed.stdout.take().unwrap()),
         Box::new(allowed.stderr.take().unwrap()),
@@ -357,7 +357,7 @@ fn credentials_without_a_pod_join_no_fleet_unless_they_are_allowed_to() {
 }
 
 #[test]
-fn the_environment_stands_in_for_flags() {
+fn environment_variables_set_flags() {
     let run = Command::new(env!("CARGO_BIN_EXE_databasecluster-operator"))
         .arg("run")
         .env("DBC_SHARDS", "7")

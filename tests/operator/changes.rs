@@ -1,4 +1,4 @@
-//! What users do to DatabaseClusters, followed to the end.
+//! Changes of DatabaseClusters by users, until they are applied.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Event, Service};
@@ -26,7 +26,7 @@ fn replicas(set: &StatefulSet) -> Option<i32> {
 }
 
 #[tokio::test]
-async fn three_hundred_clusters_become_ready_and_every_change_is_followed() {
+async fn three_hundred_clusters_become_ready_and_follow_every_change() {
     let control_plane = control_plane(options()).await;
     let fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -88,7 +88,7 @@ async fn three_hundred_clusters_become_ready_and_every_change_is_followed() {
 }
 
 #[tokio::test]
-async fn drift_in_a_child_is_put_right() {
+async fn drift_in_a_child_is_corrected() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -136,7 +136,7 @@ async fn drift_in_a_child_is_put_right() {
     sets.delete("db-000-db", &DeleteParams::default())
         .await
         .unwrap();
-    until_statefulset(&client, ("drift", "db-000-db"), "to be there anew", |set| {
+    until_statefulset(&client, ("drift", "db-000-db"), "to be re-created", |set| {
         set.metadata.uid != gone
     })
     .await;
@@ -144,7 +144,7 @@ async fn drift_in_a_child_is_put_right() {
 }
 
 #[tokio::test]
-async fn a_deletion_shows_terminating_and_leaves_no_child() {
+async fn deletion_shows_terminating_and_leaves_no_child() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -155,7 +155,7 @@ async fn a_deletion_shows_terminating_and_leaves_no_child() {
     let clusters = load::clusters_in(client.clone(), "going");
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "going");
 
-    // A finalizer of somebody else keeps the child for a while, so that Terminating can be seen.
+    // A foreign finalizer keeps the child for a while, so that Terminating can be observed.
     let hold = Patch::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}));
     sets.patch("db-000-db", &PatchParams::default(), &hold)
         .await
@@ -167,7 +167,7 @@ async fn a_deletion_shows_terminating_and_leaves_no_child() {
     until_cluster(
         &client,
         ("going", "db-000"),
-        "to say that it is Terminating",
+        "to report Terminating",
         |object| object.data["status"]["phase"] == "Terminating",
     )
     .await;
@@ -191,7 +191,7 @@ async fn a_deletion_shows_terminating_and_leaves_no_child() {
 async fn gone(client: &kube::Client, namespace: &str, name: &str) {
     let clusters = load::clusters_in(client.clone(), namespace);
     wait_for(
-        format!("{namespace}/{name} to be gone"),
+        format!("{namespace}/{name} to be deleted"),
         PATIENCE,
         || async {
             let found = clusters.get_opt(name).await.unwrap();
@@ -208,7 +208,7 @@ async fn gone(client: &kube::Client, namespace: &str, name: &str) {
 async fn status_child_and_table_name_one_token(client: &Client, cluster: &DynamicObject) {
     let token = Token::of_status(&cluster.data).unwrap();
     let set = format!("{}-db", cluster.name_any());
-    let set = statefulset(client, "told", &set).await;
+    let set = statefulset(client, "reported", &set).await;
     let annotations = set.metadata.annotations.unwrap();
     assert_eq!(annotations[fencing::ANNOTATION], token.to_string());
     assert_eq!(Some(&token.cluster), cluster.metadata.uid.as_ref());
@@ -222,15 +222,15 @@ async fn status_child_and_table_name_one_token(client: &Client, cluster: &Dynami
 }
 
 #[tokio::test]
-async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
+async fn readiness_is_reported_by_conditions_an_event_and_kubectl_columns() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
-    load::create(&control_plane, singles("told", 1))
+    load::create(&control_plane, singles("reported", 1))
         .await
         .unwrap();
     load::wait_all_ready(&client, 1, PATIENCE).await.unwrap();
-    let object = cluster(&client, "told", "db-000").await;
+    let object = cluster(&client, "reported", "db-000").await;
     let status = &object.data["status"];
     assert_eq!(status["phase"], "Ready");
     assert_eq!(status["observedGeneration"], 1);
@@ -243,7 +243,7 @@ async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
     assert_eq!(shard.holder, holder);
     status_child_and_table_name_one_token(&client, &object).await;
 
-    let events: Api<Event> = Api::namespaced(client.clone(), "told");
+    let events: Api<Event> = Api::namespaced(client.clone(), "reported");
     wait_for("the event DatabaseReady", PATIENCE, || async {
         let all = events.list(&ListParams::default()).await.unwrap();
         let found = all
@@ -267,7 +267,7 @@ async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
     .unwrap();
 
     let table = control_plane
-        .run_kubectl(&["get", "dbc", "-n", "told"])
+        .run_kubectl(&["get", "dbc", "-n", "reported"])
         .await
         .unwrap();
     let columns: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
@@ -281,10 +281,10 @@ async fn readiness_is_told_by_conditions_an_event_and_the_columns_of_kubectl() {
         .unwrap();
     assert!(explained.contains("Retain"), "{explained}");
     control_plane
-        .run_kubectl(&["scale", "dbc/db-000", "-n", "told", "--replicas=2"])
+        .run_kubectl(&["scale", "dbc/db-000", "-n", "reported", "--replicas=2"])
         .await
         .unwrap();
-    until_cluster(&client, ("told", "db-000"), "two replicas", |object| {
+    until_cluster(&client, ("reported", "db-000"), "two replicas", |object| {
         is_ready(object) && object.data["status"]["readyReplicas"] == 2
     })
     .await;

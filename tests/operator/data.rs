@@ -1,4 +1,4 @@
-//! What users and administrators do to the children, and that no data volume is ever lost by it.
+//! Changes of children by users and administrators, none of which loses a data volume.
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -37,7 +37,7 @@ async fn until_claim_asks_for(client: &Client, namespace: &str, name: &str, size
 }
 
 #[tokio::test]
-async fn every_child_is_there_owned_and_put_right() {
+async fn every_child_exists_is_owned_and_has_drift_corrected() {
     let control_plane = control_plane(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
         ..options()
@@ -127,7 +127,7 @@ async fn every_child_is_there_owned_and_put_right() {
     passwords_stay_where_they_are(&control_plane, &fleet).await;
 }
 
-/// Of the short form nothing stays, as there are no defaults in the schema; an annotation of somebody's on the Pods does.
+/// The short form leaves no trace, as the schema has no defaults; a foreign annotation on the Pods stays.
 async fn resources_in_the_standard_form(client: &Client, namespace: &str) {
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
     let annotation =
@@ -177,16 +177,16 @@ async fn enforce_restricted(control_plane: &ControlPlane, namespace: &str) {
     let plain = serde_json::from_value(plain).unwrap();
     wait_for("a plain Pod to be refused", PATIENCE, || async {
         let answer = pods.create(&PostParams::default(), &plain).await;
-        let told = answer.map_or_else(|error| error.to_string(), |_| "accepted".to_owned());
-        assert_ne!(told, "accepted", "nothing is enforced");
-        let refused = told.contains("violates PodSecurity \"restricted");
-        Ok(Progress::when(refused, (), || told))
+        let output = answer.map_or_else(|error| error.to_string(), |_| "accepted".to_owned());
+        assert_ne!(output, "accepted", "nothing is enforced");
+        let refused = output.contains("violates PodSecurity \"restricted");
+        Ok(Progress::when(refused, (), || output))
     })
     .await
     .unwrap();
 }
 
-/// Of Secrets the operator asks for nothing but their creation, and no password is in a log.
+/// The operator only creates Secrets and never reads them, and no log contains a password.
 async fn passwords_stay_where_they_are(control_plane: &ControlPlane, fleet: &Fleet<'_>) {
     let all = audit::read(&control_plane.audit_log().unwrap()).unwrap();
     let of_secrets = |event: &&AuditEvent| {
@@ -197,7 +197,10 @@ async fn passwords_stay_where_they_are(control_plane: &ControlPlane, fleet: &Fle
         .filter(of_secrets)
         .map(|event| event.verb.as_str())
         .collect();
-    assert!(!verbs.is_empty(), "the Secret came from nowhere");
+    assert!(
+        !verbs.is_empty(),
+        "the audit log has no write of the Secret"
+    );
     assert!(verbs.iter().all(|verb| *verb == "create"), "{verbs:?}");
     let secrets: Api<Secret> = Api::namespaced(control_plane.client(), "all");
     let data = secrets.get("db-app").await.unwrap().data.unwrap();
@@ -212,7 +215,7 @@ async fn passwords_stay_where_they_are(control_plane: &ControlPlane, fleet: &Fle
 }
 
 #[tokio::test]
-async fn a_statefulset_deleted_by_hand_comes_back_to_the_same_volumes_and_pods() {
+async fn manually_deleted_statefulset_is_recreated_with_its_volumes_and_pods() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -240,7 +243,7 @@ async fn a_statefulset_deleted_by_hand_comes_back_to_the_same_volumes_and_pods()
         until_statefulset(
             &client,
             ("hand", "db-db"),
-            "to be there anew, with its Pods",
+            "to be re-created, with its Pods",
             |now| {
                 let ready = now.status.as_ref().and_then(|status| status.ready_replicas);
                 now.metadata.uid != set && ready == Some(2)
@@ -272,7 +275,7 @@ async fn a_statefulset_deleted_by_hand_comes_back_to_the_same_volumes_and_pods()
 }
 
 #[tokio::test]
-async fn a_cluster_deleted_and_made_again_at_once_gets_its_volumes_back() {
+async fn immediately_recreated_cluster_gets_its_volumes_back() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -280,7 +283,7 @@ async fn a_cluster_deleted_and_made_again_at_once_gets_its_volumes_back() {
     let first = until_cluster(&client, ("again", "db"), "Ready", is_ready).await;
     let before = claims(&client, "again").await;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), "again");
-    // Whatever collects what the cluster leaves may come to its Secret last, and late.
+    // The garbage collector may delete the cluster's Secret last, and late.
     let hold = |finalizers| Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
     let params = PatchParams::default();
     secrets
@@ -353,7 +356,7 @@ async fn webhook_on_a_closed_port(client: &Client, namespace: &str) {
 }
 
 /// A new cluster has a condition, an Event and the time of the next try; an old one is not Ready for a
-/// generation that is not carried out, and Available. Both go on when the webhook is gone.
+/// generation that is not applied, and Available. Both continue when the webhook is removed.
 async fn a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(
     control_plane: &ControlPlane,
 ) {
@@ -434,7 +437,7 @@ async fn the_warning_has_the_words_of_the_api_server(
 }
 
 #[tokio::test]
-async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right() {
+async fn problems_are_reported_with_a_remedy_and_cleared_once_fixed() {
     let control_plane = control_plane(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
         ..options()
@@ -442,14 +445,14 @@ async fn refusals_say_what_is_wrong_and_what_to_do_and_go_when_it_is_put_right()
     .await;
     let _fleet = fleet_of_three(&control_plane).await;
     tokio::join!(
-        what_the_operator_refuses(&control_plane),
+        refusals_of_the_operator(&control_plane),
         a_sidecar_is_not_taken_for_postgres(&control_plane),
-        tags_of_no_known_scheme_are_judged_by_the_pod(&control_plane),
+        tags_of_unknown_schemes_are_checked_by_the_pod(&control_plane),
         a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(&control_plane),
     );
 }
 
-async fn what_the_operator_refuses(control_plane: &ControlPlane) {
+async fn refusals_of_the_operator(control_plane: &ControlPlane) {
     let client = control_plane.client();
     one(control_plane, "bad", "db", load::spec(1)).await;
     until_cluster(&client, ("bad", "db"), "Ready", is_ready).await;
@@ -536,18 +539,12 @@ async fn a_claim_that_others_have_grown_is_left_alone(client: &Client) {
             .get("database.io/claims")
             .is_some_and(|done| done == "15Gi/1")
     };
-    until_statefulset(
-        client,
-        ("bad", "db-db"),
-        "to have its claims looked up",
-        done,
-    )
-    .await;
+    until_statefulset(client, ("bad", "db-db"), "to have its claims listed", done).await;
     until_claim_asks_for(client, "bad", "data-db-db-0", "50Gi").await;
     until_cluster(client, ("bad", "db"), "Ready", is_ready).await;
 }
 
-/// Somebody patches a container in, before ours.
+/// A webhook injects a container before the operator's.
 async fn a_sidecar_is_not_taken_for_postgres(control_plane: &ControlPlane) {
     let client = control_plane.client();
     one(control_plane, "beside", "db", load::spec(1)).await;
@@ -589,8 +586,8 @@ async fn a_sidecar_is_not_taken_for_postgres(control_plane: &ControlPlane) {
     assert_eq!(images, ["filebeat:9.1.0", "postgres:17.2"]);
 }
 
-/// Build 42 is not PostgreSQL 42. If it is of another version, the Pod says so.
-async fn tags_of_no_known_scheme_are_judged_by_the_pod(control_plane: &ControlPlane) {
+/// Build 42 is not PostgreSQL 42. If it is of another version, the Pod reports that.
+async fn tags_of_unknown_schemes_are_checked_by_the_pod(control_plane: &ControlPlane) {
     let client = control_plane.client();
     let mut spec = load::spec(1);
     spec["image"] = json!("registry.test/pg:41");
@@ -652,7 +649,7 @@ async fn a_lost_secret_comes_back(control_plane: &ControlPlane) {
 }
 
 #[tokio::test]
-async fn a_quota_that_lets_no_pod_in_is_named() {
+async fn quota_that_rejects_pods_is_named() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -704,9 +701,9 @@ async fn claims_that_stay(client: &Client, namespace: &str) -> Vec<(String, Stri
     claims(client, namespace).await
 }
 
-/// Two stories side by side, each in a namespace of its own.
+/// Two cases in parallel, each in its own namespace.
 #[tokio::test]
-async fn orphans_and_restored_clusters_are_adopted_and_no_volume_is_lost() {
+async fn orphans_and_restored_clusters_are_adopted_without_volume_loss() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     tokio::join!(
@@ -739,7 +736,7 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
     .unwrap();
 
     let services: Api<Service> = Api::namespaced(client.clone(), "left");
-    // Nobody's and unmarked, and another DatabaseCluster's.
+    // Without an owner and unmarked, and of another DatabaseCluster.
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "left");
     let others = json!([{
         "apiVersion": "database.io/v1", "kind": "DatabaseCluster", "name": "other",
@@ -767,11 +764,11 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
         assert_eq!(service.owner_references.unwrap_or_default(), []);
     }
 
-    // The claims of a cluster that is gone, and the first of them lost.
+    // The claims of a deleted cluster, and the first of them lost.
     let params = DeleteParams::default();
     sets.delete("db-db", &params).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(client.clone(), "left");
-    wait_for("its Pods to be gone", PATIENCE, || async {
+    wait_for("its Pods to be deleted", PATIENCE, || async {
         let found = pods.get_opt("db-db-0").await.unwrap();
         Ok(Progress::when(found.is_none(), (), || "there".into()))
     })
@@ -779,7 +776,7 @@ async fn claims_of_a_running_statefulset_that_is_not_ours_stay_and_so_does_the_l
     .unwrap();
     let claims_api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "left");
     claims_api.delete("data-db-db-0", &params).await.unwrap();
-    wait_for("its claim to be gone", PATIENCE, || async {
+    wait_for("its claim to be deleted", PATIENCE, || async {
         let found = claims_api.get_opt("data-db-db-0").await.unwrap();
         Ok(Progress::when(found.is_none(), (), || "there".into()))
     })
@@ -821,8 +818,8 @@ async fn a_claim_that_is_being_deleted_is_reported(client: &Client) {
     assert!(message.contains("data-db-db-1"), "{message}");
 }
 
-/// As Velero restores: without uids, versions, ownerReferences and status, with all labels and annotations. The order is
-/// that of its defaults, but for the DatabaseCluster, which comes last here and before the Services there.
+/// As Velero restores: without uids, versions, ownerReferences and status, with all labels and annotations. The order
+/// is that of its defaults, but for the DatabaseCluster, which is last here and before the Services there.
 async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_they_were(
     control_plane: &ControlPlane,
 ) {
@@ -843,7 +840,7 @@ async fn a_cluster_restored_from_a_backup_is_ready_with_its_claims_and_pods_as_t
     assert_eq!(set.metadata.generation, Some(1), "its spec was changed");
     until_claims_are_of(&client, second.metadata.uid.as_ref().unwrap()).await;
 
-    // The operator makes what is missing then, and Velero passes it over.
+    // The operator creates what is missing then, and Velero skips it.
     delete_everything(control_plane).await;
     let cluster = backup.pop().unwrap();
     backup.insert(4, cluster);

@@ -70,7 +70,7 @@ async fn ready(client: &Client, namespace: &str) -> DynamicObject {
 }
 
 #[tokio::test]
-async fn edited_buckets_and_generations_are_put_right_on_every_kind_of_child() {
+async fn edited_buckets_and_generations_are_corrected_on_every_child_kind() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -79,7 +79,7 @@ async fn edited_buckets_and_generations_are_put_right_on_every_kind_of_child() {
     for (api, name) in children(&client, "edits") {
         let bucket = api.get(name).await.unwrap().labels()["database.io/bucket"].clone();
         let number: u32 = bucket.parse().unwrap();
-        // Of the same shard as often as not, of another one, no bucket at all, none.
+        // Buckets of the same shard, of another one, invalid and missing.
         for edited in [
             json!(((number + 1) % 256).to_string()),
             json!(((number + 128) % 256).to_string()),
@@ -131,7 +131,7 @@ async fn forged(api: &Api<DynamicObject>, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_forged_token_is_reported_with_the_command_that_cures_it() {
+async fn forged_token_is_reported_with_the_repair_command() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -152,7 +152,7 @@ async fn a_forged_token_is_reported_with_the_command_that_cures_it() {
         let words: Vec<&str> = command.split_whitespace().collect();
         assert_eq!(words[..3], ["annotate", "-n", "forged"], "{message}");
         assert_eq!(words[4], name, "{message}");
-        // The work on other objects goes on.
+        // The work on other objects continues.
         if words[3] != "statefulset" {
             until_statefulset(&client, ("forged", "db-db"), "to follow its spec", |set| {
                 set.spec.as_ref().and_then(|spec| spec.replicas) == Some(number)
@@ -167,13 +167,13 @@ async fn a_forged_token_is_reported_with_the_command_that_cures_it() {
 }
 
 #[tokio::test]
-async fn a_forged_status_is_told_by_an_event_and_stops_no_other_work() {
+async fn forged_status_is_reported_by_an_event_and_stops_no_other_work() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
     one(&control_plane, "forged", "db", load::spec(2)).await;
     ready(&client, "forged").await;
-    // The status has a token of its own: that it cannot be written is told by an Event.
+    // The status has a token of its own: that it cannot be written is reported by an Event.
     let clusters = load::clusters_in(client.clone(), "forged");
     let patch = Patch::Merge(json!({"status": {"shard": {"epoch": 1_000_000_000}}}));
     clusters
@@ -232,7 +232,7 @@ fn sized(size: &str) -> Value {
 
 async fn until_gone(client: &Client, namespace: &str) {
     let clusters = load::clusters_in(client.clone(), namespace);
-    wait_for("the cluster to be gone", PATIENCE, || async {
+    wait_for("the cluster to be deleted", PATIENCE, || async {
         let found = clusters.get_opt("db").await.unwrap();
         Ok(Progress::when(found.is_none(), (), || {
             format!("{:?}", found.map(|o| o.data))
@@ -244,7 +244,7 @@ async fn until_gone(client: &Client, namespace: &str) {
 
 /// The claims of a former cluster, which have its uid and bucket, and were written under its token.
 #[tokio::test]
-async fn a_cluster_re_created_over_its_claims_can_be_deleted_with_them() {
+async fn recreated_cluster_can_be_deleted_with_its_claims() {
     let control_plane = control_plane(options()).await;
     let _fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -258,7 +258,7 @@ async fn a_cluster_re_created_over_its_claims_can_be_deleted_with_them() {
         "by the template"
     );
 
-    // kubectl delete --cascade=orphan, then apply: the children are nobody's, and are adopted as they are.
+    // kubectl delete --cascade=orphan, then apply: the children have no owner, and are adopted as they are.
     let orphan = DeleteParams {
         propagation_policy: Some(PropagationPolicy::Orphan),
         ..DeleteParams::default()
@@ -279,7 +279,7 @@ async fn a_cluster_re_created_over_its_claims_can_be_deleted_with_them() {
         until_labelled(&claims, name, &uid).await;
     }
 
-    // Once more, and the children are deleted by hand: the StatefulSet is created over the claims.
+    // Again, and the children are deleted by hand: the StatefulSet is created over the claims.
     clusters.delete("db", &orphan).await.unwrap();
     until_gone(&client, "again").await;
     for (api, name) in children(&client, "again") {

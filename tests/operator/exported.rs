@@ -11,7 +11,7 @@ use databasecluster_operator::telemetry::metrics_labels::LABELS;
 use testbed::Fleet;
 use testbed::metrics::Metrics;
 
-/// Family by family, with its type, as the replicas say them; the same with each.
+/// Metric families with their types, as the replicas export them; the same for each.
 async fn families(fleet: &Fleet<'_>) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for replica in fleet.alive() {
@@ -25,7 +25,7 @@ async fn families(fleet: &Fleet<'_>) -> BTreeMap<String, String> {
 }
 
 /// Nothing is exported that is not documented, and nothing documented that is not exported, but for
-/// what is documented as coming on an occasion.
+/// metrics that are documented as appearing only after an event.
 pub(crate) async fn is_what_is_documented(fleet: &Fleet<'_>) {
     let exported = families(fleet).await;
     let documented: BTreeMap<String, String> = catalogue()
@@ -49,7 +49,7 @@ pub(crate) async fn is_what_is_documented(fleet: &Fleet<'_>) {
     }
 }
 
-/// Each series has its metric's labels and no other, and no label more values than it is said to have.
+/// Each series has its metric's labels and no other, and no label has undocumented values.
 fn labels_are_as_documented(metrics: &Metrics) {
     let catalogue = catalogue();
     let mut values: BTreeMap<(String, &str), BTreeSet<&str>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The fleet: balance, a join, a crash, a stop, and what is left behind.
+//! The fleet: balance, a join, a crash, a stop, and the remaining objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -16,7 +16,7 @@ use crate::support::*;
 const LEASE: Duration = Duration::from_secs(6);
 
 #[tokio::test]
-async fn three_hold_ten_or_eleven_shards_and_a_fourth_gets_eight() {
+async fn three_replicas_hold_ten_or_eleven_shards_and_a_fourth_gets_eight() {
     let control_plane = control_plane(options()).await;
     let mut fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -94,7 +94,7 @@ fn the_command_fails_in_a_namespace_without_a_fleet(control_plane: &ControlPlane
 }
 
 #[tokio::test]
-async fn after_a_kill_every_cluster_of_the_dead_is_reconciled_by_another() {
+async fn clusters_of_a_killed_replica_are_reconciled_by_another() {
     let control_plane = control_plane(ControlPlaneOptions {
         audit: AuditLevel::Metadata,
         ..options()
@@ -111,7 +111,7 @@ async fn after_a_kill_every_cluster_of_the_dead_is_reconciled_by_another() {
     let orphans = clusters_of(&fleet, &victim).await;
     assert!(
         orphans.len() >= 10,
-        "too few clusters to judge: {}",
+        "too few clusters for a result: {}",
         orphans.len()
     );
     fleet.replica_mut(1).unwrap().kill().await.unwrap();
@@ -150,7 +150,7 @@ async fn after_a_kill_every_cluster_of_the_dead_is_reconciled_by_another() {
     let worst_micros = taken.values().max().unwrap() - killed_micros;
     let worst = Duration::from_micros(u64::try_from(worst_micros).unwrap());
     // The promise is a lifetime and a second, and `make chaos` measures it on a machine that does
-    // nothing else. Here a second lifetime, such as for a death that was noticed too late, is told
+    // nothing else. Here a second lifetime, such as for a death that was detected too late, is distinguished
     // from a busy machine.
     assert!(worst < 2 * LEASE, "the last one took {worst:?}");
     load::wait_all_ready(&client, 60, PATIENCE).await.unwrap();
@@ -158,7 +158,7 @@ async fn after_a_kill_every_cluster_of_the_dead_is_reconciled_by_another() {
 }
 
 #[tokio::test]
-async fn a_stopped_replica_hands_everything_back_and_leaves_nothing_behind() {
+async fn stopped_replica_hands_over_everything_and_leaves_no_lease() {
     let control_plane = control_plane(options()).await;
     let mut fleet = fleet_of_three(&control_plane).await;
     let client = control_plane.client();
@@ -190,7 +190,7 @@ async fn a_stopped_replica_hands_everything_back_and_leaves_nothing_behind() {
     }
     wait_balanced(&fleet, LEASE).await.unwrap();
 
-    // The last one leaves vacant locks and nobody's heartbeat.
+    // The last replica leaves vacant shard Leases and no member Lease.
     for index in [0, 1] {
         let status = fleet
             .replica_mut(index)
@@ -207,7 +207,7 @@ async fn a_stopped_replica_hands_everything_back_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_fleet_does_the_same_where_the_api_server_can_not_filter() {
+async fn fleet_behaves_the_same_with_client_side_filtering() {
     let control_plane = control_plane(ControlPlaneOptions {
         sharded_list_and_watch: false,
         ..options()

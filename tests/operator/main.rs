@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bad_clients;
-mod bad_days;
 mod bad_input;
 mod changes;
 mod data;
 mod edits;
 mod exported;
-mod figures;
 mod fleet;
+mod metrics;
+mod outages;
 mod pods;
+mod reporting;
 mod support;
-mod telling;

@@ -1,5 +1,5 @@
-//! Pods that can not run: no StorageClass, no volume, no image, no key in the Secret. What the user is told, that it ends when it is put
-//! right, and that no data volume is lost by it.
+//! Pods that cannot run: no StorageClass, no volume, no image, no key in the Secret. The operator reports the cause,
+//! the report ends once it is fixed, and no data volume is lost.
 
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, Pod, Secret};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -13,7 +13,7 @@ use crate::support::*;
 
 const NAMESPACE: &str = "hard";
 
-/// A StorageClass whose volumes somebody has to make by hand.
+/// A StorageClass whose volumes are created by hand.
 async fn class(client: &Client, name: &str) {
     let class = json!({
         "metadata": {"name": name}, "provisioner": "kubernetes.io/no-provisioner",
@@ -70,11 +70,11 @@ async fn claims_of(client: &Client, cluster: &str) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn pods_that_can_not_run_say_why_and_run_once_that_is_put_right() {
+async fn unrunnable_pods_are_explained_and_recover_once_fixed() {
     let control_plane = control_plane(ControlPlaneOptions {
         real_volumes: true,
         audit: AuditLevel::RequestResponse,
-        // As up to Kubernetes 1.34: later ones replace by themselves what hangs on a former template.
+        // As up to Kubernetes 1.34: later versions themselves replace Pods that hang with an old template.
         extra_args: vec![(
             "kube-controller-manager".to_owned(),
             "feature-gates".to_owned(),
@@ -87,8 +87,8 @@ async fn pods_that_can_not_run_say_why_and_run_once_that_is_put_right() {
     tokio::join!(
         an_unknown_storage_class(&control_plane),
         a_claim_that_stays_pending(&control_plane),
-        an_image_that_can_not_be_pulled(&control_plane),
-        a_first_image_that_can_not_be_pulled(&control_plane),
+        an_image_that_cannot_be_pulled(&control_plane),
+        a_first_image_that_cannot_be_pulled(&control_plane),
         a_secret_of_something_else(&control_plane),
         a_roll_out_begins_with_the_last_replica_and_ends_with_the_primary(&control_plane),
     );
@@ -120,7 +120,7 @@ async fn a_claim_that_stays_pending(control_plane: &ControlPlane) {
         &text,
         &["Pod claim-db-1", "persistent volume", "pvc data-claim-db-1"],
     );
-    // Back again, without the volume that never came.
+    // Back again, without the missing volume.
     change(&client, NAMESPACE, "claim", json!({"replicas": 1})).await;
     until_cluster(&client, (NAMESPACE, "claim"), "Ready", is_ready).await;
     let after = claims_of(&client, "claim").await;
@@ -128,7 +128,7 @@ async fn a_claim_that_stays_pending(control_plane: &ControlPlane) {
     assert_eq!(after[0], before[0], "the volume of the primary");
 }
 
-async fn an_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
+async fn an_image_that_cannot_be_pulled(control_plane: &ControlPlane) {
     let client = control_plane.client();
     class(&client, "image").await;
     volumes(&client, "image", 0..2).await;
@@ -183,7 +183,7 @@ fn the_stuck_pod_was_replaced_with_its_grace(control_plane: &ControlPlane) {
         .filter(of_operator)
         .filter(|event| event.name == "first-db-0")
         .collect();
-    assert!(!deletions.is_empty(), "who replaced it?");
+    assert!(!deletions.is_empty(), "no request replaced it");
     for deletion in deletions {
         let options = deletion.request.as_ref().expect("the log has bodies");
         assert!(options["gracePeriodSeconds"].is_null(), "{options}");
@@ -192,9 +192,10 @@ fn the_stuck_pod_was_replaced_with_its_grace(control_plane: &ControlPlane) {
     }
 }
 
-/// As long as there is no data, an image may be put right whatever its version. The controller of StatefulSets waits
-/// for the second instance, which in turn waits for the first, which hangs on the former image: the operator steps in.
-async fn a_first_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
+/// As long as there is no data, an image may be corrected whatever its version. The controller of StatefulSets waits
+/// for the second instance, which in turn waits for the first, which hangs with the old image: the operator replaces
+/// it.
+async fn a_first_image_that_cannot_be_pulled(control_plane: &ControlPlane) {
     let client = control_plane.client();
     class(&client, "first").await;
     volumes(&client, "first", 0..1).await;
@@ -216,7 +217,7 @@ async fn a_first_image_that_can_not_be_pulled(control_plane: &ControlPlane) {
 }
 
 /// A Secret that happens to have the name: no Pod gets more of it than the keys that it needs, and without these none
-/// starts, which the kubelet says in an Event.
+/// starts, which the kubelet reports in an Event.
 async fn a_secret_of_something_else(control_plane: &ControlPlane) {
     let client = control_plane.client();
     class(&client, "stripe").await;
@@ -286,10 +287,10 @@ async fn a_secret_of_something_else(control_plane: &ControlPlane) {
     .await;
     until_cluster(&client, (NAMESPACE, "stripe"), "Ready", is_ready).await;
     let after = secrets.get("stripe-app").await.unwrap();
-    assert_eq!(after, put_right, "the operator wrote somebody's Secret");
+    assert_eq!(after, put_right, "the operator wrote a user's Secret");
 }
 
-/// The seconds at which a Pod was made, and at which it became ready.
+/// The seconds at which a Pod was created, and at which it became ready.
 fn made_and_ready(pod: &Pod) -> (i64, i64) {
     let made = pod.metadata.creation_timestamp.as_ref().unwrap();
     let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
@@ -319,7 +320,7 @@ async fn a_roll_out_begins_with_the_last_replica_and_ends_with_the_primary(
         event.verb == "delete" && event.resource == "pods" && event.name.starts_with("roll-db-")
     });
     let mut order: Vec<&str> = deletions.map(|event| event.name.as_str()).collect();
-    // The controller deletes a Pod, and its node does once more when it has ended.
+    // The controller deletes a Pod, and its node does again when it has ended.
     order.dedup();
     assert_eq!(order, ["roll-db-2", "roll-db-1", "roll-db-0"]);
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);

@@ -1,4 +1,4 @@
-//! What the tests of the operator share: starting a fleet, looking at objects, waiting.
+//! What the tests of the operator share: starting a fleet, reading objects, waiting.
 
 use std::time::Duration;
 
@@ -62,18 +62,18 @@ pub(crate) async fn statefulset(client: &Client, namespace: &str, name: &str) ->
         .unwrap()
 }
 
-/// Waits until `look` at the cluster is true.
+/// Waits until `check` of the cluster is true.
 pub(crate) async fn until_cluster(
     client: &Client,
     (namespace, name): (&str, &str),
     what: &str,
-    look: impl Fn(&DynamicObject) -> bool,
+    check: impl Fn(&DynamicObject) -> bool,
 ) -> DynamicObject {
     let api = load::clusters_in(client.clone(), namespace);
     wait_for(format!("{namespace}/{name}: {what}"), PATIENCE, || async {
         let found = api.get_opt(name).await.unwrap();
         Ok(match found {
-            Some(object) if look(&object) => Progress::Done(object),
+            Some(object) if check(&object) => Progress::Done(object),
             Some(object) => Progress::pending(object.data["status"].to_string()),
             None => Progress::pending("it is not there"),
         })
@@ -82,12 +82,12 @@ pub(crate) async fn until_cluster(
     .unwrap()
 }
 
-/// Waits until `look` at the StatefulSet is true.
+/// Waits until `check` of the StatefulSet is true.
 pub(crate) async fn until_statefulset(
     client: &Client,
     (namespace, name): (&str, &str),
     what: &str,
-    look: impl Fn(&StatefulSet) -> bool,
+    check: impl Fn(&StatefulSet) -> bool,
 ) -> StatefulSet {
     let api: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
     wait_for(
@@ -96,7 +96,7 @@ pub(crate) async fn until_statefulset(
         || async {
             let found = api.get_opt(name).await.unwrap();
             Ok(match found {
-                Some(object) if look(&object) => Progress::Done(object),
+                Some(object) if check(&object) => Progress::Done(object),
                 Some(object) => Progress::pending(format!("{:?}", object.spec)),
                 None => Progress::pending("it is not there"),
             })
@@ -118,7 +118,7 @@ pub(crate) fn is_ready(object: &DynamicObject) -> bool {
     load::why_not_ready(object).is_none()
 }
 
-/// Names and uids of all claims: those that are lost or made anew show.
+/// Names and uids of all claims, which reveal lost and re-created ones.
 pub(crate) async fn claims(client: &Client, namespace: &str) -> Vec<(String, String)> {
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let list = api.list(&ListParams::default()).await.unwrap();
@@ -157,14 +157,14 @@ pub(crate) async fn until_degraded(client: &Client, key: (&str, &str), reason: &
     condition(&object, "Degraded").unwrap().2
 }
 
-/// Waits until an Event says this.
+/// Waits for an Event with this text.
 pub(crate) async fn until_event(control_plane: &ControlPlane, namespace: &str, part: &str) {
     let path = "jsonpath={.items[*].message}";
     let command = ["get", "events", "-n", namespace, "-o", path];
     wait_for(format!("an Event with {part}"), PATIENCE, || async {
         let events = control_plane.run_kubectl(&command).await?;
-        let told = events.contains(part);
-        Ok(Progress::when(told, (), || events))
+        let met = events.contains(part);
+        Ok(Progress::when(met, (), || events))
     })
     .await
     .unwrap();

@@ -37,7 +37,7 @@ async fn leave(fleet: &mut Fleet<'_>, index: usize) {
 }
 
 #[tokio::test]
-async fn a_rolling_update_moves_each_shard_once_and_one_to_another_number_of_shards_works() {
+async fn rolling_update_moves_each_shard_once_and_can_change_the_shard_count() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let mut fleet = Fleet::install(&control_plane, FleetOptions::default())
@@ -58,7 +58,7 @@ async fn a_rolling_update_moves_each_shard_once_and_one_to_another_number_of_sha
     assert_epochs_never_fall(&control_plane);
 }
 
-/// As a Deployment does it: one more, then one less.
+/// As a Deployment does: one more replica, then one less.
 async fn a_new_revision(fleet: &mut Fleet<'_>) {
     let client = fleet.control_plane().client();
     let before = shards_now(&client).await;
@@ -78,7 +78,7 @@ async fn a_new_revision(fleet: &mut Fleet<'_>) {
         );
     }
     for replica in fleet.alive() {
-        let cut = figure(replica, "databasecluster_reconcile_cancelled_total").await;
+        let cut = metric(replica, "databasecluster_reconcile_cancelled_total").await;
         assert!(
             cut == 0.0,
             "{cut} reconciles of {} were cut short",
@@ -87,7 +87,7 @@ async fn a_new_revision(fleet: &mut Fleet<'_>) {
     }
 }
 
-/// One that serves other namespaces stands by beside those at work, and they go on as before.
+/// One that serves other namespaces is on standby beside the working replicas, which continue as before.
 async fn other_namespaces(fleet: &mut Fleet<'_>) {
     let client = fleet.control_plane().client();
     let others: Vec<String> = fleet.alive().map(|r| r.name().to_owned()).collect();
@@ -107,10 +107,10 @@ async fn other_namespaces(fleet: &mut Fleet<'_>) {
     })
     .await
     .unwrap();
-    let told = fleet.alive().next().unwrap().get("/fleet").await.unwrap();
+    let page = fleet.alive().next().unwrap().get("/fleet").await.unwrap();
     let said = format!("{name} stands by: it watches other namespaces (elsewhere)");
-    assert!(told.body.contains(&said), "{}", told.body);
-    // Where a shard can move, it moves within seconds: a replica leaves, and the stray gets none of it.
+    assert!(page.body.contains(&said), "{}", page.body);
+    // Where a shard can move, it moves within seconds: a replica leaves, and the standby gets none of its shards.
     let leaver = fleet.replicas().iter().position(|r| r.name() == others[0]);
     leave(fleet, leaver.unwrap()).await;
     let held = until_shards(&client, "the others to hold all shards", |shards| {
@@ -155,7 +155,7 @@ async fn another_number_of_shards(fleet: &mut Fleet<'_>) {
     let highest = table.entries.values().map(|entry| entry.epoch).max();
     let highest = highest.unwrap();
     leave(fleet, 5).await;
-    // The table is set anew for the new number: every shard begins above every old epoch.
+    // The table is converted to the new number: every shard begins above every old epoch.
     let above = |shard: &Shard| i64::from(shard.epoch) > highest;
     let after = until_shards(&client, "the standbys to take all shards", |shards| {
         let taken = |s: &Shard| s.of == 64 && !s.holder.is_empty() && above(s);
@@ -175,7 +175,7 @@ async fn another_number_of_shards(fleet: &mut Fleet<'_>) {
     let (_, now) = until_entered(&client).await;
     assert_eq!((now.shards, now.uid), (64, table.uid), "the table stays");
     for replica in fleet.alive() {
-        wait_for("nobody to stand by any more", PATIENCE, || async {
+        wait_for("no replica to stand by", PATIENCE, || async {
             let answer = replica.get("/readyz").await?;
             let met = answer.status == 200 && !answer.body.contains("standing by");
             Ok(Progress::when(met, (), || answer.body))

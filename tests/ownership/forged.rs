@@ -1,4 +1,4 @@
-//! Fencing tokens that users forge: they move no Lease and no entry of the shard table, and harm one object each.
+//! Fencing tokens that users forge: they change no Lease and no entry of the shard table, and affect one object each.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
@@ -9,7 +9,7 @@ use testbed::{FleetOptions, Progress, load, wait_for};
 
 use crate::support::*;
 
-/// The highest epoch that anything takes for one.
+/// The highest value that is accepted as an epoch.
 const EPOCH_MAX: i64 = (1 << 31) - (1 << 20) - 1;
 const REASON: &str = "FencingTokenAhead";
 
@@ -23,7 +23,7 @@ fn stateful_sets(client: &Client) -> Api<StatefulSet> {
 }
 
 #[tokio::test]
-async fn forged_tokens_move_no_lease_and_no_entry_and_harm_one_object() {
+async fn forged_tokens_change_no_lease_and_no_entry_and_affect_one_object() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let fleet = fleet_of_three(&control_plane, FleetOptions::default()).await;
@@ -54,7 +54,7 @@ async fn forged_tokens_move_no_lease_and_no_entry_and_harm_one_object() {
     let token = forged("000", fleet.replicas()[0].name(), &uid).to_string();
     annotate(&client, &format!("{victim}-db"), json!(token)).await;
 
-    // All others make progress: old ones are changed, new ones come.
+    // All others make progress: old ones are changed, new ones are created.
     let change = json!({"spec": {"replicas": 2}});
     load::patch(&client, keys[1..].to_vec(), change)
         .await
@@ -72,7 +72,7 @@ async fn forged_tokens_move_no_lease_and_no_entry_and_harm_one_object() {
     assert_eq!(leases, leases_now, "a Lease moved");
     assert_eq!(table, table_now, "an entry moved");
 
-    // What the report says is the cure.
+    // The remedy of the report works.
     annotate(&client, &format!("{victim}-db"), json!(null)).await;
     nudge(&client, victim).await;
     until_reported(&client, victim, false).await;

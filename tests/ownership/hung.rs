@@ -1,4 +1,4 @@
-//! A handover waits for work that runs, but not for ever for work that hangs.
+//! A handover waits for running work, but only for a limited time for work that hangs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const CLUSTERS: usize = 24;
 const STOP: Duration = Duration::from_secs(90);
 
 #[tokio::test]
-async fn work_that_outlasts_the_drain_timeout_is_cut_short_and_counted_and_the_shard_moves() {
+async fn work_beyond_the_drain_timeout_is_cancelled_and_counted_and_the_shard_moves() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let proxy = Proxy::start(&control_plane, "hung-0").await;
@@ -43,7 +43,7 @@ async fn work_that_outlasts_the_drain_timeout_is_cut_short_and_counted_and_the_s
     })
     .await;
 
-    // Every shard has work that comes to no end.
+    // Every shard has work that does not end.
     let mut hold = proxy.hold(Side::Request, |p| p.is_object_write());
     load::patch(
         &client,
@@ -59,11 +59,17 @@ async fn work_that_outlasts_the_drain_timeout_is_cut_short_and_counted_and_the_s
         ..FleetOptions::default()
     };
     let others = Fleet::start(&control_plane, 1, options).await.unwrap();
-    let heir = others.replica(0).unwrap().name();
+    let successor = others.replica(0).unwrap().name();
     let after = until_shards(
         &client,
         "half of the shards to move all the same",
-        |shards| shards.values().filter(|shard| shard.holder == heir).count() == 4,
+        |shards| {
+            shards
+                .values()
+                .filter(|shard| shard.holder == successor)
+                .count()
+                == 4
+        },
     )
     .await;
     assert!(
@@ -72,19 +78,19 @@ async fn work_that_outlasts_the_drain_timeout_is_cut_short_and_counted_and_the_s
         held.elapsed()
     );
     for (lease, shard) in &after {
-        let moved = i32::from(shard.holder == heir);
+        let moved = i32::from(shard.holder == successor);
         assert_eq!(shard.epoch, before[lease].epoch + moved, "{lease}");
     }
-    let moved = after.values().filter(|shard| shard.holder == heir);
-    what_was_cut_short_is_counted(&fleet, moved.collect()).await;
+    let moved = after.values().filter(|shard| shard.holder == successor);
+    cancelled_work_is_counted(&fleet, moved.collect()).await;
     let refused = refusals(&client).await;
     hold.release();
     late_writes_are_refused(&client, refused).await;
     assert_epochs_never_fall(&control_plane);
 }
 
-/// Where a shard's objects are is up to chance: one without any has nothing to cut short.
-async fn what_was_cut_short_is_counted(fleet: &Fleet<'_>, moved: Vec<&Shard>) {
+/// Objects spread randomly over shards: a shard without any has no work to cancel.
+async fn cancelled_work_is_counted(fleet: &Fleet<'_>, moved: Vec<&Shard>) {
     let uids = uids(&fleet.control_plane().client()).await;
     let work = moved
         .iter()
@@ -93,7 +99,7 @@ async fn what_was_cut_short_is_counted(fleet: &Fleet<'_>, moved: Vec<&Shard>) {
     assert!(!work.is_empty(), "no shard that moved has a cluster");
     let replica = fleet.replica(0).unwrap();
     wait_for("what was cut short to be counted", PATIENCE, || async {
-        let cut = figure(replica, "databasecluster_reconcile_cancelled_total").await;
+        let cut = metric(replica, "databasecluster_reconcile_cancelled_total").await;
         let stopped = log_lines(replica, "reason=\"handed_over\"");
         let met = cut >= work.iter().sum::<usize>() as f64 && stopped == work.len();
         Ok(Progress::when(met, (), || {
@@ -110,7 +116,7 @@ async fn uids(client: &kube::Client) -> Vec<String> {
     all.into_iter().filter_map(|object| object.uid()).collect()
 }
 
-/// What was on its way arrives now, and everything comes right.
+/// The requests in flight arrive now, and everything recovers.
 async fn late_writes_are_refused(client: &kube::Client, refused: f64) {
     load::wait_all_ready(client, CLUSTERS, PATIENCE)
         .await
@@ -123,9 +129,9 @@ async fn late_writes_are_refused(client: &kube::Client, refused: f64) {
     .unwrap();
 }
 
-/// Two replicas leave in the middle of their work, first one as it is shipped, then one that does not wait.
+/// Two replicas leave in the middle of their work, first one as released, then one that does not wait.
 #[tokio::test]
-async fn who_leaves_waits_for_what_runs_and_without_the_wait_it_is_cut_short() {
+async fn leaving_replica_waits_for_running_work() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let fronts = (
@@ -158,12 +164,19 @@ async fn who_leaves_waits_for_what_runs_and_without_the_wait_it_is_cut_short() {
         .await
         .unwrap();
 
-    let _heir = one(&control_plane, "heir", None, false).await;
-    let hold = in_the_middle(&client, &fronts.1, &keys, ["hasty-0", "heir-0"], "444m").await;
+    let _successor = one(&control_plane, "successor", None, false).await;
+    let hold = in_the_middle(
+        &client,
+        &fronts.1,
+        &keys,
+        ["hasty-0", "successor-0"],
+        "444m",
+    )
+    .await;
     let refused = refusals(&client).await;
     let status = hasty.replica_mut(0).unwrap().term(STOP).await.unwrap();
     assert!(status.success(), "{status}");
-    all_held_by(&client, "heir-0").await;
+    all_held_by(&client, "successor-0").await;
     let cut = cut_short(hasty.replica(0).unwrap());
     assert!(cut.is_some_and(|cut| cut >= 1), "{cut:?} were cut short");
     hold.release();
@@ -195,7 +208,7 @@ fn one_each(shards: &BTreeMap<String, Shard>, two: [&str; 2]) -> bool {
     two.map(of) == [1, 1]
 }
 
-/// Not a wait for anything: for so long, nothing must happen.
+/// Checks that nothing happens for this long.
 async fn one_each_for(client: &kube::Client, two: [&str; 2], time: Duration) {
     let began = Instant::now();
     while began.elapsed() < time {
@@ -214,7 +227,7 @@ async fn all_held_by(client: &kube::Client, who: &str) {
     assert!(all, "{who} is to hold every shard: {shards:?}");
 }
 
-/// How many reconciles a replica cut short, by what it said when it ended.
+/// How many reconciles a replica cancelled, by its last log lines.
 fn cut_short(replica: &Replica) -> Option<u64> {
     let log = std::fs::read_to_string(replica.log()).unwrap();
     let (_, rest) = log.rsplit_once("reconciles_cut_short=")?;
@@ -222,8 +235,8 @@ fn cut_short(replica: &Replica) -> Option<u64> {
     digits.parse().ok()
 }
 
-/// One replica for two shards; `hasty`: it does not wait for work. The leases are long, so that nobody
-/// is taken for dead on a busy machine.
+/// One replica for two shards; `hasty`: it does not wait for work. The leases are long, so that no replica
+/// counts as dead on a busy machine.
 async fn one<'a>(
     control_plane: &'a ControlPlane,
     name: &str,
@@ -244,9 +257,9 @@ async fn one<'a>(
         options.extra_args.push("--allow-unfenced".to_owned());
     }
     if hasty {
-        options.binary = Some(testbed::fleet::planted_binary().unwrap());
-        let planted = ("DBC_PLANTED_FAULTS".to_owned(), "drain".to_owned());
-        options.extra_env.push(planted);
+        options.binary = Some(testbed::fleet::failpoints_binary().unwrap());
+        let failpoint = ("DBC_PLANTED_FAULTS".to_owned(), "drain".to_owned());
+        options.extra_env.push(failpoint);
     }
     Fleet::start(control_plane, 1, options).await.unwrap()
 }

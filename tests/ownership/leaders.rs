@@ -1,4 +1,4 @@
-//! The fleet leader: killing it disturbs nothing, and neither do several at once.
+//! The fleet leader: neither killing it nor several leaders at once disturb the fleet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::support::*;
 
 #[tokio::test]
-async fn killing_the_fleet_leader_moves_no_shard_but_its_own() {
+async fn killing_the_fleet_leader_moves_only_its_own_shards() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let mut fleet = fleet_of_three(&control_plane, FleetOptions::default()).await;
@@ -44,7 +44,7 @@ async fn killing_the_fleet_leader_moves_no_shard_but_its_own() {
     for (lease, shard) in &after {
         let known = &before[lease];
         let orphaned = known.holder == leader;
-        // Who remembers a higher epoch, such as that of a create without an answer, goes above it.
+        // A replica that remembers a higher epoch, such as that of a create without a response, continues above it.
         let fits = if orphaned {
             shard.epoch > known.epoch && shard.holder != leader
         } else {
@@ -64,10 +64,10 @@ async fn one_leads_and_all_see_every_shard_held(client: &Client, fleet: &Fleet<'
             PATIENCE,
             || async {
                 let (leads, unowned) = (
-                    figure(replica, "leader_election_master_status").await,
-                    figure(replica, "databasecluster_shards_unowned").await,
+                    metric(replica, "leader_election_master_status").await,
+                    metric(replica, "databasecluster_shards_unowned").await,
                 );
-                // Leadership may move on when the machine is slow; the Lease says who has it now.
+                // Leadership may move on when the machine is slow; the Lease names the present leader.
                 let leader = fleet_leader(client).await;
                 let met = leads == f64::from(u8::from(replica.name() == leader)) && unowned == 0.0;
                 Ok(Progress::when(met, (), || {
@@ -86,7 +86,7 @@ async fn one_leads_and_all_see_every_shard_held(client: &Client, fleet: &Fleet<'
     }
 }
 
-/// The highest value of a gauge that may be over between two looks of a test that waits for other things.
+/// The highest value of a gauge, which may change between two checks of a test that waits for other things.
 struct Highest {
     stop: Arc<AtomicBool>,
     task: JoinHandle<f64>,
@@ -117,11 +117,11 @@ impl Highest {
 }
 
 #[tokio::test]
-async fn four_fleet_leaders_at_once_plan_no_move_more_than_one_would() {
+async fn four_simultaneous_fleet_leaders_plan_no_extra_moves() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let options = FleetOptions {
-        binary: Some(testbed::fleet::planted_binary().unwrap()),
+        binary: Some(testbed::fleet::failpoints_binary().unwrap()),
         extra_env: vec![("DBC_PLANTED_FAULTS".to_owned(), "leader".to_owned())],
         ..FleetOptions::default()
     };
@@ -138,7 +138,7 @@ async fn four_fleet_leaders_at_once_plan_no_move_more_than_one_would() {
     assert!(shown >= 2.0, "the gauge showed no imbalance above {shown}");
     let first = fleet.replica(0).unwrap();
     for replica in fleet.replicas() {
-        let leads = figure(replica, "leader_election_master_status").await;
+        let leads = metric(replica, "leader_election_master_status").await;
         assert!(
             leads == 1.0,
             "{} does not lead: nothing was shown",
@@ -146,14 +146,14 @@ async fn four_fleet_leaders_at_once_plan_no_move_more_than_one_would() {
         );
     }
     wait_for("the gauge to show the balance", PATIENCE, || async {
-        let shown = figure(first, "databasecluster_shard_imbalance").await;
+        let shown = metric(first, "databasecluster_shard_imbalance").await;
         Ok(Progress::when(shown <= 1.0, (), || {
             format!("it shows {shown}")
         }))
     })
     .await
     .unwrap();
-    // Long enough for each of them to plan again, if any wanted to.
+    // Long enough for each of them to plan again.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = shards_now(&client).await;
     let newcomer = fleet.replica(newcomer).unwrap().name();
@@ -171,7 +171,7 @@ async fn four_fleet_leaders_at_once_plan_no_move_more_than_one_would() {
     assert_eq!(moved, 8, "a fourth replica is due a quarter of the shards");
     assert!(load.end(&client).await > 10);
     for replica in fleet.replicas() {
-        let cut = figure(replica, "databasecluster_reconcile_cancelled_total").await;
+        let cut = metric(replica, "databasecluster_reconcile_cancelled_total").await;
         assert!(
             cut == 0.0,
             "{cut} reconciles of {} were cut short",

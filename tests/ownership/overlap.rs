@@ -1,4 +1,4 @@
-//! Two replicas that both take themselves for the holder of a shard: the price of decision 70, and who pays.
+//! Two replicas that both presume to hold a shard: the cost of decision 70, and which replica bears it.
 
 use std::time::Instant;
 
@@ -16,23 +16,23 @@ const CLUSTERS: usize = 8;
 const LEASE: &str = "databasecluster-shard-000";
 
 #[tokio::test]
-async fn of_two_that_think_they_hold_a_shard_the_older_is_refused_and_looks_again() {
+async fn older_of_two_presumed_holders_is_fenced_and_rereads_its_lease() {
     let control_plane = control_plane().await;
     let client = control_plane.client();
     let front = Proxy::start(&control_plane, "older-0").await;
-    // Its lease is long, so that a busy machine does not end what is to be shown.
+    // Its lease is long, so that it does not expire on a busy machine.
     let older = one(&control_plane, "older", "30s", &front).await;
     let keys = clusters(&control_plane, CLUSTERS).await;
     let before = held_by(&client, "older-0", 0).await;
 
-    // It renews its own Lease and hears nothing of any other and of the table, and somebody deletes the shard's Lease.
+    // It renews its own Lease, gets no events of other Leases or of the table, and a user deletes the shard's Lease.
     let silence = front.hold(Side::Answer, is_watch_of_ownership);
     leases(&client)
         .delete(LEASE, &DeleteParams::default())
         .await
         .unwrap();
     let other_front = Proxy::start(&control_plane, "newer-0").await;
-    // The older one is to write first: what refuses it is the table, and not what the newer one wrote.
+    // The older one is to write first: the table rejects it, and not the newer replica's write.
     let later = other_front.hold(Side::Request, Passed::is_object_write);
     let newer = one(&control_plane, "newer", "6s", &other_front).await;
     let after = held_by(&client, "newer-0", before.epoch).await;
@@ -45,9 +45,9 @@ async fn of_two_that_think_they_hold_a_shard_the_older_is_refused_and_looks_agai
     let change = json!({"spec": {"resources": {"cpu": "333m"}}});
     load::patch(&client, keys, change).await.unwrap();
     let stale = stale_writes(&front, changed, before.epoch).await;
-    // What it was told makes it look afresh: it stops though it still hears nothing.
+    // The rejection makes it read its Leases again: it stops though it still gets no events.
     until_it_holds(first, false).await;
-    assert!(figure(first, "databasecluster_fenced_writes_total").await >= 1.0);
+    assert!(metric(first, "databasecluster_fenced_writes_total").await >= 1.0);
     assert!(refusals(&client).await - refused >= 1.0);
     assert_refused(&stale);
 
@@ -98,12 +98,12 @@ async fn held_by(client: &kube::Client, who: &str, above: i32) -> Shard {
     shards[LEASE].clone()
 }
 
-/// What it takes itself for, by its own metrics.
+/// Whether it presumes to hold the shard, by its own metrics.
 async fn until_it_holds(replica: &Replica, holds: bool) {
     let wanted = f64::from(u8::from(holds));
     let what = format!("{} to show {wanted} shards of its own", replica.name());
     wait_for(what, PATIENCE, || async {
-        let shown = figure(replica, "databasecluster_shard_owned").await;
+        let shown = metric(replica, "databasecluster_shard_owned").await;
         Ok(Progress::when(shown == wanted, (), || shown.to_string()))
     })
     .await
@@ -111,13 +111,13 @@ async fn until_it_holds(replica: &Replica, holds: bool) {
 }
 
 /// Requests under that epoch that were answered: also the dry run with which a reconcile begins, which
-/// the fence judges like any other.
+/// the fence checks like any other.
 fn writes_of(front: &Proxy, since: Instant, epoch: i32) -> Vec<Passed> {
     let passed = front.passed().into_iter().filter(|p| p.at >= since);
     let of_epoch = passed.filter(|p| p.epoch() == Some(epoch));
-    // The text of a refusal comes after its status.
-    let told = |p: &Passed| p.status.is_some_and(|code| code < 300) || !p.refusal.is_empty();
-    of_epoch.filter(told).collect()
+    // The text of a rejection follows its status.
+    let answered = |p: &Passed| p.status.is_some_and(|code| code < 300) || !p.refusal.is_empty();
+    of_epoch.filter(answered).collect()
 }
 
 async fn stale_writes(front: &Proxy, since: Instant, epoch: i32) -> Vec<Passed> {

@@ -1,4 +1,4 @@
-//! A holder that stands still for twice its lease, in the middle of a reconcile, and then goes on.
+//! A holder that is frozen for twice its lease, in the middle of a reconcile, and then continues.
 
 use std::time::{Duration, Instant};
 
@@ -14,21 +14,21 @@ use crate::support::*;
 
 const LEASE: Duration = Duration::from_secs(3);
 const CLUSTERS: usize = 16;
-/// Children of which an outsider changes the metadata, so that one reconcile has several to apply.
+/// Children whose metadata another client changes, so that one reconcile has several to apply.
 const TOUCHED: [&str; 3] = ["db", "rw", "r"];
 
-/// What is to go wrong, beside the pause.
+/// The fault beside the pause.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Variant {
     AsShipped,
-    /// The replica does not look at its own clock, and hears nothing of the Leases for a while.
+    /// The replica does not check its own clock, and gets no events of the Leases for a while.
     WithoutValidity,
     /// A write was already on its way when the replica stopped.
     HeldBack,
 }
 
 #[tokio::test]
-async fn as_shipped_no_stale_write_leaves_the_process() {
+async fn validity_check_lets_no_stale_write_leave_the_process() {
     let control_plane = control_plane().await;
     let scene = Scene::set(&control_plane, Variant::AsShipped).await;
     let refused = refusals(&control_plane.client()).await;
@@ -45,7 +45,7 @@ async fn as_shipped_no_stale_write_leaves_the_process() {
 }
 
 #[tokio::test]
-async fn without_the_validity_check_the_fence_refuses_what_leaves_the_process() {
+async fn fence_rejects_stale_writes_without_the_validity_check() {
     let control_plane = control_plane().await;
     let scene = Scene::set(&control_plane, Variant::WithoutValidity).await;
     let refused = refusals(&control_plane.client()).await;
@@ -56,7 +56,7 @@ async fn without_the_validity_check_the_fence_refuses_what_leaves_the_process() 
     assert!(since >= 1.0, "the API server counted no refusal");
     scene.leases_are_silent.as_ref().unwrap().release();
     scene.until_it_lives_again().await;
-    let counted = figure(
+    let counted = metric(
         scene.fleet.replica(0).unwrap(),
         "databasecluster_fenced_writes_total",
     )
@@ -67,7 +67,7 @@ async fn without_the_validity_check_the_fence_refuses_what_leaves_the_process() 
 }
 
 #[tokio::test]
-async fn a_write_that_was_held_back_on_its_way_is_refused_when_it_arrives() {
+async fn delayed_write_is_rejected_on_arrival() {
     let control_plane = control_plane().await;
     let scene = Scene::set(&control_plane, Variant::HeldBack).await;
     let refused = refusals(&control_plane.client()).await;
@@ -95,11 +95,11 @@ async fn a_write_that_was_held_back_on_its_way_is_refused_when_it_arrives() {
     scene.ends_well().await;
 }
 
-/// A replica behind a proxy that stands still in the middle of a reconcile; another has taken over.
+/// A replica behind a proxy, frozen in the middle of a reconcile; another has taken over.
 struct Scene<'a> {
     control_plane: &'a ControlPlane,
     proxy: Proxy,
-    /// The replica that stood still.
+    /// The frozen replica.
     fleet: Fleet<'a>,
     _others: Fleet<'a>,
     /// The cluster in question.
@@ -121,7 +121,7 @@ impl<'a> Scene<'a> {
         clusters(control_plane, CLUSTERS).await;
         let (blocker, name, epoch) = two_of_its_clusters(&fleet, &others).await;
 
-        // One worker, busy with another cluster until everything that is to be done is known.
+        // One worker, busy with another cluster until all changes are queued.
         let path = format!("/{blocker}-db");
         let mut busy = proxy.hold(Side::Answer, move |p| {
             p.is_object_write() && p.path.contains(&path)
@@ -172,7 +172,7 @@ impl<'a> Scene<'a> {
         scene
     }
 
-    /// Twice the lease later, another replica has made the cluster what is asked of it by then.
+    /// Twice the lease later, another replica has applied the cluster's newest spec.
     async fn until_another_did_the_work(&self) {
         let client = self.control_plane.client();
         let stopped = Instant::now();
@@ -188,11 +188,11 @@ impl<'a> Scene<'a> {
         load::wait_all_ready(&client, CLUSTERS, PATIENCE)
             .await
             .unwrap();
-        // Not a wait for anything: the pause has to be this long.
+        // The pause has to be this long.
         tokio::time::sleep((2 * LEASE).saturating_sub(stopped.elapsed())).await;
     }
 
-    /// What was held arrives, and the replica goes on.
+    /// The held requests arrive, and the replica continues.
     async fn resume(&self) -> Instant {
         let resumed = Instant::now();
         self.hold.release();
@@ -204,7 +204,7 @@ impl<'a> Scene<'a> {
         passed.is_object_write() && of_cluster(passed, &self.name)
     }
 
-    /// Writes of the cluster under the epoch that is over.
+    /// Writes of the cluster under the former epoch.
     fn stale_writes(&self, since: Instant) -> Vec<Passed> {
         let writes = self.proxy.writes_since(since).into_iter();
         writes
@@ -229,7 +229,7 @@ impl<'a> Scene<'a> {
         .unwrap()
     }
 
-    /// It found itself dead and began a new incarnation.
+    /// It detected that its Lease had expired and began a new incarnation.
     async fn until_it_lives_again(&self) {
         let client = self.control_plane.client();
         wait_for("the replica to begin a new life", PATIENCE, || async {
@@ -287,9 +287,9 @@ async fn paused_one<'a>(
         ..FleetOptions::default()
     };
     if variant == Variant::WithoutValidity {
-        options.binary = Some(testbed::fleet::planted_binary().unwrap());
-        let planted = ("DBC_PLANTED_FAULTS".to_owned(), "validity".to_owned());
-        options.extra_env.push(planted);
+        options.binary = Some(testbed::fleet::failpoints_binary().unwrap());
+        let failpoint = ("DBC_PLANTED_FAULTS".to_owned(), "validity".to_owned());
+        options.extra_env.push(failpoint);
     }
     Fleet::start(control_plane, 1, options).await.unwrap()
 }
@@ -347,7 +347,7 @@ async fn change(client: &kube::Client, name: &str, cpu: &str) {
     load::patch(client, vec![key], change).await.unwrap();
 }
 
-/// An outsider puts a label on three Services.
+/// Another client sets a label on three Services.
 async fn touch(control_plane: &ControlPlane, name: &str) {
     for suffix in TOUCHED {
         let service = format!("service/{name}-{suffix}");

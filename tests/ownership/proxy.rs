@@ -1,6 +1,6 @@
-//! A proxy between one replica and the API server that holds requests or answers back, and keeps a list.
+//! A proxy between one replica and the API server that holds back requests or responses, and records them.
 //!
-//! The replica talks plain HTTP to it; it adds the replica's own token. What it has taken it sends on,
+//! The replica talks plain HTTP to it; it adds the replica's own token. It forwards accepted requests
 //! even when the replica no longer waits, as a network would.
 
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// One request that came by.
+/// One request that arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Passed {
     pub(crate) method: http::Method,
@@ -31,11 +31,11 @@ pub(crate) struct Passed {
     pub(crate) path: String,
     /// The fencing token in the body, if there is one.
     pub(crate) token: Option<Token>,
-    /// When it came.
+    /// When it arrived.
     pub(crate) at: Instant,
-    /// What the API server answered, once it has.
+    /// The status of the API server's response, once received.
     pub(crate) status: Option<u16>,
-    /// The text of an answer that is no success.
+    /// The text of an unsuccessful response.
     pub(crate) refusal: String,
 }
 
@@ -69,7 +69,7 @@ type Matches = Box<dyn Fn(&Passed) -> bool + Send + Sync>;
 /// Where something is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Before the API server has seen it.
+    /// Before it reaches the API server.
     Request,
     /// On its way back, piece by piece.
     Answer,
@@ -82,7 +82,7 @@ struct Rule {
     held: watch::Sender<usize>,
 }
 
-/// Holds what matches, until it is released or dropped.
+/// Holds matching requests, until it is released or dropped.
 pub(crate) struct Hold {
     open: watch::Sender<bool>,
     held: watch::Receiver<usize>,
@@ -155,7 +155,7 @@ impl Proxy {
         }
     }
 
-    /// Holds back, from now on, what matches.
+    /// Holds back matching requests from now on.
     pub(crate) fn hold(
         &self,
         side: Side,
@@ -178,7 +178,7 @@ impl Proxy {
         self.shared.passed.lock().unwrap().clone()
     }
 
-    /// Writes of objects that came since then.
+    /// Writes of objects that arrived since then.
     pub(crate) fn writes_since(&self, since: Instant) -> Vec<Passed> {
         let passed = self.passed().into_iter();
         passed
@@ -209,7 +209,7 @@ impl Shared {
                 rule.held.send_modify(|held| *held += 1);
             }
             let mut open = rule.open.clone();
-            // An error means that the hold is gone, which releases too.
+            // An error means that the hold was dropped, which releases too.
             let _released = open.wait_for(|open| *open).await;
         }
     }
@@ -290,7 +290,7 @@ impl Shared {
 }
 
 async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    // A task of its own: what was taken is carried on though the replica gave up.
+    // A task of its own: accepted requests continue though the replica gave up.
     let forwarded = tokio::spawn(shared.forward(request)).await;
     forwarded.unwrap_or_else(|_| answer_of(502, Body::empty()))
 }

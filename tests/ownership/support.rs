@@ -1,4 +1,4 @@
-//! What the tests of ownership share: control planes, load, looks at shards and the fence's own count.
+//! What the tests of ownership share: control planes, load, reads of shards and the fence's own count.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) const NAMESPACE: &str = "shop";
 
-/// Without Pods, so that the operator is what is busy; the bodies of its writes are in the audit log.
+/// Without Pods, so that only the operator is busy; the bodies of its writes are in the audit log.
 pub(crate) async fn control_plane() -> ControlPlane {
     let options = ControlPlaneOptions {
         audit: AuditLevel::RequestResponse,
@@ -54,7 +54,7 @@ pub(crate) async fn clusters(control_plane: &ControlPlane, count: usize) -> Vec<
         .collect()
 }
 
-/// People who change one cluster after the other, all the time.
+/// Users that change one cluster after the other, continuously.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     task: JoinHandle<usize>,
@@ -79,7 +79,7 @@ impl Load {
         Self { stop, task }
     }
 
-    /// Ends it and waits until everything is Ready; says how many changes there were.
+    /// Ends it and waits until everything is Ready; returns the number of changes.
     pub(crate) async fn end(self, client: &Client) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         let changes = self.task.await.unwrap();
@@ -101,22 +101,22 @@ pub(crate) async fn shards_now(client: &Client) -> BTreeMap<String, Shard> {
         .collect()
 }
 
-/// Waits until `look` at all shards is true.
+/// Waits until `check` of all shards is true.
 pub(crate) async fn until_shards(
     client: &Client,
     what: &str,
-    look: impl Fn(&BTreeMap<String, Shard>) -> bool,
+    check: impl Fn(&BTreeMap<String, Shard>) -> bool,
 ) -> BTreeMap<String, Shard> {
     wait_for(what, PATIENCE, || async {
         let shards = shards_now(client).await;
-        let met = look(&shards);
-        let told = || {
-            let tell = |s: &Shard| format!("{} {} {}", s.lease, s.epoch, s.holder);
-            shards.values().map(tell).collect::<Vec<_>>().join(", ")
+        let met = check(&shards);
+        let describe = || {
+            let line = |s: &Shard| format!("{} {} {}", s.lease, s.epoch, s.holder);
+            shards.values().map(line).collect::<Vec<_>>().join(", ")
         };
         Ok(match met {
             true => Progress::Done(shards),
-            false => Progress::pending(told()),
+            false => Progress::pending(describe()),
         })
     })
     .await
@@ -133,7 +133,7 @@ pub(crate) async fn fleet_leader(client: &Client) -> String {
         .unwrap_or_default()
 }
 
-pub(crate) async fn figure(replica: &Replica, name: &str) -> f64 {
+pub(crate) async fn metric(replica: &Replica, name: &str) -> f64 {
     replica.metrics().await.unwrap().sum(name).unwrap_or(0.0)
 }
 
@@ -157,13 +157,13 @@ pub(crate) fn log_lines(replica: &Replica, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
-/// A write of one register of an object, in the order of the versions that they make.
+/// A write of one register of an object, in the order of the resulting versions.
 struct Write {
     version: u64,
     token: Token,
 }
 
-/// Writes of the operator that the API server carried out, on any object, with an epoch below one that was there under the
+/// Writes of the operator that the API server executed, on any object, with an epoch below an earlier one under the
 /// same table for the same cluster: none. Annotation and status are two registers.
 pub(crate) fn assert_epochs_never_fall(control_plane: &ControlPlane) {
     let mut writes: BTreeMap<_, Vec<Write>> = BTreeMap::new();

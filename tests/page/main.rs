@@ -1,7 +1,7 @@
-//! The fleet page in a real browser: what it shows, what it does without its replica, and that no text becomes markup.
+//! The fleet page in a real browser: its content, its behavior without its replica, and escaping of text.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod made_up;
+mod lease_fleet;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,19 +9,19 @@ use std::time::Duration;
 use databasecluster_operator::api::names::NAMES;
 use databasecluster_operator::telemetry::log_level::LogLevel;
 use databasecluster_operator::telemetry::routes::{PATHS, routes};
-use made_up::Fleet;
+use lease_fleet::Fleet;
 use prometheus::Registry;
 use sharded_controller::health::Health;
 use sharded_controller::metrics::Metrics;
 use sharded_controller::server::Server;
-use testbed::browser::{Browser, Look};
+use testbed::browser::{Browser, Viewport};
 use testbed::{Progress, wait_for};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server that shows a made-up fleet, which a test may change.
+/// A server that shows a synthetic fleet, which a test may change.
 struct Served {
     url: String,
     fleet: Arc<Mutex<Fleet>>,
@@ -73,21 +73,21 @@ async fn number(browser: &Browser, code: &str) -> i64 {
     found.as_i64().unwrap_or(-1)
 }
 
-/// One browser for all: starting one takes longer than all that is looked at.
+/// One browser for all: starting one takes longer than all checks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_in_a_browser() {
+async fn fleet_page_renders_in_a_browser() {
     let browser = Browser::start().await.unwrap();
-    shows_who_holds_what_by_mouse_and_by_keys(&browser).await;
+    shows_holders_by_mouse_and_by_keys(&browser).await;
     shows_trouble_loudly_and_without_reloading(&browser).await;
     fits_a_phone_and_likes_the_dark(&browser).await;
     keeps_hostile_text_as_text(&browser).await;
     says_that_it_is_old_when_the_replica_is_gone(&browser).await;
 }
 
-async fn shows_who_holds_what_by_mouse_and_by_keys(browser: &Browser) {
+async fn shows_holders_by_mouse_and_by_keys(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     let page = format!("{}/fleet", served.url);
-    browser.open(&page, Look::desk()).await.unwrap();
+    browser.open(&page, Viewport::desk()).await.unwrap();
     until(browser, "#verdict-text", "All is well").await;
     until(browser, "#link-text", "Live").await;
     assert_eq!(text(browser, ".middle").await, "32 / 32");
@@ -133,7 +133,7 @@ async fn shows_who_holds_what_by_mouse_and_by_keys(browser: &Browser) {
     assert_eq!(
         number(browser, labelled).await,
         32,
-        "arcs tell screen readers what they are"
+        "arcs have labels for screen readers"
     );
     browser
         .script("document.querySelector('#legend button').click()")
@@ -143,7 +143,7 @@ async fn shows_who_holds_what_by_mouse_and_by_keys(browser: &Browser) {
         number(browser, "document.querySelectorAll('.arc.dim').length").await,
         21
     );
-    // Nothing was loaded from elsewhere, and the policy had nothing to refuse.
+    // Nothing was loaded from elsewhere, and the policy blocked nothing.
     let foreign = "performance.getEntriesByType('resource').filter(r => !r.name.startsWith(location.origin)).length";
     assert_eq!(number(browser, foreign).await, 0);
     assert_eq!(browser.console().await.unwrap(), Vec::<String>::new());
@@ -170,7 +170,7 @@ async fn browser_colours(browser: &Browser) -> Vec<(String, String)> {
 async fn shows_trouble_loudly_and_without_reloading(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     browser
-        .open(&format!("{}/fleet", served.url), Look::desk())
+        .open(&format!("{}/fleet", served.url), Viewport::desk())
         .await
         .unwrap();
     until(browser, "#verdict-text", "All is well").await;
@@ -199,26 +199,26 @@ async fn shows_trouble_loudly_and_without_reloading(browser: &Browser) {
 async fn fits_a_phone_and_likes_the_dark(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     let page = format!("{}/fleet", served.url);
-    for (look, light) in [
-        (Look::phone(), true),
+    for (viewport, light) in [
+        (Viewport::phone(), true),
         (
-            Look {
+            Viewport {
                 dark: true,
-                ..Look::desk()
+                ..Viewport::desk()
             },
             false,
         ),
     ] {
-        browser.open(&page, look).await.unwrap();
+        browser.open(&page, viewport).await.unwrap();
         until(browser, "#verdict-text", "All is well").await;
         let wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth";
         assert_eq!(
             number(browser, wide).await,
             0,
-            "the page is wider than {look:?}"
+            "the page is wider than {viewport:?}"
         );
         let ground = "Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])";
-        assert_eq!(number(browser, ground).await > 128, light, "{look:?}");
+        assert_eq!(number(browser, ground).await > 128, light, "{viewport:?}");
         let small = "[...document.querySelectorAll('button')].filter(b => b.getBoundingClientRect().height < 24).length";
         assert_eq!(
             number(browser, small).await,
@@ -232,7 +232,7 @@ async fn keeps_hostile_text_as_text(browser: &Browser) {
     let hostile = "<img src=x onerror=document.title='owned'>";
     let served = serve(Fleet::named(hostile)).await;
     browser
-        .open(&format!("{}/fleet", served.url), Look::desk())
+        .open(&format!("{}/fleet", served.url), Viewport::desk())
         .await
         .unwrap();
     until(browser, "#replica-rows", hostile).await;
@@ -247,7 +247,7 @@ async fn keeps_hostile_text_as_text(browser: &Browser) {
     assert_eq!(number(browser, "document.scripts.length").await, 1);
     let title = browser.script("return document.title").await.unwrap();
     assert!(!title.as_str().unwrap().contains("owned"), "{title}");
-    // The policy holds even against markup that some later mistake might make.
+    // The policy protects even against markup from a later mistake.
     let smuggled =
         "try { document.body.innerHTML = '<b>x</b>'; return 'made' } catch (e) { return e.name }";
     assert_eq!(browser.script(smuggled).await.unwrap(), "TypeError");
@@ -257,7 +257,7 @@ async fn keeps_hostile_text_as_text(browser: &Browser) {
 async fn says_that_it_is_old_when_the_replica_is_gone(browser: &Browser) {
     let served = serve(Fleet::sound()).await;
     browser
-        .open(&format!("{}/fleet", served.url), Look::desk())
+        .open(&format!("{}/fleet", served.url), Viewport::desk())
         .await
         .unwrap();
     until(browser, "#link-text", "Live").await;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stands in for the entry point of the official image, with what its documentation says and nothing more:
+# Replaces the entry point of the official image, with its documented behavior and nothing more:
 # POSTGRES_PASSWORD_FILE, POSTGRES_INITDB_ARGS, PGDATA, and scripts that run once against a server that answers on its
 # socket only. INITDB_FOLDER is where /docker-entrypoint-initdb.d is here. HOLD, a file, prolongs the first start.
 set -eu

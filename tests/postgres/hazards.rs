@@ -1,11 +1,11 @@
-//! What a database administrator is afraid of: two servers on one volume, half-made data, recovery that is killed,
-//! indexes of another C library. Each is met by the scripts, and no file that may be data is deleted.
+//! Hazards for data: two servers on one volume, incomplete data, recovery that is killed,
+//! indexes of another C library. The scripts handle each, and delete no file that may be data.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::pod::{Pod, World};
 
 #[test]
-fn a_server_that_still_runs_in_a_pod_deleted_by_force_ends_before_its_successor_starts() {
+fn server_of_a_force_deleted_pod_ends_before_the_next_one_starts() {
     let world = World::new();
     let mut former = Pod::new(&world, 0).prepared().start();
     former.until_ready();
@@ -14,8 +14,8 @@ fn a_server_that_still_runs_in_a_pod_deleted_by_force_ends_before_its_successor_
     former.psql(&uri, "INSERT INTO t VALUES (42)").unwrap();
 
     let next = former.successor(&world);
-    let told = next.prepare().unwrap();
-    assert!(told.contains("was not shut down"), "{told}");
+    let output = next.prepare().unwrap();
+    assert!(output.contains("was not shut down"), "{output}");
     assert!(
         former.has_ended(),
         "two servers on one volume:\n{}",
@@ -27,7 +27,7 @@ fn a_server_that_still_runs_in_a_pod_deleted_by_force_ends_before_its_successor_
 }
 
 #[test]
-fn a_wait_for_a_former_server_that_was_interrupted_begins_anew() {
+fn interrupted_wait_for_the_previous_server_starts_over() {
     let world = World::new();
     let pod = Pod::new(&world, 0);
     pod.write_volume("data/postmaster.pid", "1\n");
@@ -39,7 +39,7 @@ fn a_wait_for_a_former_server_that_was_interrupted_begins_anew() {
 }
 
 #[test]
-fn a_pod_that_waits_for_its_primary_ends_when_it_is_asked_to() {
+fn pod_that_waits_for_its_primary_ends_on_sigterm() {
     let world = World::new();
     let replica = Pod::new(&world, 1);
     let code = replica.interrupt_once_it_says("waiting for the primary");
@@ -47,16 +47,16 @@ fn a_pod_that_waits_for_its_primary_ends_when_it_is_asked_to() {
 }
 
 #[test]
-fn a_first_start_that_broke_off_half_way_begins_anew_and_nothing_is_deleted() {
+fn interrupted_first_start_starts_over_and_deletes_nothing() {
     for left in ["data/PG_VERSION", "data/base"] {
         let world = World::new();
         let primary = Pod::new(&world, 0);
         primary.prepare().unwrap();
         primary.write_volume(left, &primary.version());
-        let told = primary.prepare().unwrap();
-        assert!(told.contains("beginning anew"), "{told}");
+        let output = primary.prepare().unwrap();
+        assert!(output.contains("beginning anew"), "{output}");
         let aside = left.replace("data/", "data.unfinished/");
-        assert!(primary.is_on_volume(&aside), "{aside} is gone");
+        assert!(primary.is_on_volume(&aside), "{aside} was deleted");
         let primary = primary.start();
         primary.until_ready();
         let uri = world.uri(&primary);
@@ -66,14 +66,14 @@ fn a_first_start_that_broke_off_half_way_begins_anew_and_nothing_is_deleted() {
 }
 
 #[test]
-fn data_that_can_not_be_started_is_left_alone_unless_a_first_start_broke_off() {
+fn unstartable_data_is_kept_unless_the_first_start_was_interrupted() {
     let mut world = World::new();
     let primary = Pod::new(&world, 0);
     primary.write_volume("data/PG_VERSION", &primary.version());
-    let told = primary.prepare().unwrap_err();
-    assert!(told.contains("did not start to take over"), "{told}");
+    let output = primary.prepare().unwrap_err();
+    assert!(output.contains("did not start to take over"), "{output}");
     assert!(primary.has_data());
-    // Whatever the marks on the volume say: there was a database.
+    // Whatever the marks on the volume are: there was a database.
     primary.write_volume("data.begun", "");
     world.set_initialized();
     primary.mount(&world);
@@ -82,22 +82,22 @@ fn data_that_can_not_be_started_is_left_alone_unless_a_first_start_broke_off() {
 }
 
 #[test]
-fn files_that_are_no_database_are_left_alone() {
+fn files_that_are_not_a_database_are_kept() {
     let world = World::new();
     for ordinal in [0, 1] {
         let pod = Pod::new(&world, ordinal);
         pod.write_volume("data/base", "the last copy");
-        let told = pod.prepare().unwrap_err();
+        let output = pod.prepare().unwrap_err();
         assert!(
-            told.contains("are no database: they are left alone"),
-            "{told}"
+            output.contains("are no database: they are left alone"),
+            "{output}"
         );
         assert!(pod.is_on_volume("data/base"));
     }
 }
 
 #[test]
-fn a_server_that_runs_without_its_roles_is_not_ready() {
+fn server_without_its_roles_is_not_ready() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.prepare().unwrap();
@@ -105,18 +105,18 @@ fn a_server_that_runs_without_its_roles_is_not_ready() {
     primary.initdb_only();
     let primary = primary.start();
     primary.until("it answers", |pod| pod.probe("livenessProbe").is_ok());
-    let told = primary.probe("readinessProbe").unwrap_err();
-    assert!(told.contains("first start was interrupted"), "{told}");
+    let output = primary.probe("readinessProbe").unwrap_err();
+    assert!(output.contains("first start was interrupted"), "{output}");
 }
 
 #[test]
-fn a_server_that_recovers_is_alive_and_not_ready_and_one_that_is_gone_is_not_alive() {
+fn recovering_server_is_alive_but_not_ready_and_ended_server_is_not_alive() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
     let replica = Pod::new(&world, 1).prepared();
     replica.probe("livenessProbe").unwrap_err();
-    // It recovers for ever, and refuses connections meanwhile.
+    // It recovers forever, and refuses connections meanwhile.
     replica.write_volume("data/postgresql.conf", "hot_standby = off\n");
     let replica = replica.start();
     for probe in ["startupProbe", "livenessProbe"] {
@@ -124,12 +124,12 @@ fn a_server_that_recovers_is_alive_and_not_ready_and_one_that_is_gone_is_not_ali
     }
     replica.probe("readinessProbe").unwrap_err();
     let uri = world.uri(&replica);
-    let told = replica.psql(&uri, "SELECT 1").unwrap_err();
-    assert!(told.contains("the database system is"), "{told}");
+    let output = replica.psql(&uri, "SELECT 1").unwrap_err();
+    assert!(output.contains("the database system is"), "{output}");
 }
 
 #[test]
-fn an_image_with_another_c_library_than_the_data_was_made_with_is_refused() {
+fn image_with_a_different_c_library_than_the_data_is_rejected() {
     let world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -140,10 +140,10 @@ fn an_image_with_another_c_library_than_the_data_was_made_with_is_refused() {
     for pod in [&replica, &primary] {
         assert!(pod.is_on_volume("data/made_with_libc"), "it is not known");
         pod.write_volume("data/made_with_libc", "musl\n");
-        let told = pod.prepare().unwrap_err();
+        let output = pod.prepare().unwrap_err();
         assert!(
-            told.contains("made with musl and the image has glibc"),
-            "{told}"
+            output.contains("made with musl and the image has glibc"),
+            "{output}"
         );
         assert!(pod.has_data());
     }

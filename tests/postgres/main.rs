@@ -10,7 +10,7 @@ mod volumes;
 use pod::{Pod, World};
 
 #[test]
-fn a_primary_and_two_replicas_stream_and_only_the_right_password_gets_in() {
+fn primary_and_two_replicas_stream_and_require_the_password() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.hold_first_start();
@@ -48,7 +48,7 @@ fn a_primary_and_two_replicas_stream_and_only_the_right_password_gets_in() {
     primary.psql(&uri, "INSERT INTO t VALUES (42)").unwrap();
     for replica in &replicas {
         let uri = world.uri(replica);
-        replica.until("the row is there", |pod| {
+        replica.until("the row exists", |pod| {
             pod.psql(&uri, "SELECT n FROM t").as_deref() == Ok("42")
         });
         let error = replica.psql(&uri, "INSERT INTO t VALUES (1)").unwrap_err();
@@ -75,7 +75,7 @@ fn a_primary_and_two_replicas_stream_and_only_the_right_password_gets_in() {
 }
 
 #[test]
-fn a_changed_secret_is_taken_over_by_a_primary_that_starts_anew() {
+fn restarted_primary_applies_a_changed_secret() {
     let mut world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -95,7 +95,7 @@ fn a_changed_secret_is_taken_over_by_a_primary_that_starts_anew() {
 }
 
 #[test]
-fn under_another_username_the_application_keeps_its_tables_and_the_former_one_is_shut_out() {
+fn changed_username_keeps_the_tables_and_locks_out_the_previous_user() {
     let mut world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -144,20 +144,20 @@ fn under_another_username_the_application_keeps_its_tables_and_the_former_one_is
         let granted = primary.psql(&login(username, "postgres"), "SELECT count(*) FROM granted");
         assert_eq!(granted.as_deref(), Ok("0"));
     }
-    // A role that is there already is nobody's to take over.
+    // An existing role is not taken over.
     primary.stop();
     world.set_secret("username", taken);
     primary.mount(&world);
-    let told = primary.prepare().unwrap_err();
-    let last = told.lines().last().unwrap();
+    let output = primary.prepare().unwrap_err();
+    let last = output.lines().last().unwrap();
     assert!(
         last.contains("Secret orders-app") && last.contains("role \"reports\" already exists"),
-        "{told}"
+        "{output}"
     );
 }
 
 #[test]
-fn a_first_start_that_was_interrupted_is_ended_by_the_next_one() {
+fn interrupted_first_start_is_completed_by_the_next_start() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.prepare().unwrap();
@@ -169,9 +169,9 @@ fn a_first_start_that_was_interrupted_is_ended_by_the_next_one() {
     assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
 }
 
-/// What editors and shells add to a value, and what else looks like another value.
+/// What editors and shells add to a value, and other differences without a meaning.
 #[test]
-fn line_ends_after_the_values_of_a_secret_are_no_part_of_them() {
+fn trailing_newlines_in_secret_values_are_ignored() {
     let mut world = World::new();
     let (password, replication) = (
         world.secret("password"),
@@ -198,15 +198,15 @@ fn line_ends_after_the_values_of_a_secret_are_no_part_of_them() {
     replica.until_ready();
 
     world.set_secret("password", "two\nlines\n");
-    let told = Pod::new(&world, 2).prepare().unwrap_err();
+    let output = Pod::new(&world, 2).prepare().unwrap_err();
     assert!(
-        told.contains("key password of the Secret orders-app has more than one line"),
-        "{told}"
+        output.contains("key password of the Secret orders-app has more than one line"),
+        "{output}"
     );
 }
 
 #[test]
-fn a_character_that_moves_from_one_password_to_the_next_is_a_change() {
+fn character_moved_between_passwords_counts_as_a_change() {
     let mut world = World::new();
     world.set_secret("password", "one");
     world.set_secret("replication-password", "two");
@@ -222,9 +222,9 @@ fn a_character_that_moves_from_one_password_to_the_next_is_a_change() {
     assert_eq!(primary.psql(new, "SELECT 1").as_deref(), Ok("1"));
 }
 
-/// The database itself is made by the image, which has means of its own for such users.
+/// The image creates the database itself, and has its own means for such users.
 #[test]
-fn scripts_and_server_do_without_a_name_for_their_user() {
+fn scripts_and_server_run_as_a_uid_without_a_name() {
     let world = World::new();
     let mut primary = Pod::new(&world, 0);
     primary.initdb_only();

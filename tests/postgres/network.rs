@@ -1,4 +1,4 @@
-//! What else is in the network: a DNS server, and a server that poses as the primary.
+//! Other servers in the network: a DNS server, and an impostor of the primary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A DNS server that knows the names it is given and remembers what it was asked.
+/// A DNS server that resolves the given names and records the queries.
 pub(crate) struct Resolver {
     address: Ipv4Addr,
     names: Arc<Mutex<Names>>,
@@ -50,7 +50,7 @@ impl Resolver {
         names.known.insert(name.to_owned(), address);
     }
 
-    /// Every name that it was asked for, in order.
+    /// Every requested name, in order.
     pub(crate) fn asked(&self) -> Vec<String> {
         self.names.lock().unwrap().asked.clone()
     }
@@ -81,7 +81,7 @@ fn reply(question: &[u8], names: &Mutex<Names>) -> Vec<u8> {
     reply
 }
 
-/// What a server that poses as the primary asks of a client.
+/// What an impostor of the primary requests from a client.
 #[derive(Clone, Copy)]
 pub(crate) enum Demand {
     /// Nothing.
@@ -90,7 +90,7 @@ pub(crate) enum Demand {
     Password = 3,
 }
 
-/// A server that poses as the primary.
+/// An impostor of the primary.
 pub(crate) struct Rogue {
     received: Arc<Mutex<Vec<String>>>,
 }
@@ -129,7 +129,7 @@ fn talk(mut stream: TcpStream, demand: Demand) -> Option<String> {
     stream.write_all(&message).ok()?;
     let mut more = [0; 1024];
     let length = stream.read(&mut more).unwrap_or(0);
-    // A client that leaves says so.
+    // A client that disconnects sends a message.
     let text = &more[..length];
     let text = if text.first() == Some(&b'X') {
         &[]

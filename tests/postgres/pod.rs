@@ -28,7 +28,7 @@ const VOLUME: &str = "/pgdata";
 const USER: &str = "postgres";
 /// A user and group that have no name here, as 999 has none in images of Alpine.
 const NAMELESS: u32 = 64_999;
-/// The folder of programs that stand in for others.
+/// The folder of substitute programs.
 const STUBS: &str = "stubs";
 
 fn token() -> FencingToken {
@@ -141,7 +141,7 @@ impl World {
         }
     }
 
-    /// Makes room for Pods of the same names on new volumes.
+    /// Moves the Pods away, for Pods of the same names on new volumes.
     pub(crate) fn remove_pods(&self) {
         for entry in fs::read_dir(self.folder.path()).unwrap() {
             fs::remove_dir_all(entry.unwrap().path()).unwrap();
@@ -192,7 +192,7 @@ impl Pod {
         Self::in_folder(world, ordinal, &name)
     }
 
-    /// The next Pod of this name, on the same volume, while this one may still be there.
+    /// The next Pod of this name, on the same volume, while this one may still run.
     pub(crate) fn successor(&self, world: &World) -> Self {
         let ordinal = self.name.rsplit('-').next().unwrap().parse().unwrap();
         let mut next = Self::in_folder(world, ordinal, &format!("{}-next", self.name));
@@ -368,7 +368,7 @@ impl Pod {
         self.rendered(&prepare["command"], &prepare["env"])
     }
 
-    /// The init container: what it said, as an error if it failed.
+    /// The init container: its output, as an error if it failed.
     pub(crate) fn prepare(&self) -> Result<String, String> {
         self.begin().end()
     }
@@ -384,12 +384,12 @@ impl Pod {
         Init { child, said }
     }
 
-    /// Starts the init container, and once it says this, asks it to end: its exit code, none when it did not end by
+    /// Starts the init container, and sends SIGTERM once it prints this: its exit code, none when it did not end by
     /// itself.
     pub(crate) fn interrupt_once_it_says(&self, words: &str) -> Option<i32> {
         let mut init = self.begin();
-        self.until(&format!("it says {words:?}"), |_| {
-            init.said().contains(words)
+        self.until(&format!("it prints {words:?}"), |_| {
+            init.output().contains(words)
         });
         let pid = Pid::from_raw(i32::try_from(init.child.id()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
@@ -463,7 +463,7 @@ impl Pod {
         fs::remove_file(self.path("/tmp/hold")).unwrap();
     }
 
-    /// A database without roles of ours: what an interrupted first start, or someone else, leaves.
+    /// A database without the operator's roles, as after an interrupted first start or from another tool.
     pub(crate) fn initdb_only(&self) {
         let data = self.path("/pgdata/data").display().to_string();
         let mut command = self.command("initdb", &Value::Null);
@@ -493,13 +493,13 @@ impl Pod {
 
     /// The major version of the programs here.
     pub(crate) fn version(&self) -> String {
-        let told = finish(self.command("postgres", &Value::Null).arg("--version")).unwrap();
-        let mut numbers = told.split(|letter: char| !letter.is_ascii_digit());
+        let output = finish(self.command("postgres", &Value::Null).arg("--version")).unwrap();
+        let mut numbers = output.split(|letter: char| !letter.is_ascii_digit());
         let number = numbers.find(|part| !part.is_empty());
         number.unwrap().to_owned()
     }
 
-    /// As if everything in /tmp had been written so much earlier.
+    /// As if everything in /tmp had been written this much earlier.
     pub(crate) fn age_files_of_tmp(&self, by: Duration) {
         let then = std::time::SystemTime::now() - by;
         for entry in fs::read_dir(self.path("/tmp")).unwrap() {
@@ -511,14 +511,14 @@ impl Pod {
         }
     }
 
-    /// Looks names up as this resolv.conf says, instead of going by the address of the primary.
+    /// Resolves names by this resolv.conf, instead of using the address of the primary.
     pub(crate) fn resolve_by(&mut self, resolver: &str) {
         let file = self.folder.join("resolv.conf");
         write(&file, resolver, 0o444);
         self.resolver = Some(file);
     }
 
-    /// Replaces a key of the mounted ConfigMap, as the kubelet does when somebody edits it; without a text it is gone.
+    /// Replaces a key of the mounted ConfigMap, as the kubelet does after an edit; without a text the key is removed.
     pub(crate) fn edit_config(&self, key: &str, text: Option<&str>) {
         let file = self.path("/config").join(key);
         fs::remove_file(&file).unwrap();
@@ -551,19 +551,19 @@ impl Pod {
         self.is_on_volume("data/PG_VERSION")
     }
 
-    /// Whether the server, which nobody asked to, has ended.
+    /// Whether the server has ended unexpectedly.
     pub(crate) fn has_ended(&mut self) -> bool {
         let server = self.server.as_mut().expect("it was started");
         server.try_wait().unwrap().is_some()
     }
 
-    /// What a client gets that connects like this.
+    /// The output of a client with this connection.
     pub(crate) fn psql(&self, address: &str, query: &str) -> Result<String, String> {
         let mut command = self.command("psql", &Value::Null);
         finish(command.args(["-XAtqw", "-d", address, "-c", query]))
     }
 
-    /// The data of all databases, as docs/limits.md says to take it.
+    /// A dump of all databases, as docs/limits.md describes it.
     pub(crate) fn pg_dumpall(&self) -> Result<String, String> {
         finish(
             self.command("pg_dumpall", &Value::Null)
@@ -571,7 +571,7 @@ impl Pod {
         )
     }
 
-    /// What the superuser gets inside the Pod.
+    /// The output of the superuser inside the Pod.
     pub(crate) fn psql_local(&self, query: &str) -> Result<String, String> {
         self.psql("user=postgres dbname=postgres", query)
     }
@@ -599,7 +599,7 @@ impl Pod {
     }
 }
 
-/// A process that stands still.
+/// A stopped process.
 pub(crate) struct Stopped(Pid);
 
 impl Stopped {
@@ -617,12 +617,12 @@ impl Drop for Stopped {
 }
 
 impl Init {
-    /// What it has said so far.
-    pub(crate) fn said(&self) -> String {
+    /// Its output so far.
+    pub(crate) fn output(&self) -> String {
         fs::read_to_string(&self.said).unwrap()
     }
 
-    /// What it said until it ended, as an error if it failed.
+    /// Its output until it ended, as an error if it failed.
     pub(crate) fn end(mut self) -> Result<String, String> {
         let deadline = Instant::now() + PREPARATION_MAX;
         let status = loop {
@@ -633,11 +633,11 @@ impl Init {
                 let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
                 kill_process(pid, Signal::TERM).unwrap();
                 self.child.wait().unwrap();
-                panic!("it goes on after {PREPARATION_MAX:?}: {}", self.said());
+                panic!("it still runs after {PREPARATION_MAX:?}: {}", self.output());
             }
             std::thread::sleep(Duration::from_millis(20));
         };
-        let said = self.said();
+        let said = self.output();
         if status.success() {
             Ok(said)
         } else {
@@ -658,7 +658,7 @@ impl Drop for Pod {
     }
 }
 
-/// Output of a command that succeeded, or everything that one that failed said.
+/// Output of a command that succeeded, or all output of one that failed.
 fn finish(command: &mut Command) -> Result<String, String> {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let out = String::from_utf8_lossy(&output.stdout).trim().to_owned();

@@ -1,5 +1,5 @@
-//! Whom the Pods believe: no other namespace, no server that only poses as the primary, no edited ConfigMap, and no
-//! function that a user of the database made.
+//! What the Pods do not trust: other namespaces, impostors of the primary, edited ConfigMaps, and
+//! functions that users of the database created.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::Ipv4Addr;
@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use crate::network::{Demand, Resolver, Rogue};
 use crate::pod::{Pod, World};
 
-/// Stands in for a program of PostgreSQL whose libpq knows `require_auth`: it notes down how it was called.
+/// Replaces a program of PostgreSQL whose libpq knows `require_auth`: it records its arguments.
 const NEW_LIBPQ: &str = r#"name=${0##*/}
 printf '%s [%s] %s\n' "$name" "${PGOPTIONS:-}" "$*" >>"$TMPDIR/calls"
 case "$*" in
@@ -20,7 +20,7 @@ done
 exec "$REAL/$name" "$@""#;
 
 #[test]
-fn the_primary_is_looked_up_in_its_own_namespace_only() {
+fn primary_is_resolved_only_in_its_own_namespace() {
     let resolver = Resolver::start();
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
@@ -51,37 +51,36 @@ fn the_primary_is_looked_up_in_its_own_namespace_only() {
 }
 
 #[test]
-fn a_pod_whose_resolver_does_not_know_its_namespace_says_so() {
+fn pod_reports_a_resolver_without_its_namespace() {
     let world = World::new();
     let mut replica = Pod::new(&world, 1);
     replica.resolve_by("nameserver 127.0.0.1\nsearch example.com\n");
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("does not have shop.svc"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("does not have shop.svc"), "{output}");
 }
 
 #[test]
-fn a_server_that_poses_as_the_primary_gets_neither_the_password_nor_belief() {
+fn impostor_primary_gets_no_password_and_is_not_trusted() {
     for demand in [Demand::Password, Demand::Trust] {
         let world = World::new();
         let rogue = Rogue::listen(Ipv4Addr::LOCALHOST, world.primary_port(), demand);
         let replica = Pod::new(&world, 1);
-        let told = replica.prepare().unwrap_err();
+        let output = replica.prepare().unwrap_err();
         assert!(!replica.has_data());
         let received = rogue.received();
-        // The first one only asks whether the server is there.
-        assert_eq!(received.first().map(String::as_str), Some(""), "{told}");
-        if told.contains("cannot insist on SCRAM") {
-            // What older versions of libpq do, and what docs/limits.md says of them.
+        // The first one only checks whether the server answers.
+        assert_eq!(received.first().map(String::as_str), Some(""), "{output}");
+        if output.contains("cannot insist on SCRAM") {
+            // The behavior of older versions of libpq, as in docs/limits.md.
             continue;
         }
-        assert!(told.contains("scram-sha-256"), "{told}");
+        assert!(output.contains("scram-sha-256"), "{output}");
         assert!(received.iter().all(String::is_empty), "{received:?}");
     }
 }
 
 #[test]
-fn every_connection_to_the_primary_insists_on_scram_and_every_session_has_the_search_path_of_the_catalog()
- {
+fn connections_to_the_primary_require_scram_and_a_catalog_search_path() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.stub("psql", NEW_LIBPQ);
@@ -126,7 +125,7 @@ fn every_connection_to_the_primary_insists_on_scram_and_every_session_has_the_se
 }
 
 #[test]
-fn a_standby_runs_no_command_that_came_with_the_copy() {
+fn standby_runs_no_command_from_the_copied_data() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -160,7 +159,7 @@ fn a_standby_runs_no_command_that_came_with_the_copy() {
 }
 
 #[test]
-fn what_a_primary_answers_is_never_run() {
+fn answers_of_the_primary_are_never_executed() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -179,15 +178,15 @@ fn what_a_primary_answers_is_never_run() {
         let answer = answer.replace("ID", id.as_deref().unwrap());
         let script = format!("cat <<'END'\n{answer}\nEND");
         replica.stub("psql", &script);
-        let told = replica.prepare();
+        let output = replica.prepare();
         assert!(!mark.exists(), "{answer} was run");
-        let told = told.unwrap();
-        assert!(told.contains("does not answer as it should"), "{told}");
+        let output = output.unwrap();
+        assert!(output.contains("does not answer as it should"), "{output}");
     }
 }
 
 #[test]
-fn no_script_that_differs_from_the_pods_own_is_run() {
+fn scripts_that_differ_from_the_pods_own_are_not_run() {
     let world = World::new();
     for script in [
         "alive.sh",
@@ -201,15 +200,15 @@ fn no_script_that_differs_from_the_pods_own_is_run() {
         let edited = format!("#!/bin/sh\ntouch {}\n", mark.display());
         for edit in [Some(edited.as_str()), None] {
             primary.edit_config(script, edit);
-            let told = primary.prepare().unwrap_err();
+            let output = primary.prepare().unwrap_err();
             assert!(
-                told.contains("ConfigMap orders-db are not those of this Pod"),
-                "{told}"
+                output.contains("ConfigMap orders-db are not those of this Pod"),
+                "{output}"
             );
             assert!(!mark.exists(), "{script} was run");
             primary.mount(&world);
         }
-        // What is edited later, or was there before, is not what runs.
+        // Later or earlier edits are not executed.
         primary.prepare().unwrap();
         primary.edit_config(script, Some(&edited));
         if script == "initdb.sh" {
@@ -225,7 +224,7 @@ fn no_script_that_differs_from_the_pods_own_is_run() {
 }
 
 #[test]
-fn functions_and_operators_of_users_do_not_run_as_superuser() {
+fn user_functions_and_operators_do_not_run_as_superuser() {
     let mut world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();

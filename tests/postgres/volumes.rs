@@ -1,4 +1,4 @@
-//! Volumes that are lost, stale, or another's: nothing is served that is not the primary's, and nothing is lost.
+//! Volumes that are lost, stale, or of another cluster: only the primary's data is served, and nothing is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::Ipv4Addr;
@@ -8,7 +8,7 @@ use crate::network::{Demand, Rogue};
 use crate::pod::{Pod, World};
 
 #[test]
-fn a_stale_replica_catches_up_or_is_copied_anew_and_data_of_its_own_is_left_alone() {
+fn stale_replica_catches_up_or_is_recopied_and_diverged_data_is_kept() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -18,27 +18,27 @@ fn a_stale_replica_catches_up_or_is_copied_anew_and_data_of_its_own_is_left_alon
     replica.until_ready();
     replica.stop();
 
-    // A while away: what it lacks is still there.
+    // A short absence: the WAL that it lacks still exists.
     primary.psql(&uri, "INSERT INTO t VALUES (1)").unwrap();
-    let told = replica.prepare().unwrap();
-    assert!(!told.contains("copying"), "{told}");
+    let output = replica.prepare().unwrap();
+    assert!(!output.contains("copying"), "{output}");
     let mut replica = replica.start();
     replica.until_ready();
     let on_replica = world.uri(&replica);
-    replica.until("the row is there", |pod| {
+    replica.until("the row exists", |pod| {
         pod.psql(&on_replica, "SELECT count(*) FROM t").as_deref() == Ok("1")
     });
     replica.stop();
 
-    // Long away.
+    // A long absence.
     for number in 2..6 {
         let insert = format!("INSERT INTO t VALUES ({number})");
         primary.psql(&uri, &insert).unwrap();
         primary.psql_local("SELECT pg_switch_wal()").unwrap();
         primary.psql_local("CHECKPOINT").unwrap();
     }
-    let told = replica.prepare().unwrap();
-    assert!(told.contains("copying it anew"), "{told}");
+    let output = replica.prepare().unwrap();
+    assert!(output.contains("copying it anew"), "{output}");
     let mut replica = replica.start();
     replica.until_ready();
     let count = replica.psql(&on_replica, "SELECT count(*) FROM t");
@@ -50,48 +50,51 @@ fn a_stale_replica_catches_up_or_is_copied_anew_and_data_of_its_own_is_left_alon
         .psql(&on_replica, "INSERT INTO t VALUES (100)")
         .unwrap();
     replica.stop();
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("data of its own"), "{told}");
-    assert!(told.contains("data-orders-db-1"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("data of its own"), "{output}");
+    assert!(output.contains("data-orders-db-1"), "{output}");
     assert!(replica.has_data());
 
     // Of another database.
     let other = Pod::new(&world, 2);
     other.initdb_only();
-    let told = other.prepare().unwrap_err();
-    assert!(told.contains("another database"), "{told}");
+    let output = other.prepare().unwrap_err();
+    assert!(output.contains("another database"), "{output}");
     assert!(other.has_data());
 }
 
 #[test]
-fn a_lost_volume_of_the_primary_is_not_initialized_anew() {
+fn lost_primary_volume_is_not_reinitialized() {
     let mut world = World::new();
     let primary = Pod::new(&world, 0);
     primary.prepare().unwrap();
     world.set_initialized();
     primary.mount(&world);
-    let told = primary.prepare().unwrap_err();
+    let output = primary.prepare().unwrap_err();
     assert!(
-        told.contains("has no data, though this cluster had some"),
-        "{told}"
+        output.contains("has no data, though this cluster had some"),
+        "{output}"
     );
 }
 
 #[test]
-fn data_of_another_major_version_is_refused_and_both_are_named() {
+fn data_of_another_major_version_is_rejected_naming_both_versions() {
     let world = World::new();
     for ordinal in [0, 1] {
         let pod = Pod::new(&world, ordinal);
         pod.initdb_only();
         pod.write_volume("data/PG_VERSION", "9\n");
-        let told = pod.prepare().unwrap_err();
-        assert!(told.contains("the data is of PostgreSQL 9 and"), "{told}");
-        assert!(told.contains("the image is PostgreSQL 1"), "{told}");
+        let output = pod.prepare().unwrap_err();
+        assert!(
+            output.contains("the data is of PostgreSQL 9 and"),
+            "{output}"
+        );
+        assert!(output.contains("the image is PostgreSQL 1"), "{output}");
     }
 }
 
 #[test]
-fn a_secret_that_lacks_a_key_or_has_a_name_that_cannot_be_taken_is_named() {
+fn incomplete_or_invalid_secret_is_named() {
     let long = "ä".repeat(32);
     for (key, value, why) in [
         (
@@ -122,9 +125,9 @@ fn a_secret_that_lacks_a_key_or_has_a_name_that_cannot_be_taken_is_named() {
         let mut world = World::new();
         world.set_secret(key, value);
         for ordinal in [0, 1] {
-            let told = Pod::new(&world, ordinal).prepare().unwrap_err();
-            let last = told.lines().last().unwrap();
-            assert!(last.contains(why), "{key} {value:?}: {told}");
+            let output = Pod::new(&world, ordinal).prepare().unwrap_err();
+            let last = output.lines().last().unwrap();
+            assert!(last.contains(why), "{key} {value:?}: {output}");
         }
     }
     let mut world = World::new();
@@ -134,22 +137,22 @@ fn a_secret_that_lacks_a_key_or_has_a_name_that_cannot_be_taken_is_named() {
     primary.until_ready();
 }
 
-/// It goes with its DatabaseCluster, or it stays because it was restored from a backup.
+/// It is deleted with its DatabaseCluster, or it stays because it was restored from a backup.
 #[test]
-fn a_secret_of_another_cluster_is_taken_over_once_it_has_stayed() {
+fn stable_secret_of_another_cluster_is_applied() {
     let mut world = World::new();
     world.set_secret("cluster-uid", "former");
     let primary = Pod::new(&world, 0);
     let refuses = |pod: &Pod| {
-        let told = pod.prepare().unwrap_err();
+        let output = pod.prepare().unwrap_err();
         assert!(
-            told.contains("Secret orders-app was made for another DatabaseCluster"),
-            "{told}"
+            output.contains("Secret orders-app was made for another DatabaseCluster"),
+            "{output}"
         );
     };
     refuses(&primary);
     refuses(&primary);
-    // Neither the time of another Secret counts, nor one that is to come, nor what is no time.
+    // Neither the time of another Secret counts, nor a future one, nor an invalid one.
     for seen in [
         "another 0\n",
         "former 99999999999\n",
@@ -165,7 +168,7 @@ fn a_secret_of_another_cluster_is_taken_over_once_it_has_stayed() {
     primary.until_ready();
     let uri = world.uri(&primary);
     assert_eq!(primary.psql(&uri, "SELECT 1").as_deref(), Ok("1"));
-    // For good; and one that was replaced after all counts at once.
+    // Permanently; and one that was replaced after all counts at once.
     primary.stop();
     primary.prepare().unwrap();
     world.set_secret("cluster-uid", "u");
@@ -174,8 +177,7 @@ fn a_secret_of_another_cluster_is_taken_over_once_it_has_stayed() {
 }
 
 #[test]
-fn a_replica_that_starts_without_its_primary_serves_from_inside_and_is_not_ready_until_it_follows()
-{
+fn replica_without_its_primary_is_not_ready_until_it_follows() {
     let world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -185,7 +187,7 @@ fn a_replica_that_starts_without_its_primary_serves_from_inside_and_is_not_ready
     let mut replica = Pod::new(&world, 1).prepared().start();
     replica.until_ready();
     let on_replica = world.uri(&replica);
-    replica.until("the row is there", |pod| {
+    replica.until("the row exists", |pod| {
         pod.psql(&on_replica, "SELECT n FROM t").as_deref() == Ok("42")
     });
     replica.stop();
@@ -193,52 +195,55 @@ fn a_replica_that_starts_without_its_primary_serves_from_inside_and_is_not_ready
 
     // It waits for minutes otherwise.
     replica.stub("sleep", "exit 0");
-    let told = replica.prepare().unwrap();
+    let output = replica.prepare().unwrap();
     assert!(
-        told.contains("starting with the data that is there"),
-        "{told}"
+        output.contains("starting with the data that is there"),
+        "{output}"
     );
     let replica = replica.start();
-    replica.until("what docs/limits.md says works", |pod| {
+    replica.until("what docs/limits.md describes works", |pod| {
         pod.pg_dumpall().is_ok_and(|dump| dump.contains("\n42\n"))
     });
     replica.probe("startupProbe").unwrap();
-    let told = replica.probe("readinessProbe").unwrap_err();
-    assert!(told.contains("has not followed its primary yet"), "{told}");
+    let output = replica.probe("readinessProbe").unwrap_err();
+    assert!(
+        output.contains("has not followed its primary yet"),
+        "{output}"
+    );
     let primary = primary.prepared().start();
     primary.until_ready();
     replica.until_ready();
 }
 
 #[test]
-fn a_replica_that_its_primary_leaves_behind_is_not_ready_and_says_what_to_do() {
+fn replica_left_behind_by_its_primary_is_not_ready_and_reports_a_remedy() {
     let world = World::new();
     let mut primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
     let replica = Pod::new(&world, 1).prepared().start();
     replica.until_ready();
     primary.stop();
-    // It answers, and that is all.
+    // It only answers.
     let _primary = Rogue::listen(Ipv4Addr::LOCALHOST, world.primary_port(), Demand::Trust);
     replica.probe("readinessProbe").unwrap();
     replica.age_files_of_tmp(Duration::from_secs(180));
-    let told = replica.probe("readinessProbe").unwrap_err();
-    assert!(told.contains("does not follow its primary"), "{told}");
+    let output = replica.probe("readinessProbe").unwrap_err();
+    assert!(output.contains("does not follow its primary"), "{output}");
 }
 
 #[test]
-fn a_promoted_replica_is_left_alone_also_without_its_primary() {
+fn promoted_replica_is_kept_without_its_primary() {
     let world = World::new();
     let replica = Pod::new(&world, 1);
     replica.initdb_only();
     replica.stub("sleep", "exit 0");
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("data of its own"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("data of its own"), "{output}");
     assert!(replica.has_data() && !replica.is_on_volume("data/standby.signal"));
 }
 
 #[test]
-fn a_tool_that_does_not_run_is_no_statement_about_the_data() {
+fn failing_tool_proves_nothing_about_the_data() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -247,37 +252,37 @@ fn a_tool_that_does_not_run_is_no_statement_about_the_data() {
     replica.stop();
     for script in ["exit 127", "echo 'pg_control version number: 1'"] {
         replica.stub("pg_controldata", script);
-        let told = replica.prepare().unwrap_err();
-        assert!(told.contains("nothing was changed"), "{told}");
+        let output = replica.prepare().unwrap_err();
+        assert!(output.contains("nothing was changed"), "{output}");
         assert!(
-            told.contains("pg_controldata") && !told.contains("another database"),
-            "{told}"
+            output.contains("pg_controldata") && !output.contains("another database"),
+            "{output}"
         );
     }
     replica.stub("pg_controldata", "exec $REAL/pg_controldata \"$@\"");
     replica.stub("sort", "exit 127");
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("sort does not run"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("sort does not run"), "{output}");
     replica.stub("postgres", "exit 127");
-    let told = replica.prepare().unwrap_err();
-    assert!(told.contains("does not say its version"), "{told}");
+    let output = replica.prepare().unwrap_err();
+    assert!(output.contains("does not say its version"), "{output}");
     assert!(replica.has_data());
 }
 
 #[test]
-fn an_image_that_is_older_than_what_works_is_refused() {
+fn unsupported_old_image_is_rejected() {
     let world = World::new();
     let primary = Pod::new(&world, 0);
     primary.stub("postgres", "echo 'postgres (PostgreSQL) 11.22'");
-    let told = primary.prepare().unwrap_err();
+    let output = primary.prepare().unwrap_err();
     assert!(
-        told.contains("PostgreSQL 11, and the oldest that works is 12"),
-        "{told}"
+        output.contains("PostgreSQL 11, and the oldest that works is 12"),
+        "{output}"
     );
 }
 
 #[test]
-fn a_connection_to_a_node_that_vanished_ends_and_there_are_enough_of_them() {
+fn connections_to_a_lost_node_end_and_do_not_exhaust_the_limit() {
     let world = World::new();
     let primary = Pod::new(&world, 0).prepared().start();
     primary.until_ready();
@@ -290,7 +295,7 @@ fn a_connection_to_a_node_that_vanished_ends_and_there_are_enough_of_them() {
     let is_asked_soon = || idle_seconds(port).is_some_and(|seconds| seconds <= 30);
     let init = replica.begin();
     replica.until("pg_basebackup waits", |_| {
-        init.said().contains("copying the primary") && is_asked_soon()
+        init.output().contains("copying the primary") && is_asked_soon()
     });
     drop(stopped);
     init.end().unwrap();
@@ -304,7 +309,7 @@ fn a_connection_to_a_node_that_vanished_ends_and_there_are_enough_of_them() {
     }
 }
 
-/// After how many seconds, at most, the kernel asks whether the other end of a connection to this port is there; none
+/// After how many seconds, at most, the kernel probes the other end of a connection to this port; none
 /// when no connection just waits.
 fn idle_seconds(port: u16) -> Option<u64> {
     const ESTABLISHED: &str = "01";

@@ -1,4 +1,4 @@
-//! First builds: what they show, and how they go on after an end that nobody planned.
+//! First builds: their output, and how they resume after an interruption.
 
 use std::process::Command;
 
@@ -23,7 +23,7 @@ fn built(machine: &Machine) -> Vec<String> {
 }
 
 #[test]
-fn a_build_says_which_part_of_how_many_how_long_and_what_comes_next() {
+fn build_reports_its_step_duration_and_next_step() {
     let machine = Machine::complete();
     machine.hook("build", "[[ $2 != *apiserver* ]] || sleep 3");
     let ended = machine
@@ -47,7 +47,7 @@ fn a_build_says_which_part_of_how_many_how_long_and_what_comes_next() {
 }
 
 #[test]
-fn cargo_counts_its_crates() {
+fn cargo_progress_counts_crates() {
     let machine = Machine::complete();
     let cargo = r#"printf '   Compiling a v1\n    Building [==>  ] 12/345: a\r'; sleep 3"#;
     machine.program("cargo", cargo);
@@ -64,7 +64,7 @@ fn cargo_counts_its_crates() {
 }
 
 #[test]
-fn a_build_that_was_interrupted_goes_on_with_the_same_program() {
+fn interrupted_build_resumes() {
     let machine = Machine::complete();
     machine.hook(
         "build",
@@ -75,7 +75,7 @@ fn a_build_that_was_interrupted_goes_on_with_the_same_program() {
     running.interrupt();
     let ended = running.end();
     assert_eq!(ended.status, 130, "{}", ended.said);
-    let expected = "control-plane: [3/7] kwokctl: interrupted; the next run goes on from here";
+    let expected = "control-plane: [3/7] kwokctl: interrupted; the next run resumes from here";
     assert_eq!(ended.last(), expected, "{}", ended.said);
     machine.unhook("build");
     let ended = machine.build();
@@ -89,7 +89,7 @@ fn a_build_that_was_interrupted_goes_on_with_the_same_program() {
 }
 
 #[test]
-fn the_second_of_two_builds_waits_and_builds_nothing_twice() {
+fn concurrent_build_waits_and_builds_nothing_twice() {
     let machine = Machine::complete();
     machine.hook("build", "sleep 0.5");
     let first = machine.start("control-plane/build.sh", &[]);
@@ -129,7 +129,7 @@ fn apart(command: &Command, namespaces: &str, first: &str) -> Command {
 }
 
 #[test]
-fn a_disk_that_fills_up_in_a_build_is_named_and_the_next_run_goes_on() {
+fn full_disk_during_a_build_is_named_and_the_next_run_resumes() {
     let machine = Machine::complete();
     machine.hook(
         "build",
@@ -137,7 +137,7 @@ fn a_disk_that_fills_up_in_a_build_is_named_and_the_next_run_goes_on() {
     );
     let cache = machine.path("cache");
     std::fs::create_dir(&cache).unwrap();
-    // The same small disk for both runs; between them somebody makes room.
+    // The same small disk for both runs; between them space is freed.
     let both = format!(
         "'{}' -t tmpfs -o size=1m none '{}'\n\"$@\" || rm \"$MACHINE/build-hook\"",
         real("mount").display(),
@@ -166,7 +166,7 @@ fn a_disk_that_fills_up_in_a_build_is_named_and_the_next_run_goes_on() {
 }
 
 #[test]
-fn a_build_without_a_network_says_so() {
+fn build_without_network_reports_it() {
     let machine = Machine::complete();
     machine.remove("go");
     std::os::unix::fs::symlink(real("go"), machine.path("bin/go")).unwrap();

@@ -1,4 +1,4 @@
-//! A machine that exists in a temporary folder: programs that stand for apt-get, sudo, Go and others, and what they did.
+//! A machine that exists in a temporary folder: substitutes for apt-get, sudo, Go and others, and a log of their calls.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What every Debian has, taken from the machine that runs the tests.
+/// Programs of every Debian, from the machine that runs the tests.
 const BASICS: [&str; 29] = [
     "awk",
     "basename",
@@ -46,7 +46,7 @@ const BASICS: [&str; 29] = [
     "touch",
 ];
 
-/// `$MACHINE` is the machine's folder. Each package brings what the set-up looks for.
+/// `$MACHINE` is the machine's folder. Each package installs what the set-up checks for.
 const APT_GET: &str = r#"echo "apt-get $*" >> "$MACHINE/calls"
 program() { printf '#!/bin/sh\n%s\n' "$2" > "$MACHINE/bin/$1"; chmod +x "$MACHINE/bin/$1"; }
 file() { mkdir -p "$MACHINE/system/$(dirname "$1")"; touch "$MACHINE/system/$1"; }
@@ -72,7 +72,7 @@ case $1 in
   --configure) rm -f "$MACHINE/half-installed" ;;
 esac"#;
 const DF: &str = r#"printf 'Filesystem 1M-blocks Used Available Use Mounted\nx 0 0 99999 0%% /\n'"#;
-/// Downloads what stands for rustup's own installer, with the toolchain that the repository pins.
+/// Downloads the substitute for rustup's installer, with the toolchain that the repository pins.
 const CURL: &str = r#"echo "curl $*" >> "$MACHINE/calls"
 [ ! -e "$MACHINE/curl-hook" ] || . "$MACHINE/curl-hook"
 while [ "$1" != -o ]; do shift; done
@@ -118,7 +118,7 @@ impl Ended {
 pub(crate) struct Running(Child);
 
 impl Machine {
-    /// Debian 12 with nothing but what it always has, and curl; the user is root.
+    /// Debian 12 with only its essential packages and curl; the user is root.
     pub(crate) fn bare() -> Self {
         let machine = Self {
             folder: TempDir::new().unwrap(),
@@ -144,7 +144,7 @@ impl Machine {
         machine
     }
 
-    /// One that has everything.
+    /// A machine that lacks nothing.
     pub(crate) fn complete() -> Self {
         let machine = Self::bare();
         let ended = machine.set_up(&[]);
@@ -179,12 +179,12 @@ impl Machine {
         fs::remove_file(self.path("bin").join(name)).unwrap();
     }
 
-    /// A user who is not root.
+    /// A user other than root.
     pub(crate) fn as_user(&self) {
         self.program("id", "echo 1000");
     }
 
-    /// Lines that the programs noted, of those that begin with `word`.
+    /// Logged lines of the programs that begin with `word`.
     pub(crate) fn calls(&self, word: &str) -> Vec<String> {
         let calls = fs::read_to_string(self.path("calls")).unwrap_or_default();
         let lines = calls.lines().filter(|line| line.starts_with(word));
@@ -213,7 +213,7 @@ impl Machine {
         let script = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
             .join("tests")
             .join(script);
-        // Whoever runs the tests in the background may ignore Ctrl-C, and no shell could undo that.
+        // A background job may ignore Ctrl-C, and no shell could undo that.
         let mut command = Command::new(real("env"));
         command
             .args(["--default-signal=INT,TERM"])
@@ -235,7 +235,7 @@ impl Machine {
         Running::start(self.command(script, env))
     }
 
-    /// Waits until the programs have noted a line that begins so.
+    /// Waits until the programs have logged a line with this beginning.
     pub(crate) fn wait_for_call(&self, word: &str) {
         let started = Instant::now();
         while self.calls(word).is_empty() {

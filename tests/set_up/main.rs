@@ -1,4 +1,4 @@
-//! Set-up and first builds, as a stranger meets them: on a bare machine, and when something goes wrong.
+//! Set-up and first builds for a new user: on a bare machine, and when something fails.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod builds;
@@ -21,7 +21,7 @@ const TESTS_PACKAGES: [&str; 9] = [
 ];
 
 #[test]
-fn a_bare_machine_gets_everything_after_one_line() {
+fn bare_machine_is_set_up_after_one_line() {
     let machine = Machine::bare();
     let ended = machine.set_up(&[]);
     assert_eq!(ended.status, 0, "{}", ended.said);
@@ -44,7 +44,7 @@ fn a_bare_machine_gets_everything_after_one_line() {
 }
 
 #[test]
-fn servers_of_packages_do_not_start() {
+fn packaged_servers_are_not_started() {
     let machine = Machine::bare();
     machine.set_up(&[]);
     let root = machine.path("system/etc");
@@ -55,7 +55,7 @@ fn servers_of_packages_do_not_start() {
 }
 
 #[test]
-fn a_check_names_what_is_missing_and_installs_nothing() {
+fn check_names_missing_parts_and_installs_nothing() {
     let machine = Machine::bare();
     let ended = machine.set_up(&[("SETUP", "check")]);
     assert_eq!(ended.status, 1);
@@ -71,7 +71,7 @@ fn a_check_names_what_is_missing_and_installs_nothing() {
 }
 
 #[test]
-fn ready_made_binaries_need_no_go() {
+fn prebuilt_binaries_need_no_go() {
     let machine = Machine::complete();
     machine.remove("go");
     let ended = machine.set_up(&[("CONTROL_PLANE_BIN", "/somewhere")]);
@@ -79,7 +79,7 @@ fn ready_made_binaries_need_no_go() {
 }
 
 #[test]
-fn another_system_gets_one_line_for_each_missing_part() {
+fn unsupported_system_gets_one_line_per_missing_part() {
     let machine = Machine::complete();
     machine.remove("apt-get");
     for part in ["cc", "chromedriver", "promtool", "go"] {
@@ -121,7 +121,7 @@ fn sudo_installs_for_a_user() {
 }
 
 #[test]
-fn a_user_without_root_learns_what_root_has_to_run() {
+fn user_without_root_gets_the_commands_for_root() {
     let machine = Machine::bare();
     machine.as_user();
     for (sudo, reason) in [
@@ -148,7 +148,7 @@ fn a_user_without_root_learns_what_root_has_to_run() {
 }
 
 #[test]
-fn without_a_network_one_line_says_so_and_the_next_run_goes_on() {
+fn missing_network_is_reported_in_one_line_and_the_next_run_resumes() {
     let machine = Machine::bare();
     machine.hook(
         "update",
@@ -181,7 +181,7 @@ fn without_a_network_one_line_says_so_and_the_next_run_goes_on() {
 }
 
 #[test]
-fn a_full_disk_is_named_and_the_next_run_goes_on() {
+fn full_disk_is_named_and_the_next_run_resumes() {
     let machine = Machine::bare();
     machine.hook(
         "install",
@@ -201,7 +201,7 @@ fn a_full_disk_is_named_and_the_next_run_goes_on() {
 }
 
 #[test]
-fn an_installation_that_was_interrupted_goes_on() {
+fn interrupted_installation_resumes() {
     let machine = Machine::bare();
     machine.hook(
         "install",
@@ -214,7 +214,7 @@ fn an_installation_that_was_interrupted_goes_on() {
     assert_eq!(ended.status, 130, "{}", ended.said);
     assert_eq!(
         ended.last(),
-        "set-up: packages: interrupted; the next run goes on from here"
+        "set-up: packages: interrupted; the next run resumes from here"
     );
     assert_eq!(ended.lines().len(), 2, "{}", ended.said);
     machine.unhook("install");
@@ -224,7 +224,7 @@ fn an_installation_that_was_interrupted_goes_on() {
 }
 
 #[test]
-fn the_second_of_two_set_ups_waits_and_installs_nothing_twice() {
+fn concurrent_setup_waits_and_installs_nothing_twice() {
     let machine = Machine::bare();
     machine.hook("install", "echo installs >> \"$MACHINE/calls\"; sleep 4");
     let first = machine.start("set-up.sh", &[]);
@@ -248,7 +248,7 @@ fn the_second_of_two_set_ups_waits_and_installs_nothing_twice() {
 }
 
 #[test]
-fn folders_that_cannot_be_written_are_named_in_one_line() {
+fn unwritable_folders_are_named_in_one_line() {
     let machine = Machine::complete();
     let ended = machine.set_up(&[("HOME", "/dev/null/home")]);
     assert_eq!(ended.status, 1);
@@ -261,7 +261,7 @@ fn folders_that_cannot_be_written_are_named_in_one_line() {
 }
 
 #[test]
-fn a_go_that_is_too_old_fetches_the_one_that_is_needed() {
+fn outdated_go_fetches_the_required_version() {
     let machine = Machine::complete();
     let module = machine.path("modules");
     let old = r#"case "$1 $2" in

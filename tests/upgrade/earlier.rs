@@ -1,4 +1,4 @@
-//! What version cc6f500 leaves behind: kind and policies from its own files, and objects as it wrote them.
+//! The state of version cc6f500: CRD and policies from its own files, and objects as it wrote them.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub(crate) const EPOCH: i64 = 7;
 const OPERATOR: &str = "databasecluster-operator";
 const HOLDER: &str = "databasecluster-operator-0";
 const CHILDREN: &str = include_str!("cc6f500/children.yaml");
-/// The highest stamp that the earlier version believed.
+/// The highest stamp that the earlier version accepted.
 const FORGED: &str = "databasecluster-shard-000/2146435071/h";
 
 /// Kind, policies and the Deployment, of which no process runs.
@@ -45,7 +45,7 @@ pub(crate) async fn install(control_plane: &ControlPlane) {
     control_plane.run_kubectl(&kind).await.unwrap();
 }
 
-/// The shard Leases of replicas that have stopped: one of them by its death.
+/// The shard Leases of replicas that have stopped, one of them by a crash.
 async fn create_leases(client: &Client) {
     for shard in 0..32 {
         let holder = if shard % 4 == 0 { HOLDER } else { "" };
@@ -78,7 +78,7 @@ fn api(client: &Client, namespace: &str, version: &str, kind: &str) -> Api<Dynam
     Api::namespaced_with(client.clone(), namespace, &resource)
 }
 
-/// Clusters of two instances, with all that belongs to them, Ready. The last one carries forged stamps.
+/// Clusters of two instances, with all that belongs to them, Ready. The last one carries forged tokens.
 pub(crate) async fn create_clusters(control_plane: &ControlPlane, namespace: &str, names: &[&str]) {
     let new = |name: &&str| load::NewCluster {
         namespace: namespace.to_owned(),

@@ -23,7 +23,7 @@ const CLUSTERS: [&str; 3] = ["orders", "users", "carts"];
 const HEADING: &str = "### Upgrade from a version without the shard table";
 
 #[tokio::test]
-async fn clusters_of_a_version_without_the_shard_table_are_taken_over_and_restart_once() {
+async fn clusters_of_a_version_without_the_shard_table_are_adopted_and_restart_once() {
     let options = ControlPlaneOptions {
         lift_client_limits: true,
         ..ControlPlaneOptions::default()
@@ -64,7 +64,7 @@ async fn clusters_of_a_version_without_the_shard_table_are_taken_over_and_restar
     changes_and_deletions_work(&control_plane, &after).await;
 }
 
-/// The Pod template is a new one, and nothing else of a database is.
+/// Only the Pod template of a database is new.
 async fn restarted_once(
     client: &Client,
     before: &BTreeMap<String, Database>,
@@ -88,7 +88,7 @@ async fn restarted_once(
         let now = &after[name];
         assert_eq!((&then.uid, &then.secret), (&now.uid, &now.secret), "{name}");
     }
-    // Every Pod is there, made from the newest revision: one more restart would be another one.
+    // Every Pod exists, created from the newest revision: one more restart would be another one.
     assert_eq!(
         after,
         databases(client).await,
@@ -100,7 +100,7 @@ async fn restarted_once(
 /// The commands that docs/operations.md has for this upgrade.
 fn commands() -> Vec<String> {
     let text = std::fs::read_to_string(repository().join("docs/operations.md")).unwrap();
-    let (_, section) = text.split_once(HEADING).expect("the section is there");
+    let (_, section) = text.split_once(HEADING).expect("the section exists");
     let (_, block) = section.split_once("```sh\n").unwrap();
     let (block, _) = block.split_once("```").unwrap();
     let lines = block
@@ -118,7 +118,7 @@ fn commands() -> Vec<String> {
 fn words(command: &str) -> Vec<String> {
     let command = command.replace("OP ", "kubectl -n databasecluster-system ");
     let command = command.replace("deploy/", &format!("{}/deploy/", repository().display()));
-    // Only the first word after kubectl's flags may be a folder of ours.
+    // Only the first word after kubectl's flags may be a folder of this repository.
     let command = command.replace(
         &format!("{}/deploy/ment", repository().display()),
         "deploy/ment",
@@ -228,7 +228,7 @@ fn claims(client: &Client) -> Api<PersistentVolumeClaim> {
     Api::namespaced(client.clone(), NAMESPACE)
 }
 
-/// The earlier version did not say on a claim whose it is.
+/// The earlier version did not record the owner on a claim.
 async fn claims_are_labelled(client: &Client) {
     for name in CLUSTERS {
         let cluster = cluster(client, name).await;
@@ -305,7 +305,7 @@ async fn changes_and_deletions_work(
     let status = Token::of_status(&status).expect("a status with a token");
     assert_eq!(status.table, table.uid);
 
-    // Volumes grow, a new template comes through, and a deletion takes what it should.
+    // Volumes grow, a new template is applied, and a deletion removes what it should.
     let storage =
         json!({"storage": {"size": "3Gi", "retain": "Delete"}, "resources": {"cpu": "300m"}});
     change(&client, CLUSTERS[1], storage).await;

@@ -1,4 +1,4 @@
-//! One made-up history of creations, changes, deletions, moves of shards, broken connections and a
+//! One synthetic history of creations, changes, deletions, moves of shards, broken connections and a
 //! restart of the API server: it ends in the same state whether the API server filters or not.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,12 +40,12 @@ struct World<'a> {
     random: fastrand::Rng,
     holders: BTreeMap<ShardId, usize>,
     model: Vec<Model>,
-    /// Children that somebody keeps from going.
+    /// Children whose deletion a finalizer blocks.
     held_back: Vec<String>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_history_ends_in_the_same_state_with_and_without_the_gate() {
+async fn history_ends_in_the_same_state_with_and_without_the_gate() {
     let seed = std::env::var("HISTORY_SEED").ok();
     let seed = seed.map_or(SEED, |seed| seed.parse().unwrap());
     println!("HISTORY_SEED={seed}");
@@ -178,7 +178,7 @@ impl<'a> World<'a> {
             .unwrap();
     }
 
-    /// A child of this life of the cluster; sometimes one that will be slow to go.
+    /// A child of this incarnation of the cluster; sometimes one whose deletion will be slow.
     async fn add_child(&mut self, number: usize) {
         let api = load::clusters_in(self.client.clone(), NAMESPACE);
         let owner = api.get(&name(number)).await.unwrap();
@@ -275,15 +275,15 @@ impl<'a> World<'a> {
         let mut replicas = self.replicas.lock().unwrap();
         for (shard, holder) in &mut self.holders {
             if *holder == dead {
-                let heir = (dead + 1 + usize::from(shard.0) % (REPLICAS - 1)) % REPLICAS;
+                let successor = (dead + 1 + usize::from(shard.0) % (REPLICAS - 1)) % REPLICAS;
                 replicas[dead].unwatch(*shard);
-                replicas[heir].watch(*shard);
-                *holder = heir;
+                replicas[successor].watch(*shard);
+                *holder = successor;
             }
         }
     }
 
-    /// Waits until everything is as users asked for, and the stores are true; what they hold then.
+    /// Waits until everything is as users asked for, and the stores match; returns their content.
     async fn settle(&mut self) -> BTreeMap<String, Value> {
         for child in std::mem::take(&mut self.held_back) {
             self.release(&child).await;

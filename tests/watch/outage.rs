@@ -1,4 +1,4 @@
-//! An API server that goes away and comes back with its past forgotten: everything is listed anew.
+//! An API server that stops and returns without its watch history: everything is listed again.
 
 use std::sync::Mutex;
 
@@ -8,7 +8,7 @@ use testbed::load;
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_went_while_nobody_could_look_is_forgotten() {
+async fn objects_deleted_during_an_outage_are_removed() {
     let control_plane = control_plane(true).await;
     let proxy = Proxy::to(vec![port_of(&control_plane)]).await;
     let mut replica = Replica::new(proxy.client(&control_plane).await, shards(8)).await;
@@ -28,20 +28,20 @@ async fn what_went_while_nobody_could_look_is_forgotten() {
         let name = format!("db-{number:03}");
         api.delete(&name, &DeleteParams::default()).await.unwrap();
     }
-    // A fresh API server knows no versions of before: going on from them is answered with 410.
+    // A new API server has no watch history: continuing from an old version is answered with 410.
     control_plane.restart_api_server(true).await.unwrap();
     proxy.lead_to(vec![port_of(&control_plane)]);
     let truth = until_true(&client, &replicas, "after the outage").await;
     assert_eq!(truth.len(), 20);
     let replicas = replicas.into_inner().unwrap();
     assert!(
-        replicas[0].lists_made_anew() > 0,
-        "nothing was listed anew: this test has shown nothing"
+        replicas[0].relists() > 0,
+        "nothing was listed again: this test has shown nothing"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_server_that_does_not_stream_lists_is_asked_for_pages() {
+async fn lists_are_paged_without_streaming_lists() {
     let control_plane = control_plane(true).await;
     let old = control_plane
         .second_api_server_with(&[(

@@ -1,4 +1,4 @@
-//! Replicas of which only the watches exist, the truth to compare them with, and a way to cut them off.
+//! Replicas that exist only as watches, the expected state to compare them with, and a way to cut them off.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -38,7 +38,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) async fn control_plane(sharded: bool) -> ControlPlane {
     let options = ControlPlaneOptions {
         sharded_list_and_watch: sharded,
-        // StatefulSets here are made by hand and need no Pods.
+        // The tests create StatefulSets themselves, without Pods.
         statefulset_stage: true,
         ..ControlPlaneOptions::default()
     };
@@ -61,7 +61,7 @@ pub(crate) struct Replica {
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watched: BTreeSet<ShardId>,
-    /// What the ownership machine is told: nobody listens here.
+    /// The events for the ownership machine: unused here.
     _events: Receiver<Event>,
 }
 
@@ -118,7 +118,7 @@ impl Replica {
             .collect()
     }
 
-    pub(crate) fn lists_made_anew(&self) -> u64 {
+    pub(crate) fn relists(&self) -> u64 {
         let kinds = ["databaseclusters", "services"];
         let of = |kind| {
             self.metrics
@@ -268,11 +268,11 @@ fn difference(truth: &Truth, held: &Truth) -> String {
         }
     }
     let gone = held.keys().filter(|name| !truth.contains_key(*name));
-    lines.extend(gone.map(|name| format!("{name} is gone and still held")));
+    lines.extend(gone.map(|name| format!("{name} was deleted and still held")));
     lines.join("; ")
 }
 
-/// Stands between replicas and API servers, and can be cut.
+/// A proxy between replicas and API servers, which can be cut.
 pub(crate) struct Proxy {
     port: u16,
     targets: Arc<Mutex<Vec<u16>>>,

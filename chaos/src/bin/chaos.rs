@@ -1,19 +1,19 @@
-//! Runs scenarios, judges them, and reports: `chaos run`, `chaos judge`, `chaos list`.
+//! Runs scenarios, checks them, and reports: `chaos run`, `chaos check`, `chaos list`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use chaos::checker::{self, CheckResult};
 use chaos::evidence::Evidence;
-use chaos::judge::{self, Judgement};
 use chaos::progress::Progress;
 use chaos::scenario::{Scenario, Set};
 use chaos::{catalogue, report, runner};
 use clap::{Parser, Subcommand, ValueEnum};
 use maud::Markup;
 
-/// Breaks a real fleet and lets a judge decide.
+/// Injects faults into a real fleet and checks what it did.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -32,31 +32,31 @@ enum Command {
         /// Another seed than the file's.
         #[arg(long)]
         seed: Option<u64>,
-        /// How often; each time with the next seed.
+        /// Number of runs; each uses the next seed.
         #[arg(long, default_value_t = 1)]
         repeat: u64,
-        /// All faults of a file so often in one run.
+        /// How many times all faults of a file are injected in one run.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=50))]
         times: u32,
-        /// After how many seconds they come again.
+        /// Seconds between these repetitions.
         #[arg(long, default_value_t = 25.0)]
         every_seconds: f64,
-        /// Only those with a planted fault, and without it: each has to pass.
+        /// Only the scenarios with failpoints, with the failpoints disabled: each has to pass.
         #[arg(long)]
         control: bool,
         /// Where evidence and reports go.
         #[arg(long, default_value = ".run/chaos")]
         out: PathBuf,
     },
-    /// Judge what earlier runs left in these folders.
-    Judge {
+    /// Check the evidence that earlier runs left in these folders.
+    Check {
         /// Folders below the one of `run --out`.
         folders: Vec<PathBuf>,
-        /// A file for the judgements, as `report.json`.
+        /// A file for the results, like `report.json`.
         #[arg(long)]
         report: Option<PathBuf>,
     },
-    /// Print the judgements of one or several `report.json` as a table in Markdown.
+    /// Print the results of one or several `report.json` as a table in Markdown.
     Table {
         /// Files that `run` wrote; of several runs of a scenario all count.
         reports: Vec<PathBuf>,
@@ -87,25 +87,25 @@ async fn execute(command: Command) -> Result<bool> {
             Ok(true)
         }
         Command::Table { reports } => {
-            let mut judgements = Vec::new();
+            let mut results = Vec::new();
             for path in reports {
-                judgements.extend(report::read_json(&path)?);
+                results.extend(report::read_json(&path)?);
             }
-            print!("{}", report::table(&judgements));
-            Ok(!judgements.is_empty())
+            print!("{}", report::table(&results));
+            Ok(!results.is_empty())
         }
-        Command::Judge { folders, report } => {
-            let mut judgements = Vec::new();
+        Command::Check { folders, report } => {
+            let mut results = Vec::new();
             for folder in folders {
                 let (evidence, history) = Evidence::read(&folder)?;
-                judgements.push(judge::judge(&evidence, &history));
+                results.push(checker::check(&evidence, &history));
             }
             // Not `all`, which would leave out those after the first that failed.
-            let failed = judgements.iter().filter(|one| !tell(one)).count();
+            let failed = results.iter().filter(|one| !print_result(one)).count();
             if let Some(path) = report {
-                report::write_json(&judgements.iter().collect::<Vec<_>>(), &path)?;
+                report::write_json(&results.iter().collect::<Vec<_>>(), &path)?;
             }
-            Ok(failed == 0 && !judgements.is_empty())
+            Ok(failed == 0 && !results.is_empty())
         }
         Command::Run {
             names,
@@ -147,12 +147,12 @@ fn named(names: &[String]) -> Result<Vec<Scenario>> {
     names.iter().map(find).collect()
 }
 
-/// What came of the runs so far.
+/// The results of the runs so far.
 #[derive(Default)]
 struct Batch {
-    judgements: Vec<(u64, Judgement)>,
+    results: Vec<(u64, CheckResult)>,
     sections: Vec<Markup>,
-    /// Runs that ended before there was anything to judge.
+    /// Runs that ended before there was anything to check.
     not_run: Vec<String>,
 }
 
@@ -179,7 +179,7 @@ async fn run_all(scenarios: &[Scenario], repeat: u64, out: &Path) -> Result<bool
                 _ => out.join(format!("{}-{round:02}", scenario.name)),
             };
             batch.run(&scenario, &folder).await;
-            // After each run, so that something is there when a later one breaks off.
+            // After each run, so that a report exists when a later run fails.
             batch.write(out)?;
         }
     }
@@ -190,12 +190,12 @@ impl Batch {
     async fn run(&mut self, scenario: &Scenario, folder: &Path) {
         match runner::run(scenario, folder, Progress::new(false)).await {
             Ok(outcome) => {
-                tell(&outcome.judgement);
-                let shards = judge::timeline(&outcome.evidence, &outcome.history);
-                let (evidence, judgement) = (&outcome.evidence, &outcome.judgement);
+                print_result(&outcome.result);
+                let shards = checker::timeline(&outcome.evidence, &outcome.history);
+                let (evidence, result) = (&outcome.evidence, &outcome.result);
                 self.sections
-                    .push(report::section(evidence, judgement, &shards));
-                self.judgements.push((scenario.seed, outcome.judgement));
+                    .push(report::section(evidence, result, &shards));
+                self.results.push((scenario.seed, outcome.result));
             }
             Err(error) => {
                 println!("{}: NOT RUN: {error:#}", scenario.name);
@@ -206,40 +206,43 @@ impl Batch {
 
     fn write(&self, out: &Path) -> Result<()> {
         std::fs::create_dir_all(out)?;
-        let page = report::page(&self.judgements, &self.sections, &self.not_run);
+        let page = report::page(&self.results, &self.sections, &self.not_run);
         report::write(&out.join("report.html"), &page)?;
-        let judgements: Vec<&Judgement> = self.judgements.iter().map(|(_, one)| one).collect();
-        report::write_json(&judgements, &out.join("report.json"))
+        let results: Vec<&CheckResult> = self.results.iter().map(|(_, one)| one).collect();
+        report::write_json(&results, &out.join("report.json"))
     }
 
     fn sum_up(&self, started: Instant, out: &Path) -> bool {
-        let all = || self.judgements.iter().map(|(_, judgement)| judgement);
-        let failed: Vec<&Judgement> = all().filter(|judgement| !judgement.passed()).collect();
+        let all = || self.results.iter().map(|(_, result)| result);
+        let failed: Vec<&CheckResult> = all().filter(|result| !result.passed()).collect();
         println!(
-            "\n{} runs in {:.0} s, {} not as they should be; {}",
-            self.judgements.len() + self.not_run.len(),
+            "\n{} runs in {:.0} s, {} with unexpected results; {}",
+            self.results.len() + self.not_run.len(),
             started.elapsed().as_secs_f64(),
             failed.len() + self.not_run.len(),
             out.join("report.html").display()
         );
-        for judgement in &failed {
-            println!("  {}: {}", judgement.scenario, judgement.word());
+        for result in &failed {
+            println!("  {}: {}", result.scenario, result.word());
         }
         for why in &self.not_run {
             println!("  not run: {why}");
         }
-        let takeovers = all().flat_map(|one| one.figures.takeover_seconds.iter().copied());
+        let takeovers = all().flat_map(|one| one.stats.takeover_seconds.iter().copied());
         let takeovers: Vec<f64> = takeovers.collect();
         if !takeovers.is_empty() {
-            println!("  takeover of a shard: {}", judge::distribution(&takeovers));
+            println!(
+                "  takeover of a shard: {}",
+                checker::distribution(&takeovers)
+            );
         }
         failed.is_empty() && self.not_run.is_empty()
     }
 }
 
-fn tell(judgement: &Judgement) -> bool {
-    for line in report::lines(judgement) {
+fn print_result(result: &CheckResult) -> bool {
+    for line in report::lines(result) {
         println!("{line}");
     }
-    judgement.passed()
+    result.passed()
 }

@@ -20,7 +20,7 @@ use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, FleetOptions
 
 const NAMESPACES: [&str; 3] = ["red", "green", "blue"];
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(180);
-/// Beyond the goal, how long a write is waited for before the round counts as lost.
+/// How long, beyond the goal, a write is awaited before the round counts as lost.
 const PATIENCE: Duration = Duration::from_secs(60);
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 const TERM_TIMEOUT: Duration = Duration::from_secs(20);

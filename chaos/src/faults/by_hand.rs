@@ -1,4 +1,4 @@
-//! What people with rights do to a cluster: Leases edited, rights taken away, the CRD deleted, fields fought over.
+//! Faults by users with administrator rights: Leases edited, rights revoked, the CRD deleted, fields overwritten.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use testbed::{Progress, shards, wait_for};
 use tokio_util::sync::CancellationToken;
 
 use super::{Active, Undo};
-use crate::arena::Arena;
+use crate::environment::Environment;
 use crate::evidence::{Injected, now_micros};
 use crate::scenario::{LeaseEdit, Who};
 use crate::users;
@@ -22,17 +22,17 @@ const CRD: &str = "databaseclusters.database.io";
 const GONE_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(super) async fn edit_lease(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     active: &mut Active,
     edit: LeaseEdit,
 ) -> Result<()> {
-    let client = arena.control_plane.client();
+    let client = environment.control_plane.client();
     let leases: Api<Lease> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
     let all = shards::list(&client).await?;
     if all.is_empty() {
         bail!("there is no shard Lease to edit");
     }
-    let shard = all[arena.rng.usize(..all.len())].clone();
+    let shard = all[environment.rng.usize(..all.len())].clone();
     let params = PatchParams::default();
     active.injected.from = now_micros();
     active.injected.what = match edit {
@@ -52,8 +52,8 @@ pub(super) async fn edit_lease(
             format!("all {} shard Leases are deleted", all.len())
         }
         LeaseEdit::DeleteMember => {
-            let chosen = arena.choose(Who::ShardLeader).await?;
-            let pod = arena.names(&chosen).join("");
+            let chosen = environment.choose(Who::ShardLeader).await?;
+            let pod = environment.names(&chosen).join("");
             leases
                 .delete(
                     &format!("databasecluster-member-{pod}"),
@@ -77,21 +77,24 @@ pub(super) async fn edit_lease(
         }
         LeaseEdit::Usurp => {
             let change = json!({
-                "metadata": {"annotations": {"database.io/incarnation": "made-up"}},
+                "metadata": {"annotations": {"database.io/incarnation": "synthetic"}},
                 "spec": {"holderIdentity": "nobody", "leaseTransitions": shard.epoch + 1},
             });
             leases
                 .patch(&shard.lease, &params, &Patch::Merge(&change))
                 .await?;
-            format!("{} is given to nobody that exists", shard.lease)
+            format!("{} is given to a replica that does not exist", shard.lease)
         }
     };
     active.injected.recover_from = Some(now_micros());
     Ok(())
 }
 
-pub(super) async fn take_rights(arena: &mut Arena<'_>, active: &mut Active) -> Result<()> {
-    active.injected.what = "the operator's rights are taken away".to_owned();
+pub(super) async fn take_rights(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+) -> Result<()> {
+    active.injected.what = "the operator's rights are revoked".to_owned();
     active.injected.from = now_micros();
     for binding in ["clusterrolebinding", "rolebinding"] {
         let words = [
@@ -101,49 +104,58 @@ pub(super) async fn take_rights(arena: &mut Arena<'_>, active: &mut Active) -> R
             OPERATOR_NAMESPACE,
             "databasecluster-operator",
         ];
-        arena.control_plane.run_kubectl(&words).await?;
+        environment.control_plane.run_kubectl(&words).await?;
     }
     active.undo = Undo::GiveRights;
     Ok(())
 }
 
-pub(super) async fn give_rights(arena: &mut Arena<'_>, injected: &mut Injected) -> Result<()> {
-    injected.bites = arena.count_requests(injected.from, |event| event.code == 403)?;
-    apply(arena, "rbac.yaml").await?;
+pub(super) async fn give_rights(
+    environment: &mut Environment<'_>,
+    injected: &mut Injected,
+) -> Result<()> {
+    injected.bites = environment.count_requests(injected.from, |event| event.code == 403)?;
+    apply(environment, "rbac.yaml").await?;
     injected.recover_from = Some(now_micros());
     Ok(())
 }
 
-async fn apply(arena: &Arena<'_>, file: &str) -> Result<()> {
+async fn apply(environment: &Environment<'_>, file: &str) -> Result<()> {
     let path = testbed::fleet::repository().join("deploy/base").join(file);
     let path = path.display().to_string();
     let words = ["apply", "--server-side", "--force-conflicts", "-f", &path];
-    arena.control_plane.run_kubectl(&words).await?;
+    environment.control_plane.run_kubectl(&words).await?;
     Ok(())
 }
 
-pub(super) async fn delete_crd(arena: &mut Arena<'_>, active: &mut Active) -> Result<()> {
+pub(super) async fn delete_crd(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+) -> Result<()> {
     active.injected.what = "the CRD is deleted, and every DatabaseCluster with it".to_owned();
     active.injected.from = now_micros();
     let words = ["delete", "crd", CRD, "--wait=false"];
-    arena.control_plane.run_kubectl(&words).await?;
+    environment.control_plane.run_kubectl(&words).await?;
     active.undo = Undo::MakeCrd;
     Ok(())
 }
 
-pub(super) async fn make_crd(arena: &mut Arena<'_>, injected: &mut Injected) -> Result<()> {
-    // It goes when the operator has let go of the last cluster.
-    let control_plane = arena.control_plane;
+pub(super) async fn make_crd(
+    environment: &mut Environment<'_>,
+    injected: &mut Injected,
+) -> Result<()> {
+    // It is removed when the operator has removed the finalizer of the last cluster.
+    let control_plane = environment.control_plane;
     wait_for("the CRD to be gone", GONE_TIMEOUT, || async {
         let words = ["get", "crd", CRD, "--ignore-not-found", "-o", "name"];
         let found = control_plane.run_kubectl(&words).await?;
         Ok(Progress::when(found.is_empty(), (), || {
-            "it is still there".into()
+            "it still exists".into()
         }))
     })
     .await?;
     injected.bites = 1;
-    apply(arena, "crd.yaml").await?;
+    apply(environment, "crd.yaml").await?;
     let words = [
         "wait",
         "--for=condition=Established",
@@ -152,7 +164,7 @@ pub(super) async fn make_crd(arena: &mut Arena<'_>, injected: &mut Injected) -> 
         CRD,
     ];
     control_plane.run_kubectl(&words).await?;
-    arena
+    environment
         .users
         .restore()
         .await
@@ -161,15 +173,19 @@ pub(super) async fn make_crd(arena: &mut Arena<'_>, injected: &mut Injected) -> 
     Ok(())
 }
 
-/// Somebody who takes fields of StatefulSets for himself, by force.
-pub(super) fn write_against(arena: &mut Arena<'_>, active: &mut Active, per_second: f64) {
-    let keys = users::wanted_keys(&arena.users.asked());
-    let client = arena.control_plane.client();
-    let mut rng = arena.rng.fork();
+/// A client that forcibly takes ownership of fields of StatefulSets.
+pub(super) fn write_against(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+    per_second: f64,
+) {
+    let keys = users::wanted_keys(&environment.users.asked());
+    let client = environment.control_plane.client();
+    let mut rng = environment.rng.fork();
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     active.injected.what =
-        format!("somebody writes replicas of StatefulSets, {per_second} times a second");
+        format!("another client writes replicas of StatefulSets, {per_second} times a second");
     let task = tokio::spawn(async move {
         let mut bites = 0;
         let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / per_second.max(0.1)));
@@ -187,7 +203,7 @@ pub(super) fn write_against(arena: &mut Arena<'_>, active: &mut Active, per_seco
                 "spec": {"replicas": 4 + rng.u8(..4)},
             });
             let api = crate::state::api(&client, "apps/v1", "StatefulSet", namespace);
-            // One that was deleted meanwhile would be made by an apply; a merge patch does not.
+            // An apply would re-create one that was deleted meanwhile; a merge patch does not.
             let params = PatchParams {
                 field_manager: Some(MEDDLER.into()),
                 ..PatchParams::default()

@@ -1,27 +1,31 @@
-//! One more replica whose clocks are off: a time namespace of the kernel shifts its monotonic and boot-time clocks, or it
-//! reads its boot-time clock at another rate, which is planted.
+//! One more replica whose clocks are off: a time namespace of the kernel shifts its monotonic and boot-time clocks, or
+//! it reads its boot-time clock at another rate, by a failpoint.
 
 use anyhow::{Context, Result, bail};
 use testbed::fleet::ReplicaOptions;
 use testbed::shards;
 
 use super::Active;
-use crate::arena::{Arena, READY_TIMEOUT};
+use crate::environment::{Environment, READY_TIMEOUT};
 use crate::scenario::Rate;
 
 pub(super) async fn begin(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     active: &mut Active,
     boot_seconds: u64,
     rate: Option<Rate>,
 ) -> Result<()> {
     match rate {
-        None => shifted(arena, active, boot_seconds).await,
-        Some(rate) => drifting(arena, active, rate).await,
+        None => shifted(environment, active, boot_seconds).await,
+        Some(rate) => drifting(environment, active, rate).await,
     }
 }
 
-async fn drifting(arena: &mut Arena<'_>, active: &mut Active, rate: Rate) -> Result<()> {
+async fn drifting(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+    rate: Rate,
+) -> Result<()> {
     let (switch, word) = match rate {
         Rate::Slow => ("slow-clock", "slow"),
         Rate::Fast => ("fast-clock", "fast"),
@@ -30,30 +34,34 @@ async fn drifting(arena: &mut Arena<'_>, active: &mut Active, rate: Rate) -> Res
         env: vec![("DBC_PLANTED_FAULTS".to_owned(), switch.to_owned())],
         ..ReplicaOptions::default()
     };
-    let index = arena.start(options).await?;
-    let replica = arena.fleet.replica(index)?;
+    let index = environment.start(options).await?;
+    let replica = environment.fleet.replica(index)?;
     replica.wait_ready(READY_TIMEOUT).await?;
-    // A program in which nothing can be planted takes no notice of the variable.
+    // A program without failpoints ignores the variable.
     let log = std::fs::read_to_string(replica.log()).context("read the replica's log")?;
     if !log.contains("faults are planted") {
-        bail!("{}: no clock was planted", replica.name());
+        bail!("{}: the clock failpoint is not active", replica.name());
     }
     let pod = replica.name().to_owned();
     // One that holds nothing has nothing to stop.
-    shards::wait_balanced(&arena.fleet, READY_TIMEOUT).await?;
+    shards::wait_balanced(&environment.fleet, READY_TIMEOUT).await?;
     active.injected.what = format!("{pod} comes, its clock a twentieth too {word}");
     active.injected.pods = vec![pod];
     Ok(())
 }
 
-async fn shifted(arena: &mut Arena<'_>, active: &mut Active, boot_seconds: u64) -> Result<()> {
+async fn shifted(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+    boot_seconds: u64,
+) -> Result<()> {
     let words = ["unshare", "--time", "--boottime", &boot_seconds.to_string()];
     let options = ReplicaOptions {
         through: words.map(str::to_owned).to_vec(),
         ..ReplicaOptions::default()
     };
-    let index = arena.start(options).await?;
-    let replica = arena.fleet.replica(index)?;
+    let index = environment.start(options).await?;
+    let replica = environment.fleet.replica(index)?;
     replica.wait_ready(READY_TIMEOUT).await?;
     let pod = replica.name().to_owned();
     must_be_shifted(replica.pid(), boot_seconds)?;
@@ -62,7 +70,7 @@ async fn shifted(arena: &mut Arena<'_>, active: &mut Active, boot_seconds: u64) 
     Ok(())
 }
 
-/// The kernel's own word on how far the clock of a process is shifted.
+/// How far the clock of a process is shifted, as the kernel reports it.
 fn must_be_shifted(pid: u32, wanted: u64) -> Result<()> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/timens_offsets"))
         .context("read the clock's offset")?;

@@ -9,25 +9,29 @@ use testbed::load::{self, NewCluster};
 use testbed::{Progress, wait_for};
 
 use super::Active;
-use crate::arena::{Arena, READY_TIMEOUT};
+use crate::environment::{Environment, READY_TIMEOUT};
 use crate::evidence::{Wanted, now_micros};
 use crate::proxy::{Crash, Rules};
 use crate::scenario::By;
 
 const NAMESPACE: &str = "lives";
 const LIFE_TIMEOUT: Duration = Duration::from_secs(90);
-/// A life has some 20 writes; many more would mean that it never ends.
+/// A cluster's life has about 20 writes; many more would mean that it never ends.
 const POINTS_MAX: u64 = 60;
 
 /// Lives of one cluster after the other, until one passes without a crash.
-pub(super) async fn run(arena: &mut Arena<'_>, active: &mut Active, by: By) -> Result<()> {
+pub(super) async fn run(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+    by: By,
+) -> Result<()> {
     let when = match by {
         By::BeforeReply => "before",
         By::AfterReply => "after",
     };
     active.injected.bites = 0;
     for point in 1..=POINTS_MAX {
-        let crashed = one_life(arena, point, by)
+        let crashed = one_life(environment, point, by)
             .await
             .with_context(|| format!("a crash {when} the reply to write {point}"))?;
         if !crashed {
@@ -39,24 +43,24 @@ pub(super) async fn run(arena: &mut Arena<'_>, active: &mut Active, by: By) -> R
             return Ok(());
         }
         active.injected.bites += 1;
-        arena.progress.tell(format!(
-            "crashed {when} the reply to write {point}, and the life went on"
+        environment.progress.report(format!(
+            "crashed {when} the reply to write {point}, and the cluster's life continued"
         ));
     }
-    bail!("a life has more than {POINTS_MAX} writes: it does not come to rest")
+    bail!("a cluster's life has more than {POINTS_MAX} writes: it does not converge")
 }
 
-/// A cluster is created, changed and deleted; says whether the replica crashed on the way.
-async fn one_life(arena: &mut Arena<'_>, point: u64, by: By) -> Result<bool> {
-    let [index] = arena.alive()[..] else {
+/// A cluster is created, changed and deleted; returns whether the replica crashed.
+async fn one_life(environment: &mut Environment<'_>, point: u64, by: By) -> Result<bool> {
+    let [index] = environment.alive()[..] else {
         bail!("crash points need a fleet of one replica");
     };
-    arena
+    environment
         .fleet
         .replica(index)?
         .wait_ready(READY_TIMEOUT)
         .await?;
-    let proxy = arena
+    let proxy = environment
         .proxies
         .get_mut(index)
         .and_then(Option::as_mut)
@@ -70,18 +74,22 @@ async fn one_life(arena: &mut Arena<'_>, point: u64, by: By) -> Result<bool> {
         ..Rules::default()
     });
     let name = format!("life-{point:02}");
-    let client = arena.control_plane.client();
-    let life = tokio::spawn(live(arena.control_plane.client(), NAMESPACE, name.clone()));
+    let client = environment.control_plane.client();
+    let life = tokio::spawn(live(
+        environment.control_plane.client(),
+        NAMESPACE,
+        name.clone(),
+    ));
     let cluster = NewCluster {
         namespace: NAMESPACE.into(),
         name,
         spec: load::spec(1),
     };
-    load::create(arena.control_plane, vec![cluster]).await?;
+    load::create(environment.control_plane, vec![cluster]).await?;
     let mut crashed = false;
     let mut life = life;
     loop {
-        let proxy = arena
+        let proxy = environment
             .proxies
             .get_mut(index)
             .and_then(Option::as_mut)
@@ -93,15 +101,15 @@ async fn one_life(arena: &mut Arena<'_>, point: u64, by: By) -> Result<bool> {
         if ended {
             break;
         }
-        arena.kill(index).await?;
+        environment.kill(index).await?;
         crashed = true;
-        let proxy = arena
+        let proxy = environment
             .proxies
             .get_mut(index)
             .and_then(Option::as_mut)
             .context("the replica has no proxy")?;
         proxy.set(Rules::default());
-        arena.restart(index).await?;
+        environment.restart(index).await?;
     }
     drop(client);
     Ok(crashed)
@@ -126,7 +134,7 @@ async fn live(client: kube::Client, namespace: &'static str, name: String) -> Re
             .await
             .map_err(|error| testbed::Error::Failed(error.to_string()))?;
         Ok(Progress::when(found.is_none(), (), || {
-            "it is still there".into()
+            "it still exists".into()
         }))
     })
     .await?;
@@ -145,7 +153,7 @@ async fn ready(api: &kube::Api<kube::api::DynamicObject>, name: &str, when: &str
             Ok(match found.map(|object| load::why_not_ready(&object)) {
                 Some(None) => Progress::Done(()),
                 Some(Some(why)) => Progress::pending(why),
-                None => Progress::pending("it is not there"),
+                None => Progress::pending("it does not exist"),
             })
         },
     )

@@ -1,5 +1,5 @@
-//! A user with the role `edit` in one namespace forges fencing tokens there, at high epochs, all the time. It harms its own
-//! clusters, the victims, and must harm nothing else.
+//! A user with the role `edit` in one namespace forges fencing tokens there, at high epochs, all the time. It harms its
+//! own clusters, the victims, and must harm nothing else.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Active, Undo};
-use crate::arena::Arena;
+use crate::environment::Environment;
 use crate::evidence::{Injected, now_micros};
 use crate::state::api;
 
 const USER: &str = "mallory";
 const NAMESPACE: &str = "mallory";
 const VICTIMS: usize = 3;
-/// The lowest epoch that is forged: no honest fleet comes here.
+/// The lowest forged epoch: no fleet reaches it otherwise.
 const EPOCH_MIN: i64 = 1 << 24;
-/// The highest that anything in the cluster takes for an epoch.
+/// The highest value that anything in the cluster accepts as an epoch.
 const EPOCH_MAX: i64 = (1 << 31) - (1 << 20) - 1;
-/// One in so many forgeries is a token of this length.
+/// One in this many forgeries is a token of this length.
 const LONG_EVERY: u32 = 10;
 const LONG_BYTES: usize = 64 << 10;
 const LABEL: &str = "example.com/forged";
@@ -35,7 +35,7 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The reason of the condition Degraded by which the operator reports a forged token.
 const REASON: &str = "FencingTokenAhead";
 
-/// A user who forges.
+/// The user that forges tokens.
 pub(super) struct Forger {
     stop: CancellationToken,
     task: JoinHandle<u64>,
@@ -50,17 +50,17 @@ struct Victim {
 }
 
 pub(super) async fn begin(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     active: &mut Active,
     per_second: f64,
 ) -> Result<()> {
-    let victims = create_victims(arena).await?;
-    let client = user_with_role_edit(arena.control_plane).await?;
+    let victims = create_victims(environment).await?;
+    let client = user_with_role_edit(environment.control_plane).await?;
     let forgeries = Forgeries {
         client,
-        admin: arena.control_plane.client(),
+        admin: environment.control_plane.client(),
         victims: victims.clone(),
-        rng: arena.rng.fork(),
+        rng: environment.rng.fork(),
         count: 0,
     };
     let stop = CancellationToken::new();
@@ -81,15 +81,15 @@ pub(super) async fn begin(
     Ok(())
 }
 
-async fn create_victims(arena: &Arena<'_>) -> Result<Vec<Victim>> {
-    // Users learn of them when they are cured: until then they would ask for what cannot be done.
+async fn create_victims(environment: &Environment<'_>) -> Result<Vec<Victim>> {
+    // Users get to know the victims once these are repaired: until then their changes could not be applied.
     let new = (0..VICTIMS).map(|number| NewCluster {
         namespace: NAMESPACE.to_owned(),
         name: format!("victim-{number}"),
         spec: load::spec(1),
     });
-    load::create(arena.control_plane, new.collect()).await?;
-    let clusters = load::clusters_in(arena.control_plane.client(), NAMESPACE);
+    load::create(environment.control_plane, new.collect()).await?;
+    let clusters = load::clusters_in(environment.control_plane.client(), NAMESPACE);
     let found = wait_for("the victims to be Ready", READY_TIMEOUT, || async {
         let all = clusters.list(&ListParams::default()).await;
         let all = testbed::Context::context(all, "list the victims")?.items;
@@ -106,7 +106,7 @@ async fn create_victims(arena: &Arena<'_>) -> Result<Vec<Victim>> {
     Ok(found.iter().map(victim).collect())
 }
 
-/// A client of somebody who may do in the namespace what the cluster's own role `edit` allows, DatabaseClusters included.
+/// A client with the rights of the cluster's own role `edit` in the namespace, DatabaseClusters included.
 async fn user_with_role_edit(control_plane: &ControlPlane) -> Result<Client> {
     let path = testbed::fleet::repository().join("deploy/base/users.yaml");
     let path = path.display().to_string();
@@ -172,7 +172,7 @@ impl Forgeries {
             .clone();
         let token = self.token(&victim).await?;
         match self.count % 4 {
-            // An object of its own in any bucket, which may even claim to be a child of the victim.
+            // An object of the user in any bucket, which may even claim to be a child of the victim.
             0 | 1 => self.create(&victim, &token).await,
             2 => {
                 let set = format!("{}-db", victim.name);
@@ -185,7 +185,7 @@ impl Forgeries {
         }
     }
 
-    /// Of the present table, any shard, any holder that is there, and a high epoch.
+    /// A token of the current table, with any shard, any existing holder, and a high epoch.
     async fn token(&mut self, victim: &Victim) -> Result<String> {
         let table = table::get(&self.admin).await?.unwrap_or_default();
         let index = self.rng.usize(..table.entries.len().max(1));
@@ -241,11 +241,15 @@ impl Forgeries {
 }
 
 impl Forger {
-    /// Stops, waits until the operator has reported what it met, and cures the victims as the report says.
-    pub(super) async fn end(self, arena: &Arena<'_>, injected: &mut Injected) -> Result<()> {
+    /// Stops, waits until the operator has reported the forgeries, and repairs the victims as the report says.
+    pub(super) async fn end(
+        self,
+        environment: &Environment<'_>,
+        injected: &mut Injected,
+    ) -> Result<()> {
         self.stop.cancel();
         injected.bites = self.task.await?;
-        let client = arena.control_plane.client();
+        let client = environment.control_plane.client();
         // A change of its spec makes each victim's StatefulSet worth a write, which the forged token forbids.
         let keys = self
             .victims
@@ -278,7 +282,7 @@ impl Forger {
             name: victim.name.clone(),
             spec: spec.clone(),
         });
-        arena.users.own(&cured.collect::<Vec<NewCluster>>());
+        environment.users.own(&cured.collect::<Vec<NewCluster>>());
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Faults: each begins, lasts, and ends, and says how often it bit.
+//! Faults: each begins, lasts and ends, and counts how often it took effect.
 
 mod by_hand;
 mod clocks;
@@ -14,50 +14,50 @@ use anyhow::Result;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::arena::Arena;
+use crate::environment::Environment;
 use crate::evidence::{Injected, now_micros};
 use crate::scenario::{Fault, Kind, Program, Then};
 
 /// A fault that has begun.
 pub struct Active {
-    /// What is known of it so far.
+    /// What is recorded about it so far.
     pub injected: Injected,
     undo: Undo,
 }
 
 /// How a fault ends.
 enum Undo {
-    /// By itself.
+    /// It ends by itself.
     Nothing,
-    /// Something else than the killed comes.
+    /// Replacements for the killed replicas start.
     After(Vec<usize>, Then),
-    /// The frozen go on.
+    /// The frozen replicas continue.
     Continue(Vec<usize>),
-    /// What was killed of the control plane starts.
+    /// The killed program of the control plane starts.
     StartControlPlane,
-    /// What hangs of the control plane goes on.
+    /// The hanging program of the control plane continues.
     Resume(Program),
     /// The operator gets its rights back.
     GiveRights,
-    /// The CRD comes back.
+    /// The CRD is created again.
     MakeCrd,
-    /// Tokens are forged no more, and those that were are removed.
+    /// The forging stops, and the forged tokens are removed.
     RemoveForgeries(forged_tokens::Forger),
     /// The replica may write the shard table again.
     AllowTable(usize),
-    /// Somebody stops; the task returns how often it bit.
+    /// The other client stops; the task returns how often it took effect.
     Stop(CancellationToken, JoinHandle<u64>),
-    /// The network works again; `true`: those hit had been cut off.
+    /// The network works again; `true`: the replicas had been cut off.
     FreeNetwork(Vec<usize>, u64, bool),
-    /// The replica may use what it likes.
+    /// The limits of the replica are removed.
     Feed(Vec<usize>, starve::Group),
 }
 
 /// Begins a fault. One that lasts no time is over when this returns.
 ///
 /// # Errors
-/// When it can not be done; then the run does not count.
-pub async fn begin(arena: &mut Arena<'_>, fault: &Fault) -> Result<Active> {
+/// When it cannot be injected; then the run does not count.
+pub async fn begin(environment: &mut Environment<'_>, fault: &Fault) -> Result<Active> {
     let mut active = Active {
         injected: Injected {
             kind: fault.label().to_owned(),
@@ -68,37 +68,41 @@ pub async fn begin(arena: &mut Arena<'_>, fault: &Fault) -> Result<Active> {
         undo: Undo::Nothing,
     };
     match &fault.kind {
-        Kind::Kill { who, then, .. } => processes::kill(arena, &mut active, *who, *then).await?,
-        Kind::Freeze { who, seconds } => {
-            processes::freeze(arena, &mut active, *who, *seconds).await?
+        Kind::Kill { who, then, .. } => {
+            processes::kill(environment, &mut active, *who, *then).await?
         }
-        Kind::Roll {} => processes::roll(arena, &mut active).await?,
-        Kind::Scale { to } => processes::scale(arena, &mut active, *to).await?,
+        Kind::Freeze { who, seconds } => {
+            processes::freeze(environment, &mut active, *who, *seconds).await?
+        }
+        Kind::Roll {} => processes::roll(environment, &mut active).await?,
+        Kind::Scale { to } => processes::scale(environment, &mut active, *to).await?,
         Kind::Flap {
             who,
             times,
             every_seconds,
         } => {
-            processes::flap(arena, &mut active, *who, *times, *every_seconds).await?;
+            processes::flap(environment, &mut active, *who, *times, *every_seconds).await?;
         }
-        Kind::Outage { program, .. } => control_plane::kill(arena, &mut active, *program).await?,
-        Kind::Stall { program, .. } => control_plane::stall(arena, &mut active, *program)?,
-        Kind::Leases { edit } => by_hand::edit_lease(arena, &mut active, *edit).await?,
-        Kind::Rights { .. } => by_hand::take_rights(arena, &mut active).await?,
-        Kind::Crd { .. } => by_hand::delete_crd(arena, &mut active).await?,
+        Kind::Outage { program, .. } => {
+            control_plane::kill(environment, &mut active, *program).await?
+        }
+        Kind::Stall { program, .. } => control_plane::stall(environment, &mut active, *program)?,
+        Kind::Leases { edit } => by_hand::edit_lease(environment, &mut active, *edit).await?,
+        Kind::Rights { .. } => by_hand::take_rights(environment, &mut active).await?,
+        Kind::Crd { .. } => by_hand::delete_crd(environment, &mut active).await?,
         Kind::ForgedTokens { per_second, .. } => {
-            forged_tokens::begin(arena, &mut active, *per_second).await?;
+            forged_tokens::begin(environment, &mut active, *per_second).await?;
         }
-        Kind::Table {} => shard_table::delete(arena, &mut active).await?,
+        Kind::Table {} => shard_table::delete(environment, &mut active).await?,
         Kind::TableRefused { who, .. } => {
-            shard_table::refuse(arena, &mut active, *who).await?;
+            shard_table::refuse(environment, &mut active, *who).await?;
         }
         Kind::ConflictingWriter { per_second, .. } => {
-            by_hand::write_against(arena, &mut active, *per_second);
+            by_hand::write_against(environment, &mut active, *per_second);
         }
         Kind::Burst { clusters } => {
             active.injected.what = format!("{clusters} DatabaseClusters at once");
-            active.injected.bites = arena.users.burst(*clusters).await?;
+            active.injected.bites = environment.users.burst(*clusters).await?;
         }
         Kind::Starve {
             who,
@@ -106,48 +110,50 @@ pub async fn begin(arena: &mut Arena<'_>, fault: &Fault) -> Result<Active> {
             memory_kib,
             ..
         } => {
-            starve::begin(arena, &mut active, *who, *cpu_percent, *memory_kib).await?;
+            starve::begin(environment, &mut active, *who, *cpu_percent, *memory_kib).await?;
         }
-        Kind::CrashPoints { by } => crash_points::run(arena, &mut active, *by).await?,
+        Kind::CrashPoints { by } => crash_points::run(environment, &mut active, *by).await?,
         Kind::Clocks { boot_seconds, rate } => {
-            clocks::begin(arena, &mut active, *boot_seconds, *rate).await?;
+            clocks::begin(environment, &mut active, *boot_seconds, *rate).await?;
         }
         Kind::Partition { .. }
         | Kind::Network { .. }
         | Kind::HoldWrites { .. }
         | Kind::Errors { .. }
-        | Kind::Watch { .. } => network::begin(arena, &mut active, fault).await?,
+        | Kind::Watch { .. } => network::begin(environment, &mut active, fault).await?,
     }
-    arena
+    environment
         .progress
-        .tell(format!("fault: {}", active.injected.what));
+        .report(format!("fault: {}", active.injected.what));
     Ok(active)
 }
 
 /// Ends a fault.
 ///
 /// # Errors
-/// When what it did can not be undone; then the run does not count.
-pub async fn end(arena: &mut Arena<'_>, active: Active) -> Result<Injected> {
+/// When its effect cannot be undone; then the run does not count.
+pub async fn end(environment: &mut Environment<'_>, active: Active) -> Result<Injected> {
     let Active { mut injected, undo } = active;
     match undo {
         Undo::Nothing => {}
-        Undo::After(who, then) => processes::come_again(arena, &mut injected, &who, then).await?,
-        Undo::Continue(who) => processes::go_on(arena, &mut injected, &who)?,
-        Undo::StartControlPlane => control_plane::start(arena, &mut injected).await?,
-        Undo::Resume(program) => control_plane::resume(arena, &mut injected, program).await?,
-        Undo::GiveRights => by_hand::give_rights(arena, &mut injected).await?,
-        Undo::MakeCrd => by_hand::make_crd(arena, &mut injected).await?,
-        Undo::RemoveForgeries(forger) => forger.end(arena, &mut injected).await?,
-        Undo::AllowTable(who) => shard_table::allow(arena, &mut injected, who).await?,
+        Undo::After(who, then) => {
+            processes::come_again(environment, &mut injected, &who, then).await?
+        }
+        Undo::Continue(who) => processes::go_on(environment, &mut injected, &who)?,
+        Undo::StartControlPlane => control_plane::start(environment, &mut injected).await?,
+        Undo::Resume(program) => control_plane::resume(environment, &mut injected, program).await?,
+        Undo::GiveRights => by_hand::give_rights(environment, &mut injected).await?,
+        Undo::MakeCrd => by_hand::make_crd(environment, &mut injected).await?,
+        Undo::RemoveForgeries(forger) => forger.end(environment, &mut injected).await?,
+        Undo::AllowTable(who) => shard_table::allow(environment, &mut injected, who).await?,
         Undo::Stop(stop, task) => {
             stop.cancel();
             injected.bites = task.await?;
         }
         Undo::FreeNetwork(who, before, cut_off) => {
-            network::end(arena, &mut injected, &who, before, cut_off)?;
+            network::end(environment, &mut injected, &who, before, cut_off)?;
         }
-        Undo::Feed(who, group) => starve::end(arena, &mut injected, &who, &group)?,
+        Undo::Feed(who, group) => starve::end(environment, &mut injected, &who, &group)?,
     }
     injected.to = now_micros();
     Ok(injected)

@@ -5,37 +5,41 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{Active, Undo};
-use crate::arena::Arena;
+use crate::environment::Environment;
 use crate::evidence::{Injected, now_micros};
 use crate::proxy::{Proxy, Rules};
 use crate::scenario::{Answer, Fault, Kind};
 
-pub(super) async fn begin(arena: &mut Arena<'_>, active: &mut Active, fault: &Fault) -> Result<()> {
+pub(super) async fn begin(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+    fault: &Fault,
+) -> Result<()> {
     let who = fault.who().context("this fault names no replica")?;
-    let chosen = arena.choose(who).await?;
+    let chosen = environment.choose(who).await?;
     let (rules, words) = rules(&fault.kind);
     let cut_off = rules.partition.is_some() || rules.hold_writes;
     let injected = &mut active.injected;
-    injected.pods = arena.names(&chosen);
+    injected.pods = environment.names(&chosen);
     injected.what = format!(
         "{}: {words} for {} s",
         injected.pods.join(", "),
         fault.seconds()
     );
     injected.from = now_micros();
-    // Answers that are swallowed belong to requests that arrive; all else may come late or not at all.
+    // Dropped responses belong to requests that arrive; all other requests may arrive late or not at all.
     injected.delays_requests = rules.hold_writes || !rules.late.is_zero();
-    let before = bites(arena, &chosen)?;
-    let seed = arena.scenario.seed;
+    let before = bites(environment, &chosen)?;
+    let seed = environment.scenario.seed;
     for index in &chosen {
         let seed = seed.wrapping_mul(1_000).wrapping_add(*index as u64);
-        proxy(arena, *index)?.set(Rules {
+        proxy(environment, *index)?.set(Rules {
             seed,
             ..rules.clone()
         });
     }
-    let others = arena.alive().len() > chosen.len();
-    let long = fault.seconds() > arena.scenario.takeover_seconds();
+    let others = environment.alive().len() > chosen.len();
+    let long = fault.seconds() > environment.scenario.takeover_seconds();
     injected.takes_out = cut_off && others && long;
     injected.recover_from = (cut_off && others).then_some(injected.from);
     active.undo = Undo::FreeNetwork(chosen, before, cut_off);
@@ -43,32 +47,32 @@ pub(super) async fn begin(arena: &mut Arena<'_>, active: &mut Active, fault: &Fa
 }
 
 pub(super) fn end(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     injected: &mut Injected,
     hit: &[usize],
     before: u64,
     cut_off: bool,
 ) -> Result<()> {
-    injected.bites = bites(arena, hit)?.saturating_sub(before);
+    injected.bites = bites(environment, hit)?.saturating_sub(before);
     let now = now_micros();
     for index in hit {
-        proxy(arena, *index)?.set(Rules::default());
+        proxy(environment, *index)?.set(Rules::default());
         if cut_off {
-            arena.was_absent(*index, injected.from, now)?;
+            environment.was_absent(*index, injected.from, now)?;
         }
     }
     injected.recover_from.get_or_insert(now);
     Ok(())
 }
 
-fn proxy<'a>(arena: &'a Arena<'_>, index: usize) -> Result<&'a Proxy> {
-    let proxy = arena.proxies.get(index).and_then(Option::as_ref);
+fn proxy<'a>(environment: &'a Environment<'_>, index: usize) -> Result<&'a Proxy> {
+    let proxy = environment.proxies.get(index).and_then(Option::as_ref);
     proxy.with_context(|| format!("replica {index} has no proxy"))
 }
 
-fn bites(arena: &Arena<'_>, who: &[usize]) -> Result<u64> {
+fn bites(environment: &Environment<'_>, who: &[usize]) -> Result<u64> {
     who.iter()
-        .map(|index| Ok(proxy(arena, *index)?.bites()))
+        .map(|index| Ok(proxy(environment, *index)?.bites()))
         .sum()
 }
 

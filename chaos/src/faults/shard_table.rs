@@ -9,7 +9,7 @@ use testbed::fleet::OPERATOR_NAMESPACE;
 use testbed::{Progress, control_plane, shards, table, wait_for};
 
 use super::{Active, Undo};
-use crate::arena::Arena;
+use crate::environment::Environment;
 use crate::evidence::{Injected, now_micros};
 use crate::scenario::Who;
 
@@ -17,9 +17,9 @@ const POLICY: &str = "chaos-table-refused";
 const NEW_TABLE_TIMEOUT: Duration = Duration::from_secs(90);
 const IN_FORCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Deletes the table as an administrator who has said that this is what is wanted, and waits for the next one.
-pub(super) async fn delete(arena: &mut Arena<'_>, active: &mut Active) -> Result<()> {
-    let control_plane = arena.control_plane;
+/// Deletes the table as an administrator with the required confirmation, and waits for the next one.
+pub(super) async fn delete(environment: &mut Environment<'_>, active: &mut Active) -> Result<()> {
+    let control_plane = environment.control_plane;
     let client = control_plane.client();
     let before = table::get(&client).await?;
     let before = before.context("there is no shard table to delete")?;
@@ -55,11 +55,16 @@ pub(super) async fn delete(arena: &mut Arena<'_>, active: &mut Active) -> Result
     Ok(())
 }
 
-/// Admission refuses a replica's writes of the table, and its process starts again: it needs entries of its new incarnation.
-pub(super) async fn refuse(arena: &mut Arena<'_>, active: &mut Active, who: Who) -> Result<()> {
-    let chosen = arena.choose(who).await?;
-    let index = *chosen.first().context("nobody was chosen")?;
-    let pod = arena.names(&[index]).join("");
+/// Admission refuses a replica's writes of the table, and its process starts again: it needs entries of its new
+/// incarnation.
+pub(super) async fn refuse(
+    environment: &mut Environment<'_>,
+    active: &mut Active,
+    who: Who,
+) -> Result<()> {
+    let chosen = environment.choose(who).await?;
+    let index = *chosen.first().context("no replica was chosen")?;
+    let pod = environment.names(&[index]).join("");
     let policy = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
         "metadata": {"name": POLICY},
@@ -81,27 +86,30 @@ pub(super) async fn refuse(arena: &mut Arena<'_>, active: &mut Active, who: Who)
         "spec": {"policyName": POLICY, "validationActions": ["Deny"]},
     });
     let list = json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]});
-    let file = arena.control_plane.folder().join("table-refused.json");
+    let file = environment
+        .control_plane
+        .folder()
+        .join("table-refused.json");
     std::fs::write(&file, list.to_string()).context("write the policy")?;
     let file = file.display().to_string();
-    let control_plane = arena.control_plane;
+    let control_plane = environment.control_plane;
     control_plane.run_kubectl(&["apply", "-f", &file]).await?;
-    until_refused(arena, index).await?;
+    until_refused(environment, index).await?;
     let injected = &mut active.injected;
     injected.what = format!("{pod} starts again and may not write the shard table");
     injected.pods = vec![pod];
     injected.from = now_micros();
     injected.recover_from = Some(injected.from);
     injected.takes_out = true;
-    arena.kill(index).await?;
-    arena.restart(index).await?;
+    environment.kill(index).await?;
+    environment.restart(index).await?;
     active.undo = Undo::AllowTable(index);
     Ok(())
 }
 
-/// A policy takes a second or two to be in force. Asked with the token of the replica itself, by a patch that changes nothing.
-async fn until_refused(arena: &Arena<'_>, index: usize) -> Result<()> {
-    let replica = arena.fleet.replica(index)?;
+/// A policy takes a second or two to take effect. Tested with the replica's own token, by a patch that changes nothing.
+async fn until_refused(environment: &Environment<'_>, index: usize) -> Result<()> {
+    let replica = environment.fleet.replica(index)?;
     let client = control_plane::client_from(replica.kubeconfig()).await?;
     let change = json!({"spec": {}});
     let params = PatchParams {
@@ -120,14 +128,14 @@ async fn until_refused(arena: &Arena<'_>, index: usize) -> Result<()> {
     Ok(())
 }
 
-/// By now the replica must be out of the game, and the others must have its shards. Then it may write again.
+/// By now the replica must be unready, and the others must hold its shards. Then it may write again.
 pub(super) async fn allow(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     injected: &mut Injected,
     index: usize,
 ) -> Result<()> {
-    let client = arena.control_plane.client();
-    let replica = arena.fleet.replica(index)?;
+    let client = environment.control_plane.client();
+    let replica = environment.fleet.replica(index)?;
     let answer = replica.get("/readyz").await?;
     if answer.status == 200 {
         let what = format!("{} is ready: {}", replica.name(), answer.body);
@@ -148,7 +156,7 @@ pub(super) async fn allow(
         "validatingadmissionpolicy",
     ] {
         let words = ["delete", kind, POLICY];
-        arena.control_plane.run_kubectl(&words).await?;
+        environment.control_plane.run_kubectl(&words).await?;
     }
     Ok(())
 }

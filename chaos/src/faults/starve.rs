@@ -1,4 +1,4 @@
-//! Too little CPU or memory for one replica, by a control group of its own.
+//! Not enough CPU or memory for one replica, by a control group of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::{Active, Undo};
-use crate::arena::Arena;
+use crate::environment::Environment;
 use crate::evidence::{Injected, now_micros};
 use crate::scenario::Who;
 
@@ -14,7 +14,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 const PERIOD_MICROS: u64 = 100_000;
 const KIB: u64 = 1024;
 
-/// The groups that were made, and where the process was before.
+/// The created groups, and the group of the process before.
 pub(super) struct Group {
     made: Vec<Made>,
 }
@@ -25,15 +25,15 @@ struct Made {
 }
 
 pub(super) async fn begin(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     active: &mut Active,
     who: Who,
     cpu_percent: u32,
     memory_kib: u64,
 ) -> Result<()> {
-    let chosen = arena.choose(who).await?;
+    let chosen = environment.choose(who).await?;
     let injected = &mut active.injected;
-    injected.pods = arena.names(&chosen);
+    injected.pods = environment.names(&chosen);
     let cpu = if cpu_percent > 0 {
         format!("{cpu_percent} % of a CPU")
     } else {
@@ -49,7 +49,7 @@ pub(super) async fn begin(
     injected.from = now_micros();
     let mut group = Group { made: Vec::new() };
     for index in &chosen {
-        let pid = arena.fleet.replica(*index)?.pid();
+        let pid = environment.fleet.replica(*index)?.pid();
         if cpu_percent > 0 {
             let quota = PERIOD_MICROS * u64::from(cpu_percent) / 100;
             let limits = [
@@ -73,7 +73,7 @@ pub(super) async fn begin(
 }
 
 pub(super) fn end(
-    arena: &mut Arena<'_>,
+    environment: &mut Environment<'_>,
     injected: &mut Injected,
     who: &[usize],
     group: &Group,
@@ -83,8 +83,8 @@ pub(super) fn end(
         made.release();
     }
     for index in who {
-        if !arena.fleet.replica(*index)?.is_alive() {
-            arena.died(*index, now_micros())?;
+        if !environment.fleet.replica(*index)?.is_alive() {
+            environment.died(*index, now_micros())?;
         }
     }
     injected.recover_from = Some(now_micros());
@@ -153,7 +153,7 @@ fn group_of(pid: u32, controller: &str) -> Result<(PathBuf, bool)> {
 }
 
 impl Made {
-    /// How often the limit was felt: periods without CPU, or allocations at the limit of memory.
+    /// How often the limit took effect: periods without CPU, or allocations at the memory limit.
     fn bites(&self) -> u64 {
         let text = |file: &str| fs::read_to_string(self.folder.join(file)).unwrap_or_default();
         let number = |text: String| text.trim().parse::<u64>().unwrap_or(0);
@@ -169,7 +169,7 @@ impl Made {
             + at_limit.map_or(0, |count| number(count.to_owned()))
     }
 
-    /// Puts whoever is inside back and removes the group; a process that has ended needs neither.
+    /// Moves the process back and removes the group; a process that has ended needs neither.
     fn release(&self) {
         let inside = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
         for pid in inside.lines() {

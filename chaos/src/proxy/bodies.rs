@@ -1,4 +1,4 @@
-//! Bodies of answers on their way through the proxy: passed on, late, held back, or cut off.
+//! Response bodies on their way through the proxy: passed on, delayed, held back, or cut off.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,21 +19,21 @@ use crate::scenario::Watch;
 
 pub(super) use hyper::body::Bytes;
 
-/// The body of an answer.
+/// The body of a response.
 pub(super) type Body = BoxBody<Bytes, io::Error>;
 type Piece = io::Result<Frame<Bytes>>;
 
 /// Pieces on their way; more make the server wait.
 const PIECES_MAX: usize = 4_096;
 
-/// A body that is there already.
+/// A complete body.
 pub(super) fn full(text: String) -> Body {
     Full::new(Bytes::from(text))
         .map_err(|never: Infallible| match never {})
         .boxed()
 }
 
-/// Passes on what comes, as the rules of the moment say.
+/// Passes on data according to the current rules.
 pub(super) fn passed_on(upstream: Incoming, class: Class, shared: Arc<Shared>) -> Body {
     let (arrived, arrivals) = mpsc::channel::<(Instant, Piece)>(PIECES_MAX);
     let (sender, receiver) = mpsc::channel::<Piece>(1);
@@ -69,11 +69,11 @@ async fn write(
     let bite = || shared.bites.fetch_add(1, Ordering::SeqCst);
     let mut cut_at = None;
     loop {
-        // Rules that changed meanwhile are looked at here, so that a change while nothing comes counts as well.
+        // Rules are read again here, so that a change applies even while no data arrives.
         let (held, frozen) = {
             let now = rules.borrow_and_update();
             cut_at = match now.watches {
-                // What has come meanwhile does not prolong its life.
+                // Data that arrives meanwhile does not prolong its life.
                 Some((Watch::Cut, life)) if class.watch => cut_at.or(Some(Instant::now() + life)),
                 _ => None,
             };
@@ -120,7 +120,7 @@ async fn write(
     }
 }
 
-/// What is frozen now stays here until it thaws; false: nobody waits for it any more.
+/// Frozen data stays here until the watch resumes; false: the client is gone.
 async fn thaws(to: &mpsc::Sender<Piece>, class: Class, rules: &mut watch::Receiver<Rules>) -> bool {
     while rules.borrow().holds_bodies(class) {
         tokio::select! {

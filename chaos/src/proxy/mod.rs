@@ -1,7 +1,7 @@
 //! A proxy between one replica and the API server that understands HTTP: it cuts, delays, holds back, and answers with
-//! errors in the API server's place, request by request.
+//! errors instead of the API server, request by request.
 //!
-//! The replica trusts it because its kubeconfig names the authority that the proxy made for itself.
+//! The replica trusts it because its kubeconfig names the certificate authority that the proxy created.
 
 mod bodies;
 mod rules;
@@ -37,7 +37,7 @@ impl Proxy {
     /// Starts a proxy to this control plane's API server.
     ///
     /// # Errors
-    /// When it can not listen, or its certificates can not be made.
+    /// When it cannot listen, or its certificates cannot be created.
     pub async fn start(control_plane: &ControlPlane) -> Result<Self> {
         let upstream = std::fs::read(control_plane.certificate_authority())
             .context("read the API server's authority")?;
@@ -49,7 +49,7 @@ impl Proxy {
         .await
     }
 
-    /// Starts a proxy to a server of which this authority vouches; its own authority's file goes into `folder`.
+    /// Starts a proxy to a server with a certificate of this authority; writes its own authority's file into `folder`.
     ///
     /// # Errors
     /// As [`Proxy::start`].
@@ -95,32 +95,32 @@ impl Proxy {
         self.authority.clone()
     }
 
-    /// From now on, these rules; what the former ones held back goes on.
+    /// Sets these rules; requests that the previous rules held back continue.
     pub fn set(&self, rules: Rules) {
         self.shared.writes.store(0, Ordering::SeqCst);
         self.rules.send_replace(rules);
     }
 
-    /// How many requests were spoilt so far.
+    /// How many requests were disturbed so far.
     #[must_use]
     pub fn bites(&self) -> u64 {
         self.shared.bites.load(Ordering::SeqCst)
     }
 
-    /// How many writes, Leases apart, came since the rules were last set.
+    /// How many writes, except of Leases, arrived since the rules were last set.
     #[must_use]
     pub fn writes(&self) -> u64 {
         self.shared.writes.load(Ordering::SeqCst)
     }
 
-    /// Completes when the write came at which the replica is to crash.
+    /// Completes when the write arrives at which the replica is to crash.
     pub async fn crash_is_due(&mut self) {
         if self.crashed.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Forgets a crash that came due and was not waited for.
+    /// Discards a crash that came due and was not awaited.
     pub fn forget_crash(&mut self) {
         while self.crashed.try_recv().is_ok() {}
     }

@@ -1,4 +1,4 @@
-//! What the proxy does to which request.
+//! What the proxy does to each request.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use hyper::{Method, Uri};
 
 use crate::scenario::{Answer, By, Direction, Watch};
 
-/// What a proxy does. The default is nothing.
+/// What a proxy does. By default it passes everything on.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// The network is cut.
@@ -15,17 +15,17 @@ pub struct Rules {
     pub hold_writes: bool,
     /// How much later requests that are no watches arrive.
     pub late: Duration,
-    /// How many in a hundred requests hang until the rules change.
+    /// Percentage of requests that hang until the rules change.
     pub hang_percent: u8,
-    /// How many in a hundred requests break off before they arrive.
+    /// Percentage of requests that are cut before they arrive.
     pub cut_percent: u8,
-    /// An answer in the API server's place, and to how many in a hundred requests.
+    /// A response instead of the API server's, and the percentage of requests that get it.
     pub error: Option<(Answer, u8)>,
-    /// What becomes of watches, and how late they are or how long they live.
+    /// What happens to watches, and how long they are delayed or how long they live.
     pub watches: Option<(Watch, Duration)>,
     /// At which write the replica is to crash.
     pub crash: Option<Crash>,
-    /// Tells draws of different proxies apart.
+    /// Distinguishes the random draws of different proxies.
     pub seed: u64,
 }
 
@@ -46,7 +46,7 @@ const OWNERSHIP: [&str; 2] = ["/leases", "/shardtables"];
 pub(super) struct Class {
     pub(super) watch: bool,
     pub(super) write: bool,
-    /// It is about a Lease or the shard table.
+    /// Its object is a Lease or the shard table.
     pub(super) ownership: bool,
 }
 
@@ -69,60 +69,60 @@ impl Class {
 
 /// What is to be done to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum Action {
     /// It passes.
     Pass,
     /// It passes later.
     Late(Duration),
-    /// It hangs until the rules change, and breaks off then.
+    /// It hangs until the rules change, and is cut then.
     Hang,
-    /// It is carried out, but the answer hangs until the rules change, and breaks off then.
+    /// It is executed, but the response hangs until the rules change, and is cut then.
     Swallow,
-    /// It passes when the rules change, whether or not anybody still waits for its answer.
+    /// It passes when the rules change, even when its client is gone.
     Hold,
-    /// It breaks off.
+    /// It is cut.
     Cut,
     /// It is answered by the proxy.
     Answer(Answer),
 }
 
 impl Rules {
-    /// What is to be done; `draw` is a number below 100, drawn by lot.
-    pub(super) fn deed(&self, class: Class, draw: u8) -> Deed {
+    /// What is to be done; `draw` is a random number below 100.
+    pub(super) fn action(&self, class: Class, draw: u8) -> Action {
         if self.hold_writes && (class.ownership || class.write) {
             return match class.ownership {
-                true => Deed::Hang,
-                false => Deed::Hold,
+                true => Action::Hang,
+                false => Action::Hold,
             };
         }
         match self.partition {
-            Some(Direction::Both) => return Deed::Hang,
-            Some(Direction::AnswersOnly) => return Deed::Swallow,
-            Some(Direction::LeasesOnly) if class.ownership => return Deed::Hang,
+            Some(Direction::Both) => return Action::Hang,
+            Some(Direction::AnswersOnly) => return Action::Swallow,
+            Some(Direction::LeasesOnly) if class.ownership => return Action::Hang,
             Some(Direction::LeasesOnly) | None => {}
         }
         if let Some((answer, percent)) = self.error
             && draw < percent
             && meets(answer, class)
         {
-            return Deed::Answer(answer);
+            return Action::Answer(answer);
         }
         if class.watch {
-            return Deed::Pass;
+            return Action::Pass;
         }
         if draw < self.hang_percent {
-            return Deed::Hang;
+            return Action::Hang;
         }
         if draw < self.hang_percent.saturating_add(self.cut_percent) {
-            return Deed::Cut;
+            return Action::Cut;
         }
         match self.late.is_zero() {
-            true => Deed::Pass,
-            false => Deed::Late(self.late),
+            true => Action::Pass,
+            false => Action::Late(self.late),
         }
     }
 
-    /// Whether bodies of answers that are under way are held back now.
+    /// Whether response bodies in flight are held back now.
     pub(super) fn holds_bodies(&self, class: Class) -> bool {
         let frozen = matches!(self.watches, Some((Watch::Frozen, _)));
         let cut_off = match self.partition {

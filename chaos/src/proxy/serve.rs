@@ -19,11 +19,11 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::bodies::{Body, Bytes, full, passed_on};
-use super::rules::{Class, Deed, Rules};
+use super::rules::{Action, Class, Rules};
 use super::tls::Upstream;
 use crate::scenario::{Answer, By};
 
-/// After how long a replica that was told to wait may come again.
+/// The `Retry-After` of a 429 response.
 const RETRY_AFTER_SECONDS: &str = "1";
 /// The reply must have left before the replica is killed for it.
 const REPLY_LEAVES: Duration = Duration::from_millis(5);
@@ -40,7 +40,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// A number below 100 that depends on the seed and on how many were drawn before.
+    /// A number below 100 that depends on the seed and on the number of earlier draws.
     fn draw(&self, seed: u64) -> u8 {
         let number = self.draws.fetch_add(1, Ordering::SeqCst);
         fastrand::Rng::with_seed(seed.wrapping_add(number.wrapping_mul(0x9e37_79b9))).u8(..100)
@@ -68,7 +68,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
         return;
     };
     let service = service_fn(|request| handle(request, Arc::clone(&shared)));
-    // An error is a request that was to break off, or a replica that was killed.
+    // An error is a request that was to be cut, or a killed replica.
     let _ended = http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .await;
@@ -87,45 +87,45 @@ async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<R
         true => shared.writes.fetch_add(1, Ordering::SeqCst) + 1,
         false => 0,
     };
-    let (deed, crash) = {
+    let (action, crash) = {
         let now = rules.borrow_and_update();
         (
-            now.deed(class, shared.draw(now.seed)),
+            now.action(class, shared.draw(now.seed)),
             now.crash.filter(|_| class.counts()),
         )
     };
-    if deed != Deed::Pass {
+    if action != Action::Pass {
         shared.bites.fetch_add(1, Ordering::SeqCst);
     }
     let request = Request::from_parts(parts, body);
-    match deed {
-        Deed::Cut => Err(broken()),
-        Deed::Answer(answer) => Ok(in_its_place(answer)),
-        Deed::Hang => {
+    match action {
+        Action::Cut => Err(broken()),
+        Action::Answer(answer) => Ok(in_its_place(answer)),
+        Action::Hang => {
             let _changed = rules.changed().await;
             Err(broken())
         }
-        Deed::Swallow => {
+        Action::Swallow => {
             forward(request, class, shared).await?;
             let _changed = rules.changed().await;
             Err(broken())
         }
-        Deed::Late(late) => {
-            // It arrives even when nobody waits for its answer any more, as in a slow network.
+        Action::Late(late) => {
+            // It arrives even when its client is gone, as in a slow network.
             let arrives = tokio::spawn(async move {
                 tokio::time::sleep(late).await;
                 forward(request, class, shared).await
             });
             arrives.await.map_err(io::Error::other)?
         }
-        Deed::Hold => {
+        Action::Hold => {
             let arrives = tokio::spawn(async move {
                 let _changed = rules.changed().await;
                 forward(request, class, shared).await
             });
             arrives.await.map_err(io::Error::other)?
         }
-        Deed::Pass => match crash {
+        Action::Pass => match crash {
             None => forward(request, class, shared).await,
             Some(crash) if number < crash.at_write => forward(request, class, shared).await,
             Some(crash) if number > crash.at_write => std::future::pending().await,
@@ -180,7 +180,7 @@ async fn forward(
     Ok(answer.map(|body| passed_on(body, class, shared)))
 }
 
-/// What the API server would say.
+/// The response that the API server would send.
 fn in_its_place(answer: Answer) -> Response<Body> {
     let (status, reason) = match answer {
         Answer::TooManyRequests => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
@@ -190,7 +190,7 @@ fn in_its_place(answer: Answer) -> Response<Body> {
     };
     let body = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": "made up by the proxy of an experiment", "reason": reason, "code": status.as_u16(),
+        "message": "injected by the proxy of an experiment", "reason": reason, "code": status.as_u16(),
     });
     let mut response = Response::new(full(body.to_string()));
     *response.status_mut() = status;

@@ -16,7 +16,7 @@ use super::rules::{Crash, Rules};
 use super::{Proxy, tls};
 use crate::scenario::{Answer, By, Direction, Watch};
 
-/// A server that counts, answers `ok`, and sends a piece every 20 ms to who watches.
+/// A server that counts, answers `ok`, and sends a piece every 20 ms to each watcher.
 struct Server {
     url: String,
     authority: String,
@@ -159,7 +159,7 @@ impl Pair {
 }
 
 #[tokio::test]
-async fn without_rules_everything_passes() {
+async fn all_requests_pass_without_rules() {
     let pair = pair().await;
     assert_eq!(pair.ask("GET", "/a").await, Ok(200));
     assert_eq!(pair.ask("POST", "/a").await, Ok(200));
@@ -170,7 +170,7 @@ async fn without_rules_everything_passes() {
 }
 
 #[tokio::test]
-async fn a_partition_lets_nothing_through_or_only_requests_or_all_but_leases() {
+async fn partition_drops_everything_or_responses_or_lease_requests() {
     let pair = pair().await;
     for (direction, arrived) in [(Direction::Both, 0), (Direction::AnswersOnly, 1)] {
         pair.proxy.set(Rules {
@@ -192,7 +192,7 @@ async fn a_partition_lets_nothing_through_or_only_requests_or_all_but_leases() {
 }
 
 #[tokio::test]
-async fn a_write_that_is_held_arrives_though_nobody_waits_for_it() {
+async fn held_write_arrives_after_its_client_is_gone() {
     let pair = pair().await;
     pair.proxy.set(Rules {
         hold_writes: true,
@@ -209,7 +209,7 @@ async fn a_write_that_is_held_arrives_though_nobody_waits_for_it() {
 }
 
 #[tokio::test]
-async fn errors_are_answered_in_the_servers_place_where_they_make_sense() {
+async fn error_responses_apply_only_to_matching_requests() {
     let pair = pair().await;
     for (answer, method, code) in [
         (Answer::TooManyRequests, "GET", 429),
@@ -249,7 +249,7 @@ async fn errors_are_answered_in_the_servers_place_where_they_make_sense() {
 }
 
 #[tokio::test]
-async fn a_watch_freezes_thaws_comes_late_and_is_cut() {
+async fn watch_can_be_frozen_resumed_delayed_and_cut() {
     let pair = pair().await;
     let mut body = pair
         .client
@@ -262,7 +262,7 @@ async fn a_watch_freezes_thaws_comes_late_and_is_cut() {
         watches: Some((Watch::Frozen, Duration::ZERO)),
         ..Rules::default()
     });
-    // What is on its way may still come.
+    // Data in flight may still arrive.
     while tokio::time::timeout(Duration::from_millis(200), body.frame())
         .await
         .is_ok()
@@ -271,7 +271,7 @@ async fn a_watch_freezes_thaws_comes_late_and_is_cut() {
         watches: Some((Watch::Late, Duration::from_millis(100))),
         ..Rules::default()
     });
-    assert!(body.frame().await.unwrap().is_ok(), "it thaws");
+    assert!(body.frame().await.unwrap().is_ok(), "it resumes");
     pair.proxy.set(Rules {
         watches: Some((Watch::Cut, Duration::from_millis(50))),
         ..Rules::default()
@@ -282,13 +282,13 @@ async fn a_watch_freezes_thaws_comes_late_and_is_cut() {
         .expect("the watch was not cut");
     assert!(
         pair.proxy.bites() >= 3,
-        "frozen, late and cut: bit {} times",
+        "frozen, delayed and cut: took effect {} times",
         pair.proxy.bites()
     );
 }
 
 #[tokio::test]
-async fn a_crash_comes_at_the_write_that_was_named_and_nothing_passes_after_it() {
+async fn crash_happens_at_the_named_write_and_blocks_later_requests() {
     let mut pair = pair().await;
     let crash = |by| Rules {
         crash: Some(Crash { at_write: 2, by }),
@@ -299,7 +299,7 @@ async fn a_crash_comes_at_the_write_that_was_named_and_nothing_passes_after_it()
     assert_eq!(pair.ask("PUT", "/leases/x").await, Ok(200));
     assert_eq!(pair.ask("POST", "/b").await, Err("no answer".into()));
     pair.proxy.crash_is_due().await;
-    assert_eq!(pair.served(), 3, "it was carried out");
+    assert_eq!(pair.served(), 3, "it was executed");
     assert_eq!(pair.ask("POST", "/c").await, Err("no answer".into()));
     assert_eq!(pair.served(), 3);
     pair.proxy.set(crash(By::AfterReply));

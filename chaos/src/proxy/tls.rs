@@ -19,7 +19,7 @@ use super::bodies::Bytes;
 /// The client for the server behind the proxy.
 pub(super) type Upstream = Client<HttpsConnector<HttpConnector>, http_body_util::Full<Bytes>>;
 
-/// Accepts connections for 127.0.0.1 under an authority that is made here; with its certificate.
+/// Accepts connections for 127.0.0.1 under an authority that is created here; returns its certificate too.
 pub(super) fn acceptor() -> Result<(TlsAcceptor, String)> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -40,7 +40,7 @@ pub(super) fn acceptor() -> Result<(TlsAcceptor, String)> {
 pub(super) fn client(authority: &[u8]) -> Result<Upstream> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(authority) {
-        roots.add(certificate.context("understand the API server's authority")?)?;
+        roots.add(certificate.context("parse the API server's authority")?)?;
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?

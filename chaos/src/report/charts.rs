@@ -1,12 +1,12 @@
-//! Drawings of one run, as SVG inside the page: who held which shard when, what replicas used, how long things took.
+//! Drawings of one run, as SVG inside the page: holders of shards, resource usage of replicas, durations.
 
 use std::collections::BTreeMap;
 
 use maud::{Markup, html};
 use testbed::statistics::Sorted;
 
+use crate::checker::Span;
 use crate::evidence::{Evidence, Micros, Sample, seconds};
-use crate::judge::Span;
 
 const WIDTH: f64 = 940.0;
 const LEFT: f64 = 44.0;
@@ -16,7 +16,7 @@ const LINES_HEIGHT: f64 = 70.0;
 const DOTS_HEIGHT: f64 = 45.0;
 /// Right of the last dot, for words.
 const WORDS: f64 = 76.0;
-/// Told apart by most people; further replicas begin again.
+/// Distinguishable for most readers; further replicas repeat them.
 const COLOURS: [&str; 8] = [
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee9944", "#775533",
 ];
@@ -49,7 +49,7 @@ impl Scale {
     }
 }
 
-/// The colour of each replica, in the order in which they came.
+/// The colour of each replica, in the order in which they started.
 pub(super) fn colours(evidence: &Evidence) -> BTreeMap<&str, &'static str> {
     let mut colours = BTreeMap::new();
     for life in &evidence.lives {
@@ -59,7 +59,7 @@ pub(super) fn colours(evidence: &Evidence) -> BTreeMap<&str, &'static str> {
     colours
 }
 
-/// Shards from top to bottom, time from left to right; white: nobody who could act.
+/// Shards from top to bottom, time from left to right; white: no holder that could act.
 pub(super) fn timeline(evidence: &Evidence, shards: &[(String, Vec<Span>)]) -> Markup {
     let (scale, colours) = (Scale::of(evidence), colours(evidence));
     let height = rows(shards.len()) * ROW;
@@ -114,7 +114,7 @@ fn axis(scale: Scale, y: f64) -> Markup {
     }
 }
 
-/// One figure of all replicas over time, a line for each.
+/// One metric of all replicas over time, a line for each.
 pub(super) fn lines(
     evidence: &Evidence,
     what: &str,
@@ -151,7 +151,7 @@ pub(super) fn lines(
     }
 }
 
-/// Each time as a dot, with the middle one, the 99th in a hundred, and what was promised.
+/// Each time as a dot, with the median, the 99th percentile, and the promised maximum.
 pub(super) fn dots(what: &str, values: &[f64], promised: Option<f64>) -> Markup {
     let sorted = Sorted::new(values.iter().copied());
     let end = sorted
@@ -160,14 +160,14 @@ pub(super) fn dots(what: &str, values: &[f64], promised: Option<f64>) -> Markup 
         .max(promised.unwrap_or(0.0))
         .max(0.01);
     let x = |value: f64| LEFT + value / end * (WIDTH - LEFT - WORDS);
-    // Where the words stand, so that none covers another when values are alike.
+    // Positions of the labels, so that none covers another when values are alike.
     let marks = [
         ("p50", sorted.percentile(50), "end", "31"),
         ("p99", sorted.percentile(99), "start", "31"),
         ("promised", promised, "start", "42"),
     ];
     html! {
-        h4 { (what) ": " (crate::judge::distribution(values)) }
+        h4 { (what) ": " (crate::checker::distribution(values)) }
         svg viewBox=(format!("0 0 {WIDTH} {DOTS_HEIGHT}")) role="img" aria-label=(what) {
             @for value in values {
                 circle cx=(short(x(*value))) cy="10" r="3" { title { (format!("{value:.3} s")) } }

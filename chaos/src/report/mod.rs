@@ -1,4 +1,4 @@
-//! Tells people what the judge found: lines for the terminal, a page, JSON for programs.
+//! Reports what the checker found: lines for the terminal, a page, JSON for programs.
 
 mod charts;
 mod page;
@@ -10,19 +10,19 @@ use anyhow::{Context, Result};
 
 pub use page::{page, section};
 
-use crate::judge::{Judgement, distribution};
+use crate::checker::{CheckResult, distribution};
 
 /// The lines of one run.
 #[must_use]
-pub fn lines(judgement: &Judgement) -> Vec<String> {
-    let mut lines = vec![format!("{}: {}", judgement.scenario, judgement.word())];
+pub fn lines(result: &CheckResult) -> Vec<String> {
+    let mut lines = vec![format!("{}: {}", result.scenario, result.word())];
     lines.extend(
-        judgement
-            .too_little
+        result
+            .inconclusive
             .iter()
             .map(|why| format!("  does not count: {why}")),
     );
-    for verdict in &judgement.verdicts {
+    for verdict in &result.verdicts {
         let mark = if verdict.kept { "kept  " } else { "BROKEN" };
         lines.push(format!("  {mark} {:21} {}", verdict.rule, verdict.summary));
         lines.extend(
@@ -32,13 +32,13 @@ pub fn lines(judgement: &Judgement) -> Vec<String> {
                 .map(|detail| format!("           {detail}")),
         );
     }
-    let figures = &judgement.figures;
+    let stats = &result.stats;
     for (what, values) in [
-        ("takeover", &figures.takeover_seconds),
-        ("of all shards", &figures.recovery_seconds),
-        ("planned stop", &figures.planned_unowned_seconds),
-        ("reaction, calm", &figures.calm_reaction_seconds),
-        ("reaction, faults", &figures.fault_reaction_seconds),
+        ("takeover", &stats.takeover_seconds),
+        ("of all shards", &stats.recovery_seconds),
+        ("planned stop", &stats.planned_unowned_seconds),
+        ("reaction, undisturbed", &stats.undisturbed_reaction_seconds),
+        ("reaction, faults", &stats.fault_reaction_seconds),
     ] {
         if !values.is_empty() {
             lines.push(format!("  {what:16} {}", distribution(values)));
@@ -47,19 +47,19 @@ pub fn lines(judgement: &Judgement) -> Vec<String> {
     lines
 }
 
-/// Writes all judgements as JSON.
+/// Writes all results as JSON.
 ///
 /// # Errors
-/// When the file can not be written.
-pub fn write_json(judgements: &[&Judgement], path: &Path) -> Result<()> {
-    let text = serde_json::to_string_pretty(judgements)?;
+/// When the file cannot be written.
+pub fn write_json(results: &[&CheckResult], path: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(results)?;
     write(path, &text)
 }
 
-/// Writes a file; a page that somebody looks at meanwhile is replaced as a whole.
+/// Writes a file atomically: a page that is open meanwhile is replaced as a whole.
 ///
 /// # Errors
-/// When it can not be written.
+/// When it cannot be written.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     let part = path.with_extension("part");
     let what = || format!("write {}", path.display());
@@ -70,8 +70,8 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 /// Reads what [`write_json`] wrote.
 ///
 /// # Errors
-/// When it is not there or can not be understood.
-pub fn read_json(path: &Path) -> Result<Vec<Judgement>> {
+/// When it does not exist or cannot be parsed.
+pub fn read_json(path: &Path) -> Result<Vec<CheckResult>> {
     let what = || format!("read {}", path.display());
     let text = std::fs::read(path).with_context(what)?;
     serde_json::from_slice(&text).with_context(what)
@@ -79,14 +79,14 @@ pub fn read_json(path: &Path) -> Result<Vec<Judgement>> {
 
 /// A table in Markdown: one line for each scenario, its runs taken together.
 #[must_use]
-pub fn table(judgements: &[Judgement]) -> String {
-    let mut of: BTreeMap<&str, Vec<&Judgement>> = BTreeMap::new();
-    for judgement in judgements {
-        of.entry(&judgement.scenario).or_default().push(judgement);
+pub fn table(results: &[CheckResult]) -> String {
+    let mut of: BTreeMap<&str, Vec<&CheckResult>> = BTreeMap::new();
+    for result in results {
+        of.entry(&result.scenario).or_default().push(result);
     }
-    let mut text = "| scenario | runs | as it should be | takeover of a shard | of the last shard of a crash | unheld in a planned stop | from a change to the first write | fenced | stale |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n".to_owned();
+    let mut text = "| scenario | runs | as expected | takeover of a shard | of the last shard of a crash | without a holder in a planned stop | from a change to the first write | fenced | stale |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n".to_owned();
     for (scenario, runs) in of {
-        let all = |figure: fn(&Judgement) -> &Vec<f64>| -> String {
+        let all = |figure: fn(&CheckResult) -> &Vec<f64>| -> String {
             let values: Vec<f64> = runs.iter().flat_map(|run| figure(run).clone()).collect();
             match values.is_empty() {
                 true => "-".to_owned(),
@@ -94,15 +94,15 @@ pub fn table(judgements: &[Judgement]) -> String {
             }
         };
         let good = runs.iter().filter(|run| run.passed()).count();
-        let fenced: u64 = runs.iter().map(|run| run.figures.fenced).sum();
-        let stale: u64 = runs.iter().map(|run| run.figures.stale).sum();
+        let fenced: u64 = runs.iter().map(|run| run.stats.fenced).sum();
+        let stale: u64 = runs.iter().map(|run| run.stats.stale).sum();
         text += &format!(
             "| `{scenario}` | {} | {good} | {} | {} | {} | {} | {fenced} | {stale} |\n",
             runs.len(),
-            all(|run| &run.figures.takeover_seconds),
-            all(|run| &run.figures.recovery_seconds),
-            all(|run| &run.figures.planned_unowned_seconds),
-            all(|run| &run.figures.fault_reaction_seconds),
+            all(|run| &run.stats.takeover_seconds),
+            all(|run| &run.stats.recovery_seconds),
+            all(|run| &run.stats.planned_unowned_seconds),
+            all(|run| &run.stats.fault_reaction_seconds),
         );
     }
     text
@@ -112,29 +112,29 @@ pub fn table(judgements: &[Judgement]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::judge::{Figures, Verdict};
+    use crate::checker::{Stats, Verdict};
 
-    fn judgement(kept: bool, takeover_seconds: &[f64]) -> Judgement {
-        Judgement {
+    fn result(kept: bool, takeover_seconds: &[f64]) -> CheckResult {
+        CheckResult {
             scenario: "kill".into(),
-            too_little: Vec::new(),
+            inconclusive: Vec::new(),
             verdicts: vec![Verdict {
                 rule: "held".into(),
                 kept,
                 summary: "3 <shards>".into(),
                 details: vec!["one & another".into()],
             }],
-            figures: Figures {
+            stats: Stats {
                 takeover_seconds: takeover_seconds.to_vec(),
-                ..Figures::default()
+                ..Stats::default()
             },
             must_find: Vec::new(),
         }
     }
 
     #[test]
-    fn runs_of_one_scenario_are_one_line_of_the_table() {
-        let runs = [judgement(true, &[1.0, 2.0]), judgement(false, &[3.0])];
+    fn runs_of_one_scenario_share_one_table_row() {
+        let runs = [result(true, &[1.0, 2.0]), result(false, &[3.0])];
         let text = table(&runs);
         let last = text.lines().last().unwrap();
         assert_eq!(text.lines().count(), 3);
@@ -147,26 +147,22 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_again() {
+    fn written_report_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("report.json");
-        write_json(&[&judgement(false, &[1.0])], &path).unwrap();
+        write_json(&[&result(false, &[1.0])], &path).unwrap();
         let again = read_json(&path).unwrap();
         assert_eq!(again.len(), 1);
         assert!(!again[0].passed());
     }
 
     #[test]
-    fn the_page_is_whole_and_says_what_is_broken() {
-        let good = page(&[(1, judgement(true, &[]))], &[], &[]);
-        assert!(good.contains("all came out as they should"));
-        let bad = page(
-            &[(1, judgement(false, &[]))],
-            &[],
-            &["x: <no> start".into()],
-        );
-        assert!(bad.contains("2 did not come out") && bad.contains("x: &lt;no&gt; start"));
-        let run = || judgement(true, &[5.0, 6.0]);
+    fn page_is_complete_and_lists_broken_rules() {
+        let good = page(&[(1, result(true, &[]))], &[], &[]);
+        assert!(good.contains("all results are as expected"));
+        let bad = page(&[(1, result(false, &[]))], &[], &["x: <no> start".into()]);
+        assert!(bad.contains("2 have unexpected results") && bad.contains("x: &lt;no&gt; start"));
+        let run = || result(true, &[5.0, 6.0]);
         let twice = page(&[(1, run()), (2, run())], &[], &[]);
         assert!(twice.contains("2 runs: n 4"), "{twice}");
         for outside in ["http://", "https://", "<script", "<link", "src="] {

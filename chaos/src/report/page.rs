@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::charts;
+use crate::checker::{CheckResult, Span, distribution};
 use crate::evidence::{Evidence, seconds};
-use crate::judge::{Judgement, Span, distribution};
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --ink: #1d2430; --paper: #fff; --faint: #68707c; --bad: #b3261e; --good: #1b7f3b; }
@@ -20,25 +20,25 @@ rect.fault { fill: #d40; fill-opacity: .16; stroke: #d40; stroke-width: .6; } h2
 pre { white-space: pre-wrap; margin: .2em 0; font-size: 13px; }
 ";
 
-/// The part of the page about one run; drawn at once, so that its evidence need not be kept.
+/// The section of the page about one run; rendered at once, so that its evidence need not be kept.
 pub fn section(
     evidence: &Evidence,
-    judgement: &Judgement,
+    result: &CheckResult,
     shards: &[(String, Vec<Span>)],
 ) -> Markup {
     let scenario = &evidence.scenario;
     let promised = scenario.takeover_seconds();
-    let (work, calm, fault) = (
-        &judgement.figures.takeover_seconds,
-        &judgement.figures.calm_reaction_seconds,
-        &judgement.figures.fault_reaction_seconds,
+    let (work, undisturbed, fault) = (
+        &result.stats.takeover_seconds,
+        &result.stats.undisturbed_reaction_seconds,
+        &result.stats.fault_reaction_seconds,
     );
     html! {
-        h2 id=(anchor(judgement, scenario.seed)) { (scenario.name) " " (word(judgement)) }
+        h2 id=(anchor(result, scenario.seed)) { (scenario.name) " " (word(result)) }
         p { (scenario.about) " " span.faint { "Seed " (scenario.seed) "." } }
-        @for why in &judgement.too_little { p.bad { "Does not count: " (why) } }
+        @for why in &result.inconclusive { p.bad { "Does not count: " (why) } }
         table {
-            @for verdict in &judgement.verdicts {
+            @for verdict in &result.verdicts {
                 tr {
                     td { @if verdict.kept { span.good { "kept" } } @else { span.bad { "broken" } } }
                     td { (verdict.rule) }
@@ -46,7 +46,7 @@ pub fn section(
                 }
             }
         }
-        h4 { "Who held which shard, and what was done" }
+        h4 { "Holders of shards, and faults" }
         (charts::timeline(evidence, shards))
         p.key { @for (pod, colour) in charts::colours(evidence) { i style=(format!("background:{colour}")) {} (pod) } }
         ul {
@@ -58,15 +58,15 @@ pub fn section(
         (charts::lines(evidence, "Objects that are due and wait", |sample| sample.metrics.get("workqueue_depth").copied()))
         (charts::lines(evidence, "Memory, MiB", |sample| Some(mebibytes(sample.memory_bytes))))
         @if !work.is_empty() { (charts::dots("Takeover of a shard", work, Some(promised))) }
-        @if !calm.is_empty() { (charts::dots("From a change to the first write, away from faults", calm, None)) }
-        @if !fault.is_empty() { (charts::dots("From a change to the first write, in the reach of a fault", fault, None)) }
+        @if !undisturbed.is_empty() { (charts::dots("From a change to the first write, away from faults", undisturbed, None)) }
+        @if !fault.is_empty() { (charts::dots("From a change to the first write, during a fault", fault, None)) }
     }
 }
 
 /// The whole page.
 #[must_use]
-pub fn page(judgements: &[(u64, Judgement)], sections: &[Markup], not_run: &[String]) -> String {
-    let failed = judgements.iter().filter(|(_, j)| !j.passed()).count() + not_run.len();
+pub fn page(results: &[(u64, CheckResult)], sections: &[Markup], not_run: &[String]) -> String {
+    let failed = results.iter().filter(|(_, j)| !j.passed()).count() + not_run.len();
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -78,16 +78,16 @@ pub fn page(judgements: &[(u64, Judgement)], sections: &[Markup], not_run: &[Str
             }
             body {
                 h1 { "Experiments" }
-                p { "Runs: " (judgements.len() + not_run.len()) "; "
-                    @if failed == 0 { span.good { "all came out as they should." } }
-                    @else { span.bad { (failed) " did not come out as they should." } }
-                    " Judged by the API server's audit log, the fate of the processes and the final state." }
+                p { "Runs: " (results.len() + not_run.len()) "; "
+                    @if failed == 0 { span.good { "all results are as expected." } }
+                    @else { span.bad { (failed) " have unexpected results." } }
+                    " Checked by the API server's audit log, the process lifetimes and the final state." }
                 table {
                     tr { th { "scenario" } th { "verdict" } th { "takeover of a shard" } th { "from a change to the first write" } th { "fenced" } }
-                    @for (seed, judgement) in judgements { (row(*seed, judgement)) }
+                    @for (seed, result) in results { (row(*seed, result)) }
                 }
                 @for why in not_run { p.bad { "Not run: " (why) } }
-                @for (scenario, runs, times) in repeated(judgements) {
+                @for (scenario, runs, times) in repeated(results) {
                     (charts::dots(&format!("Takeover of a shard, {scenario}, {runs} runs"), &times, None))
                 }
                 @for section in sections { (section) }
@@ -98,12 +98,12 @@ pub fn page(judgements: &[(u64, Judgement)], sections: &[Markup], not_run: &[Str
 }
 
 /// Scenarios that were run more than once: how often, and the takeovers of all their runs.
-fn repeated(judgements: &[(u64, Judgement)]) -> Vec<(&str, usize, Vec<f64>)> {
+fn repeated(results: &[(u64, CheckResult)]) -> Vec<(&str, usize, Vec<f64>)> {
     let mut all: BTreeMap<&str, (usize, Vec<f64>)> = BTreeMap::new();
-    for (_, judgement) in judgements {
-        let (runs, times) = all.entry(&judgement.scenario).or_default();
+    for (_, result) in results {
+        let (runs, times) = all.entry(&result.scenario).or_default();
         *runs += 1;
-        times.extend(&judgement.figures.takeover_seconds);
+        times.extend(&result.stats.takeover_seconds);
     }
     let many = all
         .into_iter()
@@ -112,35 +112,35 @@ fn repeated(judgements: &[(u64, Judgement)]) -> Vec<(&str, usize, Vec<f64>)> {
         .collect()
 }
 
-fn row(seed: u64, judgement: &Judgement) -> Markup {
-    let figures = &judgement.figures;
+fn row(seed: u64, result: &CheckResult) -> Markup {
+    let stats = &result.stats;
     let times = |values: &[f64]| match values.is_empty() {
         true => String::new(),
         false => distribution(values),
     };
     let all: Vec<f64> = [
-        figures.calm_reaction_seconds.as_slice(),
-        &figures.fault_reaction_seconds,
+        stats.undisturbed_reaction_seconds.as_slice(),
+        &stats.fault_reaction_seconds,
     ]
     .concat();
     html! {
         tr {
-            td { a href=(format!("#{}", anchor(judgement, seed))) { (judgement.scenario) } }
-            td { (word(judgement)) }
-            td { (times(&figures.takeover_seconds)) }
+            td { a href=(format!("#{}", anchor(result, seed))) { (result.scenario) } }
+            td { (word(result)) }
+            td { (times(&stats.takeover_seconds)) }
             td { (times(&all)) }
-            td { (figures.fenced) }
+            td { (stats.fenced) }
         }
     }
 }
 
-fn word(judgement: &Judgement) -> Markup {
-    let class = if judgement.passed() { "good" } else { "bad" };
-    html! { span class=(class) { (judgement.word()) } }
+fn word(result: &CheckResult) -> Markup {
+    let class = if result.passed() { "good" } else { "bad" };
+    html! { span class=(class) { (result.word()) } }
 }
 
-fn anchor(judgement: &Judgement, seed: u64) -> String {
-    format!("{}-{seed}", judgement.scenario)
+fn anchor(result: &CheckResult, seed: u64) -> String {
+    format!("{}-{seed}", result.scenario)
 }
 
 #[allow(clippy::cast_precision_loss)]

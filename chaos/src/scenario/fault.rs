@@ -1,4 +1,4 @@
-//! What can be done to a fleet.
+//! The faults that a scenario can inject.
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -18,30 +18,30 @@ pub struct Fault {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Who {
-    /// The holder of a shard that is drawn by lot.
+    /// The holder of a random shard.
     ShardLeader,
     /// The fleet leader.
     FleetLeader,
-    /// One that is drawn by lot.
+    /// A random replica.
     Any,
-    /// The one that came last.
+    /// The replica that joined last.
     Youngest,
-    /// All but one that is drawn by lot.
+    /// All but a random one.
     AllButOne,
     /// All.
     All,
 }
 
-/// What becomes of a replica that was killed.
+/// What happens to a killed replica.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Then {
-    /// Its Pod is removed and another one comes, as when a node is lost.
+    /// Its Pod is removed and replaced, as when a node is lost.
     #[default]
     Replace,
     /// The process starts again in the same Pod, as the kubelet does.
     Restart,
-    /// Nothing comes.
+    /// It is not replaced.
     Nothing,
 }
 
@@ -57,7 +57,7 @@ pub enum LeaseEdit {
     DeleteLeader,
     /// A shard Lease is emptied.
     Vacate,
-    /// A shard Lease is given to somebody who does not exist, with the next epoch.
+    /// A shard Lease is given to a replica that does not exist, with the next epoch.
     Usurp,
     /// All shard Leases are deleted at once.
     DeleteAllShards,
@@ -89,16 +89,16 @@ impl Program {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
-    /// Nothing arrives and nothing comes back.
+    /// Neither requests nor responses pass.
     #[default]
     Both,
-    /// Requests arrive and are carried out, but no answer comes back.
+    /// Requests are executed, but responses are dropped.
     AnswersOnly,
-    /// Nothing about Leases and the shard table arrives or comes back; everything else does.
+    /// Requests for Leases and the shard table do not pass; all others do.
     LeasesOnly,
 }
 
-/// What the API server seems to answer.
+/// The response that the API server seems to send.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
@@ -108,19 +108,19 @@ pub enum Answer {
     InternalError,
     /// 409.
     Conflict,
-    /// 410, which ends a watch and asks for a new list.
+    /// 410, which ends a watch and requires a new list.
     Gone,
 }
 
-/// What becomes of watches.
+/// What happens to watches.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Watch {
-    /// They stay open and nothing comes.
+    /// They stay open without events.
     Frozen,
-    /// They break off again and again.
+    /// They are cut again and again.
     Cut,
-    /// What they say comes late.
+    /// Their events are delayed.
     Late,
 }
 
@@ -128,9 +128,9 @@ pub enum Watch {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum By {
-    /// The write was carried out and its reply has not come.
+    /// The write was executed and its response was not delivered.
     BeforeReply,
-    /// The reply has come.
+    /// The response was delivered.
     AfterReply,
 }
 
@@ -150,9 +150,9 @@ pub enum Rate {
 pub enum Kind {
     /// SIGKILL.
     Kill {
-        /// Whom.
+        /// The replicas that it hits.
         who: Who,
-        /// What comes instead.
+        /// The replacement.
         #[serde(default)]
         then: Then,
         /// After how long.
@@ -161,21 +161,21 @@ pub enum Kind {
     },
     /// SIGSTOP, and SIGCONT after a while.
     Freeze {
-        /// Whom.
+        /// The replicas that it hits.
         who: Who,
         /// For how long.
         seconds: f64,
     },
-    /// SIGTERM to one after the other, each replaced before it goes, as a Deployment does.
+    /// SIGTERM to one after the other, each replaced before it stops, as a Deployment does.
     Roll {},
-    /// The number of replicas changes: new ones come, or the youngest get SIGTERM.
+    /// The number of replicas changes: new ones start, or the youngest get SIGTERM.
     Scale {
         /// To how many.
         to: usize,
     },
     /// SIGKILL and a start in the same Pod, again and again.
     Flap {
-        /// Whom.
+        /// The replicas that it hits.
         who: Who,
         /// How often.
         times: u32,
@@ -201,7 +201,7 @@ pub enum Kind {
         /// How.
         edit: LeaseEdit,
     },
-    /// The operator's rights are taken away and given back.
+    /// The operator's rights are revoked and granted again.
     Rights {
         /// After how long.
         seconds: f64,
@@ -215,19 +215,19 @@ pub enum Kind {
     },
     /// The shard table is deleted while replicas hold shards.
     Table {},
-    /// A replica starts again in the same Pod, and admission refuses its writes of the shard table.
+    /// A replica restarts in the same Pod, and admission rejects its writes of the shard table.
     TableRefused {
-        /// Whom.
+        /// The replicas that it hits.
         who: Who,
         /// For how long.
         seconds: f64,
     },
-    /// The CRD is deleted, which deletes every DatabaseCluster, and made again.
+    /// The CRD is deleted, which deletes every DatabaseCluster, and re-created.
     Crd {
         /// After how long.
         seconds: f64,
     },
-    /// Somebody else writes the operator's own fields of StatefulSets by force.
+    /// Another client forcibly writes the operator's own fields of StatefulSets.
     ConflictingWriter {
         /// For how long.
         seconds: f64,
@@ -239,14 +239,14 @@ pub enum Kind {
         /// How many.
         clusters: usize,
     },
-    /// One replica gets too little CPU or memory, by a control group.
+    /// One replica does not get enough CPU or memory, by a control group.
     Starve {
-        /// Whom.
+        /// The replicas that it hits.
         who: Who,
-        /// Per cent of one CPU; 0: as much as it likes.
+        /// Percentage of one CPU; 0: no limit.
         #[serde(default)]
         cpu_percent: u32,
-        /// Memory beyond what it has already; 0: as much as it likes.
+        /// Memory beyond its present use; 0: no limit.
         #[serde(default)]
         memory_kib: u64,
         /// For how long.
@@ -254,7 +254,7 @@ pub enum Kind {
     },
     /// The network between replica and API server is cut.
     Partition {
-        /// Whom.
+        /// The replicas that it hits.
         who: Who,
         /// Which way.
         #[serde(default)]
@@ -262,17 +262,17 @@ pub enum Kind {
         /// For how long.
         seconds: f64,
     },
-    /// Requests that are not watches come late, are held back, or break off.
+    /// Requests that are not watches are delayed, held back, or cut.
     Network {
-        /// Whom.
+        /// The replicas that it hits.
         who: Who,
         /// How much later each request arrives.
         #[serde(default)]
         late_ms: u64,
-        /// How many in a hundred requests hang until the fault ends.
+        /// Percentage of requests that hang until the fault ends.
         #[serde(default)]
         hang_percent: u8,
-        /// How many in a hundred connections are cut before the request arrives.
+        /// Percentage of connections that are cut before the request arrives.
         #[serde(default)]
         cut_percent: u8,
         /// For how long.
@@ -280,25 +280,25 @@ pub enum Kind {
     },
     /// Writes of neither Leases nor the shard table are held back in the network and arrive when the fault ends.
     HoldWrites {
-        /// Whose.
+        /// The replicas that it hits.
         who: Who,
         /// For how long.
         seconds: f64,
     },
     /// The API server seems to answer with an error.
     Errors {
-        /// Whom.
+        /// The replicas that it hits.
         who: Who,
         /// Which.
         answer: Answer,
-        /// How many in a hundred requests.
+        /// Percentage of requests.
         percent: u8,
         /// For how long.
         seconds: f64,
     },
-    /// Watches are frozen, cut, or late.
+    /// Watches are frozen, cut, or delayed.
     Watch {
-        /// Whose.
+        /// The replicas that it hits.
         who: Who,
         /// How.
         how: Watch,
@@ -308,18 +308,18 @@ pub enum Kind {
         /// For how long.
         seconds: f64,
     },
-    /// One cluster is made, changed and deleted, and the replica that works on it is killed at its n-th write;
-    /// once for each n until a life passes without a crash.
+    /// One cluster is created, changed and deleted, and the replica that works on it is killed at its n-th write;
+    /// once for each n until a run passes without a crash.
     CrashPoints {
         /// Before or after the reply.
         by: By,
     },
-    /// One more replica comes, whose clocks are off.
+    /// One more replica joins, whose clocks are off.
     Clocks {
         /// How far its boot-time clock is ahead.
         #[serde(default)]
         boot_seconds: u64,
-        /// At which rate it runs, in a program in which that can be planted.
+        /// At which rate it runs, in a program with failpoints.
         #[serde(default)]
         rate: Option<Rate>,
     },
@@ -376,7 +376,7 @@ impl Fault {
         }
     }
 
-    /// Whom it hits, if it hits replicas.
+    /// The replicas that it hits, if any.
     #[must_use]
     pub fn who(&self) -> Option<Who> {
         match &self.kind {
@@ -417,7 +417,7 @@ impl Fault {
         }
     }
 
-    /// Whether only the proxy between replica and API server can do it.
+    /// Whether only the proxy between replica and API server can inject it.
     #[must_use]
     pub fn needs_proxy(&self) -> bool {
         matches!(
@@ -481,7 +481,7 @@ impl Fault {
                 );
                 ensure!(
                     late_ms > 0 || hang_percent > 0 || cut_percent > 0,
-                    "nothing is done to the network"
+                    "no fault of the network is given"
                 );
             }
             Kind::Clocks { boot_seconds, rate } => {

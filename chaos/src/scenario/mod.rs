@@ -1,6 +1,6 @@
-//! Scenario files: what a fleet is put through, and what must be so afterwards.
+//! Scenario files: the faults of a fleet, and what must hold afterwards.
 //!
-//! One TOML file is one scenario. Everything that is drawn by lot comes from its seed, so that the same file does
+//! One TOML file is one scenario. Every random choice comes from its seed, so that the same file does
 //! the same things at the same times.
 
 mod fault;
@@ -21,26 +21,26 @@ pub struct Scenario {
     pub name: String,
     /// What it shows, in one sentence.
     pub about: String,
-    /// Where everything drawn by lot begins.
+    /// The seed of every random choice.
     #[serde(default = "one")]
     pub seed: u64,
     /// In which sets it is run: `ci`, `quick`, `full`, `large`.
     pub sets: Vec<Set>,
-    /// What it is done to.
+    /// The fleet.
     #[serde(default)]
     pub fleet: FleetPart,
     /// What users do meanwhile.
     #[serde(default)]
     pub load: LoadPart,
-    /// What is done to the fleet, in order of time.
+    /// The faults, in order of time.
     #[serde(default, rename = "fault")]
     pub faults: Vec<Fault>,
-    /// What must be so.
+    /// What must hold.
     #[serde(default)]
     pub expect: Expect,
-    /// A fault planted in the operator or in its installation, which the judge must find.
+    /// A protection that is disabled in the operator or in its installation, which the checker must find.
     #[serde(default)]
-    pub planted: Option<Planted>,
+    pub failpoints: Option<Failpoints>,
 }
 
 /// When a scenario is run.
@@ -53,7 +53,7 @@ pub enum Set {
     Quick,
     /// With `make chaos`.
     Full,
-    /// By its name only: it asks for more than a small machine has.
+    /// By its name only: it needs more than a small machine has.
     Large,
 }
 
@@ -96,9 +96,9 @@ pub struct LoadPart {
     pub clusters: usize,
     /// Changes of specs in each second, from the first to the last second.
     pub changes_per_second: f64,
-    /// How many in a hundred changes are a deletion, or a creation of one that was deleted.
+    /// Percentage of changes that delete a cluster, or re-create a deleted one.
     pub churn_percent: u8,
-    /// How long users go on after the last fault has ended.
+    /// How long users continue after the last fault has ended.
     pub after_seconds: f64,
 }
 
@@ -113,13 +113,13 @@ impl Default for LoadPart {
     }
 }
 
-/// What must be so, beside the promises that hold in every scenario.
+/// What must hold, beside the promises of every scenario.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Expect {
     /// From the end of a fault until all that was asked for is done, beyond the Lease's lifetime and 1 s.
     pub work_seconds: f64,
-    /// How long it is waited, after the users' last word, for all to be as they asked; no promise, but an end.
+    /// How long the runner waits for convergence after the users' last change; no promise, but an end.
     pub patience_seconds: f64,
     /// The most objects that may be due and waiting in one replica.
     pub queue_max: u64,
@@ -129,11 +129,11 @@ pub struct Expect {
     pub requests_per_second_max: u64,
     /// Changes by users that must have been accepted, or the run does not count.
     pub changes_min: u64,
-    /// For each fault, how often it must have bitten, or the run does not count.
+    /// For each fault, how often it must have taken effect, or the run does not count.
     pub bites_min: u64,
-    /// Writes that the fence must have refused, or the run does not count.
+    /// Writes that the fence must have rejected, or the run does not count.
     pub fenced_min: u64,
-    /// The alert by which people would have been told, had the fault lasted.
+    /// The alert that would fire if the fault lasted.
     pub alert: Option<Alert>,
 }
 
@@ -153,8 +153,8 @@ impl Default for Expect {
     }
 }
 
-/// An alert that should fire: the condition of its rule on a metric, held for as long as the fault allows. The rules wait
-/// for minutes, faults here last for seconds.
+/// An alert that should fire: the condition of its rule on a metric, held for as long as the fault allows. The rules
+/// wait for minutes, faults here last for seconds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alert {
@@ -162,10 +162,10 @@ pub struct Alert {
     pub name: String,
     /// The metric of its rule, summed over its labels but for those that are given: `name{label="value"}`.
     pub metric: String,
-    /// The growth of the metric is looked at as a share of the growth of this one.
+    /// The growth of the metric counts as a share of the growth of this one.
     #[serde(default)]
     pub share_of: Option<String>,
-    /// Whose value.
+    /// Which replicas' value.
     #[serde(default)]
     pub over: Over,
     /// The value that it must have exceeded.
@@ -179,7 +179,7 @@ pub struct Alert {
     pub for_seconds: f64,
 }
 
-/// Whose value an alert looks at.
+/// Which replicas' value an alert compares.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Over {
@@ -192,17 +192,17 @@ pub enum Over {
     Sum,
 }
 
-/// A fault planted on purpose, to show that the judge finds it.
+/// Disabled protections, to show that the checker finds their absence.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Planted {
+pub struct Failpoints {
     /// Switches of an operator that was built with `planted-faults`.
     #[serde(default)]
     pub switches: Vec<String>,
-    /// Whether the fence is left out of the installation.
+    /// Whether the fence is not installed.
     #[serde(default)]
     pub without_fence: bool,
-    /// The rules by which the judge must find it; one of them at least.
+    /// The rules by which the checker must find it; one of them at least.
     pub found_by: Vec<String>,
 }
 
@@ -214,7 +214,7 @@ impl Scenario {
     /// Reads and checks a scenario file.
     ///
     /// # Errors
-    /// When it can not be read, or asks for something that makes no sense: the message says what.
+    /// When it cannot be read, or is inconsistent: the message explains why.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("read the scenario {}", path.display()))?;
@@ -225,7 +225,7 @@ impl Scenario {
         Self::parse(&name, &text).with_context(|| format!("the scenario {}", path.display()))
     }
 
-    /// Understands and checks the text of a scenario.
+    /// Parses and checks the text of a scenario.
     ///
     /// # Errors
     /// As [`Scenario::read`].
@@ -236,31 +236,31 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// Whether it needs the program in which faults can be planted.
+    /// Whether it needs the program with failpoints.
     #[must_use]
-    pub fn needs_planted_program(&self) -> bool {
+    pub fn needs_failpoints_program(&self) -> bool {
         let drifts = |fault: &Fault| matches!(fault.kind, Kind::Clocks { rate: Some(_), .. });
-        let switches = |planted: &Planted| !planted.switches.is_empty();
-        self.planted.as_ref().is_some_and(switches) || self.faults.iter().any(drifts)
+        let switches = |failpoints: &Failpoints| !failpoints.switches.is_empty();
+        self.failpoints.as_ref().is_some_and(switches) || self.faults.iter().any(drifts)
     }
 
-    /// The same without the fault that is planted in it: a run that has to pass. None: nothing is planted.
+    /// The same without failpoints: a run that has to pass. None: it has no failpoints.
     #[must_use]
     pub fn control(&self) -> Option<Self> {
-        self.planted.as_ref()?;
+        self.failpoints.as_ref()?;
         let expect = Expect {
             patience_seconds: Expect::default().patience_seconds,
             ..self.expect.clone()
         };
         Some(Self {
             name: format!("{}-control", self.name),
-            planted: None,
+            failpoints: None,
             expect,
             ..self.clone()
         })
     }
 
-    /// The same with all its faults so often in one run, so many seconds after one another.
+    /// The same with all its faults repeated in one run, this many seconds apart.
     #[must_use]
     pub fn with_faults_again(&self, times: u32, every_seconds: f64) -> Self {
         let mut again = self.clone();
@@ -343,14 +343,14 @@ impl Scenario {
                 "a scenario of the set ci belongs to full as well"
             );
         }
-        if let Some(planted) = &self.planted {
+        if let Some(failpoints) = &self.failpoints {
             ensure!(
-                planted.without_fence || !planted.switches.is_empty(),
-                "nothing is planted"
+                failpoints.without_fence || !failpoints.switches.is_empty(),
+                "no failpoint is given"
             );
             ensure!(
-                !planted.found_by.is_empty(),
-                "planted.found_by names no rule"
+                !failpoints.found_by.is_empty(),
+                "failpoints.found_by names no rule"
             );
         }
         Ok(())
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_a_default() {
+    fn omitted_fields_have_defaults() {
         let scenario = Scenario::parse("x", SMALL).unwrap();
         assert_eq!((scenario.seed, scenario.fleet.replicas), (1, 3));
         assert!((scenario.takeover_seconds() - 7.0).abs() < 1e-9);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_nobody_knows_is_refused_wherever_it_stands() {
+    fn unknown_fields_are_rejected_at_every_level() {
         for (from, to) in [
             ("about =", "abuot ="),
             ("who =", "whom ="),
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_in_words() {
+    fn inconsistent_scenario_is_rejected_with_a_reason() {
         let first = SMALL.replace("at_seconds = 5", "at_seconds = 50");
         let disorder = format!(
             "{first}\n[[fault]]\nat_seconds = 1\nkind = \"freeze\"\nwho = \"any\"\nseconds = 3\n"
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_the_repository_are_understood() {
+    fn committed_scenario_files_parse() {
         let all = crate::catalogue::all().unwrap();
         assert!(all.len() >= 5, "only {} scenarios", all.len());
         for scenario in all {
@@ -429,18 +429,18 @@ mod tests {
     }
 
     #[test]
-    fn a_control_run_differs_only_in_what_is_not_planted() {
+    fn control_run_differs_only_in_its_failpoints() {
         assert!(Scenario::parse("x", SMALL).unwrap().control().is_none());
-        let planted = "[planted]\nswitches = [\"fence\"]\nfound_by = [\"held\"]\n[[fault]]";
-        let scenario = Scenario::parse("x", &SMALL.replace("[[fault]]", planted)).unwrap();
+        let failpoints = "[failpoints]\nswitches = [\"fence\"]\nfound_by = [\"held\"]\n[[fault]]";
+        let scenario = Scenario::parse("x", &SMALL.replace("[[fault]]", failpoints)).unwrap();
         let control = scenario.control().unwrap();
         assert_eq!(control.name, "x-control");
-        assert!(control.planted.is_none());
+        assert!(control.failpoints.is_none());
         assert_eq!(control.faults.len(), scenario.faults.len());
     }
 
     #[test]
-    fn faults_come_again_in_order_of_time() {
+    fn repeated_faults_are_ordered_by_time() {
         let twice = SMALL.replace(
             "[[fault]]",
             "[[fault]]\nat_seconds = 1\nkind = \"roll\"\n[[fault]]",
@@ -453,11 +453,11 @@ mod tests {
     }
 
     #[test]
-    fn alerts_are_those_of_the_dashboards_and_look_at_their_metrics() {
+    fn alerts_match_the_dashboards_rules_and_metrics() {
         let path = testbed::fleet::repository().join("dashboards/alerts.yaml");
         let rules = std::fs::read_to_string(path).unwrap();
         let word = |character: char| character.is_alphanumeric() || character == '_';
-        let mut looked_at = 0;
+        let mut checked = 0;
         for scenario in crate::catalogue::all().unwrap() {
             let Some(alert) = &scenario.expect.alert else {
                 continue;
@@ -475,11 +475,8 @@ mod tests {
                 let mut words = expression.split(|character| !word(character));
                 assert!(words.any(|word| word == name), "{}: {name}", alert.name);
             }
-            looked_at += 1;
+            checked += 1;
         }
-        assert!(
-            looked_at >= 10,
-            "only {looked_at} scenarios expect an alert"
-        );
+        assert!(checked >= 10, "only {checked} scenarios expect an alert");
     }
 }

@@ -1,4 +1,4 @@
-//! Licences, unwanted crates and sources, by the rules of `deny.toml` and what `cargo metadata` says: the part of
+//! Licences, unwanted crates and sources, by the rules of `deny.toml` and the output of `cargo metadata`: the part of
 //! cargo-deny that a test run can afford. Advisories are cargo-deny's, in the release workflow.
 
 use std::collections::BTreeSet;
@@ -50,7 +50,7 @@ impl Rules {
     /// The rules of a `deny.toml`.
     ///
     /// # Errors
-    /// When it can not be understood.
+    /// When it cannot be parsed.
     pub fn parse(text: &str) -> Result<Self> {
         toml::from_str(text).context("understand deny.toml")
     }
@@ -95,9 +95,7 @@ impl Rules {
         let expression = match Expression::parse_mode(text, ParseMode::LAX) {
             Ok(expression) => expression,
             Err(error) => {
-                return Some(format!(
-                    "its licence {text:?} can not be understood: {error}"
-                ));
+                return Some(format!("its licence {text:?} cannot be parsed: {error}"));
             }
         };
         let is_allowed = |asked: &LicenseReq| self.licenses.allow.contains(&asked.to_string());
@@ -164,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_is_kept_and_can_be_broken() {
+    fn dependency_rules_hold_and_violations_are_detected() {
         for fine in [
             "MIT",
             "GPL-3.0-only OR MIT",

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_that_needs_a_loader_is_refused_and_so_is_what_is_no_program() {
+    fn dynamically_linked_programs_and_other_files_are_rejected() {
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let error = architecture_of_static(&own).unwrap_err().to_string();
         assert!(error.contains("dynamic loader"), "{error}");

@@ -17,7 +17,7 @@ use crate::elf;
 pub const NAME: &str = "databasecluster-operator";
 /// The name under which the program is the kubectl plugin.
 const PLUGIN: &str = "kubectl-dbc";
-/// Who runs it: nobody in particular, and not root.
+/// The user that runs it: any user but root.
 const USER: &str = "65532:65532";
 const PORT: &str = "8080/tcp";
 
@@ -52,7 +52,7 @@ pub struct Written {
 /// Writes the archive to `out`.
 ///
 /// # Errors
-/// When the program is not static, or a file can not be read or written.
+/// When the program is not static, or a file cannot be read or written.
 pub fn write(recipe: &Recipe, out: &Path) -> Result<Written> {
     let program = fs::read(&recipe.program).context(recipe.program.display().to_string())?;
     let architecture = elf::architecture_of_static(&program)

@@ -1,6 +1,6 @@
-//! What is made from the repository for those who install: manifests, chart templates, image, bill of materials.
+//! What is generated from the repository for installing: manifests, chart templates, image, bill of materials.
 //!
-//! | module | makes |
+//! | module | generates |
 //! | --- | --- |
 //! | [`manifests`] | `deploy/install.yaml` and the generated part of the chart |
 //! | [`image`] | an image archive (OCI layout, which `docker load` reads too), the same bytes from the same program |

@@ -54,7 +54,7 @@ struct Kustomization {
 /// All generated files, by their path below `deploy/`.
 ///
 /// # Errors
-/// When a file of the base can not be read or is not as expected.
+/// When a file of the base cannot be read or is not as expected.
 pub fn generate(deploy: &Path) -> Result<BTreeMap<String, String>> {
     let read = |name: &str| {
         let path = deploy.join("base").join(name);
@@ -119,7 +119,7 @@ fn rule_template(rule: &str) -> String {
     format!("{{{{- if .Values.alerts.enabled }}}}\n{body}{{{{- end }}}}\n")
 }
 
-/// The CRD says itself that it is generated; inside of another file that would mislead.
+/// The CRD has a header that it is generated, which would mislead inside of another file.
 fn without_header(text: &str) -> String {
     let kept = text.lines().filter(|line| !line.starts_with("# Generated"));
     kept.map(|line| format!("{line}\n")).collect()
@@ -149,7 +149,7 @@ fn template(text: &str, switch: Option<&str>) -> Result<String> {
 /// Writes what [`generate`] gives.
 ///
 /// # Errors
-/// When a file can not be read or written.
+/// When a file cannot be read or written.
 pub fn write(deploy: &Path) -> Result<()> {
     for (name, text) in generate(deploy)? {
         let path = deploy.join(name);
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_files_are_the_generated_ones() {
+    fn committed_manifests_match_the_generated_ones() {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for (name, text) in generate(&deploy).unwrap() {
             let committed = fs::read_to_string(deploy.join(&name)).unwrap_or_default();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_has_the_namespace_of_the_release_and_no_other_binding() {
+    fn template_uses_the_release_namespace_and_no_other_binding() {
         let base = "a: databasecluster-system\n---\nx: y\nkind: ClusterRoleBinding\n---\nb: c\n";
         let made = template(base, Some(".Values.x")).unwrap();
         assert!(
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn alerts_keep_their_braces_and_get_the_address_of_the_release() {
+    fn alert_templates_keep_braces_and_use_the_release_address() {
         let alerts = "# x\ngroups:\n- name: a\n\n  b: '{{ $value }}'\n  c: https://example.com/runbooks/A.md\n";
         let rule = prometheus_rule(alerts).unwrap();
         assert!(rule.ends_with("  groups:\n  - name: a\n\n    b: '{{ $value }}'\n    c: https://example.com/runbooks/A.md\n"));

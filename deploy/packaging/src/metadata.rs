@@ -1,4 +1,4 @@
-//! What `cargo metadata` says of the packages that a build consists of, as far as it matters here.
+//! The output of `cargo metadata` about the packages of a build, as far as it matters here.
 
 use std::process::Command;
 
@@ -45,7 +45,7 @@ pub(crate) struct Node {
     pub(crate) deps: Vec<Dependency>,
 }
 
-/// What a package was given.
+/// The arguments of a package.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Dependency {
     pub(crate) pkg: String,

@@ -56,7 +56,7 @@ pub fn bill(metadata: &Metadata, lock: &str, program: &str, epoch_seconds: i64) 
 }
 
 /// What is linked into a package, itself included, each with what it needs in turn. Procedural macros and build scripts
-/// run while it is built and are not in it, but what a macro's crate needs is listed: cargo does not tell them apart.
+/// run while it is built and are not in it, but what a macro's crate needs is listed: cargo does not distinguish them.
 fn linked<'a>(
     metadata: &'a Metadata,
     own: &'a str,
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn it_lists_what_is_linked_with_check_sums_and_nothing_else() {
+    fn sbom_lists_exactly_the_linked_crates_with_checksums() {
         let lock = "[[package]]\nname = \"used\"\nversion = \"1.0.0\"\nsource = \"r\"\nchecksum = \"abc\"\n\
                     [[package]]\nname = \"deep\"\nversion = \"1.0.0\"\n";
         let bill = bill(&metadata(), lock, "own", 0).unwrap();

@@ -151,7 +151,10 @@ fn parse(text: &str) -> Result<Vec<Failpoint>, String> {
         let known = Failpoint::ALL.iter().find(|(_, known)| *known == name);
         known.map(|(failpoint, _)| *failpoint).ok_or_else(|| {
             let known: Vec<&str> = Failpoint::ALL.iter().map(|(_, name)| *name).collect();
-            format!("{name:?} is not a failpoint; the failpoints are {}", known.join(", "))
+            format!(
+                "{name:?} is not a failpoint; the failpoints are {}",
+                known.join(", ")
+            )
         })
     };
     names.map(failpoint).collect()

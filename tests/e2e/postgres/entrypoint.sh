@@ -1,6 +1,6 @@
 #!/bin/sh
-# Stands in for the entry point of the official image, with what its documentation says and nothing more: a first start
-# makes the data, runs the scripts of /docker-entrypoint-initdb.d against a server that answers on its socket only, and
+# Replaces the entry point of the official image, with its documented behavior and nothing more: a first start
+# creates the data, runs the scripts of /docker-entrypoint-initdb.d against a server that answers on its socket only, and
 # lets other hosts in with passwords.
 set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then

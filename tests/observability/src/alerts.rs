@@ -40,7 +40,7 @@ pub struct Cases {
     pub tests: Vec<Case>,
 }
 
-/// One case: series that are made up, and what is asked of them.
+/// One case: synthetic series, and the queries on them.
 #[derive(Debug, Deserialize)]
 pub struct Case {
     /// What it shows.
@@ -70,7 +70,7 @@ pub struct Question {
 /// All alerts.
 ///
 /// # Errors
-/// When the file can not be read or understood.
+/// When the file cannot be read or parsed.
 pub fn all() -> Result<Vec<Alert>, Box<dyn std::error::Error>> {
     let text = std::fs::read_to_string(crate::file("dashboards/alerts.yaml"))?;
     let rules: Rules = serde_saphyr::from_str(&text)?;

@@ -9,7 +9,7 @@ pub struct Family {
     pub kind: String,
     /// Its labels.
     pub labels: Vec<String>,
-    /// Whether it is there only once something has happened.
+    /// Whether it exists only after an event.
     pub on_occasion: bool,
 }
 
@@ -34,7 +34,7 @@ impl Catalogue {
     /// Reads the page.
     ///
     /// # Errors
-    /// When it can not be read.
+    /// When it cannot be read.
     pub fn read() -> std::io::Result<Self> {
         let page = std::fs::read_to_string(crate::file("docs/metrics.md"))?;
         let row = |line: &str| {

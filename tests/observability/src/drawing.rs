@@ -1,4 +1,4 @@
-//! Draws panels of a dashboard from a Prometheus's data, for those who look at the documents and have no Grafana.
+//! Draws panels of a dashboard from a Prometheus's data, for readers of the documentation without Grafana.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ const LINES_MANY: usize = 6;
 const MARKS_NEAR: f64 = 0.03;
 const COLUMNS: usize = 2;
 const HEADING: u32 = 62;
-/// Told apart by those who see fewer colours, too (after Okabe and Ito).
+/// Distinguishable with colour vision deficiency (after Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -61,7 +61,7 @@ pub struct Event {
 /// Draws a picture of some panels, all of them over the same time.
 ///
 /// # Errors
-/// When a panel has no data, or the file can not be written.
+/// When a panel has no data, or the file cannot be written.
 pub fn draw(path: &Path, heading: &str, panels: &[Panel], events: &[Event]) -> Result<()> {
     let rows = panels.len().div_ceil(COLUMNS);
     let size = (
@@ -167,7 +167,7 @@ fn one(
     Ok(())
 }
 
-/// How far down the letter of each event stands, so that none lies on that of the event before.
+/// The row of each event's letter, so that none covers that of the event before.
 fn letter_rows(events: &[Event], end: f64) -> Vec<f64> {
     let mut rows: Vec<f64> = Vec::new();
     for (i, event) in events.iter().enumerate() {
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_have_their_unit() {
+    fn values_are_formatted_with_units() {
         for (value, unit, text) in [
             (0.25, "s", "0.25 s"),
             (31e6, "bytes", "31 MB"),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_where_data_is_missing() {
+    fn line_breaks_where_data_is_missing() {
         let points = [(0.0, 1.0), (1.0, 1.0), (9.0, 1.0)];
         assert_eq!(parts(&points), [&points[..2], &points[2..]]);
     }
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_of_many_lines_are_those_at_0_left_out() {
+    fn zero_lines_are_hidden_only_among_many() {
         let few = [line(&[0.0, 0.0]), line(&[0.0, 1.0])];
         assert_eq!(drawn(&few).len(), 2);
         let mut many: Vec<Line> = (0..LINES_MANY).map(|_| line(&[0.0])).collect();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_of_events_that_are_near_stand_below_each_other() {
+    fn labels_of_nearby_events_are_stacked() {
         let event = |second| Event {
             second,
             what: String::new(),

@@ -20,7 +20,7 @@ pub fn file(name: &str) -> PathBuf {
 /// The files in a folder of the repository that end in `extension`, by name.
 ///
 /// # Errors
-/// When the folder can not be read.
+/// When the folder cannot be read.
 pub fn files(folder: &str, extension: &str) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(file(folder))? {

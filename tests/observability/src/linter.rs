@@ -1,4 +1,4 @@
-//! The 17 rules of dashboard-linter, in our own words and for every panel; it passes over kinds that it does not know.
+//! The 17 rules of dashboard-linter, reimplemented for every panel; it skips unknown kinds.
 
 use promql_parser::label::MatchOp;
 use serde_json::Value;
@@ -91,7 +91,7 @@ fn variables(dashboard: &Value, found: &mut Vec<(&'static str, String)>) {
             found.push(("template-label-promql-rule", format!("{name}: {query}")));
         }
         if variable["refresh"] != 2 {
-            let what = format!("{name} is not asked anew on a change of time");
+            let what = format!("{name} is not refreshed when the time range changes");
             found.push(("template-on-time-change-reload-rule", what));
         }
     }
@@ -136,7 +136,7 @@ fn panel(panel: &Value, found: &mut Vec<(&'static str, String)>) {
 
 fn target(target: &Value, add: &mut impl FnMut(&'static str, &str)) {
     let expr = text(target, "/expr");
-    // The rules of logs hold where nothing asks for logs.
+    // The rules about logs do not apply without log queries.
     let is_logs = text(target, "/datasource/type") != "prometheus"
         || text(target, "/datasource/uid") != DATASOURCE;
     if is_logs {

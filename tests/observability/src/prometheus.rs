@@ -32,7 +32,7 @@ impl Prometheus {
     /// When it is missing or does not start.
     pub async fn start(guardian: &Guardian) -> Result<Self> {
         let folder = guardian.folder().join("prometheus");
-        std::fs::create_dir_all(&folder).context("make Prometheus's folder")?;
+        std::fs::create_dir_all(&folder).context("create Prometheus's folder")?;
         let config = folder.join("prometheus.json");
         // JSON is YAML.
         let text = json!({
@@ -46,7 +46,7 @@ impl Prometheus {
         std::fs::write(&config, text.to_string()).context("write Prometheus's configuration")?;
         scrape(&folder, &[])?;
         let [port] = ports::free_ports()?;
-        let log = File::create(folder.join("log")).context("make Prometheus's log")?;
+        let log = File::create(folder.join("log")).context("create Prometheus's log")?;
         let (mark, value) = guardian.mark();
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", config.display()))
@@ -83,12 +83,12 @@ impl Prometheus {
     /// Scrapes these from now on, whatever it scraped before.
     ///
     /// # Errors
-    /// When their list can not be written.
+    /// When their list cannot be written.
     pub fn scrape(&self, urls: &[&str]) -> Result<()> {
         scrape(&self.folder, urls)
     }
 
-    /// What a query gives now, one value for each series.
+    /// The present result of a query, one value for each series.
     ///
     /// # Errors
     /// When it is refused or not answered.

@@ -7,10 +7,10 @@ use promql_parser::label::Matchers;
 use promql_parser::parser::{Expr, VectorSelector, parse, token};
 use promql_parser::util::{ExprVisitor, walk_expr};
 
-/// Stands for Grafana's `$__rate_interval`: a time that nobody writes by hand.
+/// Replaces Grafana's `$__rate_interval`: a duration that no query uses literally.
 pub const RATE_INTERVAL: Duration = Duration::from_millis(7_654_321);
 
-/// One metric that a query asks for.
+/// One metric that a query uses.
 #[derive(Clone, Debug)]
 pub struct Selector {
     /// The metric.
@@ -28,7 +28,7 @@ pub struct Selector {
 pub struct Query {
     /// Its expression.
     pub expr: Expr,
-    /// The metrics that it asks for.
+    /// The metrics that it uses.
     pub selectors: Vec<Selector>,
 }
 
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_read_with_ranges_and_the_functions_around() {
+    fn query_parser_keeps_ranges_and_functions() {
         let query =
             Query::read("sum by (le) (rate(a_bucket{x=~\"$x\"}[$__rate_interval])) / max(b)")
                 .unwrap();
@@ -144,7 +144,7 @@ mod tests {
         assert!(Query::read("sum(a").is_err());
     }
     #[test]
-    fn what_an_alert_measures_stands_left_of_its_comparisons() {
+    fn alert_measures_the_left_side_of_its_comparisons() {
         let measured = |text: &str| Query::read(text).unwrap().measured();
         assert_eq!(measured("a > 1 and on (x) b"), ["a"]);
         assert_eq!(measured("(a / b > 1) or (c == 2)"), ["a / b", "c"]);

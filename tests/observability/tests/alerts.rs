@@ -25,7 +25,7 @@ fn promtool(arguments: &[&str], of: &[std::path::PathBuf]) {
 }
 
 #[test]
-fn prometheus_takes_the_rules_and_they_fire_when_they_should() {
+fn prometheus_loads_the_rules_and_they_fire_as_expected() {
     promtool(&["check", "rules"], &[file("dashboards/alerts.yaml")]);
     let cases = files("tests/observability/rules", "yaml").unwrap();
     promtool(&["test", "rules"], &cases);
@@ -51,7 +51,7 @@ fn each_alert_has_a_severity_and_texts() {
 
 /// A case of silence with none of the alert's series would show nothing.
 #[test]
-fn each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_just_does_not() {
+fn each_alert_has_a_firing_and_a_non_firing_case() {
     let mut wanted = BTreeMap::new();
     for alert in alerts::all().unwrap() {
         let query = Query::read(&alert.expr).unwrap();
@@ -76,7 +76,7 @@ fn each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_just_does_not() {
             let asked = format!("ALERTS{{alertname=\"{name}\", alertstate=\"firing\"}}");
             assert!(
                 case.promql_expr_test.iter().all(|q| q.expr == asked),
-                "{}: asks for something else",
+                "{}: queries something else",
                 case.name
             );
             let answers = |q: &alerts::Question| !q.exp_samples.is_empty();
@@ -96,7 +96,7 @@ fn each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_just_does_not() {
 }
 
 #[test]
-fn each_alert_has_a_page_and_each_page_an_alert() {
+fn alerts_and_runbooks_match() {
     let alerts = alerts::all().unwrap().into_iter().map(|alert| alert.alert);
     let mut pages = BTreeSet::new();
     for path in files("docs/runbooks", "md").unwrap() {
@@ -110,7 +110,7 @@ fn each_alert_has_a_page_and_each_page_an_alert() {
         assert_eq!(headings, HEADINGS, "{name}");
         for part in text.split("\n## ").skip(1) {
             let words = part.split_whitespace().count();
-            assert!(words > 8, "{name}: {part:?} says nothing");
+            assert!(words > 8, "{name}: {part:?} is too short");
         }
         assert!(text.contains("```sh\n"), "{name}: no command");
         pages.insert(name);

@@ -1,4 +1,4 @@
-//! Dashboards keep the rules of dashboard-linter, with no exclusion, and Grafana can be given them as they are.
+//! Dashboards follow the rules of dashboard-linter, without exclusions, and Grafana can import them unchanged.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ fn dashboards() -> Vec<(String, Value)> {
 }
 
 #[test]
-fn they_keep_the_rules() {
+fn dashboards_follow_the_rules() {
     for (name, dashboard) in dashboards() {
         let problems = linter::problems(&dashboard);
         assert!(problems.is_empty(), "{name}: {problems:#?}");
@@ -98,7 +98,7 @@ fn breaks() -> [(&'static str, &'static str, Value); 17] {
 }
 
 #[test]
-fn each_rule_finds_what_it_is_for() {
+fn each_dashboard_rule_detects_its_violation() {
     let breaks = breaks();
     assert_eq!(breaks.each_ref().map(|(rule, ..)| *rule), RULES);
     let (_, whole) = dashboards().remove(0);
@@ -115,7 +115,7 @@ fn each_rule_finds_what_it_is_for() {
 }
 
 #[test]
-fn they_are_fixed_and_belong_to_no_grafana() {
+fn dashboards_have_fixed_uids_and_no_import_inputs() {
     let mut uids = BTreeSet::new();
     for (name, dashboard) in dashboards() {
         assert_eq!(dashboard["schemaVersion"], 39, "{name}");
@@ -129,7 +129,7 @@ fn they_are_fixed_and_belong_to_no_grafana() {
 }
 
 #[test]
-fn panels_have_a_sentence_and_a_place_of_their_own() {
+fn panels_have_a_description_and_do_not_overlap() {
     for (name, dashboard) in dashboards() {
         let (mut ids, mut titles, mut places) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for panel in list(&dashboard, "/panels") {

@@ -9,7 +9,7 @@ use observability::promql::{Query, Selector};
 use observability::{alerts, files, stem};
 use serde_json::Value;
 
-/// Labels that Prometheus adds, and one made in a query; and the one metric that it makes itself.
+/// Labels that Prometheus adds, and one created in a query; and the one metric that it creates itself.
 const LABELS_OF_PROMETHEUS: [&str; 4] = ["job", "instance", "cluster", "le"];
 const METRIC_OF_PROMETHEUS: &str = "up";
 
@@ -36,7 +36,7 @@ fn problems(catalogue: &Catalogue, selector: &Selector) -> Vec<String> {
     found
 }
 
-/// Every query that there is, with where it stands.
+/// Every query, with its location.
 fn queries() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for path in files("dashboards", "json").unwrap() {
@@ -59,7 +59,7 @@ fn queries() -> Vec<(String, String)> {
 }
 
 #[test]
-fn queries_ask_for_what_is_exported() {
+fn queries_use_exported_metrics() {
     let catalogue = Catalogue::read().unwrap();
     assert!(catalogue.0.len() > 50, "{}", catalogue.0.len());
     let queries = queries();
@@ -73,7 +73,7 @@ fn queries_ask_for_what_is_exported() {
 }
 
 #[test]
-fn wrong_names_labels_and_uses_are_found() {
+fn wrong_metric_names_labels_and_uses_are_detected() {
     let catalogue = Catalogue::read().unwrap();
     for (query, problem) in [
         ("databasecluster_shards", ""),
@@ -112,7 +112,7 @@ fn metrics_in(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn pages_name_what_is_exported() {
+fn runbooks_name_exported_metrics() {
     let catalogue = Catalogue::read().unwrap();
     let mut named = 0;
     for folder in ["docs", "docs/runbooks", "dashboards"] {
@@ -135,7 +135,7 @@ fn pages_name_what_is_exported() {
     assert!(named > 80, "only {named} names were found");
 }
 
-/// What commands that ask a replica for its metrics look for with grep.
+/// What commands that read a replica's metrics search with grep.
 fn patterns(page: &str) -> Vec<String> {
     let lines = page.lines().filter(|line| line.contains("/metrics | grep"));
     let expressions = lines.filter_map(|line| line.split("grep ").nth(1));

@@ -12,7 +12,7 @@ use shard_ownership::lease::{MemberLease, ShardLease};
 use shard_ownership::table::{Entry, ShardTable};
 use shard_ownership::token::FencingToken;
 
-/// Longest that a shard may stand still while its holder leaves as planned.
+/// Longest time that a shard may have no work while its holder leaves as planned.
 const HANDOVER_GAP_MS_MAX: u64 = 400;
 const LOOK_MS: u64 = 20;
 /// No shard changes hands more often in one run. Users forge far higher epochs.
@@ -25,7 +25,7 @@ enum Phase {
     Recovering,
     /// One replica leaves as planned.
     Leaving(u64),
-    /// All replicas are replaced, or one comes that is newer.
+    /// All replicas are replaced, or a newer one joins.
     Updating,
     Done,
 }
@@ -46,11 +46,11 @@ pub(crate) struct Checks {
     workers: BTreeMap<Right, (u64, u32)>,
     /// Who was granted each epoch of each shard, by the table that did: holder and incarnation.
     granted: BTreeMap<Right, (String, String)>,
-    /// What each shard Lease ever said: shard, epoch, incarnation.
+    /// Every state of each shard Lease: shard, epoch, incarnation.
     leased: BTreeSet<(ShardId, u32, String)>,
     /// Whose each shard Lease was at last.
     holders: BTreeMap<ShardId, String>,
-    /// Replicas whose writes of the table were ever refused by the API server.
+    /// Replicas whose writes of the table the API server ever rejected.
     refused: BTreeSet<String>,
     /// When each member Lease was last deleted by hand.
     deleted_ms: BTreeMap<String, u64>,
@@ -58,7 +58,7 @@ pub(crate) struct Checks {
     in_force: BTreeSet<String>,
     /// Of these, those whose member Lease was vacated, replaced or deleted: they never return.
     dead: BTreeSet<String>,
-    /// Since when a shard stands still.
+    /// Since when a shard has no work.
     still_since_ms: BTreeMap<ShardId, u64>,
     /// Since when everything is as it should be.
     well_since_ms: Option<u64>,
@@ -108,9 +108,9 @@ impl World {
         self.check_writing(who, &token);
     }
 
-    /// Somebody is about to write in the shard: nobody else may be able to, and Lease and entry name the writer.
-    /// People who delete or edit Leases and the table by hand can break this for a moment; then what an epoch means
-    /// and the fence still stand.
+    /// A replica is about to write in the shard: no other may be able to, and Lease and entry name the writer.
+    /// Users that delete or edit Leases and the table by hand can break this for a moment; then what an epoch means
+    /// and the fence still hold.
     pub(crate) fn check_writing(&mut self, who: Who, token: &FencingToken) {
         let shard = token.shard;
         if let Some((slot, other)) = self.other_actor(who, shard)
@@ -128,7 +128,7 @@ impl World {
         if observed != Some(&*token.table) {
             let observed = observed.map(str::to_owned);
             self.fail(format!(
-                "work goes on under {token} though the table is {observed:?}"
+                "work continues under {token} though the table is {observed:?}"
             ));
         }
         if self.tampers {
@@ -142,7 +142,9 @@ impl World {
         });
         let table = self.server.table.as_ref();
         if !is_held || !table.is_some_and(|table| fence::names(table, token)) {
-            self.fail(format!("work goes on under {token} without Lease or entry"));
+            self.fail(format!(
+                "work continues under {token} without Lease or entry"
+            ));
         }
     }
 
@@ -151,7 +153,7 @@ impl World {
         self.checks.refused.insert(identity);
     }
 
-    /// A replica says that it may not write the table.
+    /// A replica reports that it may not write the table.
     pub(crate) fn check_barred(&mut self, identity: &str) {
         if !self.tampers && !self.checks.refused.contains(identity) {
             self.fail(format!(
@@ -242,7 +244,7 @@ impl World {
     }
 
     /// A shard Lease was written. One that was deleted by hand may come back under a lower epoch: then its entry in
-    /// the table is ahead, and nobody works before it is raised.
+    /// the table is ahead, and no replica works before the epoch is raised.
     pub(crate) fn check_lease(&mut self, before: Option<&ShardLease>, lease: &ShardLease) {
         let shard = lease.shard;
         let leased = (shard, lease.epoch, lease.incarnation.clone());
@@ -338,7 +340,7 @@ impl World {
     fn leave_as_planned(&mut self) {
         let slot = self.random.index(self.plan.replicas);
         self.checks.phase = Phase::Leaving(self.now_ms);
-        self.tell(|| format!("r{slot} is to leave"));
+        self.trace(|| format!("r{slot} is to leave"));
         if let Some(life) = self.slots[slot].as_ref().map(|process| process.life) {
             self.shut_down(Who { slot, life });
         }

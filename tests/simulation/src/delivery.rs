@@ -139,7 +139,7 @@ impl World {
                 if self.plan.sabotage.no_stop_on_new_table && reason == Reason::TableLost {
                     return;
                 }
-                self.tell(|| format!("r{} halts shard {shard}: {}", who.slot, reason.label()));
+                self.trace(|| format!("r{} halts shard {shard}: {}", who.slot, reason.label()));
                 if let Some(tenure) = self.process(who).and_then(|p| p.tenure(shard)) {
                     tenure.ended = true;
                     tenure.admitting = false;
@@ -147,7 +147,7 @@ impl World {
             }
             Action::NeedIncarnation => self.reincarnate(who),
             Action::IdentityTaken | Action::Exit => {
-                self.tell(|| format!("r{} exits: {action:?}", who.slot));
+                self.trace(|| format!("r{} exits: {action:?}", who.slot));
                 self.ended(who, matches!(action, Action::Exit));
             }
         }
@@ -165,7 +165,7 @@ impl World {
             process.incarnation()
         };
         process.named.clone_from(&fresh);
-        self.tell(|| format!("r{} is {fresh}", who.slot));
+        self.trace(|| format!("r{} is {fresh}", who.slot));
         self.after(1, Happening::Event(who, Event::Reincarnate(fresh)));
     }
 
@@ -211,7 +211,7 @@ impl World {
     fn admit(&mut self, who: Who, shard: ShardId, table: String, epoch: u32) {
         self.tenures += 1;
         let id = self.tenures;
-        self.tell(|| format!("r{} works on shard {shard} in epoch {epoch}", who.slot));
+        self.trace(|| format!("r{} works on shard {shard} in epoch {epoch}", who.slot));
         if let Some(process) = self.process(who) {
             process.tenures[usize::from(shard.0)] = Some(Tenure {
                 id,
@@ -232,7 +232,7 @@ impl World {
     }
 
     fn resume_work(&mut self, who: Who, shard: ShardId) {
-        self.tell(|| format!("r{} resumes shard {shard}", who.slot));
+        self.trace(|| format!("r{} resumes shard {shard}", who.slot));
         let Some(tenure) = self.process(who).and_then(|p| p.tenure(shard)) else {
             return;
         };
@@ -241,7 +241,7 @@ impl World {
         self.after(1, Happening::Reconcile(who, shard, id));
     }
 
-    /// A request goes out. It is carried out even when nobody waits for the answer any more.
+    /// Sends a request. It is executed even when its sender no longer waits.
     fn send(&mut self, who: Who, request: Request) {
         let Some(process) = self.process(who) else {
             return;
@@ -307,7 +307,7 @@ impl World {
             self.check_barred(&write.identity);
         }
         let result = self.server.write_member(write, &meta);
-        self.tell(|| format!("r{} {:?} -> {}", who.slot, write, kind(&result)));
+        self.trace(|| format!("r{} {:?} -> {}", who.slot, write, kind(&result)));
         let after = self.server.members.get(&write.identity).cloned();
         self.check_member(sent_ms, before.as_ref(), after.as_ref());
         match (&result, before) {
@@ -324,7 +324,7 @@ impl World {
     fn serve_shard(&mut self, who: Who, write: &ShardWrite) -> WriteResult<ShardLease> {
         let before = self.server.shards.get(&write.shard).cloned();
         let result = self.server.write_shard(write, self.count.get());
-        self.tell(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
+        self.trace(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
         if let WriteResult::Done(lease) = &result {
             self.check_lease(before.as_ref(), lease);
             self.publish(Event::ShardObserved(lease.clone()));
@@ -343,7 +343,7 @@ impl World {
         };
         let before = self.server.table.clone();
         let result = self.server.write_table(&identity, write);
-        self.tell(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
+        self.trace(|| format!("r{} {write:?} -> {}", who.slot, kind(&result)));
         if let WriteResult::Done(table) = &result
             && before.as_ref() != Some(table)
         {
@@ -431,7 +431,7 @@ impl World {
         self.relist_table(who);
     }
 
-    /// The table is listed anew, then watched from there: by a watch of its own.
+    /// Lists the table again, then watches from there: by a watch of its own.
     pub(crate) fn relist_table(&mut self, who: Who) {
         let away = self.is_away();
         let delay_ms = self.random.between(2, 60);
@@ -450,7 +450,7 @@ impl World {
         }
     }
 
-    /// The Leases are listed anew, then watched from there.
+    /// Lists the Leases again, then watches from there.
     pub(crate) fn relist_leases(&mut self, who: Who) {
         let away = self.is_away();
         let delay_ms = self.random.between(2, 60);

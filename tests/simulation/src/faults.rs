@@ -1,4 +1,4 @@
-//! Faults drawn from the seed, their ends, and replicas that come and go.
+//! Faults drawn from the seed, their ends, and replicas that start and stop.
 
 use std::collections::BTreeSet;
 
@@ -43,12 +43,12 @@ impl World {
 
     /// The next life of a replica in a Pod.
     fn again(&self, identity: &str, pod_uid: &str, revision: &str) -> Newcomer {
-        let tells = !self.plan.sabotage.no_revision;
+        let publishes = !self.plan.sabotage.no_revision;
         Newcomer {
             identity: identity.to_owned(),
             pod_uid: pod_uid.to_owned(),
             incarnation: String::new(),
-            revision: if tells {
+            revision: if publishes {
                 revision.to_owned()
             } else {
                 String::new()
@@ -67,7 +67,7 @@ impl World {
         } else {
             format!("{}-{life}-1", newcomer.identity)
         };
-        self.tell(|| format!("r{slot} starts: {newcomer:?}"));
+        self.trace(|| format!("r{slot} starts: {newcomer:?}"));
         let clock = Clock::new(
             self.random.between(1_000, 9_000_000),
             self.random.between(930, 1070),
@@ -88,7 +88,7 @@ impl World {
             return;
         };
         if self.is_updating() {
-            // Whoever updates the fleet starts the next one.
+            // The user that updates the fleet starts the next one.
             return;
         }
         let meta = process.meta;
@@ -118,7 +118,7 @@ impl World {
         let slot = self.random.index(self.plan.replicas);
         let kinds = if self.tampers { 24 } else { 16 };
         let kind = self.random.index(kinds);
-        self.tell(|| format!("fault {kind} on r{slot}"));
+        self.trace(|| format!("fault {kind} on r{slot}"));
         let who = self.slots[slot].as_ref().map(|process| Who {
             slot,
             life: process.life,
@@ -155,7 +155,7 @@ impl World {
         let next = match kind {
             0 | 1 => self.again(&process.identity, &meta.pod_uid, &meta.revision),
             2 => self.newcomer(),
-            // The same name in another Pod: it has to wait until it is certain whose it is.
+            // The same name in another Pod: it has to wait until the owner of the name is known.
             _ => {
                 let uid = format!("pod-{}-{}", process.identity, process.life);
                 self.again(&process.identity, &uid, &meta.revision)
@@ -227,7 +227,7 @@ impl World {
         self.at(end_ms, Happening::Undo(Undo::RefuseTable(identity)));
     }
 
-    /// The kubelet asks a replica to leave.
+    /// The kubelet sends SIGTERM to a replica.
     pub(crate) fn shut_down(&mut self, who: Who) {
         if let Some(process) = self.process(who) {
             process.leaving = true;
@@ -236,7 +236,7 @@ impl World {
         }
     }
 
-    /// What people do by hand.
+    /// Edits by users.
     fn tamper(&mut self, kind: usize) {
         let shard = ShardId(self.random.index(usize::from(self.count.get())) as u16);
         match kind {
@@ -255,7 +255,7 @@ impl World {
             }
             19 => {
                 if let Some(uid) = self.server.delete_table() {
-                    self.tell(|| "the table is deleted".into());
+                    self.trace(|| "the table is deleted".into());
                     self.table_changed();
                     self.publish(Event::TableDeleted(uid));
                 }
@@ -264,7 +264,7 @@ impl World {
                 self.server.edit_entry(shard);
                 self.table_changed();
                 if let Some(table) = self.server.table.clone() {
-                    self.tell(|| format!("the entry of shard {shard} is raised by hand"));
+                    self.trace(|| format!("the entry of shard {shard} is raised by hand"));
                     self.publish(Event::TableObserved(table));
                 }
             }
@@ -283,7 +283,7 @@ impl World {
 
     fn delete_shard(&mut self, shard: ShardId) {
         if let Some(uid) = self.server.delete_shard(shard) {
-            self.tell(|| format!("Lease of shard {shard} deleted"));
+            self.trace(|| format!("Lease of shard {shard} deleted"));
             self.publish(Event::ShardDeleted { shard, uid });
         }
     }
@@ -293,7 +293,7 @@ impl World {
         if let Some(uid) = self.server.delete_member(identity) {
             self.note_deleted(identity.to_owned());
             self.check_member(self.now_ms, before.as_ref(), None);
-            self.tell(|| format!("Lease of member {identity} deleted"));
+            self.trace(|| format!("Lease of member {identity} deleted"));
             self.publish(Event::MemberDeleted {
                 identity: identity.to_owned(),
                 uid,
@@ -302,7 +302,7 @@ impl World {
     }
 
     pub(crate) fn undo(&mut self, undo: Undo) {
-        self.tell(|| format!("end of {undo:?}"));
+        self.trace(|| format!("end of {undo:?}"));
         match undo {
             Undo::Away => {
                 for slot in 0..self.slots.len() {
@@ -364,7 +364,7 @@ impl World {
         }
     }
 
-    /// The fleet leaders look whether shards should move, and tidy up.
+    /// The fleet leaders check whether shards should move, and clean up.
     pub(crate) fn lead(&mut self) {
         let now_ms = self.now_ms;
         if !self.has_faults() {
@@ -419,7 +419,7 @@ impl World {
             return;
         }
         if let Some(lease) = self.server.shards.get(&shard).cloned() {
-            self.tell(|| format!("planned shard {shard} for {:?}", lease.successor));
+            self.trace(|| format!("planned shard {shard} for {:?}", lease.successor));
             self.publish(Event::ShardObserved(lease));
         }
     }

@@ -1,7 +1,7 @@
 //! A seeded simulation of whole fleets, with a virtual clock, driving the operator's own ownership machine.
 //!
 //! [`simulate`] runs one seed: replicas, Leases with compare-and-swap, a network that delays and
-//! loses, faults drawn from the seed, work on objects behind a fence. It ends with what went wrong,
+//! loses, faults drawn from the seed, work on objects behind a fence. It ends with the violation,
 //! if anything did, or with a [`Summary`]. The same seed always gives the same run.
 
 mod checks;

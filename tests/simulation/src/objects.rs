@@ -2,7 +2,7 @@
 //! holders, caches of two API servers that show any version of the shard table or none, clusters that are deleted and
 //! created again under the same name, and users who edit, copy, restore and remove tokens.
 //!
-//! How the table comes about is the other model's business. Here it is a list of versions: the first holder, the
+//! The other model covers the creation of the table. Here it is a list of versions: the first holder, the
 //! second, the first again, and then another table. Nobody works under a version before it is stored.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use shard_ownership::table::{Entry, ShardTable};
 use shard_ownership::token::{EPOCH_MAX, FencingToken, ObservedToken};
 
 const SHARD: ShardId = ShardId(0);
-/// Rounds within which everything must have come right.
+/// Rounds within which everything must have recovered.
 const ROUNDS: usize = 4;
 
 /// The versions of the table, in order: uid, epoch and holder.
@@ -167,7 +167,7 @@ fn uid(life: u8) -> String {
 }
 
 impl Objects {
-    /// The uid of the cluster whose tokens count there.
+    /// The uid of the cluster that the tokens there must name.
     fn cluster_of(&self, place: Place) -> String {
         match place {
             Place::Child | Place::Status => uid(self.life),
@@ -215,7 +215,7 @@ impl Objects {
         }
         let register = &self.registers[&sent.place];
         let text = register.text.as_deref();
-        // The order rule asks whether the old token counts for the object as it was.
+        // The order rule checks whether the old token counts for the previous object.
         let cluster = self.cluster_of(sent.place);
         fence::admit(sabotage, known.as_ref(), text, &token, &cluster)?;
         if sent.place == Place::Claim && !self.may_change_claim(sabotage, sent, &cluster) {
@@ -300,7 +300,7 @@ impl Objects {
         }
     }
 
-    /// Once nothing more goes wrong, the holder gets through everywhere; where a token is forged, one report does,
+    /// After the last fault, the holder's writes succeed everywhere; where a token is forged, one report does,
     /// and the rest once the user has removed it.
     fn comes_right(mut self, sabotage: &Sabotage) -> Result<(), String> {
         let cached = Cached::At(self.version);
@@ -404,7 +404,7 @@ impl Model for ObjectsModel {
             Step::Send(verb, place) => next.send(verb, place),
             Step::Arrive(index, cached) => {
                 let sent = next.sent.remove(index);
-                // Whoever was refused is not told here: it may be dead.
+                // The rejected writer gets no report here: it may be dead.
                 let _refused_by: Result<(), FenceRule> = next.arrive(&self.sabotage, &sent, cached);
             }
             Step::Edit(place, edit) => next.edit(place, edit),

@@ -31,7 +31,7 @@ impl Clock {
     }
 }
 
-/// The right to act that the machine gave, as the workers see it.
+/// The right to act from the machine, as the workers see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Tenure {
     pub(crate) id: u64,
@@ -44,22 +44,22 @@ pub(crate) struct Tenure {
     pub(crate) running: u32,
 }
 
-/// Where a replica's watch of the Leases stands.
+/// The position of a replica's watch of the Leases.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch {
     /// Events of an older watch are not delivered.
     pub(crate) generation: u64,
     /// How far its API server is behind.
     pub(crate) lag_ms: u64,
-    /// Earliest delivery of the next event of each Lease: they come in order, Lease by Lease.
+    /// Earliest delivery of the next event of each Lease: events arrive in order for each Lease.
     pub(crate) ready_ms: BTreeMap<String, u64>,
-    /// Nothing comes before the list that begins the watch.
+    /// No event arrives before the list that begins the watch.
     pub(crate) floor_ms: u64,
     pub(crate) connected: bool,
 }
 
 impl Watch {
-    /// A list begins it anew and arrives at this time. Says which watch this is.
+    /// A list starts it again and arrives at this time. Returns the number of the watch.
     pub(crate) fn begin(&mut self, connected: bool, at_ms: u64) -> u64 {
         self.generation += 1;
         self.ready_ms.clear();
@@ -90,9 +90,9 @@ pub(crate) struct Process {
     pub(crate) valid_until_ms: u64,
     pub(crate) tenures: Vec<Option<Tenure>>,
     pub(crate) watching: Vec<bool>,
-    /// The machine stands still.
+    /// The machine is frozen.
     pub(crate) paused: bool,
-    /// The workers stand still.
+    /// The workers are frozen.
     pub(crate) asleep: bool,
     pub(crate) inbox: Vec<Event>,
     pub(crate) partitioned: bool,

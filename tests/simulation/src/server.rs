@@ -19,7 +19,7 @@ pub struct Sabotage {
     pub no_compare: bool,
     /// Writes carry no uid: a PUT with an old resourceVersion re-creates a Lease that was deleted.
     pub no_uid: bool,
-    /// Work goes on when the validity has run out, until the machine itself notices.
+    /// Work continues after the validity has expired, until the machine itself detects it.
     pub no_validity: bool,
     /// Every life of a replica has the same incarnation.
     pub no_incarnation: bool,
@@ -33,19 +33,19 @@ pub struct Sabotage {
     pub no_drain_wait: bool,
     /// The fence lets an older epoch through on an object that a newer one has written.
     pub no_fence: bool,
-    /// Replicas say that they have listed every shard, whatever they have listed.
+    /// Replicas report that they have listed every shard, whatever they have listed.
     pub no_warmth: bool,
-    /// Replicas do not say of which revision they are.
+    /// Replicas do not publish their revision.
     pub no_revision: bool,
     /// A holder writes its entry before the compare-and-swap of its Lease.
     pub entry_before_lease: bool,
-    /// Entries do not say which incarnation of a replica holds the shard.
+    /// Entries do not name the incarnation that holds the shard.
     pub no_entry_incarnation: bool,
     /// The fence compares old and new token only where it finds the table.
     pub order_needs_table: bool,
     /// A token counts on whatever object it is found.
     pub no_cluster_uid: bool,
-    /// Work goes on though the table is gone or another one.
+    /// Work continues though the table was deleted or replaced.
     pub no_stop_on_new_table: bool,
     /// Entries that were refused together are sent together again, as they were.
     pub batch_resent_unchanged: bool,
@@ -53,7 +53,7 @@ pub struct Sabotage {
     pub work_before_entry: bool,
 }
 
-/// What a replica says of itself with every renewal, beside what the machine decides.
+/// What a replica publishes with every renewal, beside what the machine decides.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MemberMeta {
     /// Lifetime of the Lease.
@@ -124,9 +124,9 @@ pub struct Server {
     pub shards: BTreeMap<ShardId, ShardLease>,
     /// The shard table.
     pub table: Option<ShardTable>,
-    /// Replicas whose writes of the table are refused.
+    /// Replicas whose writes of the table are rejected.
     pub refuses_table_of: BTreeSet<String>,
-    /// The last resourceVersion given.
+    /// The last resourceVersion.
     pub revision: u64,
     uids: u64,
     /// What is switched off.
@@ -138,7 +138,7 @@ enum Found {
     /// The version that it replaces, or nothing where it creates.
     Fits,
     Conflict,
-    /// A PUT without uid on a Lease that is gone makes a new one.
+    /// A PUT without uid on a deleted Lease creates a new one.
     Recreates,
 }
 
@@ -238,7 +238,7 @@ impl Server {
             MemberChange::Vacate => lease.holder.clear(),
             MemberChange::Delete => {
                 self.delete_member(&write.identity);
-                // As the operator takes it: that it is gone is all that counts.
+                // As the operator treats it: only its absence counts.
                 return WriteResult::Conflict;
             }
         }
@@ -306,13 +306,13 @@ impl Server {
         !self.refuses_table_of.contains(identity)
     }
 
-    /// Deletes the shard table; says which uid is gone.
+    /// Deletes the shard table; returns its uid.
     pub fn delete_table(&mut self) -> Option<String> {
         self.revision += 1;
         self.table.take().map(|table| table.version.uid)
     }
 
-    /// Raises an entry as a person would, by hand: it names nobody who lives.
+    /// Raises an entry as a user would, by hand: it names no live replica.
     pub fn edit_entry(&mut self, shard: ShardId) {
         if let Some(mut table) = self.table.take() {
             if let Some(entry) = table.entries.get_mut(&shard) {
@@ -328,7 +328,7 @@ impl Server {
         }
     }
 
-    /// What the sender of a write without an answer is told.
+    /// The result that the sender of a write without a response gets.
     #[must_use]
     pub fn unanswered(&self, write: ShardWrite, shards: u16) -> WriteResult<ShardLease> {
         if self.sabotage.unknown_is_done {
@@ -361,20 +361,20 @@ impl Server {
         }
     }
 
-    /// Deletes a member Lease; says which uid is gone.
+    /// Deletes a member Lease; returns its uid.
     pub fn delete_member(&mut self, identity: &str) -> Option<String> {
         self.revision += 1;
         self.members.remove(identity).map(|lease| lease.version.uid)
     }
 
-    /// Deletes a shard Lease; says which uid is gone.
+    /// Deletes a shard Lease; returns its uid.
     pub fn delete_shard(&mut self, shard: ShardId) -> Option<String> {
         self.revision += 1;
         self.shards.remove(&shard).map(|lease| lease.version.uid)
     }
 }
 
-/// What a caller would believe to be stored who takes a lost reply for a success.
+/// What a caller that treats a lost response as success would believe to be stored.
 fn as_if_written(write: ShardWrite, shards: u16) -> ShardLease {
     ShardLease {
         shard: write.shard,

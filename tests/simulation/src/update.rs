@@ -1,11 +1,11 @@
-//! Updates at the end of a run: all replicas are replaced one by one, or one that is newer comes and stays.
+//! Updates at the end of a run: all replicas are replaced one by one, or a newer one joins and stays.
 
 use crate::process::Process;
 use crate::world::{Ending, Happening, Who, World};
 use shard_ownership::hash::ShardId;
 use shard_ownership::planner::QUIET_IN_UPDATE_MS;
 
-/// Clocks go wrong by less than a tenth.
+/// Clocks drift by less than a tenth.
 const CLOCK_PER_CENT: u64 = 10;
 /// Within which a fleet is balanced, once it may be.
 const BALANCE_MS: u64 = 10_000;
@@ -152,7 +152,7 @@ impl World {
         true
     }
 
-    /// A newcomer is given nothing while the update may go on, and its share when it stands still.
+    /// A new replica gets nothing while the update may continue, and its share when it stalls.
     fn waits_for_the_rest(&mut self, update: &Update, waited_ms: u64) -> bool {
         let given: usize = self
             .new_ones(update)
@@ -162,11 +162,11 @@ impl World {
         let latest_ms = QUIET_IN_UPDATE_MS + QUIET_IN_UPDATE_MS / 100 * CLOCK_PER_CENT + BALANCE_MS;
         if given > 0 && waited_ms < earliest_ms {
             self.fail(format!(
-                "a newcomer was given {given} shards after {waited_ms} ms"
+                "a new replica got {given} shards after {waited_ms} ms"
             ));
         } else if waited_ms > latest_ms {
             self.fail(format!(
-                "after {waited_ms} ms a newcomer has {given} shards"
+                "after {waited_ms} ms a new replica has {given} shards"
             ));
         }
         given > 0 && self.is_balanced()

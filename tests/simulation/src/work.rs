@@ -1,4 +1,4 @@
-//! Work on objects: reconciles that take time, writes that the fence lets through or refuses, and users who edit.
+//! Work on objects: reconciles that take time, writes that the fence admits or rejects, and edits by users.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -23,7 +23,7 @@ const REMEMBERED_MAX: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Register {
     text: Option<String>,
-    /// What the operator wrote last, since the last edit by a user: right, life and incarnation.
+    /// The operator's last write since the last edit by a user: right, process and incarnation.
     written: Option<(FencingToken, (u64, u32))>,
 }
 
@@ -124,7 +124,7 @@ impl World {
         self.after(delay_ms, Happening::Event(who, Event::Warm(shard)));
     }
 
-    /// A worker looks for something to do.
+    /// A worker takes the next object.
     pub(crate) fn reconcile(&mut self, who: Who, shard: ShardId, id: u64) {
         let next_ms = self.random.between(100, 900);
         let now_ms = self.now_ms;
@@ -150,7 +150,7 @@ impl World {
         }
     }
 
-    /// A reconcile comes to its write.
+    /// A reconcile sends its write.
     pub(crate) fn send_object(&mut self, who: Who, shard: ShardId, id: u64) {
         let (now_ms, ignore) = (self.now_ms, self.plan.sabotage.no_validity);
         let Some(process) = self.process(who) else {
@@ -268,8 +268,8 @@ impl World {
         }
     }
 
-    /// The order rule refused a write whose answer arrives. If fresh reads still name the writer, the token there is
-    /// forged, which is reported once.
+    /// The order rule rejected a write, and the response arrives. If fresh reads still name the writer, the token there
+    /// is forged, which is reported once.
     fn refused(&mut self, write: &FencedWrite) {
         let is_holder = |table: &ShardTable| fence::names(table, &write.token);
         if !self.server.table.as_ref().is_some_and(is_holder) {
@@ -292,11 +292,11 @@ impl World {
         }
         if let Some((by, _)) = by {
             self.fail(format!(
-                "{by} is ahead of {} though the table names that, and nobody forged it",
+                "{by} is ahead of {} though the table names that, and no token was forged",
                 write.token
             ));
         }
-        // The user does as the report says.
+        // The user follows the report.
         let object = &mut self.objects[write.object];
         object.registers[write.register].text = None;
     }
@@ -373,9 +373,9 @@ impl World {
         }
     }
 
-    /// No new work begins; the machine hears when none runs any more.
+    /// No new work begins; the machine is notified when none runs any more.
     pub(crate) fn drain(&mut self, who: Who, shard: ShardId) {
-        self.tell(|| format!("r{} drains shard {shard}", who.slot));
+        self.trace(|| format!("r{} drains shard {shard}", who.slot));
         let hasty = self.plan.sabotage.no_drain_wait;
         let Some(tenure) = self.process(who).and_then(|process| process.tenure(shard)) else {
             return;

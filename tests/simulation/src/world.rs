@@ -15,14 +15,14 @@ use shard_ownership::lease::{MemberWrite, ShardWrite, Successor, Version};
 use shard_ownership::ownership::{Event, WriteId};
 use shard_ownership::table::TableWrite;
 
-/// How a run ends, once its faults have ended and everything has come right.
+/// How a run ends, once its faults have ended and everything has recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// One replica leaves as planned.
     Leave,
     /// All are replaced, as a Deployment does it: one more, then one less.
     Update,
-    /// One of a newer revision comes, and nothing more happens.
+    /// A replica of a newer revision joins, and nothing more happens.
     HalfAnUpdate,
 }
 
@@ -39,7 +39,7 @@ pub struct Plan {
     pub fault_ms: u64,
     /// How long after the last fault every shard must be held and running.
     pub bound_ms: u64,
-    /// How it ends; `None`: the seed says.
+    /// How it ends; `None`: by the seed.
     pub ending: Option<Ending>,
     /// What is switched off.
     pub sabotage: Sabotage,
@@ -188,7 +188,7 @@ pub(crate) struct World {
     schedule: BinaryHeap<Reverse<Entry>>,
     scheduled: u64,
     pub(crate) server: Server,
-    /// Until when the API server answers nobody.
+    /// Until when the API server answers no request.
     pub(crate) away_until_ms: u64,
     pub(crate) slots: Vec<Option<Process>>,
     pub(crate) lives: u64,
@@ -196,20 +196,20 @@ pub(crate) struct World {
     pub(crate) leaders: Vec<usize>,
     pub(crate) tampers: bool,
     pub(crate) ending: Ending,
-    /// Of those who are started now.
+    /// The revision of replicas that start now.
     pub(crate) revision: u64,
     pub(crate) objects: Vec<Object>,
     /// What caches of the API servers may still hold.
     pub(crate) tables: TableHistory,
-    /// What each life says of itself: its requests may arrive after its end.
+    /// What each incarnation publishes: its requests may arrive after its end.
     pub(crate) metas: BTreeMap<u64, MemberMeta>,
     pub(crate) identities: BTreeMap<u64, String>,
     pub(crate) checks: Checks,
     pub(crate) summary: Summary,
-    /// What went wrong, first of all.
+    /// The first violation.
     pub(crate) failure: Option<String>,
     /// Whether to print what happens.
-    pub(crate) tells: bool,
+    pub(crate) traces: bool,
 }
 
 impl World {
@@ -246,8 +246,8 @@ impl World {
         }
     }
 
-    pub(crate) fn tell(&self, what: impl FnOnce() -> String) {
-        if self.tells {
+    pub(crate) fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traces {
             eprintln!("{:>7} {}", self.now_ms, what());
         }
     }
@@ -281,7 +281,7 @@ impl World {
             checks: Checks::default(),
             summary: Summary::default(),
             failure: None,
-            tells: std::env::var_os("SIM_TELL").is_some(),
+            traces: std::env::var_os("SIM_TRACE").is_some(),
         };
         for slot in 0..plan.replicas {
             let newcomer = world.newcomer();
@@ -338,7 +338,7 @@ impl World {
 /// Runs one seed to its end.
 ///
 /// # Errors
-/// What went wrong, with the seed in it.
+/// The violation, with its seed.
 pub fn simulate(plan: Plan, seed: u64) -> Result<Summary, String> {
     let count = ShardCount::new(u64::from(plan.shards)).map_err(|error| error.to_string())?;
     World::new(plan, seed, count)

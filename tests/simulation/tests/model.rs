@@ -31,7 +31,7 @@ fn model(sabotage: Sabotage, faults_max: u8, tampers: bool) -> OwnershipModel {
     }
 }
 
-/// Searches; says what was found wrong first, and how much was searched.
+/// Searches; returns the first violation, and how much was searched.
 fn search(model: OwnershipModel, depth: usize) -> (Option<String>, usize, usize) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let time_max = Duration::from_secs(number("MODEL_SECONDS", TIME_MAX.as_secs() as usize) as u64);
@@ -101,12 +101,12 @@ fn scene(opening: Opening, faults_max: u8, sabotage: Sabotage) -> OwnershipModel
 }
 
 #[test]
-fn promises_are_kept_though_requests_of_a_former_life_arrive_late() {
+fn promises_are_kept_with_late_requests_of_a_previous_incarnation() {
     keeps_its_promises(scene(Opening::LateAfterResume, 2, Sabotage::default()), 5);
 }
 
 #[test]
-fn promises_are_kept_though_a_second_api_server_shows_the_past() {
+fn promises_are_kept_with_a_stale_second_api_server() {
     keeps_its_promises(scene(Opening::SecondServer, 2, Sabotage::default()), 5);
 }
 
@@ -124,7 +124,7 @@ fn promises_are_kept_while_replicas_of_two_revisions_are_alive() {
     keeps_its_promises(mixed, 5);
 }
 
-/// With everything that can go wrong with the table, beside what can go wrong with Leases.
+/// With all faults of the table, beside those of Leases.
 fn with_table(faults_max: u8, tampers: bool, sabotage: Sabotage) -> OwnershipModel {
     OwnershipModel {
         table_faults: true,
@@ -133,7 +133,7 @@ fn with_table(faults_max: u8, tampers: bool, sabotage: Sabotage) -> OwnershipMod
 }
 
 #[test]
-fn promises_are_kept_whatever_happens_to_the_table() {
+fn promises_are_kept_with_any_change_of_the_table() {
     keeps_its_promises(with_table(2, false, Sabotage::default()), 5);
 }
 
@@ -163,12 +163,12 @@ fn promises_are_kept_while_the_number_of_shards_falls() {
 }
 
 #[test]
-fn promises_are_kept_though_a_conversion_is_aborted() {
+fn promises_are_kept_when_a_conversion_is_aborted() {
     keeps_its_promises(conversion(Opening::ConversionAfterCrash, [2, 4], 1), 6);
 }
 
 #[test]
-fn promises_are_kept_though_a_conversion_to_fewer_shards_is_aborted() {
+fn promises_are_kept_when_a_conversion_to_fewer_shards_is_aborted() {
     keeps_its_promises(conversion(Opening::ConversionAfterCrash, [4, 2], 1), 6);
 }
 
@@ -182,11 +182,11 @@ fn batch_refused(sabotage: Sabotage) -> OwnershipModel {
 }
 
 #[test]
-fn promises_are_kept_though_one_of_several_entries_is_refused() {
+fn promises_are_kept_when_one_of_several_entries_is_rejected() {
     keeps_its_promises(batch_refused(Sabotage::default()), 5);
 }
 
-/// The first thing found wrong in a fleet without some part of its protection.
+/// The first violation in a fleet with a part of its protection disabled.
 fn noticed(sabotage: Sabotage, faults_max: u8, tampers: bool, depth: usize) {
     noticed_in(model(sabotage, faults_max, tampers), depth);
 }
@@ -207,7 +207,7 @@ fn noticed_in(model: OwnershipModel, depth: usize) {
 }
 
 #[test]
-fn a_fence_that_compares_nothing_is_noticed_by_a_late_write_of_a_former_life() {
+fn fence_without_comparison_is_detected_by_a_late_write_of_a_previous_incarnation() {
     let sabotage = Sabotage {
         no_fence: true,
         ..Sabotage::default()
@@ -216,7 +216,7 @@ fn a_fence_that_compares_nothing_is_noticed_by_a_late_write_of_a_former_life() {
 }
 
 #[test]
-fn no_compare_and_swap_is_noticed_by_who_sees_the_past() {
+fn missing_compare_and_swap_is_detected_with_stale_reads() {
     let sabotage = Sabotage {
         no_compare: true,
         ..Sabotage::default()
@@ -225,7 +225,7 @@ fn no_compare_and_swap_is_noticed_by_who_sees_the_past() {
 }
 
 #[test]
-fn no_wait_for_work_is_noticed_in_two_handovers_in_a_row() {
+fn missing_wait_for_work_is_detected_in_two_handovers_in_a_row() {
     let sabotage = Sabotage {
         no_drain_wait: true,
         ..Sabotage::default()
@@ -234,7 +234,7 @@ fn no_wait_for_work_is_noticed_in_two_handovers_in_a_row() {
 }
 
 #[test]
-fn no_compare_and_swap_is_noticed() {
+fn missing_compare_and_swap_is_detected() {
     let sabotage = Sabotage {
         no_compare: true,
         ..Sabotage::default()
@@ -243,7 +243,7 @@ fn no_compare_and_swap_is_noticed() {
 }
 
 #[test]
-fn a_compare_and_swap_without_uid_is_noticed() {
+fn compare_and_swap_without_uid_is_detected() {
     let sabotage = Sabotage {
         no_uid: true,
         ..Sabotage::default()
@@ -252,7 +252,7 @@ fn a_compare_and_swap_without_uid_is_noticed() {
 }
 
 #[test]
-fn work_beyond_the_validity_is_noticed() {
+fn work_beyond_lease_validity_is_detected() {
     let sabotage = Sabotage {
         no_validity: true,
         ..Sabotage::default()
@@ -261,7 +261,7 @@ fn work_beyond_the_validity_is_noticed() {
 }
 
 #[test]
-fn a_life_without_an_incarnation_of_its_own_is_noticed() {
+fn reused_incarnation_is_detected() {
     let sabotage = Sabotage {
         no_incarnation: true,
         ..Sabotage::default()
@@ -270,7 +270,7 @@ fn a_life_without_an_incarnation_of_its_own_is_noticed() {
 }
 
 #[test]
-fn an_epoch_that_does_not_rise_is_noticed() {
+fn epoch_that_does_not_rise_is_detected() {
     let sabotage = Sabotage {
         no_epoch_bump: true,
         ..Sabotage::default()
@@ -279,7 +279,7 @@ fn an_epoch_that_does_not_rise_is_noticed() {
 }
 
 #[test]
-fn an_unknown_outcome_taken_for_success_is_noticed() {
+fn unknown_outcome_treated_as_success_is_detected() {
     let sabotage = Sabotage {
         unknown_is_done: true,
         ..Sabotage::default()
@@ -288,7 +288,7 @@ fn an_unknown_outcome_taken_for_success_is_noticed() {
 }
 
 #[test]
-fn a_handover_that_does_not_wait_for_work_is_noticed() {
+fn handover_without_waiting_for_work_is_detected() {
     let sabotage = Sabotage {
         no_drain_wait: true,
         ..Sabotage::default()
@@ -297,7 +297,7 @@ fn a_handover_that_does_not_wait_for_work_is_noticed() {
 }
 
 #[test]
-fn a_handover_to_who_has_listed_nothing_is_noticed() {
+fn handover_to_a_successor_without_a_list_is_detected() {
     let sabotage = Sabotage {
         no_warmth: true,
         ..Sabotage::default()
@@ -306,7 +306,7 @@ fn a_handover_to_who_has_listed_nothing_is_noticed() {
 }
 
 #[test]
-fn an_entry_before_the_compare_and_swap_of_its_lease_is_noticed() {
+fn entry_before_the_compare_and_swap_of_its_lease_is_detected() {
     let sabotage = Sabotage {
         entry_before_lease: true,
         ..Sabotage::default()
@@ -315,7 +315,7 @@ fn an_entry_before_the_compare_and_swap_of_its_lease_is_noticed() {
 }
 
 #[test]
-fn entries_without_an_incarnation_are_noticed() {
+fn entries_without_an_incarnation_are_detected() {
     let sabotage = Sabotage {
         no_entry_incarnation: true,
         ..Sabotage::default()
@@ -324,7 +324,7 @@ fn entries_without_an_incarnation_are_noticed() {
 }
 
 #[test]
-fn a_table_in_the_order_rule_is_noticed_by_a_late_write_of_a_former_life() {
+fn table_uid_in_the_order_rule_is_detected_by_a_late_write_of_a_previous_incarnation() {
     let sabotage = Sabotage {
         order_needs_table: true,
         ..Sabotage::default()
@@ -333,7 +333,7 @@ fn a_table_in_the_order_rule_is_noticed_by_a_late_write_of_a_former_life() {
 }
 
 #[test]
-fn work_under_a_table_that_is_gone_is_noticed() {
+fn work_under_a_deleted_table_is_detected() {
     let sabotage = Sabotage {
         no_stop_on_new_table: true,
         ..Sabotage::default()
@@ -342,7 +342,7 @@ fn work_under_a_table_that_is_gone_is_noticed() {
 }
 
 #[test]
-fn a_batch_that_is_sent_again_as_it_was_is_noticed() {
+fn batch_resent_unchanged_is_detected() {
     let sabotage = Sabotage {
         batch_resent_unchanged: true,
         ..Sabotage::default()
@@ -351,7 +351,7 @@ fn a_batch_that_is_sent_again_as_it_was_is_noticed() {
 }
 
 #[test]
-fn work_before_the_entry_is_written_is_noticed() {
+fn work_before_the_entry_is_written_is_detected() {
     let sabotage = Sabotage {
         work_before_entry: true,
         ..Sabotage::default()
@@ -387,14 +387,14 @@ fn search_objects(edits_max: u8, sabotage: Sabotage, depth: usize) -> (Option<St
 }
 
 #[test]
-fn promises_are_kept_on_objects_whatever_caches_show_and_users_edit() {
+fn promises_are_kept_on_objects_with_stale_caches_and_user_edits() {
     let (found, states) = search_objects(2, Sabotage::default(), 8);
     assert_eq!(found, None);
     assert!(states > 1000, "only {states} states were searched");
 }
 
 #[test]
-fn tokens_without_the_uid_of_their_cluster_are_noticed_on_objects() {
+fn tokens_without_their_cluster_uid_are_detected_on_objects() {
     let sabotage = Sabotage {
         no_cluster_uid: true,
         ..Sabotage::default()
@@ -404,7 +404,7 @@ fn tokens_without_the_uid_of_their_cluster_are_noticed_on_objects() {
 }
 
 #[test]
-fn a_table_in_the_order_rule_is_noticed_on_objects() {
+fn table_uid_in_the_order_rule_is_detected_on_objects() {
     let sabotage = Sabotage {
         order_needs_table: true,
         ..Sabotage::default()

@@ -9,7 +9,7 @@ use simulation::{Ending, Plan, Sabotage, Summary, simulate};
 /// Seeds that every run of the tests takes; `make model` takes many more.
 const SEEDS: u64 = 400;
 const SEEDS_OF_HALF_AN_UPDATE: u64 = 20;
-/// Seeds within which a planted fault must be noticed.
+/// Seeds within which sabotage must be detected.
 const SEEDS_TO_NOTICE: u64 = 200;
 
 fn run(plan: Plan, seeds: std::ops::Range<u64>) -> (Summary, Vec<String>) {
@@ -42,7 +42,7 @@ fn run(plan: Plan, seeds: std::ops::Range<u64>) -> (Summary, Vec<String>) {
 }
 
 #[test]
-fn five_replicas_keep_their_promises_whatever_happens() {
+fn five_replicas_keep_their_promises_under_random_faults() {
     let chosen = std::env::var("SIM_SEED").ok();
     let seeds = match chosen.and_then(|text| text.parse::<u64>().ok()) {
         Some(seed) => seed..seed + 1,
@@ -58,7 +58,7 @@ fn five_replicas_keep_their_promises_whatever_happens() {
     );
     assert!(
         failures.is_empty(),
-        "replay with SIM_SEED=<seed> SIM_TELL=1 cargo test -p simulation --test simulation five:\n{}",
+        "replay with SIM_SEED=<seed> SIM_TRACE=1 cargo test -p simulation --test simulation five:\n{}",
         failures.join("\n")
     );
     assert!(
@@ -72,7 +72,7 @@ fn five_replicas_keep_their_promises_whatever_happens() {
 }
 
 #[test]
-fn a_seed_means_the_same_run_every_time() {
+fn seed_reproduces_the_same_run() {
     for seed in [3, 4] {
         let text = || format!("{:?}", simulate(Plan::default(), seed));
         assert_eq!(text(), text());
@@ -81,7 +81,7 @@ fn a_seed_means_the_same_run_every_time() {
 
 /// Two minutes and more for each seed, so a few of them, with few objects.
 #[test]
-fn a_newcomer_waits_for_the_rest_of_an_update_and_for_two_minutes_at_most() {
+fn new_replica_waits_for_the_rollout_for_at_most_two_minutes() {
     let plan = Plan {
         objects: 32,
         ending: Some(Ending::HalfAnUpdate),
@@ -122,7 +122,7 @@ fn noticed_in(plan: Plan) -> String {
 }
 
 #[test]
-fn no_compare_and_swap_is_noticed() {
+fn missing_compare_and_swap_is_detected() {
     noticed(Sabotage {
         no_compare: true,
         ..Sabotage::default()
@@ -130,7 +130,7 @@ fn no_compare_and_swap_is_noticed() {
 }
 
 #[test]
-fn a_compare_and_swap_without_uid_is_noticed() {
+fn compare_and_swap_without_uid_is_detected() {
     noticed(Sabotage {
         no_uid: true,
         ..Sabotage::default()
@@ -138,7 +138,7 @@ fn a_compare_and_swap_without_uid_is_noticed() {
 }
 
 #[test]
-fn work_beyond_the_validity_is_noticed() {
+fn work_beyond_lease_validity_is_detected() {
     noticed(Sabotage {
         no_validity: true,
         ..Sabotage::default()
@@ -146,7 +146,7 @@ fn work_beyond_the_validity_is_noticed() {
 }
 
 #[test]
-fn a_life_without_an_incarnation_of_its_own_is_noticed() {
+fn reused_incarnation_is_detected() {
     noticed(Sabotage {
         no_incarnation: true,
         ..Sabotage::default()
@@ -154,7 +154,7 @@ fn a_life_without_an_incarnation_of_its_own_is_noticed() {
 }
 
 #[test]
-fn an_epoch_that_does_not_rise_is_noticed() {
+fn epoch_that_does_not_rise_is_detected() {
     noticed(Sabotage {
         no_epoch_bump: true,
         ..Sabotage::default()
@@ -162,7 +162,7 @@ fn an_epoch_that_does_not_rise_is_noticed() {
 }
 
 #[test]
-fn an_unknown_outcome_taken_for_success_is_noticed() {
+fn unknown_outcome_treated_as_success_is_detected() {
     noticed(Sabotage {
         unknown_is_done: true,
         ..Sabotage::default()
@@ -170,7 +170,7 @@ fn an_unknown_outcome_taken_for_success_is_noticed() {
 }
 
 #[test]
-fn a_handover_that_does_not_wait_for_work_is_noticed() {
+fn handover_without_waiting_for_work_is_detected() {
     noticed(Sabotage {
         no_drain_wait: true,
         ..Sabotage::default()
@@ -178,7 +178,7 @@ fn a_handover_that_does_not_wait_for_work_is_noticed() {
 }
 
 #[test]
-fn a_revision_that_nobody_tells_is_noticed() {
+fn unpublished_revision_is_detected() {
     let found = noticed(Sabotage {
         no_revision: true,
         ..Sabotage::default()
@@ -187,7 +187,7 @@ fn a_revision_that_nobody_tells_is_noticed() {
 }
 
 #[test]
-fn a_fence_that_compares_nothing_is_noticed() {
+fn fence_without_comparison_is_detected() {
     let found = noticed_on_few_objects(Sabotage {
         no_fence: true,
         ..Sabotage::default()
@@ -196,7 +196,7 @@ fn a_fence_that_compares_nothing_is_noticed() {
 }
 
 #[test]
-fn an_entry_before_the_compare_and_swap_of_its_lease_is_noticed() {
+fn entry_before_the_compare_and_swap_of_its_lease_is_detected() {
     noticed(Sabotage {
         entry_before_lease: true,
         ..Sabotage::default()
@@ -204,7 +204,7 @@ fn an_entry_before_the_compare_and_swap_of_its_lease_is_noticed() {
 }
 
 #[test]
-fn entries_without_an_incarnation_are_noticed() {
+fn entries_without_an_incarnation_are_detected() {
     noticed(Sabotage {
         no_entry_incarnation: true,
         ..Sabotage::default()
@@ -212,7 +212,7 @@ fn entries_without_an_incarnation_are_noticed() {
 }
 
 #[test]
-fn a_table_in_the_order_rule_is_noticed() {
+fn table_uid_in_the_order_rule_is_detected() {
     noticed_on_few_objects(Sabotage {
         order_needs_table: true,
         ..Sabotage::default()
@@ -220,7 +220,7 @@ fn a_table_in_the_order_rule_is_noticed() {
 }
 
 #[test]
-fn tokens_without_the_uid_of_their_cluster_are_noticed() {
+fn tokens_without_their_cluster_uid_are_detected() {
     noticed_on_few_objects(Sabotage {
         no_cluster_uid: true,
         ..Sabotage::default()
@@ -228,7 +228,7 @@ fn tokens_without_the_uid_of_their_cluster_are_noticed() {
 }
 
 #[test]
-fn work_under_a_table_that_is_gone_is_noticed() {
+fn work_under_a_deleted_table_is_detected() {
     noticed(Sabotage {
         no_stop_on_new_table: true,
         ..Sabotage::default()
@@ -236,7 +236,7 @@ fn work_under_a_table_that_is_gone_is_noticed() {
 }
 
 #[test]
-fn a_batch_that_is_sent_again_as_it_was_is_noticed() {
+fn batch_resent_unchanged_is_detected() {
     noticed(Sabotage {
         batch_resent_unchanged: true,
         ..Sabotage::default()
@@ -244,7 +244,7 @@ fn a_batch_that_is_sent_again_as_it_was_is_noticed() {
 }
 
 #[test]
-fn work_before_the_entry_is_written_is_noticed() {
+fn work_before_the_entry_is_written_is_detected() {
     noticed(Sabotage {
         work_before_entry: true,
         ..Sabotage::default()

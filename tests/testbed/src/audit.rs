@@ -1,4 +1,4 @@
-//! The API server's audit log as an outside witness: who did what, when, with which outcome.
+//! The API server's audit log as an independent record: users, requests, times, outcomes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -165,7 +165,7 @@ impl Reader {
     /// From the present end of the log.
     ///
     /// # Errors
-    /// When the log can not be read.
+    /// When the log cannot be read.
     pub fn from_end(path: PathBuf) -> Result<Self> {
         let offset = std::fs::metadata(&path)
             .context(format!("read {}", path.display()))?
@@ -176,7 +176,7 @@ impl Reader {
     /// The events that were written since the last call.
     ///
     /// # Errors
-    /// When the log can not be read or understood.
+    /// When the log cannot be read or parsed.
     pub fn next_events(&mut self) -> Result<Vec<AuditEvent>> {
         self.next_events_at_most(usize::MAX)
     }
@@ -213,7 +213,7 @@ fn parse(line: &str) -> Result<AuditEvent> {
 /// Calls `each` with every event of a log, however long it is.
 ///
 /// # Errors
-/// When the log can not be read or understood.
+/// When the log cannot be read or parsed.
 pub fn for_each(path: &Path, mut each: impl FnMut(AuditEvent)) -> Result<()> {
     let what = || format!("read {}", path.display());
     for line in BufReader::new(File::open(path).context(what())?).lines() {
@@ -229,7 +229,7 @@ pub fn for_each(path: &Path, mut each: impl FnMut(AuditEvent)) -> Result<()> {
 /// All events of a log.
 ///
 /// # Errors
-/// When the log can not be read or understood.
+/// When the log cannot be read or parsed.
 pub fn read(path: &Path) -> Result<Vec<AuditEvent>> {
     Reader::from_start(path.to_owned()).next_events()
 }
@@ -243,7 +243,7 @@ mod tests {
     const LINE: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/apis/apps/v1/namespaces/a/statefulsets/x-db/status?fieldManager=m","verb":"patch","user":{"username":"system:serviceaccount:s:o","extra":{"authentication.kubernetes.io/pod-name":["p1"]}},"userAgent":"op/1","objectRef":{"resource":"statefulsets","subresource":"status","namespace":"a","name":"x-db","apiGroup":"apps","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":200},"requestReceivedTimestamp":"2026-01-02T03:04:05.000006Z","stageTimestamp":"2026-01-02T03:04:05.001007Z"}"#;
 
     #[test]
-    fn an_event_is_understood() {
+    fn audit_event_is_parsed() {
         let event = parse(LINE).unwrap();
         assert_eq!(
             (event.user.as_str(), event.pod_name.as_deref()),
@@ -256,14 +256,14 @@ mod tests {
     }
 
     #[test]
-    fn refused_and_dry_run_requests_are_no_accepted_writes() {
+    fn rejected_and_dry_run_requests_are_not_accepted_writes() {
         let refused = parse(&LINE.replace("\"code\":200", "\"code\":409")).unwrap();
         let dry = parse(&LINE.replace("?fieldManager=m", "?dryRun=All")).unwrap();
         assert!(!refused.is_accepted_write() && !dry.is_accepted_write());
     }
 
     #[test]
-    fn a_line_that_is_still_being_written_is_left_for_later() {
+    fn partial_line_is_read_later() {
         let path = std::env::temp_dir().join(format!("audit-{}.log", std::process::id()));
         let mut file = File::create(&path).unwrap();
         write!(file, "{LINE}\n{}", &LINE[..40]).unwrap();

@@ -1,4 +1,4 @@
-//! A headless Chromium, driven by chromedriver on loopback: opened, asked, looked at, and ended.
+//! A headless Chromium, driven by chromedriver on loopback.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -17,9 +17,9 @@ use crate::process::ProcessId;
 const TIMEOUT: Duration = Duration::from_secs(30);
 const DRIVERS: [&str; 2] = ["chromedriver", "/usr/lib/chromium/chromedriver"];
 
-/// How a page is looked at.
+/// The viewport of a page.
 #[derive(Clone, Copy, Debug)]
-pub struct Look {
+pub struct Viewport {
     /// Width of the window, in CSS pixels.
     pub width: u32,
     /// Height of the window, in CSS pixels.
@@ -30,7 +30,7 @@ pub struct Look {
     pub phone: bool,
 }
 
-impl Look {
+impl Viewport {
     /// A window on a desk, light.
     #[must_use]
     pub fn desk() -> Self {
@@ -58,7 +58,7 @@ impl Look {
 pub struct Browser {
     url: String,
     session: String,
-    // Last, so that it ends everything when the rest is gone.
+    // Last, so that it is dropped after the rest and ends everything.
     _driver: Child,
     _guardian: Guardian,
 }
@@ -102,23 +102,23 @@ impl Browser {
         Ok(browser)
     }
 
-    /// Opens a page and looks at it in this way.
+    /// Opens a page in this viewport.
     ///
     /// # Errors
-    /// When it can not be opened.
-    pub async fn open(&self, url: &str, look: Look) -> Result<()> {
-        self.look(look).await?;
+    /// When it cannot be opened.
+    pub async fn open(&self, url: &str, viewport: Viewport) -> Result<()> {
+        self.set_viewport(viewport).await?;
         let path = format!("{}/url", self.session);
         self.ask("POST", &path, &json!({"url": url})).await?;
         Ok(())
     }
 
-    /// Looks at the present page in another way.
+    /// Changes the viewport of the present page.
     ///
     /// # Errors
     /// When the browser refuses.
-    pub async fn look(&self, look: Look) -> Result<()> {
-        let scheme = if look.dark { "dark" } else { "light" };
+    pub async fn set_viewport(&self, viewport: Viewport) -> Result<()> {
+        let scheme = if viewport.dark { "dark" } else { "light" };
         let features = [
             ("prefers-color-scheme", scheme),
             ("prefers-reduced-motion", "reduce"),
@@ -127,7 +127,7 @@ impl Browser {
         self.devtools("Emulation.setEmulatedMedia", json!({"features": features}))
             .await?;
         let metrics = json!({
-            "width": look.width, "height": look.height, "deviceScaleFactor": 1, "mobile": look.phone,
+            "width": viewport.width, "height": viewport.height, "deviceScaleFactor": 1, "mobile": viewport.phone,
         });
         self.devtools("Emulation.setDeviceMetricsOverride", metrics)
             .await?;
@@ -181,11 +181,11 @@ impl Browser {
     ///
     /// # Errors
     /// When the browser refuses.
-    pub async fn picture(&self, look: Look, height_max: u32) -> Result<Vec<u8>> {
+    pub async fn picture(&self, viewport: Viewport, height_max: u32) -> Result<Vec<u8>> {
         let height = "return document.documentElement.scrollHeight";
         let height = self.script(height).await?.as_u64().unwrap_or(0);
         let height = u32::try_from(height).unwrap_or(height_max).min(height_max);
-        self.look(Look { height, ..look }).await?;
+        self.set_viewport(Viewport { height, ..viewport }).await?;
         let shot = json!({"format": "png", "optimizeForSpeed": false});
         let shot = self.devtools("Page.captureScreenshot", shot).await?;
         let data = shot["data"].as_str().unwrap_or_default();
@@ -214,7 +214,7 @@ impl Browser {
     }
 }
 
-/// Starts the driver on a free port, which it says in its output.
+/// Starts the driver on a free port, which it prints.
 fn start_driver(guardian: &Guardian) -> Result<(Child, String)> {
     let folder = guardian.folder();
     let start = |program: &&str| {
@@ -251,7 +251,7 @@ fn start_driver(guardian: &Guardian) -> Result<(Child, String)> {
     }
 }
 
-/// Tells the port, and goes on reading: a full pipe would stop the driver.
+/// Sends the port, and keeps reading: a full pipe would stop the driver.
 fn listen(output: ChildStdout, said: &mpsc::Sender<String>) {
     for line in BufReader::new(output).lines().map_while(Result::ok) {
         if let Some((_, port)) = line.split_once("started successfully on port ") {

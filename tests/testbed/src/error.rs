@@ -1,9 +1,9 @@
 //! The error of the testbed: what was attempted, and why it did not work.
 
-/// What went wrong, with what was attempted.
+/// An error, with the attempted operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something that was attempted failed for a reason given by another library.
+    /// An operation failed for a reason from another library.
     #[error("{what}: {cause}")]
     Caused {
         /// What was attempted.
@@ -12,16 +12,16 @@ pub enum Error {
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A condition was not met in time.
-    #[error("waited {waited_seconds:.1} s for {what}, in vain: {last}")]
+    #[error("timed out after {waited_seconds:.1} s waiting for {what}: {last}")]
     Deadline {
         /// The condition.
         what: String,
         /// How long it was waited for.
         waited_seconds: f64,
-        /// What was missing at the last look.
+        /// What was missing at the last check.
         last: String,
     },
-    /// Anything else, said in full.
+    /// Anything else, with its full message.
     #[error("{0}")]
     Failed(String),
 }
@@ -47,7 +47,7 @@ impl<T, E: std::error::Error + Send + Sync + 'static> Context<T> for std::result
     }
 }
 
-/// A failure that is told in full by its message.
+/// A failure with its full message.
 pub fn failed<T>(message: impl Into<String>) -> Result<T> {
     Err(Error::Failed(message.into()))
 }

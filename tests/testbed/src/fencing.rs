@@ -1,6 +1,6 @@
 //! Fencing tokens as an outside observer reads them: which term of a shard wrote an object, and for which cluster.
 //!
-//! This is the one place outside the operator that knows how a token is written.
+//! This is the only place outside the operator that defines the format of a token.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ pub const ANNOTATION: &str = "database.io/fencing-token";
 /// The annotation as a part of a JSON pointer.
 const POINTER: &str = "/metadata/annotations/database.io~1fencing-token";
 const LEASE: &str = "databasecluster-shard-";
-/// A longer text is no token, wherever it comes from.
+/// A longer text is no token, whatever its source.
 const LENGTH_MAX: usize = 400;
 
 /// `<table uid>/<three digits of the shard>/<epoch>/<holder>/<cluster uid>`.
@@ -110,7 +110,7 @@ mod tests {
     const TEXT: &str = "3f2a/007/12/databasecluster-operator-6d4-x2x9k/9c1b";
 
     #[test]
-    fn a_token_survives_being_written_and_read() {
+    fn token_survives_a_round_trip() {
         let token: Token = TEXT.parse().unwrap();
         assert_eq!(token.to_string(), TEXT);
         assert_eq!((token.epoch, token.cluster.as_str()), (12, "9c1b"));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_another_form_is_refused() {
+    fn malformed_token_is_rejected() {
         for text in [
             "",
             "databasecluster-shard-007/12/a",

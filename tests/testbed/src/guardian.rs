@@ -1,4 +1,4 @@
-//! The promise that nothing stays behind: a process of its own that cleans up when its owner is gone.
+//! The guardian: a process of its own that cleans up after its owner has ended.
 //!
 //! The guardian is a small shell script that reads from a pipe. The pipe closes when the owner lets go of it or
 //! dies in any way, SIGKILL included. Then the guardian ends the registered processes (the same pid and the same
@@ -35,7 +35,7 @@ impl Guardian {
     /// Makes a folder of its own under the system's temporary folder, and the guardian that watches it.
     ///
     /// # Errors
-    /// When the folder can not be made or `sh` can not be started.
+    /// When the folder cannot be created or `sh` cannot be started.
     pub fn start(label: &str) -> Result<Self> {
         let random = RandomState::new().hash_one(label);
         let name = format!(
@@ -89,23 +89,23 @@ impl Guardian {
     /// Registers a process to be ended.
     ///
     /// # Errors
-    /// When the guardian is gone.
+    /// When the guardian has ended.
     pub fn register(&self, process: ProcessId) -> Result<()> {
-        self.tell(&format!("pid {} {}\n", process.pid, process.start_ticks))
+        self.send(&format!("pid {} {}\n", process.pid, process.start_ticks))
     }
 
     /// Registers a file outside the folder to be removed.
     ///
     /// # Errors
-    /// When the guardian is gone or the path can not be told in one line.
+    /// When the guardian has ended or the path does not fit in one line.
     pub fn register_file(&self, path: &Path) -> Result<()> {
         match path.to_str().filter(|text| !text.contains('\n')) {
-            Some(text) => self.tell(&format!("file {text}\n")),
+            Some(text) => self.send(&format!("file {text}\n")),
             None => failed(format!("{} is not a path for one line", path.display())),
         }
     }
 
-    fn tell(&self, line: &str) -> Result<()> {
+    fn send(&self, line: &str) -> Result<()> {
         let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
         let pipe = pipe.as_mut();
         let pipe = pipe.ok_or_else(|| Error::Failed("the guardian was let go".into()))?;
@@ -113,7 +113,7 @@ impl Guardian {
             .context("write to the guardian (did something end it?)")
     }
 
-    /// Lets go, and waits until everything is gone. Blocks.
+    /// Releases it, and waits until everything has ended. Blocks.
     ///
     /// # Errors
     /// When something is still there after 20 s.
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn registered_and_marked_processes_end_and_others_do_not() {
+    fn only_registered_and_marked_processes_are_ended() {
         let mut guardian = Guardian::start("test").unwrap();
         let (mut registered, mut marked, mut other) =
             (sleeper(None), sleeper(Some(guardian.mark())), sleeper(None));

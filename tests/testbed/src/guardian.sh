@@ -1,4 +1,4 @@
-# Ends everything of one test bed once its owner is gone, however the owner went: when it dies, the pipe closes.
+# Ends everything of one test bed once its owner has ended for any reason: then the pipe closes.
 # $1: the folder to remove; $2: the mark that every process of the test bed carries in its environment.
 # Lines read: "pid PID START_TICKS" is a process to end, "file PATH" a file to remove.
 trap '' INT HUP TERM QUIT

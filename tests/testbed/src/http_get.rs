@@ -1,4 +1,4 @@
-//! One HTTP request on loopback: all that is asked of a replica or a browser's driver.
+//! One HTTP request on loopback, to a replica or a browser's driver.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct Answer {
 /// Asks for `url` + `path`, within 5 s; `accept` is the media type wanted.
 ///
 /// # Errors
-/// When nobody answers or the answer can not be understood.
+/// When there is no response or it cannot be parsed.
 pub async fn get(url: &str, path: &str, accept: &str) -> Result<Answer> {
     let head = format!("Accept: {accept}\r\n");
     send(url, ("GET", path), &head, "", TIMEOUT).await
@@ -31,7 +31,7 @@ pub async fn get(url: &str, path: &str, accept: &str) -> Result<Answer> {
 /// Sends one request with a body to `url` + `path`; `head` is more header lines, each with its end.
 ///
 /// # Errors
-/// When nobody answers in time or the answer can not be understood.
+/// When there is no response in time or it cannot be parsed.
 pub async fn send(
     url: &str,
     (method, path): (&str, &str),
@@ -52,7 +52,7 @@ pub async fn send(
         stream.write_all(request.as_bytes()).await?;
         let mut bytes = Vec::new();
         let mut stream = stream.take(MAX_BYTES);
-        // Not every server closes when it is asked to.
+        // Not every server closes the connection on request.
         while stream.read_buf(&mut bytes).await? > 0 && !is_whole(&bytes) {}
         Ok::<_, std::io::Error>(bytes)
     };
@@ -64,7 +64,7 @@ pub async fn send(
         .map_or_else(|| failed(format!("{}: no HTTP answer", what())), Ok)
 }
 
-/// Whether as much has come as the head announces.
+/// Whether the body is as long as the head announces.
 fn is_whole(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let Some((head, _)) = text.split_once("\r\n\r\n") else {
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_and_chunked_answers_are_understood() {
+    fn plain_and_chunked_responses_are_parsed() {
         let plain = parse("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").unwrap();
         assert_eq!((plain.status, plain.body.as_str()), (200, "hi"));
         let chunked =

@@ -1,18 +1,18 @@
 //! A real Kubernetes control plane and a fleet of operator processes on one machine.
 //!
-//! It is an outside observer: it knows the operator by its command line, its objects, its HTTP
+//! It is an outside observer: it uses the operator's command line, its objects, its HTTP
 //! endpoints and the API server's audit log, and shares no code with it.
 //!
-//! | module | gives |
+//! | module | provides |
 //! | --- | --- |
 //! | [`control_plane`] | etcd, API server, controller manager, scheduler and fake nodes, on loopback |
 //! | [`fleet`] | operator processes, each with a token bound to a fake Pod of its own |
 //! | [`accounts`] | credentials of other users |
 //! | [`load`] | DatabaseClusters by the hundred, and waiting until they are Ready |
-//! | [`audit`] | what the API server saw: who did what, when, with which outcome |
-//! | [`metrics`], [`http_get`] | what a replica says about itself |
-//! | [`browser`] | a headless Chromium: what a page looks like, and what it does |
-//! | [`shards`], [`table`] | who holds which shard, by the Leases and by the shard table |
+//! | [`audit`] | the API server's record: users, requests, times, outcomes |
+//! | [`metrics`], [`http_get`] | what a replica exports |
+//! | [`browser`] | a headless Chromium: the appearance and behavior of a page |
+//! | [`shards`], [`table`] | holders of shards, by the Leases and by the shard table |
 //! | [`fencing`] | which term of a shard wrote an object |
 //! | [`process`], [`guardian`] | processes by pid and start time, and the promise that nothing stays behind |
 //! | [`wait`] | waiting for a condition, with a deadline and a description |

@@ -149,7 +149,7 @@ async fn patch_one(client: Client, key: Key, change: Value) -> Result<(Key, Dyna
     Ok((key, object))
 }
 
-/// Deletes a DatabaseCluster and waits until it is gone.
+/// Deletes a DatabaseCluster and waits until it is removed.
 ///
 /// # Errors
 /// When the deletion is refused, or the object is still there after `timeout`.
@@ -163,7 +163,7 @@ pub async fn delete(
     let clusters = clusters_in(client.clone(), namespace);
     let what = || format!("delete DatabaseCluster {namespace}/{name}");
     clusters.delete(name, params).await.context(what())?;
-    wait_for(format!("{name} to be gone"), timeout, || async {
+    wait_for(format!("{name} to be deleted"), timeout, || async {
         let found = clusters.get_opt(name).await.context(what())?;
         Ok(Progress::when(found.is_none(), (), || {
             format!("{:?}", found.map(|one| one.data))
@@ -282,7 +282,7 @@ fn late(
         }
     }
     let ready = seen.len() - reasons.values().map(Vec::len).sum::<usize>();
-    let tell = |(why, names): (&&str, &Vec<String>)| {
+    let line = |(why, names): (&&str, &Vec<String>)| {
         let shown = &names[..names.len().min(NAMED_IN_MESSAGES)];
         format!(
             "{} because {why} ({}{})",
@@ -295,7 +295,7 @@ fn late(
             }
         )
     };
-    let reasons: Vec<String> = reasons.iter().map(tell).collect();
+    let reasons: Vec<String> = reasons.iter().map(line).collect();
     Error::Deadline {
         what: format!("{count} DatabaseClusters to be Ready"),
         waited_seconds: waited.as_secs_f64(),
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_counts_only_for_the_present_generation() {
+    fn ready_counts_only_for_the_current_generation() {
         let ready = |observed: i64| json!({"conditions": [{"type": "Ready", "status": "True", "observedGeneration": observed}]});
         assert_eq!(why_not_ready(&object(2, ready(2))), None);
         assert!(
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_are_not_ready_are_counted_on_the_way() {
+    fn unready_clusters_are_counted_while_waiting() {
         let ready =
             json!({"conditions": [{"type": "Ready", "status": "True", "observedGeneration": 1}]});
         let (mut seen, mut lagging) = (HashMap::new(), 0);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_vary_and_spread() {
+    fn sample_clusters_vary_in_each_namespace() {
         let samples = samples(60, &["a", "b", "c"]);
         for namespace in ["a", "b", "c"] {
             let own = samples
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_deadline_says_how_many_and_why() {
+    fn missed_deadline_reports_how_many_and_why() {
         let seen = HashMap::from([
             (("n".into(), "a".into()), Some("Ready is False: X".into())),
             (("n".into(), "b".into()), None),

@@ -123,7 +123,7 @@ mod tests {
         plain 7 1700000000\ninf +Inf\nbroken{shard=\"1 3\n";
 
     #[test]
-    fn samples_are_read_with_labels_escapes_and_timestamps() {
+    fn samples_are_parsed_with_labels_escapes_and_timestamps() {
         let metrics = Metrics::parse(TEXT);
         assert_eq!(metrics.sum("a"), Some(3.5));
         assert_eq!(

@@ -12,7 +12,7 @@ const ATTEMPTS: usize = 1_000;
 
 /// `N` different ports that were free on loopback a moment ago.
 ///
-/// Another process may take one before it is used, so who starts servers on them checks that they listen.
+/// Another process may take one before it is used, so a caller that starts servers on them checks that they listen.
 ///
 /// # Errors
 /// When no free ports could be found.
@@ -47,7 +47,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn ports_are_different_and_can_be_bound() {
+    fn ports_are_distinct_and_can_be_bound() {
         let ports = free_ports::<8>().unwrap();
         assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 8);
         for port in ports {

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::error::{Context, Error, Result, failed};
 
-/// One process: a pid alone may be another process by now, with its start time it can not.
+/// One process: a pid may belong to another process by now; together with its start time it is unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessId {
     /// The process's number.
@@ -18,12 +18,12 @@ pub struct ProcessId {
     pub start_ticks: u64,
 }
 
-/// How long a process may take to stand still.
+/// How long a process may take to stop.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a process has used.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ProcessFigures {
+pub struct ProcessUsage {
     /// User and system time of all its threads.
     pub cpu_seconds: f64,
     /// Memory resident now.
@@ -50,7 +50,7 @@ impl ProcessId {
         })
     }
 
-    /// Whether it still runs. A zombie does not, once its last thread is gone: until then its files and ports are
+    /// Whether it still runs. A zombie does not, once its last thread has ended: until then its files and ports are
     /// open.
     #[must_use]
     pub fn is_alive(&self) -> bool {
@@ -67,21 +67,21 @@ impl ProcessId {
     /// Sends a signal to this very process.
     ///
     /// # Errors
-    /// When it is gone or may not be signalled.
+    /// When it has ended or may not be signalled.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         if !self.is_alive() {
-            return failed(format!("process {} is gone", self.pid));
+            return failed(format!("process {} has ended", self.pid));
         }
         let raw = i32::try_from(self.pid).context("pid")?;
         let pid = Pid::from_raw(raw).ok_or_else(|| Error::Failed("pid 0".into()))?;
         kill_process(pid, signal).context(format!("signal {signal:?} to process {}", self.pid))
     }
 
-    /// Stops it in its tracks (SIGSTOP), and returns when each of its threads stands still: until
+    /// Stops it (SIGSTOP), and returns when each of its threads has stopped: until
     /// then, one that runs on another core may answer a request.
     ///
     /// # Errors
-    /// When it is gone, may not be signalled or does not stand still in time.
+    /// When it has ended, may not be signalled or does not stop in time.
     pub fn freeze(&self) -> Result<()> {
         self.signal(Signal::STOP)?;
         let deadline = Instant::now() + FREEZE_TIMEOUT;
@@ -110,16 +110,16 @@ impl ProcessId {
     /// What it has used so far.
     ///
     /// # Errors
-    /// When it is gone.
-    pub fn figures(&self) -> Result<ProcessFigures> {
+    /// When it has ended.
+    pub fn usage(&self) -> Result<ProcessUsage> {
         let stat = stat(self.pid)?;
         if stat.start_ticks != self.start_ticks {
-            return failed(format!("process {} is gone", self.pid));
+            return failed(format!("process {} has ended", self.pid));
         }
         let status = read(self.pid, "status")?;
         #[allow(clippy::cast_precision_loss)]
         let cpu_seconds = stat.cpu_ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
-        Ok(ProcessFigures {
+        Ok(ProcessUsage {
             cpu_seconds,
             resident_bytes: status_bytes(&status, "VmRSS:"),
             peak_resident_bytes: status_bytes(&status, "VmHWM:"),
@@ -129,7 +129,7 @@ impl ProcessId {
     /// The TCP addresses on which it listens.
     ///
     /// # Errors
-    /// When it is gone.
+    /// When it has ended.
     pub fn listens_on(&self) -> Result<Vec<SocketAddr>> {
         let inodes = socket_inodes(self.pid)?;
         let mut addresses = Vec::new();
@@ -166,7 +166,7 @@ fn stat(pid: u32) -> Result<Stat> {
             cpu_ticks: user + system,
             start_ticks,
         }),
-        _ => failed(format!("/proc/{pid}/stat can not be understood: {text}")),
+        _ => failed(format!("/proc/{pid}/stat cannot be parsed: {text}")),
     }
 }
 
@@ -229,7 +229,7 @@ mod tests {
     use std::net::TcpListener;
 
     #[test]
-    fn this_process_is_alive_and_another_start_time_is_another_process() {
+    fn process_is_identified_by_pid_and_start_time() {
         let me = ProcessId::of(std::process::id()).unwrap();
         assert!(me.is_alive());
         let impostor = ProcessId {
@@ -237,24 +237,24 @@ mod tests {
             ..me
         };
         assert!(!impostor.is_alive());
-        assert!(impostor.figures().is_err());
+        assert!(impostor.usage().is_err());
         assert!(impostor.signal(Signal::CONT).is_err());
     }
 
     #[test]
-    fn figures_grow_with_work_done() {
+    fn resource_usage_grows_with_work() {
         let me = ProcessId::of(std::process::id()).unwrap();
-        let before = me.figures().unwrap();
+        let before = me.usage().unwrap();
         let mut sum = 0u64;
-        while me.figures().unwrap().cpu_seconds < before.cpu_seconds + 0.05 {
+        while me.usage().unwrap().cpu_seconds < before.cpu_seconds + 0.05 {
             sum = (0..200_000u64).fold(sum, |sum, n| sum.wrapping_mul(31).wrapping_add(n));
         }
-        assert!(me.figures().unwrap().peak_resident_bytes >= before.resident_bytes);
+        assert!(me.usage().unwrap().peak_resident_bytes >= before.resident_bytes);
         assert_ne!(sum, 1);
     }
 
     #[test]
-    fn listening_addresses_are_found_for_both_families() {
+    fn listening_addresses_are_found_for_ipv4_and_ipv6() {
         let me = ProcessId::of(std::process::id()).unwrap();
         let four = TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(

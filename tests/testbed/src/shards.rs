@@ -11,12 +11,12 @@ use crate::error::{Context, Error, Result};
 use crate::fleet::{Fleet, OPERATOR_NAMESPACE};
 use crate::wait::{Progress, wait_for};
 
-/// One shard, as its Lease says.
+/// One shard, by its Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// The Lease's name.
     pub lease: String,
-    /// Who holds it; empty when nobody does.
+    /// The holder; empty when there is none.
     pub holder: String,
     /// How often it changed hands.
     pub epoch: i32,
@@ -74,7 +74,7 @@ pub fn bucket(uid: &str) -> u8 {
 /// All shards.
 ///
 /// # Errors
-/// When the Leases can not be listed or understood.
+/// When the Leases cannot be listed or parsed.
 pub async fn list(client: &Client) -> Result<Vec<Shard>> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
     let labelled = ListParams::default().labels("database.io/role=shard");
@@ -98,7 +98,7 @@ pub fn by_holder(shards: &[Shard]) -> BTreeMap<String, usize> {
 /// Waits until every shard is held by a replica that runs, and none has more than one shard more than another.
 ///
 /// # Errors
-/// When that is not so in time, with who holds how many.
+/// When that does not happen in time, with the number of shards of each holder.
 pub async fn wait_balanced(fleet: &Fleet<'_>, timeout: Duration) -> Result<()> {
     let client = fleet.control_plane().client();
     wait_for(
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_covers_its_range_with_both_ends() {
+    fn shard_range_includes_both_ends() {
         let shard = |first, last| Shard {
             lease: String::new(),
             holder: String::new(),

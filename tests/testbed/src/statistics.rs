@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_the_nearest_rank() {
+    fn percentiles_use_the_nearest_rank() {
         let sorted = Sorted::new((1..=200).rev().map(f64::from));
         assert_eq!(sorted.count(), 200);
         assert_eq!(sorted.percentile(50), Some(100.0));

@@ -100,7 +100,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_table_and_a_patch_of_it_are_understood() {
+    fn table_and_its_patch_are_parsed() {
         let entry = json!({"epoch": 12, "holder": "a", "incarnation": "a1"});
         let object = json!({
             "metadata": {"uid": "t"},

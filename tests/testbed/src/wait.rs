@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-/// What one look at a condition found.
+/// The result of one check of a condition.
 #[derive(Debug)]
 pub enum Progress<T> {
     /// It is met.
     Done(T),
-    /// It is not met yet; the text says what is missing.
+    /// It is not met yet; the text names what is missing.
     Pending(String),
 }
 
@@ -20,7 +20,7 @@ impl<T> Progress<T> {
         Self::Pending(why.to_string())
     }
 
-    /// Met when `met`, else pending for the reason that `why` gives.
+    /// Met when `met`, else pending for the reason that `why` returns.
     pub fn when(met: bool, value: T, why: impl FnOnce() -> String) -> Self {
         if met {
             Self::Done(value)
@@ -30,31 +30,31 @@ impl<T> Progress<T> {
     }
 }
 
-/// The pause between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// The pause between two checks.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Looks again and again until `look` is done, fails, or `timeout` is over.
+/// Calls `check` until it is done, fails, or `timeout` is over.
 ///
 /// # Errors
-/// The error of `look`, or [`Error::Deadline`] that says what was waited for and what was missing.
+/// The error of `check`, or [`Error::Deadline`] with the condition and what was missing.
 pub async fn wait_for<T, F>(
     what: impl Into<String>,
     timeout: Duration,
-    mut look: impl FnMut() -> F,
+    mut check: impl FnMut() -> F,
 ) -> Result<T>
 where
     F: Future<Output = Result<Progress<T>>>,
 {
     let what = what.into();
     let started = Instant::now();
-    let mut last = String::from("never looked");
+    let mut last = String::from("never checked");
     loop {
         let left = timeout.saturating_sub(started.elapsed());
-        match tokio::time::timeout(left.max(LOOK_INTERVAL), look()).await {
+        match tokio::time::timeout(left.max(CHECK_INTERVAL), check()).await {
             Ok(Ok(Progress::Done(value))) => return Ok(value),
             Ok(Ok(Progress::Pending(why))) => last = why,
             Ok(Err(error)) => return Err(error),
-            Err(_) => last = format!("the last look did not end (before it: {last})"),
+            Err(_) => last = format!("the last check did not end (before it: {last})"),
         }
         if started.elapsed() >= timeout {
             return Err(Error::Deadline {
@@ -63,7 +63,7 @@ where
                 last,
             });
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
@@ -73,12 +73,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_condition_that_is_met_ends_the_wait_with_its_value() {
-        let mut looks = 0;
-        let value = wait_for("the third look", Duration::from_secs(5), || {
-            looks += 1;
-            let now = looks;
-            async move { Ok(Progress::when(now == 3, now, || format!("look {now}"))) }
+    async fn met_condition_ends_the_wait_with_its_value() {
+        let mut checks = 0;
+        let value = wait_for("the third check", Duration::from_secs(5), || {
+            checks += 1;
+            let now = checks;
+            async move { Ok(Progress::when(now == 3, now, || format!("check {now}"))) }
         })
         .await
         .unwrap();
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deadline_says_what_was_waited_for_and_what_was_missing() {
+    async fn missed_deadline_reports_the_condition_and_what_was_missing() {
         let error = wait_for::<(), _>("the moon", Duration::from_millis(120), || async {
             Ok(Progress::pending("still day"))
         })

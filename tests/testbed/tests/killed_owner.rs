@@ -53,7 +53,7 @@ async fn end_owner_with(signal: Signal) {
     let status = owner.wait().unwrap();
     assert_eq!(status.success(), signal != Signal::KILL, "{status}");
 
-    wait_for("everything to be gone", Duration::from_secs(20), || async {
+    wait_for("everything to end", Duration::from_secs(20), || async {
         let alive = parts.iter().filter(|part| part.is_alive()).count();
         let gone = alive == 0 && !folder.exists();
         Ok(Progress::when(gone, (), || {
@@ -65,11 +65,11 @@ async fn end_owner_with(signal: Signal) {
 }
 
 #[tokio::test]
-async fn a_killed_owner_leaves_nothing_behind() {
+async fn killed_owner_leaves_no_process_and_no_folder() {
     end_owner_with(Signal::KILL).await;
 }
 
 #[tokio::test]
-async fn an_interrupted_owner_leaves_nothing_behind() {
+async fn interrupted_owner_leaves_no_process_and_no_folder() {
     end_owner_with(Signal::INT).await;
 }

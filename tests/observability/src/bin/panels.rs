@@ -155,7 +155,7 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-/// Its name has the replica's number in the place of an address that says nothing.
+/// Its name contains the replica's number instead of an address.
 fn line(series: &Value, legend: &str, fleet: &Fleet<'_>, start: f64) -> Line {
     let mut name = legend.to_owned();
     for (label, value) in series["metric"].as_object().into_iter().flatten() {

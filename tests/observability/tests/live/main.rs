@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes a fleet of three under load and a crash; every query is asked of it and returns data.
+//! A real Prometheus scrapes a fleet of three under load and a crash; every query runs on it and returns data.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod runbooks;
@@ -35,7 +35,7 @@ const EMPTY_IN_HEALTH: [(&str, &str); 7] = [
     ("code!~\"[123]..\"", "no request need fail"),
 ];
 
-/// How the names of series begin that a Prometheus makes by itself for each target and each alert.
+/// Prefixes of the series that Prometheus itself creates for each target and each alert.
 const MADE_BY_PROMETHEUS: [&str; 3] = ["up", "scrape_", "ALERTS"];
 
 struct Bench<'a> {
@@ -82,7 +82,7 @@ fn number(series: &Value) -> Option<f64> {
     series["value"][1].as_str()?.parse().ok()
 }
 
-/// One query with where it stands.
+/// One query with its location.
 struct Asked {
     place: String,
     query: String,
@@ -105,7 +105,7 @@ fn of_panels() -> Vec<Asked> {
     found
 }
 
-/// What alerts measure; the comparison with the limit is what must give nothing in health.
+/// What alerts measure; only the comparison with the limit returns nothing while the fleet is healthy.
 fn of_alerts() -> Vec<Asked> {
     let mut found = Vec::new();
     for alert in alerts::all().unwrap() {
@@ -141,8 +141,8 @@ async fn alerts_met(prometheus: &Prometheus, pending: bool) -> BTreeSet<String> 
 }
 
 #[tokio::test]
-async fn every_query_returns_data_and_a_crash_is_seen() {
-    // What is asked of a node stays on loopback, and is refused there.
+async fn every_query_returns_data_and_shows_a_crash() {
+    // Requests to a node stay on loopback, and are refused there.
     let nodes_by_address = [
         "kube-apiserver",
         "kubelet-preferred-address-types",
@@ -195,11 +195,11 @@ async fn every_query_returns_data_and_a_crash_is_seen() {
         let is_used = asked.iter().any(|asked| asked.query.contains(part));
         assert!(is_used, "{part} ({reason}) is in no query");
     }
-    what_was_scraped_is_what_is_documented(&prometheus).await;
+    scraped_metrics_are_documented(&prometheus).await;
 }
 
 /// Both ways, by what Prometheus itself has under the name of the job.
-async fn what_was_scraped_is_what_is_documented(prometheus: &Prometheus) {
+async fn scraped_metrics_are_documented(prometheus: &Prometheus) {
     let catalogue = Catalogue::read().unwrap();
     let names = prometheus.names(JOB).await.unwrap();
     let own = |name: &&String| {

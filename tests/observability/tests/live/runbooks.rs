@@ -1,4 +1,4 @@
-//! Every command of every runbook, run as it stands there against a live control plane.
+//! Every command of every runbook, run verbatim against a live control plane.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -16,7 +16,7 @@ const AT_ONCE: usize = 4;
 const DEPLOYMENT: &str = "deployment/databasecluster-operator";
 const LEADER: &str = "delete lease databasecluster-leader";
 
-/// What only looks.
+/// Commands that only read.
 const LOOKS: [&str; 7] = [
     "get",
     "describe",
@@ -28,17 +28,17 @@ const LOOKS: [&str; 7] = [
 ];
 /// What changes something: what is added to it, for what has no place here.
 const CHANGES: [(&str, &str); 5] = [
-    // Pods that nobody runs would stand beside the replicas.
+    // Pods without a process would appear beside the replicas.
     ("scale", " --dry-run=server"),
     ("rollout undo", ""),
     ("rollout restart", ""),
     ("label namespace", ""),
     (LEADER, ""),
 ];
-/// What can not succeed here: the words of the command, and what the API server then says. It has found what the
-/// command names and has only nobody to ask.
+/// Commands that cannot succeed here: the words of the command, and the API server's answer. It has found what the
+/// command names, but there is no kubelet to ask.
 const WITHOUT: [(&str, &str); 4] = [
-    // No kubelet: these come as far as the node.
+    // No kubelet: these requests get as far as the node.
     (" logs ", "/containerLogs/"),
     (" port-forward ", "error dialing backend"),
     // No metrics server.
@@ -51,7 +51,7 @@ const WITHOUT: [(&str, &str); 4] = [
 ];
 
 /// The commands of all pages, each once, with the first page that has it: the lines of blocks for the shell, and
-/// what stands in a sentence as code.
+/// inline code in sentences.
 fn commands() -> Vec<(String, String)> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
@@ -82,7 +82,7 @@ fn of_page(page: &str) -> Vec<String> {
 
 struct Shell<'a> {
     control_plane: &'a ControlPlane,
-    /// With the programs under the names that the pages give them.
+    /// With the programs under the names that the pages use.
     programs: PathBuf,
     replica: &'a Replica,
 }
@@ -139,7 +139,7 @@ impl<'a> Shell<'a> {
     }
 
     fn run(&self, command: &str) -> Outcome {
-        // The codes are gone with the next command: they are taken first.
+        // The next command overwrites the codes: they are read first.
         let text = format!("{command}\ncodes=\"${{PIPESTATUS[*]}}\"\necho\necho \"$codes\"");
         let output = self.bash(&text).output().unwrap();
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -154,7 +154,7 @@ impl<'a> Shell<'a> {
     fn problem(&self, command: &str) -> Option<String> {
         let filled = self.filled(command);
         if filled.ends_with(" -w") {
-            return (!self.tells(&filled)).then(|| format!("{command}: tells nothing"));
+            return (!self.prints_a_line(&filled)).then(|| format!("{command}: prints nothing"));
         }
         let Outcome { said, codes } = self.run(&filled);
         let wrong = format!("{filled}: {codes:?} {said}");
@@ -173,8 +173,8 @@ impl<'a> Shell<'a> {
         (!as_expected).then_some(wrong)
     }
 
-    /// Whether one that goes on until it is stopped prints a line.
-    fn tells(&self, command: &str) -> bool {
+    /// Whether a command that runs until it is stopped prints a line.
+    fn prints_a_line(&self, command: &str) -> bool {
         let mut child = self
             .bash(&format!("exec {command}"))
             .stdout(Stdio::piped())
@@ -224,7 +224,7 @@ async fn install_deployment(control_plane: &ControlPlane) {
     }
 }
 
-/// No command is passed over: what is neither known to look nor to change fails.
+/// No command is skipped: one that is neither known to read nor to change fails.
 pub(crate) async fn commands_work(control_plane: &ControlPlane, replica: &Replica) {
     install_deployment(control_plane).await;
     let shell = Shell::new(control_plane, replica);
@@ -240,7 +240,7 @@ pub(crate) async fn commands_work(control_plane: &ControlPlane, replica: &Replic
         {
             looking.push(command);
         } else {
-            problems.push(format!("{page}: nobody knows how to try {command}"));
+            problems.push(format!("{page}: it is not known how to run {command}"));
         }
     }
     assert!(looking.len() > 30, "{looking:#?}");
@@ -263,10 +263,10 @@ pub(crate) async fn commands_work(control_plane: &ControlPlane, replica: &Replic
             .collect();
         problems.extend(parts.into_iter().flat_map(|part| part.join().unwrap()));
     });
-    // One after the other, and after those that look at the same things.
+    // One after the other, and after those that read the same objects.
     problems.extend(changing.iter().filter_map(|c| shell.problem(c)));
     assert!(problems.is_empty(), "{problems:#?}");
-    // "It is made again", as the page says.
+    // The Lease is re-created, as the page describes.
     wait_for("the leader's Lease to be there again", PATIENCE, || async {
         let namespace = fleet::OPERATOR_NAMESPACE;
         let get = ["-n", namespace, "get", "lease", "databasecluster-leader"];
@@ -280,7 +280,7 @@ pub(crate) async fn commands_work(control_plane: &ControlPlane, replica: &Replic
 }
 
 #[test]
-fn commands_are_found_in_blocks_and_in_sentences() {
+fn commands_are_found_in_blocks_and_inline() {
     let page = "Do `kubectl get a`, not `b`.\n```sh\nkubectl get c | wc -l\nmake d\n```\nOr `kubectl get e`:\n```text\nf\n```\n";
     let found = of_page(page);
     let expected = [

@@ -1,4 +1,4 @@
-//! Runs many seeds of the simulation and says how many, how fast, and what went wrong.
+//! Runs many seeds of the simulation and prints how many, how fast, and which failed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;

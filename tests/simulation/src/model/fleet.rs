@@ -1,4 +1,4 @@
-//! The state that is searched: replicas, Leases, what is under way, and what was seen to go wrong.
+//! The searched state: replicas, Leases, requests in flight, and violations.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use shard_ownership::ownership::{Action, Event, ReadFailed, Reason, WriteId, Wri
 use shard_ownership::token::FencingToken;
 
 const STEP_MS: u64 = 1000;
-/// Steps within which everything must have come right again: a pause ends, a lifetime passes, a
+/// Steps within which everything must have recovered: a pause ends, a lifetime passes, a
 /// drain runs out, a takeover follows.
 pub(super) const RECOVERY_STEPS: usize = 16;
 const CHAIN_MAX: usize = 500;
-/// Uid of the cluster whose object is written; its tokens are the operator's alone here.
+/// Uid of the cluster that owns the written object; only the operator writes its tokens here.
 const CLUSTER: &str = "c";
 
 /// One moment of a fleet.
@@ -32,16 +32,16 @@ pub struct Fleet {
     pub(super) late_writes: Vec<LateWrite>,
     /// Token and incarnation of object writes under way.
     pub(super) late_objects: Vec<(FencingToken, String)>,
-    /// What was last written into the one register of the one object of each shard, and by whom.
+    /// The last write to the one register of the one object of each shard, and its writer.
     objects: BTreeMap<ShardId, (FencingToken, String)>,
-    /// Who worked under each right: table, shard, epoch.
+    /// The replica that worked under each table, shard and epoch.
     workers: BTreeMap<(Arc<str>, ShardId, u32), String>,
     pub(super) dead: BTreeSet<String>,
     pub(super) tampered: bool,
-    /// Shards that may go to one who has not listed them: their plan was replaced by another before it was
-    /// carried out, or their handover was sent to one who had, and did not arrive at once.
+    /// Shards that may move to a replica that has not listed them: their plan was replaced by another before it was
+    /// executed, or their handover was sent to one that had, and did not arrive at once.
     pub(super) excused: BTreeSet<ShardId>,
-    /// Things that went wrong so far.
+    /// Faults so far.
     pub faults: u8,
     /// Times a shard was started.
     pub moves: u32,
@@ -78,7 +78,7 @@ impl Fleet {
             };
             let mut replica = Replica::new(&name, incarnation, model.count(n), fleet.now_ms);
             if replica.meta.shards != model.count(0).get() {
-                // It comes later, while the others are at work.
+                // It joins later, while the others are at work.
                 replica.up = Up::Crashed;
             }
             let revision = model.revisions.get(n).copied().unwrap_or_default();
@@ -107,7 +107,7 @@ impl Fleet {
         held.map(|lease| lease.shard).collect()
     }
 
-    /// Whether somebody worked under this Lease.
+    /// Whether a replica worked under this Lease.
     pub(super) fn ran(&self, lease: &ShardLease) -> bool {
         let mut rights = self.workers.keys();
         rights.any(|(_, shard, epoch)| (*shard, *epoch) == (lease.shard, lease.epoch))
@@ -123,7 +123,7 @@ impl Fleet {
         self.queue.push_back((n, event));
     }
 
-    /// What may end, or go on, at no charge.
+    /// Faults that may end, or continue, at no charge.
     pub(super) fn ends(&self, steps: &mut Vec<Step>) {
         for (n, replica) in self.replicas.iter().enumerate() {
             match replica.up {
@@ -155,7 +155,7 @@ impl Fleet {
         }
     }
 
-    /// What may go wrong.
+    /// Possible faults.
     pub(super) fn faults(&self, model: &OwnershipModel, steps: &mut Vec<Step>) {
         for (n, replica) in self.replicas.iter().enumerate() {
             if replica.up != Up::Running {
@@ -355,7 +355,7 @@ impl Fleet {
         }
     }
 
-    /// The fence of an API server whose cache has no table: only the token on the object itself is sure.
+    /// The fence of an API server whose cache has no table: only the token on the object itself is certain.
     fn write_object(&mut self, token: &FencingToken, writer: String) {
         let known = self.objects.get(&token.shard);
         let register = known.map(|(last, _)| last.for_cluster(CLUSTER));
@@ -531,7 +531,7 @@ impl Fleet {
         self.carry(n, next, serve)
     }
 
-    /// What comes of a request.
+    /// The result of a request.
     pub(super) fn carry<T>(
         &mut self,
         n: usize,

@@ -62,9 +62,9 @@ impl Fleet {
         result
     }
 
-    /// A holder gives no shard away while work goes on in it; nor one that it works on to anybody who has
+    /// A holder hands over no shard while work continues in it; nor one that it works on to a replica that has
     /// not listed it, unless it leaves and has waited long enough, or the request was sent when the other
-    /// still had listed it and arrives later; and it leaves it to nobody only where nobody else is left.
+    /// still had listed it and arrives later; and it vacates a shard only where no other replica is left.
     fn check_handover(&mut self, n: usize, before: &ShardLease, after: &ShardLease) {
         let (shard, giver) = (before.shard, &self.replicas[n]);
         let owns = before.holder == giver.identity && before.incarnation == giver.incarnation;
@@ -75,7 +75,7 @@ impl Fleet {
         let giver = &self.replicas[n];
         let works = giver.tenures.get(&shard).is_some_and(|work| work.busy);
         if owns && works {
-            self.violation = Some(format!("shard {shard} was given away while work went on"));
+            self.violation = Some(format!("shard {shard} was handed over during work"));
             return;
         }
         if self.tampered || !owns || !self.ran(before) {
@@ -90,8 +90,8 @@ impl Fleet {
             let can_work = same_count && may_begin && !replica.leaving && valid;
             k != n && replica.up == Up::Running && sees_all(k) && can_work
         };
-        let is_heir = |replica: &&Replica| replica.incarnation == after.incarnation;
-        let successor = self.replicas.iter().find(is_heir);
+        let is_successor = |replica: &&Replica| replica.incarnation == after.incarnation;
+        let successor = self.replicas.iter().find(is_successor);
         if after.holder.is_empty() {
             if sees_all(n) && self.replicas.iter().enumerate().any(is_left) {
                 self.violation = Some(format!("shard {shard} was vacated though others live"));
@@ -104,13 +104,13 @@ impl Fleet {
         {
             let successor = &after.holder;
             self.violation = Some(format!(
-                "{successor} was given shard {shard} and had not listed it"
+                "{successor} got shard {shard} and had not listed it"
             ));
         }
     }
 
-    /// Whether a replica that leaves, and so has forgotten a shard, could not say so yet: what it said before may
-    /// have come late.
+    /// Whether a leaving replica, which has forgotten a shard, could not report so yet: what it reported before may
+    /// have arrived late.
     fn seems_warm(&self, successor: &Replica, shard: ShardId) -> bool {
         let lease = self.server.members.get(&successor.identity);
         let says_so = lease.is_some_and(|lease| {
@@ -121,7 +121,7 @@ impl Fleet {
         successor.leaving && says_so
     }
 
-    /// Every watch shows the change at once, but for those that stand still.
+    /// Every watch shows the change at once, except frozen ones.
     pub(super) fn publish(&mut self, event: &Event) {
         if let Some(second) = self.second.as_mut() {
             second.misses(event);
@@ -168,11 +168,11 @@ impl Fleet {
             .map(|replica| replica.meta.shards)
             .collect();
         if counts.len() > 1 && !self.tampered {
-            self.violation = Some(format!("work goes on with {counts:?} shards at once"));
+            self.violation = Some(format!("work continues with {counts:?} shards at once"));
         }
     }
 
-    /// Whether everything comes right again once nothing more goes wrong.
+    /// Whether everything recovers after the last fault.
     ///
     /// Where replicas have several numbers of shards: with any one of these, once all have that.
     pub(super) fn recovers(self, model: &OwnershipModel) -> Result<(), String> {

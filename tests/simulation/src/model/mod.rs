@@ -1,8 +1,8 @@
 //! A model for exhaustive search (stateright): the operator's own ownership machines, Leases, and a
-//! few things that go wrong, at any moment and in any order.
+//! few faults, at any moment and in any order.
 //!
 //! What happens of itself (requests, answers, watches) happens at once and in order, unless a fault
-//! says otherwise: a lost request, a lost reply, a late request, a watch that stands still, a crash,
+//! happens: a lost request, a lost response, a late request, a frozen watch, a crash,
 //! a pause, a cut. Each counts against a budget, so that the search goes deep instead of wide.
 
 mod fleet;
@@ -29,11 +29,11 @@ pub struct OwnershipModel {
     pub replicas: usize,
     /// Shards.
     pub shards: ShardCount,
-    /// Things that may go wrong in one run.
+    /// The budget of faults in one run.
     pub faults_max: u8,
-    /// Whether people delete Leases by hand.
+    /// Whether users delete Leases by hand.
     pub tampers: bool,
-    /// Whether the table's own watch and requests go wrong, writes of it are refused, and people change it by hand.
+    /// Whether the table's own watch and requests fail, writes of it are rejected, and users change it by hand.
     pub table_faults: bool,
     /// Numbers of shards of the replicas, where they differ; the others have `shards`.
     pub counts: Vec<ShardCount>,
@@ -66,7 +66,7 @@ pub enum Step {
     Tick,
     /// A replica begins a reconcile in a shard.
     Begin(usize, ShardId),
-    /// It comes to its write, which arrives at once or late.
+    /// It sends its write, which arrives at once or late.
     Finish(usize, ShardId, bool),
     /// A late write of an object arrives.
     LateObject(usize),
@@ -74,11 +74,11 @@ pub enum Step {
     LateRequest(usize),
     /// The fleet leader plans a shard for a replica.
     Plan(ShardId, usize),
-    /// A replica is asked to leave.
+    /// A replica gets SIGTERM.
     Leave(usize),
     /// Something happens to the next Lease request of a replica.
     Spoil(usize, NextRequest),
-    /// The watch of a replica stands still.
+    /// The watch of a replica freezes.
     Lag(usize),
     /// Its watch shows what it held back.
     CatchUp(usize),
@@ -86,21 +86,21 @@ pub enum Step {
     Crash(usize),
     /// It starts again in its Pod.
     Restart(usize),
-    /// A replica stands still.
+    /// A replica freezes.
     Pause(usize),
-    /// It goes on; its workers are first.
+    /// It continues; its workers are first.
     Resume(usize),
     /// A replica is cut off.
     Cut(usize),
     /// It is connected again.
     Mend(usize),
-    /// A second API server hears of nothing any more.
+    /// A second API server gets no more updates.
     Fork,
-    /// A replica watches there from now on: what it lists is old, and what came since comes late.
+    /// A replica watches there from now on: its list is old, and later events arrive late.
     MoveTo(usize),
     /// Something happens to the next request of a replica for the table.
     SpoilTable(usize, NextRequest),
-    /// Its watch of the table stands still.
+    /// Its watch of the table is frozen.
     LagTable(usize),
     /// That watch shows what it held back.
     CatchUpTable(usize),
@@ -156,7 +156,7 @@ impl Model for OwnershipModel {
         for step in self.opening.steps(&fleet) {
             fleet.take(self, step);
         }
-        // What the API server lacks, it lacks from here on: what comes to light is the search's.
+        // The API server's sabotage applies from here on, so that the search finds its effects.
         fleet.server.sabotage = self.sabotage;
         vec![fleet]
     }
@@ -180,7 +180,7 @@ impl Model for OwnershipModel {
         next.take(self, step);
         if counts {
             next.faults += 1;
-            // Nothing more goes wrong: from here on everything must come right again.
+            // No more faults: from here on everything must recover.
             if next.faults == self.faults_max && next.violation.is_none() {
                 next.violation = next.clone().recovers(self).err();
             }

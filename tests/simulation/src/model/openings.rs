@@ -22,9 +22,9 @@ pub enum Opening {
     /// the next handover is the second in a row.
     TwoHandovers,
     /// The only holder resumed, while a write of the table of its former life is on its way; the others have another
-    /// number of shards, and stand by.
+    /// number of shards, and are on standby.
     Conversion,
-    /// The same, and it has just crashed again: soon the others will convert the table, and it may come back.
+    /// The same, and it has just crashed again: soon the others will convert the table, and it may return.
     ConversionAfterCrash,
     /// One of two replicas crashed, and one of its entries was raised by hand, which the other does not see: soon it
     /// takes all of them, and what it writes of several entries at once is refused, as long as the API server refuses
@@ -64,7 +64,7 @@ impl Opening {
                 let next = others.next().unwrap_or(holder);
                 let handed_over = [
                     Step::Plan(SHARD, next),
-                    // Whoever has news to tell tells it.
+                    // Every replica with news publishes it.
                     Step::Tick,
                     Step::Begin(next, SHARD),
                 ];

@@ -1,4 +1,4 @@
-//! One replica of the model: its machine, its tenures, and what is wrong with it.
+//! One replica of the model: its machine, its tenures, and its faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ pub enum NextRequest {
     IsLost,
     /// It arrives, and its answer does not.
     LosesItsReply,
-    /// It arrives when nobody waits for it any more.
+    /// It arrives when its sender no longer waits.
     IsLate,
 }
 
@@ -55,13 +55,13 @@ pub(crate) struct Replica {
     pub(crate) next: NextRequest,
     /// The same for requests for the table.
     pub(crate) next_of_table: NextRequest,
-    /// The highest epoch of each shard under which it knows that it won the Lease, in this incarnation.
+    /// The highest epoch of each shard under which it is known to have won the Lease, in this incarnation.
     pub(crate) won: BTreeMap<ShardId, u32>,
     /// Whether the API server ever refused it to write the table.
     pub(crate) was_refused: bool,
     /// Several entries that were refused together.
     pub(crate) refused_batch: Option<TableWrite>,
-    /// What waits while the replica stands still.
+    /// Events that wait while the replica is frozen.
     pub(crate) inbox: Vec<Event>,
     /// What its watch holds back, while it does.
     pub(crate) held_back: Option<Vec<Event>>,
@@ -141,7 +141,7 @@ impl Replica {
         matches!(self.up, Up::Running | Up::Paused)
     }
 
-    /// The right under which its workers may write without asking anybody.
+    /// The right under which its workers may write without a request.
     pub(crate) fn acts(
         &self,
         shard: ShardId,

@@ -1,4 +1,4 @@
-//! A second API server on the same etcd that hears of nothing: who watches there sees the past.
+//! A second API server on the same etcd that gets no updates: watches on it show the past.
 //!
 //! Lease writes by it are compared with what etcd has, as are reads without a version; what is old
 //! there are lists and watches. Its fence is as old, so that only the token on an object counts, as
@@ -28,7 +28,7 @@ impl Second {
 }
 
 impl Fleet {
-    /// From now on it hears of nothing.
+    /// From now on it gets no updates.
     pub(super) fn fork(&mut self) {
         self.second = Some(Second {
             members: self.server.members.clone(),
@@ -38,7 +38,7 @@ impl Fleet {
         });
     }
 
-    /// A replica lists there, and hears the rest when it catches up.
+    /// A replica lists there, and gets the rest when it catches up.
     pub(super) fn move_to_second(&mut self, n: usize) {
         let Some(second) = self.second.clone() else {
             return;

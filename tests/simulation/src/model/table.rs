@@ -1,9 +1,9 @@
-//! The shard table in the model: requests for it, what goes wrong with it, and what must hold of it.
+//! The shard table in the model: its requests, its faults, and what must hold.
 //!
 //! A read of the table and its answer happen at once, as do a probe and a write: the machine keeps one of each under
 //! way, and between a request and its answer nothing but its own events can happen to it that would not as well
 //! happen before or after. What can go in between at the API server is a fault: a late request, a lost reply, a watch
-//! of the table that stands still.
+//! of the table that is frozen.
 
 use super::fleet::Fleet;
 use super::replica::{NextRequest, Up};
@@ -15,7 +15,7 @@ use shard_ownership::table::{ShardTable, TableChange, TableWrite};
 use shard_ownership::token::FencingToken;
 
 impl Fleet {
-    /// What may go wrong with the table for one replica.
+    /// Faults of the table for one replica.
     pub(super) fn faults_of_table(&self, n: usize, steps: &mut Vec<Step>) {
         let replica = &self.replicas[n];
         if replica.next_of_table == NextRequest::Arrives {
@@ -149,7 +149,7 @@ impl Fleet {
         result
     }
 
-    /// Entries rise, whoever writes them, and one epoch belongs to one incarnation.
+    /// Entries rise for every writer, and one epoch belongs to one incarnation.
     fn check_rises(&mut self, before: Option<&ShardTable>, after: &ShardTable) {
         let Some(before) = before else { return };
         let falls = after.entries.iter().find(|(shard, entry)| {
@@ -163,7 +163,7 @@ impl Fleet {
         }
     }
 
-    /// A replica writes only entries of its own, of shards whose Leases it knows that it won.
+    /// A replica writes only its own entries, of shards whose Leases it is known to hold.
     fn check_sent(&mut self, n: usize, write: &TableWrite) {
         let TableChange::Entries { entries, .. } = &write.change else {
             return;
@@ -182,7 +182,7 @@ impl Fleet {
         }
     }
 
-    /// A replica says that it may not write the table only when that is so, or was.
+    /// A replica reports that it may not write the table only when that is so, or was.
     pub(super) fn check_barred(&mut self, n: usize, write: &MemberWrite) {
         let says_so = matches!(write.change, MemberChange::Renew { barred: true, .. });
         let replica = &self.replicas[n];
@@ -191,7 +191,7 @@ impl Fleet {
         }
     }
 
-    /// Work begins only when the table grants it. By the time that is noticed, people may have changed the table.
+    /// Work begins only when the table grants it. By the time that is detected, users may have changed the table.
     pub(super) fn check_admitted(&mut self, n: usize, token: &FencingToken) {
         let Some(table) = &self.server.table else {
             return;
@@ -208,8 +208,8 @@ impl Fleet {
         }
     }
 
-    /// Who works has the Lease and, in the table that stands, the entry. Who hears what happens works under no other
-    /// table.
+    /// A working replica has the Lease and, in the present table, the entry. One with current watches works under no
+    /// other table.
     pub(super) fn check_rights(&mut self, model: &OwnershipModel) {
         for n in 0..self.replicas.len() {
             let replica = &self.replicas[n];
@@ -254,7 +254,7 @@ impl Fleet {
         if !self.tampered && !has_both {
             self.violation = Some(format!("r{n} works under {token} without Lease or entry"));
         } else if hears && same.is_none() {
-            self.violation = Some(format!("r{n} works under {token}, whose table is gone"));
+            self.violation = Some(format!("r{n} works under {token}, whose table was deleted"));
         }
     }
 }

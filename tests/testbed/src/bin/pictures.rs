@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use testbed::browser::{Browser, Look};
+use testbed::browser::{Browser, Viewport};
 use testbed::{
     ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, shards, wait_for,
 };
@@ -15,7 +15,7 @@ const NAMESPACES: [&str; 3] = ["shop", "billing", "analytics"];
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Long enough for a first line of each replica's small graphs.
 const SETTLE: Duration = Duration::from_secs(20);
-/// The takeover is over soon: this is how long to look for the moment in which shards have no holder.
+/// The takeover is over soon: this is how long to poll for the moment in which shards have no holder.
 const FAULT_SHOWS: Duration = Duration::from_secs(20);
 const HEIGHT_MAX: u32 = 1_100;
 
@@ -39,21 +39,21 @@ async fn main() -> Result<()> {
 }
 
 async fn healthy(browser: &Browser, page: &str) -> Result<()> {
-    browser.open(page, Look::desk()).await?;
+    browser.open(page, Viewport::desk()).await?;
     // The page draws what it has seen since it was opened.
     tokio::time::sleep(SETTLE).await;
     shows(browser, "All is well").await?;
-    take(browser, Look::desk(), "fleet-healthy").await?;
-    browser.open(page, Look::phone()).await?;
+    take(browser, Viewport::desk(), "fleet-healthy").await?;
+    browser.open(page, Viewport::phone()).await?;
     shows(browser, "All is well").await?;
-    take(browser, Look::phone(), "fleet-phone").await
+    take(browser, Viewport::phone(), "fleet-phone").await
 }
 
-/// Two of four replicas are killed. The picture is of the moment in which nobody holds their shards.
+/// Two of four replicas are killed. The picture shows the moment in which their shards have no holder.
 async fn wounded(browser: &Browser, page: &str, fleet: &mut Fleet<'_>) -> Result<()> {
-    let dark = Look {
+    let dark = Viewport {
         dark: true,
-        ..Look::desk()
+        ..Viewport::desk()
     };
     browser.open(page, dark).await?;
     for victim in [2, 3] {
@@ -61,7 +61,7 @@ async fn wounded(browser: &Browser, page: &str, fleet: &mut Fleet<'_>) -> Result
     }
     let until = Instant::now() + FAULT_SHOWS;
     while Instant::now() < until {
-        // Opened anew, it asks at once; by itself it asks every other second only.
+        // A newly opened page fetches at once; an open one only every other second.
         browser.open(page, dark).await?;
         if shown(browser).await?.contains("No live replica holds") {
             return take(browser, dark, "fleet-fault").await;
@@ -72,15 +72,19 @@ async fn wounded(browser: &Browser, page: &str, fleet: &mut Fleet<'_>) -> Result
     )
 }
 
-/// What the page says first.
+/// The first status on the page.
 async fn shown(browser: &Browser) -> Result<String> {
     let code = "return document.querySelector('#verdict').innerText";
-    let text = wait_for("the page to judge the fleet", PATIENCE, || async {
-        let text = browser.script(code).await?;
-        let text = text.as_str().unwrap_or_default().to_owned();
-        let met = !text.contains("Waiting for the first answer");
-        Ok(Progress::when(met, text.clone(), || text))
-    })
+    let text = wait_for(
+        "the page to show the status of the fleet",
+        PATIENCE,
+        || async {
+            let text = browser.script(code).await?;
+            let text = text.as_str().unwrap_or_default().to_owned();
+            let met = !text.contains("Waiting for the first answer");
+            Ok(Progress::when(met, text.clone(), || text))
+        },
+    )
     .await?;
     Ok(text)
 }
@@ -95,8 +99,8 @@ async fn shows(browser: &Browser, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-async fn take(browser: &Browser, look: Look, name: &str) -> Result<()> {
-    let picture = browser.picture(look, HEIGHT_MAX).await?;
+async fn take(browser: &Browser, viewport: Viewport, name: &str) -> Result<()> {
+    let picture = browser.picture(viewport, HEIGHT_MAX).await?;
     let folder: PathBuf = testbed::fleet::repository().join("docs/pictures");
     std::fs::create_dir_all(&folder).context("make docs/pictures")?;
     let path = folder.join(format!("{name}.png"));

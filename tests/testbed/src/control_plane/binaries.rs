@@ -9,7 +9,7 @@ use crate::error::{Context, Result, failed};
 
 static FOLDER: OnceCell<PathBuf> = OnceCell::const_new();
 
-/// The folder of the programs. `tests/control-plane/build.sh` knows it, and builds what is missing; its progress
+/// The folder of the programs. `tests/control-plane/build.sh` defines it, and builds what is missing; its progress
 /// goes to standard error.
 pub(super) async fn folder() -> Result<PathBuf> {
     FOLDER.get_or_try_init(build).await.cloned()
@@ -28,7 +28,7 @@ async fn build() -> Result<PathBuf> {
         .context(format!("run {}", script.display()))?;
     if !output.status.success() {
         return failed(
-            "the control plane's programs are not there: run `make control-plane`, which says why",
+            "the control plane's programs are missing: run `make control-plane`, which prints the reason",
         );
     }
     let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();

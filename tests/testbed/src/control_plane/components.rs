@@ -21,11 +21,11 @@ pub(super) const NAMES: [&str; 5] = [
     "kube-scheduler",
     "kwok-controller",
 ];
-/// What a program says in its log when another one has its port.
+/// What a program logs when another one has its port.
 pub(super) const PORT_TAKEN: &str = "address already in use";
-/// What the API server answers when a policy names a kind of parameter that it does not know (yet).
+/// The API server's answer when a policy names a kind of parameter that it has not discovered yet.
 const UNUSABLE_POLICY: &str = "failed to configure policy";
-const PORT_LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const PORT_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// An API server reads all that there is before it serves.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(180);
 const LOG_TAIL_LINES: usize = 8;
@@ -58,7 +58,7 @@ impl ControlPlane {
             .context(format!("{name} does not run: read {}", path.display()))?;
         let pid = text.trim().parse().context(format!("pid of {name}"))?;
         let process = ProcessId::of(pid)?;
-        // The pid may have gone to another program since the file was written.
+        // The pid may belong to another program since the file was written.
         let program = self.workdir().join("bin").join(name);
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if command.split(|byte| *byte == 0).next() != Some(program.as_os_str().as_bytes()) {
@@ -78,7 +78,7 @@ impl ControlPlane {
         self.component(name)?.process.freeze()
     }
 
-    /// Lets a paused program go on.
+    /// Resumes a paused program.
     ///
     /// # Errors
     /// When it does not run.
@@ -86,7 +86,7 @@ impl ControlPlane {
         self.component(name)?.process.signal(Signal::CONT)
     }
 
-    /// Kills a program and waits until it is gone.
+    /// Kills a program and waits until it has ended.
     ///
     /// # Errors
     /// When it does not run.
@@ -124,8 +124,8 @@ impl ControlPlane {
         self.wait_until_policies_are_usable().await
     }
 
-    /// Waits until no admission policy refuses everybody because the API server does not yet know the kind of its
-    /// parameter: it may say that it is ready before it has read its CRDs, and looks again every 30 seconds.
+    /// Waits until no admission policy rejects every request because the API server has not discovered the kind of its
+    /// parameter: it may report ready before it has read its CRDs, and reads them again every 30 seconds.
     ///
     /// # Errors
     /// When one still does after a while.
@@ -162,7 +162,7 @@ impl ControlPlane {
     /// upgrade or a downgrade would.
     ///
     /// # Errors
-    /// When it does not come back.
+    /// When it does not become ready again.
     pub async fn restart_api_server(&self, sharded: bool) -> Result<()> {
         self.kill("kube-apiserver").await?;
         let path = self.workdir().join("kwok.yaml");
@@ -176,7 +176,7 @@ impl ControlPlane {
         self.start_again().await
     }
 
-    /// Waits until the API server says that it is ready.
+    /// Waits until the API server reports ready.
     ///
     /// # Errors
     /// When it does not within `timeout`.
@@ -250,6 +250,6 @@ pub(super) async fn lost_port(workdir: PathBuf) -> String {
         if logs.contains(PORT_TAKEN) {
             return format!("a port of the control plane was taken by another program\n{logs}");
         }
-        tokio::time::sleep(PORT_LOOK_INTERVAL).await;
+        tokio::time::sleep(PORT_CHECK_INTERVAL).await;
     }
 }

@@ -99,7 +99,7 @@ fn configuration(options: &ControlPlaneOptions, ports: &Ports, bin: &Path, folde
     })
 }
 
-/// The feature gate, as it stands in command lines.
+/// The feature gate, as in command lines.
 pub(super) fn sharding(on: bool) -> String {
     format!("ShardedListAndWatch={on}")
 }
@@ -121,7 +121,7 @@ fn patches(options: &ControlPlaneOptions) -> Vec<Value> {
         (manager, "controllers", controllers.as_str()),
         // It is the only one; with an election it would end itself when the API server is away.
         (manager, "leader-elect", "false"),
-        // Loopback also for what is advertised, so that nothing asks the machine's other addresses.
+        // Loopback also for what is advertised, so that no client uses the machine's other addresses.
         ("kube-apiserver", "advertise-address", "127.0.0.1"),
         ("kube-apiserver", "endpoint-reconciler-type", "none"),
     ];
@@ -164,7 +164,7 @@ pub(super) fn audit_policy(level: AuditLevel) -> Value {
                 "resources": ownership, "verbs": writes,
             }),
         );
-        // Whoever writes them: users may edit the fencing token of an object.
+        // For every writer: users may edit the fencing token of an object.
         let changes = ["create", "update", "patch"];
         let fenced = [
             json!({"group": "database.io", "resources": ["databaseclusters", "databaseclusters/status"]}),
@@ -186,7 +186,7 @@ pub(super) fn audit_policy(level: AuditLevel) -> Value {
     })
 }
 
-/// Where nothing provides volumes, the scheduler binds Pods whose claims have none.
+/// Without a provisioner, the scheduler binds Pods with unbound claims.
 pub(super) fn scheduler(options: &ControlPlaneOptions) -> Value {
     let disabled = match options.real_volumes {
         true => json!([]),
@@ -255,7 +255,7 @@ fn stage(name: &str, api: &str, kind: &str, when: &str, status: &str) -> Value {
     })
 }
 
-/// `phase` of a node is long unused by Kubernetes itself; here it says that the stage was played.
+/// `phase` of a node is long unused by Kubernetes itself; here it marks a finished stage.
 const NODE_STATUS: &str = r#"
 phase: Running
 conditions:
@@ -272,7 +272,7 @@ const POD_STARTS: &str = "!has(self.metadata.deletionTimestamp) && self.status.p
 const POD_LACKS_ITS_IMAGE: &str = "!has(self.metadata.deletionTimestamp) && self.status.phase == 'Pending' && \
     self.spec.containers.exists(c, c.image.endsWith('-missing')) && !has(self.status.containerStatuses)";
 
-/// What the kubelet says of a Pod whose first image can not be pulled.
+/// The kubelet's status of a Pod whose first image cannot be pulled.
 const POD_STATUS_IMAGE_MISSING: &str = r#"
 {{ $now := Now }}
 startTime: {{ $now | Quote }}

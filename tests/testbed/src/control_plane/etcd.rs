@@ -1,4 +1,4 @@
-//! Straight into etcd, past the API server: what would take it an hour to be told takes a minute.
+//! Writes into etcd directly: what takes the API server an hour takes a minute.
 
 use std::time::Duration;
 

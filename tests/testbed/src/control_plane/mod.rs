@@ -47,7 +47,7 @@ impl ControlPlane {
     /// Starts a control plane and waits until it serves and its fake nodes take Pods.
     ///
     /// # Errors
-    /// When its programs can not be built or started, with the end of the logs.
+    /// When its programs cannot be built or started, with the end of the logs.
     pub async fn start(options: ControlPlaneOptions) -> Result<Self> {
         let options = keep_audit(options);
         let bin = binaries::folder().await?;
@@ -71,7 +71,7 @@ impl ControlPlane {
         write_files(options, &ports, bin, guardian.folder())?;
         tokio::select! {
             created = run_kwokctl(&guardian, bin, &["create", "cluster", "--wait", "60s"]) => created?,
-            // Without this it would wait for minutes for a server that can not come.
+            // Without this it would wait for minutes for a server that cannot start.
             lost = components::lost_port(workdir(guardian.folder())) => return failed(lost),
         }
         let client = admin_client(guardian.folder()).await?;
@@ -94,7 +94,7 @@ impl ControlPlane {
         self.client.clone()
     }
 
-    /// A client of somebody who has no rights but those that are bound to this name.
+    /// A client of a user that has only the rights that are bound to this name.
     ///
     /// # Errors
     /// When the administrator's kubeconfig cannot be read.
@@ -122,7 +122,7 @@ impl ControlPlane {
         self.bin.join("kubectl")
     }
 
-    /// The temporary folder, which goes with the control plane.
+    /// The temporary folder, which is removed with the control plane.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.guardian.folder()
@@ -140,7 +140,7 @@ impl ControlPlane {
         self.workdir().join("pki").join("ca.crt")
     }
 
-    /// Who ends everything when the owner is gone; register processes and files here.
+    /// The guardian that ends everything after the owner; register processes and files here.
     #[must_use]
     pub fn guardian(&self) -> &Guardian {
         &self.guardian
@@ -149,7 +149,7 @@ impl ControlPlane {
     /// Runs kubectl as administrator and returns what it prints.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// When it fails, with its output.
     pub async fn run_kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.run_kubectl_as(&self.kubeconfig(), arguments).await
     }
@@ -157,7 +157,7 @@ impl ControlPlane {
     /// As [`ControlPlane::run_kubectl`], with the credentials in this kubeconfig.
     ///
     /// # Errors
-    /// When it fails, with what it said.
+    /// When it fails, with its output.
     pub async fn run_kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(self.kubectl());
         command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
@@ -168,7 +168,7 @@ impl ControlPlane {
     /// Everything that the audit log holds so far, oldest first by completion.
     ///
     /// # Errors
-    /// When the log is off or can not be read.
+    /// When the log is off or cannot be read.
     pub fn audit(&self) -> Result<Vec<AuditEvent>> {
         audit::read(&self.audit_log()?)
     }
@@ -184,7 +184,7 @@ impl ControlPlane {
         Ok(self.workdir().join("logs").join("audit.log"))
     }
 
-    /// Ends it and waits until everything is gone.
+    /// Ends it and waits until everything has ended.
     ///
     /// # Errors
     /// When something stays behind.
@@ -253,7 +253,7 @@ fn write_files(
     Ok(())
 }
 
-/// Runs kwokctl with an environment of its own, so that no setting or file of the user's has a say.
+/// Runs kwokctl with an environment of its own, so that no setting or file of the user applies.
 async fn run_kwokctl(guardian: &Guardian, bin: &Path, arguments: &[&str]) -> Result<()> {
     let folder = guardian.folder();
     let mut command = Command::new(bin.join("kwokctl"));
@@ -314,7 +314,7 @@ async fn admin_client(folder: &Path) -> Result<Client> {
 /// A client from a kubeconfig file.
 ///
 /// # Errors
-/// When the file can not be read or understood.
+/// When the file cannot be read or parsed.
 pub async fn client_from(kubeconfig: &Path) -> Result<Client> {
     let what = || format!("use {}", kubeconfig.display());
     let config = config_from(kubeconfig).await?;
@@ -331,7 +331,7 @@ async fn config_from(kubeconfig: &Path) -> Result<kube::Config> {
         .context(what())
 }
 
-/// The TLS library wants to be told once which cryptography to use; a second call changes nothing.
+/// Sets the cryptography provider of the TLS library once; a second call changes nothing.
 fn install_crypto_provider() {
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }
@@ -344,7 +344,7 @@ mod tests {
     use std::time::Instant;
 
     #[tokio::test]
-    async fn a_port_that_somebody_took_is_noticed_at_once_and_named() {
+    async fn occupied_port_is_reported_at_once() {
         let ports = Ports::choose().unwrap();
         let bin = binaries::folder().await.unwrap();
         let started = Instant::now();

@@ -1,6 +1,6 @@
-//! What a control plane can be asked for.
+//! Options of a control plane.
 
-/// How much the API server's audit log says.
+/// The level of the API server's audit log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuditLevel {
     /// No audit log.
@@ -12,7 +12,7 @@ pub enum AuditLevel {
     RequestResponse,
 }
 
-/// What a control plane can be asked for. The default is a plain one with three fake nodes.
+/// Options of a control plane. The default is a plain one with three fake nodes.
 #[derive(Clone, Debug)]
 pub struct ControlPlaneOptions {
     /// The API server's feature gate `ShardedListAndWatch`.
@@ -23,8 +23,8 @@ pub struct ControlPlaneOptions {
     pub nodes: u32,
     /// For scale runs: no StatefulSet controller and no Pods; a StatefulSet's status follows its spec at once.
     pub statefulset_stage: bool,
-    /// Claims are bound by Kubernetes itself, to volumes that the test makes: none comes by itself. Otherwise each claim
-    /// counts as bound, without a volume.
+    /// Claims are bound by Kubernetes itself, to volumes that the test creates: there is no provisioner. Otherwise each
+    /// claim counts as bound, without a volume.
     pub real_volumes: bool,
     /// Lifts the controller manager's and the scheduler's own limit of requests per second.
     /// The API server's priority and fairness stays as it is.

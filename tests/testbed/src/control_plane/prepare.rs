@@ -98,7 +98,7 @@ impl ControlPlane {
         .await
     }
 
-    /// The controller manager makes the ServiceAccount `default` of a new namespace; Pods need it.
+    /// The controller manager creates the ServiceAccount `default` of a new namespace; Pods need it.
     pub(crate) async fn wait_for_service_account(&self, namespace: &str, name: &str) -> Result<()> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client(), namespace);
         wait_for(

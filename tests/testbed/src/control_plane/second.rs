@@ -23,10 +23,10 @@ use crate::wait::{Progress, wait_for};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 64 << 10;
-/// Keys of what comes late. Nothing else does: a request that has to wait for etcd itself would find the cache caught
-/// up. The API server has a connection for each kind.
+/// Keys of delayed objects. Nothing else is delayed: a request that has to wait for etcd itself would find the cache
+/// caught up. The API server has a connection for each kind.
 const LATE: [&[u8]; 2] = [b"/registry/leases/", b"/registry/database.io/shardtables/"];
-/// Chunks on their way; more make etcd wait.
+/// Chunks in flight; more make etcd wait.
 const CHUNKS_MAX: usize = 1024;
 
 /// A second API server. Dropping it ends it.
@@ -41,7 +41,7 @@ impl ControlPlane {
     /// Starts a second API server with the flags of the first, on a port of its own, and waits until it serves.
     ///
     /// # Errors
-    /// When it can not be started or does not serve in time.
+    /// When it cannot be started or does not serve in time.
     pub async fn second_api_server(&self) -> Result<SecondApiServer> {
         self.second_api_server_with(&[]).await
     }
@@ -49,7 +49,7 @@ impl ControlPlane {
     /// The same, with some flags set otherwise (`("--feature-gates", "A=false")`).
     ///
     /// # Errors
-    /// When it can not be started or does not serve in time.
+    /// When it cannot be started or does not serve in time.
     pub async fn second_api_server_with(
         &self,
         otherwise: &[(&str, &str)],
@@ -116,7 +116,7 @@ impl SecondApiServer {
         self.port
     }
 
-    /// From now on, what etcd sends it of Leases and shard tables comes this much later.
+    /// From now on, its events of Leases and shard tables from etcd are delayed this much.
     pub fn set_lag(&self, lag: Duration) {
         let lag_ms = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
         self.lag_ms.store(lag_ms, Ordering::Relaxed);
@@ -125,7 +125,7 @@ impl SecondApiServer {
     /// A client of it, with the credentials of a kubeconfig for the first.
     ///
     /// # Errors
-    /// When the kubeconfig can not be read.
+    /// When the kubeconfig cannot be read.
     pub async fn client(&self, kubeconfig: &std::path::Path) -> Result<Client> {
         let what = || format!("use {} for the second API server", kubeconfig.display());
         let text = Kubeconfig::read_from(kubeconfig).context(what())?;
@@ -166,7 +166,7 @@ impl SecondApiServer {
 impl Drop for SecondApiServer {
     fn drop(&mut self) {
         self.proxy.abort();
-        // One that has ended already gives errors of no interest.
+        // One that has ended already returns errors, which are ignored.
         let _ended = self.child.kill();
         let _ended = self.child.wait();
     }
@@ -188,7 +188,7 @@ async fn proxy(listener: TcpListener, etcd: u16, lag_ms: Arc<AtomicU64>) {
     }
 }
 
-/// Passes on what the API server asks, and notes whether it is about something that comes late.
+/// Passes on requests of the API server, and notes whether they concern delayed keys.
 async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_late: Arc<AtomicBool>) {
     let mut chunk = vec![0; CHUNK_BYTES];
     while let Ok(length @ 1..) = from.read(&mut chunk).await {
@@ -203,7 +203,7 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_late: Arc<
     }
 }
 
-/// Passes on what comes, each piece as late as was asked for when it came.
+/// Passes on responses, each piece with the delay that was set when it arrived.
 async fn delayed(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,

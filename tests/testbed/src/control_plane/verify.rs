@@ -1,4 +1,4 @@
-//! Each component runs and listens on its own ports: else the others may be talking to somebody else's.
+//! Each component runs and listens on its own ports: otherwise the others may use a foreign server.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +6,8 @@ use super::{ControlPlane, components, run_kwokctl};
 use crate::error::{Result, failed};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// A controller manager ends by itself when the API server takes longer than 10 s to come up.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// A controller manager ends by itself when the API server takes longer than 10 s to start.
 const MAX_RESTARTS: u32 = 5;
 
 impl ControlPlane {
@@ -34,7 +34,7 @@ impl ControlPlane {
                 restarts += 1;
                 run_kwokctl(&self.guardian, &self.bin, &["start", "cluster"]).await?;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 

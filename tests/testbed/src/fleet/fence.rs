@@ -11,7 +11,7 @@ use crate::wait::{Progress, wait_for};
 
 const IN_FORCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits until what no replica may write is refused, asked in a dry run in the operator's name.
+/// Waits until a write that no replica may make is rejected, in a dry run as the operator.
 ///
 /// # Errors
 /// When it is not in time.

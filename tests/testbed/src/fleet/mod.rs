@@ -23,11 +23,11 @@ pub const OPERATOR_ACCOUNT: &str = "databasecluster-operator";
 pub const OPERATOR_USER: &str =
     "system:serviceaccount:databasecluster-system:databasecluster-operator";
 const BINARY: &str = "databasecluster-operator";
-/// The program in which `DBC_PLANTED_FAULTS` plants faults.
-const PLANTED_BINARY: &str = "databasecluster-operator-planted";
+/// The program in which `DBC_PLANTED_FAULTS` activates failpoints.
+const FAILPOINTS_BINARY: &str = "databasecluster-operator-planted";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a fleet can be asked for.
+/// Options of a fleet.
 #[derive(Clone, Debug, Default)]
 pub struct FleetOptions {
     /// More arguments of `run`, for every replica.
@@ -74,7 +74,7 @@ impl<'a> Fleet<'a> {
         Self::installed(control_plane, options)
     }
 
-    /// Starts no replica yet, and installs nothing: what they need is there.
+    /// Starts no replica yet, and installs nothing: everything they need exists.
     ///
     /// # Errors
     /// When the operator's program is nowhere.
@@ -113,7 +113,7 @@ impl<'a> Fleet<'a> {
     /// It listens when this returns; whether it is ready is another question.
     ///
     /// # Errors
-    /// When it can not be started or does not say where it listens; the end of its log is in the message.
+    /// When it cannot be started or does not log its address; the end of its log is in the message.
     pub async fn start_replica(&mut self, extra_args: &[String]) -> Result<usize> {
         let options = ReplicaOptions {
             args: extra_args.to_vec(),
@@ -147,7 +147,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// Starts more replicas such that they see the API server at the same instant, so that none of them
-    /// has taken everything before the others are there. Returns the index of the first.
+    /// has taken everything before the others have joined. Returns the index of the first.
     ///
     /// # Errors
     /// As [`Fleet::start_replica`].
@@ -177,7 +177,7 @@ impl<'a> Fleet<'a> {
     /// Starts a process again that has ended, under the same identity, as the kubelet does with a container.
     ///
     /// # Errors
-    /// When the replica still runs or can not be started.
+    /// When the replica still runs or cannot be started.
     pub async fn restart_replica(&mut self, index: usize) -> Result<()> {
         let replica = self.replica(index)?;
         if replica.is_alive() {
@@ -257,7 +257,7 @@ impl<'a> Fleet<'a> {
         self.control_plane
     }
 
-    /// Removes the fake Pod of a replica, as when its node is gone for good.
+    /// Removes the fake Pod of a replica, as when its node is lost forever.
     ///
     /// # Errors
     /// When the API server refuses.
@@ -281,13 +281,13 @@ pub fn operator_binary() -> Result<PathBuf> {
     beside(BINARY, "cargo build, or set OPERATOR_BIN")
 }
 
-/// The operator built so that faults can be planted in it (`DBC_PLANTED_FAULTS`).
+/// The operator built with failpoints (`DBC_PLANTED_FAULTS`).
 ///
 /// # Errors
 /// When it was not built.
-pub fn planted_binary() -> Result<PathBuf> {
-    let how = format!("cargo build --features planted-faults --bin {PLANTED_BINARY}");
-    beside(PLANTED_BINARY, &how)
+pub fn failpoints_binary() -> Result<PathBuf> {
+    let how = format!("cargo build --features planted-faults --bin {FAILPOINTS_BINARY}");
+    beside(FAILPOINTS_BINARY, &how)
 }
 
 /// A program beside the running executable, or up to two folders up.

@@ -1,4 +1,4 @@
-//! One operator process: started, asked, signalled, and ended.
+//! One operator process: started, queried, signalled, and ended.
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
@@ -15,7 +15,7 @@ use crate::control_plane::ControlPlane;
 use crate::error::{Context, Error, Result, failed};
 use crate::http_get::{self, Answer};
 use crate::metrics::Metrics;
-use crate::process::{ProcessFigures, ProcessId};
+use crate::process::{ProcessId, ProcessUsage};
 use crate::wait::{Progress, wait_for};
 
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -37,7 +37,7 @@ pub(super) struct Launch {
 pub struct Replica {
     launch: Launch,
     process: ProcessId,
-    /// Guards the handle for the time of one look at whether the process has ended.
+    /// Guards the handle during one check whether the process has ended.
     child: Mutex<Child>,
     url: String,
     log: PathBuf,
@@ -153,8 +153,8 @@ impl Replica {
     ///
     /// # Errors
     /// When it has ended.
-    pub fn figures(&self) -> Result<ProcessFigures> {
-        self.process.figures()
+    pub fn usage(&self) -> Result<ProcessUsage> {
+        self.process.usage()
     }
 
     /// Asks it over HTTP.
@@ -187,7 +187,7 @@ impl Replica {
             Ok(match self.get("/readyz").await {
                 Ok(answer) if answer.status == 200 => Progress::Done(()),
                 Ok(answer) => Progress::pending(format!(
-                    "/readyz says {}: {}",
+                    "/readyz answers {}: {}",
                     answer.status,
                     answer.body.trim()
                 )),
@@ -197,7 +197,7 @@ impl Replica {
         self.with_log(waited.await)
     }
 
-    /// Kills it (SIGKILL) and returns when it is gone.
+    /// Kills it (SIGKILL) and returns when it has ended.
     ///
     /// # Errors
     /// When it has ended before.
@@ -231,7 +231,7 @@ impl Replica {
         self.process.freeze()
     }
 
-    /// Lets it go on after [`Replica::stop`].
+    /// Resumes it after [`Replica::stop`].
     ///
     /// # Errors
     /// When it has ended.
@@ -239,7 +239,7 @@ impl Replica {
         self.process.signal(Signal::CONT)
     }
 
-    /// Waits until the process has ended, whoever ends it.
+    /// Waits until the process has ended.
     ///
     /// # Errors
     /// When it does not end in time.
@@ -289,7 +289,7 @@ impl Replica {
                     .unwrap_or_default();
                 let url = listening_url(&String::from_utf8_lossy(own));
                 Ok(url.map_or_else(
-                    || Progress::pending("its log does not say where"),
+                    || Progress::pending("its log does not contain the address"),
                     Progress::Done,
                 ))
             },
@@ -313,7 +313,7 @@ impl Replica {
 impl Drop for Replica {
     fn drop(&mut self) {
         let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // A stopped process is killed as well as a running one; one that has ended gives an error of no interest.
+        // A stopped process is killed as well as a running one; one that has ended returns an error, which is ignored.
         if child.kill().is_ok() {
             let started = Instant::now();
             while started.elapsed() < Duration::from_secs(5)
@@ -325,7 +325,7 @@ impl Drop for Replica {
     }
 }
 
-/// The address in the log line that says that the replica listens.
+/// The address in the log line of the listening replica.
 fn listening_url(log: &str) -> Option<String> {
     const SCHEME: &str = "http://";
     let line = log
@@ -345,7 +345,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_is_found_in_plain_and_quoted_log_lines() {
+    fn address_is_found_in_plain_and_quoted_log_lines() {
         let plain = "start\n2026 INFO listening url=http://127.0.0.1:4711 more=1\n";
         assert_eq!(listening_url(plain).unwrap(), "http://127.0.0.1:4711");
         let quoted = r#"{"message":"listening","url":"http://127.0.0.1:1"}"#;

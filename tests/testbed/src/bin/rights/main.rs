@@ -1,5 +1,6 @@
-//! Compares what the operator may do (deploy/base/rbac.yaml) with what it did in the tests (their audit logs), both ways:
-//! nothing granted that was never used, nothing used that is not granted. `make rights` runs the tests and then this.
+//! Compares what the operator may do (deploy/base/rbac.yaml) with what it did in the tests (their audit logs), both
+//! ways: nothing granted that was never used, nothing used that is not granted. `make rights` runs the tests and then
+//! this.
 
 mod rules;
 
@@ -17,7 +18,7 @@ use rules::{Right, Scope, granted};
 /// Requests of the tests themselves under the operator's account carry another name.
 const PROGRAM: &str = "databasecluster-operator/";
 
-/// Rights that no audit log can show, and why they are there.
+/// Rights that no audit log can show, and why they are granted.
 const INVISIBLE: [(&str, &str); 3] = [
     (
         "update database.io/databaseclusters/finalizers",
@@ -90,7 +91,7 @@ fn compare(arguments: &Arguments) -> Result<bool> {
     Ok(good)
 }
 
-/// What the operator asked for, whether it was allowed or not; how many logs and requests there were.
+/// What the operator requested, allowed or not; the number of logs and requests.
 fn used(arguments: &Arguments) -> Result<(BTreeSet<Right>, usize, usize)> {
     let (mut used, mut logs, mut requests) = (BTreeSet::new(), 0, 0);
     let folder = &arguments.logs;
@@ -110,7 +111,7 @@ fn used(arguments: &Arguments) -> Result<(BTreeSet<Right>, usize, usize)> {
     Ok((used, logs, requests))
 }
 
-/// A server-side apply of what is not there needs the right to create it too.
+/// A server-side apply of a missing object needs the right to create it too.
 fn rights_of(event: &AuditEvent) -> Vec<Right> {
     let scope = if event.namespace == OPERATOR_NAMESPACE {
         Scope::Own

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-/// Where a right holds, or a request went.
+/// The scope of a right or a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
     /// In the operator's own namespace.
@@ -69,7 +69,7 @@ struct Rule {
 /// All rights of the roles in a text.
 ///
 /// # Errors
-/// When it can not be understood, or grants anything at all by a `*`.
+/// When it cannot be parsed, or grants anything at all by a `*`.
 pub(crate) fn granted(text: &str) -> Result<BTreeSet<Right>> {
     let documents: Vec<serde_json::Value> =
         serde_saphyr::from_multiple(text).context("understand the rights")?;
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rights_are_told_apart_by_place_and_stars_are_refused() {
+    fn rights_are_distinguished_by_scope_and_wildcards_are_rejected() {
         let text = "kind: Role\nrules:\n- apiGroups: ['']\n  resources: [pods]\n  verbs: [get, list]\n---\n\
                     kind: ClusterRole\nrules:\n- apiGroups: [apps]\n  resources: [x/status]\n  verbs: [patch]\n---\n\
                     kind: ServiceAccount\n";

@@ -16,7 +16,7 @@ pub(crate) fn text(control_plane: &ControlPlane, fleet: &Fleet<'_>, namespaces: 
         "Try next:".to_owned(),
         format!("# the clusters, by phase\n{kubectl} get dbc -A"),
         format!(
-            "# who holds which shard\n{kubectl} -n {OPERATOR_NAMESPACE} get leases -l database.io/role=shard -o {columns}"
+            "# the holders of all shards\n{kubectl} -n {OPERATOR_NAMESPACE} get leases -l database.io/role=shard -o {columns}"
         ),
         format!(
             "# one more replica for one of them\n{kubectl} -n {namespace} scale dbc/db-0000 --replicas 4"
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_only_when_they_must_be() {
+    fn words_are_quoted_only_when_necessary() {
         assert_eq!(quoted("/tmp/a-b_c.d"), "/tmp/a-b_c.d");
         assert_eq!(quoted("/my folder/it's"), r"'/my folder/it'\''s'");
     }

@@ -1,4 +1,4 @@
-//! `.run/fleet.json`: what runs, for scripts; it goes when the demonstration does.
+//! `.run/fleet.json`: what runs, for scripts; it is removed when the demonstration ends.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use testbed::{ControlPlane, Fleet};
 /// The written file; dropping it removes it.
 pub(crate) struct Journal(PathBuf);
 
-/// Writes the file in one step, so that nobody reads half of it.
+/// Writes the file atomically, so that no reader gets a part of it.
 pub(crate) fn write(
     path: PathBuf,
     control_plane: &ControlPlane,

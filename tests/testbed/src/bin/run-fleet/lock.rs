@@ -18,7 +18,7 @@ impl Lock {
     }
 }
 
-/// Takes the lock, or says in one line who has it.
+/// Takes the lock, or names its owner in one line.
 pub(crate) fn take() -> Result<Lock> {
     let folder = testbed::fleet::repository().join(".run");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;

@@ -91,7 +91,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-/// Completes with the reason when the user, the system or the parent wants an end.
+/// Completes with the reason when the user, the system or the parent ends the program.
 async fn interrupted(with_parent: bool) -> Result<&'static str> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -99,8 +99,8 @@ async fn interrupted(with_parent: bool) -> Result<&'static str> {
     Ok(tokio::select! {
         _ = interrupt.recv() => "Ctrl-C",
         _ = terminate.recv() => "SIGTERM",
-        _ = hangup.recv() => "the terminal is gone",
-        () = parent_gone(with_parent) => "the parent process is gone",
+        _ = hangup.recv() => "the terminal was closed",
+        () = parent_gone(with_parent) => "the parent process has ended",
     })
 }
 
@@ -200,7 +200,7 @@ async fn reach_ready(
 /// Redraws until `work` completes.
 ///
 /// # Errors
-/// When every replica has ended before, with what they said last.
+/// When every replica has ended before, with the last lines of their logs.
 async fn run_until<T>(
     work: impl Future<Output = T>,
     observer: &mut Observer<'_>,
@@ -213,7 +213,7 @@ async fn run_until<T>(
         tokio::select! {
             result = &mut work => return Ok(result),
             _ = tick.tick() => {
-                screen.draw(&observer.look().await);
+                screen.draw(&observer.snapshot().await);
                 if fleet.alive().next().is_none() {
                     screen.finish();
                     bail!("every replica has ended:\n{}", log_tails(fleet));
@@ -231,10 +231,10 @@ fn step(started: &mut Instant, what: &str) {
 /// The table reads only `/metrics`, which may be a moment behind the API.
 async fn show_last_frame(observer: &mut Observer<'_>, screen: &mut Screen) {
     let started = Instant::now();
-    let mut snapshot: Snapshot = observer.look().await;
+    let mut snapshot: Snapshot = observer.snapshot().await;
     while snapshot.ready() < snapshot.expected && started.elapsed() < FIGURES_LAG {
         tokio::time::sleep(REDRAW_INTERVAL).await;
-        snapshot = observer.look().await;
+        snapshot = observer.snapshot().await;
     }
     screen.draw_last(&snapshot);
 }
@@ -250,7 +250,7 @@ fn log_tails(fleet: &Fleet<'_>) -> String {
         .join("\n")
 }
 
-/// Lets the replicas end by themselves; who does not is killed when the fleet is dropped.
+/// Stops the replicas gracefully; those that do not end are killed when the fleet is dropped.
 async fn take_down(mut fleet: Fleet<'_>) {
     let running: Vec<bool> = fleet
         .replicas()

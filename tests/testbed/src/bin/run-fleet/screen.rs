@@ -7,7 +7,7 @@ use crate::snapshot::Snapshot;
 use crate::view;
 
 const PLAIN_INTERVAL: Duration = Duration::from_secs(3);
-/// Once all are Ready, plain lines come seldom.
+/// Once all are Ready, plain lines are printed rarely.
 const PLAIN_QUIET_INTERVAL: Duration = Duration::from_secs(60);
 const FALLBACK_SIZE: (usize, usize) = (80, 24);
 
@@ -35,7 +35,7 @@ impl Screen {
         }
     }
 
-    /// Draws, or says so in a line if the last one is a while ago.
+    /// Draws, or prints a line if the last one is a while ago.
     pub(crate) fn draw(&mut self, snapshot: &Snapshot) {
         match self {
             Self::Terminal { drawn_lines } => *drawn_lines = redraw(*drawn_lines, snapshot),
@@ -63,7 +63,7 @@ impl Screen {
         self.draw(snapshot);
     }
 
-    /// Leaves what is drawn where it is; what comes next is drawn below.
+    /// Keeps what is drawn; the next output is drawn below.
     pub(crate) fn finish(&mut self) {
         if let Self::Terminal { drawn_lines } = self
             && *drawn_lines > 0
@@ -87,7 +87,7 @@ fn redraw(drawn_lines: usize, snapshot: &Snapshot) -> usize {
     // More lines than the terminal has would scroll, and could not be redrawn.
     let hidden = lines.len().saturating_sub(height.saturating_sub(1).max(1));
     lines.drain(..hidden);
-    // One write, inside a synchronized update where the terminal knows it, with each line erased only behind its
+    // One write, inside a synchronized update where the terminal supports it, with each line erased only behind its
     // new text: nothing flickers.
     let mut frame = String::from("\x1b[?2026h\x1b[?25l\r");
     if drawn_lines > 0 {
@@ -110,7 +110,7 @@ fn size() -> (usize, usize) {
     }
 }
 
-/// A reader that is gone is no reason to end: the fleet is what matters.
+/// A closed output is no reason to end: the fleet is what matters.
 fn emit(text: &str) {
     let mut out = stdout().lock();
     let _written = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -1,4 +1,4 @@
-//! What the fleet says about itself: only `/metrics` is read.
+//! The state of the fleet, from `/metrics` alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use testbed::{Fleet, Replica};
 /// A replica that takes longer is shown as silent; the others are not kept waiting.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// One look at the fleet.
+/// One snapshot of the fleet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) rows: Vec<Row>,
@@ -27,16 +27,16 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) runs: bool,
     /// `None` when it does not answer.
-    pub(crate) figures: Option<Figures>,
+    pub(crate) stats: Option<Stats>,
 }
 
-/// What a replica says.
+/// The metrics of a replica.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Figures {
+pub(crate) struct Stats {
     pub(crate) shards: u64,
     pub(crate) objects: u64,
     pub(crate) queue: u64,
-    /// Of one core, since the last look.
+    /// Of one core, since the last snapshot.
     pub(crate) cpu_percent: f64,
     pub(crate) memory_bytes: f64,
 }
@@ -48,12 +48,12 @@ impl Snapshot {
     }
 }
 
-/// Looks at a fleet again and again.
+/// Takes snapshots of a fleet.
 pub(crate) struct Observer<'a> {
     fleet: &'a Fleet<'a>,
     expected: u64,
     started: Instant,
-    /// CPU seconds of each replica at the last look.
+    /// CPU seconds of each replica at the last snapshot.
     cpu: HashMap<String, (Instant, f64)>,
 }
 
@@ -67,7 +67,7 @@ impl<'a> Observer<'a> {
         }
     }
 
-    pub(crate) async fn look(&mut self) -> Snapshot {
+    pub(crate) async fn snapshot(&mut self) -> Snapshot {
         let answers = join_all(self.fleet.replicas().iter().map(ask)).await;
         let mut snapshot = Snapshot {
             expected: self.expected,
@@ -75,9 +75,9 @@ impl<'a> Observer<'a> {
             ..Snapshot::default()
         };
         for (replica, metrics) in self.fleet.replicas().iter().zip(answers) {
-            let figures = metrics
+            let stats = metrics
                 .as_ref()
-                .map(|metrics| self.figures(replica.name(), metrics));
+                .map(|metrics| self.stats(replica.name(), metrics));
             for (phase, count) in metrics
                 .iter()
                 .flat_map(|m| m.by_label("databasecluster_clusters", "phase"))
@@ -87,14 +87,14 @@ impl<'a> Observer<'a> {
             snapshot.rows.push(Row {
                 name: replica.name().to_owned(),
                 runs: replica.is_alive(),
-                figures,
+                stats,
             });
         }
         snapshot.phases.retain(|_, count| *count > 0);
         snapshot
     }
 
-    fn figures(&mut self, name: &str, metrics: &Metrics) -> Figures {
+    fn stats(&mut self, name: &str, metrics: &Metrics) -> Stats {
         let sum = |metric: &str| metrics.sum(metric).unwrap_or(0.0);
         let cpu_seconds = sum("process_cpu_seconds_total");
         let now = Instant::now();
@@ -102,7 +102,7 @@ impl<'a> Observer<'a> {
         let cpu_percent = before.map_or(0.0, |(then, seconds)| {
             100.0 * (cpu_seconds - seconds) / now.duration_since(then).as_secs_f64().max(0.001)
         });
-        Figures {
+        Stats {
             shards: metrics
                 .of("databasecluster_shard_owned")
                 .filter(|sample| sample.value > 0.0)

@@ -2,7 +2,7 @@
 
 use crate::snapshot::{Row, Snapshot};
 
-/// Least width of the bar's inside; below it the bar gives way to the numbers.
+/// Least width of the bar's inside; below it the numbers replace the bar.
 const MIN_BAR: usize = 10;
 const MAX_BAR: usize = 50;
 
@@ -17,7 +17,7 @@ pub(crate) fn lines(snapshot: &Snapshot, width: usize) -> Vec<String> {
 
 /// The same in one line, for output that is no terminal.
 pub(crate) fn one_line(snapshot: &Snapshot) -> String {
-    let replica = |row: &Row| match &row.figures {
+    let replica = |row: &Row| match &row.stats {
         Some(f) => format!(
             "{} shards={} objects={} queue={} cpu={:.0}% memory={}",
             row.name,
@@ -79,7 +79,7 @@ fn total(widths: &[usize]) -> usize {
 
 fn row_cells(row: &Row) -> Vec<String> {
     let name = row.name.clone();
-    match &row.figures {
+    match &row.stats {
         Some(f) => vec![
             name,
             f.shards.to_string(),
@@ -149,27 +149,27 @@ fn fit(line: &str, width: usize) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use crate::snapshot::Figures;
+    use crate::snapshot::Stats;
     use std::collections::BTreeMap;
 
     fn snapshot() -> Snapshot {
-        let figures = Figures {
+        let stats = Stats {
             shards: 11,
             objects: 20,
             queue: 3,
             cpu_percent: 12.4,
             memory_bytes: 21_340_000.0,
         };
-        let row = |name: &str, figures| Row {
+        let row = |name: &str, stats| Row {
             name: name.into(),
             runs: true,
-            figures,
+            stats,
         };
         let mut gone = row("databasecluster-operator-2", None);
         gone.runs = false;
         Snapshot {
             rows: vec![
-                row("databasecluster-operator-0", Some(figures)),
+                row("databasecluster-operator-0", Some(stats)),
                 row("databasecluster-operator-1", None),
                 gone,
             ],
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do_is_a_full_bar() {
+    fn empty_workload_shows_a_full_bar() {
         let empty = Snapshot::default();
         assert!(lines(&empty, 80).join("\n").contains("[#"));
         assert!(one_line(&empty).contains("Ready 0/0"));
