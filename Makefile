@@ -51,7 +51,7 @@ control-plane: ## builds the local control plane's programs (first time: some mi
 chaos: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 chaos: ready release ## injects faults into a fleet and checks the audit log; QUICK=1 in under 10 minutes, ONLY="scenario ...", SEED=7, REPEAT=30
 	@$(call build,chaos,the operator) -p chaos --bins
-	@$(call build,operator with failpoints,the experiments) --bin databasecluster-operator-planted --features planted-faults
+	@$(call build,operator with failpoints,the experiments) --bin databasecluster-operator-failpoints --features failpoints
 	@"$(DEBUG)/chaos" run $(ONLY) $(if $(QUICK),--set quick) $(SEED:%=--seed %) $(REPEAT:%=--repeat %)
 	@$(if $(ONLY),,"$(DEBUG)/sigkill")
 
@@ -123,7 +123,7 @@ rights: ready ## compares what the operator may do with what it did in the tests
 lint: ## format and lints, no tests
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
-	@cargo clippy --bins --features planted-faults --locked -- -D warnings
+	@cargo clippy --bins --features failpoints --locked -- -D warnings
 
 .PHONY: image
 image: ## the container image as an archive, and its bill of materials; OUT=folder, TWICE=1 compares two builds

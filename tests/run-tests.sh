@@ -62,8 +62,8 @@ if [ "$failed" -eq 0 ]; then
   check "lint" cargo clippy --workspace --all-targets --locked -- -D warnings
   check "program" cargo build --workspace --bins --locked
   # After the others, beside which it is stored: the same program, with failpoints for tests.
-  check "lint, with failpoints" cargo clippy --bins --features planted-faults --locked -- -D warnings
-  check "program with failpoints" cargo build --bin databasecluster-operator-planted --features planted-faults --locked
+  check "lint, with failpoints" cargo clippy --bins --features failpoints --locked -- -D warnings
+  check "program with failpoints" cargo build --bin databasecluster-operator-failpoints --features failpoints --locked
   tests "tests" cargo test --workspace --locked --no-fail-fast ${TEST_ARGS:+$TEST_ARGS}
   [ -n "${TEST_ARGS:-}" ] ||
     check "rights as used" cargo run --quiet --locked -p testbed --bin rights -- "$AUDIT_KEEP"

@@ -1,6 +1,7 @@
 //! Code conventions as a test: sizes of functions, first lines, dependencies of `core/`, links.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,10 +26,12 @@ const PURE: [&str; 8] = [
     "src/sharded-controller/src/storm.rs",
     "src/sharded-controller/src/watch/watch_mode.rs",
 ];
-const TOP_FILES: [&str; 5] = [
+const TOP_FILES: [&str; 7] = [
     "Makefile",
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     "Cargo.toml",
     "deny.toml",
 ];
@@ -295,10 +298,102 @@ fn links_resolve() {
         }
         let folder = root().join(&file.name).parent().unwrap().to_owned();
         for (number, target) in links(&file.text) {
-            let outside = target.contains("://") || target.starts_with("mailto:");
-            let path = target.split('#').next().unwrap_or_default();
-            if !outside && !path.is_empty() && !folder.join(path).exists() {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let (path, anchor) = target.split_once('#').unwrap_or((target.as_str(), ""));
+            let page = if path.is_empty() {
+                root().join(&file.name)
+            } else {
+                folder.join(path)
+            };
+            let leads_somewhere = if anchor.is_empty() || page.extension() != Some("md".as_ref()) {
+                page.exists()
+            } else {
+                fs::read_to_string(&page).is_ok_and(|text| anchors(&text).contains(anchor))
+            };
+            if !leads_somewhere {
                 found.push(format!("{}:{number}: {target}", file.name));
+            }
+        }
+    }
+    none(found);
+}
+
+/// The anchors of a page: `id` attributes, and headings as GitHub derives anchors from them.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut in_code = false;
+    for line in page.lines() {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        for part in line.split("id=\"").skip(1) {
+            found.insert(part.split('"').next().unwrap_or_default().to_owned());
+        }
+        let heading = line.trim_start_matches('#');
+        if heading.len() == line.len() || !heading.starts_with(' ') {
+            continue;
+        }
+        let anchor: String = heading
+            .trim()
+            .to_lowercase()
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+            .map(|c| if c == ' ' { '-' } else { c })
+            .collect();
+        found.insert(anchor);
+    }
+    found
+}
+
+#[test]
+fn decisions_are_numbered_listed_and_referenced_correctly() {
+    let files = files();
+    let mut decisions = BTreeSet::new();
+    let mut found = Vec::new();
+    for file in &files {
+        let Some(page) = file.name.strip_prefix("docs/decisions/") else {
+            continue;
+        };
+        let mut lines = file.text.lines();
+        while let Some(line) = lines.next() {
+            let Some(number) = line
+                .strip_prefix("<a id=\"decision-")
+                .and_then(|rest| rest.strip_suffix("\"></a>"))
+            else {
+                continue;
+            };
+            let heading = lines.next().unwrap_or_default();
+            if !heading.starts_with(&format!("## {number}. ")) {
+                found.push(format!("{}: {line} is followed by {heading:?}", file.name));
+            }
+            if !decisions.insert(format!("{page}#decision-{number}")) {
+                found.push(format!("{}: {number} is there twice", file.name));
+            }
+        }
+    }
+    assert!(decisions.len() > 60, "{decisions:?}");
+    let index = files
+        .iter()
+        .find(|file| file.name == "docs/decisions/README.md")
+        .unwrap();
+    for decision in &decisions {
+        if !index.text.contains(&format!("({decision})")) {
+            found.push(format!("{} does not list {decision}", index.name));
+        }
+    }
+    // References in comments, which are no Markdown links.
+    for file in files.iter().filter(|file| file.extension() != "md") {
+        for reference in file.text.split("docs/decisions/").skip(1) {
+            let end = reference.find(|c: char| !(c.is_alphanumeric() || "-_.#".contains(c)));
+            let reference = reference[..end.unwrap_or(reference.len())].trim_end_matches('.');
+            let is_anchor = reference.contains('#');
+            if is_anchor && !decisions.contains(reference) {
+                found.push(format!("{}: there is no {reference}", file.name));
             }
         }
     }
@@ -339,4 +434,7 @@ fn rules_detect_their_own_violations() {
     let page = "[a](x.md#y) `[b](no)` [c](https://e.test)\n```\n[d](no)\n```\n[e](z \"title\")\n";
     let targets: Vec<String> = links(page).into_iter().map(|(_, target)| target).collect();
     assert_eq!(targets, ["x.md#y", "https://e.test", "z"]);
+    let page = "# One: `a b`, c\n<a id=\"decision-7\"></a>\n## 7. Two-three\n```\n# no\n```\n#no\n";
+    let found: Vec<String> = anchors(page).into_iter().collect();
+    assert_eq!(found, ["7-two-three", "decision-7", "one-a-b-c"]);
 }

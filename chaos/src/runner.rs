@@ -150,7 +150,7 @@ async fn enter<'a>(
     if !switches.is_empty() {
         options
             .extra_env
-            .push(("DBC_PLANTED_FAULTS".into(), switches.join(",")));
+            .push(("DBC_FAILPOINTS".into(), switches.join(",")));
     }
     let mut environment = Environment {
         control_plane,

@@ -246,7 +246,7 @@ async fn broken_fleet(control_plane: &ControlPlane) -> Fleet<'_> {
 
 async fn start_without(fleet: &mut Fleet<'_>, part: &str) {
     let options = ReplicaOptions {
-        env: vec![("DBC_PLANTED_FAULTS".to_owned(), part.to_owned())],
+        env: vec![("DBC_FAILPOINTS".to_owned(), part.to_owned())],
         ..ReplicaOptions::default()
     };
     fleet.start_replica_with(options).await.unwrap();

@@ -258,7 +258,7 @@ async fn one<'a>(
     }
     if hasty {
         options.binary = Some(testbed::fleet::failpoints_binary().unwrap());
-        let failpoint = ("DBC_PLANTED_FAULTS".to_owned(), "drain".to_owned());
+        let failpoint = ("DBC_FAILPOINTS".to_owned(), "drain".to_owned());
         options.extra_env.push(failpoint);
     }
     Fleet::start(control_plane, 1, options).await.unwrap()

@@ -122,7 +122,7 @@ async fn four_simultaneous_fleet_leaders_plan_no_extra_moves() {
     let client = control_plane.client();
     let options = FleetOptions {
         binary: Some(testbed::fleet::failpoints_binary().unwrap()),
-        extra_env: vec![("DBC_PLANTED_FAULTS".to_owned(), "leader".to_owned())],
+        extra_env: vec![("DBC_FAILPOINTS".to_owned(), "leader".to_owned())],
         ..FleetOptions::default()
     };
     let mut fleet = fleet_of_three(&control_plane, options).await;

@@ -288,7 +288,7 @@ async fn paused_one<'a>(
     };
     if variant == Variant::WithoutValidity {
         options.binary = Some(testbed::fleet::failpoints_binary().unwrap());
-        let failpoint = ("DBC_PLANTED_FAULTS".to_owned(), "validity".to_owned());
+        let failpoint = ("DBC_FAILPOINTS".to_owned(), "validity".to_owned());
         options.extra_env.push(failpoint);
     }
     Fleet::start(control_plane, 1, options).await.unwrap()

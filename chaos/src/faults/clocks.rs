@@ -31,7 +31,7 @@ async fn drifting(
         Rate::Fast => ("fast-clock", "fast"),
     };
     let options = ReplicaOptions {
-        env: vec![("DBC_PLANTED_FAULTS".to_owned(), switch.to_owned())],
+        env: vec![("DBC_FAILPOINTS".to_owned(), switch.to_owned())],
         ..ReplicaOptions::default()
     };
     let index = environment.start(options).await?;
@@ -39,7 +39,7 @@ async fn drifting(
     replica.wait_ready(READY_TIMEOUT).await?;
     // A program without failpoints ignores the variable.
     let log = std::fs::read_to_string(replica.log()).context("read the replica's log")?;
-    if !log.contains("faults are planted") {
+    if !log.contains("failpoints are active") {
         bail!("{}: the clock failpoint is not active", replica.name());
     }
     let pod = replica.name().to_owned();

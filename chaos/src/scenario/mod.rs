@@ -196,7 +196,7 @@ pub enum Over {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failpoints {
-    /// Switches of an operator that was built with `planted-faults`.
+    /// Switches of an operator that was built with `failpoints`.
     #[serde(default)]
     pub switches: Vec<String>,
     /// Whether the fence is not installed.

@@ -10,7 +10,7 @@ use crate::telemetry::log::LogFormat;
 use shard_ownership::hash::ShardCount;
 use sharded_controller::config::{Config, random_identity};
 use sharded_controller::pool::PoolConfig;
-use sharded_controller::storm::{RateLimit, Scope};
+use sharded_controller::rate_limit::{RateLimit, Scope};
 
 /// How DatabaseClusters are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -2,7 +2,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::planted::clock_ms;
+use crate::failpoints::clock_ms;
 
 /// Milliseconds on a clock that counts suspended time and never jumps (`CLOCK_BOOTTIME`).
 #[must_use]

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{ClientKind, build_client};
 use crate::config::{Config, ConfigError};
 use crate::credentials::is_bound_to_pod;
+use crate::failpoints;
 use crate::fleet::agent::{self, AgentHandle, AgentParts, ExitReason};
 use crate::fleet::fence::{FenceMonitor, FenceProbe, LeaseRefresher, TABLE_CHECK};
 use crate::fleet::leader::{Leader, LeaderParts};
@@ -28,18 +29,17 @@ use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::object::ObjectKey;
 use crate::permit::Validity;
-use crate::planted;
 use crate::pool::{Pool, Reconcile};
 use crate::process::ProcessCollector;
 use crate::reporting;
 use crate::shutdown::{self, Signals};
 use crate::stats::Rates;
-use crate::watch::feed::{ReflectorParts, ShardReflector};
-use crate::watch::firsts::FirstReconcileTimer;
+use crate::watch::api_errors::ApiErrors;
+use crate::watch::first_reconcile::FirstReconcileTimer;
 use crate::watch::kinds::{ShardCache, WatchedKind as _};
 use crate::watch::lists::Lists;
 use crate::watch::mode::{FilterDoubts, detect_mode};
-use crate::watch::trouble::ApiErrors;
+use crate::watch::reflector::{ReflectorParts, ShardReflector};
 use crate::watch::watch_mode::WatchMode;
 use crate::write::GuardedClient;
 
@@ -49,7 +49,7 @@ pub enum ControllerError {
     /// A value that does not fit.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A fault to plant is unknown; only in builds with the feature `planted-faults`.
+    /// A fault to plant is unknown; only in builds with the feature `failpoints`.
     #[error("{0}")]
     Failpoint(String),
     /// Two families share a name.
@@ -140,7 +140,7 @@ impl<C: ShardCache> Controller<C> {
         cache: Arc<C>,
         registry: Registry,
     ) -> Result<Self, ControllerError> {
-        planted::check().map_err(ControllerError::Failpoint)?;
+        failpoints::check().map_err(ControllerError::Failpoint)?;
         let settings = config.settings()?;
         let metrics = Metrics::register(registry, names).map_err(ControllerError::Metrics)?;
         let metrics = Arc::new(metrics);

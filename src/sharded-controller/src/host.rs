@@ -8,15 +8,15 @@ use shard_ownership::ownership::Event;
 use tokio_util::task::TaskTracker;
 
 use crate::controller::Parts;
+use crate::failpoints::{Failpoint, is_active};
 use crate::fleet::agent::{AgentHandle, ShardHost};
 use crate::object::ObjectKey;
 use crate::outcome::{Failure, Outcome};
 use crate::permit::ShardPermit;
-use crate::planted::{Failpoint, is_active};
 use crate::pool::{Backlog, Pool, Reconcile};
 use crate::reporting;
-use crate::watch::feed::ShardReflector;
 use crate::watch::kinds::ShardCache;
+use crate::watch::reflector::ShardReflector;
 
 /// The reconciler as the pool runs it: what the fence refuses has ownership read afresh.
 pub(crate) struct Work<C, R> {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::boottime_ms;
+use crate::failpoints::{Failpoint, is_active};
 use crate::outcome::Failure;
-use crate::planted::{Failpoint, is_active};
 use crate::refusal::Refusal;
 use crate::write::Write;
 use shard_ownership::hash::ShardId;

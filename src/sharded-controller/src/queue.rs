@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::backoff::{Attempts, Verdict};
 use crate::object::ObjectKey;
-use crate::storm::{Allowance, Scope};
+use crate::rate_limit::{Allowance, Scope};
 use shard_ownership::hash::ShardId;
 
 #[cfg(test)]

@@ -121,6 +121,15 @@ impl GuardedClient {
         }
     }
 
+    /// Counts refusals of writes of these kinds from zero: a rate over a series that appears with its
+    /// first event misses that event.
+    pub fn expect_kinds(&self, kinds: impl IntoIterator<Item = &'static str>) {
+        for kind in kinds {
+            let counter = &self.metrics.fleet.fenced_writes_total;
+            counter.with_label_values(&[kind]);
+        }
+    }
+
     /// The shards in which every write is refused.
     #[must_use]
     pub fn refused(&self) -> &RefusedWrites {

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use databasecluster_operator::api::{DatabaseCluster, names};
 use databasecluster_operator::core::child::{ChildKind, DesiredChild};
-use databasecluster_operator::core::conclude::is_initialized;
 use databasecluster_operator::core::observed::{ClaimTemplate, ClusterRecord};
+use databasecluster_operator::core::status::is_initialized;
 use databasecluster_operator::postgres::Source;
 use databasecluster_operator::watch::observe;
 use k8s_openapi::ByteString;

@@ -5,12 +5,12 @@
 
 pub mod child;
 pub mod claims;
-pub mod conclude;
 pub mod digest;
 pub mod image;
 pub mod lifecycle;
 pub mod memory;
 pub mod observed;
-pub mod persistent;
+pub mod persistent_failure;
 pub mod plan;
+pub mod status;
 pub mod version;

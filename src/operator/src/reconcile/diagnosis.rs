@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod,
 };
 
-use super::belongings::ObjectRef;
+use super::dependents::ObjectRef;
 use crate::core::claims::DATA_VOLUME;
 use crate::core::lifecycle::{ConditionReason, reason};
 use crate::core::observed::StatefulSetRecord;

@@ -5,8 +5,8 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
 use crate::api::names;
-use crate::core::conclude::Notice;
 use crate::core::observed::ClusterRecord;
+use crate::core::status::Notice;
 use sharded_controller::permit::ShardPermit;
 use sharded_controller::write::GuardedClient;
 

@@ -1,14 +1,14 @@
 //! Deletion of a cluster: first its StatefulSet, then its claims if requested, then the finalizer.
 
 use super::apply::{Applied, Refused};
-use super::belongings::Dependent;
+use super::dependents::Dependent;
 use super::refused::Target;
 use super::run::Run;
 use crate::api::{ConditionType, Retain, names};
-use crate::core::conclude::{Notice, primary_serves};
 use crate::core::lifecycle::reason;
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::plan::{Delete, is_owned_by};
+use crate::core::status::{Notice, primary_serves};
 use crate::postgres;
 use shard_ownership::hash::fnv1a64;
 use sharded_controller::outcome::{Failure, Next, Outcome};

@@ -14,7 +14,7 @@ use moka::future::Cache;
 use moka::policy::EvictionPolicy;
 use sharded_controller::write::GuardedClient;
 
-use super::belongings::ObjectRef;
+use super::dependents::ObjectRef;
 use super::diagnosis::{
     diagnose, explain_events, explain_mount, explain_probe, is_ready, stuck, unmounted, unready,
 };

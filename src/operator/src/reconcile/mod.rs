@@ -4,15 +4,15 @@
 //! write goes through [`writer`], which checks the right to act first.
 
 mod apply;
-mod belongings;
+mod dependents;
 mod diagnosis;
 mod events;
 mod finalize;
 mod lookup;
+mod maintenance;
 mod refused;
 mod run;
 mod secret;
-mod upkeep;
 mod writer;
 
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use std::time::Duration;
 use dashmap::DashMap;
 use sharded_controller::write::GuardedClient;
 
+use crate::api::names;
+use crate::core::child::ChildKind;
 use crate::core::memory::Memory;
 use crate::core::observed::ClusterRecord;
 use crate::telemetry::metrics::ReconcilerMetrics;
@@ -75,6 +77,8 @@ impl Reconciler {
         metrics: Arc<ReconcilerMetrics>,
         config: &ReconcilerConfig,
     ) -> Self {
+        client.expect_kinds(ChildKind::ALL.map(ChildKind::label));
+        client.expect_kinds([names::KIND]);
         Self {
             events: Events::new(client.clone(), &config.identity),
             writer: Writer::new(client.clone()),

@@ -10,16 +10,16 @@ use super::lookup::PodDiagnosis;
 use super::refused::Target;
 use crate::api::{ConditionStatus, ConditionType, names};
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
-use crate::core::conclude::{
-    Done, Notice, StatusUpdate, compute_status, is_initialized, primary_serves, workload,
-};
 use crate::core::lifecycle::{
     ConditionReason, Problem, Stage, Workload, progressing_since, reason,
 };
 use crate::core::memory::{Basis, Memory};
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, StatefulSetRecord};
-use crate::core::persistent::persistent;
+use crate::core::persistent_failure::persistent;
 use crate::core::plan::{self, Observed, Plan, SecretStep, is_ours};
+use crate::core::status::{
+    Done, Notice, StatusUpdate, compute_status, is_initialized, primary_serves, workload,
+};
 use crate::postgres::{self, Source};
 use sharded_controller::backoff::Outlook;
 use sharded_controller::clock::boottime_ms;

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
-use super::fleet_trouble::Problem;
+use super::fleet_problems::Problem;
 use crate::api::Phase;
 use crate::api::names::NAMES;
 use shard_ownership::hash::{ShardCount, ShardId};

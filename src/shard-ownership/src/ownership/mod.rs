@@ -14,7 +14,7 @@
 //! **Assumes** that the clock given to it counts suspended time and never jumps.
 
 mod evaluate;
-mod giving;
+mod handover;
 mod heartbeat;
 mod protocol;
 mod reads;

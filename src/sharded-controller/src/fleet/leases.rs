@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use tokio::time::timeout;
 
-use super::careless;
+use super::unchecked;
 use crate::names::Names;
 use shard_ownership::hash::{ShardCount, ShardId};
 use shard_ownership::lease::{
@@ -295,8 +295,8 @@ impl LeaseStore {
     async fn put(&self, name: &str, lease: &Lease) -> WriteResult<Lease> {
         let params = PostParams::default();
         let sent = async {
-            if careless::skips_preconditions() {
-                careless::write_unchecked(&self.api, name, lease).await
+            if unchecked::skips_preconditions() {
+                unchecked::write_unchecked(&self.api, name, lease).await
             } else if lease.metadata.uid.is_some() {
                 self.api.replace(name, &params, lease).await
             } else {

@@ -1,7 +1,6 @@
 //! Executes ownership decisions: heartbeat, locks, fleet leader, fence.
 
 pub mod agent;
-mod careless;
 pub mod fence;
 pub mod history;
 pub mod leader;
@@ -9,3 +8,4 @@ pub mod leases;
 pub mod shard_table;
 pub mod state;
 pub mod table;
+mod unchecked;

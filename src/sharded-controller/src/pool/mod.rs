@@ -3,7 +3,7 @@
 //! One scheduler task takes runs off the queue ([`crate::queue`]) as workers come free and
 //! spawns one task for each. The state behind one lock is only touched between awaits.
 
-mod meters;
+mod metrics;
 mod run;
 mod scheduler;
 mod state;
@@ -28,8 +28,8 @@ use crate::object::ObjectKey;
 use crate::outcome::{Failure, Outcome};
 use crate::permit::ShardPermit;
 use crate::queue::{AddError, Added, Limits, Queue};
-use crate::storm::{RateLimit, Scope};
-use meters::PoolMetrics;
+use crate::rate_limit::{RateLimit, Scope};
+use metrics::PoolMetrics;
 use shard_ownership::hash::ShardId;
 use state::State;
 

@@ -9,7 +9,7 @@ use tracing::{Instrument, info_span, warn};
 
 use super::run::run_one;
 use super::{Reconcile, Shared};
-use crate::planted::{Failpoint, is_active};
+use crate::failpoints::{Failpoint, is_active};
 
 pub(super) async fn run<R: Reconcile>(shared: Arc<Shared<R>>) {
     if is_active(Failpoint::Scheduler) {

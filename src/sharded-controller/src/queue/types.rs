@@ -2,7 +2,7 @@
 
 use crate::backoff::Attempts;
 use crate::object::ObjectKey;
-use crate::storm::{RateLimit, Scope};
+use crate::rate_limit::{RateLimit, Scope};
 use shard_ownership::hash::ShardId;
 
 /// Limits of a queue.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use kube::Client;
 use tokio::sync::Notify;
 
-use super::feed::Inner;
+use super::api_errors::ApiErrors;
 use super::kinds::{ShardCache, WatchedKind};
+use super::reflector::Inner;
 use super::selector::probe;
-use super::trouble::ApiErrors;
 use crate::clock::boottime_ms;
 use crate::health::Health;
 use crate::watch::watch_mode::{ModeChooser, WatchMode};

@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::feed::ReflectorParts;
 use super::kinds::{Record, ShardCache, WatchedKind};
 use super::lists::ListTurn;
+use super::reflector::ReflectorParts;
 use super::request::{Lines, ListWatchRequest, WatchError};
 use super::tickets::Ticket;
 use super::wire::{Bookmark, Head, Line, Page};

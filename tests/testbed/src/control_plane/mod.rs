@@ -160,6 +160,8 @@ impl ControlPlane {
     /// When it fails, with its output.
     pub async fn run_kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(self.kubectl());
+        // Tests name files as users do, from the top folder.
+        command.current_dir(crate::fleet::repository());
         command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
         command.env("KUBECACHEDIR", self.folder().join("kubectl-cache"));
         output(command, format!("kubectl {}", arguments.join(" "))).await

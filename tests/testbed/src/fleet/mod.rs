@@ -23,8 +23,8 @@ pub const OPERATOR_ACCOUNT: &str = "databasecluster-operator";
 pub const OPERATOR_USER: &str =
     "system:serviceaccount:databasecluster-system:databasecluster-operator";
 const BINARY: &str = "databasecluster-operator";
-/// The program in which `DBC_PLANTED_FAULTS` activates failpoints.
-const FAILPOINTS_BINARY: &str = "databasecluster-operator-planted";
+/// The program in which `DBC_FAILPOINTS` activates failpoints.
+const FAILPOINTS_BINARY: &str = "databasecluster-operator-failpoints";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Options of a fleet.
@@ -281,12 +281,12 @@ pub fn operator_binary() -> Result<PathBuf> {
     beside(BINARY, "cargo build, or set OPERATOR_BIN")
 }
 
-/// The operator built with failpoints (`DBC_PLANTED_FAULTS`).
+/// The operator built with failpoints (`DBC_FAILPOINTS`).
 ///
 /// # Errors
 /// When it was not built.
 pub fn failpoints_binary() -> Result<PathBuf> {
-    let how = format!("cargo build --features planted-faults --bin {FAILPOINTS_BINARY}");
+    let how = format!("cargo build --features failpoints --bin {FAILPOINTS_BINARY}");
     beside(FAILPOINTS_BINARY, &how)
 }
 

@@ -357,8 +357,8 @@ impl World {
 mod children;
 mod claims;
 mod deletion;
+mod failures;
 mod life;
 mod ownership;
-mod persistent;
+mod persistent_failure;
 mod refused;
-mod trouble;

@@ -1,9 +1,9 @@
 //! Whole fleets of the machine against Leases in memory, under a virtual clock.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod doubts;
 mod leaving;
 mod order;
+mod regressions;
 mod table;
 mod world;
 

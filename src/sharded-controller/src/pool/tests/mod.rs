@@ -1,7 +1,7 @@
 //! The pool under paused time, with a scripted reconciler that records its runs.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-mod endings;
+mod failures;
 mod shards;
 mod work;
 

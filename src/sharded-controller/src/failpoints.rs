@@ -1,0 +1,191 @@
+//! Failpoints: parts of the protection that fault injection switches off, to show that tests and
+//! checkers notice.
+//!
+//! They exist only in a program that was built with the feature `failpoints`, which no release
+//! is; elsewhere [`is_active`] is the constant `false` and what hangs on it is not compiled in.
+//! There, `DBC_FAILPOINTS=validity,drain` plants them, for the whole life of the process.
+
+/// One part of the protection, switched off; or a part of the program that does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failpoint {
+    /// The replica goes on after its validity ended, until the Leases show it another holder.
+    Validity,
+    /// Lease writes name neither uid nor version: the last one wins.
+    CompareAndSwap,
+    /// Lease writes name a version but no uid: they re-create a deleted Lease.
+    Uid,
+    /// All incarnations of a replica have the same nonce.
+    Incarnation,
+    /// A handover does not wait for the work in the shard.
+    Drain,
+    /// The fence counts as proven, without a dry run. Whether the API server has none depends on
+    /// the installation: leave `deploy/fence.yaml` out.
+    Fence,
+    /// A new holder reconciles what changes from now on, and not what exists.
+    Resync,
+    /// The replica plans for the fleet although another one was elected.
+    Leader,
+    /// The task of the ownership state machine never runs.
+    Agent,
+    /// The task that starts reconciles ends immediately.
+    Scheduler,
+    /// The task of the leader election ends immediately.
+    Election,
+    /// The clock by which the replica checks its validity runs a twentieth too slow, which the
+    /// margin covers.
+    SlowClock,
+    /// The clock runs a twentieth too fast, which the margin covers.
+    FastClock,
+    /// The clock runs at half the rate, which nothing covers.
+    HalfClock,
+}
+
+impl Failpoint {
+    /// All of them, with their names.
+    pub const ALL: [(Self, &'static str); 14] = [
+        (Self::Validity, "validity"),
+        (Self::CompareAndSwap, "compare-and-swap"),
+        (Self::Uid, "uid"),
+        (Self::Incarnation, "incarnation"),
+        (Self::Drain, "drain"),
+        (Self::Fence, "fence"),
+        (Self::Resync, "resync"),
+        (Self::Leader, "leader"),
+        (Self::Agent, "agent"),
+        (Self::Scheduler, "scheduler"),
+        (Self::Election, "election"),
+        (Self::SlowClock, "slow-clock"),
+        (Self::FastClock, "fast-clock"),
+        (Self::HalfClock, "half-clock"),
+    ];
+}
+
+#[cfg(not(feature = "failpoints"))]
+mod switch {
+    use super::Failpoint;
+
+    /// Whether this failpoint is active: never in this build.
+    #[must_use]
+    pub const fn is_active(_: Failpoint) -> bool {
+        false
+    }
+
+    /// The time of a clock: in this build always the kernel's.
+    #[must_use]
+    pub const fn clock_ms(kernel_ms: u64) -> u64 {
+        kernel_ms
+    }
+
+    /// Checks the configured failpoints: there are none in this build.
+    ///
+    /// # Errors
+    /// Never in this build.
+    pub const fn check() -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[cfg(feature = "failpoints")]
+mod switch {
+    use std::sync::{LazyLock, OnceLock};
+
+    use super::Failpoint;
+
+    const VARIABLE: &str = "DBC_FAILPOINTS";
+
+    static ACTIVE: LazyLock<Result<Vec<Failpoint>, String>> =
+        LazyLock::new(|| super::parse(&std::env::var(VARIABLE).unwrap_or_default()));
+
+    /// Whether this failpoint is active.
+    #[must_use]
+    pub fn is_active(failpoint: Failpoint) -> bool {
+        ACTIVE
+            .as_ref()
+            .is_ok_and(|active| active.contains(&failpoint))
+    }
+
+    /// The time of a clock that may run at another rate than the kernel's, from its first reading
+    /// on.
+    #[must_use]
+    pub fn clock_ms(kernel_ms: u64) -> u64 {
+        static FIRST_MS: OnceLock<u64> = OnceLock::new();
+        let rates = [
+            (Failpoint::SlowClock, (19, 20)),
+            (Failpoint::FastClock, (21, 20)),
+            (Failpoint::HalfClock, (1, 2)),
+        ];
+        let active = rates.iter().find(|(failpoint, _)| is_active(*failpoint));
+        let first_ms = *FIRST_MS.get_or_init(|| kernel_ms);
+        active.map_or(kernel_ms, |(_, (parts, whole))| {
+            first_ms + kernel_ms.saturating_sub(first_ms) * parts / whole
+        })
+    }
+
+    /// Logs the active failpoints.
+    ///
+    /// # Errors
+    /// When a name is not that of a failpoint: an experiment must not pass because of a typo.
+    pub fn check() -> Result<(), String> {
+        let active = ACTIVE
+            .as_ref()
+            .map_err(|why| format!("{VARIABLE}: {why}"))?;
+        if !active.is_empty() {
+            tracing::warn!(
+                ?active,
+                "failpoints are active: this replica is not to be trusted"
+            );
+        }
+        Ok(())
+    }
+}
+
+pub use switch::{check, clock_ms, is_active};
+
+#[cfg(any(test, feature = "failpoints"))]
+fn parse(text: &str) -> Result<Vec<Failpoint>, String> {
+    let names = text
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty());
+    let failpoint = |name: &str| {
+        let known = Failpoint::ALL.iter().find(|(_, known)| *known == name);
+        known.map(|(failpoint, _)| *failpoint).ok_or_else(|| {
+            let known: Vec<&str> = Failpoint::ALL.iter().map(|(_, name)| *name).collect();
+            format!(
+                "{name:?} is not a failpoint; the failpoints are {}",
+                known.join(", ")
+            )
+        })
+    };
+    names.map(failpoint).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn all_failpoint_names_parse_and_no_others() {
+        let all: Vec<&str> = Failpoint::ALL.iter().map(|(_, name)| *name).collect();
+        let understood = parse(&all.join(" , ")).unwrap();
+        assert_eq!(understood, Failpoint::ALL.map(|(failpoint, _)| failpoint));
+        assert_eq!(parse("").unwrap(), []);
+        assert!(
+            parse("validty")
+                .unwrap_err()
+                .contains("\"validty\" is not a failpoint")
+        );
+    }
+
+    #[test]
+    #[cfg(not(feature = "failpoints"))]
+    fn failpoints_are_inactive_without_the_feature() {
+        assert!(
+            Failpoint::ALL
+                .iter()
+                .all(|(failpoint, _)| !is_active(*failpoint))
+        );
+        assert_eq!(clock_ms(7), 7);
+    }
+}
