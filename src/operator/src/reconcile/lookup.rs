@@ -204,7 +204,7 @@ impl Lookups {
         let fields =
             format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
         let params = ListParams::default().fields(&fields).limit(EVENTS_MAX);
-        Ok(self.client.list::<Event>(namespace, &params).await?)
+        self.client.list::<Event>(namespace, &params).await
     }
 
     /// Drops what is cached about the clusters of a shard.
