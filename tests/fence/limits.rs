@@ -228,10 +228,27 @@ async fn services_draw_no_traffic(world: &World<'_>) {
             json!({"ports": [{"port": 1}], "externalIPs": ["192.0.2.1"]}),
             "no type but ClusterIP, and no externalIPs",
         ),
+        (
+            json!({"type": "LoadBalancer", "ports": [{"port": 1}], "selector": {
+                "app.kubernetes.io/managed-by": "another", "app.kubernetes.io/instance": "orders"}}),
+            "app.kubernetes.io/managed-by: databasecluster-operator",
+        ),
+        (
+            json!({"type": "LoadBalancer", "ports": [{"port": 1}], "externalIPs": ["192.0.2.1"], "selector": {
+                "app.kubernetes.io/managed-by": "databasecluster-operator"}}),
+            "no externalIPs",
+        ),
     ] {
         let mut service = world.child("Service", "new", &world.alphas(), "3");
         service["spec"] = spec.clone();
         refused(&spec.to_string(), create(&world.alpha, service).await, why);
+    }
+    for kind in ["NodePort", "LoadBalancer"] {
+        let name = kind.to_lowercase();
+        let mut service = world.child("Service", &name, &world.alphas(), "3");
+        service["spec"] = json!({"type": kind, "ports": [{"port": 1}], "selector": {
+            "app.kubernetes.io/managed-by": "databasecluster-operator"}});
+        let_through(kind, create(&world.alpha, service).await);
     }
 }
 

@@ -299,6 +299,7 @@ impl<'a> Thief<'a> {
         for spec in [
             json!({"type": "NodePort", "ports": [{"port": 1}]}),
             json!({"type": "LoadBalancer", "ports": [{"port": 1}]}),
+            json!({"type": "LoadBalancer", "ports": [{"port": 1}], "selector": {"app": "victim"}}),
             json!({"type": "ExternalName", "externalName": "evil.example"}),
             json!({"externalIPs": ["10.0.0.1"], "ports": [{"port": 1}]}),
         ] {

@@ -72,17 +72,21 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
 pub(super) fn services(_: &Fence) -> Policy {
     Policy {
         name: "limits-services",
-        comment: "No Service that receives traffic from outside the cluster, or traffic of other Services.",
+        comment: "No Service that receives traffic of other Services, or traffic from outside the cluster for other Pods than \
+            those that carry\nthe operator's name in `app.kubernetes.io/managed-by`.",
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::of("", &["services"], &["CREATE", "UPDATE"])],
         variables: &[],
         condition: "((object.spec.?type.orValue('ClusterIP') == 'ClusterIP'
+                || (object.spec.type in ['NodePort', 'LoadBalancer']
+                && object.spec.?selector[?'app.kubernetes.io/managed-by'].orValue('') == '$APP')
                 || (request.operation == 'UPDATE' && oldObject.spec.?type.orValue('ClusterIP') == object.spec.type))
                 && (object.spec.?externalIPs.orValue([]).size() == 0
                 || (request.operation == 'UPDATE'
                 && oldObject.spec.?externalIPs.orValue([]) == object.spec.externalIPs)))",
-        message: "the operator gives a Service no type but ClusterIP, and no externalIPs",
+        message: "the operator gives a Service no type but ClusterIP, and no externalIPs; NodePort and LoadBalancer only if its \
+            selector has app.kubernetes.io/managed-by: $APP",
         message_expression: "",
     }
 }
