@@ -180,6 +180,13 @@ fn reference() -> String {
     text
 }
 
+/// Fields whose own fields Kubernetes documents.
+const SHAPES_OF_KUBERNETES: [&str; 3] = [
+    "spec.affinity",
+    "spec.tolerations",
+    "spec.topologySpreadConstraints",
+];
+
 fn rows(parent: &Value, path: &str, text: &mut String) {
     let required = parent["required"].as_array();
     for (name, field) in parent["properties"].as_object().unwrap() {
@@ -204,7 +211,7 @@ fn rows(parent: &Value, path: &str, text: &mut String) {
             true => &field["items"],
             false => field,
         };
-        if inner["properties"].is_object() {
+        if inner["properties"].is_object() && !SHAPES_OF_KUBERNETES.contains(&path.as_str()) {
             let list = if field["type"] == "array" { "[]" } else { "" };
             rows(inner, &format!("{path}{list}"), text);
         }
@@ -246,6 +253,9 @@ fn allowed(field: &Value, rules: &[String]) -> String {
         let values = values.iter().filter(|value| !value.is_null());
         let values: Vec<String> = values.map(|value| format!("`{}`", plain(value))).collect();
         all.push(values.join(", "));
+    }
+    if let Some(max) = field["maxItems"].as_u64() {
+        all.push(format!("at most {max} entries"));
     }
     if let Some(max) = field["maxProperties"].as_u64() {
         all.push(format!("at most {max} entries"));

@@ -187,7 +187,7 @@ async fn api_server_rejects_invalid_specs_by_field() {
     // The values of the samples are accepted.
     let samples = ["apply", "--dry-run=server", "-f", "deploy/samples"];
     let accepted = control_plane.run_kubectl(&samples).await.unwrap();
-    assert_eq!(accepted.matches("created").count(), 5, "{accepted}");
+    assert_eq!(accepted.matches("created").count(), 6, "{accepted}");
 
     load::create(&control_plane, singles("default", 1))
         .await

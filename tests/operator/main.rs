@@ -7,6 +7,7 @@ mod changes;
 mod data;
 mod edits;
 mod exported;
+mod fields;
 mod fleet;
 mod metrics;
 mod outages;

@@ -1,12 +1,18 @@
 //! The kinds `DatabaseCluster` and `ShardTable`: spec, status, conditions, and the CRDs generated from them.
 
 mod crd;
+mod customization;
 pub mod names;
+mod pod_schema;
 mod quantity;
 mod spec;
 mod status;
 
 pub use crd::{CrdError, cluster_crd, crd_yaml, shard_table_crd};
+pub use customization::{
+    Customization, ExternalTrafficPolicy, JsonText, ObjectMetadata, PodMetadata, PodTemplate,
+    SeLinuxOptions, SeLinuxType, SecretReference, SecurityContext, Service, ServiceType, Services,
+};
 pub use spec::{
     DatabaseCluster, DatabaseClusterSpec, NAME_LENGTH_MAX, REPLICAS_MAX, Resources, Retain, Storage,
 };

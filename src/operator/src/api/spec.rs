@@ -10,6 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::customization::{self, Customization};
 use super::quantity;
 use super::status::DatabaseClusterStatus;
 
@@ -79,6 +80,7 @@ const DEFAULT_MEMORY: &str = "512Mi";
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(customization::USER_IS_IMMUTABLE).message("securityContext.runAsUser and securityContext.assignedByPlatform cannot be changed after creation: the files of the volumes belong to that user").field_path(".securityContext"))]
 pub struct DatabaseClusterSpec {
     /// Number of PostgreSQL instances, 0 to 99: the first is the primary, the others are read-only
     /// replicas of it. 0 pauses the cluster and keeps its data.
@@ -100,6 +102,15 @@ pub struct DatabaseClusterSpec {
     /// The volume of each instance.
     #[serde(default)]
     pub storage: Storage,
+
+    /// Fields that few clusters set, beside the others in JSON; none if none of them is set.
+    #[serde(
+        flatten,
+        default,
+        deserialize_with = "customization::read",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub customization: Option<Box<Customization>>,
 }
 
 /// CPU and memory of each instance.

@@ -321,7 +321,11 @@ fn difference(
     let standing = memory.standing(child, observation.now_ms);
     let same_inside = match statefulset {
         Some(set) => {
-            set.spec_digest == desired.spec_digest && set.labels_digest == desired.labels_digest
+            set.spec_digest == desired.spec_digest
+                && set.labels_digest == desired.labels_digest
+                // The digests do not cover optional fields.
+                && (observation.cluster.spec.customization.is_none()
+                    || standing != Standing::Touched)
         }
         None => standing != Standing::Touched,
     };

@@ -48,7 +48,7 @@ pub(super) static SHA256: LazyLock<String> = LazyLock::new(|| {
 pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
     let mut metadata = metadata(cluster, &statefulset_name(&cluster.key.name));
     if initialized {
-        metadata["annotations"] = json!({names::INITIALIZED_ANNOTATION: "true"});
+        metadata["annotations"][names::INITIALIZED_ANNOTATION] = json!("true");
     }
     let mut data: Map<String, Value> = SCRIPTS
         .iter()

@@ -2,6 +2,7 @@
 
 mod budget;
 mod config;
+mod customization;
 mod labels;
 mod secret;
 mod service;
@@ -223,12 +224,14 @@ fn remove_claims(spec: &mut Value) {
 }
 
 fn metadata(cluster: &ClusterRecord, name: &str) -> Value {
-    json!({
+    let mut metadata = json!({
         "name": name,
         "namespace": *cluster.key.namespace,
         "labels": labels::all(cluster),
         "ownerReferences": owner_references(cluster),
-    })
+    });
+    customization::add_object_metadata(&mut metadata, cluster);
+    metadata
 }
 
 /// The ownerReferences that make a cluster the controller of a child.
@@ -260,6 +263,7 @@ fn sample() -> ClusterRecord {
             image: "image".to_owned(),
             resources: crate::api::Resources::default(),
             storage: crate::api::Storage::default(),
+            customization: None,
         },
         status: crate::api::DatabaseClusterStatus::default(),
     }

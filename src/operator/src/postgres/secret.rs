@@ -85,11 +85,11 @@ pub fn secret(
         "type": "Opaque",
     });
     // Computed without the passwords: they must not be derivable from the fingerprint.
-    manifest["metadata"]["annotations"] = json!({
-        names::FENCING_TOKEN_ANNOTATION: token.for_cluster(&cluster.uid),
-        names::FINGERPRINT_ANNOTATION: fingerprint(&manifest).to_string(),
-        names::GENERATION_ANNOTATION: cluster.generation.to_string(),
-    });
+    let fingerprint = fingerprint(&manifest).to_string();
+    let annotations = &mut manifest["metadata"]["annotations"];
+    annotations[names::FENCING_TOKEN_ANNOTATION] = json!(token.for_cluster(&cluster.uid));
+    annotations[names::FINGERPRINT_ANNOTATION] = json!(fingerprint);
+    annotations[names::GENERATION_ANNOTATION] = json!(cluster.generation.to_string());
     let (host, password) = (rw_host(cluster), &password.0);
     manifest["stringData"] = json!({
         "username": USERNAME,

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{PORT, labels, metadata, statefulset_name};
+use super::{PORT, customization, labels, metadata, statefulset_name};
+use crate::api::Service;
 use crate::core::observed::ClusterRecord;
 
 /// `{name}-db`, headless: a DNS name for each Pod, ready or not.
@@ -34,22 +35,38 @@ pub(super) fn read_write(cluster: &ClusterRecord) -> Value {
     let mut selector = labels::selector(cluster);
     selector["statefulset.kubernetes.io/pod-name"] =
         json!(format!("{}-0", statefulset_name(&cluster.key.name)));
-    service(cluster, &read_write_name(&cluster.key.name), &selector)
+    let settings = customization::read_write(cluster);
+    service(
+        cluster,
+        &read_write_name(&cluster.key.name),
+        &selector,
+        settings,
+    )
 }
 
 /// `{name}-r`: every ready instance, to read.
 pub(super) fn read(cluster: &ClusterRecord) -> Value {
     let selector = labels::selector(cluster);
-    service(cluster, &read_name(&cluster.key.name), &selector)
+    let settings = customization::read_only(cluster);
+    service(cluster, &read_name(&cluster.key.name), &selector, settings)
 }
 
-fn service(cluster: &ClusterRecord, name: &str, selector: &Value) -> Value {
-    json!({
+fn service(
+    cluster: &ClusterRecord,
+    name: &str,
+    selector: &Value,
+    settings: Option<&Service>,
+) -> Value {
+    let mut manifest = json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata(cluster, name),
         "spec": {"type": "ClusterIP", "selector": selector, "ports": ports()},
-    })
+    });
+    if let Some(settings) = settings {
+        customization::add_service(&mut manifest, settings);
+    }
+    manifest
 }
 
 fn ports() -> Value {

@@ -5,16 +5,13 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    CLUSTER_UID, CONTAINER, PORT, PREPARE_CONTAINER, config, labels, metadata, secret, secret_name,
-    statefulset_name,
+    CLUSTER_UID, CONTAINER, PORT, PREPARE_CONTAINER, config, customization, labels, metadata,
+    secret, secret_name, statefulset_name,
 };
 use crate::api::names;
 use crate::core::claims::{self, DATA_VOLUME};
 use crate::core::observed::{ClaimTemplate, ClusterRecord, Selector};
 
-/// User and group of the instances: those of the Debian images. The Alpine images have no user with
-/// that number and work without it.
-const USER: u32 = 999;
 /// Directory in which the image looks for the scripts of a first start.
 const INITDB_DIR: &str = "/docker-entrypoint-initdb.d";
 /// Time for a fast shutdown, which writes everything to the volume first.
@@ -22,12 +19,15 @@ const GRACE_SECONDS: u32 = 300;
 /// A first start on a slow volume can take long. (A server that recovers counts as started.)
 const STARTUP_FAILURES_MAX: u32 = 360;
 
-/// Every field is always rendered: the digest of the fields that we own depends on it.
+/// Every field is always rendered, except those of `customization`: the digest of the fields that we own depends on it.
+/// A cluster with such fields is applied again after every write of others.
 pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
     let name = statefulset_name(&cluster.key.name);
     let selector = claim.map_or_else(Selector::default, |claim| claim.selector);
     let created_for = claim.and_then(|claim| claim.created_for.as_deref());
     let created_for = created_for.unwrap_or(&cluster.uid);
+    let mut pod_metadata = json!({"labels": labels::pods(cluster, created_for, selector)});
+    customization::add_pod_metadata(&mut pod_metadata, cluster);
     json!({
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -42,7 +42,7 @@ pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> 
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
             "selector": {"matchLabels": labels::statefulset_selector(cluster, selector)},
             "template": {
-                "metadata": {"labels": labels::pods(cluster, created_for, selector)},
+                "metadata": pod_metadata,
                 "spec": pod(cluster, created_for),
             },
             "volumeClaimTemplates": [claim_template(cluster, claim)],
@@ -52,18 +52,11 @@ pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> 
 
 fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {
     let name = statefulset_name(&cluster.key.name);
-    json!({
+    let mut pod = json!({
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "securityContext": {
-            "runAsNonRoot": true,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": customization::security_context(cluster),
         "initContainers": [prepare(cluster, created_for)],
         "containers": [container(cluster, created_for)],
         "volumes": [
@@ -86,7 +79,9 @@ fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {
                 ],
             }},
         ],
-    })
+    });
+    customization::add_scheduling(&mut pod, cluster);
+    pod
 }
 
 /// Keys of the Secret. Without one that is not optional, the kubelet starts nothing. In one volume, so

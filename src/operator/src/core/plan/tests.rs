@@ -23,6 +23,7 @@ fn cluster() -> ClusterRecord {
             image: "postgres:18".to_owned(),
             resources: Resources::default(),
             storage: Storage::default(),
+            customization: None,
         },
         status: DatabaseClusterStatus::default(),
     }

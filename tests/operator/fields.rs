@@ -1,0 +1,425 @@
+//! Optional fields of a spec: each reaches the children, is refused if it is wrong, and goes when it is removed.
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use testbed::{Fleet, FleetOptions, Progress, load, wait_for};
+
+use crate::support::*;
+
+const NAMESPACE: &str = "fields";
+
+async fn ready(client: &Client) {
+    until_cluster(
+        client,
+        (NAMESPACE, "db"),
+        "Ready for its generation",
+        |object| {
+            is_ready(object)
+                && object.data["status"]["observedGeneration"] == json!(object.metadata.generation)
+        },
+    )
+    .await;
+}
+
+async fn until_service(
+    services: &Api<Service>,
+    name: &str,
+    what: &str,
+    check: impl Fn(&Value) -> bool,
+) -> Value {
+    wait_for(format!("Service {name}: {what}"), PATIENCE, || async {
+        let found = serde_json::to_value(services.get(name).await.unwrap()).unwrap();
+        Ok(match check(&found) {
+            true => Progress::Done(found),
+            false => Progress::pending(found.to_string()),
+        })
+    })
+    .await
+    .unwrap()
+}
+
+fn pod_fields() -> Value {
+    let term = json!({"topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"app.kubernetes.io/instance": "db"}}});
+    json!({
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "podAffinityTerm": term}]}},
+        "tolerations": [{"key": "databases", "operator": "Exists", "effect": "NoSchedule"}],
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"team": "a"}}}],
+        "priorityClassName": "databases",
+        "imagePullSecrets": [{"name": "registry"}],
+    })
+}
+
+#[tokio::test]
+async fn fields_reach_the_children_and_go_when_they_are_removed() {
+    let control_plane = control_plane(options()).await;
+    let _fleet = fleet_of_three(&control_plane).await;
+    let client = control_plane.client();
+    let class: PriorityClass =
+        serde_json::from_value(json!({"metadata": {"name": "databases"}, "value": 1000})).unwrap();
+    let classes: Api<PriorityClass> = Api::all(client.clone());
+    classes
+        .create(&PostParams::default(), &class)
+        .await
+        .unwrap();
+    one(&control_plane, NAMESPACE, "db", load::spec(2)).await;
+    ready(&client).await;
+    let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
+    let set = |set| serde_json::to_value::<StatefulSet>(set).unwrap();
+    let before = set(statefulset(&client, NAMESPACE, "db-db").await);
+    let service_before = until_service(&services, "db-rw", "there", |_| true).await;
+
+    // Metadata and Services restart nothing.
+    let annotations = json!({"example.com/note": "b"});
+    let objects = json!({
+        "metadata": {"labels": {"team": "a"}, "annotations": annotations},
+        "services": {
+            "readWrite": {"type": "LoadBalancer", "loadBalancerClass": "example.com/internal",
+                "externalTrafficPolicy": "Local", "annotations": {"example.com/scheme": "internal"}},
+            "readOnly": {"type": "NodePort"},
+        },
+    });
+    change(&client, NAMESPACE, "db", objects).await;
+    let write = until_service(&services, "db-rw", "a load balancer", |found| {
+        found["spec"]["type"] == "LoadBalancer"
+    })
+    .await;
+    assert_eq!(write["spec"]["loadBalancerClass"], "example.com/internal");
+    assert_eq!(write["spec"]["externalTrafficPolicy"], "Local");
+    assert_eq!(write["metadata"]["labels"]["team"], "a");
+    for (name, value) in [
+        ("example.com/note", "b"),
+        ("example.com/scheme", "internal"),
+    ] {
+        assert_eq!(write["metadata"]["annotations"][name], value);
+    }
+    until_service(&services, "db-r", "a port of the nodes", |found| {
+        found["spec"]["type"] == "NodePort" && found["spec"]["ports"][0]["nodePort"].is_number()
+    })
+    .await;
+    ready(&client).await;
+    let labelled = statefulset(&client, NAMESPACE, "db-db").await;
+    assert_eq!(labelled.labels()["team"], "a");
+    assert_eq!(labelled.annotations()["example.com/note"], "b");
+    assert_eq!(set(labelled)["spec"], before["spec"]);
+    // A class cannot change while the type stays.
+    let clusters = load::clusters_in(client.clone(), NAMESPACE);
+    let patch = |spec: Value| {
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        let clusters = clusters.clone();
+        async move {
+            clusters
+                .patch("db", &PatchParams::default(), &patch)
+                .await
+                .map(drop)
+        }
+    };
+    let other = json!({"services": {"readWrite": {"loadBalancerClass": "example.com/other"}}});
+    let error = patch(other).await.unwrap_err().to_string();
+    assert!(error.contains("set type: ClusterIP first"), "{error}");
+
+    // Fields of Pods.
+    let mut pods = pod_fields();
+    pods["podTemplate"] =
+        json!({"metadata": {"labels": {"team": "c"}, "annotations": {"example.com/note": "d"}}});
+    pods["securityContext"] = json!({"fsGroup": 70, "supplementalGroups": [71],
+        "seLinuxOptions": {"level": "s0:c1,c2"}});
+    change(&client, NAMESPACE, "db", pods).await;
+    let changed = until_statefulset(
+        &client,
+        (NAMESPACE, "db-db"),
+        "to have tolerations",
+        |found| {
+            let template = found
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.template.spec.as_ref());
+            template.is_some_and(|pod| pod.tolerations.is_some())
+        },
+    )
+    .await;
+    let changed = set(changed);
+    let template = &changed["spec"]["template"];
+    for (field, value) in pod_fields().as_object().unwrap() {
+        assert_eq!(template["spec"][field], *value, "{field}");
+    }
+    assert_eq!(template["metadata"]["labels"]["team"], "c");
+    assert_eq!(template["metadata"]["annotations"]["example.com/note"], "d");
+    let context = &template["spec"]["securityContext"];
+    assert_eq!(
+        [&context["fsGroup"], &context["runAsUser"]],
+        [&json!(70), &json!(999)]
+    );
+    assert_eq!(changed["spec"]["selector"], before["spec"]["selector"]);
+    ready(&client).await;
+    // What others change of them is restored.
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), NAMESPACE);
+    let meddle = json!({"spec": {"template": {"spec": {"tolerations": null}}}});
+    sets.patch("db-db", &PatchParams::default(), &Patch::Merge(meddle))
+        .await
+        .unwrap();
+    until_statefulset(
+        &client,
+        (NAMESPACE, "db-db"),
+        "to have tolerations again",
+        |found| {
+            let template = found
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.template.spec.as_ref());
+            template.is_some_and(|pod| pod.tolerations.is_some())
+        },
+    )
+    .await;
+    ready(&client).await;
+    let error = patch(json!({"securityContext": {"runAsUser": 70}}))
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("cannot be changed after creation"),
+        "{error}"
+    );
+    let error = patch(json!({"securityContext": {"assignedByPlatform": true, "fsGroup": null}}));
+    let error = error.await.unwrap_err().to_string();
+    assert!(
+        error.contains("cannot be changed after creation"),
+        "{error}"
+    );
+
+    // Without the fields, everything is as it was.
+    let mut removed =
+        json!({"podTemplate": null, "securityContext": null, "metadata": null, "services": null});
+    for field in pod_fields().as_object().unwrap().keys() {
+        removed[field] = Value::Null;
+    }
+    change(&client, NAMESPACE, "db", removed).await;
+    let after = until_service(&services, "db-rw", "no load balancer", |found| {
+        found["spec"]["type"] == "ClusterIP"
+    })
+    .await;
+    assert_eq!(after["spec"], service_before["spec"]);
+    assert_eq!(
+        after["metadata"]["labels"],
+        service_before["metadata"]["labels"]
+    );
+    assert!(
+        after["metadata"]["annotations"]
+            .get("example.com/scheme")
+            .is_none()
+    );
+    until_service(&services, "db-r", "no port of the nodes", |found| {
+        found["spec"]["type"] == "ClusterIP" && found["spec"]["ports"][0].get("nodePort").is_none()
+    })
+    .await;
+    let after = until_statefulset(
+        &client,
+        (NAMESPACE, "db-db"),
+        "to have no tolerations",
+        |found| {
+            let template = found
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.template.spec.as_ref());
+            template.is_some_and(|pod| pod.tolerations.is_none())
+        },
+    )
+    .await;
+    let after = set(after);
+    assert_eq!(after["spec"], before["spec"]);
+    assert_eq!(after["metadata"]["labels"], before["metadata"]["labels"]);
+    ready(&client).await;
+
+    // What the schema does not know to be wrong is reported on the object, and the databases stay as they are.
+    change(
+        &client,
+        NAMESPACE,
+        "db",
+        json!({"podTemplate": {"metadata": {"labels": {"not a name": "x"}}}}),
+    )
+    .await;
+    let message = until_degraded(&client, (NAMESPACE, "db"), "Invalid").await;
+    assert!(message.contains("not a name"), "{message}");
+    let left = set(statefulset(&client, NAMESPACE, "db-db").await);
+    assert_eq!(left["spec"], before["spec"]);
+}
+
+#[tokio::test]
+async fn wrong_fields_are_refused_with_what_to_do() {
+    let control_plane = control_plane(options()).await;
+    Fleet::install(&control_plane, FleetOptions::default())
+        .await
+        .unwrap();
+    let client = control_plane.client();
+    let clusters = load::clusters_in(client.clone(), "default");
+    let create = |fields: &Value| {
+        let mut spec = load::spec(1);
+        let fields = fields.as_object().unwrap().clone();
+        spec.as_object_mut().unwrap().extend(fields);
+        let object: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "database.io/v1", "kind": "DatabaseCluster", "metadata": {"name": "a"}, "spec": spec,
+        }))
+        .unwrap();
+        let clusters = clusters.clone();
+        async move {
+            let params = PostParams {
+                dry_run: true,
+                ..PostParams::default()
+            };
+            clusters.create(&params, &object).await.map(drop)
+        }
+    };
+    for good in [
+        pod_fields(),
+        json!({"securityContext": {"assignedByPlatform": true}}),
+        json!({"services": {"readOnly": {"type": "NodePort", "externalTrafficPolicy": "Local"}}}),
+        json!({"metadata": {"labels": {"team": ""}, "annotations": {"example.com/note": "any text"}}}),
+    ] {
+        let answer = create(&good).await;
+        assert!(answer.is_ok(), "{good}: {answer:?}");
+    }
+    let object_labels = |name: &str| json!({"metadata": {"labels": {name: "x"}}});
+    let pod_labels = |name: &str| json!({"podTemplate": {"metadata": {"labels": {name: "x"}}}});
+    let notes = |name: &str| json!({"podTemplate": {"metadata": {"annotations": {name: "x"}}}});
+    let many = |count: usize| {
+        let all: serde_json::Map<String, Value> =
+            (0..count).map(|n| (format!("l{n}"), json!("x"))).collect();
+        all
+    };
+    let own = "use a prefix of your own";
+    for (bad, expected) in [
+        (object_labels("database.io/bucket"), own),
+        (object_labels("app.kubernetes.io/instance"), own),
+        (object_labels("argocd.argoproj.io/instance"), own),
+        (
+            json!({"metadata": {"annotations": {"kubectl.kubernetes.io/last-applied-configuration": "x"}}}),
+            own,
+        ),
+        (
+            json!({"services": {"readWrite": {"annotations": {"database.io/fencing-token": "x"}}}}),
+            own,
+        ),
+        (pod_labels("database.io/cluster"), own),
+        (pod_labels("app.kubernetes.io/name"), own),
+        (pod_labels("statefulset.kubernetes.io/pod-name"), own),
+        (pod_labels("controller-revision-hash"), own),
+        (notes("argocd.argoproj.io/tracking-id"), own),
+        (
+            notes("container.apparmor.security.beta.kubernetes.io/postgres"),
+            own,
+        ),
+        (
+            json!({"metadata": {"labels": {"team": "two words"}}}),
+            "spec.metadata.labels.team",
+        ),
+        (
+            json!({"metadata": {"labels": many(33)}}),
+            "must have at most 32 items",
+        ),
+        (
+            json!({"nodeSelector": {"x".repeat(318): "x"}}),
+            "at most 317 characters",
+        ),
+        (
+            json!({"priorityClassName": "system-node-critical"}),
+            "create a PriorityClass of your own",
+        ),
+        (
+            json!({"securityContext": {"runAsUser": 0}}),
+            "spec.securityContext.runAsUser",
+        ),
+        (
+            json!({"securityContext": {"assignedByPlatform": true, "fsGroup": 70}}),
+            "not both",
+        ),
+        (
+            json!({"securityContext": {"seLinuxOptions": {"type": "spc_t"}}}),
+            "supported values: \"container_t\"",
+        ),
+        (
+            json!({"services": {"readWrite": {"type": "ExternalName"}}}),
+            "supported values: \"ClusterIP\"",
+        ),
+        (
+            json!({"services": {"readWrite": {"loadBalancerClass": "a/b"}}}),
+            "needs type: LoadBalancer",
+        ),
+        (
+            json!({"services": {"readWrite": {"externalTrafficPolicy": "Local"}}}),
+            "needs type: NodePort or LoadBalancer",
+        ),
+        (
+            json!({"tolerations": [{"value": "x"}]}),
+            "needs the operator Exists",
+        ),
+        (
+            json!({"tolerations": vec![json!({"operator": "Exists"}); 33]}),
+            "at most 32 items",
+        ),
+        (
+            json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{}]}}}),
+            "topologyKey",
+        ),
+        (
+            json!({"topologySpreadConstraints": [{"maxSkew": 0, "topologyKey": "a", "whenUnsatisfiable": "DoNotSchedule"}]}),
+            "maxSkew",
+        ),
+        (
+            json!({"topologySpreadConstraints": [
+                {"maxSkew": 1, "topologyKey": "a", "whenUnsatisfiable": "DoNotSchedule"},
+                {"maxSkew": 2, "topologyKey": "a", "whenUnsatisfiable": "DoNotSchedule"}]}),
+            "Duplicate value",
+        ),
+        (
+            json!({"imagePullSecrets": [{"name": ""}]}),
+            "spec.imagePullSecrets[0].name",
+        ),
+    ] {
+        match create(&bad).await {
+            Ok(()) => panic!("accepted: {bad}"),
+            Err(error) => {
+                let message = error.to_string();
+                assert!(
+                    message.to_lowercase().contains(&expected.to_lowercase()),
+                    "{bad}: {message}"
+                );
+            }
+        }
+    }
+    // No Pod of a database gets credentials of the API: the field is unknown, and kubectl names it.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cluster.yaml");
+    let mut object = json!({
+        "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+        "metadata": {"name": "a", "namespace": "default"}, "spec": load::spec(1),
+    });
+    object["spec"]["serviceAccountName"] = json!("default");
+    object["spec"]["securityContext"] =
+        json!({"privileged": true, "sysctls": [], "windowsOptions": {}});
+    std::fs::write(&file, object.to_string()).unwrap();
+    let error = control_plane
+        .run_kubectl(&["apply", "--dry-run=server", "-f", file.to_str().unwrap()])
+        .await
+        .unwrap_err()
+        .to_string();
+    for field in [
+        "serviceAccountName",
+        "privileged",
+        "sysctls",
+        "windowsOptions",
+    ] {
+        assert!(
+            error.contains(&format!("unknown field \"spec.{field}"))
+                || error.contains(&format!("unknown field \"spec.securityContext.{field}")),
+            "{error}"
+        );
+    }
+}
