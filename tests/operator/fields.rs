@@ -238,6 +238,21 @@ async fn fields_reach_the_children_and_go_when_they_are_removed() {
     assert_eq!(after["metadata"]["labels"], before["metadata"]["labels"]);
     ready(&client).await;
 
+    // Rules that no node meets stop a rollout at its first instance, and a correction ends that.
+    change(
+        &client,
+        NAMESPACE,
+        "db",
+        json!({"nodeSelector": {"no": "node"}}),
+    )
+    .await;
+    let message = until_degraded(&client, (NAMESPACE, "db"), "Unschedulable").await;
+    assert!(message.contains("node"), "{message}");
+    let object = cluster(&client, NAMESPACE, "db").await;
+    assert_eq!(condition(&object, "Available").unwrap().0, "True");
+    change(&client, NAMESPACE, "db", json!({"nodeSelector": null})).await;
+    ready(&client).await;
+
     // What the schema does not know to be wrong is reported on the object, and the databases stay as they are.
     change(
         &client,
