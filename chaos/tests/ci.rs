@@ -43,9 +43,9 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    a_killed_replica_is_replaced_in_time: "kill-shard-leader",
     missing_compare_and_swap_is_found: "failpoint-no-compare-and-swap",
     missing_fence_is_found: "failpoint-no-fence",
     missing_resync_is_found: "failpoint-no-resync",
     missing_validity_check_is_found: "failpoint-no-validity",
+    a_killed_replica_is_replaced_in_time: "kill-shard-leader",
 }
