@@ -1,5 +1,4 @@
-//! Pages that are generated from the code match it (`UPDATE_DOCS=1` writes them), and the documentation uses
-//! the terms of the glossary.
+//! Pages that are generated from the code match it; `UPDATE_DOCS=1` writes them.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
@@ -60,104 +59,6 @@ fn every_condition_reason_is_documented() {
             "docs/databasecluster.md does not explain {reason}"
         );
     }
-}
-
-#[test]
-fn documentation_uses_the_terms_of_the_glossary() {
-    let glossary = fs::read_to_string(path("docs/glossary.md")).unwrap();
-    let (_, table) = glossary
-        .split_once("## Words that this project does not use")
-        .unwrap();
-    let rows = table.lines().filter_map(|line| line.strip_prefix("| "));
-    // What is in backticks in the first column is searched.
-    let words: Vec<String> = rows
-        .flat_map(|row| row.split('|').next().unwrap_or_default().split('`').skip(1))
-        .step_by(2)
-        .map(str::to_ascii_lowercase)
-        .collect();
-    assert!(words.len() > 20, "{words:?}");
-    let mut pages = Vec::new();
-    for name in [
-        "README.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-        "docs",
-        "deploy",
-        "chaos",
-        "dashboards",
-        "tests",
-    ] {
-        markdown(&path(name), &mut pages);
-    }
-    assert!(pages.len() > 40, "{pages:?}");
-    let mut found = Vec::new();
-    // The metrics page repeats the code, and ARCHITECTURE.md the names in it.
-    let repeats_code = [path("docs/metrics.md"), path("docs/ARCHITECTURE.md")];
-    pages.retain(|page| !repeats_code.contains(page));
-    for page in pages {
-        let text = prose(&fs::read_to_string(&page).unwrap());
-        for (line, word) in occurrences(&text, &words) {
-            found.push(format!("{}:{line}: {word}", page.display()));
-        }
-    }
-    assert!(
-        found.is_empty(),
-        "docs/glossary.md says what to write instead:\n{}",
-        found.join("\n")
-    );
-}
-
-#[test]
-fn a_relapse_is_found_across_lines_and_not_inside_code() {
-    let words = ["can not".to_owned(), "heir".to_owned()];
-    let text = prose("They Can\nnot. `heir` their\n```\nan heir\n```\nthe heir,\n");
-    assert_eq!(occurrences(&text, &words), [(1, "can not"), (6, "heir")]);
-}
-
-fn markdown(path: &Path, found: &mut Vec<PathBuf>) {
-    if path.is_file() && path.extension().is_some_and(|extension| extension == "md") {
-        found.push(path.to_owned());
-    } else if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
-        for entry in fs::read_dir(path).unwrap() {
-            markdown(&entry.unwrap().path(), found);
-        }
-    }
-}
-
-/// A page in lower case, line by line, without code and without what is generated from code.
-fn prose(page: &str) -> String {
-    let mut text = String::new();
-    let mut in_code = false;
-    let mut is_generated = false;
-    for line in page.lines() {
-        is_generated |= line == BEGIN.trim_end();
-        in_code ^= line.trim_start().starts_with("```");
-        if !in_code && !is_generated {
-            let words: Vec<&str> = line.split('`').step_by(2).collect();
-            text.push_str(&words.join("`").to_ascii_lowercase());
-        }
-        is_generated &= line != END.trim_end();
-        text.push('\n');
-    }
-    text
-}
-
-/// Line and word for each of the words that stands in the text, as a whole and also across a line's end.
-fn occurrences<'a>(text: &str, words: &'a [String]) -> Vec<(usize, &'a str)> {
-    let one_line = text.replace('\n', " ");
-    let is_apart = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric() && c != '-');
-    let mut found = Vec::new();
-    for word in words {
-        for (at, _) in one_line.match_indices(word.as_str()) {
-            let before = one_line[..at].chars().next_back();
-            let after = one_line[at + word.len()..].chars().next();
-            if is_apart(before) && is_apart(after) {
-                found.push((text[..at].matches('\n').count() + 1, word.as_str()));
-            }
-        }
-    }
-    found.sort_unstable();
-    found
 }
 
 /// The fields of spec and status, and the rules about the whole object.

@@ -76,7 +76,7 @@ async fn every_child_exists_is_owned_and_has_drift_corrected() {
         .patch("db-db", &PatchParams::default(), &meddle)
         .await
         .unwrap();
-    wait_for("the ConfigMap to be put right", PATIENCE, || async {
+    wait_for("the ConfigMap to be restored", PATIENCE, || async {
         let now = configs.get("db-db").await.unwrap().data;
         Ok(Progress::when(now == good, (), || {
             format!("{:?}", now.map(|d| d["prepare.sh"].len()))

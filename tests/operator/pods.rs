@@ -277,7 +277,7 @@ async fn a_secret_of_something_else(control_plane: &ControlPlane) {
 
     let keys = json!({"stringData": {"dbname": "d", "replication-password": "r"}});
     let (params, keys) = (PatchParams::default(), Patch::Merge(keys));
-    let put_right = secrets.patch("stripe-app", &params, &keys).await.unwrap();
+    let corrected = secrets.patch("stripe-app", &params, &keys).await.unwrap();
     change(
         &client,
         NAMESPACE,
@@ -287,7 +287,7 @@ async fn a_secret_of_something_else(control_plane: &ControlPlane) {
     .await;
     until_cluster(&client, (NAMESPACE, "stripe"), "Ready", is_ready).await;
     let after = secrets.get("stripe-app").await.unwrap();
-    assert_eq!(after, put_right, "the operator wrote a user's Secret");
+    assert_eq!(after, corrected, "the operator wrote a user's Secret");
 }
 
 /// The seconds at which a Pod was created, and at which it became ready.

@@ -187,10 +187,10 @@ async fn healthy_fleet_is_reported_healthy(fleet: &Fleet<'_>) {
 }
 
 async fn debug_can_be_asked_for(replica: &Replica) {
-    let level = async |wish| {
+    let level = async |request| {
         let path = ("PUT", "/log-level");
         let timeout = Duration::from_secs(5);
-        let answer = http_get::send(replica.url(), path, "", wish, timeout).await;
+        let answer = http_get::send(replica.url(), path, "", request, timeout).await;
         answer.unwrap().status
     };
     assert!(!log(replica).contains("DEBUG"), "debug without being asked");

@@ -23,7 +23,7 @@ async fn restarted_replica_resumes_and_deleted_leases_return_with_higher_epochs(
     all_leases_are_deleted(&client).await;
     assert!(load.end(&client).await > 20);
     a_lease_that_cannot_return_is_shown(&control_plane, &fleet).await;
-    a_damaged_leaders_lease_is_mended(&client, &fleet).await;
+    damaged_leader_lease_is_repaired(&client, &fleet).await;
     assert_epochs_never_fall(&control_plane);
 }
 
@@ -159,7 +159,7 @@ async fn somebody_else_leads(client: &kube::Client, fleet: &Fleet<'_>) {
 }
 
 /// The election's library takes no part in an election over a Lease that lacks a field.
-async fn a_damaged_leaders_lease_is_mended(client: &kube::Client, fleet: &Fleet<'_>) {
+async fn damaged_leader_lease_is_repaired(client: &kube::Client, fleet: &Fleet<'_>) {
     edit_leaders_lease(client, serde_json::json!({"renewTime": null})).await;
     until_so_many_lead(fleet, 1.0).await;
 }

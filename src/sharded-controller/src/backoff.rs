@@ -113,7 +113,7 @@ pub enum Verdict {
         /// When to retry.
         due_ms: u64,
     },
-    /// One more look-again.
+    /// One more retry.
     Retry {
         /// When to try again.
         due_ms: u64,
@@ -338,7 +338,7 @@ mod tests {
             let failure = bounded(retry(), attempts);
             match verdict(&Err(failure), attempts, 0, MIDDLE) {
                 Verdict::Retry { due_ms } => pauses_ms.push(due_ms),
-                other => panic!("look-again {retries} became {other:?}"),
+                other => panic!("retry {retries} became {other:?}"),
             }
         }
         assert_eq!(pauses_ms, [50, 100, 250, 500, 1000]);
@@ -347,7 +347,7 @@ mod tests {
             ..Attempts::default()
         };
         let Failure::Failed { cause, message } = bounded(retry(), spent) else {
-            panic!("the sixth look-again in a row must be a failure");
+            panic!("the sixth retry in a row must be a failure");
         };
         assert_eq!(cause, Cause::Other);
         assert!(
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_tenure_is_no_failure_of_the_object() {
+    fn lost_permit_does_not_count_as_failure_of_the_object() {
         let got = verdict(&Err(Failure::Lost), Attempts::default(), 0, MIDDLE);
         assert_eq!(got, Verdict::Again { due_ms: 1000 });
     }

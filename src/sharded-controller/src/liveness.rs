@@ -11,14 +11,14 @@ use crate::health::Health;
 /// Consecutive checks without progress of a part after which it counts as stalled: 30 s at two per
 /// second.
 ///
-/// Looks are counted and not time: a process that was frozen, or a machine that slept, looks again
+/// Checks are counted and not time: a process that was frozen, or a machine that slept, checks again
 /// only when the part runs again too.
 pub const CHECKS_MAX: u32 = 60;
 
-/// Looks in a row after which a part is told to be behind: 2 s.
+/// Checks in a row without progress after which a part is reported as behind: 2 s.
 const BEHIND_CHECKS: u32 = 4;
 
-/// Time between two looks.
+/// Time between two checks.
 pub const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 /// Observes one counter that a healthy part keeps increasing, whatever happens outside the process.
@@ -45,10 +45,10 @@ impl Progress {
     }
 }
 
-/// Looks from a thread of its own whether the rest of the process runs at all: `checks` counts what
-/// the health keeper there did, and is 0 before that has begun.
+/// Checks from a thread of its own whether the rest of the process runs at all: `checks` counts the
+/// steps of the health loop there, and is 0 before the loop has begun.
 ///
-/// A thread that only serves HTTP would go on saying that all is well otherwise.
+/// Without it, a thread that only serves HTTP would continue to report a stuck process as healthy.
 pub async fn monitor(checks: impl Fn() -> u64, health: Arc<Health>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(CHECK_EVERY);
     let mut rest = Progress::default();

@@ -1,4 +1,4 @@
-//! The names that tell one operator from another: of its objects, labels, annotations and metrics.
+//! The names that distinguish one operator from another: of its objects, labels, annotations and metrics.
 
 use shard_ownership::hash::ShardId;
 

@@ -371,7 +371,7 @@ impl Queue {
             }
         }
         let due_ms = if entry.home == Some(shard) {
-            judge(entry, again_ms, verdict)
+            apply_verdict(entry, again_ms, verdict)
         } else {
             again_ms
         };
@@ -535,7 +535,7 @@ impl Queue {
 }
 
 /// Applies a verdict and returns when the object is due again.
-fn judge(entry: &mut Entry, again_ms: Option<u64>, verdict: Verdict) -> Option<u64> {
+fn apply_verdict(entry: &mut Entry, again_ms: Option<u64>, verdict: Verdict) -> Option<u64> {
     entry.attempts = entry.attempts.after(verdict);
     let due_ms = match verdict {
         Verdict::Gone => return again_ms,

@@ -100,10 +100,10 @@ impl Refusal {
     }
 }
 
-/// Judges an error of a request.
-pub(crate) fn judge(names: &Names, error: &kube::Error) -> Refusal {
+/// The meaning of an error of a request.
+pub(crate) fn classify(names: &Names, error: &kube::Error) -> Refusal {
     match error {
-        kube::Error::Api(status) => judge_status(names, status),
+        kube::Error::Api(status) => classify_status(names, status),
         kube::Error::SerdeError(_)
         | kube::Error::BuildRequest(_)
         | kube::Error::HttpError(_)
@@ -118,7 +118,7 @@ pub(crate) fn judge(names: &Names, error: &kube::Error) -> Refusal {
     }
 }
 
-fn judge_status(names: &Names, status: &Status) -> Refusal {
+fn classify_status(names: &Names, status: &Status) -> Refusal {
     let message = shorten(&status.message);
     // Not a verdict on the write: an API server that just started may not know the kind of the parameter.
     if status.message.contains("failed to configure policy") {
@@ -210,11 +210,11 @@ mod tests {
         let uid = r#"{"causes":[{"field":"metadata.uid","reason":"FieldValueInvalid"}]}"#;
         let other = r#"{"causes":[{"field":"spec.replicas","reason":"FieldValueInvalid"}]}"#;
         assert_eq!(
-            judge_status(&NAMES, &status(422, "m", uid)),
+            classify_status(&NAMES, &status(422, "m", uid)),
             Refusal::Conflict("m".into())
         );
         assert_eq!(
-            judge_status(&NAMES, &status(422, "m", other)),
+            classify_status(&NAMES, &status(422, "m", other)),
             Refusal::Refused(Cause::Invalid, "m".into())
         );
     }
@@ -223,7 +223,7 @@ mod tests {
     fn refusal_by_the_fence_is_retried() {
         let message = "ValidatingAdmissionPolicy 'example-fence-children' denied request";
         for code in [403, 422] {
-            let refusal = judge_status(&NAMES, &status(code, message, "{}"));
+            let refusal = classify_status(&NAMES, &status(code, message, "{}"));
             assert!(
                 matches!(
                     refusal,
@@ -245,7 +245,7 @@ mod tests {
                        'example-fence-clusters' denied request: failed to configure policy: failed to find \
                        resource referenced by paramKind: 'example.io/v1, Kind=ShardTable'";
         assert!(matches!(
-            judge_status(&NAMES, &status(422, message, "{}")),
+            classify_status(&NAMES, &status(422, message, "{}")),
             Refusal::Failure(Failure::Failed {
                 cause: Cause::Unavailable,
                 ..
@@ -263,7 +263,7 @@ mod tests {
                 "ValidatingAdmissionPolicy '{policy}' denied request: \
                  epoch 3 is older than the one on the object, 999"
             );
-            let refusal = judge_status(&NAMES, &status(403, &message, "{}"));
+            let refusal = classify_status(&NAMES, &status(403, &message, "{}"));
             assert!(
                 matches!(
                     refusal,
@@ -282,7 +282,7 @@ mod tests {
         for (asked, expected) in [(0, 1), (7, 7), (1_000_000, 300)] {
             let details = format!(r#"{{"retryAfterSeconds":{asked}}}"#);
             assert_eq!(
-                judge_status(&NAMES, &status(429, "", &details)),
+                classify_status(&NAMES, &status(429, "", &details)),
                 Refusal::Failure(Failure::Throttled {
                     retry_after: Duration::from_secs(expected)
                 })
@@ -294,16 +294,16 @@ mod tests {
     fn terminating_namespace_is_distinguished_from_missing_permissions() {
         let text = "unable to create new content in namespace a because it is being terminated";
         assert!(matches!(
-            judge_status(&NAMES, &status(403, text, "{}")),
+            classify_status(&NAMES, &status(403, text, "{}")),
             Refusal::NamespaceTerminating(_)
         ));
         assert!(matches!(
-            judge_status(&NAMES, &status(403, "exceeded quota", "{}")),
+            classify_status(&NAMES, &status(403, "exceeded quota", "{}")),
             Refusal::Refused(Cause::Forbidden, _)
         ));
         let text = "services is forbidden: User x cannot patch resource y";
         assert!(matches!(
-            judge_status(&NAMES, &status(403, text, "{}")),
+            classify_status(&NAMES, &status(403, text, "{}")),
             Refusal::Failure(Failure::Failed {
                 cause: Cause::Forbidden,
                 ..
@@ -315,7 +315,7 @@ mod tests {
     fn a_server_that_fails_is_unavailable() {
         for code in [401, 500, 503, 504] {
             let Refusal::Failure(Failure::Failed { cause, .. }) =
-                judge_status(&NAMES, &status(code, "m", "{}"))
+                classify_status(&NAMES, &status(code, "m", "{}"))
             else {
                 panic!("{code}");
             };

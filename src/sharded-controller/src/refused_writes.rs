@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn single_refusals_and_former_tenures_are_ignored() {
+    fn single_refusals_and_former_permits_are_ignored() {
         let writes = RefusedWrites::default();
         writes.refused(SHARD, &fenced(Rule::Holder), 0);
         assert_eq!(writes.all_refused(60_000), []);

@@ -38,7 +38,7 @@ use shard_ownership::hash::ShardId;
 use crate::clock::boottime_ms;
 use crate::metrics::Metrics;
 use crate::names::Names;
-use crate::refusal::{Refusal, judge};
+use crate::refusal::{Refusal, classify};
 use crate::refused_writes::RefusedWrites;
 use crate::watch::wire::{All, WireMeta};
 
@@ -89,9 +89,9 @@ impl Account {
         self.metrics.fleet.tenure_lost_total.inc();
     }
 
-    /// Counts the answer, and judges a refusal.
+    /// Counts the answer, and classifies a refusal.
     pub(crate) fn settle<T>(&self, shard: ShardId, answer: kube::Result<T>) -> Result<T, Refusal> {
-        let answer = answer.map_err(|error| judge(&self.names, &error));
+        let answer = answer.map_err(|error| classify(&self.names, &error));
         let Some(kind) = self.kind else {
             return answer;
         };
@@ -190,8 +190,8 @@ impl GuardedClient {
 
     /// What an answer to a read means.
     #[must_use]
-    pub fn judge(&self, error: &kube::Error) -> Refusal {
-        judge(&self.names, error)
+    pub fn classify(&self, error: &kube::Error) -> Refusal {
+        classify(&self.names, error)
     }
 
     /// Lists objects of a kind in one namespace.
@@ -222,7 +222,7 @@ impl GuardedClient {
     {
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
         let found = api.get_opt(name).await;
-        found.map_err(|error| judge(&self.names, &error))
+        found.map_err(|error| classify(&self.names, &error))
     }
 
     /// Reads the metadata of one object; `None`: there is none.
@@ -239,7 +239,7 @@ impl GuardedClient {
             Api::namespaced_with(self.client.clone(), namespace, resource);
         match api.get_metadata_opt(name).await {
             Ok(found) => Ok(found.map(|object| object.metadata)),
-            Err(error) => Err(judge(&self.names, &error)),
+            Err(error) => Err(classify(&self.names, &error)),
         }
     }
 }

@@ -91,12 +91,12 @@ impl Browser {
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1".to_owned(),
             format!("--user-data-dir={}", profile.display()),
         ];
-        let wish = json!({"capabilities": {"alwaysMatch": {
+        let capabilities = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "goog:chromeOptions": {"args": arguments},
             "goog:loggingPrefs": {"browser": "ALL"},
         }}});
-        let session = browser.ask("POST", "/session", &wish).await?;
+        let session = browser.ask("POST", "/session", &capabilities).await?;
         let id = session["sessionId"].as_str().unwrap_or_default();
         browser.session = format!("/session/{id}");
         Ok(browser)

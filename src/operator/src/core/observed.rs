@@ -136,7 +136,7 @@ pub struct ChildRecord {
     pub token: Option<u64>,
     /// The fingerprint in its annotation.
     pub fingerprint: Option<Fingerprint>,
-    /// The generation of the `DatabaseCluster` that it was made from.
+    /// The generation of the `DatabaseCluster` from which it was rendered.
     pub rendered_from_generation: Option<i64>,
     /// Digest of everything but its status; none for kinds whose objects do not count the
     /// generations of their spec.

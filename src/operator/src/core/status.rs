@@ -27,7 +27,7 @@ pub struct Done<'a> {
     pub changed: bool,
     /// What keeps a child from being as it should.
     pub problem: Option<&'a Problem>,
-    /// Why Pods can not be ready.
+    /// Why Pods cannot be ready.
     pub diagnosis: Option<&'a ConditionReason>,
     /// Whether the primary serves; none when that could not be found out.
     pub primary: Option<bool>,

@@ -85,7 +85,7 @@ impl Applied {
 
 /// Why a child was not applied.
 pub(super) enum Refused {
-    /// Something that is reported on the cluster, and looked at in `report`.
+    /// A problem to report on the cluster; `report` adds what it finds.
     Problem(Problem),
     /// Something that is reported on the cluster, and the failure that it is.
     Reported(Problem, Failure),

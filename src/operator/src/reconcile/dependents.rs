@@ -137,7 +137,7 @@ impl Writer {
         let list = self
             .client()
             .list::<PersistentVolumeClaim>(namespace, params);
-        let list = list.await.map_err(|error| self.client().judge(&error))?;
+        let list = list.await.map_err(|error| self.client().classify(&error))?;
         let claims = list.iter();
         Ok(claims
             .filter_map(|claim| claim_of(cluster, claim))

@@ -163,7 +163,7 @@ impl Lookups {
         Ok(pods.iter().any(is_ready))
     }
 
-    /// Why the controller of StatefulSets can not make Pods or claims, as its events say.
+    /// Why the controller of StatefulSets cannot create Pods or claims, as its events say.
     async fn not_created(&self, set: &StatefulSetRecord) -> kube::Result<Option<ConditionReason>> {
         let key = &set.child.key;
         let about = ("StatefulSet", &*key.name, "FailedCreate");

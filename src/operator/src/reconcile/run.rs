@@ -32,7 +32,7 @@ use sharded_controller::refusal::Refusal;
 /// A cluster that has not been ready for this long is diagnosed.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 
-/// What was done is told after this time at the latest, when others wait for their first write: the
+/// What was done is reported after this time at the latest, when others wait for their first write: the
 /// watch, which shows the changed StatefulSet, brings the cluster back sooner, behind those.
 const REPORT_MS: u64 = 500;
 
@@ -353,7 +353,7 @@ impl<'a> Run<'a> {
         )
     }
 
-    /// Whether the Secret may go with a former cluster, and is to be made anew then.
+    /// Whether the Secret may go with a former cluster, and has to be re-created then.
     fn suspects_secret(&self, owned: Option<&StatefulSetRecord>) -> bool {
         let reconciler = self.reconciler;
         !self.is_initialized(owned)
@@ -483,7 +483,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Looks at the Pods; done only for clusters that should be ready by now.
+    /// Reads the Pods; done only for clusters that should be ready by now.
     async fn diagnose_pods(
         &self,
         owned: Option<&StatefulSetRecord>,

@@ -34,7 +34,7 @@ pub const ON_OCCASION: &[(&str, &str)] = &[
 pub fn page() -> String {
     let mut text =
         format!("{INTRODUCTION}\n| name | type | labels | meaning |\n| --- | --- | --- | --- |\n");
-    // Writing into a String can not fail.
+    // Writing into a String cannot fail.
     let mut rows = catalogue();
     rows.sort_by_key(|metric| metric.name(&NAMES));
     for metric in rows {

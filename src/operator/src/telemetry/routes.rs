@@ -38,7 +38,8 @@ struct Routes {
 
 struct Fleet {
     source: FleetSource,
-    /// The last view. Guarded while a new one is made: whoever comes meanwhile wants the same.
+    /// The last view. Locked while a new one is built: requests that arrive meanwhile get
+    /// the same.
     cached: Mutex<Option<CachedView>>,
 }
 
@@ -140,7 +141,7 @@ async fn change_log_level(
     Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Response {
-    // Before the body is read: whoever may not ask shall not keep us waiting.
+    // Before the body is read: a client without the right must not keep this task waiting.
     if let Err(why) = is_from_loopback(peer, request.headers()) {
         return answer(StatusCode::FORBIDDEN, PLAIN, format!("{why}\n"));
     }

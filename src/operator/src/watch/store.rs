@@ -3,7 +3,7 @@
 //! Guarantees: each map's locks live for one map operation, never over an await, and no two of them
 //! are held at once. What a watch brings goes in by its ticket ([`Tickets`]): once a shard is closed,
 //! no watch that was too late to notice can put anything into it. A removal names the uid, so that a
-//! late one can not remove a successor of the same name. Records are handed out as `Arc`s: a reader
+//! late one cannot remove a successor of the same name. Records are handed out as `Arc`s: a reader
 //! holds no lock.
 
 use std::sync::Arc;

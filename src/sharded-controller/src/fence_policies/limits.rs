@@ -1,4 +1,4 @@
-//! Upper bounds on what the operator's credentials allow, whoever uses them.
+//! Upper bounds on what the operator's credentials allow, for every user of them.
 
 use super::Fence;
 use super::policy::{NO_PROBLEM, PROBLEM, Policy, REFUSED, ResourceRule, Scope};

@@ -52,7 +52,7 @@ pub struct Move {
     pub seen_ms: u64,
     /// When we observed it, by our wall clock.
     pub seen_at: Timestamp,
-    /// Why, as far as the Leases tell.
+    /// Why, as far as the Leases show.
     pub why: MoveReason,
 }
 

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_leaders_lease_is_mended_only_as_it_was_seen() {
+    fn damaged_leader_lease_is_repaired_only_in_the_observed_version() {
         let whole = json!({
             "holderIdentity": "a", "renewTime": "2026-01-01T00:00:00.000000Z",
             "leaseDurationSeconds": 6, "leaseTransitions": 3,

@@ -19,7 +19,7 @@ use shard_ownership::planner::{Fleet, Overview};
 /// State of the fleet for the other parts of the process: the Leases as last observed, and the
 /// standing of this replica.
 ///
-/// The lock is held for a look-up or an insertion only, never over an await.
+/// The lock is held for a lookup or an insertion only, never over an await.
 #[derive(Debug)]
 pub struct FleetState {
     names: Names,
@@ -145,7 +145,7 @@ impl FleetState {
         self.with(|inner| change(&mut inner.standing));
     }
 
-    /// State of the fleet as we observe it, whoever leads it; `None` while it is not known: before
+    /// State of the fleet as we observe it, with any leader; `None` while it is not known: before
     /// the Leases were listed, while ours is not valid, because we may be cut off and see no live
     /// member, and while the active members have another number of shards.
     ///

@@ -10,7 +10,7 @@ pub(super) fn skips_preconditions() -> bool {
     is_active(Failpoint::CompareAndSwap) || is_active(Failpoint::Uid)
 }
 
-/// Writes a Lease without its uid, and without its version if that was planted too.
+/// Writes a Lease without its uid, and without its version if that failpoint is active too.
 pub(super) async fn write_unchecked(
     api: &Api<Lease>,
     name: &str,
@@ -19,9 +19,9 @@ pub(super) async fn write_unchecked(
     let mut lease = lease.clone();
     lease.metadata.uid = None;
     if is_active(Failpoint::CompareAndSwap) {
-        // A Lease can not be replaced without a version; an apply makes or overwrites it.
+        // A Lease cannot be replaced without a version; an apply creates or overwrites it.
         lease.metadata.resource_version = None;
-        let params = PatchParams::apply("careless").force();
+        let params = PatchParams::apply("failpoint").force();
         return api.patch(name, &params, &Patch::Apply(&lease)).await;
     }
     let params = PostParams::default();

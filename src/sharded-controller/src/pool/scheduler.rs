@@ -32,8 +32,8 @@ pub(super) async fn run<R: Reconcile>(shared: Arc<Shared<R>>) {
     }
 }
 
-/// Starts one run if there is a worker and a run for it, tells the failures that are due, and says
-/// when to look again.
+/// Starts one run if there is a worker and a run for it, logs the failures that are due, and returns
+/// when to check again.
 fn step<R: Reconcile>(
     shared: &Arc<Shared<R>>,
     worker: &mut Option<OwnedSemaphorePermit>,

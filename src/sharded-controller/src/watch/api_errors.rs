@@ -52,7 +52,7 @@ impl Entry {
 
 /// The errors of this process, by resource: a bounded set of names.
 ///
-/// The lock is held for a look-up only.
+/// The lock is held for a lookup only.
 #[derive(Debug)]
 pub struct ApiErrors {
     manifests: &'static str,
@@ -104,7 +104,7 @@ impl ApiErrors {
                 ),
             },
             other => format!(
-                "the API server can not be reached ({what}): {}",
+                "the API server cannot be reached ({what}): {}",
                 chain(other)
             ),
         }

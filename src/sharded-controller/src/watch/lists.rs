@@ -37,7 +37,7 @@ impl ListTurn {
 #[derive(Debug)]
 pub struct Lists {
     filter: Semaphore,
-    /// When the next list may begin that is made anew. Locked for a look only.
+    /// When the next repeated list may begin. Locked for one read or write only.
     next: Mutex<Instant>,
 }
 

@@ -67,13 +67,13 @@ pub struct ReflectorParts<C> {
 }
 
 impl<C: ShardCache> ReflectorParts<C> {
-    /// Tells that a cluster has to be looked at. It is looked at in its own shard, if it is known:
-    /// what changed in the given one may have been a child of a former cluster of its name.
+    /// Reports an owner that has to be reconciled, in its own shard, if that is known: what changed in
+    /// the given one may have been a child of a former owner of its name.
     pub(super) fn changed(&self, shard: ShardId, key: &ObjectKey) {
         let mut last = None;
         loop {
             let home = self.store.shard_of(key).unwrap_or(shard);
-            // A successor that came meanwhile was told of too, and must not be taken from its shard.
+            // A successor that came meanwhile was reported too, and must not be taken from its shard.
             if last.replace(home) == Some(home) {
                 return;
             }
@@ -95,7 +95,7 @@ pub struct ShardReflector<C: ShardCache> {
     inner: Arc<Inner<C>>,
 }
 
-/// What the watches share with the task that looks after the way of watching.
+/// What the watches share with the task that keeps the watch mode up to date.
 pub(super) struct Inner<C> {
     pub(super) parts: Arc<ReflectorParts<C>>,
     pub(super) stop: CancellationToken,
@@ -381,7 +381,7 @@ impl<C: ShardCache> Inner<C> {
         self.tasks.spawn(whole);
     }
 
-    /// New tickets for all shards, and whom to tell when they are listed.
+    /// New tickets for all shards, and what to notify when they are listed.
     fn whole_round(&self) -> (ShardFilter, Vec<CancellationToken>) {
         let (parts, mut open) = (&self.parts, BTreeMap::new());
         let waiting = self.with(|state| {
@@ -394,7 +394,7 @@ impl<C: ShardCache> Inner<C> {
     }
 }
 
-/// The one watch of everything: begins anew whenever shards were added, because their objects were
+/// The one watch of everything: begins again whenever shards were added, because their objects were
 /// not kept before; but not before a list that is coming in is complete.
 async fn watch_whole<C: ShardCache>(inner: Arc<Inner<C>>, stop: CancellationToken) {
     let mut round = stop.child_token();

@@ -27,7 +27,7 @@ pub enum WatchError {
     /// The API server closed it, as it does every few minutes.
     #[error("the watch ended")]
     Closed,
-    /// 410: what we would go on from is gone, so everything is listed anew.
+    /// 410: what we would go on from is gone, so everything is listed again.
     #[error("the version to go on from is too old")]
     Expired,
     /// The request failed, or the API server reported an error in the watch.

@@ -90,9 +90,9 @@ pub enum Stage {
 /// What keeps the children from their desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// Something that goes by itself.
+    /// It goes away by itself.
     Transient(ConditionReason),
-    /// Something that somebody has to look at.
+    /// Somebody has to repair it.
     Permanent(ConditionReason),
 }
 
@@ -134,7 +134,7 @@ pub struct Observed<'a> {
     pub changed: bool,
     /// What keeps the children from being as they should.
     pub problem: Option<&'a Problem>,
-    /// Why Pods can not be ready: reason and message.
+    /// Why Pods cannot be ready: reason and message.
     pub diagnosis: Option<&'a ConditionReason>,
     /// The time.
     pub now: Timestamp,

@@ -64,7 +64,7 @@ async fn secret_deleted_with_a_former_cluster_is_recreated_while_there_is_no_dat
     let outcome = world.reconcile().await.unwrap();
     assert!(
         matches!(outcome.next, Next::RequeueAfter { .. }),
-        "it is looked at again in {:?}",
+        "the next run is {:?}",
         outcome.next
     );
     let (status, reason, message) = world.condition(ConditionType::Progressing);
@@ -273,7 +273,7 @@ async fn claims_are_resized_once_and_a_class_without_expansion_is_reported() {
         "2Gi/2"
     );
 
-    // One that was deleted and made anew has the size of the template.
+    // One that was deleted and re-created has the size of the template.
     let recreated = format!("{CLAIMS}/data-orders-db-1");
     world.change(&recreated, |claim| {
         claim["spec"]["resources"]["requests"]["storage"] = json!("1Gi")

@@ -211,7 +211,7 @@ async fn unready_pods_are_diagnosed_right_after_the_grace_period() {
     world.set_pods(1, 0);
     world.broken_pod("orders-db-0", "r1");
     let Next::RequeueAfter { ms } = world.reconcile().await.unwrap().next else {
-        panic!("it is not looked at again in time");
+        panic!("no run is scheduled in time");
     };
     assert!((25_000..=35_000).contains(&ms), "in {ms} ms");
     // That time has come.

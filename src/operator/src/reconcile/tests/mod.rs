@@ -77,7 +77,7 @@ const IDLE: ExpectedStatus = ExpectedStatus {
     },
 };
 
-/// Nobody waits, and there is no look-again left.
+/// Nobody waits, and no retry is left.
 const LAST_STATUS: ExpectedStatus = ExpectedStatus {
     outlook: Outlook {
         attempts: Attempts {

@@ -160,7 +160,7 @@ async fn throttled_object_waits_as_requested_and_others_briefly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_tenure_is_no_failure_and_the_object_runs_again() {
+async fn lost_permit_does_not_count_as_failure_and_the_object_runs_again() {
     let stage = stage(config(1), |_, nth| {
         end_after(
             0,

@@ -33,7 +33,7 @@ async fn stopping_a_shard_cancels_its_runs_at_once_and_drops_its_objects() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tenure_that_ends_by_itself_cancels_its_runs_and_starts_no_more() {
+async fn permit_that_ends_cancels_its_runs_and_starts_no_more() {
     let stage = stage(config(1), |_, _| settles(30));
     let ended = CancellationToken::new();
     stage.pool.start_shard(permit(OTHER, 3, &ended));
@@ -86,7 +86,7 @@ async fn result_of_a_run_ending_during_the_stop_is_discarded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_tenure_reruns_what_the_old_one_started() {
+async fn new_permit_reruns_what_the_old_one_started() {
     let stage = stage(config(1), |_, nth| settles(if nth == 1 { 30 } else { 1 }));
     stage.add(1);
     stage.until_running(1).await;
