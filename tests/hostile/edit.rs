@@ -95,11 +95,15 @@ async fn edited_labels(environment: &Environment<'_>, tenant: &Tenant) {
         for edited in [json!(other.to_string()), json!("x"), Value::Null] {
             let edit = json!({"metadata": {"labels": {"database.io/bucket": edited}}});
             let_through("an edit", merge(&tenant.client, at, edit).await);
-            wait_for(format!("the bucket of {name} to be restored"), PATIENCE, || async {
-                let labels = get(admin, at).await.unwrap().labels().clone();
-                let right = labels.get("database.io/bucket") == Some(&bucket);
-                Ok(Progress::when(right, (), || format!("{labels:?}")))
-            })
+            wait_for(
+                format!("the bucket of {name} to be restored"),
+                PATIENCE,
+                || async {
+                    let labels = get(admin, at).await.unwrap().labels().clone();
+                    let right = labels.get("database.io/bucket") == Some(&bucket);
+                    Ok(Progress::when(right, (), || format!("{labels:?}")))
+                },
+            )
             .await
             .unwrap();
         }

@@ -9,8 +9,12 @@ use clap::{Args, ValueEnum};
 use crate::telemetry::log::LogFormat;
 use shard_ownership::hash::ShardCount;
 use sharded_controller::config::{Config, random_identity};
+use sharded_controller::duration;
 use sharded_controller::pool::PoolConfig;
 use sharded_controller::rate_limit::{RateLimit, Scope};
+
+/// Longest time that a flag takes.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How DatabaseClusters are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -245,23 +249,11 @@ fn concurrency(text: &str) -> Result<NonZeroUsize, String> {
         .ok_or_else(|| "must be a whole number from 1 to 1000000".to_owned())
 }
 
-/// `500ms`, `6s`, `10m`, `1h`: a whole number above 0 with a unit.
+/// A duration above 0 and up to a day.
 fn duration(text: &str) -> Result<Duration, String> {
-    let allowed = || "must be a whole number above 0 with a unit: 500ms, 6s, 10m, 1h".to_owned();
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| allowed())?;
-    let unit_ms = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(allowed()),
-    };
-    let millis = number
-        .checked_mul(unit_ms)
-        .filter(|ms| *ms > 0 && *ms <= 86_400_000);
-    millis.map(Duration::from_millis).ok_or_else(allowed)
+    duration::parse(text)
+        .filter(|parsed| !parsed.is_zero() && *parsed <= DURATION_MAX)
+        .ok_or_else(|| "must be a whole number above 0 with a unit: 500ms, 6s, 10m, 1h".to_owned())
 }
 
 fn lease_duration(text: &str) -> Result<Duration, String> {

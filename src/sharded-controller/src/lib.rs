@@ -8,6 +8,7 @@ pub mod config;
 mod connections;
 pub mod controller;
 pub mod credentials;
+pub mod duration;
 pub mod failpoints;
 pub mod failures;
 pub mod fence_policies;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
+use crate::duration;
+
 const NANOS_PER_MS: u64 = 1_000_000;
 const RUNS_MAX: u32 = 1_000_000;
 const PERIOD_MAX_SECONDS: u64 = 3600;
@@ -58,16 +60,10 @@ impl FromStr for RateLimit {
 fn parse(text: &str) -> Option<RateLimit> {
     let (runs, time) = text.split_once('/')?;
     let runs = NonZeroU32::new(plain_number(runs)?.try_into().ok()?)?;
-    let (unit_seconds, count) = if let Some(count) = time.strip_suffix('s') {
-        (1, count)
-    } else if let Some(count) = time.strip_suffix('m') {
-        (60, count)
-    } else {
-        (3600, time.strip_suffix('h')?)
-    };
-    let period_seconds = plain_number(count)?.checked_mul(unit_seconds)?;
-    let allowed = runs.get() <= RUNS_MAX && (1..=PERIOD_MAX_SECONDS).contains(&period_seconds);
-    allowed.then_some(RateLimit {
+    let period = duration::parse(time)?;
+    let (period_seconds, is_whole) = (period.as_secs(), period.subsec_nanos() == 0);
+    let allowed = (1..=PERIOD_MAX_SECONDS).contains(&period_seconds);
+    (is_whole && allowed && runs.get() <= RUNS_MAX).then_some(RateLimit {
         runs,
         period_seconds,
     })

@@ -1,7 +1,10 @@
 //! Changes the log level at run time: the level of our own code only, and for a limited time only.
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use sharded_controller::duration;
 
 /// Our own crates in log directives.
 const OWN_TARGETS: [&str; 3] = [
@@ -13,6 +16,8 @@ const OWN_TARGETS: [&str; 3] = [
 pub const DURATION_DEFAULT: Duration = Duration::from_secs(15 * 60);
 /// The longest that a change lasts: nobody has to remember to take it back.
 pub const DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
+/// How long a change may last.
+const ALLOWED: RangeInclusive<Duration> = Duration::from_secs(30)..=DURATION_MAX;
 
 /// Allowed levels. Directives for libraries are not allowed: some would log headers and bodies.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -137,25 +142,12 @@ pub fn parse(text: &str) -> Result<LogLevelRequest, String> {
     let level = LEVELS.into_iter().find(|known| *known == level);
     let lifetime = match lifetime {
         None => Some(DURATION_DEFAULT),
-        Some(text) => duration(text),
+        Some(text) => duration::parse(text).filter(|lifetime| ALLOWED.contains(lifetime)),
     };
     match (level, lifetime) {
         (Some(level), Some(lifetime)) => Ok(LogLevelRequest::Level(level, lifetime)),
         _ => Err(allowed()),
     }
-}
-
-fn duration(text: &str) -> Option<Duration> {
-    let unit = text.chars().last()?;
-    let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
-    let seconds = match unit {
-        's' => number,
-        'm' => number.checked_mul(60)?,
-        'h' => number.checked_mul(3600)?,
-        _ => return None,
-    };
-    let lifetime = Duration::from_secs(seconds);
-    (lifetime >= Duration::from_secs(30) && lifetime <= DURATION_MAX).then_some(lifetime)
 }
 
 #[cfg(test)]
