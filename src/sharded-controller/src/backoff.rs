@@ -11,7 +11,7 @@ pub const WAITING_MS: u64 = 60_000;
 pub const AFTER_MS: (u64, u64) = (1_000, 60_000);
 /// Pause after the right to act was lost: the heartbeat may bring it back.
 pub const LOST_MS: u64 = 1_000;
-/// Pauses of the look-agains in a row after a conflict or a write that the fence refused; one more is a failure.
+/// Pauses of the retries in a row after a conflict or a write that the fence refused; one more is a failure.
 pub const RETRY_MS: [u64; 5] = [50, 100, 250, 500, 1_000];
 /// Longest pause that a 429 is granted for its object.
 pub const THROTTLE_MAX_MS: u64 = 600_000;
@@ -26,7 +26,7 @@ pub const THROTTLE_POOL_MAX_MS: u64 = 1_000;
 pub struct Attempts {
     /// Failures since the last success.
     pub failures: u32,
-    /// Look-agains since the last failure.
+    /// Retries since the last failure.
     pub retries: u32,
     /// When the last failure is to be tried again. What brings the object here sooner, such as the
     /// echo of our own write, does not count as that try.

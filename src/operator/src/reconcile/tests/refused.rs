@@ -27,7 +27,7 @@ impl World {
         });
     }
 
-    /// Runs as the pool does: five look-agains, and then no more.
+    /// Runs as the pool does: five retries, and then no more.
     async fn reconcile_until_settled(&self) -> Result<Outcome, Failure> {
         for _ in 0..5 {
             let ended = self.reconcile().await;
