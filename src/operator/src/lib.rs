@@ -1,25 +1,36 @@
-//! A leader-elected, sharded operator for `DatabaseCluster` objects.
+//! An operator that turns `DatabaseCluster` objects into running PostgreSQL clusters.
 //!
 //! ```text
-//! DatabaseCluster ──watch (only my shards)──▶ store ──▶ queue ──▶ pool ──▶ gather ──▶ plan ──▶ apply ──▶ status, events
-//!                        ▲                              (dedupe,   (semaphore,          (pure)
-//!   member Lease ──▶ members ──▶ ring ──▶ shard Leases   delays,    per-shard
-//!   (heartbeat)      (watch)    (pure)    (locks, epoch) backoff)   drain)
+//!                       sharded-controller                         this crate
+//!              ┌───────────────────────────────────┐  ┌──────────────────────────────────────┐
+//! API server ──▶ list and watch, own shards only ──┼──▶ watch: records in a store            │
+//!              │ queue ──▶ pool ───────────────────┼──▶ reconcile: gather ──▶ plan ──▶ apply  │
+//!              │                                   │  │              (core, pure)  (postgres) │
+//! API server ◀── ShardPermit::guard ◀──────────────┼── writes, status, Events                │
+//!              │ Leases, shard table, fence        │  │ telemetry: /fleet, log level, metrics │
+//!              └───────────────────────────────────┘  └──────────────────────────────────────┘
 //! ```
 //!
-//! Modules in the order of that path; see docs/ARCHITECTURE.md.
-
-pub mod config;
+//! Sharding, fencing and handover are in the crate [`sharded_controller`], which knows no DatabaseCluster.
+//! This crate has what is specific to PostgreSQL and to this operator:
+//!
+//! - [`api`]: the kind `DatabaseCluster` with the rules that the API server checks, and the names of the operator
+//! - [`core`]: what a cluster needs, decided by pure functions from records
+//! - [`watch`]: the watched kinds, and the records that are kept of them
+//! - [`reconcile`]: one reconcile of one cluster; every write of the operator
+//! - [`postgres`]: the rendering of the children
+//! - [`fence`]: what the operator writes, for the generator of the admission policies
+//! - [`telemetry`]: the log, the operator's own metrics, the fleet page and the command `fleet`
+//! - [`config`], [`replica`]: flags, and a replica put together
+//!
+//! docs/ARCHITECTURE.md of the repository has the invariants that hold between these parts.
 
 pub mod api;
+pub mod config;
 pub mod core;
 pub mod fence;
-
-pub mod watch;
-
-pub mod reconcile;
-
 pub mod postgres;
-pub mod telemetry;
-
+pub mod reconcile;
 pub mod replica;
+pub mod telemetry;
+pub mod watch;

@@ -1,4 +1,6 @@
-//! The clock of ownership.
+//! The clock of ownership: milliseconds that also count while the machine is suspended, and that nobody sets.
+//!
+//! A permit must end in time on a machine that slept, so no other clock is compared with its validity.
 
 use rustix::time::{ClockId, clock_gettime};
 

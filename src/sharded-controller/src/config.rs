@@ -1,4 +1,4 @@
-//! What a replica is started with, checked as a whole.
+//! Settings with which a replica starts, checked as a whole.
 
 use std::net::SocketAddr;
 use std::time::Duration;

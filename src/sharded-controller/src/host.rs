@@ -1,4 +1,5 @@
-//! What a shard means in a replica: watches, queue, workers.
+//! What the actions of the state machine do in a replica: they start and stop watches, queue and workers of
+//! a shard.
 
 use std::sync::Arc;
 use std::time::Duration;

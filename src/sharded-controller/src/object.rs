@@ -1,4 +1,4 @@
-//! Names of objects.
+//! Namespace and name of an object, as the key of cache, queue and pool.
 
 use std::fmt;
 use std::sync::Arc;

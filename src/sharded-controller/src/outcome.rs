@@ -1,4 +1,4 @@
-//! The result of one reconcile, and what it means for the queue.
+//! The result of one reconcile: done and when to run again, or why it failed.
 
 use std::time::Duration;
 

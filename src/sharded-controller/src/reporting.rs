@@ -1,4 +1,4 @@
-//! What a replica reports: the HTTP server, health, figures for heartbeats and scrapes.
+//! What a replica reports: the HTTP server, the health loop, and values for heartbeats and scrapes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

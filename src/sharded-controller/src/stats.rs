@@ -1,4 +1,5 @@
-//! The figures that go along with a heartbeat, for the view of the fleet: few, flat, rates worked out.
+//! The statistics that a heartbeat carries for the view of the fleet: a few flat values, with rates already
+//! computed.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

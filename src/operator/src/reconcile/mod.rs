@@ -1,7 +1,7 @@
 //! One reconcile: observe, plan, apply, report.
 //!
 //! **Architecture invariant:** what is watched is never read again from the API server, and every
-//! write goes through [`writer`], which checks the right to act first.
+//! write goes through `writer`, which checks the right to act first.
 
 mod apply;
 mod dependents;

@@ -1,11 +1,11 @@
 //! The fence's admission policies, generated from the names of an operator and the kinds that it writes.
 //!
 //! Everything that is specific to one operator is in one value, [`Fence`]. Expressions contain placeholders
-//! such as `$DOMAIN`, which [`Fence::fill`] replaces.
+//! such as `$DOMAIN`, which `Fence::fill` replaces.
 //!
 //! Requirements for the expressions:
 //! - They must not fail on any input: an error is a refusal.
-//! - Only the match condition is evaluated for every write: see [`policy`].
+//! - Only the match condition is evaluated for every write: see the module `policy`.
 
 mod limits;
 mod locks;
