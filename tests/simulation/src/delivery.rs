@@ -1,6 +1,6 @@
 //! Events to the machines and their actions: the network between replicas and the API server.
 
-use crate::process::Tenure;
+use crate::process::Permit;
 use crate::world::{Happening, Request, Sent, Who, World};
 use shard_ownership::hash::ShardId;
 use shard_ownership::lease::{MemberChange, MemberWrite, ShardLease, ShardWrite};
@@ -123,7 +123,7 @@ impl World {
                 if let Some(process) = self.process(who) {
                     process.watching[usize::from(shard.0)] = false;
                     if !goes_on {
-                        process.tenures[usize::from(shard.0)] = None;
+                        process.permits[usize::from(shard.0)] = None;
                     }
                 }
             }
@@ -140,9 +140,9 @@ impl World {
                     return;
                 }
                 self.trace(|| format!("r{} halts shard {shard}: {}", who.slot, reason.label()));
-                if let Some(tenure) = self.process(who).and_then(|p| p.tenure(shard)) {
-                    tenure.ended = true;
-                    tenure.admitting = false;
+                if let Some(permit) = self.process(who).and_then(|p| p.permit(shard)) {
+                    permit.ended = true;
+                    permit.admitting = false;
                 }
             }
             Action::NeedIncarnation => self.reincarnate(who),
@@ -209,11 +209,11 @@ impl World {
     }
 
     fn admit(&mut self, who: Who, shard: ShardId, table: String, epoch: u32) {
-        self.tenures += 1;
-        let id = self.tenures;
+        self.permits += 1;
+        let id = self.permits;
         self.trace(|| format!("r{} works on shard {shard} in epoch {epoch}", who.slot));
         if let Some(process) = self.process(who) {
-            process.tenures[usize::from(shard.0)] = Some(Tenure {
+            process.permits[usize::from(shard.0)] = Some(Permit {
                 id,
                 token: FencingToken {
                     table: table.into(),
@@ -233,11 +233,11 @@ impl World {
 
     fn resume_work(&mut self, who: Who, shard: ShardId) {
         self.trace(|| format!("r{} resumes shard {shard}", who.slot));
-        let Some(tenure) = self.process(who).and_then(|p| p.tenure(shard)) else {
+        let Some(permit) = self.process(who).and_then(|p| p.permit(shard)) else {
             return;
         };
-        tenure.admitting = true;
-        let id = tenure.id;
+        permit.admitting = true;
+        let id = permit.id;
         self.after(1, Happening::Reconcile(who, shard, id));
     }
 

@@ -33,7 +33,7 @@ impl Clock {
 
 /// The right to act from the machine, as the workers see it.
 #[derive(Clone, Debug)]
-pub(crate) struct Tenure {
+pub(crate) struct Permit {
     pub(crate) id: u64,
     pub(crate) token: FencingToken,
     /// Cancelled: nothing more is written.
@@ -88,7 +88,7 @@ pub(crate) struct Process {
     pub(crate) clock: Clock,
     /// By its own clock.
     pub(crate) valid_until_ms: u64,
-    pub(crate) tenures: Vec<Option<Tenure>>,
+    pub(crate) permits: Vec<Option<Permit>>,
     pub(crate) watching: Vec<bool>,
     /// The machine is frozen.
     pub(crate) paused: bool,
@@ -148,7 +148,7 @@ impl Process {
             incarnations: 1,
             clock,
             valid_until_ms: 0,
-            tenures: vec![None; count],
+            permits: vec![None; count],
             watching: vec![false; count],
             paused: false,
             asleep: false,
@@ -215,21 +215,21 @@ impl Process {
     pub(crate) fn may_write(
         &self,
         shard: ShardId,
-        tenure: u64,
+        permit: u64,
         ignore_validity: bool,
         world_ms: u64,
     ) -> bool {
-        let live = self.tenures[usize::from(shard.0)]
+        let live = self.permits[usize::from(shard.0)]
             .as_ref()
-            .is_some_and(|t| t.id == tenure && !t.ended);
+            .is_some_and(|t| t.id == permit && !t.ended);
         live && (ignore_validity || self.is_valid(world_ms))
     }
 
     /// The epoch under which it acts: it may still write, now or later, without asking anybody.
     pub(crate) fn acts(&self, shard: ShardId, world_ms: u64) -> Option<u32> {
-        let tenure = self.tenures[usize::from(shard.0)].as_ref()?;
-        let busy = !tenure.ended && (tenure.admitting || tenure.running > 0);
-        (busy && self.is_valid(world_ms)).then_some(tenure.token.epoch)
+        let permit = self.permits[usize::from(shard.0)].as_ref()?;
+        let busy = !permit.ended && (permit.admitting || permit.running > 0);
+        (busy && self.is_valid(world_ms)).then_some(permit.token.epoch)
     }
 
     /// Takes in what the watch shows, for the fleet leader's plans.
@@ -260,12 +260,12 @@ impl Process {
 
     /// The right under which it acts.
     pub(crate) fn right(&self, shard: ShardId) -> Option<&FencingToken> {
-        let tenure = self.tenures[usize::from(shard.0)].as_ref()?;
-        Some(&tenure.token)
+        let permit = self.permits[usize::from(shard.0)].as_ref()?;
+        Some(&permit.token)
     }
 
-    pub(crate) fn tenure(&mut self, shard: ShardId) -> Option<&mut Tenure> {
-        self.tenures[usize::from(shard.0)].as_mut()
+    pub(crate) fn permit(&mut self, shard: ShardId) -> Option<&mut Permit> {
+        self.permits[usize::from(shard.0)].as_mut()
     }
 }
 

@@ -133,11 +133,11 @@ impl World {
         };
         let ready = !process.asleep && process.is_valid(now_ms);
         let hangs = process.hangs;
-        let Some(tenure) = process.tenure(shard).filter(|t| t.id == id && t.admitting) else {
+        let Some(permit) = process.permit(shard).filter(|t| t.id == id && t.admitting) else {
             return;
         };
         if ready {
-            tenure.running += 1;
+            permit.running += 1;
         }
         self.after(next_ms, Happening::Reconcile(who, shard, id));
         if ready {
@@ -364,11 +364,11 @@ impl World {
         let Some(process) = self.process(who) else {
             return;
         };
-        let Some(tenure) = process.tenure(shard).filter(|tenure| tenure.id == id) else {
+        let Some(permit) = process.permit(shard).filter(|permit| permit.id == id) else {
             return;
         };
-        tenure.running = tenure.running.saturating_sub(1);
-        if tenure.running == 0 && !tenure.admitting && !tenure.ended {
+        permit.running = permit.running.saturating_sub(1);
+        if permit.running == 0 && !permit.admitting && !permit.ended {
             self.deliver(who, Event::Drained(shard));
         }
     }
@@ -377,11 +377,11 @@ impl World {
     pub(crate) fn drain(&mut self, who: Who, shard: ShardId) {
         self.trace(|| format!("r{} drains shard {shard}", who.slot));
         let hasty = self.plan.sabotage.no_drain_wait;
-        let Some(tenure) = self.process(who).and_then(|process| process.tenure(shard)) else {
+        let Some(permit) = self.process(who).and_then(|process| process.permit(shard)) else {
             return;
         };
-        tenure.admitting = false;
-        if tenure.running == 0 || hasty {
+        permit.admitting = false;
+        if permit.running == 0 || hasty {
             self.after(1, Happening::Event(who, Event::Drained(shard)));
         }
     }

@@ -192,7 +192,7 @@ pub(crate) struct World {
     pub(crate) away_until_ms: u64,
     pub(crate) slots: Vec<Option<Process>>,
     pub(crate) lives: u64,
-    pub(crate) tenures: u64,
+    pub(crate) permits: u64,
     pub(crate) leaders: Vec<usize>,
     pub(crate) tampers: bool,
     pub(crate) ending: Ending,
@@ -269,7 +269,7 @@ impl World {
             // One more than there are replicas: in an update, one is started before another leaves.
             slots: (0..=plan.replicas).map(|_| None).collect(),
             lives: 0,
-            tenures: 0,
+            permits: 0,
             leaders: vec![0],
             tampers,
             ending: plan.ending.unwrap_or(drawn),
@@ -304,12 +304,12 @@ impl World {
             Happening::Relist(who) => self.relist_leases(who),
             Happening::RelistTable(who) => self.relist_table(who),
             Happening::Warmed(who, shard) => self.warmed(who, shard),
-            Happening::Reconcile(who, shard, tenure) => self.reconcile(who, shard, tenure),
-            Happening::Write(who, shard, tenure) => self.send_object(who, shard, tenure),
-            Happening::ObjectWrite(who, shard, tenure, write, answered) => {
-                self.object_arrives(who, shard, tenure, write, answered);
+            Happening::Reconcile(who, shard, permit) => self.reconcile(who, shard, permit),
+            Happening::Write(who, shard, permit) => self.send_object(who, shard, permit),
+            Happening::ObjectWrite(who, shard, permit, write, answered) => {
+                self.object_arrives(who, shard, permit, write, answered);
             }
-            Happening::Worked(who, shard, tenure) => self.worked(who, shard, tenure),
+            Happening::Worked(who, shard, permit) => self.worked(who, shard, permit),
             Happening::Lead => self.lead(),
             Happening::Planned(version, shard, next) => self.planned(&version, shard, next),
             Happening::Tidied(identity, version) => self.tidied(&identity, &version),

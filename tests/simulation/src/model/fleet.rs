@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::replica::{NextRequest, Replica, Tenure, Up};
+use super::replica::{NextRequest, Permit, Replica, Up};
 use super::second::Second;
 use super::{LateWrite, OwnershipModel, Step};
 use crate::fence;
@@ -130,10 +130,10 @@ impl Fleet {
                 Up::Crashed => steps.push(Step::Restart(n)),
                 Up::Paused => steps.push(Step::Resume(n)),
                 Up::Running => {
-                    for (shard, tenure) in &replica.tenures {
-                        if tenure.busy {
+                    for (shard, permit) in &replica.permits {
+                        if permit.busy {
                             steps.push(Step::Finish(n, *shard, false));
-                        } else if tenure.admitting {
+                        } else if permit.admitting {
                             steps.push(Step::Begin(n, *shard));
                         }
                     }
@@ -191,7 +191,7 @@ impl Fleet {
                     steps.push(Step::Spoil(n, next));
                 }
             }
-            let busy = replica.tenures.iter().filter(|(_, tenure)| tenure.busy);
+            let busy = replica.permits.iter().filter(|(_, permit)| permit.busy);
             steps.extend(busy.map(|(shard, _)| Step::Finish(n, *shard, true)));
             if model.tampers {
                 steps.push(Step::DeleteMember(n));
@@ -220,8 +220,8 @@ impl Fleet {
         match step {
             Step::Tick => self.tick(),
             Step::Begin(n, shard) => {
-                if let Some(tenure) = self.replicas[n].tenures.get_mut(&shard) {
-                    tenure.busy = true;
+                if let Some(permit) = self.replicas[n].permits.get_mut(&shard) {
+                    permit.busy = true;
                 }
             }
             Step::Finish(n, shard, late) => self.finish(n, shard, late, model),
@@ -341,9 +341,9 @@ impl Fleet {
             .acts(shard, now_ms, model.sabotage.no_validity)
             .cloned();
         let writer = replica.incarnation.clone();
-        let drained = replica.tenures.get_mut(&shard).is_some_and(|tenure| {
-            tenure.busy = false;
-            !tenure.admitting
+        let drained = replica.permits.get_mut(&shard).is_some_and(|permit| {
+            permit.busy = false;
+            !permit.admitting
         });
         if drained {
             self.queue.push_back((n, Event::Drained(shard)));
@@ -439,7 +439,7 @@ impl Fleet {
             Action::Unwatch(shard) => {
                 self.replicas[n].watching.remove(&shard);
                 if !self.server.sabotage.no_stop_on_new_table {
-                    self.replicas[n].tenures.remove(&shard);
+                    self.replicas[n].permits.remove(&shard);
                 }
             }
             Action::Admit {
@@ -457,15 +457,15 @@ impl Fleet {
                 self.admit(n, token);
             }
             Action::Resume(shard) => {
-                if let Some(tenure) = self.replicas[n].tenures.get_mut(&shard) {
-                    tenure.admitting = true;
+                if let Some(permit) = self.replicas[n].permits.get_mut(&shard) {
+                    permit.admitting = true;
                 }
             }
             Action::Drain(shard) => {
-                let tenure = self.replicas[n].tenures.get_mut(&shard);
-                let busy = tenure.is_some_and(|tenure| {
-                    tenure.admitting = false;
-                    tenure.busy
+                let permit = self.replicas[n].permits.get_mut(&shard);
+                let busy = permit.is_some_and(|permit| {
+                    permit.admitting = false;
+                    permit.busy
                 });
                 if !busy || model.sabotage.no_drain_wait {
                     self.queue.push_back((n, Event::Drained(shard)));
@@ -473,7 +473,7 @@ impl Fleet {
             }
             Action::Halt(_, Reason::TableLost) if self.server.sabotage.no_stop_on_new_table => {}
             Action::Halt(shard, _) => {
-                self.replicas[n].tenures.remove(&shard);
+                self.replicas[n].permits.remove(&shard);
             }
             Action::NeedIncarnation => self.reincarnate(n, model),
             Action::IdentityTaken | Action::Exit => self.replicas[n].up = Up::Left,
@@ -556,12 +556,12 @@ impl Fleet {
         self.check_admitted(n, &token);
         let replica = &mut self.replicas[n];
         let me = format!("{}/{}", replica.incarnation, replica.lives);
-        let tenure = Tenure {
+        let permit = Permit {
             token: token.clone(),
             admitting: true,
             busy: false,
         };
-        replica.tenures.insert(token.shard, tenure);
+        replica.permits.insert(token.shard, permit);
         let right = (Arc::clone(&token.table), token.shard, token.epoch);
         let first = self.workers.entry(right).or_insert_with(|| me.clone());
         if *first != me {

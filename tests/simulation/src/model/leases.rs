@@ -66,14 +66,14 @@ impl Fleet {
     /// not listed it, unless it leaves and has waited long enough, or the request was sent when the other
     /// still had listed it and arrives later; and it vacates a shard only where no other replica is left.
     fn check_handover(&mut self, n: usize, before: &ShardLease, after: &ShardLease) {
-        let (shard, giver) = (before.shard, &self.replicas[n]);
-        let owns = before.holder == giver.identity && before.incarnation == giver.incarnation;
+        let (shard, holder) = (before.shard, &self.replicas[n]);
+        let owns = before.holder == holder.identity && before.incarnation == holder.incarnation;
         if after.holder == before.holder {
             return;
         }
         let excused = self.excused.remove(&shard);
-        let giver = &self.replicas[n];
-        let works = giver.tenures.get(&shard).is_some_and(|work| work.busy);
+        let holder = &self.replicas[n];
+        let works = holder.permits.get(&shard).is_some_and(|work| work.busy);
         if owns && works {
             self.violation = Some(format!("shard {shard} was handed over during work"));
             return;
@@ -84,7 +84,7 @@ impl Fleet {
         let sees_all = |n: usize| !self.replicas[n].cut && self.replicas[n].held_back.is_none();
         let is_left = |(k, replica): (usize, &Replica)| {
             let valid = self.now_ms < replica.valid_until_ms;
-            let same_count = replica.meta.shards == giver.meta.shards;
+            let same_count = replica.meta.shards == holder.meta.shards;
             let says = self.server.members.get(&replica.identity);
             let may_begin = says.is_some_and(|lease| !lease.barred);
             let can_work = same_count && may_begin && !replica.leaving && valid;
@@ -96,7 +96,7 @@ impl Fleet {
             if sees_all(n) && self.replicas.iter().enumerate().any(is_left) {
                 self.violation = Some(format!("shard {shard} was vacated though others live"));
             }
-        } else if !giver.leaving
+        } else if !holder.leaving
             && !excused
             && successor.is_some_and(|successor| {
                 !successor.watching.contains(&shard) && !self.seems_warm(successor, shard)
@@ -162,7 +162,7 @@ impl Fleet {
             .replicas
             .iter()
             .filter(|replica| {
-                let mut shards = replica.tenures.keys();
+                let mut shards = replica.permits.keys();
                 shards.any(|shard| replica.acts(*shard, self.now_ms, ignore).is_some())
             })
             .map(|replica| replica.meta.shards)

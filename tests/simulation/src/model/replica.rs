@@ -1,4 +1,4 @@
-//! One replica of the model: its machine, its tenures, and its faults.
+//! One replica of the model: its machine, its permits, and its faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ pub enum NextRequest {
 
 /// The right to act, as the workers see it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Tenure {
+pub(crate) struct Permit {
     pub(crate) token: FencingToken,
     pub(crate) admitting: bool,
     pub(crate) busy: bool,
@@ -47,7 +47,7 @@ pub(crate) struct Replica {
     pub(crate) machine: Ownership,
     pub(crate) meta: MemberMeta,
     pub(crate) valid_until_ms: u64,
-    pub(crate) tenures: BTreeMap<ShardId, Tenure>,
+    pub(crate) permits: BTreeMap<ShardId, Permit>,
     pub(crate) watching: BTreeSet<ShardId>,
     pub(crate) up: Up,
     pub(crate) cut: bool,
@@ -104,7 +104,7 @@ impl Replica {
             machine: Ownership::new(settings, incarnation.clone(), now_ms),
             incarnation,
             valid_until_ms: 0,
-            tenures: BTreeMap::new(),
+            permits: BTreeMap::new(),
             watching: BTreeSet::new(),
             up: Up::Running,
             cut: false,
@@ -148,8 +148,8 @@ impl Replica {
         now_ms: u64,
         ignore_validity: bool,
     ) -> Option<&FencingToken> {
-        let tenure = self.tenures.get(&shard)?;
+        let permit = self.permits.get(&shard)?;
         let valid = now_ms < self.valid_until_ms || (ignore_validity && self.up == Up::Running);
-        (self.is_there() && valid && (tenure.admitting || tenure.busy)).then_some(&tenure.token)
+        (self.is_there() && valid && (permit.admitting || permit.busy)).then_some(&permit.token)
     }
 }

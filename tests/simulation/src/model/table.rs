@@ -218,7 +218,7 @@ impl Fleet {
                 && replica.inbox.is_empty()
                 && replica.held_back.is_none()
                 && replica.table_held_back.is_none();
-            let shards = replica.tenures.keys();
+            let shards = replica.permits.keys();
             let acts = |shard| replica.acts(shard, self.now_ms, model.sabotage.no_validity);
             let tokens: Vec<FencingToken> = shards.copied().filter_map(acts).cloned().collect();
             for token in tokens {
@@ -231,7 +231,7 @@ impl Fleet {
     pub(super) fn check_stopped(&mut self, n: usize) {
         let replica = &self.replicas[n];
         let known = replica.machine.table_uid();
-        let mut tokens = replica.tenures.values().map(|tenure| &tenure.token);
+        let mut tokens = replica.permits.values().map(|permit| &permit.token);
         if let Some(token) = tokens.find(|token| known != Some(&*token.table)) {
             self.violation = Some(format!(
                 "r{n} works under {token} and knows table {known:?}"
