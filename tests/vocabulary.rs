@@ -102,7 +102,7 @@ const BANNED: &[(&[&str], &str)] = &[
     ),
     (&["prover"], "fence probe"),
     (&["second look"], "fresh read"),
-    (&["careless", "planted"], "failpoint"),
+    (&["careless", "plant", "plants", "planted"], "failpoint"),
     (&["belongings"], "dependents"),
     (&["upkeep"], "maintenance"),
     (&["storm guard"], "rate limiter"),
@@ -164,15 +164,16 @@ fn all_banned() -> impl Iterator<Item = Banned> {
     rows.flat_map(|(banned, instead)| banned.iter().map(|banned| (*banned, *instead)))
 }
 
-/// All phrases, as words, by their first word.
-static PHRASES: LazyLock<HashMap<&str, Vec<(Banned, Vec<&str>)>>> = LazyLock::new(|| {
-    let mut by_first: HashMap<&str, Vec<(Banned, Vec<&str>)>> = HashMap::new();
+/// What is banned, with its words.
+type Phrase = (Banned, Vec<&'static str>);
+
+/// All phrases by their first word.
+static PHRASES: LazyLock<HashMap<&str, Vec<Phrase>>> = LazyLock::new(|| {
+    let mut by_first: HashMap<&str, Vec<Phrase>> = HashMap::new();
     for banned in all_banned().filter(|(banned, _)| !banned.starts_with('`')) {
         let phrase: Vec<&str> = banned.0.split(' ').collect();
-        by_first
-            .entry(phrase[0])
-            .or_default()
-            .push((banned, phrase));
+        let first = by_first.entry(phrase[0]).or_default();
+        first.push((banned, phrase));
     }
     by_first
 });

@@ -49,7 +49,7 @@ pub enum ControllerError {
     /// A value that does not fit.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A fault to plant is unknown; only in builds with the feature `failpoints`.
+    /// The name of a failpoint is unknown; only in builds with the feature `failpoints`.
     #[error("{0}")]
     Failpoint(String),
     /// Two families share a name.

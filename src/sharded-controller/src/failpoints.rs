@@ -3,7 +3,7 @@
 //!
 //! They exist only in a program that was built with the feature `failpoints`, which no release
 //! is; elsewhere [`is_active`] is the constant `false` and what hangs on it is not compiled in.
-//! There, `DBC_FAILPOINTS=validity,drain` plants them, for the whole life of the process.
+//! There, `DBC_FAILPOINTS=validity,drain` activates them, for the whole life of the process.
 
 /// One part of the protection, switched off; or a part of the program that does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

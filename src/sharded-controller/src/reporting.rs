@@ -63,7 +63,7 @@ pub(crate) fn serve<C: ShardCache, R: Reconcile>(
     Ok(has_ended)
 }
 
-/// Keeps health and the figures of slow things true.
+/// Keeps health, and gauges that are slow to compute, up to date.
 pub(crate) async fn health_loop<C: ShardCache, R: Reconcile>(
     parts: Arc<Parts<C>>,
     pool: Arc<Pool<Work<C, R>>>,
@@ -190,7 +190,7 @@ fn refresh<C: ShardCache, R: Reconcile>(parts: &Parts<C>, pool: &Pool<Work<C, R>
     reconcile.refresh_metrics();
 }
 
-/// The figures that go along with a heartbeat.
+/// The statistics that a heartbeat carries.
 pub(crate) fn stats<C: ShardCache, R: Reconcile>(
     parts: &Parts<C>,
     pool: &Pool<Work<C, R>>,

@@ -59,7 +59,7 @@ pub trait Reconcile: Send + Sync + 'static {
     /// Brings gauges up to date, before each scrape and heartbeat. It must not block.
     fn refresh_metrics(&self) {}
 
-    /// Figures that go along with each heartbeat, by name. Few: every replica reads them all.
+    /// Statistics that each heartbeat carries, by name. Few: every replica reads them all.
     fn stats(&self) -> Vec<(String, f64)> {
         Vec::new()
     }
