@@ -1,21 +1,20 @@
 //! Sharding, fencing and handover for Kubernetes operators that are written with kube-rs.
 //!
 //! ```text
-//!  objects of the sharded kind                                   your reconciler
-//!  and their dependents                                             │      ▲
-//!        │                                                          │ Write│permit
-//!        ▼  list and watch, own shards only                         ▼      │
-//!   ShardReflector ──▶ ShardCache ──▶ queue ──▶ pool ──▶ Reconcile::reconcile
-//!        ▲                              ▲        ▲                  │
-//!        │ watch, unwatch               │ admit, drain, stop        │ ShardPermit::guard
-//!        └───────────────┬──────────────┴────────┘                  │ (checked before sending)
-//!                      agent                                        ▼
-//!                        │ runs the state machine            ┌─────────────────────────────┐
-//!                        │ of shard-ownership                │ API server                  │
-//!   member Leases ◀──────┤ heartbeat                         │  admission policies compare │
-//!   shard Leases  ◀──────┤ locks, by compare-and-swap        │  the fencing token of each  │
-//!   shard table   ◀──────┘ who may write, which epoch ──────▶│  write with the shard table │
-//!                                                            └─────────────────────────────┘
+//!  objects of the sharded kind, and their dependents
+//!        │
+//!        ▼  list and watch, own shards only
+//!   ShardReflector ──▶ ShardCache ──▶ queue ──▶ pool ──▶ your Reconcile ──▶ Write
+//!        ▲                              ▲        ▲                            │
+//!        │ watch, unwatch               │ admit, drain, stop                  │ ShardPermit::guard:
+//!        └───────────────┬──────────────┴────────┘                            │ is the shard still ours?
+//!                      agent                                                  ▼
+//!                        │ runs the state machine            ┌──────────────────────────────────┐
+//!                        │ of shard-ownership                │ API server                       │
+//!   member Leases ◀──────┤ heartbeat                         │   admission policies compare     │
+//!   shard Leases  ◀──────┤ locks, by compare-and-swap        │   the fencing token of the write │
+//!   shard table   ◀──────┘ who may write, which epoch ──────▶│   with the shard table           │
+//!                                                            └──────────────────────────────────┘
 //! ```
 //!
 //! # Purpose
