@@ -304,7 +304,7 @@ async fn immediately_recreated_cluster_gets_its_volumes_back() {
     one(&control_plane, "again", "db", load::spec(1)).await;
     let waits = |object: &DynamicObject| {
         condition(object, "Progressing").is_some_and(|(_, reason, message)| {
-            reason == "WaitingForFormerCluster" && message.contains("Secret db-app is there")
+            reason == "WaitingForFormerCluster" && message.contains("Secret db-app exists already")
         })
     };
     let seen = until_cluster(&client, ("again", "db"), "waiting or Ready", |object| {
@@ -635,7 +635,7 @@ async fn a_lost_secret_comes_back(control_plane: &ControlPlane) {
         .unwrap();
     change(&client, "bad", "other", json!({"replicas": 2})).await;
     let text = until_degraded(&client, ("bad", "other"), "SecretMissing").await;
-    assert!(text.contains("Secret other-app is gone"), "{text}");
+    assert!(text.contains("Secret other-app is missing"), "{text}");
     let mut back = Secret {
         data: secret.data,
         ..Secret::default()
