@@ -26,7 +26,7 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
             (
                 "isControlled",
                 "object.metadata.?ownerReferences.orValue([]).exists(r, r.?controller.orValue(false)
-                && r.kind == '$OWNER_KIND' && r.apiVersion.startsWith('$OWNER_GROUP/'))",
+                && r.kind == '$OWNER_KIND' && $OF_OWNERS_GROUP)",
             ),
             (
                 "problem",

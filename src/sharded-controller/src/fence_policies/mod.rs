@@ -20,6 +20,9 @@ use crate::names::Names;
 const EPOCH_MAX: u32 = i32::MAX as u32 - (1 << 20);
 /// Most by which one write raises the epoch of a shard Lease.
 const EPOCH_STEP_MAX: u32 = 1 << 20;
+/// API group and resource of the dry runs by which each replica proves that the policies refuse it
+/// (`fleet::fence`).
+const PROBED: (&str, &str) = ("", "services");
 /// Longest fencing token, in bytes.
 const TOKEN_BYTES_MAX: usize = 400;
 
@@ -34,7 +37,8 @@ pub struct Fence {
     pub service_account: String,
     /// The kind whose objects the operator reconciles.
     pub owner: Owner,
-    /// The other kinds that it writes.
+    /// The other kinds that it writes. Services are fenced in any case: by dry runs of one each replica proves
+    /// that the policies refuse it.
     pub kinds: Vec<FencedKind>,
 }
 
@@ -149,7 +153,7 @@ impl Fence {
             ("$LEASE_DIGITS_AT", &lease_digits_at),
             ("$LEASE", &lease),
             ("$TABLE", &table),
-            ("$OWNER_GROUP", &self.owner.group),
+            ("$OF_OWNERS_GROUP", &self.of_owners_group()),
             ("$OWNER_KIND", &self.owner.kind),
             ("$OWNERS", &self.owner.resource),
             ("$BY_LABEL", &self.resources(OwnerReference::ByLabel)),
@@ -165,6 +169,14 @@ impl Fence {
         })
     }
 
+    /// Whether the owner reference `r` names a kind of the owner's API group. The core group has no name and no slash.
+    fn of_owners_group(&self) -> String {
+        match self.owner.group.as_str() {
+            "" => "!r.apiVersion.contains('/')".to_owned(),
+            group => format!("r.apiVersion.startsWith('{group}/')"),
+        }
+    }
+
     fn resources(&self, owner_reference: OwnerReference) -> String {
         let chosen = self
             .kinds
@@ -177,26 +189,33 @@ impl Fence {
         list(self.kinds.iter().filter(|kind| kind.create_only))
     }
 
-    /// Rules for the fenced kinds, by API group.
+    /// Rules for the fenced kinds and for the one that is probed, by API group.
     fn rules(&self, with_subresources: bool) -> Vec<ResourceRule> {
         let mut rules: Vec<ResourceRule> = Vec::new();
         for kind in &self.kinds {
-            let index = rules.iter().position(|rule| rule.group == kind.group);
-            let rule = match index {
-                Some(index) => &mut rules[index],
-                None => {
-                    rules.push(ResourceRule::new(&kind.group, &[]));
-                    let last = rules.len() - 1;
-                    &mut rules[last]
-                }
-            };
+            let rule = rule_of(&mut rules, &kind.group);
             rule.resources.push(kind.resource.clone());
             if with_subresources && kind.has_subresources {
                 rule.resources.push(format!("{}/*", kind.resource));
             }
         }
+        let (group, resource) = PROBED;
+        let rule = rule_of(&mut rules, group);
+        if !rule.resources.iter().any(|known| known == resource) {
+            rule.resources.push(resource.to_owned());
+        }
         rules
     }
+}
+
+/// The rule of an API group, which is appended if there is none.
+fn rule_of<'a>(rules: &'a mut Vec<ResourceRule>, group: &str) -> &'a mut ResourceRule {
+    let known = rules.iter().position(|rule| rule.group == group);
+    let index = known.unwrap_or_else(|| {
+        rules.push(ResourceRule::new(group, &[]));
+        rules.len() - 1
+    });
+    &mut rules[index]
 }
 
 fn list<'a>(kinds: impl Iterator<Item = &'a FencedKind>) -> String {
@@ -209,9 +228,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[test]
-    fn policies_contain_no_placeholders_and_use_the_given_names() {
-        let fence = Fence {
+    fn fence(owner: Owner) -> Fence {
+        Fence {
             names: Names {
                 app: "app",
                 prefix: "pre",
@@ -220,23 +238,52 @@ mod tests {
             },
             namespace: "names".to_owned(),
             service_account: "account".to_owned(),
-            owner: Owner {
-                group: "own.example".to_owned(),
-                kind: "Owner".to_owned(),
-                resource: "owners".to_owned(),
-                written: true,
-            },
+            owner,
             kinds: vec![FencedKind::new(
                 "",
                 "configmaps",
                 OwnerReference::ByController,
             )],
+        }
+    }
+
+    #[test]
+    fn policies_contain_no_placeholders_and_use_the_given_names() {
+        let owner = Owner {
+            group: "own.example".to_owned(),
+            kind: "Owner".to_owned(),
+            resource: "owners".to_owned(),
+            written: true,
         };
-        let text = fence.yaml();
-        let body = text;
+        let body = fence(owner).yaml();
         assert!(!body.replace("$'", "").contains('$'), "{body}");
         for given in ["pre-fence-order", "dom.example/bucket", "own.example"] {
             assert!(body.contains(given), "{given} is not in {body}");
         }
+    }
+
+    #[test]
+    fn owner_of_the_core_group_is_recognised_by_its_reference() {
+        let core = fence(Owner::read_only("", "ConfigMap", "configmaps")).yaml();
+        assert!(core.contains("!r.apiVersion.contains('/')"), "{core}");
+        assert!(!core.contains("startsWith('/')"), "{core}");
+        let named = fence(Owner::read_only("apps", "Deployment", "deployments")).yaml();
+        assert!(
+            named.contains("r.apiVersion.startsWith('apps/')"),
+            "{named}"
+        );
+    }
+
+    #[test]
+    fn kind_of_the_probe_is_fenced_exactly_once() {
+        let mut fence = fence(Owner::read_only("", "ConfigMap", "configmaps"));
+        let resources = |fence: &Fence| fence.rules(false)[0].resources.clone();
+        assert_eq!(resources(&fence), ["configmaps", "services"]);
+        fence.kinds = vec![FencedKind::new(
+            "",
+            "services",
+            OwnerReference::ByController,
+        )];
+        assert_eq!(resources(&fence), ["services"]);
     }
 }

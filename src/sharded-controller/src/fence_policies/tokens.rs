@@ -210,7 +210,7 @@ pub(super) fn order(fence: &Fence) -> Policy {
                 : request.resource.resource in $BY_TOKEN ? variables.token[4]
                 : variables.target.metadata.?ownerReferences.orValue([])
                 .filter(r, r.?controller.orValue(false) && r.kind == '$OWNER_KIND'
-                && r.apiVersion.startsWith('$OWNER_GROUP/')).map(r, r.uid).join(' ')",
+                && $OF_OWNERS_GROUP).map(r, r.uid).join(' ')",
             ),
         ],
         condition: concat!(
