@@ -7,11 +7,10 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
-/// The annotation that carries the token.
+use crate::names::OperatorNames;
+
+/// The annotation that carries the token, of the DatabaseCluster operator.
 pub const ANNOTATION: &str = "database.io/fencing-token";
-/// The annotation as a part of a JSON pointer.
-const POINTER: &str = "/metadata/annotations/database.io~1fencing-token";
-const LEASE: &str = "databasecluster-shard-";
 /// A longer text is no token, whatever its source.
 const LENGTH_MAX: usize = 400;
 
@@ -36,30 +35,16 @@ pub struct Token {
 pub struct NoToken(String);
 
 impl Token {
-    /// The name of the shard's Lease.
-    #[must_use]
-    pub fn lease(&self) -> String {
-        format!("{LEASE}{}", self.shard)
-    }
-
-    /// The token in an object's annotation; none when there is none or it cannot be read.
+    /// The token in the annotation of an object of the DatabaseCluster operator.
     #[must_use]
     pub fn of_annotation(object: &Value) -> Option<Self> {
-        object.pointer(POINTER)?.as_str()?.parse().ok()
+        OperatorNames::DATABASE_CLUSTERS.token_of_annotation(object)
     }
 
-    /// The token that a status holds as `status.shard`; none when there is none or a field is missing.
+    /// The token in the status of a DatabaseCluster.
     #[must_use]
     pub fn of_status(object: &Value) -> Option<Self> {
-        let shard = object.pointer("/status/shard")?;
-        let text = |field: &str| Some(shard.get(field)?.as_str()?.to_owned());
-        Some(Self {
-            table: text("table")?,
-            shard: text("lease")?.strip_prefix(LEASE)?.to_owned(),
-            epoch: shard.get("epoch")?.as_i64()?,
-            holder: text("holder")?,
-            cluster: text("uid")?,
-        })
+        OperatorNames::DATABASE_CLUSTERS.token_of_status(object)
     }
 }
 
@@ -114,7 +99,6 @@ mod tests {
         let token: Token = TEXT.parse().unwrap();
         assert_eq!(token.to_string(), TEXT);
         assert_eq!((token.epoch, token.cluster.as_str()), (12, "9c1b"));
-        assert_eq!(token.lease(), "databasecluster-shard-007");
     }
 
     #[test]

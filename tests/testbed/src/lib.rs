@@ -14,6 +14,7 @@
 //! | [`browser`] | a headless Chromium: the appearance and behavior of a page |
 //! | [`shards`], [`table`] | holders of shards, by the Leases and by the shard table |
 //! | [`fencing`] | which term of a shard wrote an object |
+//! | [`names`] | the names of the operator under test |
 //! | [`process`], [`guardian`] | processes by pid and start time, and the promise that nothing stays behind |
 //! | [`wait`] | waiting for a condition, with a deadline and a description |
 
@@ -28,6 +29,7 @@ pub mod guardian;
 pub mod http_get;
 pub mod load;
 pub mod metrics;
+pub mod names;
 pub mod ports;
 pub mod process;
 pub mod shards;
@@ -38,4 +40,5 @@ pub mod wait;
 pub use control_plane::{AuditLevel, ControlPlane, ControlPlaneOptions};
 pub use error::{Context, Error, Result};
 pub use fleet::{Fleet, FleetOptions, Replica};
+pub use names::OperatorNames;
 pub use wait::{Progress, wait_for};

@@ -8,7 +8,8 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use crate::error::{Context, Error, Result};
-use crate::fleet::{Fleet, OPERATOR_NAMESPACE};
+use crate::fleet::Fleet;
+use crate::names::OperatorNames;
 use crate::wait::{Progress, wait_for};
 
 /// One shard, by its Lease.
@@ -27,13 +28,10 @@ pub struct Shard {
 }
 
 impl Shard {
-    fn read(lease: &Lease) -> Result<Self> {
+    fn read(lease: &Lease, operator: &OperatorNames) -> Result<Self> {
         let name = lease.name_any();
-        let range = lease
-            .annotations()
-            .get("database.io/buckets")
-            .cloned()
-            .unwrap_or_default();
+        let annotation = |name: &str| lease.annotations().get(&operator.label(name)).cloned();
+        let range = annotation("buckets").unwrap_or_default();
         let buckets = range
             .split_once('-')
             .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
@@ -42,9 +40,7 @@ impl Shard {
             buckets: buckets.ok_or_else(|| {
                 Error::Failed(format!("Lease {name} covers {range:?}, which is no range"))
             })?,
-            of: lease
-                .annotations()
-                .get("database.io/shards")
+            of: annotation("shards")
                 .and_then(|shards| shards.parse().ok())
                 .unwrap_or_default(),
             lease: name,
@@ -71,18 +67,27 @@ pub fn bucket(uid: &str) -> u8 {
     hash.to_be_bytes()[0]
 }
 
-/// All shards.
+/// All shards of the DatabaseCluster operator.
 ///
 /// # Errors
 /// When the Leases cannot be listed or parsed.
 pub async fn list(client: &Client) -> Result<Vec<Shard>> {
-    let leases: Api<Lease> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
-    let labelled = ListParams::default().labels("database.io/role=shard");
+    list_of(client, &OperatorNames::DATABASE_CLUSTERS).await
+}
+
+/// As [`list`], of another operator.
+///
+/// # Errors
+/// As [`list`].
+pub async fn list_of(client: &Client, operator: &OperatorNames) -> Result<Vec<Shard>> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), operator.namespace);
+    let labelled = ListParams::default().labels(&format!("{}=shard", operator.label("role")));
     let leases = leases
         .list(&labelled)
         .await
         .context("list the shard Leases")?;
-    leases.items.iter().map(Shard::read).collect()
+    let shards = leases.items.iter();
+    shards.map(|lease| Shard::read(lease, operator)).collect()
 }
 
 /// The number of shards that each holder holds.
@@ -105,7 +110,7 @@ pub async fn wait_balanced(fleet: &Fleet<'_>, timeout: Duration) -> Result<()> {
         "shards to be balanced over the replicas that run",
         timeout,
         || async {
-            let shards = list(&client).await?;
+            let shards = list_of(&client, fleet.operator()).await?;
             let total = shards.first().map_or(0, |shard| shard.of);
             let holders = by_holder(&shards);
             let alive: Vec<&str> = fleet.alive().map(|replica| replica.name()).collect();

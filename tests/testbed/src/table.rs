@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Context, Result};
-use crate::fleet::OPERATOR_NAMESPACE;
+use crate::names::OperatorNames;
 
 /// The resource in plural.
 pub const RESOURCE: &str = "shardtables";
@@ -65,20 +65,33 @@ pub fn entries(object: &Value) -> BTreeMap<String, Entry> {
     understood.collect()
 }
 
-/// All ShardTables of the operator's namespace.
+/// All ShardTables of the DatabaseCluster operator's namespace.
 #[must_use]
 pub fn api(client: Client) -> Api<DynamicObject> {
-    let kind = GroupVersionKind::gvk("database.io", "v1", "ShardTable");
-    Api::namespaced_with(client, OPERATOR_NAMESPACE, &ApiResource::from_gvk(&kind))
+    api_of(client, &OperatorNames::DATABASE_CLUSTERS)
 }
 
-/// The table; none when there is none, or none is served.
+fn api_of(client: Client, operator: &OperatorNames) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk(operator.domain, "v1", "ShardTable");
+    Api::namespaced_with(client, operator.namespace, &ApiResource::from_gvk(&kind))
+}
+
+/// The table of the DatabaseCluster operator; none when there is none, or none is served.
 ///
 /// # Errors
 /// When the API server refuses to show it.
 pub async fn get(client: &Client) -> Result<Option<Table>> {
-    let found = api(client.clone()).get_opt(NAME).await;
-    let Some(object) = found.context(format!("get the ShardTable {NAME}"))? else {
+    get_of(client, &OperatorNames::DATABASE_CLUSTERS).await
+}
+
+/// As [`get`], of another operator.
+///
+/// # Errors
+/// As [`get`].
+pub async fn get_of(client: &Client, operator: &OperatorNames) -> Result<Option<Table>> {
+    let name = operator.table();
+    let found = api_of(client.clone(), operator).get_opt(&name).await;
+    let Some(object) = found.context(format!("get the ShardTable {name}"))? else {
         return Ok(None);
     };
     let uid = object.uid().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::options::{AuditLevel, ControlPlaneOptions};
 use crate::error::Result;
-use crate::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
+use crate::names::OperatorNames;
 use crate::ports::free_ports;
 
 /// The ports of one control plane.
@@ -145,22 +145,22 @@ fn patches(options: &ControlPlaneOptions) -> Vec<Value> {
 }
 
 /// The policy of the audit log: each request once, when its response is complete.
-pub(super) fn audit_policy(level: AuditLevel) -> Value {
+pub(super) fn audit_policy(level: AuditLevel, operator: &OperatorNames) -> Value {
     let mut rules = vec![json!({"level": "Metadata"})];
     if level == AuditLevel::RequestResponse {
         let writes = ["create", "update", "patch", "delete", "deletecollection"];
         rules.insert(
             0,
-            json!({"level": "RequestResponse", "users": [OPERATOR_USER], "verbs": writes}),
+            json!({"level": "RequestResponse", "users": [operator.user()], "verbs": writes}),
         );
         let ownership = [
             json!({"group": "coordination.k8s.io", "resources": ["leases"]}),
-            json!({"group": "database.io", "resources": ["shardtables"]}),
+            json!({"group": operator.domain, "resources": ["shardtables"]}),
         ];
         rules.insert(
             1,
             json!({
-                "level": "RequestResponse", "namespaces": [OPERATOR_NAMESPACE],
+                "level": "RequestResponse", "namespaces": [operator.namespace],
                 "resources": ownership, "verbs": writes,
             }),
         );

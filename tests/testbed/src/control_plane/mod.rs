@@ -244,7 +244,7 @@ fn write_files(
         ("kwokctl.yaml", config::kwokctl(options, ports, bin, folder)),
         (
             "audit-policy.yaml",
-            config::audit_policy(options.audit).to_string(),
+            config::audit_policy(options.audit, &options.operator).to_string(),
         ),
         ("scheduler.yaml", config::scheduler(options).to_string()),
     ];

@@ -1,5 +1,7 @@
 //! Options of a control plane.
 
+use crate::names::OperatorNames;
+
 /// The level of the API server's audit log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuditLevel {
@@ -29,6 +31,8 @@ pub struct ControlPlaneOptions {
     /// Lifts the controller manager's and the scheduler's own limit of requests per second.
     /// The API server's priority and fairness stays as it is.
     pub lift_client_limits: bool,
+    /// The operator whose writes, Leases and table the audit log shows with their bodies.
+    pub operator: OperatorNames,
     /// More flags: component, flag, value.
     pub extra_args: Vec<(String, String, String)>,
 }
@@ -42,6 +46,7 @@ impl Default for ControlPlaneOptions {
             statefulset_stage: false,
             real_volumes: false,
             lift_client_limits: false,
+            operator: OperatorNames::default(),
             extra_args: Vec::new(),
         }
     }

@@ -8,10 +8,10 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
-use super::{OPERATOR_ACCOUNT, OPERATOR_NAMESPACE};
 use crate::accounts::{self, Endpoint};
 use crate::control_plane::{ControlPlane, prepare_typed as typed};
 use crate::error::{Context, Result};
+use crate::names::OperatorNames;
 use crate::wait::{Progress, wait_for};
 
 const RUNNING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,6 +27,7 @@ pub(super) struct Identity {
 /// Makes the Pod, its token and the kubeconfig, which leads to `endpoint` if there is one.
 pub(super) async fn create(
     control_plane: &ControlPlane,
+    operator: &OperatorNames,
     name: &str,
     endpoint: Option<&(String, PathBuf)>,
 ) -> Result<Identity> {
@@ -34,8 +35,8 @@ pub(super) async fn create(
         let authority = control_plane.certificate_authority();
         (control_plane.server(), authority)
     });
-    let pod_uid = create_pod(control_plane, name).await?;
-    let token = create_token(control_plane, name, &pod_uid).await?;
+    let pod_uid = create_pod(control_plane, operator, name).await?;
+    let token = create_token(control_plane, operator, name, &pod_uid).await?;
     let reach = Endpoint { server, authority };
     let kubeconfig = accounts::write_kubeconfig(control_plane, name, &reach, &token)?;
     Ok(Identity {
@@ -46,8 +47,12 @@ pub(super) async fn create(
 }
 
 /// Removes the Pod at once.
-pub(super) async fn delete(control_plane: &ControlPlane, name: &str) -> Result<()> {
-    let pods: Api<Pod> = Api::namespaced(control_plane.client(), OPERATOR_NAMESPACE);
+pub(super) async fn delete(
+    control_plane: &ControlPlane,
+    operator: &OperatorNames,
+    name: &str,
+) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(control_plane.client(), operator.namespace);
     let now = DeleteParams::default().grace_period(0);
     pods.delete(name, &now)
         .await
@@ -55,18 +60,22 @@ pub(super) async fn delete(control_plane: &ControlPlane, name: &str) -> Result<(
     Ok(())
 }
 
-async fn create_pod(control_plane: &ControlPlane, name: &str) -> Result<String> {
-    let pods: Api<Pod> = Api::namespaced(control_plane.client(), OPERATOR_NAMESPACE);
+async fn create_pod(
+    control_plane: &ControlPlane,
+    operator: &OperatorNames,
+    name: &str,
+) -> Result<String> {
+    let pods: Api<Pod> = Api::namespaced(control_plane.client(), operator.namespace);
     let pod = typed(json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": name,
-            "namespace": OPERATOR_NAMESPACE,
-            "labels": {"app.kubernetes.io/name": OPERATOR_ACCOUNT},
+            "namespace": operator.namespace,
+            "labels": {"app.kubernetes.io/name": operator.account},
         },
         "spec": {
-            "serviceAccountName": OPERATOR_ACCOUNT,
+            "serviceAccountName": operator.account,
             "automountServiceAccountToken": false,
             "nodeName": "fake-0",
             // The namespace enforces Pod Security "restricted", as a user's would.
@@ -101,9 +110,14 @@ async fn create_pod(control_plane: &ControlPlane, name: &str) -> Result<String> 
     .await
 }
 
-async fn create_token(control_plane: &ControlPlane, pod: &str, uid: &str) -> Result<String> {
+async fn create_token(
+    control_plane: &ControlPlane,
+    operator: &OperatorNames,
+    pod: &str,
+    uid: &str,
+) -> Result<String> {
     let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid});
-    accounts::token(control_plane, (OPERATOR_NAMESPACE, OPERATOR_ACCOUNT), bound)
+    accounts::token(control_plane, (operator.namespace, operator.account), bound)
         .await
         .context(format!("for Pod {pod}"))
 }

@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use fence::wait_in_force;
+use identity::Identity;
 pub(crate) use install::ensure_namespace;
 pub use replica::Replica;
 
 use crate::control_plane::ControlPlane;
 use crate::error::{Context, Result, failed};
+use crate::names::OperatorNames;
 
 /// The namespace of the operator itself.
-pub const OPERATOR_NAMESPACE: &str = "databasecluster-system";
+pub const OPERATOR_NAMESPACE: &str = OperatorNames::DATABASE_CLUSTERS.namespace;
 /// The operator's ServiceAccount.
-pub const OPERATOR_ACCOUNT: &str = "databasecluster-operator";
+pub const OPERATOR_ACCOUNT: &str = OperatorNames::DATABASE_CLUSTERS.account;
 /// The operator as the API server knows it.
 pub const OPERATOR_USER: &str =
     "system:serviceaccount:databasecluster-system:databasecluster-operator";
@@ -26,6 +28,16 @@ const BINARY: &str = "databasecluster-operator";
 /// The program in which `DBC_FAILPOINTS` activates failpoints.
 const FAILPOINTS_BINARY: &str = "databasecluster-operator-failpoints";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How a replica gets its identity and its address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Launcher {
+    /// By the flags of the DatabaseCluster operator's command `run`.
+    #[default]
+    Flags,
+    /// By the variables that a Pod's template sets, which the library reads.
+    Environment,
+}
 
 /// Options of a fleet.
 #[derive(Clone, Debug, Default)]
@@ -36,8 +48,12 @@ pub struct FleetOptions {
     pub extra_env: Vec<(String, String)>,
     /// The operator's program; by default `OPERATOR_BIN`, else beside the running executable.
     pub binary: Option<PathBuf>,
-    /// The prefix of the replicas' names; by default the operator's name.
+    /// The prefix of the replicas' names; by default the operator's ServiceAccount.
     pub name_prefix: Option<String>,
+    /// The operator, by default that of DatabaseClusters.
+    pub operator: OperatorNames,
+    /// How its replicas are started.
+    pub launcher: Launcher,
     /// Leaves the fence out of what is installed.
     pub without_fence: bool,
 }
@@ -127,16 +143,16 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// As [`Fleet::start_replica`].
     pub async fn start_replica_with(&mut self, options: ReplicaOptions) -> Result<usize> {
-        let prefix = self.options.name_prefix.as_deref().unwrap_or(BINARY);
-        let name = format!("{prefix}-{}", self.started);
-        self.started += 1;
+        let name = self.next_name();
         let endpoint = options.endpoint.as_ref();
-        let identity = identity::create(self.control_plane, &name, endpoint).await?;
+        let identity = self.identity(&name, endpoint).await?;
         let together = |all: &[(String, String)], own: Vec<(String, String)>| {
             all.iter().cloned().chain(own).collect()
         };
         let launch = replica::Launch {
             binary: self.binary.clone(),
+            launcher: self.options.launcher,
+            namespace: self.options.operator.namespace,
             through: options.through,
             identity,
             args: [self.options.extra_args.clone(), options.args].concat(),
@@ -152,15 +168,15 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// As [`Fleet::start_replica`].
     pub async fn start_replicas_at_once(&mut self, count: usize) -> Result<usize> {
-        let prefix = self.options.name_prefix.as_deref().unwrap_or(BINARY);
         let mut launches = Vec::new();
         for _ in 0..count {
-            let name = format!("{prefix}-{}", self.started);
-            self.started += 1;
+            let name = self.next_name();
             launches.push(replica::Launch {
                 binary: self.binary.clone(),
+                launcher: self.options.launcher,
+                namespace: self.options.operator.namespace,
                 through: Vec::new(),
-                identity: identity::create(self.control_plane, &name, None).await?,
+                identity: self.identity(&name, None).await?,
                 args: self.options.extra_args.clone(),
                 env: self.options.extra_env.clone(),
             });
@@ -238,8 +254,7 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When the API server refuses its Pod or its token.
     pub async fn kubeconfig_of_pod(&self, name: &str) -> Result<PathBuf> {
-        let identity = identity::create(self.control_plane, name, None).await?;
-        Ok(identity.kubeconfig)
+        Ok(self.identity(name, None).await?.kubeconfig)
     }
 
     /// A client with the token of one more replica, of which no process runs.
@@ -249,6 +264,28 @@ impl<'a> Fleet<'a> {
     pub async fn client_of_pod(&self, name: &str) -> Result<kube::Client> {
         let kubeconfig = self.kubeconfig_of_pod(name).await?;
         crate::control_plane::client_from(&kubeconfig).await
+    }
+
+    /// The operator whose replicas these are.
+    #[must_use]
+    pub fn operator(&self) -> &OperatorNames {
+        &self.options.operator
+    }
+
+    fn next_name(&mut self) -> String {
+        let options = &self.options;
+        let prefix = options.name_prefix.as_deref();
+        let name = format!(
+            "{}-{}",
+            prefix.unwrap_or(options.operator.account),
+            self.started
+        );
+        self.started += 1;
+        name
+    }
+
+    async fn identity(&self, name: &str, endpoint: Option<&(String, PathBuf)>) -> Result<Identity> {
+        identity::create(self.control_plane, &self.options.operator, name, endpoint).await
     }
 
     /// The control plane that it runs against.
@@ -262,7 +299,7 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When the API server refuses.
     pub async fn delete_pod(&self, name: &str) -> Result<()> {
-        identity::delete(self.control_plane, name).await
+        identity::delete(self.control_plane, &self.options.operator, name).await
     }
 }
 
@@ -288,6 +325,15 @@ pub fn operator_binary() -> Result<PathBuf> {
 pub fn failpoints_binary() -> Result<PathBuf> {
     let how = format!("cargo build --features failpoints --bin {FAILPOINTS_BINARY}");
     beside(FAILPOINTS_BINARY, &how)
+}
+
+/// An example program of the library.
+///
+/// # Errors
+/// When it was not built.
+pub fn example_binary(name: &str) -> Result<PathBuf> {
+    let how = format!("cargo build -p sharded-controller --example {name}");
+    beside(&format!("examples/{name}"), &how)
 }
 
 /// A program beside the running executable, or up to two folders up.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::OPERATOR_NAMESPACE;
+use super::Launcher;
 use super::identity::Identity;
 use crate::control_plane::ControlPlane;
 use crate::error::{Context, Error, Result, failed};
@@ -18,6 +18,8 @@ use crate::metrics::Metrics;
 use crate::process::{ProcessId, ProcessUsage};
 use crate::wait::{Progress, wait_for};
 
+/// A free port of loopback, which the replica logs.
+const LISTEN: &str = "127.0.0.1:0";
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
 const LOG_TAIL_LINES: usize = 15;
 
@@ -25,6 +27,9 @@ const LOG_TAIL_LINES: usize = 15;
 #[derive(Clone, Debug)]
 pub(super) struct Launch {
     pub(super) binary: PathBuf,
+    pub(super) launcher: Launcher,
+    /// The operator's namespace.
+    pub(super) namespace: &'static str,
     /// What is run instead, with the binary as its last argument; nothing: the binary itself.
     pub(super) through: Vec<String>,
     pub(super) identity: Identity,
@@ -44,6 +49,24 @@ pub struct Replica {
 }
 
 impl Launch {
+    /// Tells a replica who it is, and where to listen.
+    fn introduce(&self, command: &mut Command) {
+        let Identity { name, pod_uid, .. } = &self.identity;
+        match self.launcher {
+            Launcher::Flags => command
+                .arg("run")
+                .args(["--namespace", self.namespace])
+                .args(["--identity", name])
+                .args(["--pod-uid", pod_uid])
+                .args(["--listen", LISTEN]),
+            Launcher::Environment => command
+                .env("POD_NAMESPACE", self.namespace)
+                .env("POD_NAME", name)
+                .env("POD_UID", pod_uid)
+                .env("LISTEN", LISTEN),
+        };
+    }
+
     pub(super) async fn start(self, control_plane: &ControlPlane) -> Result<Replica> {
         let log = control_plane
             .folder()
@@ -64,12 +87,8 @@ impl Launch {
             }
             None => Command::new(&self.binary),
         };
+        self.introduce(&mut command);
         let child = command
-            .arg("run")
-            .args(["--namespace", OPERATOR_NAMESPACE])
-            .args(["--identity", &self.identity.name])
-            .args(["--pod-uid", &self.identity.pod_uid])
-            .args(["--listen", "127.0.0.1:0"])
             .args(&self.args)
             .env("KUBECONFIG", &self.identity.kubeconfig)
             .env("NO_COLOR", "1")
