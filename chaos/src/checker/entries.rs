@@ -9,7 +9,6 @@ use super::Verdict;
 use super::history::{History, LeaseWrite, Operation, TableWrite, Write};
 use crate::evidence::{Evidence, Micros, seconds};
 
-const LEASE: &str = "databasecluster-shard-";
 /// An epoch stays below this, and one write of an entry raises it by at most `RISE_MAX`.
 const EPOCH_END: i64 = (1 << 31) - RISE_MAX;
 const RISE_MAX: i64 = 1 << 20;
@@ -133,7 +132,8 @@ impl Entries {
                     (at, at)
                 }
             };
-            let terms = self.shards.entry(format!("{LEASE}{shard}")).or_default();
+            let name = history.operator.shard_lease(shard);
+            let terms = self.shards.entry(name).or_default();
             if let Some(last) = terms.last_mut() {
                 last.to.get_or_insert(from);
             }
@@ -202,7 +202,7 @@ fn when_indeterminate(history: &History, shard: &str, entry: &Entry) -> Option<M
     let asked = indeterminate
         .filter(|write| write.set.get(shard) == Some(entry))
         .map(|write| write.received);
-    let name = format!("{LEASE}{shard}");
+    let name = history.operator.shard_lease(shard);
     let leases = history.leases.iter().chain(&history.indeterminate_leases);
     let leased = leases
         .filter(|lease| lease.name == name && is_of(entry, lease))
@@ -349,7 +349,7 @@ pub(super) fn token_in_force(evidence: &Evidence, history: &History, entries: &E
         if hides_requests(evidence) {
             continue;
         }
-        let name = token.lease();
+        let name = history.operator.shard_lease(&token.shard);
         let lease = |lease: &LeaseWrite| {
             lease.name == name && lease.epoch == token.epoch && lease.holder == token.holder
         };

@@ -7,15 +7,13 @@ use std::path::Path;
 use serde_json::Value;
 use testbed::audit::{AuditEvent, Reader};
 use testbed::fencing::Token;
-use testbed::fleet::{OPERATOR_NAMESPACE, OPERATOR_USER};
+use testbed::names::OperatorNames;
 use testbed::table::{self, Entry, Table};
 
 use crate::evidence::Micros;
 
 /// Events that are held in memory with their bodies.
 const BATCH: usize = 2_000;
-const SHARD: &str = "databasecluster-shard-";
-const MEMBER: &str = "databasecluster-member-";
 const CHILDREN: [&str; 7] = [
     "statefulsets",
     "services",
@@ -73,6 +71,8 @@ impl Write {
 /// An accepted write of a Lease, by any client.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LeaseWrite {
+    /// What it is for, by its name.
+    pub(super) of: LeaseOf,
     pub(super) received: Micros,
     pub(super) completed: Micros,
     pub(super) name: String,
@@ -90,13 +90,33 @@ pub(super) struct LeaseWrite {
     pub(super) basis: Option<u64>,
 }
 
+/// What a Lease of the operator is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum LeaseOf {
+    Shard,
+    /// The replica of this name.
+    Member(String),
+    #[default]
+    Other,
+}
+
+impl LeaseOf {
+    fn of(operator: &OperatorNames, lease: &str) -> Self {
+        match (operator.shard_of(lease), operator.member_of(lease)) {
+            (Some(_), _) => Self::Shard,
+            (None, Some(pod)) => Self::Member(pod.to_owned()),
+            (None, None) => Self::Other,
+        }
+    }
+}
+
 impl LeaseWrite {
     pub(super) fn is_shard(&self) -> bool {
-        self.name.starts_with(SHARD)
+        self.of == LeaseOf::Shard
     }
 
     pub(super) fn is_member(&self) -> bool {
-        self.name.starts_with(MEMBER)
+        matches!(self.of, LeaseOf::Member(_))
     }
 }
 
@@ -151,6 +171,8 @@ pub(super) struct UserChange {
 /// The parsed audit log.
 #[derive(Debug, Default)]
 pub struct History {
+    /// The operator whose requests these are.
+    pub(super) operator: OperatorNames,
     /// In the order of the store's revision, as far as it is known.
     pub(super) writes: Vec<Write>,
     pub(super) leases: Vec<LeaseWrite>,
@@ -172,13 +194,24 @@ pub struct History {
 }
 
 impl History {
-    /// Reads a log, piece by piece: a long one does not fit into memory.
+    /// Reads a log of the DatabaseCluster operator, piece by piece: a long one does not fit into memory.
     ///
     /// # Errors
     /// When it cannot be read or parsed.
     pub fn from_log(path: &Path) -> testbed::Result<Self> {
+        Self::from_log_of(path, OperatorNames::DATABASE_CLUSTERS)
+    }
+
+    /// As [`History::from_log`], of another operator.
+    ///
+    /// # Errors
+    /// As [`History::from_log`].
+    pub fn from_log_of(path: &Path, operator: OperatorNames) -> testbed::Result<Self> {
         let mut reader = Reader::from_start(path.to_owned());
-        let mut history = Self::default();
+        let mut history = Self {
+            operator,
+            ..Self::default()
+        };
         loop {
             let events = reader.next_events_at_most(BATCH)?;
             if events.is_empty() {
@@ -211,7 +244,8 @@ impl History {
     }
 
     fn note(&mut self, event: &AuditEvent) {
-        let by_operator = event.user == OPERATOR_USER;
+        let operator = self.operator;
+        let by_operator = operator.is_user(&event.user);
         if by_operator && let Some(pod) = &event.pod_name {
             let second = event.received_micros.div_euclid(1_000_000);
             *self
@@ -224,7 +258,7 @@ impl History {
         if !is_write(event) || event.uri.contains("dryRun=") {
             return;
         }
-        let heartbeat = event.resource == "leases" && !event.name.starts_with(SHARD);
+        let heartbeat = event.resource == "leases" && operator.shard_of(&event.name).is_none();
         if by_operator && !heartbeat {
             let what = format!(
                 "{} {}/{}/{}",
@@ -232,20 +266,21 @@ impl History {
             );
             self.beside_heartbeats.push((event.received_micros, what));
         }
-        if event.resource == "leases" && event.namespace == OPERATOR_NAMESPACE {
+        if event.resource == "leases" && event.namespace == operator.namespace {
             if event.is_accepted_write() {
                 let answer = event.response.as_ref();
-                self.leases.push(lease_write(event, by_operator, answer));
+                self.leases
+                    .push(lease_write(&operator, event, by_operator, answer));
             } else if indeterminate(event.code)
                 && matches!(event.verb.as_str(), "create" | "update")
             {
                 let asked = event.request.as_ref();
                 self.indeterminate_leases
-                    .push(lease_write(event, by_operator, asked));
+                    .push(lease_write(&operator, event, by_operator, asked));
             }
             return;
         }
-        if event.resource == table::RESOURCE && event.namespace == OPERATOR_NAMESPACE {
+        if event.resource == table::RESOURCE && event.namespace == operator.namespace {
             if event.is_accepted_write() {
                 self.tables.push(table_write(event, by_operator));
             } else if indeterminate(event.code) && event.verb != "delete" {
@@ -257,10 +292,11 @@ impl History {
         let is_cluster = event.resource == "databaseclusters";
         let is_child = CHILDREN.contains(&event.resource.as_str());
         if is_cluster || is_child {
-            self.tokens.extend(token_writes(event, by_operator));
+            self.tokens
+                .extend(token_writes(&operator, event, by_operator));
         }
-        if by_operator && (is_cluster || is_child) && event.namespace != OPERATOR_NAMESPACE {
-            self.writes.push(write(event));
+        if by_operator && (is_cluster || is_child) && event.namespace != operator.namespace {
+            self.writes.push(write(&operator, event));
         } else if is_cluster && event.subresource.is_empty() && may_count(event) {
             self.note_change(event);
         } else if is_child && event.verb == "delete" && event.is_accepted_write() && by_hand(event)
@@ -315,7 +351,8 @@ impl History {
             .filter(|lease| lease.is_member() && !lease.deleted)
         {
             let Some(pod) = &lease.pod else { continue };
-            if lease.holder == *pod && lease.name.strip_prefix(MEMBER) == Some(pod) {
+            let is_own = matches!(&lease.of, LeaseOf::Member(of) if of == pod);
+            if lease.holder == *pod && is_own {
                 renewals
                     .entry(pod)
                     .or_default()
@@ -384,7 +421,12 @@ fn indeterminate(code: u16) -> bool {
 }
 
 /// `answer` is the Lease as it is afterwards.
-fn lease_write(event: &AuditEvent, by_operator: bool, answer: Option<&Value>) -> LeaseWrite {
+fn lease_write(
+    operator: &OperatorNames,
+    event: &AuditEvent,
+    by_operator: bool,
+    answer: Option<&Value>,
+) -> LeaseWrite {
     let deleted = event.verb == "delete" || event.verb == "deletecollection";
     let asked = event.request.as_ref();
     let named = |field: &str| optional_text(asked, field).is_some();
@@ -399,6 +441,7 @@ fn lease_write(event: &AuditEvent, by_operator: bool, answer: Option<&Value>) ->
     LeaseWrite {
         received: event.received_micros,
         completed: event.completed_micros,
+        of: LeaseOf::of(operator, &name),
         name,
         pod: event.pod_name.clone().filter(|_| by_operator),
         holder: if deleted {
@@ -406,7 +449,10 @@ fn lease_write(event: &AuditEvent, by_operator: bool, answer: Option<&Value>) ->
         } else {
             body_text(answer, "/spec/holderIdentity")
         },
-        incarnation: body_text(answer, "/metadata/annotations/database.io~1incarnation"),
+        incarnation: answer
+            .and_then(|lease| operator.annotation(lease, "incarnation"))
+            .unwrap_or_default()
+            .to_owned(),
         epoch: number(answer, "/spec/leaseTransitions").unwrap_or(0),
         version: version(event).filter(|_| !deleted),
         deleted,
@@ -416,7 +462,7 @@ fn lease_write(event: &AuditEvent, by_operator: bool, answer: Option<&Value>) ->
     }
 }
 
-fn write(event: &AuditEvent) -> Write {
+fn write(operator: &OperatorNames, event: &AuditEvent) -> Write {
     let asked = event.request.as_ref();
     let operation = match (event.verb.as_str(), event.code) {
         ("delete" | "deletecollection", _) => Operation::Deleted,
@@ -426,7 +472,7 @@ fn write(event: &AuditEvent) -> Write {
     // A deletion carries no token: what counts is the one on the object.
     let token = match operation {
         Operation::Deleted => None,
-        _ => asked.and_then(|body| token_of(body, register(event))),
+        _ => asked.and_then(|body| token_of(operator, body, register(event))),
     };
     let name = match event.name.as_str() {
         "" => body_text(asked, "/metadata/name"),
@@ -455,23 +501,27 @@ fn register(event: &AuditEvent) -> Register {
     }
 }
 
-fn token_of(object: &Value, register: Register) -> Option<Token> {
+fn token_of(operator: &OperatorNames, object: &Value, register: Register) -> Option<Token> {
     match register {
-        Register::Annotation => Token::of_annotation(object),
-        Register::Status => Token::of_status(object),
+        Register::Annotation => operator.token_of_annotation(object),
+        Register::Status => operator.token_of_status(object),
     }
 }
 
 /// What an accepted write left in the registers of its object. A write of one register leaves the other as it is, and
 /// so does a client that is neither a user nor the operator and has no body in the log.
-fn token_writes(event: &AuditEvent, by_operator: bool) -> Option<TokenWrite> {
+fn token_writes(
+    operator: &OperatorNames,
+    event: &AuditEvent,
+    by_operator: bool,
+) -> Option<TokenWrite> {
     let accepted = event.is_accepted_write() && !event.verb.starts_with("delete");
     let answer = event.response.as_ref().filter(|_| accepted)?;
     let register = register(event);
     // Some responses contain only what the client asked for.
-    let shown = token_of(answer, register);
+    let shown = token_of(operator, answer, register);
     let asked = event.request.as_ref().filter(|_| by_operator);
-    let token = shown.or_else(|| asked.and_then(|body| token_of(body, register)));
+    let token = shown.or_else(|| asked.and_then(|body| token_of(operator, body, register)));
     let bodies = [Some(answer), event.request.as_ref()];
     let cluster_uid = bodies
         .into_iter()

@@ -102,7 +102,10 @@ impl<'h> Indeterminate<'_, 'h> {
             let token = write.token.as_ref();
             write.accepted()
                 && write.pod == one.holder
-                && token.is_some_and(|token| token.epoch == one.epoch && token.lease() == one.name)
+                && token.is_some_and(|token| {
+                    token.epoch == one.epoch
+                        && self.history.operator.shard_of(&one.name) == Some(token.shard.as_str())
+                })
         })
     }
 }

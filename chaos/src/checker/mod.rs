@@ -131,6 +131,42 @@ impl CheckResult {
     }
 }
 
+/// The rules about ownership and fencing, which hold for every operator that is written with the library.
+#[must_use]
+pub fn check_protocol(evidence: &Evidence, history: &History) -> Vec<Verdict> {
+    let entries = entries::Entries::new(evidence, history);
+    let ownership = ownership::Ownership::new(evidence, history, &entries);
+    protocol(
+        evidence,
+        history,
+        &entries,
+        &ownership,
+        &mut Stats::default(),
+    )
+}
+
+fn protocol(
+    evidence: &Evidence,
+    history: &History,
+    entries: &entries::Entries,
+    ownership: &ownership::Ownership<'_>,
+    stats: &mut Stats,
+) -> Vec<Verdict> {
+    vec![
+        writers::one_writer(evidence, history, entries),
+        writers::no_older_after_newer(evidence, history),
+        writers::no_stale_writes(evidence, history, entries, stats),
+        writers::right_had_not_lapsed(evidence, history),
+        entries::token_in_force(evidence, history, entries),
+        entries::lease_before_entry(evidence, history, entries),
+        entries::table_moves_forward(entries),
+        entries::forgeries_ignored(evidence, history, entries),
+        ownership::leases_compared(history),
+        ownership::epochs_rise(history, entries),
+        ownership.held(),
+    ]
+}
+
 /// Checks one run.
 #[must_use]
 pub fn check(evidence: &Evidence, history: &History) -> CheckResult {
@@ -151,18 +187,8 @@ pub fn check(evidence: &Evidence, history: &History) -> CheckResult {
         fenced: writers::fenced(history),
         ..Stats::default()
     };
-    let verdicts = vec![
-        writers::one_writer(evidence, history, &entries),
-        writers::no_older_after_newer(evidence, history),
-        writers::no_stale_writes(evidence, history, &entries, &mut stats),
-        writers::right_had_not_lapsed(evidence, history),
-        entries::token_in_force(evidence, history, &entries),
-        entries::lease_before_entry(evidence, history, &entries),
-        entries::table_moves_forward(&entries),
-        entries::forgeries_ignored(evidence, history, &entries),
-        ownership::leases_compared(history),
-        ownership::epochs_rise(history, &entries),
-        ownership.held(),
+    let mut verdicts = protocol(evidence, history, &entries, &ownership, &mut stats);
+    verdicts.extend([
         objects::converged(evidence, history),
         objects::reacted(evidence, history, &mut stats),
         objects::children_counted(evidence, history),
@@ -171,7 +197,7 @@ pub fn check(evidence: &Evidence, history: &History) -> CheckResult {
         bounds::within(evidence, history, &mut stats),
         alerts::alerted(evidence),
         as_expected(evidence),
-    ];
+    ]);
     CheckResult {
         scenario: evidence.scenario.name.clone(),
         inconclusive: inconclusive(evidence, &stats),

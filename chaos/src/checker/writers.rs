@@ -43,10 +43,14 @@ pub(super) fn one_writer(evidence: &Evidence, history: &History, entries: &Entri
                 write.pod, write.object, token.holder
             ));
         }
-        let entered = entries.of(&token.lease()).iter().find(|term| {
-            let entry = &term.entry;
-            (&term.table, entry.epoch, &entry.holder) == (&token.table, token.epoch, &token.holder)
-        });
+        let entered = entries
+            .of(&history.operator.shard_lease(&token.shard))
+            .iter()
+            .find(|term| {
+                let entry = &term.entry;
+                (&term.table, entry.epoch, &entry.holder)
+                    == (&token.table, token.epoch, &token.holder)
+            });
         let next = entered.and_then(|term| lives.next(&write.pod, &term.entry.incarnation));
         if let Some(next) = next.filter(|_| !delayed)
             && write.received > next + ON_THE_WAY_MICROS_MAX
@@ -213,7 +217,7 @@ pub(super) fn no_stale_writes(
         let (Some(token), Some(version)) = (&write.token, write.version) else {
             continue;
         };
-        let name = token.lease();
+        let name = history.operator.shard_lease(&token.shard);
         let entered = entries
             .of(&name)
             .iter()
@@ -263,7 +267,8 @@ pub(super) fn fenced(history: &History) -> u64 {
         };
         let moved =
             |lease: &&LeaseWrite| lease.epoch > token.epoch && lease.completed <= write.received;
-        let leases = shards.get(token.lease().as_str());
+        let name = history.operator.shard_lease(&token.shard);
+        let leases = shards.get(name.as_str());
         leases.is_some_and(|leases| leases.iter().any(moved))
     };
     history.writes.iter().filter(stale).count() as u64
