@@ -35,6 +35,9 @@ const NAMES: Names = Names {
     manifests: "deploy",
 };
 
+/// Refused requests are reported by the library, and elections every two seconds are of no interest.
+const LOGGED: &str = "info,kube_client::client::builder=off,kube_leader_election=warn";
+
 /// What is watched: sources, and what is derived from them.
 struct Derived;
 
@@ -101,7 +104,7 @@ fn derived(
             "name": name,
             "labels": {NAMES.bucket_label(): Bucket::of(uid).to_string()},
             "annotations": {NAMES.fencing_token(): permit.token().for_cluster(uid)},
-            "ownerReferences": source.controller_owner_ref(&()),
+            "ownerReferences": source.controller_owner_ref(&()).as_slice(),
         },
     })
 }
@@ -125,7 +128,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("fence") => print!("{}", fence(&config.namespace).yaml()),
         Some("crd") => print!("{}", serde_json::to_string(&ShardTable::crd(&NAMES))?),
         _ => {
-            tracing_subscriber::fmt().init();
+            tracing_subscriber::fmt().with_env_filter(LOGGED).init();
             let cache = Arc::new(ObjectCache::new(NAMES, config.shards));
             let controller = Controller::new(NAMES, config, Arc::clone(&cache), Registry::new());
             let controller = controller.await?;
