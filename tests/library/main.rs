@@ -10,6 +10,7 @@ mod thief;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use chaos::evidence::now_micros;
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -93,8 +94,9 @@ async fn life_of_a_fleet(fleet: &mut Fleet<'_>) {
 }
 
 async fn start(fleet: &mut Fleet<'_>, record: &mut Record) {
+    let from = now_micros();
     let index = fleet.start_replica(&[]).await.unwrap();
-    record.started(fleet.replicas()[index].name());
+    record.started(fleet.replicas()[index].name(), from);
 }
 
 /// What users do to sources, and to what was derived, is followed or undone.
@@ -159,8 +161,9 @@ async fn survives_a_kill_and_a_freeze(
 /// The killed replica restarts under its identity, and one more joins.
 async fn newcomers_take_part(fleet: &mut Fleet<'_>, record: &mut Record, sources: &Sources) {
     let fault = record.moves("a restart and a new replica");
+    let from = now_micros();
     fleet.restart_replica(0).await.unwrap();
-    record.started(fleet.replicas()[0].name());
+    record.started(fleet.replicas()[0].name(), from);
     start(fleet, record).await;
     fleet.wait_ready(PATIENCE).await.unwrap();
     let balanced = shards::wait_balanced(fleet, PATIENCE);

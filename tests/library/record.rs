@@ -33,10 +33,11 @@ impl Record {
         self.begun = now_micros();
     }
 
-    pub(crate) fn started(&mut self, pod: &str) {
+    /// `from`: a moment before the process existed.
+    pub(crate) fn started(&mut self, pod: &str, from: Micros) {
         self.lives.push(Life {
             pod: pod.to_owned(),
-            from: now_micros(),
+            from,
             to: None,
             absent: Vec::new(),
         });
