@@ -139,6 +139,8 @@ async fn survives_a_kill_and_a_freeze(
     let (killed, frozen) = (fleet.replicas()[0].name(), fleet.replicas()[1].name());
     let (killed, frozen) = (killed.to_owned(), frozen.to_owned());
     let survivor = fleet.replicas()[2].name().to_owned();
+    // Some work is under way at that moment.
+    sources.change(1).await;
     let faults = record.takes_out(&[&killed, &frozen]);
     fleet.replicas()[1].stop().unwrap();
     fleet.replica_mut(0).unwrap().kill().await.unwrap();
