@@ -96,7 +96,7 @@ impl fmt::Display for Summary {
         let plural = if self.clusters == 1 { "" } else { "s" };
         write!(
             f,
-            "failed to reconcile {at_least}{} cluster{plural} (",
+            "failed to reconcile {at_least}{} object{plural} (",
             self.clusters
         )?;
         for (i, (cause, count)) in self.by_cause.iter().enumerate() {
@@ -152,7 +152,7 @@ mod tests {
         let line = log.take(1000).unwrap().to_string();
         assert_eq!(
             line,
-            "failed to reconcile 7 clusters (forbidden 6, timeout 1): shop/db-00000, shop/db-00001, \
+            "failed to reconcile 7 objects (forbidden 6, timeout 1): shop/db-00000, shop/db-00001, \
              shop/db-00002, shop/db-00003, shop/db-00004 and others; latest: shop/db-00000: took \
              over 60 s"
         );
@@ -167,7 +167,7 @@ mod tests {
         let line = log.take(1000).unwrap().to_string();
         assert_eq!(
             line,
-            "failed to reconcile 1 cluster (other 1): shop/db-00001; latest: shop/db-00001: x"
+            "failed to reconcile 1 object (other 1): shop/db-00001; latest: shop/db-00001: x"
         );
     }
 
@@ -196,7 +196,7 @@ mod tests {
         assert!(
             summary
                 .to_string()
-                .starts_with("failed to reconcile at least 1024 clusters")
+                .starts_with("failed to reconcile at least 1024 objects")
         );
         assert_eq!(
             summary.example.unwrap().1.chars().count(),

@@ -224,7 +224,7 @@ async fn many_failures_give_at_most_one_line_a_minute() {
     tokio::time::sleep(Duration::from_secs(90)).await;
     let lines = pages.failure_lines();
     assert_eq!(lines.len(), 2, "{lines:?}");
-    let expected = "failed to reconcile 40 clusters (forbidden 40): shop/db-0, ";
+    let expected = "failed to reconcile 40 objects (forbidden 40): shop/db-0, ";
     assert!(
         lines[0].contains("WARN") && lines[0].contains(expected),
         "{}",
