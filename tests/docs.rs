@@ -43,6 +43,23 @@ fn api_reference_matches_the_crd() {
 }
 
 #[test]
+fn code_of_the_tutorial_is_the_example() {
+    let page = fs::read_to_string(path("docs/tutorial.md")).unwrap();
+    let example = fs::read_to_string(path("src/sharded-controller/examples/configmap.rs")).unwrap();
+    let blocks = page.split("```rust\n").skip(1);
+    let blocks: Vec<&str> = blocks
+        .filter_map(|rest| rest.split("```\n").next())
+        .collect();
+    assert!(blocks.len() > 5, "only {} blocks of code", blocks.len());
+    // One after the other, with an empty line between them, they are the whole file.
+    for (number, (block, line)) in blocks.join("\n").lines().zip(example.lines()).enumerate() {
+        assert_eq!(block, line, "line {} of the example", number + 1);
+    }
+    assert_eq!(blocks.join("\n").lines().count(), example.lines().count());
+    assert!(example.lines().count() < 150, "it claims to be short");
+}
+
+#[test]
 fn every_condition_reason_is_documented() {
     let code = fs::read_to_string(path("src/operator/src/core/lifecycle/stage.rs")).unwrap();
     let page = fs::read_to_string(path("docs/databasecluster.md")).unwrap();

@@ -61,7 +61,7 @@ if [ "$failed" -eq 0 ]; then
   check "licences and sources of dependencies" cargo run --quiet --locked -p packaging -- deny
   check "lint" cargo clippy --workspace --all-targets --locked -- -D warnings
   check "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps -p shard-ownership -p sharded-controller -p databasecluster-operator --locked
-  check "program" cargo build --workspace --bins --locked
+  check "program" cargo build --workspace --bins --examples --locked
   # After the others, beside which it is stored: the same program, with failpoints for tests.
   check "lint, with failpoints" cargo clippy --bins --features failpoints --locked -- -D warnings
   check "program with failpoints" cargo build --bin databasecluster-operator-failpoints --features failpoints --locked
