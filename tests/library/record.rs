@@ -95,7 +95,7 @@ impl Record {
         self.faults[fault].recover_from = Some(now);
     }
 
-    /// Takes down the final state.
+    /// Records the final state.
     pub(crate) async fn end(&mut self, fleet: &Fleet<'_>) {
         let about = "about = \"the library's example\"\nsets = [\"full\"]\n";
         let now = now_micros();

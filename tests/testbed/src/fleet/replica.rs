@@ -49,7 +49,7 @@ pub struct Replica {
 }
 
 impl Launch {
-    /// Tells a replica who it is, and where to listen.
+    /// Passes on the identity, and where to listen.
     fn introduce(&self, command: &mut Command) {
         let Identity { name, pod_uid, .. } = &self.identity;
         match self.launcher {
