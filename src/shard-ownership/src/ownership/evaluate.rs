@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::record::{Intent, Pending, Stage};
 use super::shard::Shard;
 use super::table::Grant;
-use super::{Action, Leaving, Ownership, Reason};
+use super::{Action, Ownership, Reason};
 use crate::hash::ShardId;
 use crate::lease::ShardWrite;
 use crate::members::Life;
@@ -159,7 +159,7 @@ impl Ownership {
 
     /// Whether everything is to be given to others: we leave, or may not write the table.
     pub(super) fn is_handing_back(&self) -> bool {
-        self.leaving != Leaving::No || self.table.is_refused()
+        self.departure.has_begun() || self.table.is_refused()
     }
 
     fn consider(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
@@ -338,7 +338,7 @@ impl Ownership {
     }
 
     fn send(&mut self, shard: &mut Shard, mut pending: Pending) {
-        let id = self.new_id();
+        let id = self.out.next_id();
         let us = || {
             let incarnation = self.heartbeat.incarnation().to_owned();
             (self.settings.identity.clone(), incarnation)

@@ -3,15 +3,12 @@
 use super::record::{Intent, Stage};
 use super::shard::Shard;
 use super::table::Grant;
-use super::{Action, Leaving, Ownership, Reason};
+use super::{Action, Ownership, Reason};
 use crate::lease::Successor;
 use crate::planner::move_budget;
 
 /// For how long a shard whose work is to end counts among those that are being given away.
 const HANDOVER_MS: u64 = 125;
-
-/// Longest wait for our watch to show that we leave.
-const SHOWN_MS_MAX: u64 = 1000;
 
 /// When we leave, shards whose successors have listed everything wait for the others until then.
 const WARM_WAIT_MS_MAX: u64 = 2000;
@@ -41,15 +38,10 @@ impl Ownership {
         })
     }
 
-    /// How long ago we were asked to leave.
-    fn leaving_for_ms(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_sub(self.leaving_since_ms)
-    }
-
     /// Whether a shard is planned for us whose holder may not know yet that we leave, and may have
     /// given it to us.
     pub(super) fn may_receive_shard(&self, now_ms: u64) -> bool {
-        self.leaving_for_ms(now_ms) < SHOWN_MS_MAX
+        self.departure.is_fresh(now_ms)
             && self
                 .shards
                 .values()
@@ -67,8 +59,7 @@ impl Ownership {
     fn is_seen_to_leave(&self, now_ms: u64) -> bool {
         // Not before we have observed all members of that time: an update asks us to leave as soon
         // as a newer replica is ready.
-        let shown = self.leaving_shown || self.leaving_for_ms(now_ms) >= SHOWN_MS_MAX;
-        self.has_announced_leaving() && shown
+        self.has_announced_leaving() && self.departure.is_shown(now_ms)
     }
 
     /// A running shard: begins to drain once its successor has listed everything. When we leave, we
@@ -79,11 +70,11 @@ impl Ownership {
         shard: &mut Shard,
         target: Option<&str>,
     ) {
-        let leaving = self.leaving != Leaving::No;
+        let leaving = self.departure.has_begun();
         if leaving && !self.is_seen_to_leave(now_ms) {
             return;
         }
-        let left_ms = self.leaving_for_ms(now_ms);
+        let left_ms = self.departure.lasted_ms(now_ms);
         let patience_is_over = leaving && left_ms >= self.settings.drain_timeout_ms;
         let ready = match self.successor(shard) {
             Some(successor) => {
@@ -146,7 +137,7 @@ impl Ownership {
         since_ms: u64,
         target: Option<&str>,
     ) {
-        if self.leaving == Leaving::No && self.warm_successor(shard).is_none() {
+        if !self.departure.has_begun() && self.warm_successor(shard).is_none() {
             self.resume(shard);
         } else if now_ms.saturating_sub(since_ms) >= self.settings.drain_timeout_ms {
             self.out.push(Action::Halt(shard.id(), self.halt_reason()));
@@ -187,7 +178,7 @@ impl Ownership {
     }
 
     pub(super) fn halt_reason(&self) -> Reason {
-        if self.leaving == Leaving::No {
+        if !self.departure.has_begun() {
             Reason::HandedOver
         } else {
             Reason::Leaving

@@ -32,6 +32,20 @@ pub(super) struct Announcement {
     pub(super) warm: BTreeSet<ShardId>,
 }
 
+/// A renewal that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Renewal {
+    number: u64,
+    sent_ms: u64,
+}
+
+/// A renewal whose answer is awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct InFlight {
+    id: WriteId,
+    sent_ms: u64,
+}
+
 /// Renewal of our own member Lease by compare-and-swap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Heartbeat {
@@ -43,9 +57,9 @@ pub(super) struct Heartbeat {
     /// whenever there is no Lease.
     may_return: bool,
     renewal: u64,
-    /// Renewals with unknown outcome: number, and when they were sent.
-    unsettled: VecDeque<(u64, u64)>,
-    in_flight: Option<(WriteId, u64)>,
+    /// Renewals with unknown outcome.
+    unsettled: VecDeque<Renewal>,
+    in_flight: Option<InFlight>,
     must_read: bool,
     reading: bool,
     next_send_ms: u64,
@@ -54,6 +68,12 @@ pub(super) struct Heartbeat {
     valid_until_ms: u64,
     failures: u64,
     consecutive_failures: u64,
+    /// Whether our incarnation is dead, and the next one is not there yet.
+    is_dead: bool,
+    /// What the last renewal announced to the other members.
+    announced: Announcement,
+    /// Until when we may act, as last reported to the caller.
+    reported_until_ms: u64,
 }
 
 impl Heartbeat {
@@ -75,6 +95,9 @@ impl Heartbeat {
             valid_until_ms: 0,
             failures: 0,
             consecutive_failures: 0,
+            is_dead: false,
+            announced: Announcement::default(),
+            reported_until_ms: 0,
         }
     }
 
@@ -82,6 +105,8 @@ impl Heartbeat {
     pub(super) fn restart(&self, incarnation: String, now_ms: u64) -> Self {
         Self {
             may_return: self.may_return,
+            announced: self.announced.clone(),
+            reported_until_ms: self.reported_until_ms,
             ..Self::new(incarnation, now_ms)
         }
     }
@@ -90,8 +115,12 @@ impl Heartbeat {
         &self.incarnation
     }
 
-    pub(super) fn valid_until_ms(&self) -> u64 {
-        self.valid_until_ms
+    /// Until when we may act, if that differs from what was reported last.
+    pub(super) fn changed_validity(&mut self) -> Option<u64> {
+        let until_ms = if self.is_dead { 0 } else { self.valid_until_ms };
+        let changed = until_ms != self.reported_until_ms;
+        self.reported_until_ms = until_ms;
+        changed.then_some(until_ms)
     }
 
     pub(super) fn is_valid(&self, now_ms: u64) -> bool {
@@ -110,7 +139,7 @@ impl Heartbeat {
     pub(super) fn is_heard(&self, now_ms: u64, tick_max_ms: u64) -> bool {
         let waiting_long = self
             .in_flight
-            .is_some_and(|(_, sent_ms)| now_ms.saturating_sub(sent_ms) > tick_max_ms);
+            .is_some_and(|write| now_ms.saturating_sub(write.sent_ms) > tick_max_ms);
         self.is_valid(now_ms) && !self.last_failed && !waiting_long
     }
 
@@ -132,8 +161,15 @@ impl Heartbeat {
     }
 
     /// Our incarnation is dead: nothing may start any more, not even before the next incarnation.
-    pub(super) fn end(&mut self) {
+    /// Returns whether this is news.
+    pub(super) fn end(&mut self) -> bool {
         self.valid_until_ms = 0;
+        !std::mem::replace(&mut self.is_dead, true)
+    }
+
+    /// Whether our incarnation is dead, and the next one is not there yet.
+    pub(super) fn is_dead(&self) -> bool {
+        self.is_dead
     }
 
     /// Whether a read of our own Lease is in flight.
@@ -157,32 +193,49 @@ impl Heartbeat {
         wants
     }
 
+    /// Whether the others have to know before the next heartbeat: a holder waits until a shard is warm, must not hand
+    /// over one that is warm no longer, and hands nothing to a replica that is barred. That a warm shard became ours
+    /// can wait, and while shards are handed over the API server has enough to do.
+    pub(super) fn is_urgent(&self, next: &Announcement, is_ours: impl Fn(ShardId) -> bool) -> bool {
+        let mut cooled = self.announced.warm.difference(&next.warm);
+        next.barred != self.announced.barred
+            || !next.warm.is_subset(&self.announced.warm)
+            || cooled.any(|id| !is_ours(*id))
+    }
+
     /// The renewal that is due, if one is.
     pub(super) fn due(
         &mut self,
         now_ms: u64,
         id: WriteId,
-        announcement: &Announcement,
+        announcement: Announcement,
         identity: &str,
     ) -> Option<MemberWrite> {
         if self.must_read || self.in_flight.is_some() || now_ms < self.next_send_ms {
             return None;
         }
         self.renewal += 1;
-        self.unsettled.push_back((self.renewal, now_ms));
+        self.unsettled.push_back(Renewal {
+            number: self.renewal,
+            sent_ms: now_ms,
+        });
         if self.unsettled.len() > UNSETTLED_MAX {
             self.unsettled.pop_front();
         }
-        self.in_flight = Some((id, now_ms));
+        self.in_flight = Some(InFlight {
+            id,
+            sent_ms: now_ms,
+        });
+        self.announced = announcement;
         Some(MemberWrite {
             identity: identity.to_owned(),
             base: self.base.clone(),
             change: MemberChange::Renew {
                 incarnation: self.incarnation.clone(),
                 renewal: self.renewal,
-                draining: announcement.draining,
-                barred: announcement.barred,
-                warm: announcement.warm.clone(),
+                draining: self.announced.draining,
+                barred: self.announced.barred,
+                warm: self.announced.warm.clone(),
             },
         })
     }
@@ -195,13 +248,9 @@ impl Heartbeat {
         result: &WriteResult<MemberLease>,
         settings: &Settings,
     ) -> bool {
-        let Some((in_flight, sent_ms)) = self.in_flight else {
+        let Some(InFlight { sent_ms, .. }) = self.in_flight.take_if(|write| write.id == id) else {
             return false;
         };
-        if in_flight != id {
-            return false;
-        }
-        self.in_flight = None;
         match result {
             WriteResult::Done(lease) => {
                 self.adopt(now_ms, lease, settings);
@@ -216,7 +265,7 @@ impl Heartbeat {
                 self.failed(now_ms, settings.retry_ms);
             }
             WriteResult::Rejected => {
-                self.unsettled.retain(|(number, _)| *number != self.renewal);
+                self.unsettled.retain(|sent| sent.number != self.renewal);
                 self.failed(now_ms, settings.retry_ms);
             }
         }
@@ -247,8 +296,9 @@ impl Heartbeat {
         self.last_failed = false;
         self.consecutive_failures = 0;
         self.last_success_ms = Some(now_ms);
-        if let Some((_, sent_ms)) = self.unsettled.iter().find(|(n, _)| *n == lease.renewal) {
-            let until_ms = sent_ms + settings.lease_ms.saturating_sub(settings.margin_ms);
+        let arrived = |sent: &&Renewal| sent.number == lease.renewal;
+        if let Some(sent) = self.unsettled.iter().find(arrived) {
+            let until_ms = sent.sent_ms + settings.lease_ms.saturating_sub(settings.margin_ms);
             self.valid_until_ms = self.valid_until_ms.max(until_ms);
         }
         // Requests that were sent from an older version cannot take effect any more.

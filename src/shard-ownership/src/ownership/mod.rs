@@ -13,9 +13,12 @@
 //!
 //! **Assumes** that the clock given to it counts suspended time and never jumps.
 
+mod departure;
 mod evaluate;
 mod handover;
 mod heartbeat;
+mod identity;
+mod outbox;
 mod protocol;
 mod reads;
 mod record;
@@ -26,26 +29,17 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::departure::Departure;
 use self::heartbeat::{Announcement, Heartbeat};
+use self::identity::IdentityConflict;
+use self::outbox::Outbox;
 pub use self::protocol::{Action, Event, ReadFailed, Reason, Settings, WriteId, WriteResult};
-use self::reads::IdentityConflict;
 use self::shard::Shard;
 use self::table::TableView;
 use super::hash::ShardId;
 use super::lease::{MemberChange, MemberLease, MemberWrite, ShardLease, Version};
 use super::members::{Members, is_eligible, newest_revision};
 use super::ring::Ranking;
-
-/// Progress of leaving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Leaving {
-    No,
-    /// Draining is being announced and shards are handed back.
-    HandingBack,
-    /// The member Lease is being deleted, or vacated.
-    Ending(WriteId),
-    Done,
-}
 
 /// The state machine. See the module's documentation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,16 +53,10 @@ pub struct Ownership {
     /// Members for which a list showed an older version than was known (that version), and when to
     /// read them.
     rewound: BTreeMap<String, (Version, u64)>,
-    identity_conflict: Option<IdentityConflict>,
+    identity_conflict: IdentityConflict,
     synced: bool,
     table: TableView,
-    leaving: Leaving,
-    leaving_since_ms: u64,
-    /// The watch has shown that we leave, and so everything that was written before.
-    leaving_shown: bool,
-    /// Earliest time of the next attempt to end our Lease.
-    end_again_ms: u64,
-    reincarnating: bool,
+    departure: Departure,
     last_tick_ms: u64,
     /// When the list of eligible members last changed.
     fleet_changed_ms: u64,
@@ -76,10 +64,7 @@ pub struct Ownership {
     ranking: Ranking,
     /// The members that may receive more shards.
     newest: BTreeSet<String>,
-    next_id: WriteId,
-    announced_until_ms: u64,
-    announced: Announcement,
-    out: Vec<Action>,
+    out: Outbox,
 }
 
 impl Ownership {
@@ -94,22 +79,15 @@ impl Ownership {
             vacating: BTreeMap::new(),
             checking: BTreeSet::new(),
             rewound: BTreeMap::new(),
-            identity_conflict: None,
+            identity_conflict: IdentityConflict::default(),
             synced: false,
             table: TableView::new(),
-            leaving: Leaving::No,
-            leaving_since_ms: 0,
-            leaving_shown: false,
-            end_again_ms: 0,
-            reincarnating: false,
+            departure: Departure::new(),
             last_tick_ms: now_ms,
             fleet_changed_ms: now_ms,
             ranking: Ranking::new(count, []),
             newest: BTreeSet::new(),
-            next_id: 0,
-            announced_until_ms: 0,
-            announced: Announcement::default(),
-            out: Vec::new(),
+            out: Outbox::default(),
             settings,
         }
     }
@@ -127,7 +105,9 @@ impl Ownership {
                 {
                     self.heartbeat.renew_now(now_ms);
                 }
-                self.leaving_shown |= self.announces_our_leaving(&lease);
+                if self.announces_our_leaving(&lease) {
+                    self.departure.shown();
+                }
                 self.members.observe(lease);
             }
             Event::MemberDeleted { identity, uid } => {
@@ -159,19 +139,16 @@ impl Ownership {
             Event::Warm(id) => self.with_shard(id, Shard::warmed),
             Event::Drained(id) => self.with_shard(id, Shard::drained),
             Event::Shutdown => {
-                if self.leaving == Leaving::No {
-                    self.leaving = Leaving::HandingBack;
-                    self.leaving_since_ms = now_ms;
+                if self.departure.begin(now_ms) {
                     self.heartbeat.renew_now(now_ms);
                 }
             }
             Event::Reincarnate(incarnation) => {
-                self.reincarnating = false;
                 self.heartbeat = self.heartbeat.restart(incarnation, now_ms);
             }
         }
         self.evaluate(now_ms);
-        std::mem::take(&mut self.out)
+        self.out.take()
     }
 
     /// Our identity.
@@ -231,11 +208,6 @@ impl Ownership {
         }
     }
 
-    fn new_id(&mut self) -> WriteId {
-        self.next_id += 1;
-        self.next_id
-    }
-
     /// Whether it is our own Lease, and not one of a former life that left as well.
     fn announces_our_leaving(&self, lease: &MemberLease) -> bool {
         lease.draining
@@ -250,9 +222,12 @@ impl Ownership {
     }
 
     fn listed(&mut self, members: Vec<MemberLease>, mut leases: Vec<ShardLease>) {
-        self.leaving_shown |= members
+        if members
             .iter()
-            .any(|lease| self.announces_our_leaving(lease));
+            .any(|lease| self.announces_our_leaving(lease))
+        {
+            self.departure.shown();
+        }
         let rewound = self.members.listed(members);
         self.rewound = rewound
             .into_iter()
@@ -279,20 +254,9 @@ impl Ownership {
             }
             return;
         }
-        if self.leaving == Leaving::Ending(id) {
-            self.leaving = match result {
-                // Deleted, or no longer ours: nothing left to delete.
-                WriteResult::Done(_) | WriteResult::Conflict | WriteResult::Rejected => {
-                    Leaving::Done
-                }
-                WriteResult::Unknown => {
-                    self.end_again_ms = now_ms + self.settings.retry_ms;
-                    Leaving::HandingBack
-                }
-            };
-            if self.leaving == Leaving::Done {
-                self.out.push(Action::Exit);
-            }
+        let retry_ms = self.settings.retry_ms;
+        if self.departure.written(now_ms, id, result, retry_ms) {
+            self.out.push(Action::Exit);
         }
     }
 
@@ -305,13 +269,12 @@ impl Ownership {
 
     /// Our incarnation is dead for all members: stop everything, and start a new incarnation.
     fn die(&mut self) {
-        self.heartbeat.end();
+        let is_news = self.heartbeat.end();
         for shard in self.shards.values_mut() {
             shard.halt(Reason::Dead, &mut self.out);
             shard.forget_pending();
         }
-        if !self.reincarnating {
-            self.reincarnating = true;
+        if is_news {
             self.out.push(Action::NeedIncarnation);
         }
     }
@@ -320,7 +283,7 @@ impl Ownership {
         self.count_missing();
         self.ask_for_rewound(now_ms);
         self.beat(now_ms);
-        self.announce_validity();
+        self.report_validity();
         self.vacate_the_silent(now_ms);
         self.refresh_ranking(now_ms);
         self.evaluate_shards(now_ms);
@@ -346,14 +309,14 @@ impl Ownership {
     }
 
     fn beat(&mut self, now_ms: u64) {
-        if self.reincarnating || matches!(self.leaving, Leaving::Ending(_) | Leaving::Done) {
+        if self.heartbeat.is_dead() || self.departure.has_ended_renewals() {
             return;
         }
         if self.heartbeat.wants_read(now_ms) {
             self.out
                 .push(Action::ReadMember(self.settings.identity.clone()));
         }
-        let id = self.new_id();
+        let id = self.out.next_id();
         let warm: BTreeSet<ShardId> = self
             .shards
             .values()
@@ -361,45 +324,28 @@ impl Ownership {
             .map(Shard::id)
             .collect();
         let announcement = Announcement {
-            draining: self.leaving != Leaving::No,
+            draining: self.departure.has_begun(),
             barred: self.table.is_refused(),
             warm,
         };
-        if self.is_urgent(&announcement) {
+        let is_ours = |id: ShardId| {
+            let (identity, incarnation) = (&self.settings.identity, self.heartbeat.incarnation());
+            let lease = self.shards.get(&id).and_then(|shard| shard.lease.as_ref());
+            lease.is_some_and(|lease| lease.holder == *identity && lease.incarnation == incarnation)
+        };
+        if self.heartbeat.is_urgent(&announcement, is_ours) {
             self.heartbeat.renew_now(now_ms);
         }
         if let Some(write) = self
             .heartbeat
-            .due(now_ms, id, &announcement, &self.settings.identity)
+            .due(now_ms, id, announcement, &self.settings.identity)
         {
-            self.announced = announcement;
             self.out.push(Action::WriteMember(id, write));
         }
     }
 
-    /// Whether the others have to know before the next heartbeat: a holder waits until a shard is warm, must not hand
-    /// over one that is warm no longer, and hands nothing to a replica that is barred. That a warm shard became ours
-    /// can wait, and while shards are handed over the API server has enough to do.
-    fn is_urgent(&self, announcement: &Announcement) -> bool {
-        let is_ours = |id: &ShardId| {
-            let (identity, incarnation) = (&self.settings.identity, self.heartbeat.incarnation());
-            let lease = self.shards.get(id).and_then(|shard| shard.lease.as_ref());
-            lease.is_some_and(|lease| lease.holder == *identity && lease.incarnation == incarnation)
-        };
-        let mut cooled = self.announced.warm.difference(&announcement.warm);
-        announcement.barred != self.announced.barred
-            || !announcement.warm.is_subset(&self.announced.warm)
-            || cooled.any(|id| !is_ours(id))
-    }
-
-    fn announce_validity(&mut self) {
-        let until_ms = if self.reincarnating {
-            0
-        } else {
-            self.heartbeat.valid_until_ms()
-        };
-        if until_ms != self.announced_until_ms {
-            self.announced_until_ms = until_ms;
+    fn report_validity(&mut self) {
+        if let Some(until_ms) = self.heartbeat.changed_validity() {
             self.out.push(Action::ValidUntil(until_ms));
         }
     }
@@ -424,7 +370,7 @@ impl Ownership {
             })
             .collect();
         for write in silent {
-            let id = self.new_id();
+            let id = self.out.next_id();
             self.vacating.insert(id, write.identity.clone());
             self.out.push(Action::WriteMember(id, write));
         }
@@ -453,7 +399,7 @@ impl Ownership {
     }
 
     fn leave(&mut self, now_ms: u64) {
-        if self.leaving != Leaving::HandingBack
+        if !self.departure.is_handing_back()
             || self.heartbeat.is_in_flight()
             || self.shards.values().any(Shard::keeps_us)
             || self.may_receive_shard(now_ms)
@@ -461,15 +407,15 @@ impl Ownership {
             return;
         }
         let Some((base, change)) = self.heartbeat.ending() else {
-            self.leaving = Leaving::Done;
+            self.departure.done();
             self.out.push(Action::Exit);
             return;
         };
-        if !self.heartbeat.is_valid(now_ms) || now_ms < self.end_again_ms {
+        if !self.heartbeat.is_valid(now_ms) || !self.departure.may_end(now_ms) {
             return;
         }
-        let id = self.new_id();
-        self.leaving = Leaving::Ending(id);
+        let id = self.out.next_id();
+        self.departure.ending(id);
         self.out.push(Action::WriteMember(
             id,
             MemberWrite {

@@ -5,14 +5,6 @@ use super::heartbeat::OwnLease;
 use super::{Action, Ownership, ReadFailed};
 use crate::lease::MemberLease;
 
-/// A Lease under our identity that is not ours, observed until its owner is certain.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct IdentityConflict {
-    lease: MemberLease,
-    silent_ms: u64,
-    read_at_ms: u64,
-}
-
 impl Ownership {
     pub(super) fn member_read(
         &mut self,
@@ -83,50 +75,18 @@ impl Ownership {
     }
 
     fn own_lease_read(&mut self, now_ms: u64, read: Result<Option<&MemberLease>, ReadFailed>) {
-        let silent = self.is_conflict_silent(now_ms, read.ok().flatten());
+        let found = read.ok().flatten();
+        let silent = self
+            .identity_conflict
+            .is_silent(now_ms, found, &self.settings);
         match self.heartbeat.read(now_ms, read, &self.settings, silent) {
             OwnLease::Usable => {}
             OwnLease::Dead => self.die(),
             OwnLease::Taken => {
-                if let Ok(Some(lease)) = read {
-                    self.observe_conflict(now_ms, lease);
+                if found.is_some_and(|lease| self.identity_conflict.observe(now_ms, lease)) {
+                    self.out.push(Action::IdentityTaken);
                 }
             }
-        }
-    }
-
-    /// Time between two reads counts only as far as a healthy API server would have let the other
-    /// one renew in it.
-    fn is_conflict_silent(&mut self, now_ms: u64, lease: Option<&MemberLease>) -> bool {
-        let most_ms = self.settings.renew_ms + self.settings.tick_max_ms;
-        let (Some(identity_conflict), Some(lease)) = (self.identity_conflict.as_mut(), lease)
-        else {
-            return false;
-        };
-        if identity_conflict.lease.version != lease.version {
-            return false;
-        }
-        identity_conflict.silent_ms += now_ms
-            .saturating_sub(identity_conflict.read_at_ms)
-            .min(most_ms);
-        identity_conflict.read_at_ms = now_ms;
-        identity_conflict.silent_ms >= identity_conflict.lease.lease_ms
-    }
-
-    fn observe_conflict(&mut self, now_ms: u64, lease: &MemberLease) {
-        let renewed = self
-            .identity_conflict
-            .as_ref()
-            .is_some_and(|identity_conflict| identity_conflict.lease.version != lease.version);
-        if renewed {
-            self.out.push(Action::IdentityTaken);
-        }
-        if renewed || self.identity_conflict.is_none() {
-            self.identity_conflict = Some(IdentityConflict {
-                lease: lease.clone(),
-                silent_ms: 0,
-                read_at_ms: now_ms,
-            });
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One shard from the view of this replica: its Lease, our stage, and the pending write.
 
+use super::outbox::Outbox;
 use super::record::{Held, Intent, Memory, Pending, Stage};
 use super::{Action, ReadFailed, Reason, WriteId, WriteResult};
 use crate::hash::ShardId;
@@ -362,7 +363,7 @@ impl Shard {
     }
 
     /// Starts watching a shard whose Lease names us.
-    pub(super) fn start(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn start(&mut self, out: &mut Outbox) {
         let Some(lease) = &self.lease else { return };
         let fits = |held: &Held| held.epoch == lease.epoch && held.uid == lease.version.uid;
         if !self.held.as_ref().is_some_and(fits) {
@@ -381,7 +382,7 @@ impl Shard {
     }
 
     /// Starts watching the shard, unless it is watched already.
-    pub(super) fn warm_up(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn warm_up(&mut self, out: &mut Outbox) {
         if !self.watching {
             self.watching = true;
             self.warm = false;
@@ -390,7 +391,7 @@ impl Shard {
     }
 
     /// Stops watching a shard that will not be ours after all.
-    pub(super) fn cool_down(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn cool_down(&mut self, out: &mut Outbox) {
         if self.watching {
             self.watching = false;
             self.warm = false;
@@ -421,7 +422,7 @@ impl Shard {
     }
 
     /// Everything is listed and the table grants the shard: work starts.
-    pub(super) fn admit(&mut self, table: String, out: &mut Vec<Action>) {
+    pub(super) fn admit(&mut self, table: String, out: &mut Outbox) {
         if let Some(held) = self.held.as_mut() {
             held.table = Some(table.clone());
             self.stage = Stage::Running;
@@ -441,13 +442,13 @@ impl Shard {
 
     /// Back to listing until the table grants it again: running work is cancelled, the watch
     /// continues.
-    pub(super) fn pause(&mut self, reason: Reason, out: &mut Vec<Action>) {
+    pub(super) fn pause(&mut self, reason: Reason, out: &mut Outbox) {
         out.push(Action::Halt(self.id, reason));
         self.stage = Stage::Listing;
     }
 
     /// Stops everything immediately.
-    pub(super) fn halt(&mut self, reason: Reason, out: &mut Vec<Action>) {
+    pub(super) fn halt(&mut self, reason: Reason, out: &mut Outbox) {
         if matches!(self.stage, Stage::Running | Stage::Draining(_)) {
             out.push(Action::Halt(self.id, reason));
         }

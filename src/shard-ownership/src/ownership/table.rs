@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::record::Stage;
 use super::shard::Shard;
-use super::{Action, Leaving, Ownership, ReadFailed, WriteId, WriteResult};
+use super::{Action, Ownership, ReadFailed, WriteId, WriteResult};
 use crate::hash::ShardId;
 use crate::lease::Version;
 use crate::table::{Entry, ShardTable, TableChange, TableWrite};
@@ -288,7 +288,7 @@ impl Ownership {
         let Some((change, sent)) = self.table_change() else {
             return;
         };
-        let id = self.new_id();
+        let id = self.out.next_id();
         self.table.in_flight = Some((id, sent));
         let shards = self.settings.shards.get();
         self.out
@@ -296,7 +296,7 @@ impl Ownership {
     }
 
     fn table_change(&mut self) -> Option<(TableChange, BTreeSet<ShardId>)> {
-        let stays = self.leaving == Leaving::No && !self.table.is_refused();
+        let stays = !self.departure.has_begun() && !self.table.is_refused();
         let Some(version) = self.table.version.clone() else {
             let may_create = stays && self.table.is_absent;
             return may_create.then_some((TableChange::Create, BTreeSet::new()));
