@@ -9,7 +9,6 @@ use super::{Action, Ownership, Reason};
 use crate::hash::ShardId;
 use crate::lease::ShardWrite;
 use crate::members::Life;
-use crate::ring::place;
 
 /// What a shard Lease (or its absence) means for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +51,7 @@ impl Ownership {
             let Some(lease) = &shard.lease else {
                 return true;
             };
-            let member = self.members.get(&lease.holder);
+            let member = self.membership.members().get(&lease.holder);
             member.is_none_or(|m| m.is_vacated() || m.incarnation != lease.incarnation)
         })
     }
@@ -66,11 +65,7 @@ impl Ownership {
             .filter(|(_, lease)| !lease.holder.is_empty())
             .map(|(id, lease)| (id, lease.holder.as_str()))
             .collect();
-        place(&self.ranking, &held, |member| self.newest.contains(member))
-            .into_iter()
-            .zip(self.settings.shards.shards())
-            .filter_map(|(holder, id)| holder.map(|holder| (id, holder.to_owned())))
-            .collect()
+        self.membership.plan(self.settings.shards, &held)
     }
 
     fn read_and_retry(&mut self, now_ms: u64, shard: &mut Shard) {
@@ -232,7 +227,7 @@ impl Ownership {
         }
         let (holder, incarnation, version, reason) = match (&shard.lease, &shard.memory) {
             (Some(lease), _) => {
-                if lease.shards != ours && self.members.another_count_is_alive(ours) {
+                if lease.shards != ours && self.membership.members().another_count_is_alive(ours) {
                     return Standing::Others;
                 }
                 (
@@ -270,18 +265,17 @@ impl Ownership {
         if holder.is_empty() {
             return Standing::Free(reason);
         }
-        let life = self
-            .members
-            .life(holder, incarnation, self.settings.lease_ms, version);
+        let life =
+            self.membership
+                .members()
+                .life(holder, incarnation, self.settings.lease_ms, version);
         match life {
             Life::Dead => Standing::Free(Reason::Takeover),
             Life::Doubtful if shard.found_dead() => Standing::Free(Reason::Takeover),
             Life::Doubtful => {
                 let (holder, version) = (holder.clone(), version.clone());
-                if shard.should_confirm_holder(&holder, &version)
-                    && self.checking.insert(holder.clone())
-                {
-                    self.out.push(Action::ReadMember(holder));
+                if shard.should_confirm_holder(&holder, &version) {
+                    self.membership.confirm(&holder, &mut self.out);
                 }
                 Standing::Others
             }
@@ -306,12 +300,7 @@ impl Ownership {
         if target == Some(me) {
             return 0;
         }
-        let before_us = self
-            .ranking
-            .order(shard)
-            .filter(|member| self.newest.contains(*member) && Some(*member) != target)
-            .position(|member| member == me);
-        match before_us {
+        match self.membership.rank(shard, me, target) {
             Some(position) => (position as u64 + 1) * self.settings.step_ms,
             // We are not eligible ourselves (leaving, or not observed yet).
             None => u64::MAX,
@@ -321,7 +310,7 @@ impl Ownership {
     /// For how long the membership has been unchanged, less one step: if a shard has no holder, all replicas
     /// may be just starting. The first one would list everything, and its shards would move on at once.
     fn settled_ms(&self, now_ms: u64) -> Option<u64> {
-        let same_ms = now_ms.saturating_sub(self.fleet_changed_ms);
+        let same_ms = self.membership.unchanged_ms(now_ms);
         same_ms.checked_sub(self.settings.step_ms)
     }
 

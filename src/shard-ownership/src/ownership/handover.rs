@@ -20,19 +20,19 @@ impl Ownership {
         shard
             .successor()
             .filter(|successor| successor.identity != self.settings.identity)
-            .filter(|successor| self.members.can_succeed(successor, ours))
+            .filter(|successor| self.membership.members().can_succeed(successor, ours))
             .cloned()
     }
 
     /// The planned next holder, if it can have the shard without a gap.
     fn warm_successor(&self, shard: &Shard) -> Option<Successor> {
         self.successor(shard)
-            .filter(|successor| self.members.is_warm(successor, shard.id()))
+            .filter(|successor| self.membership.members().is_warm(successor, shard.id()))
     }
 
     /// Whether everybody can know that nothing is to be given back to us.
     fn has_announced_leaving(&self) -> bool {
-        let me = self.members.get(&self.settings.identity);
+        let me = self.membership.members().get(&self.settings.identity);
         me.is_some_and(|lease| {
             self.announces_our_leaving(lease) || self.announces_our_barring(lease)
         })
@@ -78,7 +78,7 @@ impl Ownership {
         let patience_is_over = leaving && left_ms >= self.settings.drain_timeout_ms;
         let ready = match self.successor(shard) {
             Some(successor) => {
-                let warm = self.members.is_warm(&successor, shard.id());
+                let warm = self.membership.members().is_warm(&successor, shard.id());
                 let is_stable =
                     !leaving || left_ms >= WARM_WAIT_MS_MAX || self.all_successors_are_warm();
                 (warm && is_stable) || patience_is_over
@@ -122,7 +122,7 @@ impl Ownership {
 
     /// The successor that we choose ourselves when we leave.
     fn chosen(&self, target: Option<&str>) -> Option<Successor> {
-        let chosen = self.members.get(target?)?;
+        let chosen = self.membership.members().get(target?)?;
         Some(Successor {
             identity: chosen.identity.clone(),
             incarnation: chosen.incarnation.clone(),

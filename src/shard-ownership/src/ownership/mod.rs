@@ -18,9 +18,9 @@ mod evaluate;
 mod handover;
 mod heartbeat;
 mod identity;
+mod membership;
 mod outbox;
 mod protocol;
-mod reads;
 mod record;
 mod shard;
 mod table;
@@ -30,40 +30,29 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::departure::Departure;
-use self::heartbeat::{Announcement, Heartbeat};
+use self::heartbeat::{Announcement, Heartbeat, OwnLease};
 use self::identity::IdentityConflict;
+use self::membership::Membership;
 use self::outbox::Outbox;
 pub use self::protocol::{Action, Event, ReadFailed, Reason, Settings, WriteId, WriteResult};
 use self::shard::Shard;
 use self::table::TableView;
 use super::hash::ShardId;
-use super::lease::{MemberChange, MemberLease, MemberWrite, ShardLease, Version};
-use super::members::{Members, is_eligible, newest_revision};
-use super::ring::Ranking;
+use super::lease::{MemberLease, MemberWrite, ShardLease};
+use super::members::Members;
 
 /// The state machine. See the module's documentation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ownership {
     settings: Settings,
     heartbeat: Heartbeat,
-    members: Members,
+    membership: Membership,
     shards: BTreeMap<ShardId, Shard>,
-    vacating: BTreeMap<WriteId, String>,
-    checking: BTreeSet<String>,
-    /// Members for which a list showed an older version than was known (that version), and when to
-    /// read them.
-    rewound: BTreeMap<String, (Version, u64)>,
     identity_conflict: IdentityConflict,
     synced: bool,
     table: TableView,
     departure: Departure,
     last_tick_ms: u64,
-    /// When the list of eligible members last changed.
-    fleet_changed_ms: u64,
-    /// All members that may hold shards.
-    ranking: Ranking,
-    /// The members that may receive more shards.
-    newest: BTreeSet<String>,
     out: Outbox,
 }
 
@@ -74,19 +63,13 @@ impl Ownership {
         let count = settings.shards;
         Self {
             heartbeat: Heartbeat::new(incarnation, now_ms),
-            members: Members::default(),
+            membership: Membership::new(count, now_ms),
             shards: count.shards().map(|id| (id, Shard::new(id))).collect(),
-            vacating: BTreeMap::new(),
-            checking: BTreeSet::new(),
-            rewound: BTreeMap::new(),
             identity_conflict: IdentityConflict::default(),
             synced: false,
             table: TableView::new(),
             departure: Departure::new(),
             last_tick_ms: now_ms,
-            fleet_changed_ms: now_ms,
-            ranking: Ranking::new(count, []),
-            newest: BTreeSet::new(),
             out: Outbox::default(),
             settings,
         }
@@ -108,14 +91,14 @@ impl Ownership {
                 if self.announces_our_leaving(&lease) {
                     self.departure.shown();
                 }
-                self.members.observe(lease);
+                self.membership.observe(lease);
             }
             Event::MemberDeleted { identity, uid } => {
                 if identity == self.settings.identity {
                     // Seen sooner here than by the next renewal.
                     self.heartbeat.renew_now(now_ms);
                 }
-                self.members.observe_deleted(&identity, &uid);
+                self.membership.observe_deleted(&identity, &uid);
             }
             Event::ShardObserved(lease) => {
                 self.with_shard(lease.shard, |shard| shard.observe(lease))
@@ -160,7 +143,7 @@ impl Ownership {
     /// The members as last observed.
     #[must_use]
     pub fn members(&self) -> &Members {
-        &self.members
+        self.membership.members()
     }
 
     /// Whether we may act at this time.
@@ -190,7 +173,8 @@ impl Ownership {
     /// Whether members with another number of shards are active, so that we hold nothing for now.
     #[must_use]
     pub fn is_standby(&self) -> bool {
-        self.members
+        self.membership
+            .members()
             .another_count_is_alive(self.settings.shards.get())
     }
 
@@ -228,11 +212,7 @@ impl Ownership {
         {
             self.departure.shown();
         }
-        let rewound = self.members.listed(members);
-        self.rewound = rewound
-            .into_iter()
-            .map(|(who, known)| (who, (known, 0)))
-            .collect();
+        self.membership.listed(members);
         for shard in self.shards.values_mut() {
             let found = leases.iter().position(|lease| lease.shard == shard.id());
             shard.listed(found.map(|index| leases.swap_remove(index)));
@@ -242,21 +222,56 @@ impl Ownership {
 
     fn member_written(&mut self, now_ms: u64, id: WriteId, result: &WriteResult<MemberLease>) {
         if let WriteResult::Done(lease) = result {
-            self.members.observe(lease.clone());
+            self.membership.observe(lease.clone());
         }
         if self.heartbeat.written(now_ms, id, result, &self.settings) {
             return;
         }
-        if let Some(identity) = self.vacating.remove(&id) {
-            if !matches!(result, WriteResult::Done(_)) {
-                self.members
-                    .extend_deadline(&identity, self.settings.step_ms);
-            }
+        if self.membership.written(id, result, self.settings.step_ms) {
             return;
         }
         let retry_ms = self.settings.retry_ms;
         if self.departure.written(now_ms, id, result, retry_ms) {
             self.out.push(Action::Exit);
+        }
+    }
+
+    /// The answer to a fresh read: of our own Lease, of a holder's to confirm, or after a list that
+    /// showed less than was known.
+    fn member_read(
+        &mut self,
+        now_ms: u64,
+        identity: &str,
+        read: Result<Option<MemberLease>, ReadFailed>,
+    ) {
+        self.membership
+            .read(now_ms, identity, &read, self.settings.retry_ms);
+        if identity == self.settings.identity {
+            self.own_lease_read(now_ms, read.as_ref().map(Option::as_ref).map_err(|e| *e));
+        }
+        let confirmation = self
+            .membership
+            .confirmed(identity, &read, self.settings.lease_ms);
+        if let Some(confirmation) = confirmation {
+            for shard in self.shards.values_mut() {
+                shard.checked(identity, &confirmation);
+            }
+        }
+    }
+
+    fn own_lease_read(&mut self, now_ms: u64, read: Result<Option<&MemberLease>, ReadFailed>) {
+        let found = read.ok().flatten();
+        let silent = self
+            .identity_conflict
+            .is_silent(now_ms, found, &self.settings);
+        match self.heartbeat.read(now_ms, read, &self.settings, silent) {
+            OwnLease::Usable => {}
+            OwnLease::Dead => self.die(),
+            OwnLease::Taken => {
+                if found.is_some_and(|lease| self.identity_conflict.observe(now_ms, lease)) {
+                    self.out.push(Action::IdentityTaken);
+                }
+            }
         }
     }
 
@@ -281,11 +296,12 @@ impl Ownership {
 
     fn evaluate(&mut self, now_ms: u64) {
         self.count_missing();
-        self.ask_for_rewound(now_ms);
+        self.read_rewound(now_ms);
         self.beat(now_ms);
         self.report_validity();
-        self.vacate_the_silent(now_ms);
-        self.refresh_ranking(now_ms);
+        self.vacate_silent(now_ms);
+        self.membership
+            .refresh_ranking(now_ms, self.settings.shards);
         self.evaluate_shards(now_ms);
         self.keep_table(now_ms);
         self.leave(now_ms);
@@ -296,7 +312,7 @@ impl Ownership {
         self.last_tick_ms = self.last_tick_ms.max(now_ms);
         if self.synced && self.heartbeat.is_heard(now_ms, self.settings.tick_max_ms) {
             let credit_ms = elapsed_ms.min(self.settings.tick_max_ms);
-            self.members.credit(credit_ms);
+            self.membership.credit(credit_ms);
             for shard in self.shards.values_mut() {
                 shard.credit(credit_ms);
             }
@@ -305,7 +321,14 @@ impl Ownership {
 
     fn count_missing(&mut self) {
         let named = self.shards.values().filter_map(Shard::named_holder);
-        self.members.count_missing(named);
+        self.membership.count_missing(named);
+    }
+
+    fn read_rewound(&mut self, now_ms: u64) {
+        let (settings, heartbeat) = (&self.settings, &self.heartbeat);
+        let is_being_read = |who: &str| who == settings.identity && heartbeat.is_reading();
+        self.membership
+            .read_rewound(now_ms, is_being_read, &mut self.out);
     }
 
     fn beat(&mut self, now_ms: u64) {
@@ -350,51 +373,10 @@ impl Ownership {
         }
     }
 
-    fn vacate_the_silent(&mut self, now_ms: u64) {
-        if !self.synced || !self.heartbeat.is_heard(now_ms, self.settings.tick_max_ms) {
-            return;
-        }
-        let silent: Vec<MemberWrite> = self
-            .members
-            .expired(&self.settings.identity)
-            .filter(|lease| {
-                !self
-                    .vacating
-                    .values()
-                    .any(|identity| *identity == lease.identity)
-            })
-            .map(|lease| MemberWrite {
-                identity: lease.identity.clone(),
-                base: Some(lease.version.clone()),
-                change: MemberChange::Vacate,
-            })
-            .collect();
-        for write in silent {
-            let id = self.out.next_id();
-            self.vacating.insert(id, write.identity.clone());
-            self.out.push(Action::WriteMember(id, write));
-        }
-    }
-
-    /// The members that may hold shards, and those of the newest revision among them, which alone
-    /// receive any: in a rolling update a shard moves once and not twice. Older ones are included
-    /// when no newer one is left.
-    fn refresh_ranking(&mut self, now_ms: u64) {
-        let shards = self.settings.shards.get();
-        let eligible = self
-            .members
-            .all()
-            .filter(|member| is_eligible(member, shards));
-        let newest = newest_revision(eligible.clone()).map(|member| member.identity.as_str());
-        let known = self.newest.iter().map(String::as_str);
-        let same = known.eq(newest.clone());
-        let names = eligible.map(|member| member.identity.as_str());
-        let known = self.ranking.members().iter().map(String::as_str);
-        if !same || !known.eq(names.clone()) {
-            let newest = newest.map(str::to_owned).collect();
-            self.ranking = Ranking::new(self.settings.shards, names);
-            self.newest = newest;
-            self.fleet_changed_ms = now_ms;
+    fn vacate_silent(&mut self, now_ms: u64) {
+        if self.synced && self.heartbeat.is_heard(now_ms, self.settings.tick_max_ms) {
+            self.membership
+                .vacate_silent(&self.settings.identity, &mut self.out);
         }
     }
 

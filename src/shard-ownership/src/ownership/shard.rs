@@ -1,5 +1,6 @@
 //! One shard from the view of this replica: its Lease, our stage, and the pending write.
 
+use super::membership::Confirmation;
 use super::outbox::Outbox;
 use super::record::{Held, Intent, Memory, Pending, Stage};
 use super::{Action, ReadFailed, Reason, WriteId, WriteResult};
@@ -478,9 +479,8 @@ impl Shard {
         true
     }
 
-    /// The holder's member Lease was read after the shard Lease: it names `incarnation` (empty: none;
-    /// absent: not known).
-    pub(super) fn checked(&mut self, identity: &str, incarnation: Option<&str>) {
+    /// The holder's member Lease was read after the shard Lease.
+    pub(super) fn checked(&mut self, identity: &str, confirmation: &Confirmation) {
         let Some((holder, at)) = self
             .unconfirmed_holder
             .take_if(|(holder, _)| holder == identity)
@@ -488,9 +488,9 @@ impl Shard {
             return;
         };
         let named = self.memory.as_ref().filter(|memory| memory.version == at);
-        if let (Some(memory), Some(incarnation)) = (named, incarnation)
+        if let Some(memory) = named
             && memory.holder == holder
-            && memory.incarnation != incarnation
+            && confirmation.rules_out(&memory.incarnation)
         {
             self.found_dead = Some(at);
         }

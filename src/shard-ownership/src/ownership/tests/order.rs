@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::hash::{ShardCount, ShardId};
+use crate::lease::{MemberChange, Version};
 use crate::lease::{ShardWrite, Successor};
 use crate::table::{ShardTable, TableWrite, carried_out};
 
