@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::record::{Intent, Pending, Stage};
 use super::shard::Shard;
-use super::table::Grant;
+use super::table_view::Grant;
 use super::{Action, Ownership, Reason};
 use crate::hash::ShardId;
 use crate::lease::ShardWrite;
@@ -97,17 +97,22 @@ impl Ownership {
         if let Some(reason) = ended {
             shard.halt(reason, &mut self.out);
         } else if matches!(shard.stage, Stage::Running | Stage::Draining(_)) {
-            self.stop_if_not_granted(shard);
+            self.stop_if_not_granted(now_ms, shard);
         }
     }
 
     /// Stops a shard when the table under which its work started no longer names us.
-    fn stop_if_not_granted(&mut self, shard: &mut Shard) {
+    fn stop_if_not_granted(&mut self, now_ms: u64, shard: &mut Shard) {
         if self.table_uid() != shard.table() {
             shard.halt(Reason::TableLost, &mut self.out);
-        } else if self.grant(shard) != Grant::Granted {
+        } else if self.grant(now_ms, shard) != Grant::Granted {
             shard.pause(Reason::Raised, &mut self.out);
         }
+    }
+
+    pub(super) fn grant(&self, now_ms: u64, shard: &Shard) -> Grant {
+        self.table
+            .grant(self.us(now_ms), shard.id(), shard.held_epoch())
     }
 
     fn advance(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
@@ -122,18 +127,18 @@ impl Ownership {
             Stage::Listing => self.begin(now_ms, shard, target),
             Stage::Running => self.prepare_handover(now_ms, shard, target),
             Stage::Draining(since_ms) => self.wait_for_work(now_ms, shard, since_ms, target),
-            Stage::Drained | Stage::Halted => self.hand_over(shard, target),
+            Stage::Drained | Stage::Halted => self.hand_over(now_ms, shard, target),
         }
     }
 
     /// A shard whose Lease is ours: starts once the table grants it and all objects are listed.
     fn begin(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
-        if self.is_handing_back() || self.is_entry_refused(now_ms, shard) {
+        if self.is_handing_back() || self.table.is_entry_refused(now_ms, shard.id()) {
             shard.stage = Stage::Halted;
-            self.hand_over(shard, target);
+            self.hand_over(now_ms, shard, target);
             return;
         }
-        match self.grant(shard) {
+        match self.grant(now_ms, shard) {
             // The entry is written together with those of other shards.
             Grant::NoTable | Grant::Behind => {}
             Grant::Granted => {
@@ -143,8 +148,8 @@ impl Ownership {
                 }
             }
             Grant::Ahead => {
-                if shard.has_read_ahead()
-                    && let Some(epoch) = shard.next_epoch()
+                if shard.has_read_ahead(self.table.epoch(shard.id()))
+                    && let Some(epoch) = shard.next_epoch(self.table.epoch(shard.id()))
                 {
                     self.write(shard, Intent::Raise, epoch);
                 }
@@ -175,7 +180,7 @@ impl Ownership {
             Standing::Free(_) | Standing::FormerSelf
                 if is_handing_back || self.table_uid().is_none() => {}
             Standing::FormerSelf => {
-                if let Some(epoch) = shard.next_epoch() {
+                if let Some(epoch) = shard.next_epoch(self.table.epoch(shard.id())) {
                     self.write(shard, Intent::Take(Reason::Resumed), epoch);
                 }
             }
@@ -186,7 +191,7 @@ impl Ownership {
                 if is_stable
                     && shard.free_ms >= patience_ms
                     && self.may_begin(shard)
-                    && let Some(epoch) = shard.next_epoch()
+                    && let Some(epoch) = shard.next_epoch(self.table.epoch(shard.id()))
                 {
                     self.write(shard, Intent::Take(reason), epoch);
                 }
@@ -197,7 +202,9 @@ impl Ownership {
     /// Whether a free shard may be taken. A shard without a Lease whose deletion was not observed
     /// waits a lifetime for a holder that may re-create it.
     fn may_begin(&self, shard: &Shard) -> bool {
-        shard.lease.is_some() || shard.epoch_known() == 0 || self.may_trust_memory(shard)
+        shard.lease.is_some()
+            || shard.epoch_known(self.table.epoch(shard.id())) == 0
+            || self.may_trust_memory(shard)
     }
 
     /// Watches the objects of a shard that is planned for us, so that its holder can hand it over

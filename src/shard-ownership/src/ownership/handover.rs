@@ -2,7 +2,7 @@
 
 use super::record::{Intent, Stage};
 use super::shard::Shard;
-use super::table::Grant;
+use super::table_view::Grant;
 use super::{Action, Ownership, Reason};
 use crate::lease::Successor;
 use crate::planner::move_budget;
@@ -31,11 +31,10 @@ impl Ownership {
     }
 
     /// Whether everybody can know that nothing is to be given back to us.
-    fn has_announced_leaving(&self) -> bool {
+    fn has_announced_leaving(&self, now_ms: u64) -> bool {
         let me = self.membership.members().get(&self.settings.identity);
-        me.is_some_and(|lease| {
-            self.announces_our_leaving(lease) || self.announces_our_barring(lease)
-        })
+        let us = self.us(now_ms);
+        me.is_some_and(|lease| us.is_announced_to_receive_nothing(lease))
     }
 
     /// Whether a shard is planned for us whose holder may not know yet that we leave, and may have
@@ -59,7 +58,7 @@ impl Ownership {
     fn is_seen_to_leave(&self, now_ms: u64) -> bool {
         // Not before we have observed all members of that time: an update asks us to leave as soon
         // as a newer replica is ready.
-        self.has_announced_leaving() && self.departure.is_shown(now_ms)
+        self.has_announced_leaving(now_ms) && self.departure.is_shown(now_ms)
     }
 
     /// A running shard: begins to drain once its successor has listed everything. When we leave, we
@@ -86,7 +85,7 @@ impl Ownership {
             None if !leaving => false,
             None => match self.chosen(target) {
                 Some(successor) if !patience_is_over => {
-                    let epoch = shard.epoch_known();
+                    let epoch = shard.epoch_known(self.table.epoch(shard.id()));
                     self.write(shard, Intent::Name(successor), epoch);
                     return;
                 }
@@ -138,18 +137,18 @@ impl Ownership {
         target: Option<&str>,
     ) {
         if !self.departure.has_begun() && self.warm_successor(shard).is_none() {
-            self.resume(shard);
+            self.resume(now_ms, shard);
         } else if now_ms.saturating_sub(since_ms) >= self.settings.drain_timeout_ms {
             self.out.push(Action::Halt(shard.id(), self.halt_reason()));
             shard.stage = Stage::Halted;
-            self.hand_over(shard, target);
+            self.hand_over(now_ms, shard, target);
         }
     }
 
     /// The shard is not handed over after all, or not to the successor for which it was drained: by
     /// now the plan may name another, which has not listed it.
-    fn resume(&mut self, shard: &mut Shard) {
-        if self.table_uid() == shard.table() && self.grant(shard) == Grant::Granted {
+    fn resume(&mut self, now_ms: u64, shard: &mut Shard) {
+        if self.table_uid() == shard.table() && self.grant(now_ms, shard) == Grant::Granted {
             shard.stage = Stage::Running;
             self.out.push(Action::Resume(shard.id()));
         } else {
@@ -159,18 +158,18 @@ impl Ownership {
 
     /// No work runs: one compare-and-swap makes the shard its successor's. Without one we choose one
     /// when we leave, and go on when we stay; with nobody left it is vacated.
-    pub(super) fn hand_over(&mut self, shard: &mut Shard, target: Option<&str>) {
-        let Some(epoch) = shard.next_epoch() else {
+    pub(super) fn hand_over(&mut self, now_ms: u64, shard: &mut Shard, target: Option<&str>) {
+        let Some(epoch) = shard.next_epoch(self.table.epoch(shard.id())) else {
             return;
         };
         let stays = !self.is_handing_back();
         if stays && shard.stage == Stage::Drained && self.warm_successor(shard).is_none() {
-            self.resume(shard);
+            self.resume(now_ms, shard);
         } else if let Some(successor) = self.successor(shard) {
             self.write(shard, Intent::HandOver(successor), epoch);
         } else if stays {
             shard.halt(Reason::Named, &mut self.out);
-        } else if self.has_announced_leaving() {
+        } else if self.has_announced_leaving(now_ms) {
             // Until then our own placement may name us still.
             let intent = self.chosen(target).map_or(Intent::Vacate, Intent::HandOver);
             self.write(shard, intent, epoch);

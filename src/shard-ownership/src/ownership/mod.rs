@@ -23,9 +23,10 @@ mod outbox;
 mod protocol;
 mod record;
 mod shard;
-mod table;
+mod table_view;
 #[cfg(test)]
 mod tests;
+mod us;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,8 +36,10 @@ use self::identity::IdentityConflict;
 use self::membership::Membership;
 use self::outbox::Outbox;
 pub use self::protocol::{Action, Event, ReadFailed, Reason, Settings, WriteId, WriteResult};
+use self::record::Stage;
 use self::shard::Shard;
-use self::table::TableView;
+use self::table_view::{Claim, TableView};
+use self::us::Us;
 use super::hash::ShardId;
 use super::lease::{MemberLease, MemberWrite, ShardLease};
 use super::members::Members;
@@ -67,7 +70,7 @@ impl Ownership {
             shards: count.shards().map(|id| (id, Shard::new(id))).collect(),
             identity_conflict: IdentityConflict::default(),
             synced: false,
-            table: TableView::new(),
+            table: TableView::new(count),
             departure: Departure::new(),
             last_tick_ms: now_ms,
             out: Outbox::default(),
@@ -81,14 +84,14 @@ impl Ownership {
         self.count_time(now_ms);
         match event {
             Event::Tick => {}
-            Event::Listed { members, shards } => self.listed(members, shards),
+            Event::Listed { members, shards } => self.listed(now_ms, members, shards),
             Event::MemberObserved(lease) => {
                 let mine = lease.identity == self.settings.identity;
                 if mine && (lease.is_vacated() || lease.incarnation != self.heartbeat.incarnation())
                 {
                     self.heartbeat.renew_now(now_ms);
                 }
-                if self.announces_our_leaving(&lease) {
+                if self.us(now_ms).is_announced_to_leave(&lease) {
                     self.departure.shown();
                 }
                 self.membership.observe(lease);
@@ -113,12 +116,17 @@ impl Ownership {
                 let retry_ms = self.settings.retry_ms;
                 self.with_shard(id, |shard| shard.read(now_ms, read, retry_ms));
             }
-            Event::TableListed(table) => self.table_listed(table),
-            Event::TableObserved(table) => self.table_observed(table),
-            Event::TableDeleted(uid) => self.table_deleted(&uid),
-            Event::TableWritten(id, result) => self.table_written(now_ms, id, result),
-            Event::TableRead(read) => self.table_read(now_ms, read),
-            Event::TableProbed(may_write) => self.table_probed(now_ms, may_write),
+            Event::TableListed(table) => self.table.listed(table),
+            Event::TableObserved(table) => self.table.observe(table),
+            Event::TableDeleted(uid) => self.table.observe_deleted(&uid),
+            Event::TableWritten(id, result) => {
+                self.table
+                    .written(now_ms, id, result, self.settings.retry_ms)
+            }
+            Event::TableRead(read) => {
+                self.table.read(now_ms, read, self.settings.retry_ms);
+            }
+            Event::TableProbed(may_write) => self.table.probed(now_ms, may_write),
             Event::Warm(id) => self.with_shard(id, Shard::warmed),
             Event::Drained(id) => self.with_shard(id, Shard::drained),
             Event::Shutdown => {
@@ -185,6 +193,18 @@ impl Ownership {
             .filter_map(|shard| shard.running_epoch().map(|epoch| (shard.id(), epoch)))
     }
 
+    /// The uid of the shard table, once it was observed with our number of shards.
+    #[must_use]
+    pub fn table_uid(&self) -> Option<&str> {
+        self.table.uid()
+    }
+
+    /// Whether the API server refuses our writes of the table.
+    #[must_use]
+    pub fn is_table_refused(&self) -> bool {
+        self.table.is_refused()
+    }
+
     fn with_shard(&mut self, id: ShardId, change: impl FnOnce(&mut Shard)) {
         // A Lease of another number of shards may name one that does not exist for us.
         if let Some(shard) = self.shards.get_mut(&id) {
@@ -192,24 +212,9 @@ impl Ownership {
         }
     }
 
-    /// Whether it is our own Lease, and not one of a former life that left as well.
-    fn announces_our_leaving(&self, lease: &MemberLease) -> bool {
-        lease.draining
-            && lease.identity == self.settings.identity
-            && lease.incarnation == self.heartbeat.incarnation()
-    }
-
-    fn announces_our_barring(&self, lease: &MemberLease) -> bool {
-        lease.barred
-            && lease.identity == self.settings.identity
-            && lease.incarnation == self.heartbeat.incarnation()
-    }
-
-    fn listed(&mut self, members: Vec<MemberLease>, mut leases: Vec<ShardLease>) {
-        if members
-            .iter()
-            .any(|lease| self.announces_our_leaving(lease))
-        {
+    fn listed(&mut self, now_ms: u64, members: Vec<MemberLease>, mut leases: Vec<ShardLease>) {
+        let us = self.us(now_ms);
+        if members.iter().any(|lease| us.is_announced_to_leave(lease)) {
             self.departure.shown();
         }
         self.membership.listed(members);
@@ -378,6 +383,38 @@ impl Ownership {
             self.membership
                 .vacate_silent(&self.settings.identity, &mut self.out);
         }
+    }
+
+    fn us(&self, now_ms: u64) -> Us<'_> {
+        Us {
+            now_ms,
+            settings: &self.settings,
+            heartbeat: &self.heartbeat,
+            departure: &self.departure,
+        }
+    }
+
+    /// Reads the table when that is due, and writes what it lacks.
+    fn keep_table(&mut self, now_ms: u64) {
+        self.table.refresh(now_ms, &mut self.out);
+        if !self.synced || !self.heartbeat.is_valid(now_ms) {
+            return;
+        }
+        let is_standby = self.is_standby();
+        let us = Us {
+            now_ms,
+            settings: &self.settings,
+            heartbeat: &self.heartbeat,
+            departure: &self.departure,
+        };
+        let claims = self.shards.values().filter_map(|shard| {
+            let may_write =
+                shard.stage == Stage::Listing && shard.pending.is_none() && !shard.must_read();
+            let epoch = shard.held_epoch().filter(|_| may_write)?;
+            let shard = shard.id();
+            Some(Claim { shard, epoch })
+        });
+        self.table.write(us, is_standby, claims, &mut self.out);
     }
 
     fn leave(&mut self, now_ms: u64) {

@@ -6,7 +6,6 @@ use super::record::{Held, Intent, Memory, Pending, Stage};
 use super::{Action, ReadFailed, Reason, WriteId, WriteResult};
 use crate::hash::ShardId;
 use crate::lease::{ShardLease, Successor, Version};
-use crate::table::Entry;
 use crate::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 
 /// One shard.
@@ -14,8 +13,6 @@ use crate::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 pub(super) struct Shard {
     id: ShardId,
     pub(super) lease: Option<ShardLease>,
-    /// The shard's entry in the table, if there is a table with our number of shards.
-    pub(super) entry: Option<Entry>,
     pub(super) memory: Option<Memory>,
     pub(super) stage: Stage,
     held: Option<Held>,
@@ -50,7 +47,6 @@ impl Shard {
         Self {
             id,
             lease: None,
-            entry: None,
             memory: None,
             stage: Stage::Idle,
             held: None,
@@ -94,11 +90,11 @@ impl Shard {
         self.stage != Stage::Idle || self.pending.is_some()
     }
 
-    /// The highest epoch known to this replica.
-    pub(super) fn epoch_known(&self) -> u32 {
+    /// The highest epoch known to this replica; `of_table` is that of the shard's entry.
+    pub(super) fn epoch_known(&self, of_table: Option<u32>) -> u32 {
+        let of_table = of_table.unwrap_or(0);
         let of_lease = self.lease.as_ref().map_or(0, |lease| lease.epoch);
         let of_memory = self.memory.as_ref().map_or(0, |memory| memory.epoch);
-        let of_table = self.entry.as_ref().map_or(0, |entry| entry.epoch);
         // Nobody worked under an epoch so far ahead of the table: a Lease that somebody else edited is
         // not remembered once it was deleted.
         let is_trusted = of_memory <= of_table.saturating_add(EPOCH_STEP_MAX);
@@ -108,8 +104,8 @@ impl Shard {
 
     /// The epoch of its next change of hands, if epochs are left. No replica has worked under a
     /// higher one than the table's, so one above every known epoch was never used.
-    pub(super) fn next_epoch(&self) -> Option<u32> {
-        Some(self.epoch_known() + 1).filter(|epoch| *epoch <= EPOCH_MAX)
+    pub(super) fn next_epoch(&self, of_table: Option<u32>) -> Option<u32> {
+        Some(self.epoch_known(of_table) + 1).filter(|epoch| *epoch <= EPOCH_MAX)
     }
 
     /// Whether its Lease has an epoch above which none is left: someone else wrote it.
@@ -411,9 +407,9 @@ impl Shard {
         self.lease.as_ref()?.successor.as_ref()
     }
 
-    /// Whether the Lease was read afresh since an entry ahead of it was observed. If not, it is read.
-    pub(super) fn has_read_ahead(&mut self) -> bool {
-        let ahead = self.entry.as_ref().map(|entry| entry.epoch);
+    /// Whether the Lease was read afresh since an entry ahead of it, of this epoch, was observed. If
+    /// not, it is read.
+    pub(super) fn has_read_ahead(&mut self, ahead: Option<u32>) -> bool {
         let has_read = self.read_ahead_epoch == ahead;
         if !has_read {
             self.read_ahead_epoch = ahead;

@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::hash::{ShardCount, ShardId};
-use crate::lease::{MemberChange, Version};
-use crate::lease::{ShardWrite, Successor};
+use crate::lease::{MemberChange, ShardWrite, Successor, Version};
 use crate::table::{ShardTable, TableWrite, carried_out};
 
 const SHARD: ShardId = ShardId(0);
