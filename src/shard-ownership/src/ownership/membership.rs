@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::outbox::Outbox;
+use super::us::Us;
 use super::{Action, ReadFailed, WriteId, WriteResult};
 use crate::hash::{ShardCount, ShardId};
-use crate::lease::{MemberChange, MemberLease, MemberWrite, Version};
+use crate::lease::{MemberChange, MemberLease, MemberWrite, Successor, Version};
 use crate::members::{Members, is_eligible, newest_revision};
 use crate::ring::{Ranking, place};
 
@@ -77,6 +78,11 @@ impl Membership {
     /// The member Leases as last observed.
     pub(super) fn members(&self) -> &Members {
         &self.members
+    }
+
+    /// Whether another replica, in this incarnation, may receive a shard from us.
+    pub(super) fn may_receive(&self, us: Us<'_>, successor: &Successor) -> bool {
+        successor.identity != us.identity() && self.members.can_succeed(successor, us.count())
     }
 
     pub(super) fn observe(&mut self, lease: MemberLease) {

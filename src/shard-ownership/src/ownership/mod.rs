@@ -14,32 +14,35 @@
 //! **Assumes** that the clock given to it counts suspended time and never jumps.
 
 mod departure;
-mod evaluate;
-mod handover;
+mod evaluation;
 mod heartbeat;
 mod identity;
+mod lease_record;
+mod lease_write;
 mod membership;
+mod others;
 mod outbox;
 mod protocol;
-mod record;
 mod shard;
 mod table_view;
 #[cfg(test)]
 mod tests;
 mod us;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::departure::Departure;
+use self::evaluation::Evaluation;
 use self::heartbeat::{Announcement, Heartbeat, OwnLease};
 use self::identity::IdentityConflict;
 use self::membership::Membership;
 use self::outbox::Outbox;
 pub use self::protocol::{Action, Event, ReadFailed, Reason, Settings, WriteId, WriteResult};
-use self::record::Stage;
 use self::shard::Shard;
 use self::table_view::{Claim, TableView};
 use self::us::Us;
+use self::work::Stage;
 use super::hash::ShardId;
 use super::lease::{MemberLease, MemberWrite, ShardLease};
 use super::members::Members;
@@ -127,8 +130,8 @@ impl Ownership {
                 self.table.read(now_ms, read, self.settings.retry_ms);
             }
             Event::TableProbed(may_write) => self.table.probed(now_ms, may_write),
-            Event::Warm(id) => self.with_shard(id, Shard::warmed),
-            Event::Drained(id) => self.with_shard(id, Shard::drained),
+            Event::Warm(id) => self.with_shard(id, |shard| shard.work.warmed()),
+            Event::Drained(id) => self.with_shard(id, |shard| shard.work.drained()),
             Event::Shutdown => {
                 if self.departure.begin(now_ms) {
                     self.heartbeat.renew_now(now_ms);
@@ -190,7 +193,7 @@ impl Ownership {
     pub fn running(&self) -> impl Iterator<Item = (ShardId, u32)> {
         self.shards
             .values()
-            .filter_map(|shard| shard.running_epoch().map(|epoch| (shard.id(), epoch)))
+            .filter_map(|shard| Some((shard.id(), shard.work.running_epoch()?)))
     }
 
     /// The uid of the shard table, once it was observed with our number of shards.
@@ -259,7 +262,7 @@ impl Ownership {
             .confirmed(identity, &read, self.settings.lease_ms);
         if let Some(confirmation) = confirmation {
             for shard in self.shards.values_mut() {
-                shard.checked(identity, &confirmation);
+                shard.confirmed(identity, &confirmation);
             }
         }
     }
@@ -291,8 +294,8 @@ impl Ownership {
     fn die(&mut self) {
         let is_news = self.heartbeat.end();
         for shard in self.shards.values_mut() {
-            shard.halt(Reason::Dead, &mut self.out);
-            shard.forget_pending();
+            shard.work.halt(Reason::Dead, &mut self.out);
+            shard.forget_requests();
         }
         if is_news {
             self.out.push(Action::NeedIncarnation);
@@ -325,8 +328,10 @@ impl Ownership {
     }
 
     fn count_missing(&mut self) {
-        let named = self.shards.values().filter_map(Shard::named_holder);
-        self.membership.count_missing(named);
+        let holders = self.shards.values().filter_map(|s| s.record().holder());
+        let named = holders.map(|holder| holder.identity);
+        self.membership
+            .count_missing(named.filter(|identity| !identity.is_empty()));
     }
 
     fn read_rewound(&mut self, now_ms: u64) {
@@ -348,7 +353,7 @@ impl Ownership {
         let warm: BTreeSet<ShardId> = self
             .shards
             .values()
-            .filter(|shard| shard.is_warmed_for_us())
+            .filter(|shard| shard.work.is_warmed_for_us())
             .map(Shard::id)
             .collect();
         let announcement = Announcement {
@@ -356,10 +361,10 @@ impl Ownership {
             barred: self.table.is_refused(),
             warm,
         };
+        let us = self.us(now_ms);
         let is_ours = |id: ShardId| {
-            let (identity, incarnation) = (&self.settings.identity, self.heartbeat.incarnation());
-            let lease = self.shards.get(&id).and_then(|shard| shard.lease.as_ref());
-            lease.is_some_and(|lease| lease.holder == *identity && lease.incarnation == incarnation)
+            let lease = self.shards.get(&id).and_then(Shard::lease);
+            lease.is_some_and(|lease| us.is_named_by(&lease.holder, &lease.incarnation))
         };
         if self.heartbeat.is_urgent(&announcement, is_ours) {
             self.heartbeat.renew_now(now_ms);
@@ -394,6 +399,17 @@ impl Ownership {
         }
     }
 
+    fn evaluate_shards(&mut self, now_ms: u64) {
+        let us = Us {
+            now_ms,
+            settings: &self.settings,
+            heartbeat: &self.heartbeat,
+            departure: &self.departure,
+        };
+        Evaluation::new(us, &mut self.membership, &mut self.table, &mut self.out)
+            .run(self.synced, &mut self.shards);
+    }
+
     /// Reads the table when that is due, and writes what it lacks.
     fn keep_table(&mut self, now_ms: u64) {
         self.table.refresh(now_ms, &mut self.out);
@@ -408,13 +424,20 @@ impl Ownership {
             departure: &self.departure,
         };
         let claims = self.shards.values().filter_map(|shard| {
-            let may_write =
-                shard.stage == Stage::Listing && shard.pending.is_none() && !shard.must_read();
-            let epoch = shard.held_epoch().filter(|_| may_write)?;
+            let may_write = shard.stage() == Stage::Listing && !shard.is_unsettled();
+            let epoch = shard.work.held_epoch().filter(|_| may_write)?;
             let shard = shard.id();
             Some(Claim { shard, epoch })
         });
         self.table.write(us, is_standby, claims, &mut self.out);
+    }
+
+    /// Whether a shard is planned for us whose holder may not know yet that we leave, and may have
+    /// given it to us.
+    fn may_receive_shard(&self, now_ms: u64) -> bool {
+        let us = self.us(now_ms);
+        let mut planned = self.shards.values().filter_map(Shard::successor);
+        self.departure.is_fresh(now_ms) && planned.any(|successor| us.is_successor(successor))
     }
 
     fn leave(&mut self, now_ms: u64) {

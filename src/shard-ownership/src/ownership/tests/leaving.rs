@@ -24,7 +24,7 @@ fn leaving_replica_hands_over_a_sixteenth_at_once_without_waiting_for_slow_shard
             .machine
             .shards
             .values()
-            .filter(|shard| matches!(shard.stage, super::super::record::Stage::Draining(_)))
+            .filter(|shard| matches!(shard.stage(), Stage::Draining(_)))
             .count()
     };
     world.until("the first to be given away", 3000, |w| handing_over(w) > 0);

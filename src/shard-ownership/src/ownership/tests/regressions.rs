@@ -244,36 +244,37 @@ fn a_dead_incarnation_starts_nothing_while_the_next_one_is_awaited() {
 
 #[test]
 fn rejection_after_a_lost_reply_does_not_settle_the_write() {
+    use crate::hash::ShardCount;
     use crate::lease::{ShardLease, Version};
-    let version = |n: u64| Version {
-        uid: "u".into(),
-        resource_version: n.to_string(),
+    let settings = Settings::new("a", ShardCount::new(1).unwrap());
+    let (heartbeat, departure) = (Heartbeat::new("a-1".into(), 0), Departure::new());
+    let us = |now_ms| Us {
+        now_ms,
+        settings: &settings,
+        heartbeat: &heartbeat,
+        departure: &departure,
     };
+    let mut out = Outbox::default();
     let mut shard = Shard::new(ShardId(0));
     shard.observe(ShardLease {
         shard: ShardId(0),
-        version: version(1),
+        version: Version {
+            uid: "u".into(),
+            resource_version: "1".into(),
+        },
         holder: "a".into(),
         incarnation: "a-1".into(),
         epoch: 1,
         shards: 1,
         successor: None,
     });
-    shard.pending = Some(record::Pending {
-        intent: record::Intent::Vacate,
-        epoch: 2,
-        base: Some(version(1)),
-        id: Some(7),
-        again_ms: 0,
-        indeterminate: false,
-    });
+    shard.write(us(0), lease_write::Intent::Vacate, 2, &mut out);
+    assert!(shard.awaits(1));
     shard.written(0, WriteResult::Unknown, 200);
-    shard.pending.as_mut().unwrap().id = Some(8);
+    shard.read_and_retry(us(300), &mut out);
+    assert!(shard.awaits(2));
     shard.written(300, WriteResult::Rejected, 200);
-    assert!(
-        shard.pending.is_some(),
-        "the first request may still arrive"
-    );
+    assert!(shard.keeps_us(), "the first request may still arrive");
 }
 
 /// What happens to a replica whose watch shows nothing meanwhile.
