@@ -170,7 +170,7 @@ impl Pair {
         let real = self.store.write_member(&real, "{}".into()).await;
         let model = self.model.write_member(&model, &self.meta);
         self.agree(&what, kind(&real), assumed_kind(&model));
-        if let (WriteResult::Done(real), assumed::ownership::WriteResult::Done(model)) =
+        if let (WriteResult::Done(Some(real)), assumed::ownership::WriteResult::Done(Some(model))) =
             (real, model)
         {
             assert_eq!(real.is_vacated(), model.is_vacated());

@@ -298,7 +298,7 @@ impl World {
         who: Who,
         write: &MemberWrite,
         sent_ms: u64,
-    ) -> WriteResult<shard_ownership::lease::MemberLease> {
+    ) -> WriteResult<Option<shard_ownership::lease::MemberLease>> {
         let Some(meta) = self.meta(who) else {
             return WriteResult::Unknown;
         };
@@ -311,12 +311,15 @@ impl World {
         let after = self.server.members.get(&write.identity).cloned();
         self.check_member(sent_ms, before.as_ref(), after.as_ref());
         match (&result, before) {
-            (WriteResult::Done(lease), _) => self.publish(Event::MemberObserved(lease.clone())),
-            (_, Some(before)) if after.is_none() => {
+            (WriteResult::Done(Some(lease)), _) => {
+                self.publish(Event::MemberObserved(lease.clone()));
+            }
+            (WriteResult::Done(None), Some(before)) => {
                 let (identity, uid) = (write.identity.clone(), before.version.uid);
                 self.publish(Event::MemberDeleted { identity, uid });
             }
-            _ => {}
+            (WriteResult::Done(None), None)
+            | (WriteResult::Conflict | WriteResult::Rejected | WriteResult::Unknown, _) => {}
         }
         result
     }

@@ -186,7 +186,7 @@ impl Server {
         &mut self,
         write: &MemberWrite,
         meta: &MemberMeta,
-    ) -> WriteResult<MemberLease> {
+    ) -> WriteResult<Option<MemberLease>> {
         let known = self.members.get(&write.identity);
         let found = self.find(known.map(|lease| &lease.version), write.base.as_ref());
         let patches = !matches!(write.change, MemberChange::Renew { .. });
@@ -238,13 +238,12 @@ impl Server {
             MemberChange::Vacate => lease.holder.clear(),
             MemberChange::Delete => {
                 self.delete_member(&write.identity);
-                // As the operator treats it: only its absence counts.
-                return WriteResult::Conflict;
+                return WriteResult::Done(None);
             }
         }
         lease.version = self.next(uid);
         self.members.insert(write.identity.clone(), lease.clone());
-        WriteResult::Done(lease)
+        WriteResult::Done(Some(lease))
     }
 
     /// Carries out a write of a shard Lease.

@@ -106,7 +106,7 @@ impl Departure {
         &mut self,
         now_ms: u64,
         id: WriteId,
-        result: &WriteResult<MemberLease>,
+        result: &WriteResult<Option<MemberLease>>,
         retry_ms: u64,
     ) -> bool {
         if self.progress != Progress::Ending(id) {

@@ -245,18 +245,19 @@ impl Heartbeat {
         &mut self,
         now_ms: u64,
         id: WriteId,
-        result: &WriteResult<MemberLease>,
+        result: &WriteResult<Option<MemberLease>>,
         settings: &Settings,
     ) -> bool {
         let Some(InFlight { sent_ms, .. }) = self.in_flight.take_if(|write| write.id == id) else {
             return false;
         };
         match result {
-            WriteResult::Done(lease) => {
+            WriteResult::Done(Some(lease)) => {
                 self.adopt(now_ms, lease, settings);
                 self.next_send_ms = sent_ms + settings.renew_ms;
             }
-            WriteResult::Conflict => {
+            // No renewal deletes the Lease: a read shows what it is.
+            WriteResult::Done(None) | WriteResult::Conflict => {
                 self.must_read = true;
                 self.failed(now_ms, self.conflict_pause_ms(settings));
             }

@@ -192,7 +192,7 @@ impl Membership {
     pub(super) fn written(
         &mut self,
         id: WriteId,
-        result: &WriteResult<MemberLease>,
+        result: &WriteResult<Option<MemberLease>>,
         step_ms: u64,
     ) -> bool {
         let Some(identity) = self.vacating.remove(&id) else {

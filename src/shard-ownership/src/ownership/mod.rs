@@ -1,17 +1,22 @@
 //! Shard ownership as one state machine: from the state of the Leases to what this replica may do.
 //!
-//! Events go in ([`Event`]), actions come out ([`Action`]); time is an argument. After every event
-//! the machine evaluates the Leases in their current state, independently of what it observed or
-//! missed before (`evaluate`). Every write is a compare-and-swap. A write whose outcome is not known
-//! is settled by another changing one from the same version, and until then everything that depends
-//! on it stays stopped.
+//! Events go in ([`Event`]), actions come out ([`Action`]); time is an argument. How to drive it, what
+//! it guarantees and what it assumes: see the [crate].
 //!
-//! **Guarantees** (each with a test beside it or in the model): a shard is started only when its
-//! Lease and its entry in the shard table name this incarnation under one epoch; it is stopped at
-//! once when holder, incarnation, epoch or uid change, the table is another, or validity ends; epochs
-//! only rise.
-//!
-//! **Assumes** that the clock given to it counts suspended time and never jumps.
+//! ```text
+//!                       Ownership: assigns events to its parts, then evaluates
+//!   Heartbeat           our own member Lease, and until when it entitles us to act
+//!   Departure           how far we are with leaving
+//!   IdentityConflict    another process under our identity
+//!   Membership          the other replicas, their ranking, and doubts about them
+//!   TableView           the shard table: what it grants, and its writes
+//!   Shard               one for each shard:
+//!     LeaseRecord         what is known of its Lease
+//!     LeaseWrite          the write of it that is not settled
+//!     Work                what we do in it
+//!   Evaluation          the rules, shard by shard; borrows the parts above
+//!   Outbox              the actions of the event in progress
+//! ```
 
 mod departure;
 mod evaluation;
@@ -47,7 +52,7 @@ use super::hash::ShardId;
 use super::lease::{MemberLease, MemberWrite, ShardLease};
 use super::members::Members;
 
-/// The state machine. See the module's documentation.
+/// The state machine of one replica. After every event it evaluates all shards.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ownership {
     settings: Settings,
@@ -228,8 +233,13 @@ impl Ownership {
         self.synced = true;
     }
 
-    fn member_written(&mut self, now_ms: u64, id: WriteId, result: &WriteResult<MemberLease>) {
-        if let WriteResult::Done(lease) = result {
+    fn member_written(
+        &mut self,
+        now_ms: u64,
+        id: WriteId,
+        result: &WriteResult<Option<MemberLease>>,
+    ) {
+        if let WriteResult::Done(Some(lease)) = result {
             self.membership.observe(lease.clone());
         }
         if self.heartbeat.written(now_ms, id, result, &self.settings) {

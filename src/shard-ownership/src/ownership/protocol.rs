@@ -55,7 +55,7 @@ impl Settings {
 /// The outcome of a write, as far as known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum WriteResult<L> {
-    /// Stored, with this content.
+    /// Carried out; this is stored now.
     Done(L),
     /// Another version is stored (409), or none (404).
     Conflict,
@@ -63,6 +63,18 @@ pub enum WriteResult<L> {
     Rejected,
     /// No reply: it may have taken effect, or may still do so.
     Unknown,
+}
+
+impl<L> WriteResult<L> {
+    /// The same outcome, with what was stored in another form.
+    pub fn map<M>(self, form: impl FnOnce(L) -> M) -> WriteResult<M> {
+        match self {
+            Self::Done(stored) => WriteResult::Done(form(stored)),
+            Self::Conflict => WriteResult::Conflict,
+            Self::Rejected => WriteResult::Rejected,
+            Self::Unknown => WriteResult::Unknown,
+        }
+    }
 }
 
 /// A read failed: the API server did not answer, or answered with neither the object nor 404.
@@ -99,8 +111,8 @@ pub enum Event {
         /// Uid of the deleted Lease.
         uid: String,
     },
-    /// Outcome of [`Action::WriteMember`].
-    MemberWritten(WriteId, WriteResult<MemberLease>),
+    /// Outcome of [`Action::WriteMember`]; `None`: the Lease was deleted.
+    MemberWritten(WriteId, WriteResult<Option<MemberLease>>),
     /// Outcome of [`Action::WriteShard`].
     ShardWritten(WriteId, WriteResult<ShardLease>),
     /// Answer to [`Action::ReadMember`].

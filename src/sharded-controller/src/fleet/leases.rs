@@ -206,12 +206,12 @@ impl LeaseStore {
         self.codec.decode(lease)
     }
 
-    /// Writes a member Lease; `stats` is stored with our own heartbeat.
+    /// Writes a member Lease; `stats` is stored with our own heartbeat. `None` in the result: the Lease was deleted.
     pub async fn write_member(
         &self,
         write: &MemberWrite,
         stats: String,
-    ) -> WriteResult<MemberLease> {
+    ) -> WriteResult<Option<MemberLease>> {
         let name = self.codec.names.member_lease(&write.identity);
         match &write.change {
             MemberChange::Renew {
@@ -226,6 +226,7 @@ impl LeaseStore {
                 self.put(&name, &lease)
                     .await
                     .and_then_decode(|lease| self.member_of(lease))
+                    .map(Some)
             }
             MemberChange::Vacate => {
                 let patch = Patch::Merge(serde_json::json!({
@@ -238,6 +239,7 @@ impl LeaseStore {
                 let sent = self.api.patch(&name, &params, &patch);
                 settle(timeout(CALL_TIMEOUT, sent).await)
                     .and_then_decode(|lease| self.member_of(lease))
+                    .map(Some)
             }
             MemberChange::Delete => self.delete_member(write).await,
         }
@@ -308,7 +310,7 @@ impl LeaseStore {
         result
     }
 
-    async fn delete_member(&self, write: &MemberWrite) -> WriteResult<MemberLease> {
+    async fn delete_member(&self, write: &MemberWrite) -> WriteResult<Option<MemberLease>> {
         let params = DeleteParams {
             preconditions: write.base.as_ref().map(|base| Preconditions {
                 uid: Some(base.uid.clone()),
@@ -318,14 +320,8 @@ impl LeaseStore {
         };
         let name = self.codec.names.member_lease(&write.identity);
         let sent = self.api.delete(&name, &params);
-        match settle(timeout(CALL_TIMEOUT, sent).await) {
-            // The answer to a deletion may be a mere status: all that counts is that the Lease is
-            // deleted.
-            WriteResult::Done(_) => WriteResult::Conflict,
-            WriteResult::Conflict => WriteResult::Conflict,
-            WriteResult::Rejected => WriteResult::Rejected,
-            WriteResult::Unknown => WriteResult::Unknown,
-        }
+        // The answer to a deletion may be a mere status: all that counts is that the Lease is deleted.
+        settle(timeout(CALL_TIMEOUT, sent).await).map(|_| None)
     }
 
     fn member(

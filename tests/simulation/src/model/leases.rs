@@ -15,7 +15,7 @@ impl Fleet {
         &mut self,
         n: usize,
         write: &MemberWrite,
-    ) -> WriteResult<MemberLease> {
+    ) -> WriteResult<Option<MemberLease>> {
         let meta = self.replicas[n].meta.clone();
         let before = self.server.members.get(&write.identity).cloned();
         let result = self.server.write_member(write, &meta);
@@ -35,12 +35,15 @@ impl Fleet {
             self.dead.extend(alive(&before));
         }
         match (&result, before) {
-            (WriteResult::Done(lease), _) => self.publish(&Event::MemberObserved(lease.clone())),
-            (_, Some(before)) if after.is_none() => self.publish(&Event::MemberDeleted {
+            (WriteResult::Done(Some(lease)), _) => {
+                self.publish(&Event::MemberObserved(lease.clone()));
+            }
+            (WriteResult::Done(None), Some(before)) => self.publish(&Event::MemberDeleted {
                 identity: write.identity.clone(),
                 uid: before.version.uid,
             }),
-            _ => {}
+            (WriteResult::Done(None), None)
+            | (WriteResult::Conflict | WriteResult::Rejected | WriteResult::Unknown, _) => {}
         }
         result
     }

@@ -175,7 +175,7 @@ impl SingleReplica {
             lease.incarnation.clone_from(incarnation);
             (lease.renewal, lease.draining) = (*renewal, *draining);
             self.member = Some(lease.clone());
-            WriteResult::Done(lease)
+            WriteResult::Done(Some(lease))
         };
         self.send(Event::MemberWritten(id, result));
     }

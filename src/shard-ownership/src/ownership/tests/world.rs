@@ -43,7 +43,7 @@ impl Server {
         &mut self,
         write: &MemberWrite,
         node: &Node,
-    ) -> WriteResult<MemberLease> {
+    ) -> WriteResult<Option<MemberLease>> {
         self.requests += 1;
         if self.away {
             return WriteResult::Unknown;
@@ -90,12 +90,12 @@ impl Server {
             MemberChange::Vacate => lease.holder.clear(),
             MemberChange::Delete => {
                 self.members.remove(&write.identity);
-                return WriteResult::Done(lease);
+                return WriteResult::Done(None);
             }
         }
         lease.version = self.next(write.base.as_ref());
         self.members.insert(write.identity.clone(), lease.clone());
-        WriteResult::Done(lease)
+        WriteResult::Done(Some(lease))
     }
 
     pub(super) fn write_shard(
