@@ -169,8 +169,8 @@ impl<'a> Fleet<'a> {
                     left -= 1;
                     moves.push((shard.shard, Some(successor)));
                 }
-                _ if stale => moves.push((shard.shard, None)),
-                _ => {}
+                Some(_) | None if stale => moves.push((shard.shard, None)),
+                Some(_) | None => {}
             }
         }
         moves
