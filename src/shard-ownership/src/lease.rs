@@ -32,9 +32,9 @@ pub fn served_text(namespaces: &[String]) -> String {
 /// (resourceVersion alone re-creates a Lease that was deleted.)
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Version {
-    /// `metadata.uid`.
+    /// `metadata.uid`: another one is another object under the same name.
     pub uid: String,
-    /// `metadata.resourceVersion`.
+    /// `metadata.resourceVersion`, which every change of the object raises.
     pub resource_version: String,
 }
 
@@ -127,11 +127,11 @@ pub struct Successor {
 /// A write of a member Lease. `base` absent: create.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MemberWrite {
-    /// Identity of the member.
+    /// Identity of the member, from which the Lease's name follows.
     pub identity: String,
-    /// The version that the write replaces.
+    /// Only this version is replaced: any other that is stored is a conflict.
     pub base: Option<Version>,
-    /// The change.
+    /// What the Lease is to become.
     pub change: MemberChange,
 }
 
@@ -140,9 +140,9 @@ pub struct MemberWrite {
 pub enum MemberChange {
     /// Renew our own heartbeat.
     Renew {
-        /// Our incarnation.
+        /// Nonce of the incarnation that the renewal keeps alive.
         incarnation: String,
-        /// Number of this renewal.
+        /// Its number within the incarnation, by which a later read shows that it arrived.
         renewal: u64,
         /// Whether we are about to leave.
         draining: bool,
@@ -160,17 +160,17 @@ pub enum MemberChange {
 /// A write of a shard Lease. `base` absent: create.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ShardWrite {
-    /// The shard.
+    /// The shard, from which the Lease's name follows.
     pub shard: ShardId,
-    /// The version that the write replaces.
+    /// Only this version is replaced: any other that is stored is a conflict.
     pub base: Option<Version>,
-    /// The new holder, or empty.
+    /// Identity of the holder from now on, or empty: vacant.
     pub holder: String,
-    /// The new holder's incarnation, or empty.
+    /// Incarnation of the holder, or empty.
     pub incarnation: String,
-    /// The new epoch.
+    /// Never lower than before, and higher when the holder changes.
     pub epoch: u32,
-    /// The planned next holder.
+    /// The replica that is to list the shard's objects, so that it can be handed over to it.
     pub successor: Option<Successor>,
 }
 

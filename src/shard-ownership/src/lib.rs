@@ -160,6 +160,6 @@ pub mod lease;
 pub mod members;
 pub mod ownership;
 pub mod planner;
-pub mod ring;
+mod ring;
 pub mod table;
 pub mod token;

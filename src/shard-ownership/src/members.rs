@@ -8,7 +8,7 @@ use super::lease::{MemberLease, OTHER_NAMESPACES, Successor, Version};
 /// Whether a replica may receive shards: not vacated, not leaving, allowed to write the shard
 /// table, configured with `shards` shards.
 #[must_use]
-pub fn is_eligible(member: &MemberLease, shards: u16) -> bool {
+pub(crate) fn is_eligible(member: &MemberLease, shards: u16) -> bool {
     !member.is_vacated() && !member.draining && !member.barred && member.shards == shards
 }
 
@@ -16,7 +16,7 @@ pub fn is_eligible(member: &MemberLease, shards: u16) -> bool {
 ///
 /// Revisions that are numbers are compared as such. Others are as new as the first Lease that
 /// carries them, by the API server's clock.
-pub fn newest_revision<'a>(
+pub(crate) fn newest_revision<'a>(
     members: impl Iterator<Item = &'a MemberLease> + Clone,
 ) -> impl Iterator<Item = &'a MemberLease> + Clone {
     let mut age: BTreeMap<&str, (u64, i64)> = BTreeMap::new();
@@ -36,7 +36,7 @@ pub fn newest_revision<'a>(
 
 /// Whether an incarnation can still act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
+pub(crate) enum Life {
     /// Its member Lease names it.
     Alive,
     /// It was vacated or replaced.
@@ -57,7 +57,7 @@ struct ObservedMember {
 
 /// The member Leases as last observed.
 ///
-/// Silence is counted by [`Members::credit`], in ticks that the caller bounds and withholds: time in
+/// Silence is counted by `Members::credit`, in ticks that the caller bounds and withholds: time in
 /// which the observer itself could not reach the API server says nothing about others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Members {
@@ -68,7 +68,7 @@ pub struct Members {
 
 impl Members {
     /// Takes in what was seen; a late answer is ignored. Says whether anything is new.
-    pub fn observe(&mut self, lease: MemberLease) -> bool {
+    pub(crate) fn observe(&mut self, lease: MemberLease) -> bool {
         self.missing_ms.remove(&lease.identity);
         if let Some(known) = self.observed.get_mut(&lease.identity) {
             let stale = known.lease.version.uid == lease.version.uid
@@ -92,7 +92,7 @@ impl Members {
     }
 
     /// The Lease with this uid is gone.
-    pub fn observe_deleted(&mut self, identity: &str, uid: &str) {
+    pub(crate) fn observe_deleted(&mut self, identity: &str, uid: &str) {
         if self
             .observed
             .get(identity)
@@ -104,7 +104,7 @@ impl Members {
 
     /// Takes in a complete list: what is not in it was deleted. Returns the members of which the
     /// list shows less than is known: it is a late one, or the API server went back in time.
-    pub fn listed(&mut self, leases: Vec<MemberLease>) -> Vec<(String, Version)> {
+    pub(crate) fn listed(&mut self, leases: Vec<MemberLease>) -> Vec<(String, Version)> {
         self.observed
             .retain(|identity, _| leases.iter().any(|lease| &lease.identity == identity));
         let mut rewound = Vec::new();
@@ -120,13 +120,13 @@ impl Members {
     }
 
     /// Takes in a Lease although it is older than what was known.
-    pub fn go_back(&mut self, lease: MemberLease) {
+    pub(crate) fn go_back(&mut self, lease: MemberLease) {
         self.observed.remove(&lease.identity);
         self.observe(lease);
     }
 
     /// Adds time in which every member could have been heard.
-    pub fn credit(&mut self, elapsed_ms: u64) {
+    pub(crate) fn credit(&mut self, elapsed_ms: u64) {
         for observed in self.observed.values_mut() {
             observed.silence_ms = observed.silence_ms.saturating_add(elapsed_ms);
         }
@@ -137,7 +137,7 @@ impl Members {
 
     /// Starts and stops counting for identities without a member Lease; `named` are those that
     /// shard Leases name. Bounded by the number of shards.
-    pub fn count_missing<'a>(&mut self, named: impl Iterator<Item = &'a str>) {
+    pub(crate) fn count_missing<'a>(&mut self, named: impl Iterator<Item = &'a str>) {
         let absent: Vec<String> = named
             .filter(|identity| !self.observed.contains_key(*identity))
             .map(str::to_owned)
@@ -151,12 +151,12 @@ impl Members {
 
     /// The Lease of one replica.
     #[must_use]
-    pub fn get(&self, identity: &str) -> Option<&MemberLease> {
+    pub(crate) fn get(&self, identity: &str) -> Option<&MemberLease> {
         self.observed.get(identity).map(|observed| &observed.lease)
     }
 
     /// All Leases, vacated ones too, sorted by identity.
-    pub fn all(&self) -> impl Iterator<Item = &MemberLease> + Clone {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &MemberLease> + Clone {
         self.observed.values().map(|observed| &observed.lease)
     }
 
@@ -170,21 +170,21 @@ impl Members {
 
     /// Whether exactly this incarnation of a replica may receive shards.
     #[must_use]
-    pub fn can_succeed(&self, successor: &Successor, shards: u16) -> bool {
+    pub(crate) fn can_succeed(&self, successor: &Successor, shards: u16) -> bool {
         self.get(&successor.identity)
             .is_some_and(|m| is_eligible(m, shards) && m.incarnation == successor.incarnation)
     }
 
     /// Whether exactly this incarnation of a replica has listed all objects of the shard.
     #[must_use]
-    pub fn is_warm(&self, successor: &Successor, shard: ShardId) -> bool {
+    pub(crate) fn is_warm(&self, successor: &Successor, shard: ShardId) -> bool {
         self.get(&successor.identity)
             .is_some_and(|m| m.incarnation == successor.incarnation && m.warm.contains(&shard))
     }
 
     /// Whether a member that is not vacated is configured with another number of shards.
     #[must_use]
-    pub fn another_count_is_alive(&self, shards: u16) -> bool {
+    pub(crate) fn another_count_is_alive(&self, shards: u16) -> bool {
         self.all().any(|m| !m.is_vacated() && m.shards != shards)
     }
 
@@ -199,7 +199,7 @@ impl Members {
     /// `named_at` is the version of the shard Lease that names the incarnation: a member Lease that
     /// is older proves nothing against it.
     #[must_use]
-    pub fn life(
+    pub(crate) fn life(
         &self,
         identity: &str,
         incarnation: &str,
@@ -223,13 +223,13 @@ impl Members {
 
     /// Whether its Lease has been missing for `lease_ms`, as far as observed.
     #[must_use]
-    pub fn is_long_gone(&self, identity: &str, lease_ms: u64) -> bool {
+    pub(crate) fn is_long_gone(&self, identity: &str, lease_ms: u64) -> bool {
         let missing_ms = self.missing_ms.get(identity);
         !self.observed.contains_key(identity) && missing_ms.is_some_and(|ms| *ms >= lease_ms)
     }
 
     /// Replicas (but `me`) whose Lease has been silent for its whole lifetime: to be vacated.
-    pub fn expired<'a>(&'a self, me: &'a str) -> impl Iterator<Item = &'a MemberLease> {
+    pub(crate) fn expired<'a>(&'a self, me: &'a str) -> impl Iterator<Item = &'a MemberLease> {
         self.observed
             .values()
             .filter(move |observed| {
@@ -241,7 +241,7 @@ impl Members {
     }
 
     /// Lets a replica live a little longer: a write that would have vacated it did not succeed.
-    pub fn extend_deadline(&mut self, identity: &str, by_ms: u64) {
+    pub(crate) fn extend_deadline(&mut self, identity: &str, by_ms: u64) {
         if let Some(observed) = self.observed.get_mut(identity) {
             observed.silence_ms = observed.silence_ms.saturating_sub(by_ms);
         }

@@ -16,8 +16,14 @@ pub struct Overview {
     pub imbalance: usize,
 }
 
-/// A change of the planned next holder of a shard; `None` withdraws a plan that cannot be executed.
-pub type Move = (ShardId, Option<Successor>);
+/// A change of the planned next holder of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Whose Lease is to name another successor.
+    pub shard: ShardId,
+    /// `None` withdraws a plan that cannot be executed.
+    pub successor: Option<Successor>,
+}
 
 /// Maximum number of moves in progress: an eighth of the shards.
 #[must_use]
@@ -27,7 +33,7 @@ pub fn move_budget(count: ShardCount) -> usize {
 
 /// How long the membership must not have changed before shards are moved: several replicas often
 /// join or leave together, and a move that is planned too early has to be repeated.
-pub const QUIET_MS: u64 = 500;
+const QUIET_MS: u64 = 500;
 
 /// The same while there are replicas of two revisions: in a rolling update, shards move when an older
 /// replica leaves. A stalled update is balanced in the end.
@@ -101,7 +107,7 @@ impl<'a> Fleet<'a> {
 
     /// Whether replicas of more than one revision are alive, that is, an update is in progress.
     #[must_use]
-    pub fn is_mixed(&self) -> bool {
+    pub(crate) fn is_mixed(&self) -> bool {
         self.newest.len() < self.eligible.len()
     }
 
@@ -167,9 +173,15 @@ impl<'a> Fleet<'a> {
             match target.and_then(|target| self.successor(shard, target)) {
                 Some(successor) if left > 0 => {
                     left -= 1;
-                    moves.push((shard.shard, Some(successor)));
+                    moves.push(Move {
+                        shard: shard.shard,
+                        successor: Some(successor),
+                    });
                 }
-                Some(_) | None if stale => moves.push((shard.shard, None)),
+                Some(_) | None if stale => moves.push(Move {
+                    shard: shard.shard,
+                    successor: None,
+                }),
                 Some(_) | None => {}
             }
         }
@@ -208,9 +220,10 @@ mod tests {
             if moves.is_empty() {
                 return moved;
             }
-            for (id, successor) in moves {
-                let successor = successor.unwrap();
-                let lease = shards.iter_mut().find(|lease| lease.shard == id).unwrap();
+            for planned in moves {
+                let successor = planned.successor.unwrap();
+                let is_planned = |lease: &&mut ShardLease| lease.shard == planned.shard;
+                let lease = shards.iter_mut().find(is_planned).unwrap();
                 lease.holder = successor.identity;
                 lease.incarnation = successor.incarnation;
                 moved += 1;
@@ -225,8 +238,8 @@ mod tests {
         let mut shards: Vec<ShardLease> = (0..32).map(|n| shard(n, "a")).collect();
         let first = Fleet::new(count(), &members, &shards).moves(4);
         assert_eq!(first.len(), 4);
-        for (id, successor) in first {
-            shards[usize::from(id.0)].successor = successor;
+        for planned in first {
+            shards[usize::from(planned.shard.0)].successor = planned.successor;
         }
         assert_eq!(Fleet::new(count(), &members, &shards).moves(4), []);
     }
@@ -240,7 +253,11 @@ mod tests {
             incarnation: "b-1".into(),
         });
         let moves = Fleet::new(count(), &members, &shards).moves(4);
-        assert_eq!(moves, [(ShardId(5), None)]);
+        let withdrawn = Move {
+            shard: ShardId(5),
+            successor: None,
+        };
+        assert_eq!(moves, [withdrawn]);
     }
 
     #[test]

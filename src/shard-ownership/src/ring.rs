@@ -76,7 +76,7 @@ impl RingHash for StableRingHash {
 
 /// The members in the order in which the ring prefers them, for every shard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Ranking {
+pub(crate) struct Ranking {
     /// Sorted, without duplicates.
     members: Vec<String>,
     /// For each shard, indices into `members`, the preferred one first.
@@ -86,7 +86,7 @@ pub struct Ranking {
 impl Ranking {
     /// Ranks the members for every shard. Order and duplicates of `members` do not matter.
     #[must_use]
-    pub fn new<'a>(count: ShardCount, members: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(crate) fn new<'a>(count: ShardCount, members: impl IntoIterator<Item = &'a str>) -> Self {
         let mut members: Vec<String> = members.into_iter().map(str::to_owned).collect();
         members.sort_unstable();
         members.dedup();
@@ -110,12 +110,12 @@ impl Ranking {
 
     /// The members, sorted.
     #[must_use]
-    pub fn members(&self) -> &[String] {
+    pub(crate) fn members(&self) -> &[String] {
         &self.members
     }
 
     /// The members in the ring's order for this shard.
-    pub fn order(&self, shard: ShardId) -> impl Iterator<Item = &str> {
+    pub(crate) fn order(&self, shard: ShardId) -> impl Iterator<Item = &str> {
         self.preferred
             .get(usize::from(shard.0))
             .into_iter()
@@ -147,7 +147,7 @@ impl Ranking {
 /// will have in the end, and a shard moves once. What fits within nobody's bound goes to whoever may
 /// be given it and has least: somebody must own it.
 #[must_use]
-pub fn place<'a>(
+pub(crate) fn place<'a>(
     ranking: &'a Ranking,
     held: &BTreeMap<ShardId, &str>,
     may_receive: impl Fn(&str) -> bool,

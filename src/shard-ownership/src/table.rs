@@ -35,7 +35,7 @@ impl Entry {
 pub struct ShardTable {
     /// Version for compare-and-swap. Its uid is part of every fencing token.
     pub version: Version,
-    /// Number of shards.
+    /// How many shards it is divided into: replicas with another number are granted nothing.
     pub shards: u16,
     /// One entry for each shard.
     pub entries: BTreeMap<ShardId, Entry>,
@@ -65,7 +65,7 @@ pub struct TableWrite {
     /// Number of shards of the writer. It is part of every write, so that a late one cannot reach a
     /// converted table.
     pub shards: u16,
-    /// The change.
+    /// What the table is to become.
     pub change: TableChange,
 }
 
@@ -76,14 +76,14 @@ pub enum TableChange {
     Create,
     /// Set these entries and leave the others as they are.
     Entries {
-        /// Uid of the table.
+        /// Uid of the table for which the entries are meant: a later one refuses them.
         table: String,
-        /// The entries.
+        /// One entry for each shard that changes.
         entries: BTreeMap<ShardId, Entry>,
     },
     /// Convert it to another number of shards: every entry vacant, at this epoch.
     Convert {
-        /// The version that the write replaces.
+        /// Only this version is converted: a table that changed since is a conflict.
         base: Version,
         /// An epoch above every old one.
         epoch: u32,

@@ -21,7 +21,7 @@ const TEXT_LENGTH_MAX: usize = 400;
 pub struct FencingToken {
     /// `metadata.uid` of the shard table that grants the right.
     pub table: Arc<str>,
-    /// The shard.
+    /// The shard in which the replica may write.
     pub shard: ShardId,
     /// Epoch of the shard's Lease and of its entry in the table.
     pub epoch: u32,
@@ -56,7 +56,7 @@ impl fmt::Display for FencingToken {
 pub struct ObservedToken<'a> {
     /// Uid of the table.
     pub table: &'a str,
-    /// The shard.
+    /// The shard under whose right it was written, which need not be one of ours.
     pub shard: ShardId,
     /// The epoch, at most [`EPOCH_MAX`].
     pub epoch: u32,

@@ -9,7 +9,7 @@ use shard_ownership::hash::ShardId;
 use shard_ownership::lease::Version;
 use shard_ownership::lease::{MemberLease, Successor};
 use shard_ownership::ownership::Event;
-use shard_ownership::planner::{Fleet, move_budget};
+use shard_ownership::planner::{Fleet, Move, move_budget};
 
 /// The end of a fault.
 #[derive(Clone, Debug)]
@@ -393,14 +393,14 @@ impl World {
                 continue;
             }
             let moves = fleet.moves(move_budget(self.count));
-            for (shard, next) in moves {
+            for Move { shard, successor } in moves {
                 let seen = shards
                     .iter()
                     .find(|lease| lease.shard == shard)
                     .map(|l| l.version.clone());
                 if let Some(version) = seen {
                     let delay_ms = self.travel_ms(poor);
-                    self.after(delay_ms, Happening::Planned(version, shard, next));
+                    self.after(delay_ms, Happening::Planned(version, shard, successor));
                 }
             }
             let named: BTreeSet<&str> = shards.iter().map(|lease| lease.holder.as_str()).collect();

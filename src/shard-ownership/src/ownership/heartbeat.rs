@@ -143,8 +143,8 @@ impl Heartbeat {
         self.is_valid(now_ms) && !self.last_failed && !waiting_long
     }
 
-    /// How to end our Lease when we leave, if there is one: from which version, and what replaces it.
-    pub(super) fn ending(&self) -> Option<(Version, MemberChange)> {
+    /// The write that ends our Lease when we leave, if there is one.
+    pub(super) fn ending(&self, identity: &str) -> Option<MemberWrite> {
         let base = self.base.clone()?;
         // A late create request would find no Lease, and we would seem to be alive. A dead Lease
         // blocks it until the fleet leader removes it.
@@ -153,7 +153,11 @@ impl Heartbeat {
         } else {
             MemberChange::Delete
         };
-        Some((base, change))
+        Some(MemberWrite {
+            identity: identity.to_owned(),
+            base: Some(base),
+            change,
+        })
     }
 
     pub(super) fn is_in_flight(&self) -> bool {

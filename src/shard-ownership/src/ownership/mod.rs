@@ -49,7 +49,7 @@ use self::table_view::{Claim, TableView};
 use self::us::Us;
 use self::work::Stage;
 use super::hash::ShardId;
-use super::lease::{MemberLease, MemberWrite, ShardLease};
+use super::lease::{MemberLease, ShardLease};
 use super::members::Members;
 
 /// The state machine of one replica. After every event it evaluates all shards.
@@ -458,7 +458,7 @@ impl Ownership {
         {
             return;
         }
-        let Some((base, change)) = self.heartbeat.ending() else {
+        let Some(write) = self.heartbeat.ending(&self.settings.identity) else {
             self.departure.done();
             self.out.push(Action::Exit);
             return;
@@ -468,13 +468,6 @@ impl Ownership {
         }
         let id = self.out.next_id();
         self.departure.ending(id);
-        self.out.push(Action::WriteMember(
-            id,
-            MemberWrite {
-                identity: self.settings.identity.clone(),
-                base: Some(base),
-                change,
-            },
-        ));
+        self.out.push(Action::WriteMember(id, write));
     }
 }

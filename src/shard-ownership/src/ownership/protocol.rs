@@ -88,27 +88,27 @@ pub enum Event {
     Tick,
     /// All Leases, after a fresh list.
     Listed {
-        /// Member Leases.
+        /// All member Leases: a member that is missing here was deleted.
         members: Vec<MemberLease>,
-        /// Shard Leases.
+        /// All shard Leases: one that is missing here does not exist, as far as the list shows.
         shards: Vec<ShardLease>,
     },
     /// A member Lease changed.
     MemberObserved(MemberLease),
     /// A member Lease was deleted.
     MemberDeleted {
-        /// Whose.
+        /// Identity of the replica whose Lease it was.
         identity: String,
-        /// Uid of the deleted Lease.
+        /// Uid of the deleted Lease, so that a later one is not taken for it.
         uid: String,
     },
     /// A shard Lease changed.
     ShardObserved(ShardLease),
     /// A shard Lease was deleted.
     ShardDeleted {
-        /// Which.
+        /// The shard whose Lease it was.
         shard: ShardId,
-        /// Uid of the deleted Lease.
+        /// Uid of the deleted Lease, so that a later one is not taken for it.
         uid: String,
     },
     /// Outcome of [`Action::WriteMember`]; `None`: the Lease was deleted.
@@ -233,11 +233,11 @@ pub enum Action {
     Unwatch(ShardId),
     /// Work on the shard under this epoch.
     Admit {
-        /// The shard.
+        /// The shard in which work may start.
         shard: ShardId,
         /// Uid of the shard table that grants the right.
         table: String,
-        /// Its epoch.
+        /// Number of this right, which every write carries in its fencing token.
         epoch: u32,
         /// How the shard became ours.
         reason: Reason,

@@ -141,9 +141,9 @@ impl Leader {
             return;
         }
         let moves = fleet.moves(move_budget(self.parts.shards));
-        let writes = moves.iter().filter_map(|(id, next)| {
-            let shard = shards.iter().find(|shard| shard.shard == *id)?;
-            Some(self.parts.store.plan(shard, next.as_ref()))
+        let writes = moves.iter().filter_map(|planned| {
+            let shard = shards.iter().find(|shard| shard.shard == planned.shard)?;
+            Some(self.parts.store.plan(shard, planned.successor.as_ref()))
         });
         for result in futures::future::join_all(writes).await {
             match result {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::hash::{ShardCount, ShardId};
-use crate::lease::{MemberChange, ShardWrite, Successor, Version};
+use crate::lease::{MemberChange, MemberWrite, ShardWrite, Successor, Version};
 use crate::table::{ShardTable, TableWrite, carried_out};
 
 const SHARD: ShardId = ShardId(0);

@@ -5,7 +5,7 @@ use crate::hash::{ShardCount, ShardId};
 use crate::lease::{MemberChange, MemberLease, MemberWrite, ShardLease};
 use crate::lease::{ShardWrite, Version};
 use crate::ownership::*;
-use crate::planner::{Fleet, move_budget};
+use crate::planner::{Fleet, Move, move_budget};
 use crate::table::{ShardTable, TableRefusal, TableWrite, carried_out};
 
 /// The API server's Leases: compare-and-swap on uid and resourceVersion.
@@ -287,10 +287,10 @@ impl World {
         if fleet.is_mixed() {
             return;
         }
-        for (id, successor) in fleet.moves(move_budget(count)) {
-            let base = self.server.shards[&id].version.clone();
+        for Move { shard, successor } in fleet.moves(move_budget(count)) {
+            let base = self.server.shards[&shard].version.clone();
             let version = self.server.next(Some(&base));
-            let lease = self.server.shards.get_mut(&id).unwrap();
+            let lease = self.server.shards.get_mut(&shard).unwrap();
             lease.successor = successor;
             lease.version = version;
         }
