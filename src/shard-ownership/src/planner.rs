@@ -47,7 +47,7 @@ pub struct Stabilization {
 }
 
 impl Stabilization {
-    /// Takes a look at the fleet: whether it has been the same for long enough to move shards.
+    /// Takes in the fleet, and returns whether it has been the same for long enough to move shards.
     pub fn allows_moves(&mut self, now_ms: u64, fleet: &Fleet<'_>) -> bool {
         let live = fleet.eligible.values();
         let known = self.live.iter().map(|(name, life)| (name, life));

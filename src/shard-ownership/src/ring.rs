@@ -144,8 +144,8 @@ impl Ranking {
 ///
 /// What is free goes to those who `may_receive` it: in a rolling update, to the newest revision. The
 /// others keep what they hold, within the same bound, so that each newcomer is given the share that it
-/// will have in the end, and a shard moves once. What fits within nobody's bound goes to whoever may
-/// be given it and has least: somebody must own it.
+/// will have in the end, and a shard moves once. What fits within no member's bound goes to the one that
+/// holds least of those that may receive it: every shard needs an owner.
 #[must_use]
 pub(crate) fn place<'a>(
     ranking: &'a Ranking,

@@ -241,7 +241,7 @@ impl<'a> Evaluation<'a> {
                 // Its epoch is compared with the table.
                 (true, Some(lease)) if lease.shards == us.count() => Standing::Ours,
                 (_, Some(_)) => Standing::FormerSelf,
-                // As long as we live, nobody takes from us what we did not give away.
+                // As long as we live, nobody takes from us what we did not hand over.
                 (true, None) if record.was_kept() => Standing::FormerSelf,
                 (_, None) if record.is_memory_trusted(lease_ms) => Standing::FormerSelf,
                 (_, None) => Standing::Others,

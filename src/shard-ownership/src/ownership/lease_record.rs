@@ -16,7 +16,7 @@ struct Memory {
     version: Version,
     /// Whether the watch showed its deletion: then no change of it is unknown.
     is_complete: bool,
-    /// Whether we may have given it away just before it was deleted.
+    /// Whether we may have handed it over just before it was deleted.
     handed_over: bool,
 }
 
@@ -136,7 +136,7 @@ impl LeaseRecord {
     /// Takes in the Lease as it is now; a late answer is ignored. Returns whether it was taken in.
     pub(super) fn observe(&mut self, lease: ShardLease) -> bool {
         if self.is_over(&lease.version) {
-            // Late as well, or a restored API server: only a read that is sent now can tell.
+            // Late as well, or a restored API server: only a read that is sent now decides.
             self.read_soon();
             return false;
         }
@@ -184,7 +184,7 @@ impl LeaseRecord {
     pub(super) fn compare_with_list(&mut self, lease: &ShardLease) {
         let is_rewound = |known: &Version| lease.version.is_older_than(known);
         if self.version().is_some_and(is_rewound) {
-            // A late list, or a restored API server: only a read that is sent now can tell.
+            // A late list, or a restored API server: only a read that is sent now decides.
             self.read_soon();
         }
     }

@@ -27,7 +27,7 @@ fn leaving_replica_hands_over_a_sixteenth_at_once_without_waiting_for_slow_shard
             .filter(|shard| matches!(shard.stage(), Stage::Draining(_)))
             .count()
     };
-    world.until("the first to be given away", 3000, |w| handing_over(w) > 0);
+    world.until("the first to be handed over", 3000, |w| handing_over(w) > 0);
     assert_eq!(handing_over(&world), 2);
     world.run(150);
     assert_eq!(handing_over(&world), 4);
