@@ -1,8 +1,8 @@
 //! Liveness and readiness of this replica, check by check, with reasons.
 
 use std::fmt::{Display, Write as _};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::text::safe;
@@ -79,7 +79,7 @@ impl Health {
     /// Reports that this process cannot recover by itself and must be restarted. This is final.
     pub fn give_up(&self, reason: impl Display) {
         let reason = safe(&reason.to_string(), REASON_CHARS_MAX);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.beyond_recovery.get_or_insert(reason);
     }
 
@@ -87,7 +87,7 @@ impl Health {
     /// repair an API server.
     #[must_use]
     pub fn livez(&self) -> Verdict {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         match &state.beyond_recovery {
             None => Verdict {
                 ok: true,
@@ -103,7 +103,7 @@ impl Health {
     /// Readiness: whether this replica does its work, and why not.
     #[must_use]
     pub fn readyz(&self) -> Verdict {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         let mut text = String::new();
         let mut ok = true;
         if let Some(reason) = &state.beyond_recovery {
@@ -136,7 +136,7 @@ impl Health {
     /// Each check, for the fleet page.
     #[must_use]
     pub fn checks(&self) -> Vec<CheckView> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         let alive = state.beyond_recovery.clone().map(|problem| CheckView {
             name: "alive",
             gate: true,
@@ -152,7 +152,7 @@ impl Health {
 
     fn record(&self, name: &'static str, gate: bool, problem: Option<String>) {
         let problem = problem.map(|problem| safe(&problem, REASON_CHARS_MAX));
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let check = Check {
             name,
             gate,

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::cgroup;
@@ -121,10 +122,7 @@ impl ProcessCollector {
 
     /// Reads all values again. What cannot be read keeps its last value.
     pub fn refresh(&self) {
-        let _one_at_a_time = self
-            .refreshing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.refreshing.lock();
         self.refresh_process();
         self.refresh_cgroup();
         self.refresh_runtime();

@@ -2,8 +2,8 @@
 //! computed.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use crate::metrics::Metrics;
@@ -40,7 +40,7 @@ pub struct Rate {
 impl Rates {
     /// The rates now.
     pub fn update(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.samples.lock();
         let age_ms = |sample: &Sample| now_ms.saturating_sub(sample.at_ms);
         while samples
             .front()
@@ -169,7 +169,7 @@ mod tests {
         for n in 0..10_000 {
             rates.update(70_000 + n * 10, 0.0, 9 + n);
         }
-        assert!(rates.samples.lock().unwrap().len() <= SAMPLES_MAX);
+        assert!(rates.samples.lock().len() <= SAMPLES_MAX);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use http::{Method, Request, Response};
 use kube::Client;
+use parking_lot::Mutex;
 use prometheus::Registry;
 use sharded_controller::metrics::Metrics;
 use sharded_controller::write::GuardedClient;
@@ -319,7 +320,6 @@ impl Fake {
                 let (code, answer) =
                     state
                         .lock()
-                        .unwrap()
                         .answer(&parts.method, parts.uri.path(), query, &body);
                 let body = Body::from(serde_json::to_vec(&answer).expect("JSON"));
                 Ok::<_, std::convert::Infallible>(
@@ -335,6 +335,6 @@ impl Fake {
 
     /// Accesses the state.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        act(&mut self.0.lock().unwrap())
+        act(&mut self.0.lock())
     }
 }

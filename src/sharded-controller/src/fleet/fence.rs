@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, PostParams};
 use kube::core::TypeMeta;
 use kube::{Client, Resource};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -470,11 +471,7 @@ impl LeaseRefresher {
 
     fn is_due(&self, shard: ShardId) -> bool {
         let now_ms = boottime_ms();
-        // A panic elsewhere leaves nothing half-written here.
-        let mut refreshed_ms = self
-            .refreshed_ms
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut refreshed_ms = self.refreshed_ms.lock();
         let last_ms = refreshed_ms.get(&shard).copied();
         let due =
             last_ms.is_none_or(|last_ms| now_ms.saturating_sub(last_ms) >= REFRESHES_APART_MS);

@@ -2,10 +2,11 @@
 //! standing of this replica.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::leases::LeaseCodec;
 use super::shard_table::ShardTable;
@@ -78,8 +79,7 @@ impl FleetState {
     }
 
     fn with<T>(&self, read: impl FnOnce(&mut Inner) -> T) -> T {
-        // A panic elsewhere leaves nothing half-written here.
-        read(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.inner.lock())
     }
 
     /// The Leases of the fleet as last observed.

@@ -13,9 +13,10 @@ mod tests;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -143,8 +144,7 @@ impl<R> fmt::Debug for Pool<R> {
 
 impl<R> Shared<R> {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Panics of reconciles happen outside the lock, so a poisoned state is still consistent.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn now_ms(&self) -> u64 {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::kinds::{ShardCache, WatchedKind as _};
 use crate::clock::boottime_ms;
@@ -125,7 +126,7 @@ impl ApiErrors {
     }
 
     fn note(&self, what: &'static str, line: String, now_ms: u64) -> bool {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.lock();
         let entry = entries.entry(what).or_default();
         let may_log = entry.may_log(&line, now_ms);
         entry.line = Some(line);
@@ -133,7 +134,7 @@ impl ApiErrors {
     }
 
     fn note_end(&self, what: &'static str, now_ms: u64) -> bool {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(what) else {
             return false;
         };
@@ -148,7 +149,7 @@ impl ApiErrors {
     /// That the sharded kind is missing, if it is: the cause of whatever else is wrong then.
     #[must_use]
     pub fn missing_kind(&self) -> Option<&str> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.entries.lock();
         let line = entries.get(self.owner)?.line.as_deref()?;
         (line == self.kind_missing).then_some(self.kind_missing.as_str())
     }
@@ -156,7 +157,7 @@ impl ApiErrors {
     /// All current errors, in one line; `None` if there are none.
     #[must_use]
     pub fn summary(&self) -> Option<String> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.entries.lock();
         let lines = entries.values().filter_map(|entry| entry.line.as_deref());
         let lines: Vec<&str> = lines.collect();
         (!lines.is_empty()).then(|| lines.join("; "))

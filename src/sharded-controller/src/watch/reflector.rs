@@ -7,10 +7,11 @@
 //! do. The filter in [`Source`] runs in all cases: correctness never depends on the server.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -238,8 +239,7 @@ impl<C: ShardCache> WatchDependents<C> for Dependents<'_, C> {
 
 impl<C: ShardCache> Inner<C> {
     fn with<T>(&self, read: impl FnOnce(&mut State) -> T) -> T {
-        // A panic elsewhere leaves nothing half-written here.
-        read(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.state.lock())
     }
 
     fn publish(&self, mode: WatchMode) {
