@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::hash::{Bucket, ShardCount, ShardId, fnv1a64};
+use super::resource_version::is_older;
 
 /// Value in place of the number of shards for a replica that watches other namespaces. No fleet has so
 /// many shards, so such a replica counts as a member of another fleet, beside which ours stands by.
@@ -40,19 +41,9 @@ pub struct Version {
 
 impl Version {
     /// Whether `self` is certainly older than `other`: then it is a late answer and is ignored.
-    ///
-    /// Resource versions of one object are comparable as numbers (Kubernetes KEP-5504); where they
-    /// are no numbers, nothing is certain.
     #[must_use]
     pub fn is_older_than(&self, other: &Self) -> bool {
-        match (self.number(), other.number()) {
-            (Some(mine), Some(theirs)) => mine < theirs,
-            _ => false,
-        }
-    }
-
-    fn number(&self) -> Option<u128> {
-        self.resource_version.parse().ok()
+        is_older(&self.resource_version, &other.resource_version)
     }
 }
 

@@ -6,6 +6,7 @@ pub mod lease;
 pub mod members;
 pub mod ownership;
 pub mod planner;
+pub mod resource_version;
 pub mod ring;
 pub mod table;
 pub mod token;

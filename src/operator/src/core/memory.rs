@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::child::{ChildId, DesiredChild};
 use super::observed::{ChildRecord, ClaimTemplate};
-use super::version;
+use shard_ownership::resource_version::is_older;
 
 /// How long a watch may lag behind our own writes before what it shows is trusted again.
 pub const WATCH_LAG_MS_MAX: u64 = 10_000;
@@ -130,7 +130,7 @@ impl Memory {
         let Some(write) = &mut self.cluster else {
             return false;
         };
-        if !version::is_older(shown_version, &write.resource_version) {
+        if !is_older(shown_version, &write.resource_version) {
             write.seen = true;
         }
         write.is_pending(now_ms)
@@ -180,7 +180,7 @@ impl Memory {
             write.contents = child.contents;
             return Standing::Untouched;
         }
-        if version::is_older(shown, &write.resource_version) && write.is_pending(now_ms) {
+        if is_older(shown, &write.resource_version) && write.is_pending(now_ms) {
             return Standing::Lagging;
         }
         write.seen = true;

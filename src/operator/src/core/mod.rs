@@ -13,4 +13,3 @@ pub mod observed;
 pub mod persistent_failure;
 pub mod plan;
 pub mod status;
-pub mod version;
