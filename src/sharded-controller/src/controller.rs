@@ -32,6 +32,7 @@ use crate::permit::Validity;
 use crate::pool::{Pool, Reconcile};
 use crate::process::ProcessCollector;
 use crate::reporting;
+use crate::server::ExtraRoutes;
 use crate::shutdown::{self, Signals};
 use crate::stats::Rates;
 use crate::watch::api_errors::ApiErrors;
@@ -105,7 +106,7 @@ pub struct Controller<C> {
     listener: std::net::TcpListener,
     url: String,
     parts: Arc<Parts<C>>,
-    routes: (Router, Vec<&'static str>),
+    routes: ExtraRoutes,
 }
 
 /// What the parts of a replica share.
@@ -177,7 +178,7 @@ impl<C: ShardCache> Controller<C> {
             listener,
             url: format!("http://{bound}"),
             parts: Arc::new(parts),
-            routes: (Router::new(), Vec::new()),
+            routes: ExtraRoutes::default(),
         })
     }
 
@@ -202,7 +203,10 @@ impl<C: ShardCache> Controller<C> {
     /// Adds routes to the HTTP server, which are at these paths.
     #[must_use]
     pub fn with_routes(mut self, routes: Router, paths: &[&'static str]) -> Self {
-        self.routes = (routes, paths.to_vec());
+        self.routes = ExtraRoutes {
+            router: routes,
+            paths: paths.to_vec(),
+        };
         self
     }
 

@@ -50,7 +50,20 @@ impl RefusedWrites {
                 cause: Cause::Forbidden,
                 message,
             }) => shorten(message),
-            _ => return,
+            Refusal::Fenced {
+                rule: Rule::TokenAhead | Rule::Object,
+                message: _,
+            }
+            | Refusal::Gone
+            | Refusal::Conflict(_)
+            | Refusal::NamespaceTerminating(_)
+            | Refusal::Refused(..)
+            | Refusal::Failure(
+                Failure::Lost
+                | Failure::Retry { .. }
+                | Failure::Throttled { .. }
+                | Failure::Failed { .. },
+            ) => return,
         };
         let mut row = self
             .shards

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,7 @@ use crate::host::Work;
 use crate::liveness::{CHECK_EVERY, Progress, monitor};
 use crate::names::Names;
 use crate::pool::{Pool, Reconcile};
-use crate::server::Server;
+use crate::server::{ExtraRoutes, Server};
 use crate::watch::kinds::ShardCache;
 
 /// Name of the check that fails while the API server does not serve one of the operator's kinds.
@@ -28,18 +27,17 @@ pub const KIND_CHECK: &str = "crd";
 pub(crate) fn serve<C: ShardCache, R: Reconcile>(
     replica: &Replica<C, R>,
     listener: std::net::TcpListener,
-    (routes, paths): (Router, Vec<&'static str>),
+    routes: ExtraRoutes,
     stop: &CancellationToken,
 ) -> std::io::Result<oneshot::Receiver<()>> {
     let parts = &replica.parts;
     let (source, pool) = (Arc::clone(parts), Arc::clone(&replica.pool));
     let reconcile = Arc::clone(&replica.work.reconcile);
-    let server = Server::with_routes(
+    let server = Server::new(
         Arc::clone(&parts.metrics),
         Arc::clone(&parts.health),
         Box::new(move || refresh(&source, &pool, &*reconcile)),
         routes,
-        &paths,
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -105,9 +105,8 @@ impl Shape {
                     Some((name.to_owned(), Self::below(item, "")))
                 })
                 .collect();
-            match keyed {
-                Some(keyed) if !keyed.is_empty() => return Self::Keyed { key, items: keyed },
-                _ => {}
+            if let Some(items) = keyed.filter(|items| !items.is_empty()) {
+                return Self::Keyed { key, items };
             }
         }
         Self::Leaf

@@ -200,7 +200,10 @@ fn desired(kind: ChildKind, mut manifest: Value) -> DesiredChild {
             SHAPES.spec.digest(&manifest["spec"]),
             SHAPES.labels.digest(&manifest["metadata"]["labels"]),
         ),
-        _ => (0, 0),
+        ChildKind::ConfigMap
+        | ChildKind::PodDisruptionBudget
+        | ChildKind::Secret
+        | ChildKind::Service => (0, 0),
     };
     remove_claims(&mut manifest["spec"]);
     DesiredChild {

@@ -103,7 +103,14 @@ impl Refused {
             Refusal::Refused(cause, message) => {
                 let reason = match cause {
                     Cause::Forbidden => reason::FORBIDDEN,
-                    _ => reason::INVALID,
+                    Cause::Unavailable
+                    | Cause::Invalid
+                    | Cause::ForeignChild
+                    | Cause::TokenAhead
+                    | Cause::Fenced
+                    | Cause::Timeout
+                    | Cause::Panic
+                    | Cause::Other => reason::INVALID,
                 };
                 let message = format!("{what}: {message}");
                 Self::Reported(

@@ -163,7 +163,8 @@ impl Run<'_> {
                 self.permit,
                 cluster,
                 &set.child,
-                (names::CLAIMS_ANNOTATION, &maintenance.done),
+                names::CLAIMS_ANNOTATION,
+                &maintenance.done,
             )
             .await;
         let id = set.child.id();

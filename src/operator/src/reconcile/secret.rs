@@ -98,7 +98,7 @@ fn new_password() -> Result<Password, Refused> {
     let got = rustix::rand::getrandom(&mut bytes, flags);
     let password = match got {
         Ok(RANDOM_BYTES) => Password::from_random(&bytes),
-        _ => None,
+        Ok(_) | Err(_) => None,
     };
     password.ok_or_else(|| {
         Refused::Failure(Failure::Failed {

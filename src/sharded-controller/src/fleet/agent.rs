@@ -361,13 +361,13 @@ impl<H: ShardHost> Agent<H> {
 
     fn execute(&mut self, action: Action) {
         match action {
-            Action::WriteMember(..)
-            | Action::WriteShard(..)
-            | Action::WriteTable(..)
-            | Action::ReadMember(_)
-            | Action::ReadShard(_)
-            | Action::ReadTable
-            | Action::ProbeTable => self.request(action),
+            Action::WriteMember(id, write) => self.write_member(id, write),
+            Action::WriteShard(id, write) => self.write_shard(id, write),
+            Action::WriteTable(id, write) => self.write_table(id, write),
+            Action::ReadMember(identity) => self.read_member(identity),
+            Action::ReadShard(shard) => self.read_shard(shard),
+            Action::ReadTable => self.read_table(),
+            Action::ProbeTable => self.probe_table(),
             Action::ValidUntil(until_ms) => self.parts.validity.set_until_ms(until_ms),
             Action::Watch(shard) => self.parts.host.watch(shard),
             Action::Unwatch(shard) => {

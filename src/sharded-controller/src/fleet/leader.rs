@@ -214,7 +214,7 @@ impl Leader {
                 "removed the Lease of a dead member"
             ),
             Ok(Err(error)) => tracing::debug!(%error, "could not remove a dead member's Lease"),
-            Err(_) => {}
+            Err(error) => tracing::debug!(%error, "could not remove a dead member's Lease"),
         }
     }
 }

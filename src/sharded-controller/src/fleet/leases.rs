@@ -47,6 +47,24 @@ pub enum ObservedLease {
     Shard(ShardLease),
 }
 
+impl ObservedLease {
+    /// The member Lease, if it is one.
+    pub(super) fn into_member(self) -> Option<MemberLease> {
+        match self {
+            Self::Member(member) => Some(member),
+            Self::Shard(_) => None,
+        }
+    }
+
+    /// The shard Lease, if it is one.
+    pub(super) fn into_shard(self) -> Option<ShardLease> {
+        match self {
+            Self::Shard(shard) => Some(shard),
+            Self::Member(_) => None,
+        }
+    }
+}
+
 /// Reads Leases of one operator, as a replica that serves certain namespaces has to take them.
 #[derive(Clone, Debug)]
 pub struct LeaseCodec {
@@ -225,7 +243,7 @@ impl LeaseStore {
                 let lease = self.member(write, incarnation, *renewal, flags, warm, stats);
                 self.put(&name, &lease)
                     .await
-                    .and_then_decode(|lease| self.member_of(lease))
+                    .and_then_decode(|lease| self.decode(lease)?.into_member())
             }
             MemberChange::Vacate => {
                 let patch = Patch::Merge(serde_json::json!({
@@ -237,7 +255,7 @@ impl LeaseStore {
                 let params = PatchParams::default();
                 let sent = self.api.patch(&name, &params, &patch);
                 settle(timeout(CALL_TIMEOUT, sent).await)
-                    .and_then_decode(|lease| self.member_of(lease))
+                    .and_then_decode(|lease| self.decode(lease)?.into_member())
             }
             MemberChange::Delete => self.delete_member(write).await,
         }
@@ -249,7 +267,7 @@ impl LeaseStore {
         let lease = self.shard(write);
         self.put(&name, &lease)
             .await
-            .and_then_decode(|lease| self.shard_from(lease))
+            .and_then_decode(|lease| self.decode(lease)?.into_shard())
     }
 
     /// Plans the next holder of a shard, or withdraws the plan: for the fleet leader.
@@ -274,7 +292,8 @@ impl LeaseStore {
             PatchParams::default(),
         );
         let sent = self.api.patch(&name, &params, &patch);
-        settle(timeout(CALL_TIMEOUT, sent).await).and_then_decode(|lease| self.shard_from(lease))
+        settle(timeout(CALL_TIMEOUT, sent).await)
+            .and_then_decode(|lease| self.decode(lease)?.into_shard())
     }
 
     /// Reads a Lease from the API server.
@@ -382,20 +401,6 @@ impl LeaseStore {
                 ..ObjectMeta::default()
             },
             spec: Some(spec),
-        }
-    }
-
-    fn member_of(&self, lease: &Lease) -> Option<MemberLease> {
-        match self.decode(lease)? {
-            ObservedLease::Member(member) => Some(member),
-            ObservedLease::Shard(_) => None,
-        }
-    }
-
-    fn shard_from(&self, lease: &Lease) -> Option<ShardLease> {
-        match self.decode(lease)? {
-            ObservedLease::Shard(shard) => Some(shard),
-            ObservedLease::Member(_) => None,
         }
     }
 

@@ -102,18 +102,18 @@ impl FleetState {
 
     /// Takes in a Lease: one from the watch, or the fleet leader's, which carries no labels.
     pub fn remember(&self, lease: Lease) {
-        let now = (boottime_ms(), Timestamp::now());
-        self.with(|inner| inner.take(lease, now));
+        let (now_ms, now) = (boottime_ms(), Timestamp::now());
+        self.with(|inner| inner.take(lease, now_ms, now));
     }
 
     /// Takes in all existing Leases in one step: a reader never sees only some of them.
     pub fn listed(&self, leases: Vec<Lease>) {
-        let now = (boottime_ms(), Timestamp::now());
+        let (now_ms, now) = (boottime_ms(), Timestamp::now());
         self.with(|inner| {
             let leader = self.names.leader_lease();
             inner.leases.retain(|name, _| *name == leader);
             for lease in leases {
-                inner.take(lease, now);
+                inner.take(lease, now_ms, now);
             }
             inner
                 .history
@@ -177,7 +177,7 @@ impl FleetState {
 }
 
 impl Inner {
-    fn take(&mut self, lease: Lease, (now_ms, now): (u64, Timestamp)) {
+    fn take(&mut self, lease: Lease, now_ms: u64, now: Timestamp) {
         let name = lease.metadata.name.clone().unwrap_or_default();
         self.history.note(&lease, now_ms, now);
         self.leases.insert(name, Arc::new(lease));
@@ -254,9 +254,8 @@ mod tests {
         let long_ago = boottime_ms().saturating_sub(60_000);
         state.with(|inner| {
             inner.history = History::new(NAMES);
-            let now = (long_ago, Timestamp::UNIX_EPOCH);
-            inner.take(member("a"), now);
-            inner.take(member("b"), now);
+            inner.take(member("a"), long_ago, Timestamp::UNIX_EPOCH);
+            inner.take(member("b"), long_ago, Timestamp::UNIX_EPOCH);
             inner.history.all_noted(|_| true);
         });
         let mut renewed = member("b");

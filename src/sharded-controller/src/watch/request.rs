@@ -72,7 +72,13 @@ impl WatchError {
                 .details
                 .as_ref()
                 .map(|details| details.retry_after_seconds),
-            _ => None,
+            Self::Expired
+            | Self::Closed
+            | Self::Refused(_)
+            | Self::Silent
+            | Self::Broken(_)
+            | Self::Malformed(_)
+            | Self::TooLong => None,
         };
         Duration::from_secs(seconds.unwrap_or_default().into())
     }
@@ -83,7 +89,12 @@ impl WatchError {
         match self {
             Self::Expired => Some(410),
             Self::Refused(kube::Error::Api(status)) => Some(status.code),
-            _ => None,
+            Self::Closed
+            | Self::Refused(_)
+            | Self::Silent
+            | Self::Broken(_)
+            | Self::Malformed(_)
+            | Self::TooLong => None,
         }
     }
 
@@ -94,7 +105,13 @@ impl WatchError {
             Self::Refused(kube::Error::Api(status)) => {
                 matches!(status.code, 400..=499 | 504) && !matches!(status.code, 401 | 403 | 429)
             }
-            _ => false,
+            Self::Expired
+            | Self::Closed
+            | Self::Refused(_)
+            | Self::Silent
+            | Self::Broken(_)
+            | Self::Malformed(_)
+            | Self::TooLong => false,
         }
     }
 }

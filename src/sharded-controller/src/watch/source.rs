@@ -235,9 +235,10 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
     /// Records the version up to which everything was observed; not during a list, which has to be
     /// complete.
     fn advance(&mut self, version: &str) {
-        match &mut self.version {
-            Some(known) if !version.is_empty() => version.clone_into(known),
-            _ => {}
+        if let Some(known) = &mut self.version
+            && !version.is_empty()
+        {
+            version.clone_into(known);
         }
     }
 

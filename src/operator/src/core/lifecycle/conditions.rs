@@ -38,7 +38,9 @@ pub fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> Vec<Con
     let reported = (why.reason.as_str(), why.message.clone());
     let settled = match stage {
         Stage::Ready(_) => (reason::SETTLED, String::new()),
-        _ => reported.clone(),
+        Stage::Creating(_) | Stage::Scaling(_) | Stage::Degraded(_) | Stage::Terminating(_) => {
+            reported.clone()
+        }
     };
     let degraded_why = if degraded == True {
         reported.clone()

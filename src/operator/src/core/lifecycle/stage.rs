@@ -213,7 +213,7 @@ impl Stage {
             Workload::Settled => self.settle(observation.settled()),
             Workload::Unsettled {
                 rolling, observed, ..
-            } => self.unsettled(observation, before, (rolling, observed)),
+            } => self.unsettled(observation, before, rolling, observed),
         }
     }
 
@@ -221,7 +221,8 @@ impl Stage {
         self,
         observation: &Observed<'_>,
         before: &DatabaseClusterStatus,
-        (rolling, observed): (bool, bool),
+        rolling: bool,
+        observed: bool,
     ) -> Self {
         if let Some(why) = observation.diagnosis {
             return self.degrade(why.clone());
@@ -259,10 +260,11 @@ impl Stage {
     fn without_workload(self, observation: &Observed<'_>, before: &DatabaseClusterStatus) -> Self {
         match self {
             Self::Creating(_) => self.create(observation, before),
-            other => other.scale(ConditionReason::new(
-                reason::REPAIRING,
-                "the StatefulSet is missing and is being re-created",
-            )),
+            Self::Scaling(_) | Self::Ready(_) | Self::Degraded(_) | Self::Terminating(_) => self
+                .scale(ConditionReason::new(
+                    reason::REPAIRING,
+                    "the StatefulSet is missing and is being re-created",
+                )),
         }
     }
 
@@ -272,7 +274,7 @@ impl Stage {
                 Self::Degraded(s.degrade(deadline()))
             }
             Self::Creating(s) => Self::Creating(s.stay(creating())),
-            other => other,
+            Self::Scaling(_) | Self::Ready(_) | Self::Degraded(_) | Self::Terminating(_) => self,
         }
     }
 
