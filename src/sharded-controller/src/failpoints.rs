@@ -60,9 +60,21 @@ impl Failpoint {
     ];
 }
 
+/// The rate of a clock, as a part of the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockRate {
+    pub(crate) parts: u64,
+    pub(crate) whole: u64,
+}
+
+impl ClockRate {
+    /// The kernel's own.
+    const KERNEL: Self = Self { parts: 1, whole: 1 };
+}
+
 #[cfg(not(feature = "failpoints"))]
 mod switch {
-    use super::Failpoint;
+    use super::{ClockRate, Failpoint};
 
     /// Whether this failpoint is active: never in this build.
     #[must_use]
@@ -70,10 +82,10 @@ mod switch {
         false
     }
 
-    /// The time of a clock: in this build always the kernel's.
+    /// The rate of the replica's clock: in this build always the kernel's.
     #[must_use]
-    pub const fn clock_ms(kernel_ms: u64) -> u64 {
-        kernel_ms
+    pub const fn clock_rate() -> ClockRate {
+        ClockRate::KERNEL
     }
 
     /// Checks the configured failpoints: there are none in this build.
@@ -87,9 +99,9 @@ mod switch {
 
 #[cfg(feature = "failpoints")]
 mod switch {
-    use std::sync::{LazyLock, OnceLock};
+    use std::sync::LazyLock;
 
-    use super::Failpoint;
+    use super::{ClockRate, Failpoint};
 
     const VARIABLE: &str = "DBC_FAILPOINTS";
 
@@ -104,21 +116,17 @@ mod switch {
             .is_ok_and(|active| active.contains(&failpoint))
     }
 
-    /// The time of a clock that may run at another rate than the kernel's, from its first reading
-    /// on.
+    /// The rate of the replica's clock.
     #[must_use]
-    pub fn clock_ms(kernel_ms: u64) -> u64 {
-        static FIRST_MS: OnceLock<u64> = OnceLock::new();
+    pub fn clock_rate() -> ClockRate {
+        let rate = |parts, whole| ClockRate { parts, whole };
         let rates = [
-            (Failpoint::SlowClock, (19, 20)),
-            (Failpoint::FastClock, (21, 20)),
-            (Failpoint::HalfClock, (1, 2)),
+            (Failpoint::SlowClock, rate(19, 20)),
+            (Failpoint::FastClock, rate(21, 20)),
+            (Failpoint::HalfClock, rate(1, 2)),
         ];
         let active = rates.iter().find(|(failpoint, _)| is_active(*failpoint));
-        let first_ms = *FIRST_MS.get_or_init(|| kernel_ms);
-        active.map_or(kernel_ms, |(_, (parts, whole))| {
-            first_ms + kernel_ms.saturating_sub(first_ms) * parts / whole
-        })
+        active.map_or(ClockRate::KERNEL, |(_, rate)| *rate)
     }
 
     /// Logs the active failpoints.
@@ -139,7 +147,7 @@ mod switch {
     }
 }
 
-pub use switch::{check, clock_ms, is_active};
+pub use switch::{check, clock_rate, is_active};
 
 #[cfg(any(test, feature = "failpoints"))]
 fn parse(text: &str) -> Result<Vec<Failpoint>, String> {
@@ -186,6 +194,6 @@ mod tests {
                 .iter()
                 .all(|(failpoint, _)| !is_active(*failpoint))
         );
-        assert_eq!(clock_ms(7), 7);
+        assert_eq!(clock_rate(), ClockRate::KERNEL);
     }
 }

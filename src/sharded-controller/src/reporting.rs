@@ -8,7 +8,6 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::boottime_ms;
 use crate::controller::{Parts, Replica};
 use crate::fleet::fence::TABLE_CHECK;
 use crate::fleet::state::Standing;
@@ -138,7 +137,7 @@ fn standby<C>(parts: &Parts<C>, standing: &Standing) -> String {
 
 /// Reports the shards in which every write is refused.
 fn report_refused_writes<C>(parts: &Parts<C>) {
-    let refused = parts.client.refused().all_refused(boottime_ms());
+    let refused = parts.client.refused().all_refused(parts.clock.now_ms());
     let gauge = &parts.metrics.fleet.shard_writes_refused;
     gauge.reset();
     for (shard, _) in &refused {
@@ -177,13 +176,13 @@ fn table_problem(names: &Names, standing: &Standing) -> Option<String> {
 fn refresh<C: ShardCache, R: Reconcile>(parts: &Parts<C>, pool: &Pool<Work<C, R>>, reconcile: &R) {
     parts.process.refresh();
     pool.refresh_metrics();
-    let now_ms = boottime_ms();
+    let now_ms = parts.clock.now_ms();
     let renewed_ms = parts.fleet.standing().last_renewal_ms;
     let age_ms = renewed_ms.map_or(0, |at_ms| now_ms.saturating_sub(at_ms));
     let fleet = &parts.metrics.fleet;
     let age = Duration::from_millis(age_ms);
     fleet.heartbeat_age_seconds.set(age.as_secs_f64());
-    fleet.set_fleet(parts.fleet.overview(parts.config.shards, now_ms));
+    fleet.set_fleet(parts.fleet.overview(parts.config.shards));
     fleet.set_objects(&parts.cache.counts());
     reconcile.refresh_metrics();
 }
@@ -204,6 +203,6 @@ pub(crate) fn stats<C: ShardCache, R: Reconcile>(
         ready,
         objects,
         more,
-        boottime_ms(),
+        parts.clock.now_ms(),
     )
 }

@@ -14,7 +14,6 @@ use crate::core::plan::{
 };
 use crate::postgres;
 use crate::watch::observe;
-use sharded_controller::clock::boottime_ms;
 use sharded_controller::outcome::{Cause, Failure};
 use sharded_controller::refusal::Refusal;
 
@@ -221,7 +220,7 @@ impl Run<'_> {
         self.wrote = true;
         let version = meta.resource_version.unwrap_or_default();
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, contents, boottime_ms());
+            memory.wrote_child(&child.id, version, contents, self.reconciler.clock.now_ms());
         });
         let known_generation = owned.map(|set| set.generation);
         Ok(child.id.kind == ChildKind::StatefulSet && meta.generation != known_generation)
@@ -264,7 +263,7 @@ impl Run<'_> {
         let version = marked.map_err(|refusal| self.refused(&target, refusal))?;
         self.wrote = true;
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, None, boottime_ms());
+            memory.wrote_child(&child.id, version, None, self.reconciler.clock.now_ms());
         });
         Err(Refused::NotObserved)
     }

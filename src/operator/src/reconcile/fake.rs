@@ -9,6 +9,7 @@ use http::{Method, Request, Response};
 use kube::Client;
 use parking_lot::Mutex;
 use prometheus::Registry;
+use sharded_controller::clock::Clock;
 use sharded_controller::metrics::Metrics;
 use sharded_controller::write::GuardedClient;
 
@@ -300,11 +301,14 @@ impl State {
 }
 
 impl Fake {
-    /// A client of this server.
     /// The client of a reconciler, with its metrics.
-    pub(super) fn guarded(&self, registry: Registry) -> (GuardedClient, Arc<Metrics>) {
+    pub(super) fn guarded(
+        &self,
+        registry: Registry,
+        clock: Clock,
+    ) -> (GuardedClient, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::register(registry, NAMES).unwrap());
-        let client = GuardedClient::new(self.client(), NAMES, Arc::clone(&metrics));
+        let client = GuardedClient::new(self.client(), NAMES, Arc::clone(&metrics), clock);
         (client, metrics)
     }
 

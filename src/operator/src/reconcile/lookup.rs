@@ -259,6 +259,7 @@ mod tests {
     use crate::api::names::NAMES;
     use crate::watch::observe;
     use prometheus::Registry;
+    use sharded_controller::clock::Clock;
 
     fn cluster(uid: &str) -> ClusterRecord {
         let object: DatabaseCluster = serde_json::from_value(json!({
@@ -298,7 +299,7 @@ mod tests {
     ) -> (Lookups, Arc<ReconcilerMetrics>) {
         let registry = Registry::new();
         let metrics = Arc::new(ReconcilerMetrics::register(&registry, &NAMES).unwrap());
-        let (client, _) = fake.guarded(registry);
+        let (client, _) = fake.guarded(registry, Clock::system());
         let lookups = Lookups::new(client, Arc::clone(&metrics), entries_max, time_to_live);
         (lookups, metrics)
     }

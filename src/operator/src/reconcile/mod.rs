@@ -28,7 +28,7 @@ use crate::core::observed::ClusterRecord;
 use crate::telemetry::metrics::ReconcilerMetrics;
 use crate::watch::store::Store;
 use shard_ownership::hash::{Bucket, ShardId, fnv1a64};
-use sharded_controller::clock::boottime_ms;
+use sharded_controller::clock::Clock;
 use sharded_controller::object::ObjectKey;
 use sharded_controller::outcome::{Failure, Next, Outcome};
 use sharded_controller::permit::ShardPermit;
@@ -57,6 +57,7 @@ pub struct ReconcilerConfig {
 
 /// Brings clusters to their desired state, one at a time.
 pub struct Reconciler {
+    clock: Clock,
     store: Arc<Store>,
     metrics: Arc<ReconcilerMetrics>,
     writer: Writer,
@@ -76,10 +77,12 @@ impl Reconciler {
         store: Arc<Store>,
         metrics: Arc<ReconcilerMetrics>,
         config: &ReconcilerConfig,
+        clock: Clock,
     ) -> Self {
         client.expect_kinds(ChildKind::ALL.map(ChildKind::label));
         client.expect_kinds([names::KIND]);
         Self {
+            clock,
             events: Events::new(client.clone(), &config.identity),
             writer: Writer::new(client.clone()),
             lookups: Lookups::new(
@@ -103,7 +106,7 @@ impl Reconciler {
             let spread_ms = fnv1a64(cluster.uid.as_bytes()) % self.sweep_interval_ms.max(1);
             Memory::new(
                 Arc::clone(&cluster.uid),
-                boottime_ms().saturating_add(spread_ms),
+                self.clock.now_ms().saturating_add(spread_ms),
             )
         };
         let mut entry = self

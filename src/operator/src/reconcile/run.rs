@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{SignedDuration, Unit};
 
 use super::Reconciler;
 use super::apply::{Applied, Refused, Steps};
@@ -22,7 +22,6 @@ use crate::core::status::{
 };
 use crate::postgres::{self, Source};
 use sharded_controller::backoff::Outlook;
-use sharded_controller::clock::boottime_ms;
 use sharded_controller::object::ObjectKey;
 use sharded_controller::outcome::{Cause, Failure, Next, Outcome};
 use sharded_controller::permit::ShardPermit;
@@ -92,7 +91,7 @@ impl<'a> Run<'a> {
             .filter(|set| is_ours(&set.child, cluster));
         let source = self.source(owned, owned.and_then(|set| set.claim.as_ref()));
         let desired = self.desired(&source);
-        let now_ms = boottime_ms();
+        let now_ms = self.reconciler.clock.now_ms();
         let children = self.other_children(&desired);
         let (plan, sweep) = self.reconciler.with_memory(cluster, |memory| {
             if cluster.status.observed_generation != cluster.generation {
@@ -164,7 +163,9 @@ impl<'a> Run<'a> {
         }
         if steps.sweep && applied.failure.is_none() {
             let reconciler = self.reconciler;
-            reconciler.with_memory(self.cluster, |memory| memory.swept(boottime_ms()));
+            reconciler.with_memory(self.cluster, |memory| {
+                memory.swept(self.reconciler.clock.now_ms())
+            });
         }
         self.report(owned, applied).await
     }
@@ -262,7 +263,7 @@ impl<'a> Run<'a> {
         self.wrote = true;
         self.version.clone_from(&version);
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_cluster(version, boottime_ms());
+            memory.wrote_cluster(version, self.reconciler.clock.now_ms());
         });
     }
 
@@ -302,7 +303,7 @@ impl<'a> Run<'a> {
             let generation = self.cluster.generation;
             let reconciler = self.reconciler;
             let took_ms = reconciler.with_memory(self.cluster, |memory| {
-                memory.change_done(generation, boottime_ms())
+                memory.change_done(generation, self.reconciler.clock.now_ms())
             });
             if let Some(ms) = took_ms {
                 let seconds = std::time::Duration::from_millis(ms).as_secs_f64();
@@ -340,7 +341,11 @@ impl<'a> Run<'a> {
             return None;
         }
         let reported = update.status.as_ref().unwrap_or(&self.cluster.status);
-        let waited = Timestamp::now().duration_since(progressing_since(reported)?);
+        let waited = self
+            .reconciler
+            .clock
+            .now()
+            .duration_since(progressing_since(reported)?);
         let rest_ms = u64::try_from((PATIENCE - waited).as_millis()).ok()?;
         // Jitter must not bring it forward: it would be too early then, and a second check needed.
         Some((rest_ms + 500) * 10 / 9)
@@ -364,7 +369,9 @@ impl<'a> Run<'a> {
     /// watch.
     fn recheck(&self) -> Next {
         let reconciler = self.reconciler;
-        let waited_ms = reconciler.with_memory(self.cluster, |memory| memory.awaits(boottime_ms()));
+        let waited_ms = reconciler.with_memory(self.cluster, |memory| {
+            memory.awaits(self.reconciler.clock.now_ms())
+        });
         Next::RequeueAfter {
             ms: (waited_ms / 2).clamp(FORMER_MS.0, FORMER_MS.1),
         }
@@ -396,7 +403,7 @@ impl<'a> Run<'a> {
 
     fn with_next_try(&self, message: &str, outlook: &Outlook) -> String {
         let in_ms = i64::try_from(outlook.retry_in_ms).unwrap_or(i64::MAX);
-        let now = Timestamp::now();
+        let now = self.reconciler.clock.now();
         let at = now.checked_add(SignedDuration::from_millis(in_ms));
         let reconciler = self.reconciler;
         let at = reconciler.with_memory(self.cluster, |memory| memory.next_try(at.unwrap_or(now)));
@@ -453,7 +460,7 @@ impl<'a> Run<'a> {
             primary,
             selector: &postgres::selector_text(&self.cluster.key.name),
             token: self.permit.token(),
-            now: Timestamp::now(),
+            now: self.reconciler.clock.now(),
         })
     }
 
@@ -498,7 +505,7 @@ impl<'a> Run<'a> {
         }
         let is_degraded = matches!(Stage::reconstruct(status), Stage::Degraded(_));
         let is_late = progressing_since(status)
-            .is_some_and(|since| Timestamp::now().duration_since(since) >= PATIENCE);
+            .is_some_and(|since| self.reconciler.clock.now().duration_since(since) >= PATIENCE);
         if !is_degraded && !is_late {
             return None;
         }

@@ -23,7 +23,7 @@ use super::leases::{LeaseStore, ObservedLease};
 use super::shard_table::ShardTable;
 use super::state::FleetState;
 use super::table::{self, TableStore};
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::failpoints::{Failpoint, is_active};
 use crate::metrics::{GIVEN_UP, Metrics};
 use crate::names::Names;
@@ -100,7 +100,9 @@ pub struct AgentParts<H> {
     pub watch_table: Api<ShardTable>,
     /// Notified when shards are gained and lost.
     pub host: H,
-    /// Until when we may act.
+    /// The clock of ownership.
+    pub clock: Clock,
+    /// Until when we may act, by that clock.
     pub validity: Arc<Validity>,
     /// State of the fleet, for other parts of the process.
     pub state: Arc<FleetState>,
@@ -127,7 +129,11 @@ pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> ExitReason {
     if is_active(Failpoint::Agent) {
         std::future::pending::<()>().await;
     }
-    let machine = Ownership::new(parts.settings.clone(), nonce(), boottime_ms());
+    let machine = Ownership::new(
+        parts.settings.clone(),
+        nonce(&parts.clock),
+        parts.clock.now_ms(),
+    );
     let mut leases = watch(parts.names, parts.watch_api.clone());
     let mut tables = watch_table(parts.names, parts.watch_table.clone());
     let mut agent = Agent {
@@ -197,7 +203,6 @@ fn is_kind_missing(error: &watcher::Error) -> bool {
     }
 }
 
-/// A nonce that no other life of any replica has: 128 bits from the operating system.
 fn kind_missing(names: &Names) -> String {
     format!(
         "the CRD shardtables.{} is missing; apply {}/crd.yaml",
@@ -205,7 +210,8 @@ fn kind_missing(names: &Names) -> String {
     )
 }
 
-fn nonce() -> String {
+/// A nonce that no other life of any replica has: 128 bits from the operating system.
+fn nonce(clock: &Clock) -> String {
     if is_active(Failpoint::Incarnation) {
         return "always-the-same".to_owned();
     }
@@ -214,7 +220,7 @@ fn nonce() -> String {
     if got.unwrap_or(0) < bytes.len() {
         // Without a source of randomness, the clock and the process id still distinguish two
         // incarnations.
-        let fallback = format!("{}-{}", boottime_ms(), std::process::id());
+        let fallback = format!("{}-{}", clock.now_ms(), std::process::id());
         return fallback;
     }
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -326,7 +332,7 @@ impl<H: ShardHost> Agent<H> {
     }
 
     fn step(&mut self, event: Event) {
-        let now_ms = boottime_ms();
+        let now_ms = self.parts.clock.now_ms();
         for action in self.machine.handle(now_ms, event) {
             self.execute(action);
         }
@@ -393,7 +399,8 @@ impl<H: ShardHost> Agent<H> {
             Action::Drain(shard) => {
                 tracing::info!(%shard, "handing the shard over: draining its work first");
                 self.count_move(GIVEN_UP);
-                self.draining_since_ms.insert(shard, boottime_ms());
+                self.draining_since_ms
+                    .insert(shard, self.parts.clock.now_ms());
                 self.parts.host.drain(shard);
             }
             Action::Resume(shard) => {
@@ -404,7 +411,7 @@ impl<H: ShardHost> Agent<H> {
             Action::Halt(shard, reason) => self.halt(shard, reason),
             Action::NeedIncarnation => {
                 tracing::warn!("this incarnation is dead: starting a new one");
-                let fresh = nonce();
+                let fresh = nonce(&self.parts.clock);
                 self.requests
                     .spawn(async move { Event::Reincarnate(fresh) });
             }
@@ -476,7 +483,7 @@ impl<H: ShardHost> Agent<H> {
     /// A shard that was being given up is watched no more: somebody else has it.
     fn handed_over(&mut self, shard: ShardId) {
         if let Some(since_ms) = self.draining_since_ms.remove(&shard) {
-            let took = Duration::from_millis(boottime_ms().saturating_sub(since_ms));
+            let took = Duration::from_millis(self.parts.clock.now_ms().saturating_sub(since_ms));
             self.parts
                 .metrics
                 .fleet

@@ -25,7 +25,7 @@ use super::leases::{LeaseStore, ObservedLease};
 use super::shard_table::{ShardTable, ShardTableEntry, ShardTableSpec};
 use super::state::FleetState;
 use super::table::TableStore;
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::failpoints::{Failpoint, is_active};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -418,6 +418,7 @@ pub struct LeaseRefresher {
     table: TableStore,
     agent: AgentHandle,
     fleet: Arc<FleetState>,
+    clock: Clock,
     /// When each shard was last refreshed. Locked for one lookup, never across an await.
     refreshed_ms: Mutex<BTreeMap<ShardId, u64>>,
 }
@@ -431,6 +432,7 @@ impl LeaseRefresher {
         table: TableStore,
         agent: AgentHandle,
         fleet: Arc<FleetState>,
+        clock: Clock,
     ) -> Self {
         Self {
             names,
@@ -438,6 +440,7 @@ impl LeaseRefresher {
             table,
             agent,
             fleet,
+            clock,
             refreshed_ms: Mutex::default(),
         }
     }
@@ -470,7 +473,7 @@ impl LeaseRefresher {
     }
 
     fn is_due(&self, shard: ShardId) -> bool {
-        let now_ms = boottime_ms();
+        let now_ms = self.clock.now_ms();
         let mut refreshed_ms = self.refreshed_ms.lock();
         let last_ms = refreshed_ms.get(&shard).copied();
         let due =

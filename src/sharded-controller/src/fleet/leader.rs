@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::leases::{CALL_TIMEOUT, LeaseStore};
 use super::state::FleetState;
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::failpoints::{Failpoint, is_active};
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -44,6 +44,8 @@ pub struct LeaderParts {
     pub renew: Duration,
     /// Number of shards.
     pub shards: ShardCount,
+    /// The clock of the replica.
+    pub clock: Clock,
     /// The Leases, for planning.
     pub store: LeaseStore,
     /// State of the fleet.
@@ -137,7 +139,10 @@ impl Leader {
     async fn plan(&mut self) {
         let (members, shards) = self.parts.state.decoded();
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
-        if !self.stabilization.allows_moves(boottime_ms(), &fleet) {
+        if !self
+            .stabilization
+            .allows_moves(self.parts.clock.now_ms(), &fleet)
+        {
             return;
         }
         let moves = fleet.moves(move_budget(self.parts.shards));
@@ -201,7 +206,10 @@ impl Leader {
     /// Removes the Leases of dead members that no shard names any more.
     async fn remove_dead_members(&mut self) {
         let (members, shards) = self.parts.state.decoded();
-        for member in self.dead.removable(boottime_ms(), members, &shards) {
+        for member in self
+            .dead
+            .removable(self.parts.clock.now_ms(), members, &shards)
+        {
             self.remove(&member).await;
         }
     }

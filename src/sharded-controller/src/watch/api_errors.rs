@@ -6,7 +6,7 @@ use std::fmt::Write;
 use parking_lot::Mutex;
 
 use super::kinds::{ShardCache, WatchedKind as _};
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::names::Names;
 
 /// Minimum time between two equal lines about the same resource.
@@ -56,6 +56,7 @@ impl Entry {
 /// The lock is held for a lookup only.
 #[derive(Debug)]
 pub struct ApiErrors {
+    clock: Clock,
     manifests: &'static str,
     /// Plural of the sharded kind.
     owner: &'static str,
@@ -67,13 +68,14 @@ pub struct ApiErrors {
 impl ApiErrors {
     /// Nothing is wrong yet.
     #[must_use]
-    pub fn new<C: ShardCache>(names: &Names) -> Self {
+    pub fn new<C: ShardCache>(names: &Names, clock: Clock) -> Self {
         let (group, owner) = (C::Owner::GROUP, C::Owner::PLURAL);
-        Self::of(names, group, owner)
+        Self::of(names, group, owner, clock)
     }
 
-    fn of(names: &Names, group: &str, owner: &'static str) -> Self {
+    fn of(names: &Names, group: &str, owner: &'static str, clock: Clock) -> Self {
         Self {
+            clock,
             manifests: names.manifests,
             owner,
             kind_missing: format!(
@@ -113,14 +115,14 @@ impl ApiErrors {
 
     /// Notes a trouble, and logs it unless the same was logged within a minute.
     pub fn report(&self, what: &'static str, line: String) {
-        if self.note(what, line.clone(), boottime_ms()) {
+        if self.note(what, line.clone(), self.clock.now_ms()) {
             tracing::warn!(what, "{line}");
         }
     }
 
     /// The resource works again.
     pub fn clear(&self, what: &'static str) {
-        if self.note_end(what, boottime_ms()) {
+        if self.note_end(what, self.clock.now_ms()) {
             tracing::info!(what, "{WORKS_AGAIN}");
         }
     }
@@ -173,7 +175,7 @@ mod tests {
     const CRD_MISSING: &str = "the CRD examples.example.io is missing; apply deploy/crd.yaml";
 
     fn api_errors() -> ApiErrors {
-        ApiErrors::of(&NAMES, "example.io", CLUSTERS)
+        ApiErrors::of(&NAMES, "example.io", CLUSTERS, Clock::system())
     }
 
     #[test]

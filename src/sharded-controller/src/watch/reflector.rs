@@ -24,7 +24,7 @@ use super::mode::{FilterDoubts, monitor_mode};
 use super::request::ListWatchRequest;
 use super::selector::{shard_selector, with_selector};
 use super::source::{ShardFilter, Source, SourceConfig};
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::fleet::agent::AgentHandle;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -51,6 +51,8 @@ pub struct ReflectorParts<C> {
     pub count: ShardCount,
     /// Where the records are kept.
     pub store: Arc<C>,
+    /// The clock of the replica.
+    pub clock: Clock,
     /// What is wrong, for the log and /readyz.
     pub api_errors: Arc<ApiErrors>,
     /// The metrics.
@@ -150,7 +152,7 @@ impl<C: ShardCache> ShardReflector<C> {
             });
         }
         if may_shard {
-            let chooser = ModeChooser::new(boottime_ms(), mode);
+            let chooser = ModeChooser::new(inner.parts.clock.now_ms(), mode);
             inner.tasks.spawn(monitor_mode(Arc::clone(&inner), chooser));
         }
         Self { inner }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::clock::Clock;
 use crate::names::testing::NAMES;
 use prometheus::Registry;
 
@@ -158,7 +159,7 @@ fn key(n: usize) -> ObjectKey {
 }
 
 fn permit(shard: ShardId, epoch: u32, ended: &CancellationToken) -> ShardPermit {
-    let validity = Arc::new(Validity::default());
+    let validity = Arc::new(Validity::new(Clock::system()));
     validity.set_until_ms(u64::MAX);
     let token = FencingToken {
         table: "table".into(),
