@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::hash::{Bucket, ShardCount, ShardId, fnv1a64};
+use super::liveness::Holder;
 use super::resource_version::is_older;
 
 /// Value in place of the number of shards for a replica that watches other namespaces. No fleet has so
@@ -83,7 +84,16 @@ impl MemberLease {
     /// Whether its incarnation was vacated.
     #[must_use]
     pub fn is_vacated(&self) -> bool {
-        self.holder.is_empty()
+        self.as_holder().is_nobody()
+    }
+
+    /// The incarnation that lives under this identity.
+    #[must_use]
+    pub fn as_holder(&self) -> Holder<'_> {
+        Holder {
+            identity: &self.holder,
+            incarnation: &self.incarnation,
+        }
     }
 }
 
@@ -104,6 +114,17 @@ pub struct ShardLease {
     pub shards: u16,
     /// Planned next holder.
     pub successor: Option<Successor>,
+}
+
+impl ShardLease {
+    /// The incarnation that holds the shard.
+    #[must_use]
+    pub fn as_holder(&self) -> Holder<'_> {
+        Holder {
+            identity: &self.holder,
+            incarnation: &self.incarnation,
+        }
+    }
 }
 
 /// The planned next holder of a shard: one incarnation of a replica.

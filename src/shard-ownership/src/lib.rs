@@ -3,6 +3,7 @@
 pub mod dead_members;
 pub mod hash;
 pub mod lease;
+pub mod liveness;
 pub mod members;
 pub mod ownership;
 pub mod planner;
