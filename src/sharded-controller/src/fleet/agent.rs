@@ -251,17 +251,22 @@ impl<H: ShardHost> Agent<H> {
             }
             Ok(watcher::Event::InitDone) => Some(self.listed()),
             Ok(watcher::Event::Apply(lease)) => {
-                let event = self.parts.store.decode(&lease).map(|seen| match seen {
-                    ObservedLease::Member(member) => Event::MemberObserved(member),
-                    ObservedLease::Shard(shard) => Event::ShardObserved(shard),
-                });
+                let event = self
+                    .parts
+                    .store
+                    .codec()
+                    .decode(&lease)
+                    .map(|seen| match seen {
+                        ObservedLease::Member(member) => Event::MemberObserved(member),
+                        ObservedLease::Shard(shard) => Event::ShardObserved(shard),
+                    });
                 self.parts.state.remember(lease);
                 event
             }
             Ok(watcher::Event::Delete(lease)) => {
                 let name = lease.metadata.name.clone().unwrap_or_default();
                 self.parts.state.forget(&name);
-                match self.parts.store.decode(&lease)? {
+                match self.parts.store.codec().decode(&lease)? {
                     ObservedLease::Member(m) => Some(Event::MemberDeleted {
                         identity: m.identity,
                         uid: m.version.uid,
@@ -280,15 +285,8 @@ impl<H: ShardHost> Agent<H> {
     }
 
     fn listed(&mut self) -> Event {
-        let (mut members, mut shards) = (Vec::new(), Vec::new());
         let listing = std::mem::take(&mut self.listing);
-        for lease in &listing {
-            match self.parts.store.decode(lease) {
-                Some(ObservedLease::Member(member)) => members.push(member),
-                Some(ObservedLease::Shard(shard)) => shards.push(shard),
-                None => {}
-            }
-        }
+        let (members, shards) = self.parts.store.codec().decode_all(&listing);
         self.parts.state.listed(listing);
         Event::Listed { members, shards }
     }

@@ -459,7 +459,7 @@ impl LeaseRefresher {
             }
             Ok(None) => {
                 if let Some(ObservedLease::Shard(deleted)) =
-                    known.and_then(|lease| self.leases.decode(&lease))
+                    known.and_then(|lease| self.leases.codec().decode(&lease))
                 {
                     let uid = deleted.version.uid;
                     self.agent.send(Event::ShardDeleted { shard, uid }).await;

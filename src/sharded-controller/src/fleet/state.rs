@@ -15,6 +15,7 @@ use crate::fleet::history::History;
 use crate::names::Names;
 use shard_ownership::hash::ShardCount;
 use shard_ownership::lease::{MemberLease, ShardLease};
+use shard_ownership::liveness::has_expired;
 use shard_ownership::planner::{Fleet, Overview};
 
 /// State of the fleet for the other parts of the process: the Leases as last observed, and the
@@ -164,7 +165,7 @@ impl FleetState {
         self.recall(|history| {
             members.retain(|member| {
                 let age = history.age(&self.names.member_lease(&member.identity), now_ms);
-                age.is_none_or(|age| age.age_ms <= member.lease_ms)
+                age.is_none_or(|age| !has_expired(age.age_ms, member.lease_ms))
             });
         });
         Some(Fleet::new(count, &members, &shards).overview())
