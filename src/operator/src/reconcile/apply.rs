@@ -157,7 +157,7 @@ impl Run<'_> {
                 false => None,
             };
             let known = owned.and_then(|set| set.claim.as_ref());
-            let source = self.source(owned, over_claims.as_ref().or(known));
+            let source = self.source(over_claims.as_ref().or(known));
             let manifest = source.manifest(child, self.permit.token());
             let done = self.apply_one(child, manifest, step, owned).await;
             applied.changed |= applied.pass_over(done)?;

@@ -44,6 +44,11 @@ pub(super) struct Run<'a> {
     pub(super) cluster: &'a ClusterRecord,
     pub(super) permit: &'a ShardPermit,
     pub(super) backlog: &'a dyn Backlog,
+    /// As the watch showed it when the run began; also one that is not ours.
+    statefulset: Option<Arc<StatefulSetRecord>>,
+    /// Whether the volume of the primary has data: according to the status and the running Pods, or, if
+    /// a restore dropped the status, the ConfigMap.
+    initialized: bool,
     /// The cluster's version after our last write.
     version: String,
     pub(super) wrote: bool,
@@ -60,7 +65,26 @@ impl<'a> Run<'a> {
         permit: &'a ShardPermit,
         backlog: &'a dyn Backlog,
     ) -> Self {
+        let (key, store) = (&cluster.key, &reconciler.store);
+        let name: Arc<str> = postgres::statefulset_name(&key.name).into();
+        let statefulset = store.statefulset(&ObjectKey {
+            namespace: Arc::clone(&key.namespace),
+            name: Arc::clone(&name),
+        });
+        let owned = statefulset
+            .as_deref()
+            .filter(|set| is_ours(&set.child, cluster));
+        let config = ChildId {
+            kind: ChildKind::ConfigMap,
+            name,
+        };
+        let is_configured = || {
+            let config = store.child(&key.namespace, &config);
+            config.is_some_and(|config| config.reports_initialized && is_ours(&config, cluster))
+        };
         Self {
+            initialized: is_initialized(cluster, owned) || is_configured(),
+            statefulset,
             reconciler,
             cluster,
             permit,
@@ -85,11 +109,11 @@ impl<'a> Run<'a> {
 
     async fn gather_and_act(&mut self) -> Result<Outcome, Failure> {
         let cluster = self.cluster;
-        let statefulset = self.statefulset();
+        let statefulset = self.statefulset.clone();
         let owned = statefulset
             .as_deref()
             .filter(|set| is_ours(&set.child, cluster));
-        let source = self.source(owned, owned.and_then(|set| set.claim.as_ref()));
+        let source = self.source(owned.and_then(|set| set.claim.as_ref()));
         let desired = self.desired(&source);
         let now_ms = self.reconciler.clock.now_ms();
         let children = self.other_children(&desired);
@@ -103,7 +127,7 @@ impl<'a> Run<'a> {
                 statefulset: statefulset.as_deref(),
                 children: &children,
                 desired: &desired,
-                initialized: source.initialized,
+                initialized: self.initialized,
                 sweep,
                 now_ms,
             };
@@ -170,42 +194,16 @@ impl<'a> Run<'a> {
         self.report(owned, applied).await
     }
 
-    fn statefulset(&self) -> Option<Arc<StatefulSetRecord>> {
-        let key = &self.cluster.key;
-        self.reconciler.store.statefulset(&ObjectKey {
-            namespace: Arc::clone(&key.namespace),
-            name: postgres::statefulset_name(&key.name).into(),
-        })
-    }
-
     /// The input from which the children are rendered, with the given claim template.
-    pub(super) fn source<'b>(
-        &self,
-        owned: Option<&StatefulSetRecord>,
-        claim: Option<&'b ClaimTemplate>,
-    ) -> Source<'b>
+    pub(super) fn source<'b>(&self, claim: Option<&'b ClaimTemplate>) -> Source<'b>
     where
         'a: 'b,
     {
         Source {
             cluster: self.cluster,
             claim,
-            initialized: self.is_initialized(owned),
+            initialized: self.initialized,
         }
-    }
-
-    /// Whether the volume of the primary has data: according to the status and the running Pods,
-    /// or, if a restore dropped the status, the ConfigMap.
-    fn is_initialized(&self, owned: Option<&StatefulSetRecord>) -> bool {
-        let key = &self.cluster.key;
-        let id = ChildId {
-            kind: ChildKind::ConfigMap,
-            name: postgres::statefulset_name(&key.name).into(),
-        };
-        let config = || self.reconciler.store.child(&key.namespace, &id);
-        is_initialized(self.cluster, owned)
-            || config()
-                .is_some_and(|config| config.reports_initialized && is_ours(&config, self.cluster))
     }
 
     /// The desired children; rendered again only if their input has changed.
@@ -278,7 +276,7 @@ impl<'a> Run<'a> {
         }
         let pods = self.diagnose_pods(owned, &applied).await;
         if pods.as_ref().is_some_and(|pods| pods.why.is_none())
-            && self.is_initialized(owned)
+            && self.initialized
             && let Err(refused) = self.settle_secret(SecretStep::Probe).await
         {
             applied.note(refused);
@@ -322,7 +320,7 @@ impl<'a> Run<'a> {
             (None, Some(Problem::Transient(why))) if why.reason == reason::WAITING => {
                 Ok(self.outcome(self.recheck()))
             }
-            (None, _) if update.next == Next::Waiting && self.suspects_secret(owned) => {
+            (None, _) if update.next == Next::Waiting && self.suspects_secret() => {
                 Ok(self.outcome(self.recheck()))
             }
             (None, _) => {
@@ -359,10 +357,9 @@ impl<'a> Run<'a> {
     }
 
     /// Whether the Secret may go with a former cluster, and has to be re-created then.
-    fn suspects_secret(&self, owned: Option<&StatefulSetRecord>) -> bool {
+    fn suspects_secret(&self) -> bool {
         let reconciler = self.reconciler;
-        !self.is_initialized(owned)
-            && reconciler.with_memory(self.cluster, |memory| memory.suspects_secret())
+        !self.initialized && reconciler.with_memory(self.cluster, |memory| memory.suspects_secret())
     }
 
     /// When to check again for leftovers of a former cluster: they may lie in a shard that we do not
@@ -452,7 +449,7 @@ impl<'a> Run<'a> {
         compute_status(&Done {
             cluster: self.cluster,
             statefulset: owned,
-            initialized: self.is_initialized(owned),
+            initialized: self.initialized,
             volume_size: applied.volume_size.as_deref(),
             changed: applied.changed,
             problem: applied.problem.as_ref(),
