@@ -7,7 +7,11 @@
 
 /// One part of the protection, switched off; or a part of the program that does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failpoint {
+#[cfg_attr(
+    not(feature = "failpoints"),
+    allow(dead_code, reason = "without the feature, no name of them is read")
+)]
+pub(crate) enum Failpoint {
     /// The replica goes on after its validity ended, until the Leases show it another holder.
     Validity,
     /// Lease writes name neither uid nor version: the last one wins.
@@ -40,9 +44,10 @@ pub enum Failpoint {
     HalfClock,
 }
 
+#[cfg(any(test, feature = "failpoints"))]
 impl Failpoint {
     /// All of them, with their names.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub(crate) const ALL: [(Self, &'static str); 14] = [
         (Self::Validity, "validity"),
         (Self::CompareAndSwap, "compare-and-swap"),
         (Self::Uid, "uid"),
@@ -62,7 +67,7 @@ impl Failpoint {
 
 /// The rate of a clock, as a part of the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClockRate {
+pub(crate) struct ClockRate {
     pub(crate) parts: u64,
     pub(crate) whole: u64,
 }
@@ -78,13 +83,13 @@ mod switch {
 
     /// Whether this failpoint is active: never in this build.
     #[must_use]
-    pub const fn is_active(_: Failpoint) -> bool {
+    pub(crate) const fn is_active(_: Failpoint) -> bool {
         false
     }
 
     /// The rate of the replica's clock: in this build always the kernel's.
     #[must_use]
-    pub const fn clock_rate() -> ClockRate {
+    pub(crate) const fn clock_rate() -> ClockRate {
         ClockRate::KERNEL
     }
 
@@ -92,7 +97,7 @@ mod switch {
     ///
     /// # Errors
     /// Never in this build.
-    pub const fn check() -> Result<(), String> {
+    pub(crate) const fn check() -> Result<(), String> {
         Ok(())
     }
 }
@@ -110,7 +115,7 @@ mod switch {
 
     /// Whether this failpoint is active.
     #[must_use]
-    pub fn is_active(failpoint: Failpoint) -> bool {
+    pub(crate) fn is_active(failpoint: Failpoint) -> bool {
         ACTIVE
             .as_ref()
             .is_ok_and(|active| active.contains(&failpoint))
@@ -118,7 +123,7 @@ mod switch {
 
     /// The rate of the replica's clock.
     #[must_use]
-    pub fn clock_rate() -> ClockRate {
+    pub(crate) fn clock_rate() -> ClockRate {
         let rate = |parts, whole| ClockRate { parts, whole };
         let rates = [
             (Failpoint::SlowClock, rate(19, 20)),
@@ -133,7 +138,7 @@ mod switch {
     ///
     /// # Errors
     /// When a name is not that of a failpoint: an experiment must not pass because of a typo.
-    pub fn check() -> Result<(), String> {
+    pub(crate) fn check() -> Result<(), String> {
         let active = ACTIVE
             .as_ref()
             .map_err(|why| format!("{VARIABLE}: {why}"))?;
@@ -147,7 +152,7 @@ mod switch {
     }
 }
 
-pub use switch::{check, clock_rate, is_active};
+pub(crate) use switch::{check, clock_rate, is_active};
 
 #[cfg(any(test, feature = "failpoints"))]
 fn parse(text: &str) -> Result<Vec<Failpoint>, String> {

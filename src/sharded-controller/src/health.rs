@@ -7,9 +7,11 @@ use serde::Serialize;
 
 use crate::text::safe;
 
+/// Name of the check that fails while the API server does not serve one of the operator's kinds.
+pub const KIND_CHECK: &str = "crd";
+
 const REASON_CHARS_MAX: usize = 300;
 
-/// The state of one named check.
 /// One check of a replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckView {
@@ -72,12 +74,12 @@ impl Health {
     }
 
     /// Sets an informational check, which does not affect readiness.
-    pub fn inform<E: Display>(&self, name: &'static str, result: Result<(), E>) {
+    pub(crate) fn inform<E: Display>(&self, name: &'static str, result: Result<(), E>) {
         self.record(name, false, result.err().map(|problem| problem.to_string()));
     }
 
     /// Reports that this process cannot recover by itself and must be restarted. This is final.
-    pub fn give_up(&self, reason: impl Display) {
+    pub(crate) fn give_up(&self, reason: impl Display) {
         let reason = safe(&reason.to_string(), REASON_CHARS_MAX);
         let mut state = self.state.lock();
         state.beyond_recovery.get_or_insert(reason);

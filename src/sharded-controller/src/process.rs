@@ -30,7 +30,7 @@ pub fn count_panics() {
 
 /// The values in `/proc/self/stat`, in base units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProcessStats {
+pub(crate) struct ProcessStats {
     /// CPU time, user and system.
     pub cpu_seconds: f64,
     /// Resident memory.
@@ -45,7 +45,7 @@ pub struct ProcessStats {
 
 /// Units in which the kernel counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KernelUnits {
+pub(crate) struct KernelUnits {
     /// Clock ticks in a second.
     pub ticks_per_second: u64,
     /// Bytes in a page.
@@ -55,7 +55,7 @@ pub struct KernelUnits {
 impl KernelUnits {
     /// The units of the kernel that runs this process.
     #[must_use]
-    pub fn of_this_kernel() -> Self {
+    pub(crate) fn of_this_kernel() -> Self {
         Self {
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
             page_bytes: rustix::param::page_size() as u64,
@@ -65,7 +65,7 @@ impl KernelUnits {
 
 /// Parses the text of `/proc/<pid>/stat`; `None` if it does not have that format.
 #[must_use]
-pub fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessStats> {
+pub(crate) fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessStats> {
     // The name of the program stands in parentheses and may itself hold spaces and parentheses.
     let (_, after_name) = text.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
@@ -83,13 +83,13 @@ pub fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessStats> {
 
 /// Seconds since the Unix epoch at which the machine started, from the text of `/proc/stat`.
 #[must_use]
-pub fn parse_boot_time(text: &str) -> Option<f64> {
+pub(crate) fn parse_boot_time(text: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix("btime "))?;
     line.trim().parse().ok()
 }
 
 /// Copies the statistics into the metrics.
-pub struct ProcessCollector {
+pub(crate) struct ProcessCollector {
     root: PathBuf,
     units: KernelUnits,
     metrics: Arc<Metrics>,
@@ -101,7 +101,7 @@ pub struct ProcessCollector {
 impl ProcessCollector {
     /// A collector for this process, whose tasks run on `runtime`.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, runtime: Handle) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, runtime: Handle) -> Self {
         Self::with_root(Path::new("/"), metrics, runtime)
     }
 
@@ -121,7 +121,7 @@ impl ProcessCollector {
     }
 
     /// Reads all values again. What cannot be read keeps its last value.
-    pub fn refresh(&self) {
+    pub(crate) fn refresh(&self) {
         let _one_at_a_time = self.refreshing.lock();
         self.refresh_process();
         self.refresh_cgroup();

@@ -83,7 +83,7 @@ impl RefusedWrites {
     }
 
     /// The shards of which all writes are refused, in order, with what was said last.
-    pub fn all_refused(&self, now_ms: u64) -> Vec<(ShardId, String)> {
+    pub(crate) fn all_refused(&self, now_ms: u64) -> Vec<(ShardId, String)> {
         let mut found: Vec<_> = self
             .shards
             .iter()

@@ -11,15 +11,13 @@ use tokio_util::sync::CancellationToken;
 use crate::controller::{Parts, Replica};
 use crate::fleet::fence::TABLE_CHECK;
 use crate::fleet::state::Standing;
+use crate::health::KIND_CHECK;
 use crate::host::Work;
 use crate::liveness::{CHECK_EVERY, Progress, monitor};
 use crate::names::Names;
 use crate::pool::{Pool, Reconcile};
 use crate::server::{ExtraRoutes, Server};
 use crate::watch::kinds::ShardCache;
-
-/// Name of the check that fails while the API server does not serve one of the operator's kinds.
-pub const KIND_CHECK: &str = "crd";
 
 /// Serves HTTP until `stop`, on a thread of its own: requests, however many and however large, compete
 /// with each other, and not with heartbeats. Gives the end of it.

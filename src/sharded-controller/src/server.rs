@@ -41,7 +41,7 @@ const CROSS_ORIGIN: [(HeaderName, &str); 2] = [
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Copies statistics into the metrics before they are rendered.
-pub type Refresh = Box<dyn Fn() + Send + Sync>;
+pub(crate) type Refresh = Box<dyn Fn() + Send + Sync>;
 
 /// Routes that an operator adds to its HTTP server.
 #[derive(Debug, Default)]
@@ -54,7 +54,7 @@ pub struct ExtraRoutes {
 
 /// How much the server lets clients use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HttpLimits {
+pub(crate) struct HttpLimits {
     /// Maximum number of connections; a further one closes the one that is idle for longest.
     pub connections_max: usize,
     /// How long a connection may take to send a request's head, and may stay idle.

@@ -24,13 +24,13 @@ struct Sample {
 
 /// CPU time and failures at some earlier times. Bounded to about a minute.
 #[derive(Debug, Default)]
-pub struct Rates {
+pub(crate) struct Rates {
     samples: Mutex<VecDeque<Sample>>,
 }
 
 /// Rates since these samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rate {
+pub(crate) struct Rate {
     /// CPU cores in use recently; `None` before the second update.
     pub cpu_cores: Option<f64>,
     /// Failed reconciles of the last minute.
@@ -39,7 +39,7 @@ pub struct Rate {
 
 impl Rates {
     /// The rates now.
-    pub fn update(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
+    pub(crate) fn update(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
         let mut samples = self.samples.lock();
         let age_ms = |sample: &Sample| now_ms.saturating_sub(sample.at_ms);
         while samples
@@ -77,7 +77,7 @@ impl Rates {
 
 /// The statistics as a short JSON object of numbers, from metrics that were just refreshed.
 #[must_use]
-pub fn stats(
+pub(crate) fn stats(
     metrics: &Metrics,
     rates: &Rates,
     ready: bool,

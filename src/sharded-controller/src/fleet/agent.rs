@@ -38,7 +38,7 @@ const TICK: Duration = Duration::from_millis(100);
 const EVENTS_MAX: usize = 1024;
 
 /// The actions of this process when it gains, drains and loses a shard.
-pub trait ShardHost: Send + 'static {
+pub(crate) trait ShardHost: Send + 'static {
     /// Watch a shard; send [`Event::Warm`] when everything is listed.
     fn watch(&mut self, shard: ShardId);
     /// Stop watching, and forget all objects of the shard.
@@ -77,7 +77,7 @@ pub fn channel() -> (AgentHandle, mpsc::Receiver<Event>) {
 
 /// Why the agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExitReason {
+pub(crate) enum ExitReason {
     /// Everything was handed back.
     HandedBack,
     /// Another process uses our identity.
@@ -85,7 +85,7 @@ pub enum ExitReason {
 }
 
 /// The parts of an agent.
-pub struct AgentParts<H> {
+pub(crate) struct AgentParts<H> {
     /// Names of the operator.
     pub names: Names,
     /// What this replica is.
@@ -125,7 +125,7 @@ struct Agent<H> {
 }
 
 /// Runs until everything was handed back after [`Event::Shutdown`].
-pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> ExitReason {
+pub(crate) async fn run<H: ShardHost>(parts: AgentParts<H>) -> ExitReason {
     if is_active(Failpoint::Agent) {
         std::future::pending::<()>().await;
     }

@@ -12,7 +12,7 @@ use crate::text::safe;
 use shard_ownership::liveness::{Holder, is_live_holder};
 
 /// Maximum number of moves that are remembered; older ones are dropped.
-pub const MOVES_MAX: usize = 64;
+pub(crate) const MOVES_MAX: usize = 64;
 /// Maximum number of Leases whose renewals are tracked; a view does not show more.
 const LEASES_MAX: usize = 1024;
 const NAME_CHARS_MAX: usize = 100;

@@ -29,7 +29,7 @@ use shard_ownership::planner::{Fleet, Stabilization, move_budget};
 const PLAN_EVERY: Duration = Duration::from_millis(200);
 
 /// The parts of a candidate.
-pub struct LeaderParts {
+pub(crate) struct LeaderParts {
     /// Names of the operator.
     pub names: Names,
     /// Client for the election, and for tidying.
@@ -55,7 +55,7 @@ pub struct LeaderParts {
 }
 
 /// Takes part in the election until `stop`.
-pub struct Leader {
+pub(crate) struct Leader {
     /// Name of its Lease.
     name: String,
     lock: LeaseLock,
@@ -68,7 +68,7 @@ pub struct Leader {
 impl Leader {
     /// A candidate.
     #[must_use]
-    pub fn new(parts: LeaderParts) -> Self {
+    pub(crate) fn new(parts: LeaderParts) -> Self {
         let name = parts.names.leader_lease();
         let params = LeaseLockParams {
             lease_name: name.clone(),
@@ -86,7 +86,7 @@ impl Leader {
     }
 
     /// Runs until `stop`, then steps down.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         if is_active(Failpoint::Election) {
             return;
         }

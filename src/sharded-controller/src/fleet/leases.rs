@@ -98,7 +98,7 @@ impl LeaseCodec {
 
     /// All member and shard Leases among these.
     #[must_use]
-    pub fn decode_all<'a>(
+    pub(crate) fn decode_all<'a>(
         &self,
         leases: impl IntoIterator<Item = &'a Lease>,
     ) -> (Vec<MemberLease>, Vec<ShardLease>) {
@@ -361,7 +361,7 @@ impl LeaseStore {
 
     /// Reads Leases.
     #[must_use]
-    pub fn codec(&self) -> &LeaseCodec {
+    pub(crate) fn codec(&self) -> &LeaseCodec {
         &self.codec
     }
 

@@ -98,7 +98,7 @@ impl FleetState {
     }
 
     /// Takes in the shard table, or its absence.
-    pub fn set_table(&self, table: Option<ShardTable>) {
+    pub(crate) fn set_table(&self, table: Option<ShardTable>) {
         let table = table.map(Arc::new);
         self.with(|inner| inner.table = table);
     }

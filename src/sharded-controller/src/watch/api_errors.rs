@@ -150,7 +150,7 @@ impl ApiErrors {
 
     /// That the sharded kind is missing, if it is: the cause of whatever else is wrong then.
     #[must_use]
-    pub fn missing_kind(&self) -> Option<&str> {
+    pub(crate) fn missing_kind(&self) -> Option<&str> {
         let entries = self.entries.lock();
         let line = entries.get(self.owner)?.line.as_deref()?;
         (line == self.kind_missing).then_some(self.kind_missing.as_str())

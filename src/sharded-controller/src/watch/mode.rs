@@ -36,7 +36,7 @@ impl FilterDoubts {
     }
 
     /// An object came that the API server had been asked to leave out.
-    pub fn received_unfiltered(&self) {
+    pub(crate) fn received_unfiltered(&self) {
         if !self.received_unfiltered.swap(true, Ordering::AcqRel) {
             self.raised.notify_one();
         }

@@ -237,8 +237,16 @@ impl Stage {
             .get()
     }
 
+    /// Completes when nothing runs and nothing is due.
+    async fn is_settled(&self) {
+        let settled = |state: &mut State, now_ms| {
+            (state.running() == 0 && state.queue.depth(now_ms) == 0).then_some(())
+        };
+        self.pool.shared.wait_until(settled).await;
+    }
+
     async fn settled(&self) {
-        within("the pool to settle", self.pool.settled()).await;
+        within("the pool to settle", self.is_settled()).await;
     }
 
     async fn until_running(&self, count: usize) {
