@@ -176,7 +176,7 @@
 //! | What runs next, and running it | `queue`, `backoff`, `rate_limit`, [`outcome`], [`pool`] |
 //! | What a replica reports | [`metrics`](mod@metrics), [`health`], `liveness`, `server`, `reporting`, `stats`, `process`, `cgroup`, `failures` |
 //! | Shared parts | [`object`], `client`, `clock`, `duration`, `text` |
-//! | Fault injection | [`failpoints`] |
+//! | Fault injection | `failpoints` |
 //!
 //! The decisions about ownership are in the crate [`shard_ownership`], which does no I/O.
 //!

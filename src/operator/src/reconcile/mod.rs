@@ -35,8 +35,6 @@ use sharded_controller::permit::ShardPermit;
 use sharded_controller::pool::{Backlog, Reconcile};
 use sharded_controller::watch::kinds::ShardCache as _;
 
-pub use diagnosis::diagnose;
-
 use events::Events;
 use lookup::Lookups;
 use run::Run;
@@ -44,7 +42,7 @@ use writer::Writer;
 
 /// Limits and names of the reconciler.
 #[derive(Clone, Debug)]
-pub struct ReconcilerConfig {
+pub(crate) struct ReconcilerConfig {
     /// Identity of this replica, the instance in events.
     pub identity: String,
     /// Maximum number of entries in the lookup cache.
@@ -56,7 +54,7 @@ pub struct ReconcilerConfig {
 }
 
 /// Brings clusters to their desired state, one at a time.
-pub struct Reconciler {
+pub(crate) struct Reconciler {
     clock: Clock,
     store: Arc<Store>,
     metrics: Arc<ReconcilerMetrics>,
@@ -72,7 +70,7 @@ pub struct Reconciler {
 impl Reconciler {
     /// A reconciler that reads the store and writes with the client.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         client: GuardedClient,
         store: Arc<Store>,
         metrics: Arc<ReconcilerMetrics>,

@@ -311,7 +311,7 @@ impl FleetView {
 
     /// Whether a live replica holds the shard, as far as the reader knows.
     #[must_use]
-    pub fn is_owned(&self, shard: &ShardView) -> bool {
+    pub(crate) fn is_owned(&self, shard: &ShardView) -> bool {
         let Some(holder) = shard.holder.as_deref().filter(|_| !shard.orphaned) else {
             return false;
         };

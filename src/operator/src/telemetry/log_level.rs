@@ -14,9 +14,9 @@ const OWN_TARGETS: [&str; 3] = [
     "shard_ownership",
 ];
 /// How long a change lasts when nothing else is asked for.
-pub const DURATION_DEFAULT: Duration = Duration::from_secs(15 * 60);
+pub(crate) const DURATION_DEFAULT: Duration = Duration::from_secs(15 * 60);
 /// The longest that a change lasts: nobody has to remember to take it back.
-pub const DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
+pub(crate) const DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 /// How long a change may last.
 const ALLOWED: RangeInclusive<Duration> = Duration::from_secs(30)..=DURATION_MAX;
 
@@ -69,7 +69,7 @@ impl LogLevel {
 
     /// The requested level, unless it is the one with which the process was started.
     #[must_use]
-    pub fn changed_to(&self) -> Option<&'static str> {
+    pub(crate) fn changed_to(&self) -> Option<&'static str> {
         let state = self.state.lock();
         state.level
     }

@@ -30,7 +30,7 @@ const LOG_LEVEL_PATIENCE: Duration = Duration::from_secs(2);
 pub const PATHS: [&str; 2] = ["/fleet", "/log-level"];
 
 /// What this replica knows of the fleet; `None` while it has not seen the Leases.
-pub type FleetSource = Box<dyn Fn() -> Option<FleetView> + Send + Sync>;
+pub(crate) type FleetSource = Box<dyn Fn() -> Option<FleetView> + Send + Sync>;
 
 struct Routes {
     fleet: Fleet,

@@ -209,7 +209,7 @@ impl StoredChild for StatefulSetRecord {
 }
 
 /// What the store keeps of a kind of child: everything follows from its metadata but where it lies.
-pub trait StoredChild: Sized + Send {
+pub(crate) trait StoredChild: Sized + Send {
     /// Its metadata.
     fn child(&self) -> &ChildRecord;
     /// Reads the metadata of the stored object with this key.
@@ -291,7 +291,7 @@ impl<C: StoredChild> Record<Store> for Dependent<C> {
 
 /// A kind of child of which only metadata is watched. Secrets are not among them: they are not
 /// watched.
-pub trait MetadataChild:
+pub(crate) trait MetadataChild:
     Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Debug + Send + Sync + 'static
 {
     /// Its kind.
