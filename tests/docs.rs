@@ -63,7 +63,7 @@ fn code_of_the_tutorial_is_the_example() {
 fn every_condition_reason_is_documented() {
     let code = fs::read_to_string(path("src/operator/src/core/lifecycle/stage.rs")).unwrap();
     let page = fs::read_to_string(path("docs/databasecluster.md")).unwrap();
-    let (_, reasons) = code.split_once("pub mod reason {").unwrap();
+    let (_, reasons) = code.split_once("mod reason {").unwrap();
     let (reasons, _) = reasons.split_once("\n}\n").unwrap();
     let reasons: Vec<&str> = reasons
         .lines()

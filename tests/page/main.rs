@@ -13,7 +13,7 @@ use lease_fleet::Fleet;
 use prometheus::Registry;
 use sharded_controller::health::Health;
 use sharded_controller::metrics::Metrics;
-use sharded_controller::server::Server;
+use sharded_controller::server::{ExtraRoutes, Server};
 use testbed::browser::{Browser, Viewport};
 use testbed::{Progress, wait_for};
 use tokio::net::TcpListener;
@@ -36,9 +36,12 @@ async fn serve(fleet: Fleet) -> Served {
     let shown = Arc::clone(&fleet);
     let metrics = Arc::new(Metrics::register(Registry::new(), NAMES).unwrap());
     let view = Box::new(move || Some(shown.lock().unwrap().view()));
-    let routes = routes(view, LogLevel::fixed());
+    let routes = ExtraRoutes {
+        router: routes(view, LogLevel::fixed()),
+        paths: PATHS.to_vec(),
+    };
     let health = Arc::new(Health::new(&[]));
-    let server = Server::with_routes(metrics, health, Box::new(|| {}), routes, &PATHS);
+    let server = Server::new(metrics, health, Box::new(|| {}), routes);
     let stop = CancellationToken::new();
     let task = tokio::spawn(server.serve(listener, stop.clone()));
     Served {

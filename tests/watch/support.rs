@@ -17,6 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use prometheus::Registry;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 use shard_ownership::ownership::Event;
+use sharded_controller::clock::Clock;
 use sharded_controller::fleet::agent;
 use sharded_controller::health::Health;
 use sharded_controller::metrics::Metrics;
@@ -70,7 +71,8 @@ impl Replica {
         let (handle, events) = agent::channel();
         let store = Arc::new(Store::new(count));
         let metrics = Arc::new(Metrics::register(Registry::new(), NAMES).unwrap());
-        let api_errors = Arc::new(ApiErrors::new::<Store>(&NAMES));
+        let clock = Clock::system();
+        let api_errors = Arc::new(ApiErrors::new::<Store>(&NAMES, clock.clone()));
         let health = Health::new(&["api-server"]);
         let mode = detect_mode::<Store>(&client, &[], true, &api_errors, &health).await;
         let parts = ReflectorParts {
@@ -79,6 +81,7 @@ impl Replica {
             namespaces: Vec::new(),
             count,
             store: Arc::clone(&store),
+            clock,
             api_errors,
             metrics: Arc::clone(&metrics),
             on_change: Box::new(|_, _| {}),

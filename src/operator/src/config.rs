@@ -159,7 +159,7 @@ impl RunArgs {
 
     /// Namespace of the Leases: flag, `POD_NAMESPACE`, or the default.
     #[must_use]
-    pub fn own_namespace(&self) -> String {
+    pub(crate) fn own_namespace(&self) -> String {
         self.namespace
             .clone()
             .or_else(|| set("POD_NAMESPACE"))
@@ -186,7 +186,7 @@ impl RunArgs {
 
     /// Identity: flag or `POD_NAME`; otherwise the caller generates one.
     #[must_use]
-    pub fn given_identity(&self) -> Option<String> {
+    pub(crate) fn given_identity(&self) -> Option<String> {
         self.identity.clone().or_else(|| set("POD_NAME"))
     }
 

@@ -17,7 +17,7 @@
 //! - [`api`]: the kind `DatabaseCluster` with the rules that the API server checks, and the names of the operator
 //! - [`core`]: what a cluster needs, decided by pure functions from records
 //! - [`watch`]: the watched kinds, and the records that are kept of them
-//! - [`reconcile`]: one reconcile of one cluster; every write of the operator
+//! - `reconcile`: one reconcile of one cluster; every write of the operator
 //! - [`postgres`]: the rendering of the children
 //! - [`fence`]: what the operator writes, for the generator of the admission policies
 //! - [`telemetry`]: the log, the operator's own metrics, the fleet page and the command `fleet`
@@ -30,7 +30,7 @@ pub mod config;
 pub mod core;
 pub mod fence;
 pub mod postgres;
-pub mod reconcile;
+mod reconcile;
 pub mod replica;
 pub mod telemetry;
 pub mod watch;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::Registry;
-use sharded_controller::clock::boottime_ms;
+use sharded_controller::clock::Clock;
 use sharded_controller::controller::{Controller, ControllerError};
 use sharded_controller::fleet::state::FleetState;
 use sharded_controller::health::Health;
@@ -43,8 +43,16 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), Controll
         cache_ttl: args.cache_ttl,
         sweep_interval: SWEEP,
     };
-    let reconciler = Reconciler::new(controller.client(), store, Arc::new(metrics), &limits);
+    let clock = controller.clock();
+    let reconciler = Reconciler::new(
+        controller.client(),
+        store,
+        Arc::new(metrics),
+        &limits,
+        clock.clone(),
+    );
     let observer = Observer {
+        clock,
         fleet: controller.fleet(),
         health: controller.health(),
         identity: config.identity,
@@ -55,6 +63,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), Controll
 
 /// Sees the fleet for the pages.
 struct Observer {
+    clock: Clock,
     fleet: Arc<FleetState>,
     health: Arc<Health>,
     identity: String,
@@ -67,7 +76,7 @@ impl Observer {
         if leases.is_empty() {
             return None;
         }
-        let (now, now_ms) = (jiff::Timestamp::now(), boottime_ms());
+        let (now, now_ms) = (self.clock.now(), self.clock.now_ms());
         let table = self.fleet.table();
         let view = FleetView::from_leases(leases.iter().map(AsRef::as_ref), Some(now))
             .with_table(table.as_deref());

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::hash::{Bucket, ShardCount, ShardId, fnv1a64};
+use super::liveness::Holder;
+use super::resource_version::is_older;
 
 /// Value in place of the number of shards for a replica that watches other namespaces. No fleet has so
 /// many shards, so such a replica counts as a member of another fleet, beside which ours stands by.
@@ -40,19 +42,9 @@ pub struct Version {
 
 impl Version {
     /// Whether `self` is certainly older than `other`: then it is a late answer and is ignored.
-    ///
-    /// Resource versions of one object are comparable as numbers (Kubernetes KEP-5504); where they
-    /// are no numbers, nothing is certain.
     #[must_use]
     pub fn is_older_than(&self, other: &Self) -> bool {
-        match (self.number(), other.number()) {
-            (Some(mine), Some(theirs)) => mine < theirs,
-            _ => false,
-        }
-    }
-
-    fn number(&self) -> Option<u128> {
-        self.resource_version.parse().ok()
+        is_older(&self.resource_version, &other.resource_version)
     }
 }
 
@@ -92,7 +84,16 @@ impl MemberLease {
     /// Whether its incarnation was vacated.
     #[must_use]
     pub fn is_vacated(&self) -> bool {
-        self.holder.is_empty()
+        self.as_holder().is_nobody()
+    }
+
+    /// The incarnation that lives under this identity.
+    #[must_use]
+    pub fn as_holder(&self) -> Holder<'_> {
+        Holder {
+            identity: &self.holder,
+            incarnation: &self.incarnation,
+        }
     }
 }
 
@@ -113,6 +114,17 @@ pub struct ShardLease {
     pub shards: u16,
     /// Planned next holder.
     pub successor: Option<Successor>,
+}
+
+impl ShardLease {
+    /// The incarnation that holds the shard.
+    #[must_use]
+    pub fn as_holder(&self) -> Holder<'_> {
+        Holder {
+            identity: &self.holder,
+            incarnation: &self.incarnation,
+        }
+    }
 }
 
 /// The planned next holder of a shard: one incarnation of a replica.

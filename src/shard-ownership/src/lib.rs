@@ -157,9 +157,11 @@
 pub mod dead_members;
 pub mod hash;
 pub mod lease;
+pub mod liveness;
 pub mod members;
 pub mod ownership;
 pub mod planner;
+pub mod resource_version;
 mod ring;
 pub mod table;
 pub mod token;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::hash::ShardId;
 use super::lease::{MemberLease, OTHER_NAMESPACES, Successor, Version};
+use super::liveness::has_expired;
 
 /// Whether a replica may receive shards: not vacated, not leaving, allowed to write the shard
 /// table, configured with `shards` shards.
@@ -235,7 +236,7 @@ impl Members {
             .filter(move |observed| {
                 observed.lease.identity != me
                     && !observed.lease.is_vacated()
-                    && observed.silence_ms >= observed.lease.lease_ms
+                    && has_expired(observed.silence_ms, observed.lease.lease_ms)
             })
             .map(|observed| &observed.lease)
     }

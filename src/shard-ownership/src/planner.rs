@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::hash::{ShardCount, ShardId};
 use super::lease::{MemberLease, ShardLease, Successor};
+use super::liveness::is_live_holder;
 use super::members::{is_eligible, newest_revision};
 use super::ring::{Ranking, place};
 
@@ -102,7 +103,7 @@ impl<'a> Fleet<'a> {
     /// The live holder of the shard.
     fn live_holder(&self, shard: &'a ShardLease) -> Option<&'a MemberLease> {
         let member = self.alive.get(shard.holder.as_str())?;
-        (member.incarnation == shard.incarnation).then_some(*member)
+        is_live_holder(shard.as_holder(), member.as_holder()).then_some(*member)
     }
 
     /// Whether replicas of more than one revision are alive, that is, an update is in progress.

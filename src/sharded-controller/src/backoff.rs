@@ -4,22 +4,22 @@
 use crate::outcome::{Cause, Failure, Next, Outcome};
 
 /// Resync interval of a Ready object, in addition to the watch.
-pub const READY_MS: u64 = 300_000;
+pub(crate) const READY_MS: u64 = 300_000;
 /// Resync interval of an object that waits for a change that a watch reports.
-pub const WAITING_MS: u64 = 60_000;
+pub(crate) const WAITING_MS: u64 = 60_000;
 /// Shortest and longest pause before a reconcile for something that no watch reports.
-pub const AFTER_MS: (u64, u64) = (1_000, 60_000);
+pub(crate) const AFTER_MS: (u64, u64) = (1_000, 60_000);
 /// Pause after the right to act was lost: the heartbeat may bring it back.
-pub const LOST_MS: u64 = 1_000;
+pub(crate) const LOST_MS: u64 = 1_000;
 /// Pauses of the retries in a row after a conflict or a write that the fence refused; one more is a failure.
-pub const RETRY_MS: [u64; 5] = [50, 100, 250, 500, 1_000];
+pub(crate) const RETRY_MS: [u64; 5] = [50, 100, 250, 500, 1_000];
 /// Longest pause that a 429 is granted for its object.
-pub const THROTTLE_MAX_MS: u64 = 600_000;
+pub(crate) const THROTTLE_MAX_MS: u64 = 600_000;
 /// Shortest pause after a 429 response. `Retry-After` is in whole seconds, so 0 means that it was
 /// absent.
-pub const THROTTLE_MIN_MS: u64 = 1_000;
+pub(crate) const THROTTLE_MIN_MS: u64 = 1_000;
 /// Longest pause that one 429 response imposes on the whole pool.
-pub const THROTTLE_POOL_MAX_MS: u64 = 1_000;
+pub(crate) const THROTTLE_POOL_MAX_MS: u64 = 1_000;
 
 /// Attempts of an object since its last success.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Attempts {
     /// When a failure at `now_ms` is retried: after the pause of its backoff tier. A failure before
     /// the previous pause was over does not move the next retry.
     #[must_use]
-    pub fn retry_due_ms(self, now_ms: u64, random: f64) -> u64 {
+    pub(crate) fn retry_due_ms(self, now_ms: u64, random: f64) -> u64 {
         match self.retry_ms {
             Some(retry_ms) if now_ms < retry_ms => retry_ms,
             _ => now_ms.saturating_add(jittered_ms(tier_ms(self.failures), random)),
@@ -132,7 +132,7 @@ pub enum Verdict {
 
 /// A time within 10 % of `base_ms`; `random` lies in 0 to 1.
 #[must_use]
-pub fn jittered_ms(base_ms: u64, random: f64) -> u64 {
+pub(crate) fn jittered_ms(base_ms: u64, random: f64) -> u64 {
     let tenth_ms = base_ms / 10;
     base_ms - tenth_ms + share_ms(2 * tenth_ms, random)
 }
@@ -143,7 +143,7 @@ fn share_ms(whole_ms: u64, random: f64) -> u64 {
 
 /// Pause after one more failure of an object with `failures` earlier ones.
 #[must_use]
-pub const fn tier_ms(failures: u32) -> u64 {
+pub(crate) const fn tier_ms(failures: u32) -> u64 {
     match failures {
         0..=2 => 30_000,
         3..=5 => 120_000,

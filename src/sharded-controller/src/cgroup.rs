@@ -10,7 +10,7 @@ const CGROUP_ROOT: &str = "sys/fs/cgroup";
 
 /// Limits and usage of one cgroup; `None`: no limit, or not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct CgroupStats {
+pub(crate) struct CgroupStats {
     /// Memory charged to the cgroup, page cache included.
     pub memory_usage_bytes: Option<u64>,
     /// The part of it that cannot be reclaimed immediately; the kubelet evicts by this value.
@@ -34,7 +34,7 @@ enum Place {
 
 /// Reads the statistics of this process; `root` is `/` except in tests.
 #[must_use]
-pub fn read(root: &Path) -> CgroupStats {
+pub(crate) fn read(root: &Path) -> CgroupStats {
     let Ok(membership) = fs::read_to_string(root.join("proc/self/cgroup")) else {
         return CgroupStats::default();
     };

@@ -29,7 +29,7 @@ const CODES: [&str; 24] = [
 
 /// The purpose of a client. Each kind is a client of its own, so that none waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ClientKind {
+pub(crate) enum ClientKind {
     /// Heartbeats and locks: no retries; the caller sets a timeout per call.
     Lease,
     /// Lists and watches: silence is allowed for longer than between two bookmarks. No retries,
@@ -44,7 +44,7 @@ pub enum ClientKind {
 /// How long a connection of a client may be idle. Every wait for the API server is bounded by this,
 /// whether or not the caller sets a shorter timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// Until it is established, including TLS.
     pub connect: Duration,
     /// Without receiving a byte of an answer.
@@ -54,12 +54,9 @@ pub struct Bounds {
 }
 
 impl ClientKind {
-    /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Lease, Self::Watch, Self::Write];
-
     /// Its bounds.
     #[must_use]
-    pub const fn bounds(self) -> Bounds {
+    pub(crate) const fn bounds(self) -> Bounds {
         let connect = match self {
             Self::Lease => LEASE_CONNECT_TIMEOUT,
             Self::Watch | Self::Write => CONNECT_TIMEOUT,
@@ -89,7 +86,7 @@ fn bounded(mut config: Config, bounds: Bounds) -> Config {
 ///
 /// # Errors
 /// When the configuration does not yield a client, such as for a broken certificate.
-pub fn build_client(
+pub(crate) fn build_client(
     config: &Config,
     kind: ClientKind,
     identity: &str,
@@ -116,7 +113,7 @@ fn build_with(
 
 /// The label of a status code.
 #[must_use]
-pub fn code_label(code: &str) -> &'static str {
+pub(crate) fn code_label(code: &str) -> &'static str {
     let known = CODES.into_iter().find(|known| *known == code);
     known.unwrap_or("other")
 }
@@ -134,7 +131,7 @@ fn user_agent(app: &str, identity: &str) -> String {
 
 /// Counts requests and how long their answers take. Nothing is retried below.
 #[derive(Clone, Debug)]
-pub struct CountLayer {
+pub(crate) struct CountLayer {
     counts: Arc<Counts>,
 }
 
@@ -147,7 +144,7 @@ struct Counts {
 impl CountLayer {
     /// A layer for the API server at `url`.
     #[must_use]
-    pub fn new(url: &Uri, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(url: &Uri, metrics: Arc<Metrics>) -> Self {
         let host = url.authority().map_or("unknown", |a| a.as_str());
         // What precedes an @ is a secret.
         let host = host.rsplit('@').next().unwrap_or(host).to_owned();
@@ -171,7 +168,7 @@ impl<S> Layer<S> for CountLayer {
 
 /// See [`CountLayer`].
 #[derive(Clone, Debug)]
-pub struct CountService<S> {
+pub(crate) struct CountService<S> {
     inner: S,
     counts: Arc<Counts>,
 }

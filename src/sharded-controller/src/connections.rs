@@ -2,10 +2,11 @@
 //! is closed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -82,7 +83,7 @@ impl Connections {
         let id = self.inner.tick();
         let used = Arc::new(Use::default());
         used.last_used.store(id, Ordering::Relaxed);
-        self.inner.lock().insert(id, Arc::clone(&used));
+        self.inner.open.lock().insert(id, Arc::clone(&used));
         self.inner.gauge.inc();
         Place {
             inner: Arc::clone(&self.inner),
@@ -98,12 +99,8 @@ impl Inner {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Use>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn evict_longest_idle(&self) {
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         let longest = open
             .iter()
             .filter(|(_, used)| used.requests.load(Ordering::Acquire) == 0)
@@ -140,7 +137,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.inner.lock().remove(&self.id);
+        self.inner.open.lock().remove(&self.id);
         self.inner.gauge.dec();
     }
 }

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{ClientKind, build_client};
+use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::credentials::is_bound_to_pod;
 use crate::failpoints;
@@ -32,6 +33,7 @@ use crate::permit::Validity;
 use crate::pool::{Pool, Reconcile};
 use crate::process::ProcessCollector;
 use crate::reporting;
+use crate::server::ExtraRoutes;
 use crate::shutdown::{self, Signals};
 use crate::stats::Rates;
 use crate::watch::api_errors::ApiErrors;
@@ -105,13 +107,14 @@ pub struct Controller<C> {
     listener: std::net::TcpListener,
     url: String,
     parts: Arc<Parts<C>>,
-    routes: (Router, Vec<&'static str>),
+    routes: ExtraRoutes,
 }
 
 /// What the parts of a replica share.
 pub(crate) struct Parts<C> {
     pub(crate) names: Names,
     pub(crate) config: Config,
+    pub(crate) clock: Clock,
     /// The namespaces that are served, as text.
     pub(crate) served: String,
     pub(crate) rates: Rates,
@@ -154,19 +157,26 @@ impl<C: ShardCache> Controller<C> {
         let bound = listener.local_addr().map_err(ControllerError::Process)?;
         let served = served_text(&config.served);
         let runtime = tokio::runtime::Handle::current();
+        let clock = Clock::system();
         let parts = Parts {
             names,
             rates: Rates::default(),
             health: Arc::new(Health::new(&["api-server", "leases", TABLE_CHECK])),
             checks: AtomicU64::new(0),
-            api_errors: Arc::new(ApiErrors::new::<C>(&names)),
+            api_errors: Arc::new(ApiErrors::new::<C>(&names, clock.clone())),
             process: ProcessCollector::new(Arc::clone(&metrics), runtime),
-            fleet: Arc::new(FleetState::new(names, &served)),
+            fleet: Arc::new(FleetState::new(names, &served, clock.clone())),
             cache,
-            client: GuardedClient::new(clients.write.clone(), names, Arc::clone(&metrics)),
+            client: GuardedClient::new(
+                clients.write.clone(),
+                names,
+                Arc::clone(&metrics),
+                clock.clone(),
+            ),
             refresher: OnceLock::new(),
             first_reconciles: Arc::default(),
             config: config.clone(),
+            clock,
             served,
             metrics,
         };
@@ -177,7 +187,7 @@ impl<C: ShardCache> Controller<C> {
             listener,
             url: format!("http://{bound}"),
             parts: Arc::new(parts),
-            routes: (Router::new(), Vec::new()),
+            routes: ExtraRoutes::default(),
         })
     }
 
@@ -185,6 +195,12 @@ impl<C: ShardCache> Controller<C> {
     #[must_use]
     pub fn client(&self) -> GuardedClient {
         self.parts.client.clone()
+    }
+
+    /// The clock of this replica.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.parts.clock.clone()
     }
 
     /// The checks of this replica.
@@ -202,7 +218,10 @@ impl<C: ShardCache> Controller<C> {
     /// Adds routes to the HTTP server, which are at these paths.
     #[must_use]
     pub fn with_routes(mut self, routes: Router, paths: &[&'static str]) -> Self {
-        self.routes = (routes, paths.to_vec());
+        self.routes = ExtraRoutes {
+            router: routes,
+            paths: paths.to_vec(),
+        };
         self
     }
 
@@ -335,6 +354,7 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
             lease: config.lease_duration,
             renew: config.renew_interval,
             shards: config.shards,
+            clock: parts.clock.clone(),
             store,
             state: Arc::clone(&parts.fleet),
             metrics: Arc::clone(&parts.metrics),
@@ -364,8 +384,14 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
         );
         let table = TableStore::new(self.clients.lease.clone(), namespace, names);
         let fleet = Arc::clone(&parts.fleet);
-        let refresher =
-            LeaseRefresher::new(names, store.clone(), table.clone(), handle.clone(), fleet);
+        let refresher = LeaseRefresher::new(
+            names,
+            store.clone(),
+            table.clone(),
+            handle.clone(),
+            fleet,
+            parts.clock.clone(),
+        );
         let _set_once = parts.refresher.set(refresher);
         AgentParts {
             names,
@@ -380,7 +406,8 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
                 self.work.clone(),
                 handle,
             ),
-            validity: Arc::new(Validity::default()),
+            clock: parts.clock.clone(),
+            validity: Arc::new(Validity::new(parts.clock.clone())),
             state: Arc::clone(&parts.fleet),
             metrics: Arc::clone(&parts.metrics),
             events,
@@ -401,6 +428,7 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
             namespaces: config.served.clone(),
             count: config.shards,
             store: Arc::clone(&parts.cache),
+            clock: parts.clock.clone(),
             api_errors: Arc::clone(&parts.api_errors),
             metrics: Arc::clone(&parts.metrics),
             on_change: Box::new(on_change),

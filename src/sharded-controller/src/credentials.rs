@@ -27,7 +27,7 @@ struct Pod {
 
 /// Whether it is a ServiceAccount's token that is bound to a Pod.
 #[must_use]
-pub fn is_bound_to_pod(credentials: &AuthInfo) -> bool {
+pub(crate) fn is_bound_to_pod(credentials: &AuthInfo) -> bool {
     token(credentials).is_some_and(|token| pod_of(&token).is_some())
 }
 

@@ -7,7 +7,11 @@
 
 /// One part of the protection, switched off; or a part of the program that does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failpoint {
+#[cfg_attr(
+    not(feature = "failpoints"),
+    allow(dead_code, reason = "without the feature, no name of them is read")
+)]
+pub(crate) enum Failpoint {
     /// The replica goes on after its validity ended, until the Leases show it another holder.
     Validity,
     /// Lease writes name neither uid nor version: the last one wins.
@@ -40,9 +44,10 @@ pub enum Failpoint {
     HalfClock,
 }
 
+#[cfg(any(test, feature = "failpoints"))]
 impl Failpoint {
     /// All of them, with their names.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub(crate) const ALL: [(Self, &'static str); 14] = [
         (Self::Validity, "validity"),
         (Self::CompareAndSwap, "compare-and-swap"),
         (Self::Uid, "uid"),
@@ -60,36 +65,48 @@ impl Failpoint {
     ];
 }
 
+/// The rate of a clock, as a part of the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClockRate {
+    pub(crate) parts: u64,
+    pub(crate) whole: u64,
+}
+
+impl ClockRate {
+    /// The kernel's own.
+    const KERNEL: Self = Self { parts: 1, whole: 1 };
+}
+
 #[cfg(not(feature = "failpoints"))]
 mod switch {
-    use super::Failpoint;
+    use super::{ClockRate, Failpoint};
 
     /// Whether this failpoint is active: never in this build.
     #[must_use]
-    pub const fn is_active(_: Failpoint) -> bool {
+    pub(crate) const fn is_active(_: Failpoint) -> bool {
         false
     }
 
-    /// The time of a clock: in this build always the kernel's.
+    /// The rate of the replica's clock: in this build always the kernel's.
     #[must_use]
-    pub const fn clock_ms(kernel_ms: u64) -> u64 {
-        kernel_ms
+    pub(crate) const fn clock_rate() -> ClockRate {
+        ClockRate::KERNEL
     }
 
     /// Checks the configured failpoints: there are none in this build.
     ///
     /// # Errors
     /// Never in this build.
-    pub const fn check() -> Result<(), String> {
+    pub(crate) const fn check() -> Result<(), String> {
         Ok(())
     }
 }
 
 #[cfg(feature = "failpoints")]
 mod switch {
-    use std::sync::{LazyLock, OnceLock};
+    use std::sync::LazyLock;
 
-    use super::Failpoint;
+    use super::{ClockRate, Failpoint};
 
     const VARIABLE: &str = "DBC_FAILPOINTS";
 
@@ -98,34 +115,30 @@ mod switch {
 
     /// Whether this failpoint is active.
     #[must_use]
-    pub fn is_active(failpoint: Failpoint) -> bool {
+    pub(crate) fn is_active(failpoint: Failpoint) -> bool {
         ACTIVE
             .as_ref()
             .is_ok_and(|active| active.contains(&failpoint))
     }
 
-    /// The time of a clock that may run at another rate than the kernel's, from its first reading
-    /// on.
+    /// The rate of the replica's clock.
     #[must_use]
-    pub fn clock_ms(kernel_ms: u64) -> u64 {
-        static FIRST_MS: OnceLock<u64> = OnceLock::new();
+    pub(crate) fn clock_rate() -> ClockRate {
+        let rate = |parts, whole| ClockRate { parts, whole };
         let rates = [
-            (Failpoint::SlowClock, (19, 20)),
-            (Failpoint::FastClock, (21, 20)),
-            (Failpoint::HalfClock, (1, 2)),
+            (Failpoint::SlowClock, rate(19, 20)),
+            (Failpoint::FastClock, rate(21, 20)),
+            (Failpoint::HalfClock, rate(1, 2)),
         ];
         let active = rates.iter().find(|(failpoint, _)| is_active(*failpoint));
-        let first_ms = *FIRST_MS.get_or_init(|| kernel_ms);
-        active.map_or(kernel_ms, |(_, (parts, whole))| {
-            first_ms + kernel_ms.saturating_sub(first_ms) * parts / whole
-        })
+        active.map_or(ClockRate::KERNEL, |(_, rate)| *rate)
     }
 
     /// Logs the active failpoints.
     ///
     /// # Errors
     /// When a name is not that of a failpoint: an experiment must not pass because of a typo.
-    pub fn check() -> Result<(), String> {
+    pub(crate) fn check() -> Result<(), String> {
         let active = ACTIVE
             .as_ref()
             .map_err(|why| format!("{VARIABLE}: {why}"))?;
@@ -139,7 +152,7 @@ mod switch {
     }
 }
 
-pub use switch::{check, clock_ms, is_active};
+pub(crate) use switch::{check, clock_rate, is_active};
 
 #[cfg(any(test, feature = "failpoints"))]
 fn parse(text: &str) -> Result<Vec<Failpoint>, String> {
@@ -186,6 +199,6 @@ mod tests {
                 .iter()
                 .all(|(failpoint, _)| !is_active(*failpoint))
         );
-        assert_eq!(clock_ms(7), 7);
+        assert_eq!(clock_rate(), ClockRate::KERNEL);
     }
 }

@@ -8,16 +8,16 @@ use crate::object::ObjectKey;
 use crate::outcome::Cause;
 
 /// Shortest time between two lines.
-pub const LINE_EVERY_MS: u64 = 60_000;
+pub(crate) const LINE_EVERY_MS: u64 = 60_000;
 /// How long the first failure after a quiet period waits for others to be logged with it.
-pub const GATHER_MS: u64 = 1_000;
+pub(crate) const GATHER_MS: u64 = 1_000;
 const NAMES_MAX: usize = 5;
 const CLUSTERS_MAX: usize = 1024;
 const MESSAGE_MAX_CHARS: usize = 300;
 
 /// Failures since the last line; bounded.
 #[derive(Debug, Default)]
-pub struct FailureLog {
+pub(crate) struct FailureLog {
     clusters: BTreeMap<ObjectKey, Cause>,
     overflowed: bool,
     example: Option<(ObjectKey, String)>,
@@ -27,7 +27,7 @@ pub struct FailureLog {
 
 /// The failures of one log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// How many clusters failed.
     pub clusters: usize,
     /// Whether more clusters failed than are remembered.
@@ -42,7 +42,7 @@ pub struct Summary {
 
 impl FailureLog {
     /// Records a failure.
-    pub fn record(&mut self, key: &ObjectKey, cause: Cause, message: &str, now_ms: u64) {
+    pub(crate) fn record(&mut self, key: &ObjectKey, cause: Cause, message: &str, now_ms: u64) {
         self.first_ms.get_or_insert(now_ms);
         if self.clusters.len() < CLUSTERS_MAX || self.clusters.contains_key(key) {
             self.clusters.insert(key.clone(), cause);
@@ -54,7 +54,7 @@ impl FailureLog {
 
     /// When the next line is due; `None` while nothing failed.
     #[must_use]
-    pub fn next_line_ms(&self) -> Option<u64> {
+    pub(crate) fn next_line_ms(&self) -> Option<u64> {
         let gathered_ms = self.first_ms?.saturating_add(GATHER_MS);
         let allowed_ms = self
             .last_line_ms
@@ -63,7 +63,7 @@ impl FailureLog {
     }
 
     /// The line that is due now, if any; what it reports is forgotten.
-    pub fn take(&mut self, now_ms: u64) -> Option<Summary> {
+    pub(crate) fn take(&mut self, now_ms: u64) -> Option<Summary> {
         if self.next_line_ms()? > now_ms {
             return None;
         }

@@ -1,15 +1,17 @@
 //! Liveness and readiness of this replica, check by check, with reasons.
 
 use std::fmt::{Display, Write as _};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::text::safe;
 
+/// Name of the check that fails while the API server does not serve one of the operator's kinds.
+pub const KIND_CHECK: &str = "crd";
+
 const REASON_CHARS_MAX: usize = 300;
 
-/// The state of one named check.
 /// One check of a replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckView {
@@ -72,14 +74,14 @@ impl Health {
     }
 
     /// Sets an informational check, which does not affect readiness.
-    pub fn inform<E: Display>(&self, name: &'static str, result: Result<(), E>) {
+    pub(crate) fn inform<E: Display>(&self, name: &'static str, result: Result<(), E>) {
         self.record(name, false, result.err().map(|problem| problem.to_string()));
     }
 
     /// Reports that this process cannot recover by itself and must be restarted. This is final.
-    pub fn give_up(&self, reason: impl Display) {
+    pub(crate) fn give_up(&self, reason: impl Display) {
         let reason = safe(&reason.to_string(), REASON_CHARS_MAX);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.beyond_recovery.get_or_insert(reason);
     }
 
@@ -87,7 +89,7 @@ impl Health {
     /// repair an API server.
     #[must_use]
     pub fn livez(&self) -> Verdict {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         match &state.beyond_recovery {
             None => Verdict {
                 ok: true,
@@ -103,7 +105,7 @@ impl Health {
     /// Readiness: whether this replica does its work, and why not.
     #[must_use]
     pub fn readyz(&self) -> Verdict {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         let mut text = String::new();
         let mut ok = true;
         if let Some(reason) = &state.beyond_recovery {
@@ -136,7 +138,7 @@ impl Health {
     /// Each check, for the fleet page.
     #[must_use]
     pub fn checks(&self) -> Vec<CheckView> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         let alive = state.beyond_recovery.clone().map(|problem| CheckView {
             name: "alive",
             gate: true,
@@ -152,7 +154,7 @@ impl Health {
 
     fn record(&self, name: &'static str, gate: bool, problem: Option<String>) {
         let problem = problem.map(|problem| safe(&problem, REASON_CHARS_MAX));
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let check = Check {
             name,
             gate,

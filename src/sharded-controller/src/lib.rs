@@ -176,7 +176,7 @@
 //! | What runs next, and running it | `queue`, `backoff`, `rate_limit`, [`outcome`], [`pool`] |
 //! | What a replica reports | [`metrics`](mod@metrics), [`health`], `liveness`, `server`, `reporting`, `stats`, `process`, `cgroup`, `failures` |
 //! | Shared parts | [`object`], `client`, `clock`, `duration`, `text` |
-//! | Fault injection | [`failpoints`] |
+//! | Fault injection | `failpoints` |
 //!
 //! The decisions about ownership are in the crate [`shard_ownership`], which does no I/O.
 //!
@@ -187,21 +187,21 @@
 //! [`ShardPermit::guard`]: permit::ShardPermit::guard
 
 pub mod backoff;
-pub mod cgroup;
-pub mod client;
+mod cgroup;
+mod client;
 pub mod clock;
 pub mod config;
 mod connections;
 pub mod controller;
-pub mod credentials;
+mod credentials;
 pub mod duration;
-pub mod failpoints;
-pub mod failures;
+mod failpoints;
+mod failures;
 pub mod fence_policies;
 pub mod fleet;
 pub mod health;
 mod host;
-pub mod liveness;
+mod liveness;
 pub mod metrics;
 pub mod names;
 pub mod object;
@@ -209,14 +209,14 @@ pub mod outcome;
 pub mod permit;
 pub mod pool;
 pub mod process;
-pub mod queue;
+mod queue;
 pub mod rate_limit;
 pub mod refusal;
-pub mod refused_writes;
-pub mod reporting;
+mod refused_writes;
+mod reporting;
 pub mod server;
-pub mod shutdown;
-pub mod stats;
+mod shutdown;
+mod stats;
 pub mod text;
 pub mod watch;
 pub mod write;

@@ -13,24 +13,24 @@ use crate::health::Health;
 ///
 /// Checks are counted and not time: a process that was frozen, or a machine that slept, checks again
 /// only when the part runs again too.
-pub const CHECKS_MAX: u32 = 60;
+pub(crate) const CHECKS_MAX: u32 = 60;
 
 /// Checks in a row without progress after which a part is reported as behind: 2 s.
 const BEHIND_CHECKS: u32 = 4;
 
 /// Time between two checks.
-pub const CHECK_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 /// Observes one counter that a healthy part keeps increasing, whatever happens outside the process.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     last: Option<u64>,
     still: u32,
 }
 
 impl Progress {
     /// Checks once; returns whether the part has stalled permanently.
-    pub fn has_stopped(&mut self, counter: u64) -> bool {
+    pub(crate) fn has_stopped(&mut self, counter: u64) -> bool {
         self.still = match self.last == Some(counter) {
             true => self.still.saturating_add(1),
             false => 0,
@@ -49,7 +49,11 @@ impl Progress {
 /// steps of the health loop there, and is 0 before the loop has begun.
 ///
 /// Without it, a thread that only serves HTTP would continue to report a stuck process as healthy.
-pub async fn monitor(checks: impl Fn() -> u64, health: Arc<Health>, stop: CancellationToken) {
+pub(crate) async fn monitor(
+    checks: impl Fn() -> u64,
+    health: Arc<Health>,
+    stop: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(CHECK_EVERY);
     let mut rest = Progress::default();
     loop {
@@ -71,7 +75,7 @@ pub async fn monitor(checks: impl Fn() -> u64, health: Arc<Health>, stop: Cancel
 
 /// Runs a part without which the process cannot work. If it ends before `stop`, by a panic or by
 /// itself, `/livez` fails from then on with the reason.
-pub async fn essential(
+pub(crate) async fn essential(
     name: &'static str,
     part: impl Future<Output = ()>,
     health: Arc<Health>,

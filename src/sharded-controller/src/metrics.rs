@@ -24,7 +24,7 @@ use crate::outcome::Cause;
 pub(crate) const GIVEN_UP: &str = "given_up";
 
 /// Upper bounds, in seconds, for reconciles and requests.
-pub const RECONCILE_BUCKETS_SECONDS: &[f64] = &[
+pub(crate) const RECONCILE_BUCKETS_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
     30.0, 60.0,
 ];
@@ -413,7 +413,7 @@ impl ClientMetrics {
 impl FleetMetrics {
     /// The state of the fleet as this replica sees it; `None`: it does not know, and the series are
     /// absent.
-    pub fn set_fleet(&self, overview: Option<Overview>) {
+    pub(crate) fn set_fleet(&self, overview: Option<Overview>) {
         let set = |gauge: &IntGaugeVec, number: Option<usize>| match number {
             None => gauge.reset(),
             Some(number) => {
@@ -426,7 +426,7 @@ impl FleetMetrics {
     }
 
     /// The number of objects in each shard that is held, by the number of the shard.
-    pub fn set_objects(&self, counts: &[usize]) {
+    pub(crate) fn set_objects(&self, counts: &[usize]) {
         let held = labels_of(&self.shard_owned);
         for label in &held {
             let shard = label.parse().ok();

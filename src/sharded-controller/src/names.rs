@@ -63,7 +63,7 @@ impl Names {
 
     /// The identity in the name of a member Lease.
     #[must_use]
-    pub fn identity_of<'a>(&self, lease_name: &'a str) -> Option<&'a str> {
+    pub(crate) fn identity_of<'a>(&self, lease_name: &'a str) -> Option<&'a str> {
         self.after(lease_name, "-member-")
             .filter(|identity| !identity.is_empty())
     }

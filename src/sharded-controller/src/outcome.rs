@@ -112,7 +112,7 @@ pub enum Failure {
 impl Failure {
     /// Whether the fence refused a write: the shard may belong to another replica by now.
     #[must_use]
-    pub const fn is_by_fence(&self) -> bool {
+    pub(crate) const fn is_by_fence(&self) -> bool {
         matches!(
             self,
             Self::Retry { fenced: true, .. }

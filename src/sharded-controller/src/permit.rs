@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::failpoints::{Failpoint, is_active};
 use crate::outcome::Failure;
 use crate::refusal::Refusal;
@@ -14,27 +14,31 @@ use shard_ownership::hash::ShardId;
 use shard_ownership::token::FencingToken;
 
 /// Until when this incarnation may act; shared by all its permits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Validity {
+    clock: Clock,
     until_ms: AtomicU64,
 }
 
 impl Validity {
-    /// Sets the end, in milliseconds of [`boottime_ms`]. 0 ends the validity.
-    pub fn set_until_ms(&self, until_ms: u64) {
-        self.until_ms.store(until_ms, Ordering::SeqCst);
+    /// Has ended, by this clock.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            until_ms: AtomicU64::new(0),
+        }
     }
 
-    /// The end, in milliseconds of [`boottime_ms`].
-    #[must_use]
-    pub fn until_ms(&self) -> u64 {
-        self.until_ms.load(Ordering::SeqCst)
+    /// Sets the end, in milliseconds of [`Clock::now_ms`]. 0 ends the validity.
+    pub fn set_until_ms(&self, until_ms: u64) {
+        self.until_ms.store(until_ms, Ordering::SeqCst);
     }
 
     /// Whether the incarnation may still act.
     #[must_use]
     pub fn holds(&self) -> bool {
-        boottime_ms() < self.until_ms()
+        self.clock.now_ms() < self.until_ms.load(Ordering::SeqCst)
     }
 }
 

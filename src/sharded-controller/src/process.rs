@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::cgroup;
@@ -29,7 +30,7 @@ pub fn count_panics() {
 
 /// The values in `/proc/self/stat`, in base units.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProcessStats {
+pub(crate) struct ProcessStats {
     /// CPU time, user and system.
     pub cpu_seconds: f64,
     /// Resident memory.
@@ -44,7 +45,7 @@ pub struct ProcessStats {
 
 /// Units in which the kernel counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KernelUnits {
+pub(crate) struct KernelUnits {
     /// Clock ticks in a second.
     pub ticks_per_second: u64,
     /// Bytes in a page.
@@ -54,7 +55,7 @@ pub struct KernelUnits {
 impl KernelUnits {
     /// The units of the kernel that runs this process.
     #[must_use]
-    pub fn of_this_kernel() -> Self {
+    pub(crate) fn of_this_kernel() -> Self {
         Self {
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
             page_bytes: rustix::param::page_size() as u64,
@@ -64,7 +65,7 @@ impl KernelUnits {
 
 /// Parses the text of `/proc/<pid>/stat`; `None` if it does not have that format.
 #[must_use]
-pub fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessStats> {
+pub(crate) fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessStats> {
     // The name of the program stands in parentheses and may itself hold spaces and parentheses.
     let (_, after_name) = text.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
@@ -82,13 +83,13 @@ pub fn parse_stat(text: &str, units: KernelUnits) -> Option<ProcessStats> {
 
 /// Seconds since the Unix epoch at which the machine started, from the text of `/proc/stat`.
 #[must_use]
-pub fn parse_boot_time(text: &str) -> Option<f64> {
+pub(crate) fn parse_boot_time(text: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix("btime "))?;
     line.trim().parse().ok()
 }
 
 /// Copies the statistics into the metrics.
-pub struct ProcessCollector {
+pub(crate) struct ProcessCollector {
     root: PathBuf,
     units: KernelUnits,
     metrics: Arc<Metrics>,
@@ -100,7 +101,7 @@ pub struct ProcessCollector {
 impl ProcessCollector {
     /// A collector for this process, whose tasks run on `runtime`.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, runtime: Handle) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, runtime: Handle) -> Self {
         Self::with_root(Path::new("/"), metrics, runtime)
     }
 
@@ -120,11 +121,8 @@ impl ProcessCollector {
     }
 
     /// Reads all values again. What cannot be read keeps its last value.
-    pub fn refresh(&self) {
-        let _one_at_a_time = self
-            .refreshing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn refresh(&self) {
+        let _one_at_a_time = self.refreshing.lock();
         self.refresh_process();
         self.refresh_cgroup();
         self.refresh_runtime();

@@ -18,7 +18,7 @@ mod model;
 mod tests;
 mod types;
 
-pub use types::{AddError, Added, Limits, Run};
+pub(crate) use types::{AddError, Added, Limits, Run};
 
 /// Due time, then order of arrival.
 type At = (u64, u64);
@@ -53,7 +53,7 @@ struct Lane {
 
 /// The queue.
 #[derive(Debug)]
-pub struct Queue {
+pub(crate) struct Queue {
     limits: Limits,
     entries: HashMap<ObjectKey, Entry>,
     lanes: HashMap<ShardId, Lane>,
@@ -73,7 +73,7 @@ pub struct Queue {
 impl Queue {
     /// An empty queue without open shards.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             entries: HashMap::new(),
@@ -91,7 +91,7 @@ impl Queue {
     }
 
     /// Opens a shard, or lets a draining one start runs again; its keys stay.
-    pub fn open(&mut self, shard: ShardId) {
+    pub(crate) fn open(&mut self, shard: ShardId) {
         let lane = self.lanes.entry(shard).or_insert_with(|| Lane {
             keys: HashSet::new(),
             ready: BTreeMap::new(),
@@ -104,7 +104,7 @@ impl Queue {
 
     /// Starts no more runs of a shard. Its keys and adds are kept for [`Queue::open`] or
     /// [`Queue::purge`]. Does nothing if the shard is not open.
-    pub fn drain(&mut self, shard: ShardId) {
+    pub(crate) fn drain(&mut self, shard: ShardId) {
         if let Some(lane) = self.lanes.get_mut(&shard) {
             lane.admits = false;
             if let Some(turn) = lane.turn.take() {
@@ -114,7 +114,7 @@ impl Queue {
     }
 
     /// Closes a shard and drops its keys; running ones are removed when their run ends.
-    pub fn purge(&mut self, shard: ShardId) {
+    pub(crate) fn purge(&mut self, shard: ShardId) {
         self.drain(shard);
         let keys = self
             .lanes
@@ -128,7 +128,7 @@ impl Queue {
     }
 
     /// Drops a key; a running one is removed when its run ends.
-    pub fn forget(&mut self, key: &ObjectKey) {
+    pub(crate) fn forget(&mut self, key: &ObjectKey) {
         self.unschedule(key);
         let Some(entry) = self.entries.get_mut(key) else {
             return;
@@ -154,7 +154,12 @@ impl Queue {
     /// # Errors
     /// When the key is new and the queue is full of what is due no later, or the shard is not open.
     /// What the queue holds stays as it was.
-    pub fn add(&mut self, shard: ShardId, key: &ObjectKey, due_ms: u64) -> Result<Added, AddError> {
+    pub(crate) fn add(
+        &mut self,
+        shard: ShardId,
+        key: &ObjectKey,
+        due_ms: u64,
+    ) -> Result<Added, AddError> {
         if !self.lanes.contains_key(&shard) {
             return Err(AddError::NotOpen { shard });
         }
@@ -193,7 +198,7 @@ impl Queue {
     ///
     /// # Errors
     /// As above.
-    pub fn add_missing(
+    pub(crate) fn add_missing(
         &mut self,
         shard: ShardId,
         key: &ObjectKey,
@@ -207,26 +212,26 @@ impl Queue {
 
     /// Open shards with objects that found no room, or were dropped for others, since the last call:
     /// all objects in them have to be offered again.
-    pub fn take_missing(&mut self) -> BTreeSet<ShardId> {
+    pub(crate) fn take_missing(&mut self) -> BTreeSet<ShardId> {
         std::mem::take(&mut self.missing)
     }
 
     /// Not all objects in these shards could be offered: [`Queue::take_missing`] returns those that are
     /// still open once more.
-    pub fn mark_missing(&mut self, shards: &BTreeSet<ShardId>) {
+    pub(crate) fn mark_missing(&mut self, shards: &BTreeSet<ShardId>) {
         let open = shards.iter().filter(|shard| self.lanes.contains_key(shard));
         self.missing.extend(open);
     }
 
     /// Whether [`Queue::take_missing`] has anything to return.
     #[must_use]
-    pub fn has_missing(&self) -> bool {
+    pub(crate) fn has_missing(&self) -> bool {
         !self.missing.is_empty()
     }
 
     /// Whether a new key finds room without another being dropped.
     #[must_use]
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.entries.len() < self.limits.capacity
     }
 
@@ -292,7 +297,7 @@ impl Queue {
     }
 
     /// The next run to start now, if any; end it with [`Queue::done`].
-    pub fn pop(&mut self, now_ms: u64) -> Option<Run> {
+    pub(crate) fn pop(&mut self, now_ms: u64) -> Option<Run> {
         self.promote(now_ms);
         if now_ms < self.held_until_ms || self.turns.is_empty() {
             return None;
@@ -357,7 +362,7 @@ impl Queue {
 
     /// Ends the run of a key. A verdict on an object that was moved, forgotten or purged during its
     /// run is discarded.
-    pub fn done(&mut self, key: &ObjectKey, verdict: Verdict) {
+    pub(crate) fn done(&mut self, key: &ObjectKey, verdict: Verdict) {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
@@ -386,13 +391,13 @@ impl Queue {
     }
 
     /// Starts nothing before this time.
-    pub fn hold_until(&mut self, until_ms: u64) {
+    pub(crate) fn hold_until(&mut self, until_ms: u64) {
         self.held_until_ms = self.held_until_ms.max(until_ms);
     }
 
     /// When to call [`Queue::pop`] again after it returned nothing, if no change comes before.
     #[must_use]
-    pub fn next_due(&self) -> Option<u64> {
+    pub(crate) fn next_due(&self) -> Option<u64> {
         let next_ms = if self.turns.is_empty() {
             self.timers.first_key_value()?.0.0
         } else {
@@ -403,36 +408,30 @@ impl Queue {
 
     /// Runs of a shard that have not ended, even when it was purged meanwhile.
     #[must_use]
-    pub fn in_flight(&self, shard: ShardId) -> usize {
+    pub(crate) fn in_flight(&self, shard: ShardId) -> usize {
         self.in_flight.get(&shard).copied().unwrap_or(0)
-    }
-
-    /// Runs that have not ended.
-    #[must_use]
-    pub fn running(&self) -> usize {
-        self.in_flight.values().sum()
     }
 
     /// Whether a shard is open and starts runs.
     #[must_use]
-    pub fn admits(&self, shard: ShardId) -> bool {
+    pub(crate) fn admits(&self, shard: ShardId) -> bool {
         self.lanes.get(&shard).is_some_and(|lane| lane.admits)
     }
 
     /// Number of keys that are due and wait.
-    pub fn depth(&mut self, now_ms: u64) -> usize {
+    pub(crate) fn depth(&mut self, now_ms: u64) -> usize {
         self.promote(now_ms);
         self.depth
     }
 
     /// Number of keys that wait for their time.
-    pub fn delayed(&mut self, now_ms: u64) -> usize {
+    pub(crate) fn delayed(&mut self, now_ms: u64) -> usize {
         self.promote(now_ms);
         self.timers.len()
     }
 
     /// How long the key that is due longest has waited; 0 when none is due.
-    pub fn head_age_ms(&mut self, now_ms: u64) -> u64 {
+    pub(crate) fn head_age_ms(&mut self, now_ms: u64) -> u64 {
         self.promote(now_ms);
         let heads = self
             .lanes
@@ -443,27 +442,9 @@ impl Queue {
             .map_or(0, |(due_ms, _)| now_ms.saturating_sub(*due_ms))
     }
 
-    /// Keys in it, running ones included.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether it holds no key at all.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Attempts of an object; `None` if it is not in the queue.
-    #[must_use]
-    pub fn attempts(&self, key: &ObjectKey) -> Option<Attempts> {
-        self.entries.get(key).map(|entry| entry.attempts)
-    }
-
     /// How often the rate limiter deferred a run.
     #[must_use]
-    pub const fn deferred_total(&self) -> u64 {
+    pub(crate) const fn deferred_total(&self) -> u64 {
         self.deferred_total
     }
 

@@ -50,7 +50,20 @@ impl RefusedWrites {
                 cause: Cause::Forbidden,
                 message,
             }) => shorten(message),
-            _ => return,
+            Refusal::Fenced {
+                rule: Rule::TokenAhead | Rule::Object,
+                message: _,
+            }
+            | Refusal::Gone
+            | Refusal::Conflict(_)
+            | Refusal::NamespaceTerminating(_)
+            | Refusal::Refused(..)
+            | Refusal::Failure(
+                Failure::Lost
+                | Failure::Retry { .. }
+                | Failure::Throttled { .. }
+                | Failure::Failed { .. },
+            ) => return,
         };
         let mut row = self
             .shards
@@ -70,7 +83,7 @@ impl RefusedWrites {
     }
 
     /// The shards of which all writes are refused, in order, with what was said last.
-    pub fn all_refused(&self, now_ms: u64) -> Vec<(ShardId, String)> {
+    pub(crate) fn all_refused(&self, now_ms: u64) -> Vec<(ShardId, String)> {
         let mut found: Vec<_> = self
             .shards
             .iter()

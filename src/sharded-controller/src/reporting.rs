@@ -4,42 +4,37 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::boottime_ms;
 use crate::controller::{Parts, Replica};
 use crate::fleet::fence::TABLE_CHECK;
 use crate::fleet::state::Standing;
+use crate::health::KIND_CHECK;
 use crate::host::Work;
 use crate::liveness::{CHECK_EVERY, Progress, monitor};
 use crate::names::Names;
 use crate::pool::{Pool, Reconcile};
-use crate::server::Server;
+use crate::server::{ExtraRoutes, Server};
 use crate::watch::kinds::ShardCache;
-
-/// Name of the check that fails while the API server does not serve one of the operator's kinds.
-pub const KIND_CHECK: &str = "crd";
 
 /// Serves HTTP until `stop`, on a thread of its own: requests, however many and however large, compete
 /// with each other, and not with heartbeats. Gives the end of it.
 pub(crate) fn serve<C: ShardCache, R: Reconcile>(
     replica: &Replica<C, R>,
     listener: std::net::TcpListener,
-    (routes, paths): (Router, Vec<&'static str>),
+    routes: ExtraRoutes,
     stop: &CancellationToken,
 ) -> std::io::Result<oneshot::Receiver<()>> {
     let parts = &replica.parts;
     let (source, pool) = (Arc::clone(parts), Arc::clone(&replica.pool));
     let reconcile = Arc::clone(&replica.work.reconcile);
-    let server = Server::with_routes(
+    let server = Server::new(
         Arc::clone(&parts.metrics),
         Arc::clone(&parts.health),
         Box::new(move || refresh(&source, &pool, &*reconcile)),
         routes,
-        &paths,
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -140,7 +135,7 @@ fn standby<C>(parts: &Parts<C>, standing: &Standing) -> String {
 
 /// Reports the shards in which every write is refused.
 fn report_refused_writes<C>(parts: &Parts<C>) {
-    let refused = parts.client.refused().all_refused(boottime_ms());
+    let refused = parts.client.refused().all_refused(parts.clock.now_ms());
     let gauge = &parts.metrics.fleet.shard_writes_refused;
     gauge.reset();
     for (shard, _) in &refused {
@@ -179,13 +174,13 @@ fn table_problem(names: &Names, standing: &Standing) -> Option<String> {
 fn refresh<C: ShardCache, R: Reconcile>(parts: &Parts<C>, pool: &Pool<Work<C, R>>, reconcile: &R) {
     parts.process.refresh();
     pool.refresh_metrics();
-    let now_ms = boottime_ms();
+    let now_ms = parts.clock.now_ms();
     let renewed_ms = parts.fleet.standing().last_renewal_ms;
     let age_ms = renewed_ms.map_or(0, |at_ms| now_ms.saturating_sub(at_ms));
     let fleet = &parts.metrics.fleet;
     let age = Duration::from_millis(age_ms);
     fleet.heartbeat_age_seconds.set(age.as_secs_f64());
-    fleet.set_fleet(parts.fleet.overview(parts.config.shards, now_ms));
+    fleet.set_fleet(parts.fleet.overview(parts.config.shards));
     fleet.set_objects(&parts.cache.counts());
     reconcile.refresh_metrics();
 }
@@ -206,6 +201,6 @@ pub(crate) fn stats<C: ShardCache, R: Reconcile>(
         ready,
         objects,
         more,
-        boottime_ms(),
+        parts.clock.now_ms(),
     )
 }

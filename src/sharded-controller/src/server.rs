@@ -41,10 +41,20 @@ const CROSS_ORIGIN: [(HeaderName, &str); 2] = [
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Copies statistics into the metrics before they are rendered.
-pub type Refresh = Box<dyn Fn() + Send + Sync>;
+pub(crate) type Refresh = Box<dyn Fn() + Send + Sync>;
+
+/// Routes that an operator adds to its HTTP server.
+#[derive(Debug, Default)]
+pub struct ExtraRoutes {
+    /// The routes.
+    pub router: Router,
+    /// Their paths, which the answer to `/` lists.
+    pub paths: Vec<&'static str>,
+}
+
 /// How much the server lets clients use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HttpLimits {
+pub(crate) struct HttpLimits {
     /// Maximum number of connections; a further one closes the one that is idle for longest.
     pub connections_max: usize,
     /// How long a connection may take to send a request's head, and may stay idle.
@@ -89,26 +99,19 @@ struct Shared {
 }
 
 impl Server {
-    /// A server of `/metrics`, `/livez` and `/readyz`. It calls `refresh` before each rendering of the
-    /// metrics; that must not block.
+    /// A server of `/metrics`, `/livez`, `/readyz` and `more`. It calls `refresh` before each rendering of
+    /// the metrics; that must not block.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, health: Arc<Health>, refresh: Refresh) -> Self {
-        Self::with_routes(metrics, health, refresh, Router::new(), &[])
-    }
-
-    /// The same with `more` routes, which are at these paths.
-    #[must_use]
-    pub fn with_routes(
+    pub fn new(
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         refresh: Refresh,
-        more: Router,
-        paths: &[&str],
+        more: ExtraRoutes,
     ) -> Self {
         let app = metrics.names().app;
         let all = ["/metrics", "/livez", "/readyz"]
             .iter()
-            .chain(paths)
+            .chain(&more.paths)
             .copied();
         let all: Vec<&str> = all.collect();
         let index = format!("{app}\n{}\n", all.join(" "));
@@ -119,16 +122,9 @@ impl Server {
                 refresh,
                 index,
             }),
-            more,
+            more: more.router,
             limits: HttpLimits::default(),
         }
-    }
-
-    /// Sets other limits than the defaults.
-    #[must_use]
-    pub fn with_limits(mut self, limits: HttpLimits) -> Self {
-        self.limits = limits;
-        self
     }
 
     /// Serves until `stop` is cancelled and active requests are answered or the drain times out.

@@ -32,8 +32,15 @@ async fn start_with(refresh: Refresh, limits: HttpLimits) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let server = Server::new(Arc::clone(&metrics), Arc::clone(&health), refresh);
-    let server = server.with_limits(limits);
+    let server = Server {
+        limits,
+        ..Server::new(
+            Arc::clone(&metrics),
+            Arc::clone(&health),
+            refresh,
+            ExtraRoutes::default(),
+        )
+    };
     let task = tokio::spawn(server.serve(listener, stop.clone()));
     Running {
         address,

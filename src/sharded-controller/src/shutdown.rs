@@ -13,7 +13,7 @@ use shard_ownership::ownership::Event;
 const GRACE: Duration = Duration::from_secs(4);
 
 /// Termination requests of the process, and the time it has to stop.
-pub struct Signals {
+pub(crate) struct Signals {
     count: watch::Receiver<u32>,
     patience: Duration,
 }
@@ -22,7 +22,7 @@ pub struct Signals {
 ///
 /// # Errors
 /// When the process may not handle signals.
-pub fn signals(drain_timeout: Duration) -> std::io::Result<Signals> {
+pub(crate) fn signals(drain_timeout: Duration) -> std::io::Result<Signals> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (sender, count) = watch::channel(0);
@@ -44,7 +44,7 @@ pub fn signals(drain_timeout: Duration) -> std::io::Result<Signals> {
 
 impl Signals {
     /// Completes when the process was asked to stop.
-    pub async fn asked(&self) {
+    pub(crate) async fn asked(&self) {
         self.asked_times(1).await;
     }
 
@@ -60,7 +60,7 @@ impl Signals {
 /// Runs the agent; when asked to stop, makes it hand over its shards. A second request, or the end
 /// of the grace period, ends it immediately: then other replicas wait for our Lease to expire.
 /// `None`: it ended that way.
-pub async fn run_until_handed_back<H: ShardHost>(
+pub(crate) async fn run_until_handed_back<H: ShardHost>(
     parts: AgentParts<H>,
     handle: AgentHandle,
     signals: &Signals,

@@ -2,8 +2,8 @@
 //! computed.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use crate::metrics::Metrics;
@@ -24,13 +24,13 @@ struct Sample {
 
 /// CPU time and failures at some earlier times. Bounded to about a minute.
 #[derive(Debug, Default)]
-pub struct Rates {
+pub(crate) struct Rates {
     samples: Mutex<VecDeque<Sample>>,
 }
 
 /// Rates since these samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rate {
+pub(crate) struct Rate {
     /// CPU cores in use recently; `None` before the second update.
     pub cpu_cores: Option<f64>,
     /// Failed reconciles of the last minute.
@@ -39,8 +39,8 @@ pub struct Rate {
 
 impl Rates {
     /// The rates now.
-    pub fn update(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn update(&self, now_ms: u64, cpu_seconds: f64, failures: u64) -> Rate {
+        let mut samples = self.samples.lock();
         let age_ms = |sample: &Sample| now_ms.saturating_sub(sample.at_ms);
         while samples
             .front()
@@ -77,7 +77,7 @@ impl Rates {
 
 /// The statistics as a short JSON object of numbers, from metrics that were just refreshed.
 #[must_use]
-pub fn stats(
+pub(crate) fn stats(
     metrics: &Metrics,
     rates: &Rates,
     ready: bool,
@@ -169,7 +169,7 @@ mod tests {
         for n in 0..10_000 {
             rates.update(70_000 + n * 10, 0.0, 9 + n);
         }
-        assert!(rates.samples.lock().unwrap().len() <= SAMPLES_MAX);
+        assert!(rates.samples.lock().len() <= SAMPLES_MAX);
     }
 
     #[test]

@@ -35,7 +35,7 @@ use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use shard_ownership::hash::ShardId;
 
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::refusal::{Refusal, classify};
@@ -49,6 +49,7 @@ const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8
 pub struct GuardedClient {
     client: Client,
     names: Names,
+    clock: Clock,
     metrics: Arc<Metrics>,
     refused: Arc<RefusedWrites>,
 }
@@ -79,6 +80,7 @@ pub(crate) struct Account {
     /// Value of the label `kind`; none: the fence does not concern it.
     kind: Option<&'static str>,
     names: Names,
+    clock: Clock,
     metrics: Arc<Metrics>,
     refused: Arc<RefusedWrites>,
 }
@@ -98,7 +100,7 @@ impl Account {
         match &answer {
             Ok(_) => self.refused.accepted(shard),
             Err(refusal) => {
-                self.refused.refused(shard, refusal, boottime_ms());
+                self.refused.refused(shard, refusal, self.clock.now_ms());
                 if matches!(refusal, Refusal::Fenced { .. }) {
                     let counter = &self.metrics.fleet.fenced_writes_total;
                     counter.with_label_values(&[kind]).inc();
@@ -112,10 +114,11 @@ impl Account {
 impl GuardedClient {
     /// Sends over `client`.
     #[must_use]
-    pub fn new(client: Client, names: Names, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, names: Names, metrics: Arc<Metrics>, clock: Clock) -> Self {
         Self {
             client,
             names,
+            clock,
             metrics,
             refused: Arc::default(),
         }
@@ -182,6 +185,7 @@ impl GuardedClient {
             account: Account {
                 kind,
                 names: self.names,
+                clock: self.clock.clone(),
                 metrics: Arc::clone(&self.metrics),
                 refused: Arc::clone(&self.refused),
             },

@@ -13,9 +13,7 @@ pub use customization::{
     Customization, ExternalTrafficPolicy, JsonText, ObjectMetadata, PodMetadata, PodTemplate,
     SeLinuxOptions, SeLinuxType, SecretReference, SecurityContext, Service, ServiceType, Services,
 };
-pub use spec::{
-    DatabaseCluster, DatabaseClusterSpec, NAME_LENGTH_MAX, REPLICAS_MAX, Resources, Retain, Storage,
-};
+pub use spec::{DatabaseCluster, DatabaseClusterSpec, Resources, Retain, Storage};
 pub use status::{
     Condition, ConditionStatus, ConditionType, DatabaseClusterStatus, Phase, ShardStatus,
 };

@@ -14,40 +14,40 @@ pub const GROUP: &str = "database.io";
 /// API version of the kind.
 pub const VERSION: &str = "v1";
 /// `apiVersion` of the kind.
-pub const API_VERSION: &str = "database.io/v1";
+pub(crate) const API_VERSION: &str = "database.io/v1";
 /// The kind.
 pub const KIND: &str = "DatabaseCluster";
 /// Finalizer of a `DatabaseCluster`: it is removed once the StatefulSet is deleted.
-pub const FINALIZER: &str = "database.io/operator";
+pub(crate) const FINALIZER: &str = "database.io/operator";
 /// Label of children: the bucket (0–255) in which the cluster's uid lies.
 pub const BUCKET_LABEL: &str = "database.io/bucket";
 /// Annotation: the fencing token of the last writer,
 /// `<table uid>/<shard>/<epoch>/<holder>/<cluster uid>`.
-pub const FENCING_TOKEN_ANNOTATION: &str = "database.io/fencing-token";
+pub(crate) const FENCING_TOKEN_ANNOTATION: &str = "database.io/fencing-token";
 /// Label of volume claims: uid of the `DatabaseCluster` that may change and delete them.
-pub const CLUSTER_UID_LABEL: &str = "database.io/cluster-uid";
+pub(crate) const CLUSTER_UID_LABEL: &str = "database.io/cluster-uid";
 /// Label of Pods and volume claims: name of the `DatabaseCluster`. No other tool gives it a meaning.
 pub const CLUSTER_LABEL: &str = "database.io/cluster";
 /// Annotation of a `DatabaseCluster`: its own uid, if the primary may start with an empty volume
 /// although volumes of its replicas exist.
-pub const EMPTY_PRIMARY_ANNOTATION: &str = "database.io/allow-empty-primary";
+pub(crate) const EMPTY_PRIMARY_ANNOTATION: &str = "database.io/allow-empty-primary";
 /// Annotation of the ConfigMap: the volume of the primary has data. It outlives the status, which a
 /// restore from a backup drops.
-pub const INITIALIZED_ANNOTATION: &str = "database.io/initialized";
+pub(crate) const INITIALIZED_ANNOTATION: &str = "database.io/initialized";
 /// Annotation of children: hash of what was applied, without the fencing token.
 pub const FINGERPRINT_ANNOTATION: &str = "database.io/fingerprint";
 /// Annotation of children: generation of the `DatabaseCluster` from which the child was rendered.
-pub const GENERATION_ANNOTATION: &str = "database.io/generation";
+pub(crate) const GENERATION_ANNOTATION: &str = "database.io/generation";
 /// Annotation of the StatefulSet: what was done for its claims, `<size>/<number>` when they were last
 /// grown, and `/<cluster uid>/marked` when each was labelled.
-pub const CLAIMS_ANNOTATION: &str = "database.io/claims";
+pub(crate) const CLAIMS_ANNOTATION: &str = "database.io/claims";
 /// Field manager of every write.
-pub const FIELD_MANAGER: &str = NAMES.app;
+pub(crate) const FIELD_MANAGER: &str = NAMES.app;
 /// Reporter of Events.
-pub const REPORTER: &str = "database-controller";
+pub(crate) const REPORTER: &str = "database-controller";
 /// Recommended label, by which Argo CD may know the objects of an application.
-pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+pub(crate) const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 /// Label of children: who manages them.
-pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+pub(crate) const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// The operator's name in `app.kubernetes.io/managed-by`.
-pub const MANAGED_BY: &str = NAMES.app;
+pub(crate) const MANAGED_BY: &str = NAMES.app;

@@ -14,11 +14,6 @@ use super::customization::{self, Customization};
 use super::quantity;
 use super::status::DatabaseClusterStatus;
 
-/// Longest name: `{name}-db` must stay within the 52 characters that a StatefulSet's
-/// `controller-revision-hash` label leaves it.
-pub const NAME_LENGTH_MAX: usize = 49;
-/// Most replicas of one cluster.
-pub const REPLICAS_MAX: i32 = 99;
 /// CPU of an instance if the spec does not set it. The schema sets no default: a default would be
 /// stored, and would conflict with requests and limits that a user sets later.
 const DEFAULT_CPU: &str = "500m";
@@ -38,6 +33,8 @@ const DEFAULT_MEMORY: &str = "512Mi";
     status = "DatabaseClusterStatus",
     derive = "PartialEq",
     doc = "A PostgreSQL cluster: one primary, and read-only replicas that follow it.",
+    // `{name}-db` must stay within the 52 characters that a StatefulSet's `controller-revision-hash` label
+    // leaves it.
     validation = Rule::new("self.metadata.name.size() <= 49").message("metadata.name must have at most 49 characters: the names of its Pods and StatefulSet are derived from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a lower-case letter, end with a letter or digit, and consist of lower-case letters, digits and '-': its Services are named after it"),
     validation = Rule::new(quantity::SIZE_GROWS).message("storage.size may not shrink below the size that the volumes have, see status.storageSize").field_path(".spec.storage.size"),

@@ -74,7 +74,7 @@ impl DatabaseClusterStatus {
 
     /// Whether both report the same, regardless of the writer.
     #[must_use]
-    pub fn is_same_report_as(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_report_as(&self, other: &Self) -> bool {
         self.replicas == other.replicas
             && self.ready_replicas == other.ready_replicas
             && self.selector == other.selector

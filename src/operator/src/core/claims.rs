@@ -9,11 +9,11 @@ use super::digest::quantity_nano;
 use super::observed::{ClusterRecord, Selector, StatefulSetRecord};
 
 /// Name of the data volume; the claims are called `data-{pod}`.
-pub const DATA_VOLUME: &str = "data";
+pub(crate) const DATA_VOLUME: &str = "data";
 
 /// Annotations that keep Argo CD from pruning a claim, from deleting it with an application, and from
 /// reporting an application as out of sync because of it.
-pub const HANDS_OFF: [(&str, &str); 2] = [
+pub(crate) const HANDS_OFF: [(&str, &str); 2] = [
     ("argocd.argoproj.io/compare-options", "IgnoreExtraneous"),
     (
         "argocd.argoproj.io/sync-options",
@@ -23,14 +23,14 @@ pub const HANDS_OFF: [(&str, &str); 2] = [
 
 /// Name of the claim of one instance.
 #[must_use]
-pub fn name(statefulset: &str, ordinal: i32) -> String {
+pub(crate) fn name(statefulset: &str, ordinal: i32) -> String {
     format!("{DATA_VOLUME}-{statefulset}-{ordinal}")
 }
 
 /// The ordinal of a StatefulSet's claim, also of a former StatefulSet of that name; none if it is not
 /// a claim of it.
 #[must_use]
-pub fn ordinal(claim: &str, statefulset: &str) -> Option<i32> {
+pub(crate) fn ordinal(claim: &str, statefulset: &str) -> Option<i32> {
     let text = claim
         .strip_prefix(DATA_VOLUME)?
         .strip_prefix('-')?
@@ -42,7 +42,7 @@ pub fn ordinal(claim: &str, statefulset: &str) -> Option<i32> {
 
 /// Observed state of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// `metadata.name`.
     pub name: String,
     /// Ordinal of the instance that uses it.
@@ -66,14 +66,14 @@ pub struct Claim {
 impl Claim {
     /// Whether it is labelled as a claim of this cluster.
     #[must_use]
-    pub fn is_of(&self, cluster: &ClusterRecord) -> bool {
+    pub(crate) fn is_of(&self, cluster: &ClusterRecord) -> bool {
         self.is_marked && self.cluster_uid.as_deref() == Some(&*cluster.uid)
     }
 
     /// Whether it requests less than this size. A larger claim is left alone, also one that a user has
     /// resized.
     #[must_use]
-    pub fn is_smaller_than(&self, size: &str) -> bool {
+    pub(crate) fn is_smaller_than(&self, size: &str) -> bool {
         let asks = self.asks.as_deref().and_then(quantity_nano);
         matches!((asks, quantity_nano(size)), (Some(asks), Some(size)) if asks < size)
     }
@@ -82,7 +82,7 @@ impl Claim {
 /// The first claim of a replica, if the claim of the primary is not among these: a StatefulSet that
 /// is created over them starts with an empty primary.
 #[must_use]
-pub fn without_primary(claims: &[Claim]) -> Option<&Claim> {
+pub(crate) fn without_primary(claims: &[Claim]) -> Option<&Claim> {
     let stay = || claims.iter().filter(|claim| !claim.deleting);
     match stay().any(|claim| claim.ordinal == 0) {
         true => None,
@@ -92,7 +92,7 @@ pub fn without_primary(claims: &[Claim]) -> Option<&Claim> {
 
 /// The first claim of an instance that is being deleted.
 #[must_use]
-pub fn terminating(claims: &[Claim], instances: i32) -> Option<&Claim> {
+pub(crate) fn terminating(claims: &[Claim], instances: i32) -> Option<&Claim> {
     let used = claims.iter().filter(|claim| claim.ordinal < instances);
     used.filter(|claim| claim.deleting)
         .min_by_key(|claim| claim.ordinal)
@@ -100,7 +100,7 @@ pub fn terminating(claims: &[Claim], instances: i32) -> Option<&Claim> {
 
 /// The size of the smallest volume of the instances.
 #[must_use]
-pub fn smallest(claims: &[Claim], instances: i32) -> Option<&str> {
+pub(crate) fn smallest(claims: &[Claim], instances: i32) -> Option<&str> {
     let used = claims.iter().filter(|claim| claim.ordinal < instances);
     let sizes = used.filter_map(|claim| {
         let size = claim.has.as_deref().or(claim.asks.as_deref())?;
@@ -112,7 +112,7 @@ pub fn smallest(claims: &[Claim], instances: i32) -> Option<&str> {
 /// What to do about a claim that cannot be resized, according to the API server's message; the volumes
 /// have `size`.
 #[must_use]
-pub fn remedy(refusal: &str, size: &str) -> String {
+pub(crate) fn remedy(refusal: &str, size: &str) -> String {
     let remedy = if refusal.contains("support resize") {
         "set allowVolumeExpansion of its StorageClass"
     } else if refusal.contains("exceeded quota") {
@@ -125,7 +125,7 @@ pub fn remedy(refusal: &str, size: &str) -> String {
 
 /// What has to be done for the claims of an existing StatefulSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClaimMaintenance {
+pub(crate) struct ClaimMaintenance {
     /// Whether claims may be there that no template of ours labelled.
     pub label: bool,
     /// Whether the claims of all instances have to request the size in the spec.
@@ -160,7 +160,7 @@ impl<'a> Remembered<'a> {
 /// What has to be done for the claims now; none if nothing has to. `again`: whether to ignore what
 /// is recorded.
 #[must_use]
-pub fn maintenance(
+pub(crate) fn maintenance(
     cluster: &ClusterRecord,
     set: &StatefulSetRecord,
     again: bool,

@@ -8,7 +8,7 @@ use shard_ownership::hash::fnv1a64;
 
 /// A digest of a document that does not depend on the order of keys.
 #[must_use]
-pub fn document(value: &Value) -> u64 {
+pub(crate) fn document(value: &Value) -> u64 {
     let mut bytes = Vec::with_capacity(2048);
     write_document(value, &mut bytes);
     fnv1a64(&bytes)
@@ -47,7 +47,7 @@ fn write_text(text: &str, out: &mut Vec<u8>) {
 /// Which fields a sample document has: the digest of another document over just these fields
 /// ignores whatever the API server or others added to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub(crate) enum Shape {
     /// Compared as it is.
     Leaf,
     /// Compared as a Kubernetes quantity: `0.5` and `500m` are the same.
@@ -74,7 +74,7 @@ const LIST_KEYS: [&str; 2] = ["mountPath", "name"];
 impl Shape {
     /// The shape of a sample.
     #[must_use]
-    pub fn of(sample: &Value) -> Self {
+    pub(crate) fn of(sample: &Value) -> Self {
         Self::below(sample, "")
     }
 
@@ -105,9 +105,8 @@ impl Shape {
                     Some((name.to_owned(), Self::below(item, "")))
                 })
                 .collect();
-            match keyed {
-                Some(keyed) if !keyed.is_empty() => return Self::Keyed { key, items: keyed },
-                _ => {}
+            if let Some(items) = keyed.filter(|items| !items.is_empty()) {
+                return Self::Keyed { key, items };
             }
         }
         Self::Leaf
@@ -115,7 +114,7 @@ impl Shape {
 
     /// The digest of a document over the fields of this shape.
     #[must_use]
-    pub fn digest(&self, document: &Value) -> u64 {
+    pub(crate) fn digest(&self, document: &Value) -> u64 {
         let mut bytes = Vec::with_capacity(1024);
         self.write(Some(document), &mut bytes);
         fnv1a64(&bytes)
@@ -173,7 +172,7 @@ fn write_quantity(value: &Value, out: &mut Vec<u8>) {
 /// A quantity in billionths, rounded up: every form that Kubernetes accepts, except negative ones.
 /// None if it is not a quantity, or is out of range.
 #[must_use]
-pub fn quantity_nano(text: &str) -> Option<i128> {
+pub(crate) fn quantity_nano(text: &str) -> Option<i128> {
     const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     const DECIMAL: [(&str, i32); 10] = [
         ("n", -9),

@@ -18,7 +18,7 @@ const AFTER_MAJOR: [&str; 4] = [".", "-", "beta", "rc"];
 /// The major version that the tag of the official image names: 17 for `postgres:17.2-alpine`. None
 /// when the tag does not name one (`latest`, a digest alone), and for every other image.
 #[must_use]
-pub fn major(image: &str) -> Option<u32> {
+pub(crate) fn major(image: &str) -> Option<u32> {
     let name = image.split('@').next()?;
     let name = HUB
         .iter()
@@ -36,7 +36,7 @@ pub fn major(image: &str) -> Option<u32> {
 /// Why the image of a cluster that has data must not be changed like this; none if it may, or if
 /// that is not certain.
 #[must_use]
-pub fn refuse_change(from: &str, to: &str) -> Option<ConditionReason> {
+pub(crate) fn refuse_change(from: &str, to: &str) -> Option<ConditionReason> {
     let (old, new) = (major(from)?, major(to)?);
     if old == new {
         return None;

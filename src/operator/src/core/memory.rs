@@ -8,10 +8,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::child::{ChildId, DesiredChild};
 use super::observed::{ChildRecord, ClaimTemplate};
-use super::version;
+use shard_ownership::resource_version::is_older;
 
 /// How long a watch may lag behind our own writes before what it shows is trusted again.
-pub const WATCH_LAG_MS_MAX: u64 = 10_000;
+pub(crate) const WATCH_LAG_MS_MAX: u64 = 10_000;
 
 /// Two times that are no further apart are the same next retry, as two runs compute it.
 const SAME_TRY: SignedDuration = SignedDuration::from_secs(2);
@@ -36,7 +36,7 @@ impl Write {
 /// Memory of our writes to one cluster and its children, and of their desired state. Bounded by the
 /// number of its children.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub(crate) struct Memory {
     uid: Arc<str>,
     cluster: Option<Write>,
     children: Vec<(ChildId, Write)>,
@@ -69,7 +69,7 @@ enum Secret {
 
 /// What the children of one cluster are rendered from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Basis {
+pub(crate) struct Basis {
     /// The cluster's generation.
     pub generation: i64,
     /// The volume claim template, which cannot be changed any more.
@@ -80,7 +80,7 @@ pub struct Basis {
 
 /// How an observed child compares with what we remember.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// It is as our last write left it, or we remember nothing.
     Untouched,
     /// Someone wrote it after us.
@@ -92,7 +92,7 @@ pub enum Standing {
 impl Memory {
     /// Empty memory of the cluster with this uid. `swept_ms` is when it counts as last swept.
     #[must_use]
-    pub const fn new(uid: Arc<str>, swept_ms: u64) -> Self {
+    pub(crate) const fn new(uid: Arc<str>, swept_ms: u64) -> Self {
         Self {
             uid,
             cluster: None,
@@ -111,12 +111,12 @@ impl Memory {
 
     /// Uid of the cluster.
     #[must_use]
-    pub fn uid(&self) -> &str {
+    pub(crate) fn uid(&self) -> &str {
         &self.uid
     }
 
     /// Our write to the cluster returned this version.
-    pub fn wrote_cluster(&mut self, resource_version: String, now_ms: u64) {
+    pub(crate) fn wrote_cluster(&mut self, resource_version: String, now_ms: u64) {
         self.cluster = Some(Write {
             resource_version,
             at_ms: now_ms,
@@ -126,18 +126,18 @@ impl Memory {
     }
 
     /// Whether the watch, which shows the cluster at this version, lags behind our last write.
-    pub fn cluster_lags(&mut self, shown_version: &str, now_ms: u64) -> bool {
+    pub(crate) fn cluster_lags(&mut self, shown_version: &str, now_ms: u64) -> bool {
         let Some(write) = &mut self.cluster else {
             return false;
         };
-        if !version::is_older(shown_version, &write.resource_version) {
+        if !is_older(shown_version, &write.resource_version) {
             write.seen = true;
         }
         write.is_pending(now_ms)
     }
 
     /// Our write to a child returned this version and these contents.
-    pub fn wrote_child(
+    pub(crate) fn wrote_child(
         &mut self,
         id: &ChildId,
         resource_version: String,
@@ -162,7 +162,7 @@ impl Memory {
 
     /// How an observed child compares with what we remember of it. A child that is observed for the
     /// first time is remembered as untouched.
-    pub fn standing(&mut self, child: &ChildRecord, now_ms: u64) -> Standing {
+    pub(crate) fn standing(&mut self, child: &ChildRecord, now_ms: u64) -> Standing {
         let id = child.id();
         let shown = &child.resource_version;
         let Some((_, write)) = self.children.iter_mut().find(|(known, _)| *known == id) else {
@@ -180,7 +180,7 @@ impl Memory {
             write.contents = child.contents;
             return Standing::Untouched;
         }
-        if version::is_older(shown, &write.resource_version) && write.is_pending(now_ms) {
+        if is_older(shown, &write.resource_version) && write.is_pending(now_ms) {
             return Standing::Lagging;
         }
         write.seen = true;
@@ -194,19 +194,19 @@ impl Memory {
     /// Whether a child that the watch does not show was written by us a moment ago. A child that
     /// the watch showed and that was then deleted does not count.
     #[must_use]
-    pub fn expects(&self, id: &ChildId, now_ms: u64) -> bool {
+    pub(crate) fn expects(&self, id: &ChildId, now_ms: u64) -> bool {
         self.children
             .iter()
             .any(|(known, write)| known == id && write.is_pending(now_ms))
     }
 
     /// Forgets a child that was deleted.
-    pub fn forget_child(&mut self, id: &ChildId) {
+    pub(crate) fn forget_child(&mut self, id: &ChildId) {
         self.children.retain(|(known, _)| known != id);
     }
 
     /// The desired children, rendered again only if their input has changed.
-    pub fn desired(
+    pub(crate) fn desired(
         &mut self,
         basis: &Basis,
         make: impl FnOnce() -> Vec<DesiredChild>,
@@ -222,12 +222,12 @@ impl Memory {
     }
 
     /// The Secret was created by us: no other of that name can be in the way.
-    pub const fn secret_created(&mut self) {
+    pub(crate) const fn secret_created(&mut self) {
         self.secret = Secret::Made;
     }
 
     /// Records that the Secret existed already, and that nothing shows which cluster it belongs to.
-    pub fn secret_in_the_way(&mut self, now_ms: u64) {
+    pub(crate) fn secret_in_the_way(&mut self, now_ms: u64) {
         if self.secret == Secret::Unknown {
             self.secret = Secret::InTheWay { since_ms: now_ms };
         }
@@ -235,19 +235,19 @@ impl Memory {
 
     /// Whether the Secret is known to belong to this cluster.
     #[must_use]
-    pub fn has_secret(&self) -> bool {
+    pub(crate) fn has_secret(&self) -> bool {
         self.secret == Secret::Made
     }
 
     /// Whether a Secret exists of which nothing shows which cluster it belongs to.
     #[must_use]
-    pub const fn suspects_secret(&self) -> bool {
+    pub(crate) const fn suspects_secret(&self) -> bool {
         matches!(self.secret, Secret::InTheWay { .. })
     }
 
     /// For how long a Secret of unknown origin has existed, in milliseconds.
     #[must_use]
-    pub const fn secret_suspected_ms(&self, now_ms: u64) -> u64 {
+    pub(crate) const fn secret_suspected_ms(&self, now_ms: u64) -> u64 {
         match self.secret {
             Secret::InTheWay { since_ms } => now_ms.saturating_sub(since_ms),
             Secret::Unknown | Secret::Made => 0,
@@ -256,20 +256,20 @@ impl Memory {
 
     /// Records a wait for something that no watch may report, and returns how long it has lasted, in
     /// milliseconds.
-    pub fn awaits(&mut self, now_ms: u64) -> u64 {
+    pub(crate) fn awaits(&mut self, now_ms: u64) -> u64 {
         let since_ms = *self.awaited_since_ms.get_or_insert(now_ms);
         now_ms.saturating_sub(since_ms)
     }
 
     /// Ends the wait for something that no watch may report.
-    pub const fn awaits_nothing(&mut self) {
+    pub(crate) const fn awaits_nothing(&mut self) {
         self.awaited_since_ms = None;
     }
 
     /// A child reports that it was rendered from a newer generation than this one, which is the
     /// newest that the watch has shown. Returns how long to wait for that generation, in
     /// milliseconds; none once the watch had enough time, because then the child is wrong.
-    pub fn awaits_newer(&mut self, generation: i64, now_ms: u64) -> Option<u64> {
+    pub(crate) fn awaits_newer(&mut self, generation: i64, now_ms: u64) -> Option<u64> {
         let since_ms = match self.newer_since {
             Some((known, since_ms)) if known == generation => since_ms,
             _ => now_ms,
@@ -280,23 +280,23 @@ impl Memory {
     }
 
     /// No child reports a newer generation.
-    pub const fn awaits_no_newer(&mut self) {
+    pub(crate) const fn awaits_no_newer(&mut self) {
         self.newer_since = None;
     }
 
     /// Remembers whether a claim of an instance is being deleted.
-    pub const fn set_claim_terminating(&mut self, terminating: bool) {
+    pub(crate) const fn set_claim_terminating(&mut self, terminating: bool) {
         self.is_claim_terminating = terminating;
     }
 
     /// Whether a claim of an instance was being deleted when claims were last looked up.
     #[must_use]
-    pub const fn is_claim_terminating(&self) -> bool {
+    pub(crate) const fn is_claim_terminating(&self) -> bool {
         self.is_claim_terminating
     }
 
     /// Records that the fence keeps refusing our writes of an object; returns whether that is new.
-    pub fn refused(&mut self, object: &str) -> bool {
+    pub(crate) fn refused(&mut self, object: &str) -> bool {
         let is_new = !self.is_refused(object);
         if is_new {
             self.refused.push(object.into());
@@ -306,19 +306,19 @@ impl Memory {
 
     /// Whether the fence kept refusing our writes of an object when they were last tried.
     #[must_use]
-    pub fn is_refused(&self, object: &str) -> bool {
+    pub(crate) fn is_refused(&self, object: &str) -> bool {
         self.refused.iter().any(|known| **known == *object)
     }
 
     /// Records that only our writes of these objects are still refused.
-    pub fn refused_only(&mut self, objects: &[String]) {
+    pub(crate) fn refused_only(&mut self, objects: &[String]) {
         self.refused
             .retain(|known| objects.iter().any(|object| **object == **known));
     }
 
     /// The time to report for a next retry at about this time, so that the same retry is not reported
     /// with two times.
-    pub fn next_try(&mut self, at: Timestamp) -> Timestamp {
+    pub(crate) fn next_try(&mut self, at: Timestamp) -> Timestamp {
         let is_same = |known: &Timestamp| known.duration_since(at).abs() <= SAME_TRY;
         let known = self.next_try.filter(is_same);
         *self.next_try.insert(known.unwrap_or(at))
@@ -326,26 +326,26 @@ impl Memory {
 
     /// Whether everything was last applied so long ago that it is time to do it once more.
     #[must_use]
-    pub fn sweep_is_due(&self, interval_ms: u64, now_ms: u64) -> bool {
+    pub(crate) fn sweep_is_due(&self, interval_ms: u64, now_ms: u64) -> bool {
         now_ms.saturating_sub(self.swept_ms) >= interval_ms
     }
 
     /// Records that everything was applied. The input of the children is computed again after it:
     /// the API server's defaults for a spec may change without a new generation.
-    pub fn swept(&mut self, now_ms: u64) {
+    pub(crate) fn swept(&mut self, now_ms: u64) {
         self.swept_ms = now_ms;
         self.desired = None;
     }
 
     /// Records that a generation was observed that is not applied yet.
-    pub fn change_seen(&mut self, generation: i64, now_ms: u64) {
+    pub(crate) fn change_seen(&mut self, generation: i64, now_ms: u64) {
         if self.changing.is_none_or(|(known, _)| known != generation) {
             self.changing = Some((generation, now_ms));
         }
     }
 
     /// Records that the change of this generation is applied; returns how long it took, once.
-    pub fn change_done(&mut self, generation: i64, now_ms: u64) -> Option<u64> {
+    pub(crate) fn change_done(&mut self, generation: i64, now_ms: u64) -> Option<u64> {
         let (known, since_ms) = self.changing.take()?;
         (known == generation).then(|| now_ms.saturating_sub(since_ms))
     }

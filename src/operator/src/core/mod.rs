@@ -4,13 +4,12 @@
 //! the Kubernetes client. Whatever a decision needs is an argument.
 
 pub mod child;
-pub mod claims;
-pub mod digest;
-pub mod image;
-pub mod lifecycle;
-pub mod memory;
+pub(crate) mod claims;
+pub(crate) mod digest;
+pub(crate) mod image;
+pub(crate) mod lifecycle;
+pub(crate) mod memory;
 pub mod observed;
-pub mod persistent_failure;
-pub mod plan;
+pub(crate) mod persistent_failure;
+pub(crate) mod plan;
 pub mod status;
-pub mod version;

@@ -10,7 +10,7 @@ use sharded_controller::object::ObjectKey;
 
 /// Maximum number of finalizers of one cluster that are stored: users add them, and memory is
 /// bounded.
-pub const FINALIZERS_MAX: usize = 64;
+pub(crate) const FINALIZERS_MAX: usize = 64;
 
 /// The stored part of a `DatabaseCluster`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,13 +43,13 @@ pub struct ClusterRecord {
 impl ClusterRecord {
     /// Whether our finalizer is on it.
     #[must_use]
-    pub fn has_finalizer(&self) -> bool {
+    pub(crate) fn has_finalizer(&self) -> bool {
         self.finalizers.iter().any(|f| f == names::FINALIZER)
     }
 
     /// Whether the user requested that the children outlive it (`kubectl delete --cascade=orphan`).
     #[must_use]
-    pub fn orphans_children(&self) -> bool {
+    pub(crate) fn orphans_children(&self) -> bool {
         self.finalizers.iter().any(|f| f == "orphan")
     }
 }
@@ -155,7 +155,7 @@ impl ChildRecord {
 
     /// The cluster that this child belongs to, when its controller is a `DatabaseCluster`.
     #[must_use]
-    pub fn cluster_key(&self) -> Option<ObjectKey> {
+    pub(crate) fn cluster_key(&self) -> Option<ObjectKey> {
         let owner = self.owner.as_ref()?;
         (owner.kind() == names::KIND && is_our_group(owner.api_version())).then(|| ObjectKey {
             namespace: Arc::clone(&self.key.namespace),
@@ -166,7 +166,7 @@ impl ChildRecord {
 
 /// Whether an `apiVersion` is of our group, in whatever version.
 #[must_use]
-pub fn is_our_group(api_version: &str) -> bool {
+pub(crate) fn is_our_group(api_version: &str) -> bool {
     api_version.split('/').next() == Some(names::GROUP)
 }
 
@@ -235,7 +235,7 @@ pub struct StatefulSetRecord {
 impl StatefulSetRecord {
     /// Whether its controller has observed its newest generation.
     #[must_use]
-    pub fn is_observed(&self) -> bool {
+    pub(crate) fn is_observed(&self) -> bool {
         self.observed_generation >= self.generation
     }
 
@@ -251,7 +251,7 @@ impl StatefulSetRecord {
 
     /// Whether Pods are still to be replaced by ones of the newest template.
     #[must_use]
-    pub fn is_rolling(&self) -> bool {
+    pub(crate) fn is_rolling(&self) -> bool {
         !self.is_observed()
             || (self.current_revision != self.update_revision
                 && self.updated_replicas < self.spec_replicas)

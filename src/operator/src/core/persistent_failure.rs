@@ -15,7 +15,7 @@ const UNREPORTED: u32 = 1;
 /// The reason and message to report for a persistent failure. `is_reported`: the status already
 /// reports a persistent failure, so it is kept up to date.
 #[must_use]
-pub fn persistent(
+pub(crate) fn persistent(
     failure: &Failure,
     outlook: &Outlook,
     is_reported: bool,

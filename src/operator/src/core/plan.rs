@@ -14,11 +14,11 @@ use crate::api::names;
 /// How long an existing Secret delays a new cluster: long enough for the garbage collection of what a
 /// former cluster left, the rest of which is deleted when this starts. Pods do not start with a Secret
 /// of a former cluster in any case.
-pub const SECRET_HOLD_MS: u64 = 10_000;
+pub(crate) const SECRET_HOLD_MS: u64 = 10_000;
 
 /// Input of the plan.
 #[derive(Debug)]
-pub struct Observed<'a> {
+pub(crate) struct Observed<'a> {
     /// The cluster.
     pub cluster: &'a ClusterRecord,
     /// The StatefulSet with the child's name, whatever its owner.
@@ -37,7 +37,7 @@ pub struct Observed<'a> {
 
 /// What must hold of the object on the server before an apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Precondition {
+pub(crate) enum Precondition {
     /// There is no object of that name.
     Absent,
     /// The object has this uid.
@@ -46,7 +46,7 @@ pub enum Precondition {
 
 /// One child to apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Apply {
+pub(crate) struct Apply {
     /// Its place in `Observed::desired`.
     pub index: usize,
     /// What must hold before the apply.
@@ -55,7 +55,7 @@ pub struct Apply {
 
 /// One child to delete.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delete {
+pub(crate) struct Delete {
     /// Kind and name.
     pub id: ChildId,
     /// `metadata.uid`.
@@ -66,7 +66,7 @@ pub struct Delete {
 
 /// What to do about the Secret, which is neither watched nor read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecretStep {
+pub(crate) enum SecretStep {
     /// Nothing.
     Leave,
     /// Create it unless it exists: there is no data yet with another password.
@@ -81,7 +81,7 @@ pub enum SecretStep {
 
 /// The required writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub(crate) enum Plan {
     /// Nothing, and nothing can be reported either: the observed state is older than what we know.
     Wait {
         /// What is waited for.
@@ -122,7 +122,7 @@ enum Difference {
 
 /// Decides what to write.
 #[must_use]
-pub fn plan(observation: &Observed<'_>, memory: &mut Memory) -> Plan {
+pub(crate) fn plan(observation: &Observed<'_>, memory: &mut Memory) -> Plan {
     let cluster = observation.cluster;
     if memory.cluster_lags(&cluster.resource_version, observation.now_ms) {
         return wait("the watch has not shown our last write to it yet".to_owned());
@@ -346,7 +346,7 @@ fn difference(
 
 /// Whether a child's controller is this very cluster, not one of the same name.
 #[must_use]
-pub fn is_owned_by(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
+pub(crate) fn is_owned_by(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
     child
         .owner
         .as_ref()
@@ -357,19 +357,19 @@ pub fn is_owned_by(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
 /// orphaned it (`--cascade=orphan`), it was restored from a backup, or its ownerReference was removed.
 /// The cluster after which it is named adopts it.
 #[must_use]
-pub const fn is_orphan(child: &ChildRecord) -> bool {
+pub(crate) const fn is_orphan(child: &ChildRecord) -> bool {
     child.owner.is_none() && child.is_marked
 }
 
 /// Whether a child with this cluster's names belongs to it, or can be adopted by it.
 #[must_use]
-pub fn is_ours(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
+pub(crate) fn is_ours(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
     is_owned_by(child, cluster) || is_orphan(child)
 }
 
 /// Whether a child was rendered from a later generation of the same cluster than the observed one.
 #[must_use]
-pub fn is_rendered_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
+pub(crate) fn is_rendered_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> bool {
     is_owned_by(child, cluster)
         && child
             .rendered_from_generation
@@ -379,7 +379,7 @@ pub fn is_rendered_from_newer(child: &ChildRecord, cluster: &ClusterRecord) -> b
 /// The problem with the owner of an object with a child's name; none if the owner is this cluster, or
 /// can be.
 #[must_use]
-pub fn ownership_problem(child: &ChildRecord, cluster: &ClusterRecord) -> Option<Problem> {
+pub(crate) fn ownership_problem(child: &ChildRecord, cluster: &ClusterRecord) -> Option<Problem> {
     if is_ours(child, cluster) {
         return None;
     }
@@ -418,7 +418,7 @@ fn is_former_self(owner: &Owner, cluster: &ClusterRecord) -> bool {
 
 /// The more severe of two problems: permanent before transient, and of equals the first.
 #[must_use]
-pub fn worst(known: Option<Problem>, found: Problem) -> Option<Problem> {
+pub(crate) fn worst(known: Option<Problem>, found: Problem) -> Option<Problem> {
     match (&known, &found) {
         (None, _) | (Some(Problem::Transient(_)), Problem::Permanent(_)) => Some(found),
         _ => known,

@@ -41,7 +41,7 @@ pub struct Done<'a> {
 
 /// An event to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub(crate) enum Notice {
     /// Normal: the cluster became ready.
     Ready(String),
     /// Warning: something is wrong.
@@ -51,14 +51,14 @@ pub enum Notice {
 impl Notice {
     /// The event for a problem.
     #[must_use]
-    pub fn of(why: &ConditionReason) -> Self {
+    pub(crate) fn of(why: &ConditionReason) -> Self {
         Self::Error(format!("{}: {}", why.reason, why.message))
     }
 }
 
 /// What to report, and when to reconcile again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StatusUpdate {
+pub(crate) struct StatusUpdate {
     /// The status to write; none when it says what the last one said.
     pub status: Option<DatabaseClusterStatus>,
     /// Event to publish.
@@ -93,7 +93,7 @@ pub fn is_initialized(cluster: &ClusterRecord, statefulset: Option<&StatefulSetR
 /// and some are not, because replicas stay ready without their primary. Before the first start no
 /// replica gets ready without the primary.
 #[must_use]
-pub fn primary_serves(
+pub(crate) fn primary_serves(
     cluster: &ClusterRecord,
     statefulset: Option<&StatefulSetRecord>,
 ) -> Option<bool> {
@@ -106,7 +106,7 @@ pub fn primary_serves(
 
 /// Computes the status to report.
 #[must_use]
-pub fn compute_status(done: &Done<'_>) -> StatusUpdate {
+pub(crate) fn compute_status(done: &Done<'_>) -> StatusUpdate {
     let cluster = done.cluster;
     let before = &cluster.status;
     let seen = LifecycleObserved {

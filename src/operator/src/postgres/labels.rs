@@ -52,7 +52,7 @@ pub(super) fn all(cluster: &ClusterRecord) -> Value {
 
 /// The label selector of the Pods of a cluster, as text.
 #[must_use]
-pub fn selector_text(cluster: &str) -> String {
+pub(crate) fn selector_text(cluster: &str) -> String {
     format!(
         "app.kubernetes.io/component={COMPONENT},app.kubernetes.io/instance={cluster},\
          app.kubernetes.io/name={NAME}"
@@ -62,7 +62,7 @@ pub fn selector_text(cluster: &str) -> String {
 /// The label selectors of the claims of a cluster, as text: those that carry the operator's own label,
 /// and those of an earlier version, which do not.
 #[must_use]
-pub fn claim_selectors(cluster: &str) -> [String; 2] {
+pub(crate) fn claim_selectors(cluster: &str) -> [String; 2] {
     [
         format!("{}={cluster}", names::CLUSTER_LABEL),
         format!("{},!{}", selector_text(cluster), names::CLUSTER_LABEL),

@@ -21,23 +21,24 @@ use crate::core::observed::{ClaimTemplate, ClusterRecord};
 use shard_ownership::token::FencingToken;
 use sharded_controller::object::ObjectKey;
 
-pub use labels::{claim_selectors, selector_text};
-pub use secret::{Password, RANDOM_BYTES, secret, secret_id, secret_name};
+pub(crate) use labels::{claim_selectors, selector_text};
+pub use secret::{Password, secret};
+pub(crate) use secret::{RANDOM_BYTES, secret_id, secret_name};
 
 /// Port of PostgreSQL.
 const PORT: u16 = 5432;
 /// Name of the container that runs PostgreSQL.
-pub const CONTAINER: &str = "postgres";
+pub(crate) const CONTAINER: &str = "postgres";
 /// Environment variable of Pods: uid of the cluster for which their StatefulSet was created.
-pub const CLUSTER_UID: &str = "CLUSTER_UID";
+pub(crate) const CLUSTER_UID: &str = "CLUSTER_UID";
 /// Name of the container that prepares the volume.
 const PREPARE_CONTAINER: &str = "prepare";
 /// The operator's containers of a Pod: others may be injected.
-pub const CONTAINERS: [&str; 2] = [PREPARE_CONTAINER, CONTAINER];
+pub(crate) const CONTAINERS: [&str; 2] = [PREPARE_CONTAINER, CONTAINER];
 
 /// Name of the StatefulSet of a cluster, and of its headless Service.
 #[must_use]
-pub fn statefulset_name(cluster: &str) -> String {
+pub(crate) fn statefulset_name(cluster: &str) -> String {
     format!("{cluster}-db")
 }
 
@@ -135,7 +136,7 @@ impl Source<'_> {
 
 /// The name of the cluster after which a child is named; none if no child has such a name.
 #[must_use]
-pub fn cluster_name(child: &ChildId) -> Option<&str> {
+pub(crate) fn cluster_name(child: &ChildId) -> Option<&str> {
     let suffixes = ["-db", "-rw", "-r"];
     let name = suffixes
         .iter()
@@ -146,7 +147,7 @@ pub fn cluster_name(child: &ChildId) -> Option<&str> {
 
 /// Children that a cluster may have had and that [`Source::children`] need not name.
 #[must_use]
-pub fn optional_children(cluster: &str) -> [ChildId; 1] {
+pub(crate) fn optional_children(cluster: &str) -> [ChildId; 1] {
     [ChildId {
         kind: ChildKind::PodDisruptionBudget,
         name: statefulset_name(cluster).into(),
@@ -161,14 +162,14 @@ fn rw_host(cluster: &ClusterRecord) -> String {
 
 /// Digest of the fields of a StatefulSet's spec that we own.
 #[must_use]
-pub fn statefulset_spec_digest(spec: Option<&StatefulSetSpec>) -> u64 {
+pub(crate) fn statefulset_spec_digest(spec: Option<&StatefulSetSpec>) -> u64 {
     let spec = serde_json::to_value(spec).unwrap_or_default();
     SHAPES.spec.digest(&spec)
 }
 
 /// Digest of the labels that we own.
 #[must_use]
-pub fn labels_digest(labels: Option<&BTreeMap<String, String>>) -> u64 {
+pub(crate) fn labels_digest(labels: Option<&BTreeMap<String, String>>) -> u64 {
     let labels = serde_json::to_value(labels).unwrap_or_default();
     SHAPES.labels.digest(&labels)
 }
@@ -200,7 +201,10 @@ fn desired(kind: ChildKind, mut manifest: Value) -> DesiredChild {
             SHAPES.spec.digest(&manifest["spec"]),
             SHAPES.labels.digest(&manifest["metadata"]["labels"]),
         ),
-        _ => (0, 0),
+        ChildKind::ConfigMap
+        | ChildKind::PodDisruptionBudget
+        | ChildKind::Secret
+        | ChildKind::Service => (0, 0),
     };
     remove_claims(&mut manifest["spec"]);
     DesiredChild {

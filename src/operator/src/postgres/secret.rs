@@ -25,7 +25,7 @@ const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 /// Length of a password: 190 bits.
 const PASSWORD_LENGTH: usize = 32;
 /// Random bytes for one password: more than its length, because some are discarded.
-pub const RANDOM_BYTES: usize = 128;
+pub(crate) const RANDOM_BYTES: usize = 128;
 
 /// A password. Its `Debug` output does not contain it.
 pub struct Password(String);
@@ -56,13 +56,13 @@ impl fmt::Debug for Password {
 
 /// Name of the Secret of a cluster.
 #[must_use]
-pub fn secret_name(cluster: &str) -> String {
+pub(crate) fn secret_name(cluster: &str) -> String {
     format!("{cluster}-app")
 }
 
 /// Kind and name of the Secret of a cluster.
 #[must_use]
-pub fn secret_id(cluster: &str) -> ChildId {
+pub(crate) fn secret_id(cluster: &str) -> ChildId {
     ChildId {
         kind: ChildKind::Secret,
         name: secret_name(cluster).into(),

@@ -14,7 +14,6 @@ use crate::core::plan::{
 };
 use crate::postgres;
 use crate::watch::observe;
-use sharded_controller::clock::boottime_ms;
 use sharded_controller::outcome::{Cause, Failure};
 use sharded_controller::refusal::Refusal;
 
@@ -103,7 +102,14 @@ impl Refused {
             Refusal::Refused(cause, message) => {
                 let reason = match cause {
                     Cause::Forbidden => reason::FORBIDDEN,
-                    _ => reason::INVALID,
+                    Cause::Unavailable
+                    | Cause::Invalid
+                    | Cause::ForeignChild
+                    | Cause::TokenAhead
+                    | Cause::Fenced
+                    | Cause::Timeout
+                    | Cause::Panic
+                    | Cause::Other => reason::INVALID,
                 };
                 let message = format!("{what}: {message}");
                 Self::Reported(
@@ -151,7 +157,7 @@ impl Run<'_> {
                 false => None,
             };
             let known = owned.and_then(|set| set.claim.as_ref());
-            let source = self.source(owned, over_claims.as_ref().or(known));
+            let source = self.source(over_claims.as_ref().or(known));
             let manifest = source.manifest(child, self.permit.token());
             let done = self.apply_one(child, manifest, step, owned).await;
             applied.changed |= applied.pass_over(done)?;
@@ -214,7 +220,7 @@ impl Run<'_> {
         self.wrote = true;
         let version = meta.resource_version.unwrap_or_default();
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, contents, boottime_ms());
+            memory.wrote_child(&child.id, version, contents, self.reconciler.clock.now_ms());
         });
         let known_generation = owned.map(|set| set.generation);
         Ok(child.id.kind == ChildKind::StatefulSet && meta.generation != known_generation)
@@ -257,7 +263,7 @@ impl Run<'_> {
         let version = marked.map_err(|refusal| self.refused(&target, refusal))?;
         self.wrote = true;
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, None, boottime_ms());
+            memory.wrote_child(&child.id, version, None, self.reconciler.clock.now_ms());
         });
         Err(Refused::NotObserved)
     }

@@ -18,7 +18,7 @@ const REVISION_LABEL: &str = "controller-revision-hash";
 /// The first cause among these Pods, by the Pods' names; none if nothing keeps them from becoming
 /// ready. `class_name` is the StorageClass that their claims request.
 #[must_use]
-pub fn diagnose(pods: &[Pod], class_name: Option<&str>) -> Option<ConditionReason> {
+pub(crate) fn diagnose(pods: &[Pod], class_name: Option<&str>) -> Option<ConditionReason> {
     let mut pods: Vec<&Pod> = pods.iter().collect();
     pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     pods.into_iter()

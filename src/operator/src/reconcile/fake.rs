@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use http::{Method, Request, Response};
 use kube::Client;
+use parking_lot::Mutex;
 use prometheus::Registry;
+use sharded_controller::clock::Clock;
 use sharded_controller::metrics::Metrics;
 use sharded_controller::write::GuardedClient;
 
@@ -299,11 +301,14 @@ impl State {
 }
 
 impl Fake {
-    /// A client of this server.
     /// The client of a reconciler, with its metrics.
-    pub(super) fn guarded(&self, registry: Registry) -> (GuardedClient, Arc<Metrics>) {
+    pub(super) fn guarded(
+        &self,
+        registry: Registry,
+        clock: Clock,
+    ) -> (GuardedClient, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::register(registry, NAMES).unwrap());
-        let client = GuardedClient::new(self.client(), NAMES, Arc::clone(&metrics));
+        let client = GuardedClient::new(self.client(), NAMES, Arc::clone(&metrics), clock);
         (client, metrics)
     }
 
@@ -319,7 +324,6 @@ impl Fake {
                 let (code, answer) =
                     state
                         .lock()
-                        .unwrap()
                         .answer(&parts.method, parts.uri.path(), query, &body);
                 let body = Body::from(serde_json::to_vec(&answer).expect("JSON"));
                 Ok::<_, std::convert::Infallible>(
@@ -335,6 +339,6 @@ impl Fake {
 
     /// Accesses the state.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        act(&mut self.0.lock().unwrap())
+        act(&mut self.0.lock())
     }
 }

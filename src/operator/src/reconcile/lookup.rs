@@ -74,6 +74,13 @@ impl Expiry<Key, Entry> for TimeToLive {
     }
 }
 
+/// The Events with one reason about one object.
+struct EventsOf<'a> {
+    kind: &'a str,
+    name: &'a str,
+    reason: &'a str,
+}
+
 /// The lookups and their cache.
 pub(super) struct Lookups {
     client: GuardedClient,
@@ -166,7 +173,11 @@ impl Lookups {
     /// Why the controller of StatefulSets cannot create Pods or claims, as its events say.
     async fn not_created(&self, set: &StatefulSetRecord) -> kube::Result<Option<ConditionReason>> {
         let key = &set.child.key;
-        let about = ("StatefulSet", &*key.name, "FailedCreate");
+        let about = EventsOf {
+            kind: "StatefulSet",
+            name: &key.name,
+            reason: "FailedCreate",
+        };
         let events = self.events(&key.namespace, about).await?;
         Ok(explain_events(&events, set))
     }
@@ -180,7 +191,11 @@ impl Lookups {
         let Some(name) = &pod.metadata.name else {
             return Ok(None);
         };
-        let about = ("Pod", name.as_str(), "FailedMount");
+        let about = EventsOf {
+            kind: "Pod",
+            name,
+            reason: "FailedMount",
+        };
         let events = self.events(&cluster.key.namespace, about).await?;
         let secret = postgres::secret_name(&cluster.key.name);
         Ok(explain_mount(&events, pod, &secret))
@@ -192,15 +207,21 @@ impl Lookups {
         let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) else {
             return Ok(None);
         };
-        let events = self.events(namespace, ("Pod", name, "Unhealthy")).await?;
+        let events = self
+            .events(
+                namespace,
+                EventsOf {
+                    kind: "Pod",
+                    name,
+                    reason: "Unhealthy",
+                },
+            )
+            .await?;
         Ok(explain_probe(&events, pod))
     }
 
-    async fn events(
-        &self,
-        namespace: &str,
-        (kind, name, reason): (&str, &str, &str),
-    ) -> kube::Result<Vec<Event>> {
+    async fn events(&self, namespace: &str, about: EventsOf<'_>) -> kube::Result<Vec<Event>> {
+        let EventsOf { kind, name, reason } = about;
         let fields =
             format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
         let params = ListParams::default().fields(&fields).limit(EVENTS_MAX);
@@ -238,6 +259,7 @@ mod tests {
     use crate::api::names::NAMES;
     use crate::watch::observe;
     use prometheus::Registry;
+    use sharded_controller::clock::Clock;
 
     fn cluster(uid: &str) -> ClusterRecord {
         let object: DatabaseCluster = serde_json::from_value(json!({
@@ -277,7 +299,7 @@ mod tests {
     ) -> (Lookups, Arc<ReconcilerMetrics>) {
         let registry = Registry::new();
         let metrics = Arc::new(ReconcilerMetrics::register(&registry, &NAMES).unwrap());
-        let (client, _) = fake.guarded(registry);
+        let (client, _) = fake.guarded(registry, Clock::system());
         let lookups = Lookups::new(client, Arc::clone(&metrics), entries_max, time_to_live);
         (lookups, metrics)
     }

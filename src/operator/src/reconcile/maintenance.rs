@@ -11,7 +11,6 @@ use crate::core::lifecycle::{ConditionReason, Problem, reason};
 use crate::core::observed::{ClaimTemplate, Selector, StatefulSetRecord};
 use crate::core::plan::worst;
 use crate::postgres;
-use sharded_controller::clock::boottime_ms;
 use sharded_controller::outcome::Failure;
 use sharded_controller::refusal::Refusal;
 
@@ -163,7 +162,8 @@ impl Run<'_> {
                 self.permit,
                 cluster,
                 &set.child,
-                (names::CLAIMS_ANNOTATION, &maintenance.done),
+                names::CLAIMS_ANNOTATION,
+                &maintenance.done,
             )
             .await;
         let id = set.child.id();
@@ -171,7 +171,7 @@ impl Run<'_> {
             .map_err(|refusal| self.refused(&Target::Child(&cluster.key, &id), refusal))?;
         self.wrote = true;
         self.reconciler.with_memory(cluster, |memory| {
-            memory.wrote_child(&id, version, None, boottime_ms());
+            memory.wrote_child(&id, version, None, self.reconciler.clock.now_ms());
         });
         Ok(())
     }

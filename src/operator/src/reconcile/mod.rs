@@ -28,14 +28,12 @@ use crate::core::observed::ClusterRecord;
 use crate::telemetry::metrics::ReconcilerMetrics;
 use crate::watch::store::Store;
 use shard_ownership::hash::{Bucket, ShardId, fnv1a64};
-use sharded_controller::clock::boottime_ms;
+use sharded_controller::clock::Clock;
 use sharded_controller::object::ObjectKey;
 use sharded_controller::outcome::{Failure, Next, Outcome};
 use sharded_controller::permit::ShardPermit;
 use sharded_controller::pool::{Backlog, Reconcile};
 use sharded_controller::watch::kinds::ShardCache as _;
-
-pub use diagnosis::diagnose;
 
 use events::Events;
 use lookup::Lookups;
@@ -44,7 +42,7 @@ use writer::Writer;
 
 /// Limits and names of the reconciler.
 #[derive(Clone, Debug)]
-pub struct ReconcilerConfig {
+pub(crate) struct ReconcilerConfig {
     /// Identity of this replica, the instance in events.
     pub identity: String,
     /// Maximum number of entries in the lookup cache.
@@ -56,7 +54,8 @@ pub struct ReconcilerConfig {
 }
 
 /// Brings clusters to their desired state, one at a time.
-pub struct Reconciler {
+pub(crate) struct Reconciler {
+    clock: Clock,
     store: Arc<Store>,
     metrics: Arc<ReconcilerMetrics>,
     writer: Writer,
@@ -71,15 +70,17 @@ pub struct Reconciler {
 impl Reconciler {
     /// A reconciler that reads the store and writes with the client.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         client: GuardedClient,
         store: Arc<Store>,
         metrics: Arc<ReconcilerMetrics>,
         config: &ReconcilerConfig,
+        clock: Clock,
     ) -> Self {
         client.expect_kinds(ChildKind::ALL.map(ChildKind::label));
         client.expect_kinds([names::KIND]);
         Self {
+            clock,
             events: Events::new(client.clone(), &config.identity),
             writer: Writer::new(client.clone()),
             lookups: Lookups::new(
@@ -103,7 +104,7 @@ impl Reconciler {
             let spread_ms = fnv1a64(cluster.uid.as_bytes()) % self.sweep_interval_ms.max(1);
             Memory::new(
                 Arc::clone(&cluster.uid),
-                boottime_ms().saturating_add(spread_ms),
+                self.clock.now_ms().saturating_add(spread_ms),
             )
         };
         let mut entry = self

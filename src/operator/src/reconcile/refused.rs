@@ -63,7 +63,7 @@ impl Target<'_> {
                 "kubectl patch {object} --subresource=status --type=merge -p \
                  '{{\"status\":{{\"shard\":null}}}}'"
             ),
-            _ => format!(
+            Self::Cluster(_) | Self::Child(..) | Self::Claim(..) | Self::Pod(..) => format!(
                 "kubectl annotate {object} {}-",
                 names::FENCING_TOKEN_ANNOTATION
             ),

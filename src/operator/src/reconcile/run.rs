@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{SignedDuration, Unit};
 
 use super::Reconciler;
 use super::apply::{Applied, Refused, Steps};
@@ -22,7 +22,6 @@ use crate::core::status::{
 };
 use crate::postgres::{self, Source};
 use sharded_controller::backoff::Outlook;
-use sharded_controller::clock::boottime_ms;
 use sharded_controller::object::ObjectKey;
 use sharded_controller::outcome::{Cause, Failure, Next, Outcome};
 use sharded_controller::permit::ShardPermit;
@@ -45,6 +44,11 @@ pub(super) struct Run<'a> {
     pub(super) cluster: &'a ClusterRecord,
     pub(super) permit: &'a ShardPermit,
     pub(super) backlog: &'a dyn Backlog,
+    /// As the watch showed it when the run began; also one that is not ours.
+    statefulset: Option<Arc<StatefulSetRecord>>,
+    /// Whether the volume of the primary has data: according to the status and the running Pods, or, if
+    /// a restore dropped the status, the ConfigMap.
+    initialized: bool,
     /// The cluster's version after our last write.
     version: String,
     pub(super) wrote: bool,
@@ -61,7 +65,26 @@ impl<'a> Run<'a> {
         permit: &'a ShardPermit,
         backlog: &'a dyn Backlog,
     ) -> Self {
+        let (key, store) = (&cluster.key, &reconciler.store);
+        let name: Arc<str> = postgres::statefulset_name(&key.name).into();
+        let statefulset = store.statefulset(&ObjectKey {
+            namespace: Arc::clone(&key.namespace),
+            name: Arc::clone(&name),
+        });
+        let owned = statefulset
+            .as_deref()
+            .filter(|set| is_ours(&set.child, cluster));
+        let config = ChildId {
+            kind: ChildKind::ConfigMap,
+            name,
+        };
+        let is_configured = || {
+            let config = store.child(&key.namespace, &config);
+            config.is_some_and(|config| config.reports_initialized && is_ours(&config, cluster))
+        };
         Self {
+            initialized: is_initialized(cluster, owned) || is_configured(),
+            statefulset,
             reconciler,
             cluster,
             permit,
@@ -86,13 +109,13 @@ impl<'a> Run<'a> {
 
     async fn gather_and_act(&mut self) -> Result<Outcome, Failure> {
         let cluster = self.cluster;
-        let statefulset = self.statefulset();
+        let statefulset = self.statefulset.clone();
         let owned = statefulset
             .as_deref()
             .filter(|set| is_ours(&set.child, cluster));
-        let source = self.source(owned, owned.and_then(|set| set.claim.as_ref()));
+        let source = self.source(owned.and_then(|set| set.claim.as_ref()));
         let desired = self.desired(&source);
-        let now_ms = boottime_ms();
+        let now_ms = self.reconciler.clock.now_ms();
         let children = self.other_children(&desired);
         let (plan, sweep) = self.reconciler.with_memory(cluster, |memory| {
             if cluster.status.observed_generation != cluster.generation {
@@ -104,7 +127,7 @@ impl<'a> Run<'a> {
                 statefulset: statefulset.as_deref(),
                 children: &children,
                 desired: &desired,
-                initialized: source.initialized,
+                initialized: self.initialized,
                 sweep,
                 now_ms,
             };
@@ -164,47 +187,23 @@ impl<'a> Run<'a> {
         }
         if steps.sweep && applied.failure.is_none() {
             let reconciler = self.reconciler;
-            reconciler.with_memory(self.cluster, |memory| memory.swept(boottime_ms()));
+            reconciler.with_memory(self.cluster, |memory| {
+                memory.swept(self.reconciler.clock.now_ms())
+            });
         }
         self.report(owned, applied).await
     }
 
-    fn statefulset(&self) -> Option<Arc<StatefulSetRecord>> {
-        let key = &self.cluster.key;
-        self.reconciler.store.statefulset(&ObjectKey {
-            namespace: Arc::clone(&key.namespace),
-            name: postgres::statefulset_name(&key.name).into(),
-        })
-    }
-
     /// The input from which the children are rendered, with the given claim template.
-    pub(super) fn source<'b>(
-        &self,
-        owned: Option<&StatefulSetRecord>,
-        claim: Option<&'b ClaimTemplate>,
-    ) -> Source<'b>
+    pub(super) fn source<'b>(&self, claim: Option<&'b ClaimTemplate>) -> Source<'b>
     where
         'a: 'b,
     {
         Source {
             cluster: self.cluster,
             claim,
-            initialized: self.is_initialized(owned),
+            initialized: self.initialized,
         }
-    }
-
-    /// Whether the volume of the primary has data: according to the status and the running Pods,
-    /// or, if a restore dropped the status, the ConfigMap.
-    fn is_initialized(&self, owned: Option<&StatefulSetRecord>) -> bool {
-        let key = &self.cluster.key;
-        let id = ChildId {
-            kind: ChildKind::ConfigMap,
-            name: postgres::statefulset_name(&key.name).into(),
-        };
-        let config = || self.reconciler.store.child(&key.namespace, &id);
-        is_initialized(self.cluster, owned)
-            || config()
-                .is_some_and(|config| config.reports_initialized && is_ours(&config, self.cluster))
     }
 
     /// The desired children; rendered again only if their input has changed.
@@ -262,7 +261,7 @@ impl<'a> Run<'a> {
         self.wrote = true;
         self.version.clone_from(&version);
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_cluster(version, boottime_ms());
+            memory.wrote_cluster(version, self.reconciler.clock.now_ms());
         });
     }
 
@@ -277,7 +276,7 @@ impl<'a> Run<'a> {
         }
         let pods = self.diagnose_pods(owned, &applied).await;
         if pods.as_ref().is_some_and(|pods| pods.why.is_none())
-            && self.is_initialized(owned)
+            && self.initialized
             && let Err(refused) = self.settle_secret(SecretStep::Probe).await
         {
             applied.note(refused);
@@ -302,7 +301,7 @@ impl<'a> Run<'a> {
             let generation = self.cluster.generation;
             let reconciler = self.reconciler;
             let took_ms = reconciler.with_memory(self.cluster, |memory| {
-                memory.change_done(generation, boottime_ms())
+                memory.change_done(generation, self.reconciler.clock.now_ms())
             });
             if let Some(ms) = took_ms {
                 let seconds = std::time::Duration::from_millis(ms).as_secs_f64();
@@ -321,7 +320,7 @@ impl<'a> Run<'a> {
             (None, Some(Problem::Transient(why))) if why.reason == reason::WAITING => {
                 Ok(self.outcome(self.recheck()))
             }
-            (None, _) if update.next == Next::Waiting && self.suspects_secret(owned) => {
+            (None, _) if update.next == Next::Waiting && self.suspects_secret() => {
                 Ok(self.outcome(self.recheck()))
             }
             (None, _) => {
@@ -340,7 +339,11 @@ impl<'a> Run<'a> {
             return None;
         }
         let reported = update.status.as_ref().unwrap_or(&self.cluster.status);
-        let waited = Timestamp::now().duration_since(progressing_since(reported)?);
+        let waited = self
+            .reconciler
+            .clock
+            .now()
+            .duration_since(progressing_since(reported)?);
         let rest_ms = u64::try_from((PATIENCE - waited).as_millis()).ok()?;
         // Jitter must not bring it forward: it would be too early then, and a second check needed.
         Some((rest_ms + 500) * 10 / 9)
@@ -354,17 +357,18 @@ impl<'a> Run<'a> {
     }
 
     /// Whether the Secret may go with a former cluster, and has to be re-created then.
-    fn suspects_secret(&self, owned: Option<&StatefulSetRecord>) -> bool {
+    fn suspects_secret(&self) -> bool {
         let reconciler = self.reconciler;
-        !self.is_initialized(owned)
-            && reconciler.with_memory(self.cluster, |memory| memory.suspects_secret())
+        !self.initialized && reconciler.with_memory(self.cluster, |memory| memory.suspects_secret())
     }
 
     /// When to check again for leftovers of a former cluster: they may lie in a shard that we do not
     /// watch.
     fn recheck(&self) -> Next {
         let reconciler = self.reconciler;
-        let waited_ms = reconciler.with_memory(self.cluster, |memory| memory.awaits(boottime_ms()));
+        let waited_ms = reconciler.with_memory(self.cluster, |memory| {
+            memory.awaits(self.reconciler.clock.now_ms())
+        });
         Next::RequeueAfter {
             ms: (waited_ms / 2).clamp(FORMER_MS.0, FORMER_MS.1),
         }
@@ -396,7 +400,7 @@ impl<'a> Run<'a> {
 
     fn with_next_try(&self, message: &str, outlook: &Outlook) -> String {
         let in_ms = i64::try_from(outlook.retry_in_ms).unwrap_or(i64::MAX);
-        let now = Timestamp::now();
+        let now = self.reconciler.clock.now();
         let at = now.checked_add(SignedDuration::from_millis(in_ms));
         let reconciler = self.reconciler;
         let at = reconciler.with_memory(self.cluster, |memory| memory.next_try(at.unwrap_or(now)));
@@ -445,7 +449,7 @@ impl<'a> Run<'a> {
         compute_status(&Done {
             cluster: self.cluster,
             statefulset: owned,
-            initialized: self.is_initialized(owned),
+            initialized: self.initialized,
             volume_size: applied.volume_size.as_deref(),
             changed: applied.changed,
             problem: applied.problem.as_ref(),
@@ -453,7 +457,7 @@ impl<'a> Run<'a> {
             primary,
             selector: &postgres::selector_text(&self.cluster.key.name),
             token: self.permit.token(),
-            now: Timestamp::now(),
+            now: self.reconciler.clock.now(),
         })
     }
 
@@ -498,7 +502,7 @@ impl<'a> Run<'a> {
         }
         let is_degraded = matches!(Stage::reconstruct(status), Stage::Degraded(_));
         let is_late = progressing_since(status)
-            .is_some_and(|since| Timestamp::now().duration_since(since) >= PATIENCE);
+            .is_some_and(|since| self.reconciler.clock.now().duration_since(since) >= PATIENCE);
         if !is_degraded && !is_late {
             return None;
         }

@@ -7,7 +7,6 @@ use crate::core::lifecycle::{ConditionReason, Problem, reason};
 use crate::core::memory::Memory;
 use crate::core::plan::{SECRET_HOLD_MS, SecretStep};
 use crate::postgres::{self, Password, RANDOM_BYTES};
-use sharded_controller::clock::boottime_ms;
 use sharded_controller::outcome::{Cause, Failure};
 use sharded_controller::refusal::Refusal;
 
@@ -24,7 +23,7 @@ impl Run<'_> {
                     return Ok(());
                 }
                 reconciler.with_memory(self.cluster, |memory| {
-                    memory.secret_in_the_way(boottime_ms());
+                    memory.secret_in_the_way(self.reconciler.clock.now_ms());
                 });
                 match hold {
                     true => Err(self.secret_in_the_way()),
@@ -98,7 +97,7 @@ fn new_password() -> Result<Password, Refused> {
     let got = rustix::rand::getrandom(&mut bytes, flags);
     let password = match got {
         Ok(RANDOM_BYTES) => Password::from_random(&bytes),
-        _ => None,
+        Ok(_) | Err(_) => None,
     };
     password.ok_or_else(|| {
         Refused::Failure(Failure::Failed {

@@ -97,7 +97,8 @@ impl Writer {
         permit: &ShardPermit,
         cluster: &ClusterRecord,
         child: &ChildRecord,
-        (annotation, value): (&str, &str),
+        annotation: &str,
+        value: &str,
     ) -> Result<String, Refusal> {
         let patch = json!({"metadata": {
             "uid": child.uid,

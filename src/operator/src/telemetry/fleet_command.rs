@@ -11,7 +11,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use super::fleet_table;
-use super::fleet_view::{APP_LABEL, FleetView, LEADER_LEASE};
+use super::fleet_view::FleetView;
 use crate::api::names::NAMES;
 use sharded_controller::fleet::shard_table::ShardTable;
 use sharded_controller::text::safe;
@@ -114,7 +114,8 @@ async fn hint(client: Client) -> String {
 }
 
 fn operators_label() -> String {
-    format!("{}={}", APP_LABEL.0, APP_LABEL.1)
+    let (label, app) = NAMES.app_label();
+    format!("{label}={app}")
 }
 
 /// The operator's Leases and the fleet leader's, which the election library creates without labels.
@@ -136,7 +137,11 @@ async fn read_leases(client: Client, namespace: &str) -> anyhow::Result<Vec<Leas
             None => break,
         }
     }
-    leases.extend(api.get_opt(LEADER_LEASE).await.with_context(what)?);
+    leases.extend(
+        api.get_opt(&NAMES.leader_lease())
+            .await
+            .with_context(what)?,
+    );
     Ok(leases)
 }
 

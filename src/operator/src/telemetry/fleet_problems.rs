@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use sharded_controller::health::KIND_CHECK;
+
 use super::fleet_view::{FleetView, MemberView, ShardView};
 
 /// Severity of a problem.
@@ -30,8 +32,6 @@ pub struct Problem {
     pub hint: &'static str,
 }
 
-/// Name of the check in `/readyz` for whether the API server serves our kinds.
-pub const KIND_CHECK: &str = "crd";
 const PROBLEMS_MAX: usize = 40;
 const NAMED_MAX: usize = 12;
 /// A queue whose oldest due object waits for longer is slow: the usual objective is 1 s for 99 %.

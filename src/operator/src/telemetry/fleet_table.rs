@@ -6,7 +6,7 @@ use super::fleet_view::{FleetView, MemberView, ShardView};
 
 /// The whole view as text; columns are aligned with spaces.
 #[must_use]
-pub fn render(view: &FleetView) -> String {
+pub(super) fn render(view: &FleetView) -> String {
     let mut text = String::new();
     let leader = match &view.leader {
         Some(leader) => format!(

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
@@ -11,19 +10,15 @@ use super::fleet_problems::Problem;
 use crate::api::Phase;
 use crate::api::names::NAMES;
 use shard_ownership::hash::{ShardCount, ShardId};
+use shard_ownership::lease::bucket_range;
+use shard_ownership::liveness::{has_expired, is_live_holder};
 use shard_ownership::token::EPOCH_MAX;
 use sharded_controller::fleet::history::{Age, History};
+use sharded_controller::fleet::leases::{LeaseFields, Subject};
 use sharded_controller::fleet::shard_table::ShardTable;
 pub use sharded_controller::health::CheckView;
 use sharded_controller::text::safe;
 
-/// Label that distinguishes the operator's own Leases from others.
-pub const APP_LABEL: (&str, &str) = ("app.kubernetes.io/name", "databasecluster-operator");
-/// Name of the fleet leader's Lease.
-pub const LEADER_LEASE: &str = "databasecluster-leader";
-
-const MEMBER_PREFIX: &str = "databasecluster-member-";
-const SHARD_PREFIX: &str = "databasecluster-shard-";
 /// 256 shards and as many replicas fit; a longer page would not be useful.
 const LEASES_MAX: usize = 1024;
 const NAME_CHARS_MAX: usize = 100;
@@ -86,7 +81,7 @@ pub struct MoveView {
     /// The new holder; none: it is vacant.
     pub to: Option<String>,
     /// The new epoch.
-    pub epoch: i32,
+    pub epoch: u32,
     /// How long ago the reader observed it, in seconds.
     pub seconds_ago: f64,
     /// When that was, by the reader's clock.
@@ -199,48 +194,48 @@ impl FleetView {
         let mut view = Self::default();
         let mut members = Vec::new();
         let mut shards = Vec::new();
+        let shard_prefix = NAMES.shard_lease_prefix();
         for (count, lease) in leases.into_iter().enumerate() {
             if count == LEASES_MAX {
                 view.notes
                     .push(format!("only the first {LEASES_MAX} Leases are shown"));
                 break;
             }
-            let name = lease.metadata.name.as_deref().unwrap_or_default();
-            if name == LEADER_LEASE {
-                view.leader = Some(leader(lease, now));
-            } else if let Some(identity) = name.strip_prefix(MEMBER_PREFIX) {
-                members.push((identity, lease));
-            } else if name.starts_with(SHARD_PREFIX) {
-                shards.push(lease);
+            let fields = LeaseFields::new(&NAMES, lease);
+            match fields.subject() {
+                Some(Subject::Leader) => view.leader = Some(leader(fields, now)),
+                Some(Subject::Member(identity)) => members.push((identity, fields)),
+                Some(Subject::Shard(shard)) => shards.push((Some(shard), fields)),
+                None if fields.name().starts_with(&shard_prefix) => shards.push((None, fields)),
+                None => {}
             }
         }
         members.sort_by_key(|(identity, _)| *identity);
-        for (identity, lease) in &members {
-            let mut row = member(identity, lease, now);
+        for (identity, fields) in &members {
+            let mut row = member(identity, *fields, now);
             let held = shards
                 .iter()
-                .filter(|shard| holder(shard) == Some(identity));
+                .filter(|(_, shard)| shard.holder().identity == *identity);
             row.held = u16::try_from(held.count()).unwrap_or(u16::MAX);
             view.members.push(row);
         }
-        for lease in &shards {
-            let mut row = shard(lease, now);
-            row.orphaned = holder(lease).is_some_and(|holder| {
-                !members.iter().any(|(identity, member)| {
-                    *identity == holder
-                        && !vacated(member)
-                        && annotation(member, "incarnation") == annotation(lease, "incarnation")
-                })
-            });
+        for (number, fields) in &shards {
+            let mut row = shard(*number, *fields, now);
+            let holder = fields.holder();
+            row.orphaned = !holder.is_nobody()
+                && !members.iter().any(|(identity, member)| {
+                    *identity == holder.identity && is_live_holder(holder, member.holder())
+                });
             view.shards.push(row);
         }
         view.shards
             .sort_by_key(|row| (row.shard.is_none(), row.shard, row.lease.clone()));
+        let shards: Vec<LeaseFields<'_>> = shards.into_iter().map(|(_, fields)| fields).collect();
         view.note_missing_shards(&shards);
-        let held = shards.iter().filter(|shard| holder(shard).is_some());
+        let held = shards.iter().filter(|shard| !shard.holder().is_nobody());
         view.namespaces = held
             .chain(&shards)
-            .find_map(|shard| shown(shard, "namespaces"));
+            .find_map(|shard| shown(shard.namespaces()));
         view.count_clusters();
         view
     }
@@ -291,7 +286,7 @@ impl FleetView {
             };
         }
         if let Some(leader) = &mut self.leader {
-            let age = history.age(LEADER_LEASE, now_ms);
+            let age = history.age(&NAMES.leader_lease(), now_ms);
             leader.live = live(age, leader.lease_seconds);
         }
         let shown = history.moves().map(|seen| MoveView {
@@ -316,7 +311,7 @@ impl FleetView {
 
     /// Whether a live replica holds the shard, as far as the reader knows.
     #[must_use]
-    pub fn is_owned(&self, shard: &ShardView) -> bool {
+    pub(crate) fn is_owned(&self, shard: &ShardView) -> bool {
         let Some(holder) = shard.holder.as_deref().filter(|_| !shard.orphaned) else {
             return false;
         };
@@ -338,10 +333,10 @@ impl FleetView {
         }
     }
 
-    fn note_missing_shards(&mut self, leases: &[&Lease]) {
+    fn note_missing_shards(&mut self, leases: &[LeaseFields<'_>]) {
         let counts: Vec<u64> = leases
             .iter()
-            .filter_map(|lease| annotation(lease, "shards")?.parse().ok())
+            .filter_map(|lease| lease.shards()?.parse().ok())
             .collect();
         let Some(count) = counts.iter().copied().max() else {
             return;
@@ -366,31 +361,22 @@ impl FleetView {
     }
 }
 
-fn annotation<'a>(lease: &'a Lease, name: &str) -> Option<&'a str> {
-    let annotations = lease.metadata.annotations.as_ref()?;
-    let value = annotations.get(&format!("database.io/{name}"))?;
-    (!value.is_empty()).then_some(value.as_str())
+fn shown(text: Option<&str>) -> Option<String> {
+    text.map(|text| safe(text, NAME_CHARS_MAX))
 }
 
-fn shown(lease: &Lease, name: &str) -> Option<String> {
-    annotation(lease, name).map(|text| safe(text, NAME_CHARS_MAX))
+fn shown_holder(fields: LeaseFields<'_>) -> Option<String> {
+    let holder = fields.holder();
+    shown((!holder.is_nobody()).then_some(holder.identity))
 }
 
-fn holder(lease: &Lease) -> Option<&str> {
-    let holder = lease.spec.as_ref()?.holder_identity.as_deref()?;
-    (!holder.is_empty()).then_some(holder)
+fn shown_incarnation(fields: LeaseFields<'_>) -> Option<String> {
+    let incarnation = fields.holder().incarnation;
+    shown((!incarnation.is_empty()).then_some(incarnation))
 }
 
-fn vacated(lease: &Lease) -> bool {
-    holder(lease).is_none()
-}
-
-fn renewed_seconds_ago(spec: Option<&LeaseSpec>, now: Option<Timestamp>) -> Option<f64> {
-    age_seconds(spec?.renew_time.as_ref(), now)
-}
-
-fn age_seconds(then: Option<&MicroTime>, now: Option<Timestamp>) -> Option<f64> {
-    let age = now?.duration_since(then?.0);
+fn age_seconds(then: Option<Timestamp>, now: Option<Timestamp>) -> Option<f64> {
+    let age = now?.duration_since(then?);
     Some((age.as_secs_f64() * 1000.0).round() / 1000.0)
 }
 
@@ -401,28 +387,27 @@ fn seconds(ms: u64) -> f64 {
 /// `None`: not watched for long enough to know.
 fn live(age: Option<Age>, lease_seconds: Option<i32>) -> Option<bool> {
     let (age, lease_seconds) = (age?, u64::try_from(lease_seconds?).ok()?);
-    if age.age_ms > lease_seconds * 1000 {
+    if has_expired(age.age_ms, lease_seconds * 1000) {
         return Some(false);
     }
     age.renewed.then_some(true)
 }
 
-fn leader(lease: &Lease, now: Option<Timestamp>) -> LeaderView {
+fn leader(fields: LeaseFields<'_>, now: Option<Timestamp>) -> LeaderView {
     LeaderView {
-        identity: holder(lease).map(|holder| safe(holder, NAME_CHARS_MAX)),
-        renewed_seconds_ago: renewed_seconds_ago(lease.spec.as_ref(), now),
+        identity: shown_holder(fields),
+        renewed_seconds_ago: age_seconds(fields.renew_time(), now),
         live: None,
-        lease_seconds: lease_seconds(lease),
+        lease_seconds: fields.lease_seconds(),
     }
 }
 
-fn lease_seconds(lease: &Lease) -> Option<i32> {
-    lease.spec.as_ref()?.lease_duration_seconds
-}
-
-fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
+fn member(identity: &str, fields: LeaseFields<'_>, now: Option<Timestamp>) -> MemberView {
     let mut damage = Vec::new();
-    let shards = annotation(lease, "shards").map(|text| text.parse().map(ShardCount::new));
+    let holder = fields.holder();
+    let shards = fields
+        .shards()
+        .map(|text| text.parse().map(ShardCount::new));
     let shards = match shards {
         Some(Ok(Ok(count))) => Some(count.get()),
         Some(_) => {
@@ -431,31 +416,31 @@ fn member(identity: &str, lease: &Lease, now: Option<Timestamp>) -> MemberView {
         }
         None => None,
     };
-    if annotation(lease, "incarnation").is_none() {
+    if holder.incarnation.is_empty() {
         damage.push("annotation database.io/incarnation is missing");
     }
-    if holder(lease).is_some_and(|holder| holder != identity) {
+    if !holder.is_nobody() && holder.identity != identity {
         damage.push("its holder is not the replica in its name");
     }
-    if !vacated(lease) && lease.spec.as_ref().is_none_or(|s| s.renew_time.is_none()) {
+    if !holder.is_nobody() && fields.renew_time().is_none() {
         damage.push("renewTime is missing");
     }
     MemberView {
         identity: safe(identity, NAME_CHARS_MAX),
         live: None,
-        vacated: vacated(lease),
-        draining: annotation(lease, "draining") == Some("true"),
-        barred: annotation(lease, "barred") == Some("true"),
-        incarnation: shown(lease, "incarnation"),
-        revision: shown(lease, "revision"),
+        vacated: holder.is_nobody(),
+        draining: fields.is_draining(),
+        barred: fields.is_barred(),
+        incarnation: shown_incarnation(fields),
+        revision: shown(fields.revision()),
         shards,
-        namespaces: shown(lease, "namespaces"),
+        namespaces: shown(fields.namespaces()),
         held: 0,
-        warm: shown(lease, "warm"),
-        renewed_seconds_ago: renewed_seconds_ago(lease.spec.as_ref(), now),
+        warm: shown(fields.warm()),
+        renewed_seconds_ago: age_seconds(fields.renew_time(), now),
         heartbeat_age_seconds: None,
-        lease_seconds: lease_seconds(lease),
-        stats: stats(annotation(lease, "stats").unwrap_or_default()),
+        lease_seconds: fields.lease_seconds(),
+        stats: stats(fields.stats().unwrap_or_default()),
         damage: joined(&damage),
     }
 }
@@ -472,31 +457,26 @@ fn stats(text: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
-fn shard(lease: &Lease, now: Option<Timestamp>) -> ShardView {
-    let name = lease.metadata.name.as_deref().unwrap_or_default();
-    let spec = lease.spec.as_ref();
+fn shard(number: Option<ShardId>, fields: LeaseFields<'_>, now: Option<Timestamp>) -> ShardView {
     let mut damage = Vec::new();
-    let number = shard_number(name);
     if number.is_none() {
         damage.push("the name does not end in three digits below 256");
     }
-    let epoch = spec.and_then(|spec| spec.lease_transitions);
-    let epoch = epoch.and_then(|epoch| u32::try_from(epoch).ok());
+    let epoch = fields.epoch();
     if epoch.is_none() {
         damage.push("leaseTransitions, the epoch, is missing or negative");
     }
     if epoch.is_some_and(|epoch| epoch >= EPOCH_MAX) {
         damage.push("no epoch is left above leaseTransitions: delete this Lease");
     }
-    if holder(lease).is_some() && annotation(lease, "incarnation").is_none() {
+    let holder = fields.holder();
+    if !holder.is_nobody() && holder.incarnation.is_empty() {
         damage.push("annotation database.io/incarnation is missing");
     }
-    let count = annotation(lease, "shards").and_then(|text| text.parse().ok());
+    let count = fields.shards().and_then(|text| text.parse().ok());
     match (number, count.map(ShardCount::new)) {
-        (Some(number), Some(Ok(count))) if number < count.get() => {
-            let (first, last) = count.buckets(ShardId(number));
-            let expected = format!("{first}-{last}");
-            if annotation(lease, "buckets") != Some(expected.as_str()) {
+        (Some(shard), Some(Ok(count))) if shard.0 < count.get() => {
+            if fields.buckets() != Some(bucket_range(count, shard).as_str()) {
                 damage.push("annotation database.io/buckets is not the range of this shard");
             }
         }
@@ -504,27 +484,20 @@ fn shard(lease: &Lease, now: Option<Timestamp>) -> ShardView {
         (None, _) => {}
     }
     ShardView {
-        lease: safe(name, NAME_CHARS_MAX),
-        shard: number,
-        holder: holder(lease).map(|holder| safe(holder, NAME_CHARS_MAX)),
-        incarnation: shown(lease, "incarnation"),
+        lease: safe(fields.name(), NAME_CHARS_MAX),
+        shard: number.map(|shard| shard.0),
+        holder: shown_holder(fields),
+        incarnation: shown_incarnation(fields),
         epoch,
-        buckets: shown(lease, "buckets"),
-        successor: shown(lease, "successor"),
-        held_seconds: age_seconds(spec.and_then(|spec| spec.acquire_time.as_ref()), now),
+        buckets: shown(fields.buckets()),
+        successor: shown(fields.successor()),
+        held_seconds: age_seconds(fields.acquire_time(), now),
         orphaned: false,
         table_epoch: None,
         table_holder: None,
         granted: None,
         damage: joined(&damage),
     }
-}
-
-fn shard_number(name: &str) -> Option<u16> {
-    let digits = name.strip_prefix(SHARD_PREFIX)?;
-    let plain = digits.len() == 3 && digits.bytes().all(|b| b.is_ascii_digit());
-    let number = digits.parse().ok()?;
-    (plain && number < 256).then_some(number)
 }
 
 fn joined(damage: &[&str]) -> Option<String> {

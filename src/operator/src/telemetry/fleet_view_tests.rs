@@ -1,7 +1,8 @@
 //! Tests of the view of the fleet: whole Leases, damaged ones, hostile ones.
 #![allow(clippy::unwrap_used)]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::coordination::v1::LeaseSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::SignedDuration;
 
 use super::*;

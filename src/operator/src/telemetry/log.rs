@@ -139,14 +139,16 @@ impl<W: Write> Write for OneLine<W> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     #[derive(Clone, Default)]
     struct Captured(Arc<Mutex<Vec<u8>>>);
 
     impl Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -163,7 +165,7 @@ mod tests {
         };
         let (log, apply) = build(format, rust_log, false, writer).unwrap();
         tracing::subscriber::with_default(log, || events(&apply));
-        let bytes = captured.0.lock().unwrap().clone();
+        let bytes = captured.0.lock().clone();
         let text = String::from_utf8(bytes).unwrap();
         text.lines().map(str::to_owned).collect()
     }

@@ -1,9 +1,10 @@
 //! Changes the log level at run time: the level of our own code only, and for a limited time only.
 
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use sharded_controller::duration;
 
 /// Our own crates in log directives.
@@ -13,9 +14,9 @@ const OWN_TARGETS: [&str; 3] = [
     "shard_ownership",
 ];
 /// How long a change lasts when nothing else is asked for.
-pub const DURATION_DEFAULT: Duration = Duration::from_secs(15 * 60);
+pub(crate) const DURATION_DEFAULT: Duration = Duration::from_secs(15 * 60);
 /// The longest that a change lasts: nobody has to remember to take it back.
-pub const DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
+pub(crate) const DURATION_MAX: Duration = Duration::from_secs(4 * 3600);
 /// How long a change may last.
 const ALLOWED: RangeInclusive<Duration> = Duration::from_secs(30)..=DURATION_MAX;
 
@@ -68,8 +69,8 @@ impl LogLevel {
 
     /// The requested level, unless it is the one with which the process was started.
     #[must_use]
-    pub fn changed_to(&self) -> Option<&'static str> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn changed_to(&self) -> Option<&'static str> {
+        let state = self.state.lock();
         state.level
     }
 
@@ -97,12 +98,12 @@ impl LogLevel {
     }
 
     fn is_current(&self, change: u64) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         state.change == change
     }
 
     fn change(&self, level: Option<&'static str>) -> Result<u64, String> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let directives = level.map(|level| {
             let directives = OWN_TARGETS.map(|target| format!("{target}={level}"));
             directives.join(",")
@@ -161,7 +162,7 @@ mod tests {
         let applied = Applied::default();
         let record = Arc::clone(&applied);
         let level = LogLevel::new(Box::new(move |directives| {
-            record.lock().unwrap().push(directives.to_owned());
+            record.lock().push(directives.to_owned());
             Ok(())
         }));
         (level, applied)
@@ -211,7 +212,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(level.changed_to(), None);
         assert_eq!(
-            *applied.lock().unwrap(),
+            *applied.lock(),
             [
                 "databasecluster_operator=debug,sharded_controller=debug,shard_ownership=debug",
                 ""

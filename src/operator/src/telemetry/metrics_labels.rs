@@ -16,7 +16,7 @@ pub struct Label {
 }
 
 /// Number of values of `shard` by default.
-pub const DEFAULT_SHARDS: usize = 32;
+pub(crate) const DEFAULT_SHARDS: usize = 32;
 const SHARD: &str = "shard";
 
 const fn label(name: &'static str, values: &'static str, most: usize) -> Label {
@@ -83,7 +83,7 @@ pub const LABELS: &[Label] = &[
 /// Maximum number of series that one replica can export with this number of shards, independent of
 /// the number of DatabaseClusters.
 #[must_use]
-pub fn series_most(shards: usize) -> usize {
+pub(crate) fn series_most(shards: usize) -> usize {
     catalogue()
         .iter()
         .map(|metric| series_of(metric, shards))

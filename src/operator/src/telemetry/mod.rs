@@ -1,8 +1,8 @@
 //! What a replica reports: metrics, process statistics, health, the fleet.
 
 pub mod fleet_command;
-pub mod fleet_problems;
-pub mod fleet_table;
+mod fleet_problems;
+mod fleet_table;
 pub mod fleet_view;
 pub mod log;
 pub mod log_level;

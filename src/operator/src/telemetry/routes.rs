@@ -1,6 +1,6 @@
 //! What this operator adds to the HTTP server: the fleet, and the log level.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -10,6 +10,7 @@ use axum::http::header::{ACCEPT, CONTENT_SECURITY_POLICY, REFERRER_POLICY};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use parking_lot::Mutex;
 use sharded_controller::server::{PLAIN, Peer, answer};
 
 use super::fleet_table;
@@ -29,7 +30,7 @@ const LOG_LEVEL_PATIENCE: Duration = Duration::from_secs(2);
 pub const PATHS: [&str; 2] = ["/fleet", "/log-level"];
 
 /// What this replica knows of the fleet; `None` while it has not seen the Leases.
-pub type FleetSource = Box<dyn Fn() -> Option<FleetView> + Send + Sync>;
+pub(crate) type FleetSource = Box<dyn Fn() -> Option<FleetView> + Send + Sync>;
 
 struct Routes {
     fleet: Fleet,
@@ -103,7 +104,7 @@ fn fleet_page() -> Response {
 
 impl Fleet {
     fn view(&self) -> serde_json::Result<Option<CachedView>> {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.cached.lock();
         if let Some(last) = cached
             .as_ref()
             .filter(|last| last.at.elapsed() < FLEET_KEPT)
@@ -274,7 +275,7 @@ mod tests {
         let applied = Arc::new(Mutex::new(Vec::new()));
         let record = Arc::clone(&applied);
         let level = LogLevel::new(Box::new(move |directives| {
-            record.lock().unwrap().push(directives.to_owned());
+            record.lock().push(directives.to_owned());
             Ok(())
         }));
         let router = routes(Box::new(|| None), level);
@@ -300,7 +301,7 @@ mod tests {
             let get = request(Method::GET, "/log-level", &headers, "");
             assert_eq!(send(&router, get).await.0, 403, "{headers:?}");
         }
-        let applied = applied.lock().unwrap();
+        let applied = applied.lock();
         assert_eq!(applied.len(), 1);
         assert!(applied[0].contains("databasecluster_operator=debug"));
     }

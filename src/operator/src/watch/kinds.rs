@@ -22,7 +22,7 @@ use crate::postgres;
 use shard_ownership::hash::Bucket;
 use sharded_controller::object::ObjectKey;
 use sharded_controller::watch::kinds::{
-    Record, ShardCache as _, WatchedKind, is_outdated, type_meta,
+    ObservedVersion, Record, ShardCache as _, WatchedKind, is_outdated, type_meta,
 };
 use sharded_controller::watch::wire::{Annotations, Head, WireMeta};
 
@@ -70,6 +70,20 @@ impl WatchedKind<Store> for Clusters {
     }
 }
 
+fn cluster_version(cluster: &ClusterRecord) -> ObservedVersion<'_> {
+    ObservedVersion {
+        bucket: Some(cluster.bucket),
+        resource_version: &cluster.resource_version,
+    }
+}
+
+fn child_version(child: &ChildRecord) -> ObservedVersion<'_> {
+    ObservedVersion {
+        bucket: child.bucket,
+        resource_version: &child.resource_version,
+    }
+}
+
 impl Record<Store> for ClusterRecord {
     fn key(&self) -> &ObjectKey {
         &self.key
@@ -85,11 +99,10 @@ impl Record<Store> for ClusterRecord {
 
     fn is_outdated(&self, store: &Store) -> bool {
         store.cluster(&self.key).is_some_and(|known| {
-            let known = (Some(known.bucket), known.resource_version.as_str());
             is_outdated(
                 store.shards(),
-                known,
-                (Some(self.bucket), &self.resource_version),
+                cluster_version(&known),
+                cluster_version(self),
             )
         })
     }
@@ -196,7 +209,7 @@ impl StoredChild for StatefulSetRecord {
 }
 
 /// What the store keeps of a kind of child: everything follows from its metadata but where it lies.
-pub trait StoredChild: Sized + Send {
+pub(crate) trait StoredChild: Sized + Send {
     /// Its metadata.
     fn child(&self) -> &ChildRecord;
     /// Reads the metadata of the stored object with this key.
@@ -242,10 +255,9 @@ impl<C: StoredChild> Record<Store> for Dependent<C> {
 
     fn is_outdated(&self, store: &Store) -> bool {
         let arrived = self.0.child();
-        let arrived_as = (arrived.bucket, arrived.resource_version.as_str());
         let outdated = C::known(store, &arrived.key, |known| {
-            let known = (known.bucket, known.resource_version.as_str());
-            Some(is_outdated(store.shards(), known, arrived_as))
+            let (known, arrived) = (child_version(known), child_version(arrived));
+            Some(is_outdated(store.shards(), known, arrived))
         });
         outdated.unwrap_or(false)
     }
@@ -279,7 +291,7 @@ impl<C: StoredChild> Record<Store> for Dependent<C> {
 
 /// A kind of child of which only metadata is watched. Secrets are not among them: they are not
 /// watched.
-pub trait MetadataChild:
+pub(crate) trait MetadataChild:
     Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Debug + Send + Sync + 'static
 {
     /// Its kind.

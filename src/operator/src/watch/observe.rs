@@ -130,7 +130,7 @@ pub fn statefulset(
 
 /// Whether a StatefulSet's spec is the known one: of the same object, and of the same generation.
 #[must_use]
-pub fn same_spec(meta: &ObjectMeta, known: &StatefulSetRecord) -> bool {
+pub(crate) fn same_spec(meta: &ObjectMeta, known: &StatefulSetRecord) -> bool {
     meta.uid.as_deref() == Some(&known.child.uid)
         && meta.generation.unwrap_or_default() == known.generation
 }

@@ -49,18 +49,21 @@ impl Store {
     }
 
     /// Keeps a cluster as it was seen now; returns what was kept before.
-    pub fn upsert_cluster(&self, record: ClusterRecord) -> Option<Arc<ClusterRecord>> {
+    pub(crate) fn upsert_cluster(&self, record: ClusterRecord) -> Option<Arc<ClusterRecord>> {
         self.clusters.insert(record.key.clone(), Arc::new(record))
     }
 
     /// Stores a StatefulSet as it was observed now; returns the previous record.
-    pub fn upsert_statefulset(&self, record: StatefulSetRecord) -> Option<Arc<StatefulSetRecord>> {
+    pub(crate) fn upsert_statefulset(
+        &self,
+        record: StatefulSetRecord,
+    ) -> Option<Arc<StatefulSetRecord>> {
         self.statefulsets
             .insert(record.child.key.clone(), Arc::new(record))
     }
 
     /// Stores another child as it was observed now; returns the previous record.
-    pub fn upsert_child(&self, record: ChildRecord) -> Option<Arc<ChildRecord>> {
+    pub(crate) fn upsert_child(&self, record: ChildRecord) -> Option<Arc<ChildRecord>> {
         self.children
             .insert((record.kind, record.key.clone()), Arc::new(record))
     }
@@ -89,21 +92,21 @@ impl Store {
     }
 
     /// Drops the cluster with this name and uid; returns whether there was one.
-    pub fn remove_cluster(&self, key: &ObjectKey, uid: &str) -> bool {
+    pub(crate) fn remove_cluster(&self, key: &ObjectKey, uid: &str) -> bool {
         self.clusters
             .remove_if(key, |_, record| *record.uid == *uid)
             .is_some()
     }
 
     /// Drops the StatefulSet with this name and uid; returns whether there was one.
-    pub fn remove_statefulset(&self, key: &ObjectKey, uid: &str) -> bool {
+    pub(crate) fn remove_statefulset(&self, key: &ObjectKey, uid: &str) -> bool {
         self.statefulsets
             .remove_if(key, |_, record| record.child.uid == uid)
             .is_some()
     }
 
     /// Drops another child with this kind, name and uid; returns whether there was one.
-    pub fn remove_child(&self, kind: ChildKind, key: &ObjectKey, uid: &str) -> bool {
+    pub(crate) fn remove_child(&self, kind: ChildKind, key: &ObjectKey, uid: &str) -> bool {
         self.children
             .remove_if(&(kind, key.clone()), |_, record| record.uid == uid)
             .is_some()

@@ -23,7 +23,7 @@ use super::leases::{LeaseStore, ObservedLease};
 use super::shard_table::ShardTable;
 use super::state::FleetState;
 use super::table::{self, TableStore};
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::failpoints::{Failpoint, is_active};
 use crate::metrics::{GIVEN_UP, Metrics};
 use crate::names::Names;
@@ -38,7 +38,7 @@ const TICK: Duration = Duration::from_millis(100);
 const EVENTS_MAX: usize = 1024;
 
 /// The actions of this process when it gains, drains and loses a shard.
-pub trait ShardHost: Send + 'static {
+pub(crate) trait ShardHost: Send + 'static {
     /// Watch a shard; send [`Event::Warm`] when everything is listed.
     fn watch(&mut self, shard: ShardId);
     /// Stop watching, and forget all objects of the shard.
@@ -77,7 +77,7 @@ pub fn channel() -> (AgentHandle, mpsc::Receiver<Event>) {
 
 /// Why the agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExitReason {
+pub(crate) enum ExitReason {
     /// Everything was handed back.
     HandedBack,
     /// Another process uses our identity.
@@ -85,7 +85,7 @@ pub enum ExitReason {
 }
 
 /// The parts of an agent.
-pub struct AgentParts<H> {
+pub(crate) struct AgentParts<H> {
     /// Names of the operator.
     pub names: Names,
     /// What this replica is.
@@ -100,7 +100,9 @@ pub struct AgentParts<H> {
     pub watch_table: Api<ShardTable>,
     /// Notified when shards are gained and lost.
     pub host: H,
-    /// Until when we may act.
+    /// The clock of ownership.
+    pub clock: Clock,
+    /// Until when we may act, by that clock.
     pub validity: Arc<Validity>,
     /// State of the fleet, for other parts of the process.
     pub state: Arc<FleetState>,
@@ -123,11 +125,15 @@ struct Agent<H> {
 }
 
 /// Runs until everything was handed back after [`Event::Shutdown`].
-pub async fn run<H: ShardHost>(parts: AgentParts<H>) -> ExitReason {
+pub(crate) async fn run<H: ShardHost>(parts: AgentParts<H>) -> ExitReason {
     if is_active(Failpoint::Agent) {
         std::future::pending::<()>().await;
     }
-    let machine = Ownership::new(parts.settings.clone(), nonce(), boottime_ms());
+    let machine = Ownership::new(
+        parts.settings.clone(),
+        nonce(&parts.clock),
+        parts.clock.now_ms(),
+    );
     let mut leases = watch(parts.names, parts.watch_api.clone());
     let mut tables = watch_table(parts.names, parts.watch_table.clone());
     let mut agent = Agent {
@@ -197,7 +203,6 @@ fn is_kind_missing(error: &watcher::Error) -> bool {
     }
 }
 
-/// A nonce that no other life of any replica has: 128 bits from the operating system.
 fn kind_missing(names: &Names) -> String {
     format!(
         "the CRD shardtables.{} is missing; apply {}/crd.yaml",
@@ -205,7 +210,8 @@ fn kind_missing(names: &Names) -> String {
     )
 }
 
-fn nonce() -> String {
+/// A nonce that no other life of any replica has: 128 bits from the operating system.
+fn nonce(clock: &Clock) -> String {
     if is_active(Failpoint::Incarnation) {
         return "always-the-same".to_owned();
     }
@@ -214,7 +220,7 @@ fn nonce() -> String {
     if got.unwrap_or(0) < bytes.len() {
         // Without a source of randomness, the clock and the process id still distinguish two
         // incarnations.
-        let fallback = format!("{}-{}", boottime_ms(), std::process::id());
+        let fallback = format!("{}-{}", clock.now_ms(), std::process::id());
         return fallback;
     }
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -245,17 +251,22 @@ impl<H: ShardHost> Agent<H> {
             }
             Ok(watcher::Event::InitDone) => Some(self.listed()),
             Ok(watcher::Event::Apply(lease)) => {
-                let event = self.parts.store.decode(&lease).map(|seen| match seen {
-                    ObservedLease::Member(member) => Event::MemberObserved(member),
-                    ObservedLease::Shard(shard) => Event::ShardObserved(shard),
-                });
+                let event = self
+                    .parts
+                    .store
+                    .codec()
+                    .decode(&lease)
+                    .map(|seen| match seen {
+                        ObservedLease::Member(member) => Event::MemberObserved(member),
+                        ObservedLease::Shard(shard) => Event::ShardObserved(shard),
+                    });
                 self.parts.state.remember(lease);
                 event
             }
             Ok(watcher::Event::Delete(lease)) => {
                 let name = lease.metadata.name.clone().unwrap_or_default();
                 self.parts.state.forget(&name);
-                match self.parts.store.decode(&lease)? {
+                match self.parts.store.codec().decode(&lease)? {
                     ObservedLease::Member(m) => Some(Event::MemberDeleted {
                         identity: m.identity,
                         uid: m.version.uid,
@@ -274,15 +285,8 @@ impl<H: ShardHost> Agent<H> {
     }
 
     fn listed(&mut self) -> Event {
-        let (mut members, mut shards) = (Vec::new(), Vec::new());
         let listing = std::mem::take(&mut self.listing);
-        for lease in &listing {
-            match self.parts.store.decode(lease) {
-                Some(ObservedLease::Member(member)) => members.push(member),
-                Some(ObservedLease::Shard(shard)) => shards.push(shard),
-                None => {}
-            }
-        }
+        let (members, shards) = self.parts.store.codec().decode_all(&listing);
         self.parts.state.listed(listing);
         Event::Listed { members, shards }
     }
@@ -326,7 +330,7 @@ impl<H: ShardHost> Agent<H> {
     }
 
     fn step(&mut self, event: Event) {
-        let now_ms = boottime_ms();
+        let now_ms = self.parts.clock.now_ms();
         for action in self.machine.handle(now_ms, event) {
             self.execute(action);
         }
@@ -361,13 +365,13 @@ impl<H: ShardHost> Agent<H> {
 
     fn execute(&mut self, action: Action) {
         match action {
-            Action::WriteMember(..)
-            | Action::WriteShard(..)
-            | Action::WriteTable(..)
-            | Action::ReadMember(_)
-            | Action::ReadShard(_)
-            | Action::ReadTable
-            | Action::ProbeTable => self.request(action),
+            Action::WriteMember(id, write) => self.write_member(id, write),
+            Action::WriteShard(id, write) => self.write_shard(id, write),
+            Action::WriteTable(id, write) => self.write_table(id, write),
+            Action::ReadMember(identity) => self.read_member(identity),
+            Action::ReadShard(shard) => self.read_shard(shard),
+            Action::ReadTable => self.read_table(),
+            Action::ProbeTable => self.probe_table(),
             Action::ValidUntil(until_ms) => self.parts.validity.set_until_ms(until_ms),
             Action::Watch(shard) => self.parts.host.watch(shard),
             Action::Unwatch(shard) => {
@@ -393,7 +397,8 @@ impl<H: ShardHost> Agent<H> {
             Action::Drain(shard) => {
                 tracing::info!(%shard, "handing the shard over: draining its work first");
                 self.count_move(GIVEN_UP);
-                self.draining_since_ms.insert(shard, boottime_ms());
+                self.draining_since_ms
+                    .insert(shard, self.parts.clock.now_ms());
                 self.parts.host.drain(shard);
             }
             Action::Resume(shard) => {
@@ -404,7 +409,7 @@ impl<H: ShardHost> Agent<H> {
             Action::Halt(shard, reason) => self.halt(shard, reason),
             Action::NeedIncarnation => {
                 tracing::warn!("this incarnation is dead: starting a new one");
-                let fresh = nonce();
+                let fresh = nonce(&self.parts.clock);
                 self.requests
                     .spawn(async move { Event::Reincarnate(fresh) });
             }
@@ -476,7 +481,7 @@ impl<H: ShardHost> Agent<H> {
     /// A shard that was being given up is watched no more: somebody else has it.
     fn handed_over(&mut self, shard: ShardId) {
         if let Some(since_ms) = self.draining_since_ms.remove(&shard) {
-            let took = Duration::from_millis(boottime_ms().saturating_sub(since_ms));
+            let took = Duration::from_millis(self.parts.clock.now_ms().saturating_sub(since_ms));
             self.parts
                 .metrics
                 .fleet

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, PostParams};
 use kube::core::TypeMeta;
 use kube::{Client, Resource};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ use super::leases::{LeaseStore, ObservedLease};
 use super::shard_table::{ShardTable, ShardTableEntry, ShardTableSpec};
 use super::state::FleetState;
 use super::table::TableStore;
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::failpoints::{Failpoint, is_active};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -46,9 +47,9 @@ const NOBODY_UID: &str = "00000000-0000-0000-0000-000000000000";
 const MINOR_NEEDED: u32 = 30;
 
 /// Name of the check in `/readyz`.
-pub const CHECK: &str = "fence";
+pub(crate) const CHECK: &str = "fence";
 /// Name of the check in `/readyz` for permission to write the shard table.
-pub const TABLE_CHECK: &str = "shard-table";
+pub(crate) const TABLE_CHECK: &str = "shard-table";
 /// Interval between probes while the fence holds; an idle fleet should be quiet.
 const AGAIN_WHEN_HELD: Duration = Duration::from_secs(600);
 /// Interval between probes while the fence is missing.
@@ -68,7 +69,7 @@ pub(crate) fn is_refusal(names: &Names, message: &str) -> bool {
 
 /// Result of the dry runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Proof {
+pub(crate) enum Proof {
     /// Every policy refused.
     Held,
     /// Every policy refused that can be probed while there is no shard table.
@@ -89,7 +90,7 @@ pub enum Proof {
 impl Proof {
     /// Whether a replica that requires the fence may start to act.
     #[must_use]
-    pub fn may_start(&self) -> bool {
+    pub(crate) fn may_start(&self) -> bool {
         matches!(self, Self::Held | Self::NoTableYet)
     }
 }
@@ -117,7 +118,7 @@ impl fmt::Display for Proof {
 
 /// Sends the dry runs of one replica.
 #[derive(Clone)]
-pub struct FenceProbe {
+pub(crate) struct FenceProbe {
     names: Names,
     /// `apiVersion` and kind of the sharded objects.
     owner: TypeMeta,
@@ -131,7 +132,7 @@ pub struct FenceProbe {
 impl FenceProbe {
     /// A probe with the replica's own client, in the operator's namespace.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, names: Names, owner: TypeMeta) -> Self {
+    pub(crate) fn new(client: Client, namespace: &str, names: Names, owner: TypeMeta) -> Self {
         Self {
             services: Api::namespaced(client.clone(), namespace),
             leases: Api::namespaced(client.clone(), namespace),
@@ -144,7 +145,7 @@ impl FenceProbe {
     }
 
     /// Breaks a rule of each policy in a dry run.
-    pub async fn prove(&self) -> Proof {
+    pub(crate) async fn prove(&self) -> Proof {
         if is_active(Failpoint::Fence) {
             return Proof::Held;
         }
@@ -302,7 +303,7 @@ fn typed<K: DeserializeOwned>(object: Value) -> Result<K, String> {
 }
 
 /// Checks periodically that the fence holds, and reports it.
-pub struct FenceMonitor {
+pub(crate) struct FenceMonitor {
     probe: FenceProbe,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -313,7 +314,7 @@ pub struct FenceMonitor {
 impl FenceMonitor {
     /// Creates a monitor without a result. `required`: readiness depends on the fence.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         probe: FenceProbe,
         health: Arc<Health>,
         metrics: Arc<Metrics>,
@@ -330,7 +331,7 @@ impl FenceMonitor {
 
     /// Checks once; if the fence is required, repeatedly until the replica may start to act. Without
     /// permission to write the shard table, no replica may.
-    pub async fn before_start(&mut self) {
+    pub(crate) async fn before_start(&mut self) {
         let mut known = None;
         loop {
             let problem = self.probe.table_problem().await;
@@ -353,7 +354,7 @@ impl FenceMonitor {
     }
 
     /// Checks periodically, until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
             let pause = match &self.last {
                 Some(Proof::Held) => AGAIN_WHEN_HELD,
@@ -411,12 +412,13 @@ impl FenceMonitor {
 
 /// Reads the Lease of a shard and the table again after the fence refused a write there, so that a
 /// replica that lost its shard without noticing stops immediately.
-pub struct LeaseRefresher {
+pub(crate) struct LeaseRefresher {
     names: Names,
     leases: LeaseStore,
     table: TableStore,
     agent: AgentHandle,
     fleet: Arc<FleetState>,
+    clock: Clock,
     /// When each shard was last refreshed. Locked for one lookup, never across an await.
     refreshed_ms: Mutex<BTreeMap<ShardId, u64>>,
 }
@@ -424,12 +426,13 @@ pub struct LeaseRefresher {
 impl LeaseRefresher {
     /// Reads from the stores and sends what it finds to `agent`.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         names: Names,
         leases: LeaseStore,
         table: TableStore,
         agent: AgentHandle,
         fleet: Arc<FleetState>,
+        clock: Clock,
     ) -> Self {
         Self {
             names,
@@ -437,12 +440,13 @@ impl LeaseRefresher {
             table,
             agent,
             fleet,
+            clock,
             refreshed_ms: Mutex::default(),
         }
     }
 
     /// Reads Lease and table, unless that was just done.
-    pub async fn refresh(&self, shard: ShardId) {
+    pub(crate) async fn refresh(&self, shard: ShardId) {
         if !self.is_due(shard) {
             return;
         }
@@ -455,7 +459,7 @@ impl LeaseRefresher {
             }
             Ok(None) => {
                 if let Some(ObservedLease::Shard(deleted)) =
-                    known.and_then(|lease| self.leases.decode(&lease))
+                    known.and_then(|lease| self.leases.codec().decode(&lease))
                 {
                     let uid = deleted.version.uid;
                     self.agent.send(Event::ShardDeleted { shard, uid }).await;
@@ -469,12 +473,8 @@ impl LeaseRefresher {
     }
 
     fn is_due(&self, shard: ShardId) -> bool {
-        let now_ms = boottime_ms();
-        // A panic elsewhere leaves nothing half-written here.
-        let mut refreshed_ms = self
-            .refreshed_ms
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let now_ms = self.clock.now_ms();
+        let mut refreshed_ms = self.refreshed_ms.lock();
         let last_ms = refreshed_ms.get(&shard).copied();
         let due =
             last_ms.is_none_or(|last_ms| now_ms.saturating_sub(last_ms) >= REFRESHES_APART_MS);

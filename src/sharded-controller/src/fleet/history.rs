@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, VecDeque};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 
+use super::leases::{LeaseFields, Subject};
 use crate::names::Names;
 use crate::text::safe;
+use shard_ownership::liveness::{Holder, is_live_holder};
 
 /// Maximum number of moves that are remembered; older ones are dropped.
-pub const MOVES_MAX: usize = 64;
+pub(crate) const MOVES_MAX: usize = 64;
 /// Maximum number of Leases whose renewals are tracked; a view does not show more.
 const LEASES_MAX: usize = 1024;
 const NAME_CHARS_MAX: usize = 100;
@@ -28,13 +30,31 @@ struct ObservedRenewal {
     draining: bool,
 }
 
+impl ObservedRenewal {
+    fn as_holder(&self) -> Holder<'_> {
+        Holder {
+            identity: &self.holder,
+            incarnation: &self.incarnation,
+        }
+    }
+}
+
 /// The holder of a shard when it was last observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Hold {
     holder: String,
     incarnation: String,
-    epoch: i32,
+    epoch: u32,
     successor: String,
+}
+
+impl Hold {
+    fn as_holder(&self) -> Holder<'_> {
+        Holder {
+            identity: &self.holder,
+            incarnation: &self.incarnation,
+        }
+    }
 }
 
 /// A shard changed hands.
@@ -47,7 +67,7 @@ pub struct Move {
     /// The new holder, in safe text; empty: none.
     pub to: String,
     /// The new epoch.
-    pub epoch: i32,
+    pub epoch: u32,
     /// When we observed it, by our own boot-time clock.
     pub seen_ms: u64,
     /// When we observed it, by our wall clock.
@@ -134,12 +154,12 @@ impl History {
     /// Takes in a Lease as it is now. Seeing the same one again changes nothing.
     pub fn note(&mut self, lease: &Lease, now_ms: u64, now: Timestamp) {
         self.since_ms.get_or_insert(now_ms);
-        let Some(name) = lease.metadata.name.as_deref() else {
-            return;
-        };
-        match self.names.shard_of(name) {
-            Some(shard) => self.note_shard(shard.0, lease, now_ms, now),
-            None => self.note_renewal(name, lease, now_ms),
+        let names = self.names;
+        let fields = LeaseFields::new(&names, lease);
+        match fields.subject() {
+            Some(Subject::Shard(shard)) => self.note_shard(shard.0, fields, now_ms, now),
+            Some(Subject::Member(_) | Subject::Leader) => self.note_renewal(fields, now_ms),
+            None => {}
         }
     }
 
@@ -176,17 +196,15 @@ impl History {
         self.moves.iter().rev()
     }
 
-    fn note_renewal(&mut self, name: &str, lease: &Lease, now_ms: u64) {
-        let spec = lease.spec.as_ref();
-        let renew_time = spec.and_then(|spec| spec.renew_time.as_ref()).map(|t| t.0);
-        let holder = spec.and_then(|spec| spec.holder_identity.clone());
+    fn note_renewal(&mut self, fields: LeaseFields<'_>, now_ms: u64) {
+        let name = fields.name();
         let fresh = ObservedRenewal {
-            renew_time,
+            renew_time: fields.renew_time(),
             changed_ms: now_ms,
             renewed: false,
-            holder: holder.unwrap_or_default(),
-            incarnation: self.annotation(lease, "incarnation").to_owned(),
-            draining: self.annotation(lease, "draining") == "true",
+            holder: fields.holder().identity.to_owned(),
+            incarnation: fields.holder().incarnation.to_owned(),
+            draining: fields.is_draining(),
         };
         let renewed = match self.renewals.get(name) {
             Some(known) if known.renew_time == fresh.renew_time => return,
@@ -199,15 +217,12 @@ impl History {
         self.renewals.insert(name.to_owned(), renewal);
     }
 
-    fn note_shard(&mut self, shard: u16, lease: &Lease, now_ms: u64, now: Timestamp) {
-        let spec = lease.spec.as_ref();
+    fn note_shard(&mut self, shard: u16, fields: LeaseFields<'_>, now_ms: u64, now: Timestamp) {
         let hold = Hold {
-            holder: spec
-                .and_then(|spec| spec.holder_identity.clone())
-                .unwrap_or_default(),
-            incarnation: self.annotation(lease, "incarnation").to_owned(),
-            epoch: spec.and_then(|spec| spec.lease_transitions).unwrap_or(0),
-            successor: self.annotation(lease, "successor").to_owned(),
+            holder: fields.holder().identity.to_owned(),
+            incarnation: fields.holder().incarnation.to_owned(),
+            epoch: fields.epoch().unwrap_or(0),
+            successor: fields.successor().unwrap_or_default().to_owned(),
         };
         let before = self.holds.insert(shard, hold.clone());
         let why = match &before {
@@ -246,8 +261,7 @@ impl History {
             .iter()
             .find(|(name, _)| self.names.identity_of(name) == Some(before.holder.as_str()))
             .map(|(_, renewal)| renewal);
-        let alive =
-            member.filter(|m| m.holder == before.holder && m.incarnation == before.incarnation);
+        let alive = member.filter(|m| is_live_holder(before.as_holder(), m.as_holder()));
         match alive {
             None => MoveReason::Takeover,
             Some(member) if member.draining && after.holder.is_empty() => MoveReason::GivenUp,
@@ -256,12 +270,6 @@ impl History {
             Some(_) if before.successor == after.holder => MoveReason::Planned,
             Some(_) => MoveReason::Unknown,
         }
-    }
-
-    fn annotation<'a>(&self, lease: &'a Lease, name: &str) -> &'a str {
-        let annotations = lease.metadata.annotations.as_ref();
-        let value = annotations.and_then(|all| all.get(&self.names.label(name)));
-        value.map_or("", String::as_str)
     }
 }
 

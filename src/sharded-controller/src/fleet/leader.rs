@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::leases::{CALL_TIMEOUT, LeaseStore};
 use super::state::FleetState;
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::failpoints::{Failpoint, is_active};
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -29,7 +29,7 @@ use shard_ownership::planner::{Fleet, Stabilization, move_budget};
 const PLAN_EVERY: Duration = Duration::from_millis(200);
 
 /// The parts of a candidate.
-pub struct LeaderParts {
+pub(crate) struct LeaderParts {
     /// Names of the operator.
     pub names: Names,
     /// Client for the election, and for tidying.
@@ -44,6 +44,8 @@ pub struct LeaderParts {
     pub renew: Duration,
     /// Number of shards.
     pub shards: ShardCount,
+    /// The clock of the replica.
+    pub clock: Clock,
     /// The Leases, for planning.
     pub store: LeaseStore,
     /// State of the fleet.
@@ -53,7 +55,7 @@ pub struct LeaderParts {
 }
 
 /// Takes part in the election until `stop`.
-pub struct Leader {
+pub(crate) struct Leader {
     /// Name of its Lease.
     name: String,
     lock: LeaseLock,
@@ -66,7 +68,7 @@ pub struct Leader {
 impl Leader {
     /// A candidate.
     #[must_use]
-    pub fn new(parts: LeaderParts) -> Self {
+    pub(crate) fn new(parts: LeaderParts) -> Self {
         let name = parts.names.leader_lease();
         let params = LeaseLockParams {
             lease_name: name.clone(),
@@ -84,7 +86,7 @@ impl Leader {
     }
 
     /// Runs until `stop`, then steps down.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         if is_active(Failpoint::Election) {
             return;
         }
@@ -137,7 +139,10 @@ impl Leader {
     async fn plan(&mut self) {
         let (members, shards) = self.parts.state.decoded();
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
-        if !self.stabilization.allows_moves(boottime_ms(), &fleet) {
+        if !self
+            .stabilization
+            .allows_moves(self.parts.clock.now_ms(), &fleet)
+        {
             return;
         }
         let moves = fleet.moves(move_budget(self.parts.shards));
@@ -201,7 +206,10 @@ impl Leader {
     /// Removes the Leases of dead members that no shard names any more.
     async fn remove_dead_members(&mut self) {
         let (members, shards) = self.parts.state.decoded();
-        for member in self.dead.removable(boottime_ms(), members, &shards) {
+        for member in self
+            .dead
+            .removable(self.parts.clock.now_ms(), members, &shards)
+        {
             self.remove(&member).await;
         }
     }
@@ -214,7 +222,7 @@ impl Leader {
                 "removed the Lease of a dead member"
             ),
             Ok(Err(error)) => tracing::debug!(%error, "could not remove a dead member's Lease"),
-            Err(_) => {}
+            Err(error) => tracing::debug!(%error, "could not remove a dead member's Lease"),
         }
     }
 }

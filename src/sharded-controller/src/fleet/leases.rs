@@ -16,6 +16,7 @@ use shard_ownership::lease::{
     MemberChange, MemberLease, MemberWrite, OTHER_NAMESPACES, ShardLease, ShardWrite, Successor,
     Version, bucket_range,
 };
+use shard_ownership::liveness::Holder;
 use shard_ownership::ownership::{ReadFailed, WriteResult};
 
 /// Value of the label `<domain>/role` and its name.
@@ -47,6 +48,24 @@ pub enum ObservedLease {
     Shard(ShardLease),
 }
 
+impl ObservedLease {
+    /// The member Lease, if it is one.
+    pub(super) fn into_member(self) -> Option<MemberLease> {
+        match self {
+            Self::Member(member) => Some(member),
+            Self::Shard(_) => None,
+        }
+    }
+
+    /// The shard Lease, if it is one.
+    pub(super) fn into_shard(self) -> Option<ShardLease> {
+        match self {
+            Self::Shard(shard) => Some(shard),
+            Self::Member(_) => None,
+        }
+    }
+}
+
 /// Reads Leases of one operator, as a replica that serves certain namespaces has to take them.
 #[derive(Clone, Debug)]
 pub struct LeaseCodec {
@@ -67,33 +86,19 @@ impl LeaseCodec {
     /// Reads a Lease; `None` when its name is none of this operator's, or it was never stored.
     #[must_use]
     pub fn decode(&self, lease: &Lease) -> Option<ObservedLease> {
-        let name = lease.metadata.name.as_deref()?;
-        if let Some(identity) = self.names.identity_of(name) {
-            return self
-                .decode_member(identity, lease)
-                .map(ObservedLease::Member);
+        let fields = LeaseFields::new(&self.names, lease);
+        match fields.subject()? {
+            Subject::Member(identity) => self
+                .decode_member(identity, fields)
+                .map(ObservedLease::Member),
+            Subject::Shard(shard) => self.decode_shard(shard, fields).map(ObservedLease::Shard),
+            Subject::Leader => None,
         }
-        let shard = self.names.shard_of(name)?;
-        let spec = lease.spec.as_ref();
-        Some(ObservedLease::Shard(ShardLease {
-            shard,
-            version: version(lease)?,
-            holder: spec
-                .and_then(|s| s.holder_identity.clone())
-                .unwrap_or_default(),
-            incarnation: self.annotation(lease, INCARNATION).to_owned(),
-            epoch: spec
-                .and_then(|s| s.lease_transitions)
-                .and_then(|n| u32::try_from(n).ok())
-                .unwrap_or(0),
-            shards: self.shards(lease),
-            successor: self.successor(lease),
-        }))
     }
 
     /// All member and shard Leases among these.
     #[must_use]
-    pub fn decode_all<'a>(
+    pub(crate) fn decode_all<'a>(
         &self,
         leases: impl IntoIterator<Item = &'a Lease>,
     ) -> (Vec<MemberLease>, Vec<ShardLease>) {
@@ -108,60 +113,214 @@ impl LeaseCodec {
         (members, shards)
     }
 
-    /// An annotation in the operator's domain, or the empty text.
-    pub(super) fn annotation<'a>(&self, lease: &'a Lease, name: &str) -> &'a str {
-        let annotations = lease.metadata.annotations.as_ref();
-        let value = annotations.and_then(|annotations| annotations.get(&self.names.label(name)));
-        value.map_or("", String::as_str)
-    }
-
     /// The number of shards, unless it is for replicas that serve other namespaces. One that does not
     /// name namespaces, as an older version wrote it, is for ours.
-    fn shards(&self, lease: &Lease) -> u16 {
-        let served = self.annotation(lease, NAMESPACES);
-        match served.is_empty() || served == self.namespaces {
-            true => self.annotation(lease, SHARDS).parse().unwrap_or(0),
-            false => OTHER_NAMESPACES,
+    fn shards(&self, fields: LeaseFields<'_>) -> u16 {
+        match fields.namespaces() {
+            Some(served) if served != self.namespaces => OTHER_NAMESPACES,
+            Some(_) | None => fields
+                .shards()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0),
         }
     }
 
-    fn decode_member(&self, identity: &str, lease: &Lease) -> Option<MemberLease> {
-        let spec = lease.spec.as_ref();
-        let lease_seconds = spec.and_then(|s| s.lease_duration_seconds).unwrap_or(0);
+    fn decode_shard(&self, shard: ShardId, fields: LeaseFields<'_>) -> Option<ShardLease> {
+        Some(ShardLease {
+            shard,
+            version: version(fields.lease)?,
+            holder: fields.holder().identity.to_owned(),
+            incarnation: fields.holder().incarnation.to_owned(),
+            epoch: fields.epoch().unwrap_or(0),
+            shards: self.shards(fields),
+            successor: fields.successor().map(|identity| Successor {
+                identity: identity.to_owned(),
+                incarnation: fields.text(SUCCESSOR_INCARNATION).to_owned(),
+            }),
+        })
+    }
+
+    fn decode_member(&self, identity: &str, fields: LeaseFields<'_>) -> Option<MemberLease> {
         Some(MemberLease {
             identity: identity.to_owned(),
-            version: version(lease)?,
-            holder: spec
-                .and_then(|s| s.holder_identity.clone())
-                .unwrap_or_default(),
-            incarnation: self.annotation(lease, INCARNATION).to_owned(),
-            renewal: self.annotation(lease, RENEWAL).parse().unwrap_or(0),
-            lease_ms: u64::try_from(lease_seconds).unwrap_or(0) * 1000,
-            pod_uid: self.annotation(lease, POD_UID).to_owned(),
-            revision: self.annotation(lease, REVISION).to_owned(),
-            shards: self.shards(lease),
-            draining: self.annotation(lease, DRAINING) == "true",
-            barred: self.annotation(lease, BARRED) == "true",
-            warm: self
-                .annotation(lease, WARM)
+            version: version(fields.lease)?,
+            holder: fields.holder().identity.to_owned(),
+            incarnation: fields.holder().incarnation.to_owned(),
+            renewal: fields.text(RENEWAL).parse().unwrap_or(0),
+            lease_ms: fields.lease_ms().unwrap_or(0),
+            pod_uid: fields.text(POD_UID).to_owned(),
+            revision: fields.revision().unwrap_or_default().to_owned(),
+            shards: self.shards(fields),
+            draining: fields.is_draining(),
+            barred: fields.is_barred(),
+            warm: fields
+                .warm()
+                .unwrap_or_default()
                 .split(',')
                 .filter_map(|n| n.parse().ok())
                 .map(ShardId)
                 .collect(),
-            created_seconds: lease
+            created_seconds: fields
+                .lease
                 .metadata
                 .creation_timestamp
                 .as_ref()
                 .map_or(0, |created| created.0.as_second()),
         })
     }
+}
 
-    fn successor(&self, lease: &Lease) -> Option<Successor> {
-        let identity = self.annotation(lease, SUCCESSOR);
-        (!identity.is_empty()).then(|| Successor {
-            identity: identity.to_owned(),
-            incarnation: self.annotation(lease, SUCCESSOR_INCARNATION).to_owned(),
-        })
+/// What a Lease is about, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// The leadership of the fleet.
+    Leader,
+    /// The replica of this identity.
+    Member(&'a str),
+    /// A shard.
+    Shard(ShardId),
+}
+
+/// The fields of a Lease of the operator, each as far as it can be read: the others may be damaged.
+/// An empty annotation is as good as none.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseFields<'a> {
+    names: &'a Names,
+    lease: &'a Lease,
+}
+
+impl<'a> LeaseFields<'a> {
+    /// The fields of this Lease.
+    #[must_use]
+    pub fn new(names: &'a Names, lease: &'a Lease) -> Self {
+        Self { names, lease }
+    }
+
+    /// Name of the Lease, or the empty text.
+    #[must_use]
+    pub fn name(self) -> &'a str {
+        self.lease.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// What the Lease is about; `None` if its name is none of the operator's.
+    #[must_use]
+    pub fn subject(self) -> Option<Subject<'a>> {
+        let name = self.name();
+        if name == self.names.leader_lease() {
+            return Some(Subject::Leader);
+        }
+        let member = self.names.identity_of(name).map(Subject::Member);
+        member.or_else(|| self.names.shard_of(name).map(Subject::Shard))
+    }
+
+    /// Its holder, which may be nobody, and the holder's incarnation, which may be missing.
+    #[must_use]
+    pub fn holder(self) -> Holder<'a> {
+        let identity = self.spec().and_then(|spec| spec.holder_identity.as_deref());
+        Holder {
+            identity: identity.unwrap_or_default(),
+            incarnation: self.text(INCARNATION),
+        }
+    }
+
+    /// The epoch of a shard; `None` if it is missing or negative.
+    #[must_use]
+    pub fn epoch(self) -> Option<u32> {
+        let transitions = self.spec()?.lease_transitions?;
+        u32::try_from(transitions).ok()
+    }
+
+    /// Lifetime without a renewal, in seconds.
+    #[must_use]
+    pub fn lease_seconds(self) -> Option<i32> {
+        self.spec()?.lease_duration_seconds
+    }
+
+    /// Lifetime without a renewal, in milliseconds; `None` if it is missing or negative.
+    #[must_use]
+    pub fn lease_ms(self) -> Option<u64> {
+        let seconds = u64::try_from(self.lease_seconds()?).ok()?;
+        Some(seconds * 1000)
+    }
+
+    /// When it was renewed, by its holder's clock.
+    #[must_use]
+    pub fn renew_time(self) -> Option<Timestamp> {
+        self.spec()?.renew_time.as_ref().map(|time| time.0)
+    }
+
+    /// When its holder acquired it, by the holder's clock.
+    #[must_use]
+    pub fn acquire_time(self) -> Option<Timestamp> {
+        self.spec()?.acquire_time.as_ref().map(|time| time.0)
+    }
+
+    /// Identity of the planned next holder of a shard.
+    #[must_use]
+    pub fn successor(self) -> Option<&'a str> {
+        self.annotation(SUCCESSOR)
+    }
+
+    /// Range of buckets of a shard, as text.
+    #[must_use]
+    pub fn buckets(self) -> Option<&'a str> {
+        self.annotation(BUCKETS)
+    }
+
+    /// Number of shards, as text.
+    #[must_use]
+    pub fn shards(self) -> Option<&'a str> {
+        self.annotation(SHARDS)
+    }
+
+    /// The served namespaces, as text.
+    #[must_use]
+    pub fn namespaces(self) -> Option<&'a str> {
+        self.annotation(NAMESPACES)
+    }
+
+    /// Revision of a replica's rollout.
+    #[must_use]
+    pub fn revision(self) -> Option<&'a str> {
+        self.annotation(REVISION)
+    }
+
+    /// Shards that a replica has warmed up, as text.
+    #[must_use]
+    pub fn warm(self) -> Option<&'a str> {
+        self.annotation(WARM)
+    }
+
+    /// Statistics of a replica, as JSON.
+    #[must_use]
+    pub fn stats(self) -> Option<&'a str> {
+        self.annotation(STATS)
+    }
+
+    /// Whether a replica is about to leave.
+    #[must_use]
+    pub fn is_draining(self) -> bool {
+        self.text(DRAINING) == "true"
+    }
+
+    /// Whether a replica may not write the shard table.
+    #[must_use]
+    pub fn is_barred(self) -> bool {
+        self.text(BARRED) == "true"
+    }
+
+    fn spec(self) -> Option<&'a LeaseSpec> {
+        self.lease.spec.as_ref()
+    }
+
+    fn annotation(self, name: &str) -> Option<&'a str> {
+        Some(self.text(name)).filter(|text| !text.is_empty())
+    }
+
+    fn text(self, name: &str) -> &'a str {
+        let annotations = self.lease.metadata.annotations.as_ref();
+        let value = annotations.and_then(|annotations| annotations.get(&self.names.label(name)));
+        value.map_or("", String::as_str)
     }
 }
 
@@ -200,10 +359,10 @@ impl LeaseStore {
         Self { api, codec, me }
     }
 
-    /// Decodes a Lease; `None` if its name is not one of the operator's, or if it was never stored.
+    /// Reads Leases.
     #[must_use]
-    pub fn decode(&self, lease: &Lease) -> Option<ObservedLease> {
-        self.codec.decode(lease)
+    pub(crate) fn codec(&self) -> &LeaseCodec {
+        &self.codec
     }
 
     /// Writes a member Lease; `stats` is stored with our own heartbeat. `None` in the result: the Lease was deleted.
@@ -225,7 +384,7 @@ impl LeaseStore {
                 let lease = self.member(write, incarnation, *renewal, flags, warm, stats);
                 self.put(&name, &lease)
                     .await
-                    .and_then_decode(|lease| self.member_of(lease))
+                    .and_then_decode(|lease| self.codec.decode(lease)?.into_member())
                     .map(Some)
             }
             MemberChange::Vacate => {
@@ -238,7 +397,7 @@ impl LeaseStore {
                 let params = PatchParams::default();
                 let sent = self.api.patch(&name, &params, &patch);
                 settle(timeout(CALL_TIMEOUT, sent).await)
-                    .and_then_decode(|lease| self.member_of(lease))
+                    .and_then_decode(|lease| self.codec.decode(lease)?.into_member())
                     .map(Some)
             }
             MemberChange::Delete => self.delete_member(write).await,
@@ -251,7 +410,7 @@ impl LeaseStore {
         let lease = self.shard(write);
         self.put(&name, &lease)
             .await
-            .and_then_decode(|lease| self.shard_from(lease))
+            .and_then_decode(|lease| self.codec.decode(lease)?.into_shard())
     }
 
     /// Plans the next holder of a shard, or withdraws the plan: for the fleet leader.
@@ -276,7 +435,8 @@ impl LeaseStore {
             PatchParams::default(),
         );
         let sent = self.api.patch(&name, &params, &patch);
-        settle(timeout(CALL_TIMEOUT, sent).await).and_then_decode(|lease| self.shard_from(lease))
+        settle(timeout(CALL_TIMEOUT, sent).await)
+            .and_then_decode(|lease| self.codec.decode(lease)?.into_shard())
     }
 
     /// Reads a Lease from the API server.
@@ -285,7 +445,7 @@ impl LeaseStore {
     /// When the API server did not answer in time, or with something else than the Lease or 404.
     pub async fn read(&self, name: &str) -> Result<Option<ObservedLease>, ReadFailed> {
         match timeout(CALL_TIMEOUT, self.api.get_opt(name)).await {
-            Ok(Ok(found)) => Ok(found.as_ref().and_then(|lease| self.decode(lease))),
+            Ok(Ok(found)) => Ok(found.as_ref().and_then(|lease| self.codec.decode(lease))),
             Ok(Err(error)) => {
                 tracing::debug!(lease = name, %error, "could not read a Lease");
                 Err(ReadFailed)
@@ -378,20 +538,6 @@ impl LeaseStore {
                 ..ObjectMeta::default()
             },
             spec: Some(spec),
-        }
-    }
-
-    fn member_of(&self, lease: &Lease) -> Option<MemberLease> {
-        match self.decode(lease)? {
-            ObservedLease::Member(member) => Some(member),
-            ObservedLease::Shard(_) => None,
-        }
-    }
-
-    fn shard_from(&self, lease: &Lease) -> Option<ShardLease> {
-        match self.decode(lease)? {
-            ObservedLease::Shard(shard) => Some(shard),
-            ObservedLease::Member(_) => None,
         }
     }
 
@@ -525,7 +671,7 @@ mod tests {
             lease.metadata.annotations.as_ref().unwrap()[&NAMES.label(BUCKETS)],
             "248-255"
         );
-        let Some(ObservedLease::Shard(seen)) = store().decode(&lease) else {
+        let Some(ObservedLease::Shard(seen)) = store().codec.decode(&lease) else {
             panic!("no shard Lease");
         };
         assert_eq!((seen.shard, seen.epoch, seen.shards), (ShardId(31), 9, 32));
@@ -596,7 +742,7 @@ mod tests {
             },
             spec: None,
         };
-        let Some(ObservedLease::Shard(seen)) = store().decode(&stored(bare)) else {
+        let Some(ObservedLease::Shard(seen)) = store().codec.decode(&stored(bare)) else {
             panic!("no shard Lease");
         };
         assert_eq!((seen.holder.as_str(), seen.epoch, seen.shards), ("", 0, 0));

@@ -6,9 +6,9 @@
 //! refuses what it must refuse. [`state`] and [`history`] are what the other parts may read of all this.
 
 pub mod agent;
-pub mod fence;
+pub(crate) mod fence;
 pub mod history;
-pub mod leader;
+pub(crate) mod leader;
 pub mod leases;
 pub mod shard_table;
 pub mod state;

@@ -2,18 +2,20 @@
 //! standing of this replica.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::leases::LeaseCodec;
 use super::shard_table::ShardTable;
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::fleet::history::History;
 use crate::names::Names;
 use shard_ownership::hash::ShardCount;
 use shard_ownership::lease::{MemberLease, ShardLease};
+use shard_ownership::liveness::has_expired;
 use shard_ownership::planner::{Fleet, Overview};
 
 /// State of the fleet for the other parts of the process: the Leases as last observed, and the
@@ -24,6 +26,7 @@ use shard_ownership::planner::{Fleet, Overview};
 pub struct FleetState {
     names: Names,
     codec: LeaseCodec,
+    clock: Clock,
     inner: Mutex<Inner>,
 }
 
@@ -64,10 +67,11 @@ pub struct Standing {
 impl FleetState {
     /// Nothing is known yet. `served`: the namespaces that this replica serves, as text.
     #[must_use]
-    pub fn new(names: Names, served: &str) -> Self {
+    pub fn new(names: Names, served: &str, clock: Clock) -> Self {
         Self {
             names,
             codec: LeaseCodec::new(names, served.to_owned()),
+            clock,
             inner: Mutex::new(Inner {
                 leases: BTreeMap::new(),
                 table: None,
@@ -78,8 +82,7 @@ impl FleetState {
     }
 
     fn with<T>(&self, read: impl FnOnce(&mut Inner) -> T) -> T {
-        // A panic elsewhere leaves nothing half-written here.
-        read(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.inner.lock())
     }
 
     /// The Leases of the fleet as last observed.
@@ -95,25 +98,25 @@ impl FleetState {
     }
 
     /// Takes in the shard table, or its absence.
-    pub fn set_table(&self, table: Option<ShardTable>) {
+    pub(crate) fn set_table(&self, table: Option<ShardTable>) {
         let table = table.map(Arc::new);
         self.with(|inner| inner.table = table);
     }
 
     /// Takes in a Lease: one from the watch, or the fleet leader's, which carries no labels.
     pub fn remember(&self, lease: Lease) {
-        let now = (boottime_ms(), Timestamp::now());
-        self.with(|inner| inner.take(lease, now));
+        let (now_ms, now) = (self.clock.now_ms(), self.clock.now());
+        self.with(|inner| inner.take(lease, now_ms, now));
     }
 
     /// Takes in all existing Leases in one step: a reader never sees only some of them.
     pub fn listed(&self, leases: Vec<Lease>) {
-        let now = (boottime_ms(), Timestamp::now());
+        let (now_ms, now) = (self.clock.now_ms(), self.clock.now());
         self.with(|inner| {
             let leader = self.names.leader_lease();
             inner.leases.retain(|name, _| *name == leader);
             for lease in leases {
-                inner.take(lease, now);
+                inner.take(lease, now_ms, now);
             }
             inner
                 .history
@@ -152,7 +155,8 @@ impl FleetState {
     /// A member that we observed as silent for its whole lifetime counts as dead, even before its
     /// Lease was vacated.
     #[must_use]
-    pub fn overview(&self, count: ShardCount, now_ms: u64) -> Option<Overview> {
+    pub fn overview(&self, count: ShardCount) -> Option<Overview> {
+        let now_ms = self.clock.now_ms();
         let standing = self.standing();
         if !standing.settled || standing.standby {
             return None;
@@ -161,7 +165,7 @@ impl FleetState {
         self.recall(|history| {
             members.retain(|member| {
                 let age = history.age(&self.names.member_lease(&member.identity), now_ms);
-                age.is_none_or(|age| age.age_ms <= member.lease_ms)
+                age.is_none_or(|age| !has_expired(age.age_ms, member.lease_ms))
             });
         });
         Some(Fleet::new(count, &members, &shards).overview())
@@ -177,7 +181,7 @@ impl FleetState {
 }
 
 impl Inner {
-    fn take(&mut self, lease: Lease, (now_ms, now): (u64, Timestamp)) {
+    fn take(&mut self, lease: Lease, now_ms: u64, now: Timestamp) {
         let name = lease.metadata.name.clone().unwrap_or_default();
         self.history.note(&lease, now_ms, now);
         self.leases.insert(name, Arc::new(lease));
@@ -188,9 +192,11 @@ impl Inner {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::clock::ManualClock;
     use crate::names::testing::NAMES;
     use serde_json::json;
     use shard_ownership::hash::ShardId;
+    use std::time::Duration;
 
     fn count() -> ShardCount {
         ShardCount::new(4).unwrap()
@@ -217,9 +223,17 @@ mod tests {
         lease(&NAMES.shard_lease(ShardId(number)), holder)
     }
 
+    fn clock() -> ManualClock {
+        ManualClock::new(0, Timestamp::UNIX_EPOCH)
+    }
+
+    fn unlisted(clock: &ManualClock) -> FleetState {
+        FleetState::new(NAMES, "*", clock.clock())
+    }
+
     /// Two replicas with two shards each; no fleet leader.
-    fn state() -> FleetState {
-        let state = FleetState::new(NAMES, "*");
+    fn state(clock: &ManualClock) -> FleetState {
+        let state = unlisted(clock);
         let shards = [shard(0, "a"), shard(1, "b"), shard(2, "a"), shard(3, "b")];
         let all = [member("a"), member("b")].into_iter().chain(shards);
         state.listed(all.collect());
@@ -227,56 +241,43 @@ mod tests {
         state
     }
 
-    fn seen(state: &FleetState, later_ms: u64) -> Option<(usize, usize)> {
-        let overview = state.overview(count(), boottime_ms() + later_ms)?;
+    fn seen(state: &FleetState) -> Option<(usize, usize)> {
+        let overview = state.overview(count())?;
         Some((overview.unowned, overview.imbalance))
     }
 
     #[test]
     fn unowned_shards_are_counted_without_a_fleet_leader() {
-        let state = state();
-        assert_eq!(seen(&state, 0), Some((0, 0)));
+        let state = state(&clock());
+        assert_eq!(seen(&state), Some((0, 0)));
         state.remember(shard(3, ""));
-        assert_eq!(seen(&state, 0), Some((1, 1)), "vacant");
+        assert_eq!(seen(&state), Some((1, 1)), "vacant");
         state.forget(&NAMES.shard_lease(ShardId(0)));
-        assert_eq!(seen(&state, 0), Some((2, 0)), "without a Lease");
+        assert_eq!(seen(&state), Some((2, 0)), "without a Lease");
         state.remember(shard(2, "c"));
-        assert_eq!(
-            seen(&state, 0),
-            Some((3, 1)),
-            "its holder has no member Lease"
-        );
+        assert_eq!(seen(&state), Some((3, 1)), "its holder has no member Lease");
     }
 
     #[test]
     fn member_silent_for_its_lifetime_owns_nothing() {
-        let state = state();
-        let long_ago = boottime_ms().saturating_sub(60_000);
-        state.with(|inner| {
-            inner.history = History::new(NAMES);
-            let now = (long_ago, Timestamp::UNIX_EPOCH);
-            inner.take(member("a"), now);
-            inner.take(member("b"), now);
-            inner.history.all_noted(|_| true);
-        });
+        let clock = clock();
+        let state = state(&clock);
+        clock.advance(Duration::from_secs(60));
         let mut renewed = member("b");
         renewed.spec.as_mut().unwrap().renew_time = None;
         state.remember(renewed);
-        assert_eq!(seen(&state, 0), Some((2, 0)), "a has not renewed since");
-        assert_eq!(seen(&state, 6_500), Some((4, 0)), "nor was b");
+        assert_eq!(seen(&state), Some((2, 0)), "a has not renewed since");
+        clock.advance(Duration::from_millis(6_500));
+        assert_eq!(seen(&state), Some((4, 0)), "nor was b");
     }
 
     #[test]
     fn incomplete_state_reports_no_overview() {
-        assert_eq!(
-            seen(&FleetState::new(NAMES, "*"), 0),
-            None,
-            "nothing is known"
-        );
-        let state = state();
+        assert_eq!(seen(&unlisted(&clock())), None, "nothing is known");
+        let state = state(&clock());
         state.stand(|own| own.settled = false);
-        assert_eq!(seen(&state, 0), None, "we may be cut off");
+        assert_eq!(seen(&state), None, "we may be cut off");
         state.stand(|own| (own.settled, own.standby) = (true, true));
-        assert_eq!(seen(&state, 0), None, "others count in another number");
+        assert_eq!(seen(&state), None, "others count in another number");
     }
 }

@@ -13,9 +13,10 @@ mod tests;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -102,7 +103,7 @@ impl Default for PoolConfig {
 }
 
 /// Runs reconciles of the started shards, until it is shut down or its last clone is dropped.
-pub struct Pool<R> {
+pub(crate) struct Pool<R> {
     shared: Arc<Shared<R>>,
     scheduler: AbortHandle,
     _last_clone: Arc<DropGuard>,
@@ -143,8 +144,7 @@ impl<R> fmt::Debug for Pool<R> {
 
 impl<R> Shared<R> {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Panics of reconciles happen outside the lock, so a poisoned state is still consistent.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn now_ms(&self) -> u64 {
@@ -155,7 +155,7 @@ impl<R> Shared<R> {
 impl<R: Reconcile> Pool<R> {
     /// Starts a pool without shards. Must be called within a tokio runtime.
     #[must_use]
-    pub fn start(config: PoolConfig, reconcile: R, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn start(config: PoolConfig, reconcile: R, metrics: Arc<Metrics>) -> Self {
         // More workers than the semaphore can count are as good as no bound at all.
         let workers = config.concurrency.get().min(Semaphore::MAX_PERMITS);
         let shutdown = CancellationToken::new();
@@ -188,7 +188,7 @@ impl<R: Reconcile> Pool<R> {
     ///
     /// A permit that the shard had before is replaced: what runs under it is cancelled and runs
     /// again under the new one.
-    pub fn start_shard(&self, permit: ShardPermit) {
+    pub(crate) fn start_shard(&self, permit: ShardPermit) {
         if self.shared.shutdown.is_cancelled() {
             return;
         }
@@ -204,7 +204,7 @@ impl<R: Reconcile> Pool<R> {
     /// # Errors
     /// When the shard is not started here, or the queue is full (which is counted, and repaired by
     /// [`Pool::add_missing`]).
-    pub fn enqueue(
+    pub(crate) fn enqueue(
         &self,
         shard: ShardId,
         key: &ObjectKey,
@@ -236,7 +236,7 @@ impl<R: Reconcile> Pool<R> {
     /// Offers the queue again what found no room in it: immediately when there is room again, and
     /// periodically in any case, so that in a queue that is permanently too small the objects take
     /// turns. `keys` returns all objects of a shard.
-    pub fn add_missing(&self, keys: impl Fn(ShardId) -> Vec<ObjectKey>) {
+    pub(crate) fn add_missing(&self, keys: impl Fn(ShardId) -> Vec<ObjectKey>) {
         let now_ms = self.shared.now_ms();
         let shards = self.shared.state().take_missing(now_ms);
         let mut all: Vec<(ShardId, ObjectKey)> = Vec::new();
@@ -264,7 +264,7 @@ impl<R: Reconcile> Pool<R> {
     /// Returns `false` if the shard was resumed or started again during the wait. It has no
     /// deadline of its own: if it is dropped, the shard stays drained until it is resumed or
     /// stopped.
-    pub async fn drain_shard(&self, shard: ShardId) -> bool {
+    pub(crate) async fn drain_shard(&self, shard: ShardId) -> bool {
         self.shared.state().queue.drain(shard);
         let drained = |state: &mut State, _now_ms| {
             if state.queue.admits(shard) {
@@ -276,52 +276,33 @@ impl<R: Reconcile> Pool<R> {
     }
 
     /// Cancels a drain: the shard starts runs again, first of all those requested during the drain.
-    pub fn resume_shard(&self, shard: ShardId) {
+    pub(crate) fn resume_shard(&self, shard: ShardId) {
         self.shared.state().resume_shard(shard);
         self.shared.wake.notify_one();
         self.shared.quieter.notify_waiters();
     }
 
     /// Cancels the runs of a shard, discards their results and drops its objects.
-    pub fn stop_shard(&self, shard: ShardId) {
+    pub(crate) fn stop_shard(&self, shard: ShardId) {
         self.shared.state().stop_shard(shard);
         self.shared.quieter.notify_waiters();
     }
 
-    /// Drops an object that no longer exists; an active run of it ends by itself.
-    pub fn forget(&self, key: &ObjectKey) {
-        self.shared.state().queue.forget(key);
-        self.shared.quieter.notify_waiters();
-    }
-
-    /// Whether nothing runs and nothing is due.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        let now_ms = self.shared.now_ms();
-        self.shared.state().is_settled(now_ms)
-    }
-
     /// Whether the task that starts runs still exists. Without it, nothing is ever run again.
     #[must_use]
-    pub fn is_scheduling(&self) -> bool {
+    pub(crate) fn is_scheduling(&self) -> bool {
         !self.scheduler.is_finished()
     }
 
-    /// Completes when nothing runs and nothing is due.
-    pub async fn settled(&self) {
-        let settled = |state: &mut State, now_ms| state.is_settled(now_ms).then_some(());
-        self.shared.wait_until(settled).await;
-    }
-
     /// Updates the gauges that change with time: call it for each scrape.
-    pub fn refresh_metrics(&self) {
+    pub(crate) fn refresh_metrics(&self) {
         let now_ms = self.shared.now_ms();
         let stats = self.shared.state().stats(now_ms);
         self.shared.pool_metrics.show(&stats);
     }
 
     /// Cancels everything and waits until no task of the pool is left.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         self.shared.shutdown.cancel();
         self.shared.state().stop_all();
         self.shared.quieter.notify_waiters();

@@ -174,7 +174,7 @@ impl<R: Reconcile> InFlight<R> {
                 let pause_ms = asked_ms.min(THROTTLE_POOL_MAX_MS);
                 state.queue.hold_until(now_ms.saturating_add(pause_ms));
             }
-            _ => {}
+            Ok(_) | Err(Failure::Lost | Failure::Retry { .. }) => {}
         }
         Some(ended)
     }

@@ -144,10 +144,6 @@ impl State {
         self.queue.take_missing()
     }
 
-    pub(super) fn is_settled(&mut self, now_ms: u64) -> bool {
-        self.queue.running() == 0 && self.queue.depth(now_ms) == 0
-    }
-
     /// Runs deferred by the rate limiter since the last call.
     pub(super) fn newly_deferred(&mut self) -> u64 {
         let total = self.queue.deferred_total();

@@ -7,7 +7,7 @@ use shard_ownership::hash::ShardId;
 
 /// Limits of a queue.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Maximum number of keys in it, running ones included.
     pub capacity: usize,
     /// The rate limiter.
@@ -18,7 +18,7 @@ pub struct Limits {
 
 /// The effect of an add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added {
+pub(crate) enum Added {
     /// The key is now queued, sooner than before, or queued to run again after its current run.
     Queued,
     /// It was queued already, for the same time or sooner.
@@ -27,7 +27,7 @@ pub enum Added {
 
 /// Why an add was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AddError {
+pub(crate) enum AddError {
     /// No room for another key.
     #[error(
         "the queue holds {capacity} objects and is full: it is offered again later; raise --queue-capacity"
@@ -46,7 +46,7 @@ pub enum AddError {
 
 /// A run to start now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub(crate) struct Run {
     /// The object.
     pub key: ObjectKey,
     /// The shard under whose permit it runs.

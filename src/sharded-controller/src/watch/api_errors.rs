@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::kinds::{ShardCache, WatchedKind as _};
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::names::Names;
 
 /// Minimum time between two equal lines about the same resource.
@@ -55,6 +56,7 @@ impl Entry {
 /// The lock is held for a lookup only.
 #[derive(Debug)]
 pub struct ApiErrors {
+    clock: Clock,
     manifests: &'static str,
     /// Plural of the sharded kind.
     owner: &'static str,
@@ -66,13 +68,14 @@ pub struct ApiErrors {
 impl ApiErrors {
     /// Nothing is wrong yet.
     #[must_use]
-    pub fn new<C: ShardCache>(names: &Names) -> Self {
+    pub fn new<C: ShardCache>(names: &Names, clock: Clock) -> Self {
         let (group, owner) = (C::Owner::GROUP, C::Owner::PLURAL);
-        Self::of(names, group, owner)
+        Self::of(names, group, owner, clock)
     }
 
-    fn of(names: &Names, group: &str, owner: &'static str) -> Self {
+    fn of(names: &Names, group: &str, owner: &'static str, clock: Clock) -> Self {
         Self {
+            clock,
             manifests: names.manifests,
             owner,
             kind_missing: format!(
@@ -112,20 +115,20 @@ impl ApiErrors {
 
     /// Notes a trouble, and logs it unless the same was logged within a minute.
     pub fn report(&self, what: &'static str, line: String) {
-        if self.note(what, line.clone(), boottime_ms()) {
+        if self.note(what, line.clone(), self.clock.now_ms()) {
             tracing::warn!(what, "{line}");
         }
     }
 
     /// The resource works again.
     pub fn clear(&self, what: &'static str) {
-        if self.note_end(what, boottime_ms()) {
+        if self.note_end(what, self.clock.now_ms()) {
             tracing::info!(what, "{WORKS_AGAIN}");
         }
     }
 
     fn note(&self, what: &'static str, line: String, now_ms: u64) -> bool {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.lock();
         let entry = entries.entry(what).or_default();
         let may_log = entry.may_log(&line, now_ms);
         entry.line = Some(line);
@@ -133,7 +136,7 @@ impl ApiErrors {
     }
 
     fn note_end(&self, what: &'static str, now_ms: u64) -> bool {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(what) else {
             return false;
         };
@@ -147,8 +150,8 @@ impl ApiErrors {
 
     /// That the sharded kind is missing, if it is: the cause of whatever else is wrong then.
     #[must_use]
-    pub fn missing_kind(&self) -> Option<&str> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn missing_kind(&self) -> Option<&str> {
+        let entries = self.entries.lock();
         let line = entries.get(self.owner)?.line.as_deref()?;
         (line == self.kind_missing).then_some(self.kind_missing.as_str())
     }
@@ -156,7 +159,7 @@ impl ApiErrors {
     /// All current errors, in one line; `None` if there are none.
     #[must_use]
     pub fn summary(&self) -> Option<String> {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.entries.lock();
         let lines = entries.values().filter_map(|entry| entry.line.as_deref());
         let lines: Vec<&str> = lines.collect();
         (!lines.is_empty()).then(|| lines.join("; "))
@@ -172,7 +175,7 @@ mod tests {
     const CRD_MISSING: &str = "the CRD examples.example.io is missing; apply deploy/crd.yaml";
 
     fn api_errors() -> ApiErrors {
-        ApiErrors::of(&NAMES, "example.io", CLUSTERS)
+        ApiErrors::of(&NAMES, "example.io", CLUSTERS, Clock::system())
     }
 
     #[test]

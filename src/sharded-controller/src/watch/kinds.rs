@@ -4,6 +4,7 @@ use kube::Resource;
 use kube::core::TypeMeta;
 use serde_json::value::RawValue;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
+use shard_ownership::resource_version::is_older;
 
 use super::tickets::Tickets;
 use super::wire::Head;
@@ -118,16 +119,24 @@ pub trait Record<C>: Sized + Send {
     fn keys(cache: &C, ours: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey>;
 }
 
+/// One version of the object under some name.
+#[derive(Clone, Copy, Debug)]
+pub struct ObservedVersion<'a> {
+    /// The bucket in which its owner lies.
+    pub bucket: Option<Bucket>,
+    /// `metadata.resourceVersion`.
+    pub resource_version: &'a str,
+}
+
 /// A name can be given to another object, which may lie in another shard: then two watches report
 /// it, in an order that nobody promises. The greater resource version is the newer object.
 #[must_use]
 pub fn is_outdated(
     shards: ShardCount,
-    known: (Option<Bucket>, &str),
-    arrived: (Option<Bucket>, &str),
+    known: ObservedVersion<'_>,
+    arrived: ObservedVersion<'_>,
 ) -> bool {
     let shard = |bucket: Option<Bucket>| bucket.map(|bucket| shards.shard_of(bucket));
-    let versions = (known.1.parse::<u64>(), arrived.1.parse::<u64>());
-    shard(known.0) != shard(arrived.0)
-        && matches!(versions, (Ok(known), Ok(arrived)) if known > arrived)
+    shard(known.bucket) != shard(arrived.bucket)
+        && is_older(arrived.resource_version, known.resource_version)
 }

@@ -1,9 +1,9 @@
 //! Schedules the start of lists: few at once, and repeated ones spread over time, for all shards of
 //! a replica together.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
@@ -61,7 +61,7 @@ impl Lists {
     }
 
     fn reserve(&self) -> Instant {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         let slot = (*next).max(Instant::now());
         *next = slot + APART;
         slot + APART.mul_f64(fastrand::f64())

@@ -8,15 +8,15 @@
 //! Nothing that is read here decides ownership, and the filter by shard runs in the replica in all cases.
 
 pub mod api_errors;
-pub mod first_reconcile;
+pub(crate) mod first_reconcile;
 pub mod kinds;
 pub mod lists;
 pub mod mode;
 pub mod object_cache;
 pub mod reflector;
-pub mod request;
-pub mod selector;
-pub mod source;
+pub(crate) mod request;
+pub(crate) mod selector;
+pub(crate) mod source;
 pub mod tickets;
 pub mod watch_mode;
 pub mod wire;

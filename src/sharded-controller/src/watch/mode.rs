@@ -12,7 +12,6 @@ use super::api_errors::ApiErrors;
 use super::kinds::{ShardCache, WatchedKind};
 use super::reflector::Inner;
 use super::selector::probe;
-use crate::clock::boottime_ms;
 use crate::health::Health;
 use crate::watch::watch_mode::{ModeChooser, WatchMode};
 
@@ -37,7 +36,7 @@ impl FilterDoubts {
     }
 
     /// An object came that the API server had been asked to leave out.
-    pub fn received_unfiltered(&self) {
+    pub(crate) fn received_unfiltered(&self) {
         if !self.received_unfiltered.swap(true, Ordering::AcqRel) {
             self.raised.notify_one();
         }
@@ -97,7 +96,7 @@ async fn probe_filtering<C: ShardCache>(
 pub(super) async fn monitor_mode<C: ShardCache>(inner: Arc<Inner<C>>, mut chooser: ModeChooser) {
     let parts = &inner.parts;
     loop {
-        let wait_ms = chooser.probe_due_ms().saturating_sub(boottime_ms());
+        let wait_ms = chooser.probe_due_ms().saturating_sub(parts.clock.now_ms());
         let wait = Duration::from_millis(wait_ms).mul_f64(1.0 + PROBE_JITTER * fastrand::f64());
         tokio::select! {
             () = inner.stop.cancelled() => return,
@@ -105,10 +104,10 @@ pub(super) async fn monitor_mode<C: ShardCache>(inner: Arc<Inner<C>>, mut choose
             () = tokio::time::sleep(wait) => {}
         }
         if parts.doubts.take_received_unfiltered() {
-            inner.set_mode(chooser.received_unfiltered(boottime_ms()));
+            inner.set_mode(chooser.received_unfiltered(parts.clock.now_ms()));
         }
         match probe_filtering::<C>(&parts.client, &parts.namespaces, &parts.api_errors).await {
-            Ok(filters) => inner.set_mode(chooser.probed(boottime_ms(), filters)),
+            Ok(filters) => inner.set_mode(chooser.probed(parts.clock.now_ms(), filters)),
             // The watches report the error.
             Err(_) => parts.doubts.failed(),
         }

@@ -12,7 +12,9 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 
-use super::kinds::{Record, ShardCache, WatchDependents, WatchedKind, is_outdated, type_meta};
+use super::kinds::{
+    ObservedVersion, Record, ShardCache, WatchDependents, WatchedKind, is_outdated, type_meta,
+};
 use super::tickets::Tickets;
 use super::wire::Head;
 use crate::names::Names;
@@ -71,9 +73,12 @@ pub struct Stored<T> {
 }
 
 impl<T: Object> Stored<T> {
-    fn version(&self) -> &str {
+    fn version(&self) -> ObservedVersion<'_> {
         let version = self.object.meta().resource_version.as_deref();
-        version.unwrap_or_default()
+        ObservedVersion {
+            bucket: self.bucket,
+            resource_version: version.unwrap_or_default(),
+        }
     }
 
     fn uid(&self) -> &str {
@@ -303,10 +308,9 @@ impl<K: Objects, P: Place<K>> Record<ObjectCache<K>> for WireObject<P, P::Kind> 
     }
 
     fn is_outdated(&self, cache: &ObjectCache<K>) -> bool {
-        P::map(cache).get(&self.key).is_some_and(|known| {
-            let arrived = (self.stored.bucket, self.stored.version());
-            is_outdated(cache.shards, (known.bucket, known.version()), arrived)
-        })
+        P::map(cache)
+            .get(&self.key)
+            .is_some_and(|known| is_outdated(cache.shards, known.version(), self.stored.version()))
     }
 
     fn upsert(self, cache: &ObjectCache<K>) {

@@ -7,10 +7,11 @@
 //! do. The filter in [`Source`] runs in all cases: correctness never depends on the server.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,7 +24,7 @@ use super::mode::{FilterDoubts, monitor_mode};
 use super::request::ListWatchRequest;
 use super::selector::{shard_selector, with_selector};
 use super::source::{ShardFilter, Source, SourceConfig};
-use crate::clock::boottime_ms;
+use crate::clock::Clock;
 use crate::fleet::agent::AgentHandle;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -50,6 +51,8 @@ pub struct ReflectorParts<C> {
     pub count: ShardCount,
     /// Where the records are kept.
     pub store: Arc<C>,
+    /// The clock of the replica.
+    pub clock: Clock,
     /// What is wrong, for the log and /readyz.
     pub api_errors: Arc<ApiErrors>,
     /// The metrics.
@@ -149,7 +152,7 @@ impl<C: ShardCache> ShardReflector<C> {
             });
         }
         if may_shard {
-            let chooser = ModeChooser::new(boottime_ms(), mode);
+            let chooser = ModeChooser::new(inner.parts.clock.now_ms(), mode);
             inner.tasks.spawn(monitor_mode(Arc::clone(&inner), chooser));
         }
         Self { inner }
@@ -238,8 +241,7 @@ impl<C: ShardCache> WatchDependents<C> for Dependents<'_, C> {
 
 impl<C: ShardCache> Inner<C> {
     fn with<T>(&self, read: impl FnOnce(&mut State) -> T) -> T {
-        // A panic elsewhere leaves nothing half-written here.
-        read(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.state.lock())
     }
 
     fn publish(&self, mode: WatchMode) {

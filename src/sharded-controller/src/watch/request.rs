@@ -12,7 +12,7 @@ use kube::core::Status;
 /// of a replica do not end in step.
 const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 240..=290;
 /// Bookmarks arrive about once a minute: a watch that is silent for longer is dead.
-pub const SILENCE_MAX: Duration = Duration::from_secs(100);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(100);
 /// Longest silence between two objects of a list.
 const LIST_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Far above the maximum size of an object in etcd.
@@ -23,7 +23,7 @@ const PAGE: u32 = 500;
 
 /// Why a watch ended.
 #[derive(Debug, thiserror::Error)]
-pub enum WatchError {
+pub(crate) enum WatchError {
     /// The API server closed it, as it does every few minutes.
     #[error("the watch ended")]
     Closed,
@@ -50,7 +50,7 @@ pub enum WatchError {
 impl WatchError {
     /// Of an error event in a watch.
     #[must_use]
-    pub fn by_status(status: Status) -> Self {
+    pub(crate) fn by_status(status: Status) -> Self {
         match status.code {
             410 => Self::Expired,
             _ => Self::Refused(kube::Error::Api(Box::new(status))),
@@ -66,42 +66,59 @@ impl WatchError {
 
     /// The pause that the API server requests.
     #[must_use]
-    pub fn retry_after(&self) -> Duration {
+    pub(crate) fn retry_after(&self) -> Duration {
         let seconds = match self {
             Self::Refused(kube::Error::Api(status)) => status
                 .details
                 .as_ref()
                 .map(|details| details.retry_after_seconds),
-            _ => None,
+            Self::Expired
+            | Self::Closed
+            | Self::Refused(_)
+            | Self::Silent
+            | Self::Broken(_)
+            | Self::Malformed(_)
+            | Self::TooLong => None,
         };
         Duration::from_secs(seconds.unwrap_or_default().into())
     }
 
     /// The status code of the API server's answer, if there was one.
     #[must_use]
-    pub fn code(&self) -> Option<u16> {
+    pub(crate) fn code(&self) -> Option<u16> {
         match self {
             Self::Expired => Some(410),
             Self::Refused(kube::Error::Api(status)) => Some(status.code),
-            _ => None,
+            Self::Closed
+            | Self::Refused(_)
+            | Self::Silent
+            | Self::Broken(_)
+            | Self::Malformed(_)
+            | Self::TooLong => None,
         }
     }
 
     /// Whether the API server rejected this request permanently.
     #[must_use]
-    pub fn is_refusal(&self) -> bool {
+    pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::Refused(kube::Error::Api(status)) => {
                 matches!(status.code, 400..=499 | 504) && !matches!(status.code, 401 | 403 | 429)
             }
-            _ => false,
+            Self::Expired
+            | Self::Closed
+            | Self::Refused(_)
+            | Self::Silent
+            | Self::Broken(_)
+            | Self::Malformed(_)
+            | Self::TooLong => false,
         }
     }
 }
 
 /// The parameters of a list or watch.
 #[derive(Clone)]
-pub struct ListWatchRequest {
+pub(crate) struct ListWatchRequest {
     /// Sends the requests; adds the selector by shard where there is one.
     pub client: Client,
     /// The path of the collection.
@@ -118,7 +135,7 @@ impl ListWatchRequest {
     ///
     /// # Errors
     /// When the API server refuses or is away.
-    pub async fn stream_list(&self) -> Result<Lines, WatchError> {
+    pub(crate) async fn stream_list(&self) -> Result<Lines, WatchError> {
         let params = self.params().initial_events();
         Ok(self
             .watch(&params, "")
@@ -130,7 +147,7 @@ impl ListWatchRequest {
     ///
     /// # Errors
     /// As above.
-    pub async fn watch_from(&self, version: &str) -> Result<Lines, WatchError> {
+    pub(crate) async fn watch_from(&self, version: &str) -> Result<Lines, WatchError> {
         self.watch(&self.params(), version).await
     }
 
@@ -138,7 +155,7 @@ impl ListWatchRequest {
     ///
     /// # Errors
     /// As above.
-    pub async fn page(&self, next: &str) -> Result<String, WatchError> {
+    pub(crate) async fn page(&self, next: &str) -> Result<String, WatchError> {
         let mut params = ListParams::default().limit(PAGE);
         params.label_selector.clone_from(&self.labels);
         if !next.is_empty() {
@@ -181,7 +198,7 @@ impl ListWatchRequest {
 }
 
 /// The lines of a watch, one after the other in one buffer.
-pub struct Lines {
+pub(crate) struct Lines {
     from: Pin<Box<dyn AsyncBufRead + Send>>,
     line: Vec<u8>,
     patience: Duration,
@@ -202,7 +219,7 @@ impl Lines {
     }
 
     /// Marks the list as complete: from now on it may be silent for longer.
-    pub fn is_listed(&mut self) {
+    pub(crate) fn is_listed(&mut self) {
         self.patience = SILENCE_MAX;
     }
 
@@ -210,7 +227,7 @@ impl Lines {
     ///
     /// # Errors
     /// When there is none any more, and why.
-    pub async fn next(&mut self) -> Result<&[u8], WatchError> {
+    pub(crate) async fn next(&mut self) -> Result<&[u8], WatchError> {
         self.line.clear();
         self.line.shrink_to(LINE_BYTES_KEPT);
         let patience = self.patience;

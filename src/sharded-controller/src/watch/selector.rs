@@ -14,7 +14,7 @@ use shard_ownership::hash::{ShardCount, ShardId};
 /// The selector of one shard: a half-open range of the hash of `metadata.uid`, with exactly 16 hex
 /// digits, or `0x10000000000000000` for the end of the circle.
 #[must_use]
-pub fn shard_selector(count: ShardCount, shard: ShardId) -> String {
+pub(crate) fn shard_selector(count: ShardCount, shard: ShardId) -> String {
     let (start, end) = count.arc(shard);
     let end = end.map_or_else(
         || "0x10000000000000000".to_owned(),
@@ -27,7 +27,7 @@ pub fn shard_selector(count: ShardCount, shard: ShardId) -> String {
 ///
 /// It shares the connections of `client`.
 #[must_use]
-pub fn with_selector(client: &Client, plural: &'static str, selector: &str) -> Client {
+pub(crate) fn with_selector(client: &Client, plural: &'static str, selector: &str) -> Client {
     let service = Selecting {
         client: client.clone(),
         plural,
@@ -99,7 +99,7 @@ fn add_query(uri: &Uri, addition: &str) -> Option<Uri> {
 ///
 /// # Errors
 /// When the answer shows neither: the API server cannot be reached, or listing is forbidden.
-pub async fn probe(client: &Client, path: &str) -> Result<bool, kube::Error> {
+pub(crate) async fn probe(client: &Client, path: &str) -> Result<bool, kube::Error> {
     let uri = format!("{path}?limit=1&shardSelector={}", encode("not a selector"));
     let request = Request::get(uri)
         .body(Vec::new())

@@ -33,7 +33,7 @@ const REFUSALS_MAX: u32 = 3;
 
 /// The shards whose objects a source may store, with their tickets.
 #[derive(Clone, Debug)]
-pub struct ShardFilter {
+pub(crate) struct ShardFilter {
     count: ShardCount,
     open: BTreeMap<ShardId, Ticket>,
 }
@@ -41,20 +41,20 @@ pub struct ShardFilter {
 impl ShardFilter {
     /// These shards.
     #[must_use]
-    pub const fn new(count: ShardCount, open: BTreeMap<ShardId, Ticket>) -> Self {
+    pub(crate) const fn new(count: ShardCount, open: BTreeMap<ShardId, Ticket>) -> Self {
         Self { count, open }
     }
 
     /// The shard of a bucket, if it is one of these.
     #[must_use]
-    pub fn of(&self, bucket: Bucket) -> Option<(ShardId, Ticket)> {
+    pub(crate) fn of(&self, bucket: Bucket) -> Option<(ShardId, Ticket)> {
         let shard = self.count.shard_of(bucket);
         self.open.get(&shard).map(|ticket| (shard, *ticket))
     }
 }
 
 /// What a source asks for, and where it may put it.
-pub struct SourceConfig {
+pub(crate) struct SourceConfig {
     /// What to ask for.
     pub request: ListWatchRequest,
     /// The namespace, unless it is all.
@@ -68,7 +68,7 @@ pub struct SourceConfig {
 }
 
 /// One list and watch of the kind `K`.
-pub struct Source<C, K> {
+pub(crate) struct Source<C, K> {
     parts: Arc<ReflectorParts<C>>,
     config: SourceConfig,
     /// Cancelled when everything has been listed once.
@@ -84,7 +84,7 @@ pub struct Source<C, K> {
 impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
     /// A source that has seen nothing; `listed` is cancelled when its first list is complete.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         parts: Arc<ReflectorParts<C>>,
         config: SourceConfig,
         listed: CancellationToken,
@@ -102,7 +102,7 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
 
     /// Lists and watches repeatedly, until `stop`. Objects that it still processes then are kept
     /// out of the store by its tickets.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.sessions() => {}
@@ -235,9 +235,10 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
     /// Records the version up to which everything was observed; not during a list, which has to be
     /// complete.
     fn advance(&mut self, version: &str) {
-        match &mut self.version {
-            Some(known) if !version.is_empty() => version.clone_into(known),
-            _ => {}
+        if let Some(known) = &mut self.version
+            && !version.is_empty()
+        {
+            version.clone_into(known);
         }
     }
 

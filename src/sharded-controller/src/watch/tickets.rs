@@ -1,8 +1,8 @@
 //! Which watches may put what they bring into the cache.
 
 use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock};
 
+use parking_lot::RwLock;
 use shard_ownership::hash::ShardId;
 
 /// The right to put objects of one kind in one shard into the cache, until the shard is closed or
@@ -31,7 +31,7 @@ impl Tickets {
     /// Opens a shard for one kind. Tickets given out for both before are void from now on; what they
     /// brought stays.
     pub fn open(&self, shard: ShardId, kind: &'static str) -> Ticket {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.write();
         inner.given += 1;
         let number = inner.given;
         inner.open.insert((shard, kind), number);
@@ -40,14 +40,14 @@ impl Tickets {
 
     /// Acts if the ticket is in force; the shard is not closed meanwhile.
     pub fn with<T>(&self, shard: ShardId, ticket: Ticket, act: impl FnOnce() -> T) -> Option<T> {
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.inner.read();
         let in_force = inner.open.get(&(shard, ticket.kind)) == Some(&ticket.number);
         in_force.then(act)
     }
 
     /// Voids all tickets of a shard. What lies in it is to be dropped afterwards.
     pub fn close(&self, shard: ShardId) {
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.write();
         inner.open.retain(|(open, _), _| *open != shard);
     }
 }

@@ -24,7 +24,7 @@ impl WatchMode {
 }
 
 /// Time between two probes if nothing contradicts the last result.
-pub const PROBE_EVERY_MS: u64 = 600_000;
+pub(crate) const PROBE_EVERY_MS: u64 = 600_000;
 /// How long to distrust an API server that reported that it filters and then did not. It doubles
 /// each time, so that API servers of different configuration behind one address do not make a
 /// replica list forever.
@@ -33,7 +33,7 @@ const DISTRUST_MAX_MS: u64 = 3_600_000;
 
 /// Chooses the mode from probe results and observed events.
 #[derive(Clone, Debug)]
-pub struct ModeChooser {
+pub(crate) struct ModeChooser {
     mode: WatchMode,
     since_ms: u64,
     probed_ms: u64,
@@ -44,7 +44,7 @@ pub struct ModeChooser {
 impl ModeChooser {
     /// Starts with the mode of a first probe.
     #[must_use]
-    pub const fn new(now_ms: u64, mode: WatchMode) -> Self {
+    pub(crate) const fn new(now_ms: u64, mode: WatchMode) -> Self {
         Self {
             mode,
             since_ms: now_ms,
@@ -55,7 +55,7 @@ impl ModeChooser {
     }
 
     /// The API server reported whether it filters.
-    pub fn probed(&mut self, now_ms: u64, filters: bool) -> WatchMode {
+    pub(crate) fn probed(&mut self, now_ms: u64, filters: bool) -> WatchMode {
         self.probed_ms = now_ms;
         let mode = if filters && now_ms >= self.distrust_until_ms {
             WatchMode::Sharded
@@ -66,7 +66,7 @@ impl ModeChooser {
     }
 
     /// It sent what it had been asked to leave out.
-    pub fn received_unfiltered(&mut self, now_ms: u64) -> WatchMode {
+    pub(crate) fn received_unfiltered(&mut self, now_ms: u64) -> WatchMode {
         if self.mode == WatchMode::Filtered {
             // A late event from an abandoned watch.
             return self.mode;
@@ -81,7 +81,7 @@ impl ModeChooser {
 
     /// When to probe again, if nothing contradicts the last result before.
     #[must_use]
-    pub fn probe_due_ms(&self) -> u64 {
+    pub(crate) fn probe_due_ms(&self) -> u64 {
         let regular_ms = self.probed_ms.saturating_add(PROBE_EVERY_MS);
         if self.distrust_until_ms > self.probed_ms {
             regular_ms.min(self.distrust_until_ms)

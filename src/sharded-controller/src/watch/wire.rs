@@ -107,7 +107,7 @@ impl<'a> Head<'a> {
 
 /// The content of a bookmark.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Bookmark {
+pub(crate) struct Bookmark {
     /// Version to continue from.
     pub resource_version: String,
     /// Whether all existing objects have been sent.
@@ -119,7 +119,7 @@ impl Bookmark {
     ///
     /// # Errors
     /// When the text is not an object with metadata.
-    pub fn read(object: &RawValue) -> serde_json::Result<Self> {
+    pub(crate) fn read(object: &RawValue) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Meta {

@@ -9,7 +9,7 @@ use ConditionStatus::{False, True};
 
 /// Facts that are reported in addition to the stage.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// Whether the primary has accepted connections at least once.
     pub initialized: bool,
     /// Whether the primary serves; none keeps what was reported before.
@@ -24,7 +24,7 @@ pub struct Facts {
 /// serves, and whether the cluster is initialized. A condition that keeps its status keeps its
 /// `lastTransitionTime`; conditions of unknown types stay as they are.
 #[must_use]
-pub fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> Vec<Condition> {
+pub(crate) fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> Vec<Condition> {
     let why = stage.why();
     let (ready, progressing, degraded) = match stage {
         Stage::Creating(_) | Stage::Scaling(_) => (False, True, False),
@@ -38,7 +38,9 @@ pub fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> Vec<Con
     let reported = (why.reason.as_str(), why.message.clone());
     let settled = match stage {
         Stage::Ready(_) => (reason::SETTLED, String::new()),
-        _ => reported.clone(),
+        Stage::Creating(_) | Stage::Scaling(_) | Stage::Degraded(_) | Stage::Terminating(_) => {
+            reported.clone()
+        }
     };
     let degraded_why = if degraded == True {
         reported.clone()

@@ -9,72 +9,72 @@ use crate::api::{Condition, ConditionStatus, ConditionType, DatabaseClusterStatu
 const PROGRESS_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
 
 /// Reasons of conditions.
-pub mod reason {
+pub(crate) mod reason {
     /// The children are being created.
-    pub const CREATING: &str = "Creating";
+    pub(crate) const CREATING: &str = "Creating";
     /// Instances are being brought to the state in the spec.
-    pub const SCALING: &str = "Scaling";
+    pub(crate) const SCALING: &str = "Scaling";
     /// A child was changed or deleted by someone else, and is being restored.
-    pub const REPAIRING: &str = "Repairing";
+    pub(crate) const REPAIRING: &str = "Repairing";
     /// A child of a former cluster of this name still exists.
-    pub const WAITING: &str = "WaitingForFormerCluster";
+    pub(crate) const WAITING: &str = "WaitingForFormerCluster";
     /// All instances are ready.
-    pub const ALL_READY: &str = "AllInstancesReady";
+    pub(crate) const ALL_READY: &str = "AllInstancesReady";
     /// The spec requests no instances.
-    pub const PAUSED: &str = "Paused";
+    pub(crate) const PAUSED: &str = "Paused";
     /// No change is in progress.
-    pub const SETTLED: &str = "Settled";
+    pub(crate) const SETTLED: &str = "Settled";
     /// Instances that were ready no longer are.
-    pub const NOT_READY: &str = "InstancesNotReady";
+    pub(crate) const NOT_READY: &str = "InstancesNotReady";
     /// The change takes too long.
-    pub const DEADLINE: &str = "ProgressDeadlineExceeded";
+    pub(crate) const DEADLINE: &str = "ProgressDeadlineExceeded";
     /// The cluster has so many finalizers that the operator does not keep them.
-    pub const FINALIZERS: &str = "TooManyFinalizers";
+    pub(crate) const FINALIZERS: &str = "TooManyFinalizers";
     /// An object with a child's name belongs to someone else.
-    pub const FOREIGN_CHILD: &str = "ForeignChild";
+    pub(crate) const FOREIGN_CHILD: &str = "ForeignChild";
     /// The API server rejects a child as invalid.
-    pub const INVALID: &str = "Invalid";
+    pub(crate) const INVALID: &str = "Invalid";
     /// The API server forbids a child.
-    pub const FORBIDDEN: &str = "Forbidden";
+    pub(crate) const FORBIDDEN: &str = "Forbidden";
     /// The image has another major version than the data.
-    pub const MAJOR_VERSION: &str = "MajorVersionChange";
+    pub(crate) const MAJOR_VERSION: &str = "MajorVersionChange";
     /// The Secret with the passwords is missing.
-    pub const SECRET_MISSING: &str = "SecretMissing";
+    pub(crate) const SECRET_MISSING: &str = "SecretMissing";
     /// The Secret lacks keys that Pods need.
-    pub const SECRET_INVALID: &str = "SecretInvalid";
+    pub(crate) const SECRET_INVALID: &str = "SecretInvalid";
     /// The claim of the primary is missing, and claims of replicas exist.
-    pub const PRIMARY_VOLUME: &str = "PrimaryVolumeMissing";
+    pub(crate) const PRIMARY_VOLUME: &str = "PrimaryVolumeMissing";
     /// A claim of an instance is being deleted.
-    pub const CLAIM_DELETED: &str = "ClaimBeingDeleted";
+    pub(crate) const CLAIM_DELETED: &str = "ClaimBeingDeleted";
     /// Claims cannot be resized.
-    pub const STORAGE: &str = "StorageNotGrown";
+    pub(crate) const STORAGE: &str = "StorageNotGrown";
     /// The primary has accepted connections at least once.
-    pub const INITIALIZED: &str = "Initialized";
+    pub(crate) const INITIALIZED: &str = "Initialized";
     /// An object carries a fencing token ahead of the holder's.
-    pub const TOKEN_AHEAD: &str = "FencingTokenAhead";
+    pub(crate) const TOKEN_AHEAD: &str = "FencingTokenAhead";
     /// The fence keeps refusing a write.
-    pub const WRITE_REFUSED: &str = "WriteRefused";
+    pub(crate) const WRITE_REFUSED: &str = "WriteRefused";
     /// The API server, or a webhook it calls, keeps failing.
-    pub const API_SERVER_ERROR: &str = "ApiServerError";
+    pub(crate) const API_SERVER_ERROR: &str = "ApiServerError";
     /// The operator lacks a permission.
-    pub const MISSING_RIGHTS: &str = "MissingRights";
+    pub(crate) const MISSING_RIGHTS: &str = "MissingRights";
     /// The reconcile keeps failing for another reason.
-    pub const RECONCILE_FAILED: &str = "ReconcileFailed";
+    pub(crate) const RECONCILE_FAILED: &str = "ReconcileFailed";
     /// The primary serves.
-    pub const PRIMARY_READY: &str = "PrimaryReady";
+    pub(crate) const PRIMARY_READY: &str = "PrimaryReady";
     /// The primary does not serve.
-    pub const PRIMARY_NOT_READY: &str = "PrimaryNotReady";
+    pub(crate) const PRIMARY_NOT_READY: &str = "PrimaryNotReady";
     /// It is being deleted.
-    pub const TERMINATING: &str = "Terminating";
+    pub(crate) const TERMINATING: &str = "Terminating";
 
     /// The reasons of failures that the object does not cause: the message contains the time of the
     /// next retry.
-    pub const PERSISTENT: [&str; 3] = [API_SERVER_ERROR, MISSING_RIGHTS, RECONCILE_FAILED];
+    pub(crate) const PERSISTENT: [&str; 3] = [API_SERVER_ERROR, MISSING_RIGHTS, RECONCILE_FAILED];
 }
 
 /// A cluster in any lifecycle state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// Its objects are being created.
     Creating(Lifecycle<Creating>),
     /// Its instances are being brought to the state in the spec.
@@ -121,7 +121,7 @@ pub enum Workload {
 
 /// Observed state of a cluster.
 #[derive(Clone, Debug)]
-pub struct Observed<'a> {
+pub(crate) struct Observed<'a> {
     /// Generation of the spec.
     pub generation: i64,
     /// Replicas that the spec requests.
@@ -143,7 +143,7 @@ pub struct Observed<'a> {
 impl Stage {
     /// The stage according to the conditions. `phase` is not read.
     #[must_use]
-    pub fn reconstruct(status: &DatabaseClusterStatus) -> Self {
+    pub(crate) fn reconstruct(status: &DatabaseClusterStatus) -> Self {
         let holds = |kind| {
             status
                 .condition(kind)
@@ -164,7 +164,7 @@ impl Stage {
 
     /// The phase that is displayed for the stage.
     #[must_use]
-    pub fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         match self {
             Self::Creating(s) => s.phase(),
             Self::Scaling(s) => s.phase(),
@@ -176,7 +176,7 @@ impl Stage {
 
     /// Why the cluster is in this stage.
     #[must_use]
-    pub fn why(&self) -> &ConditionReason {
+    pub(crate) fn why(&self) -> &ConditionReason {
         match self {
             Self::Creating(s) => s.why(),
             Self::Scaling(s) => s.why(),
@@ -188,7 +188,7 @@ impl Stage {
 
     /// The stage after an observation.
     #[must_use]
-    pub fn next(self, observation: &Observed<'_>, before: &DatabaseClusterStatus) -> Self {
+    pub(crate) fn next(self, observation: &Observed<'_>, before: &DatabaseClusterStatus) -> Self {
         if observation.deleting {
             return self.terminate(match observation.problem {
                 Some(Problem::Permanent(why)) => why.clone(),
@@ -213,7 +213,7 @@ impl Stage {
             Workload::Settled => self.settle(observation.settled()),
             Workload::Unsettled {
                 rolling, observed, ..
-            } => self.unsettled(observation, before, (rolling, observed)),
+            } => self.unsettled(observation, before, rolling, observed),
         }
     }
 
@@ -221,7 +221,8 @@ impl Stage {
         self,
         observation: &Observed<'_>,
         before: &DatabaseClusterStatus,
-        (rolling, observed): (bool, bool),
+        rolling: bool,
+        observed: bool,
     ) -> Self {
         if let Some(why) = observation.diagnosis {
             return self.degrade(why.clone());
@@ -259,10 +260,11 @@ impl Stage {
     fn without_workload(self, observation: &Observed<'_>, before: &DatabaseClusterStatus) -> Self {
         match self {
             Self::Creating(_) => self.create(observation, before),
-            other => other.scale(ConditionReason::new(
-                reason::REPAIRING,
-                "the StatefulSet is missing and is being re-created",
-            )),
+            Self::Scaling(_) | Self::Ready(_) | Self::Degraded(_) | Self::Terminating(_) => self
+                .scale(ConditionReason::new(
+                    reason::REPAIRING,
+                    "the StatefulSet is missing and is being re-created",
+                )),
         }
     }
 
@@ -272,7 +274,7 @@ impl Stage {
                 Self::Degraded(s.degrade(deadline()))
             }
             Self::Creating(s) => Self::Creating(s.stay(creating())),
-            other => other,
+            Self::Scaling(_) | Self::Ready(_) | Self::Degraded(_) | Self::Terminating(_) => self,
         }
     }
 
@@ -385,7 +387,7 @@ impl Observed<'_> {
 
 /// Since when a change has been in progress.
 #[must_use]
-pub fn progressing_since(status: &DatabaseClusterStatus) -> Option<Timestamp> {
+pub(crate) fn progressing_since(status: &DatabaseClusterStatus) -> Option<Timestamp> {
     let condition = status.condition(ConditionType::Progressing)?;
     if condition.status != ConditionStatus::True {
         return None;

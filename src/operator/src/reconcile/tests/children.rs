@@ -90,7 +90,7 @@ async fn existing_secret_is_adopted_and_recreated_if_lost_while_there_is_no_data
     let theirs = json!({"metadata": {"name": "orders-app"}});
     let theirs = world.fake.with(|state| state.put(SECRET, theirs));
     world.user_applies(json!({"image": "postgres:18"}));
-    let long_ago_ms = boottime_ms().saturating_sub(SECRET_HOLD_MS);
+    let long_ago_ms = world.clock.now_ms().saturating_sub(SECRET_HOLD_MS);
     let reconciler = &world.reconciler;
     reconciler.with_memory(&world.cluster(), |memory| {
         memory.secret_in_the_way(long_ago_ms);

@@ -18,6 +18,7 @@ use crate::watch::observe;
 use shard_ownership::hash::ShardCount;
 use shard_ownership::token::FencingToken;
 use sharded_controller::backoff::{Attempts, Outlook};
+use sharded_controller::clock::ManualClock;
 use sharded_controller::outcome::Cause;
 use sharded_controller::permit::Validity;
 
@@ -41,7 +42,8 @@ const WATCHED: [(&str, ChildKind); 3] = [
     ("/poddisruptionbudgets/", ChildKind::PodDisruptionBudget),
 ];
 
-/// Shorter than the uptime of any machine.
+/// By the clock, when a test begins.
+const BEGIN_MS: u64 = 3_600_000;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The state of the queue, and the attempts before a run.
@@ -112,6 +114,7 @@ const fn failing(is_early: bool) -> ExpectedStatus {
 
 /// One replica that holds the only shard, and its API server.
 struct World {
+    clock: Clock,
     fake: Fake,
     reconciler: Reconciler,
     store: Arc<Store>,
@@ -134,16 +137,17 @@ impl World {
     fn on(fake: Fake, epoch: u32) -> Self {
         let shards = ShardCount::new(1).unwrap();
         let store = Arc::new(Store::new(shards));
+        let clock = ManualClock::new(BEGIN_MS, jiff::Timestamp::now()).clock();
         let registry = Registry::new();
         let metrics = Arc::new(ReconcilerMetrics::register(&registry, &NAMES).unwrap());
-        let (client, shared_metrics) = fake.guarded(registry);
+        let (client, shared_metrics) = fake.guarded(registry, clock.clone());
         let config = ReconcilerConfig {
             identity: "operator-0".to_owned(),
             cache_entries: 16,
             cache_ttl: Duration::from_secs(600),
             sweep_interval: SWEEP_INTERVAL,
         };
-        let validity = Arc::new(Validity::default());
+        let validity = Arc::new(Validity::new(clock.clone()));
         validity.set_until_ms(u64::MAX);
         let ended = CancellationToken::new();
         let token = FencingToken {
@@ -153,8 +157,15 @@ impl World {
             holder: format!("operator-{epoch}").into(),
         };
         let world = Self {
-            reconciler: Reconciler::new(client, Arc::clone(&store), Arc::clone(&metrics), &config),
+            reconciler: Reconciler::new(
+                client,
+                Arc::clone(&store),
+                Arc::clone(&metrics),
+                &config,
+                clock.clone(),
+            ),
             permit: ShardPermit::new(token, validity, ended.clone()),
+            clock,
             fake,
             store,
             metrics,
@@ -335,7 +346,7 @@ impl World {
     /// Makes a sweep due.
     fn sweep(&self) {
         let interval_ms = self.reconciler.sweep_interval_ms;
-        let long_ago_ms = boottime_ms().saturating_sub(interval_ms);
+        let long_ago_ms = self.clock.now_ms().saturating_sub(interval_ms);
         let cluster = self.cluster();
         let reconciler = &self.reconciler;
         reconciler.with_memory(&cluster, |memory| memory.swept(long_ago_ms));

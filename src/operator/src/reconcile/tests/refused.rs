@@ -198,12 +198,12 @@ async fn forged_status_token_is_reported_once_and_children_are_still_updated() {
         let cluster = world.cluster();
         let newest = u64::MAX.to_string();
         world.reconciler.with_memory(&cluster, |memory| {
-            memory.wrote_cluster(newest, boottime_ms());
+            memory.wrote_cluster(newest, world.clock.now_ms());
         });
         assert_eq!(world.reconcile().await.unwrap().next, Next::Waiting);
         let shown = cluster.resource_version.clone();
         world.reconciler.with_memory(&cluster, |memory| {
-            memory.wrote_cluster(shown, boottime_ms());
+            memory.wrote_cluster(shown, world.clock.now_ms());
         });
         world.fails_for(world.reconcile().await, Cause::TokenAhead);
     }
@@ -358,7 +358,7 @@ async fn newer_generation_is_awaited_only_as_long_as_a_watch_may_lag() {
         // The status is about the generation that is applied.
         assert_eq!(world.cluster().status.observed_generation, 1);
         let cluster = world.cluster();
-        let long_ago_ms = boottime_ms().saturating_sub(WATCH_LAG_MS_MAX);
+        let long_ago_ms = world.clock.now_ms().saturating_sub(WATCH_LAG_MS_MAX);
         world.reconciler.with_memory(&cluster, |memory| {
             memory.awaits_no_newer();
             memory.awaits_newer(cluster.generation, long_ago_ms);

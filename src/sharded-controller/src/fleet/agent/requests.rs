@@ -3,66 +3,62 @@
 use tokio::time::timeout;
 
 use super::{Agent, ShardHost};
-use crate::fleet::leases::{CALL_TIMEOUT, ObservedLease};
-use shard_ownership::ownership::{Action, Event};
+use crate::fleet::leases::CALL_TIMEOUT;
+use shard_ownership::hash::ShardId;
+use shard_ownership::lease::{MemberWrite, ShardWrite};
+use shard_ownership::ownership::{Event, WriteId};
+use shard_ownership::table::TableWrite;
 
 impl<H: ShardHost> Agent<H> {
-    /// Sends a request; its outcome comes back as an event.
-    pub(super) fn request(&mut self, action: Action) {
-        match action {
-            Action::WriteMember(id, write) => {
-                let (store, stats) = (self.parts.store.clone(), self.parts.host.stats());
-                self.requests.spawn(async move {
-                    Event::MemberWritten(id, store.write_member(&write, stats).await)
-                });
-            }
-            Action::WriteShard(id, write) => {
-                let store = self.parts.store.clone();
-                self.requests
-                    .spawn(async move { Event::ShardWritten(id, store.write_shard(&write).await) });
-            }
-            Action::ReadMember(identity) => {
-                let store = self.parts.store.clone();
-                let name = self.parts.names.member_lease(&identity);
-                self.requests.spawn(async move {
-                    let read = store.read(&name).await;
-                    let member = read.map(|found| match found {
-                        Some(ObservedLease::Member(member)) => Some(member),
-                        _ => None,
-                    });
-                    Event::MemberRead(identity, member)
-                });
-            }
-            Action::ReadShard(shard) => {
-                let store = self.parts.store.clone();
-                let name = self.parts.names.shard_lease(shard);
-                self.requests.spawn(async move {
-                    let read = store.read(&name).await;
-                    let lease = read.map(|found| match found {
-                        Some(ObservedLease::Shard(lease)) => Some(lease),
-                        _ => None,
-                    });
-                    Event::ShardRead(shard, lease)
-                });
-            }
-            Action::WriteTable(id, write) => {
-                let table = self.parts.table.clone();
-                self.requests
-                    .spawn(async move { Event::TableWritten(id, table.write(&write).await) });
-            }
-            Action::ReadTable => {
-                let table = self.parts.table.clone();
-                self.requests
-                    .spawn(async move { Event::TableRead(table.read().await) });
-            }
-            Action::ProbeTable => {
-                let table = self.parts.table.clone();
-                self.requests.spawn(async move {
-                    let answer = timeout(CALL_TIMEOUT, table.probe()).await;
-                    Event::TableProbed(matches!(answer, Ok(Ok(()))))
-                });
-            }
-            _ => {}
-        }
+    pub(super) fn write_member(&mut self, id: WriteId, write: MemberWrite) {
+        let (store, stats) = (self.parts.store.clone(), self.parts.host.stats());
+        self.requests.spawn(async move {
+            Event::MemberWritten(id, store.write_member(&write, stats).await)
+        });
+    }
+
+    pub(super) fn write_shard(&mut self, id: WriteId, write: ShardWrite) {
+        let store = self.parts.store.clone();
+        self.requests
+            .spawn(async move { Event::ShardWritten(id, store.write_shard(&write).await) });
+    }
+
+    pub(super) fn write_table(&mut self, id: WriteId, write: TableWrite) {
+        let table = self.parts.table.clone();
+        self.requests
+            .spawn(async move { Event::TableWritten(id, table.write(&write).await) });
+    }
+
+    pub(super) fn read_member(&mut self, identity: String) {
+        let store = self.parts.store.clone();
+        let name = self.parts.names.member_lease(&identity);
+        self.requests.spawn(async move {
+            let read = store.read(&name).await;
+            Event::MemberRead(identity, read.map(|found| found?.into_member()))
+        });
+    }
+
+    pub(super) fn read_shard(&mut self, shard: ShardId) {
+        let store = self.parts.store.clone();
+        let name = self.parts.names.shard_lease(shard);
+        self.requests.spawn(async move {
+            let read = store.read(&name).await;
+            Event::ShardRead(shard, read.map(|found| found?.into_shard()))
+        });
+    }
+
+    pub(super) fn read_table(&mut self) {
+        let table = self.parts.table.clone();
+        self.requests
+            .spawn(async move { Event::TableRead(table.read().await) });
+    }
+
+    /// Finds out by a dry run whether the table may be written.
+    pub(super) fn probe_table(&mut self) {
+        let table = self.parts.table.clone();
+        self.requests.spawn(async move {
+            let answer = timeout(CALL_TIMEOUT, table.probe()).await;
+            Event::TableProbed(matches!(answer, Ok(Ok(()))))
+        });
     }
 }

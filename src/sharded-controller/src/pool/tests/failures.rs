@@ -183,7 +183,7 @@ struct Pages(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Pages {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -209,7 +209,7 @@ impl Pages {
     }
 
     fn failure_lines(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(self.0.lock().clone()).unwrap();
         let lines = text.lines().filter(|line| line.contains("failed to"));
         lines.map(str::to_owned).collect()
     }

@@ -6,13 +6,14 @@ mod shards;
 mod work;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::clock::Clock;
 use crate::names::testing::NAMES;
 use prometheus::Registry;
 
@@ -89,7 +90,7 @@ struct OnStage {
 
 impl Drop for OnStage {
     fn drop(&mut self) {
-        *self.run_log.lock().unwrap().now.get_mut(&self.key).unwrap() -= 1;
+        *self.run_log.lock().now.get_mut(&self.key).unwrap() -= 1;
     }
 }
 
@@ -111,7 +112,7 @@ impl Reconcile for Actor {
         backlog: &dyn Backlog,
     ) -> Result<Outcome, Failure> {
         let nth = {
-            let mut run_log = self.run_log.lock().unwrap();
+            let mut run_log = self.run_log.lock();
             *run_log.now.entry(key.clone()).or_insert(0) += 1;
             run_log.peak = run_log.peak.max(run_log.now.values().sum());
             run_log.peak_of_one = run_log.peak_of_one.max(run_log.now[key]);
@@ -134,7 +135,7 @@ impl Reconcile for Actor {
             tokio::time::sleep(*pause).await;
         }
         let others_wait = backlog.others_wait();
-        let mut run_log = self.run_log.lock().unwrap();
+        let mut run_log = self.run_log.lock();
         run_log.completed += 1;
         run_log.crowded += usize::from(others_wait);
         drop(run_log);
@@ -158,7 +159,7 @@ fn key(n: usize) -> ObjectKey {
 }
 
 fn permit(shard: ShardId, epoch: u32, ended: &CancellationToken) -> ShardPermit {
-    let validity = Arc::new(Validity::default());
+    let validity = Arc::new(Validity::new(Clock::system()));
     validity.set_until_ms(u64::MAX);
     let token = FencingToken {
         table: "table".into(),
@@ -203,18 +204,18 @@ impl Stage {
 
     /// Seconds from the beginning to the start of each run of an object.
     fn starts(&self, n: usize) -> Vec<f64> {
-        let run_log = self.run_log.lock().unwrap();
+        let run_log = self.run_log.lock();
         let mine = run_log.runs.iter().filter(|run| run.key == key(n));
         mine.map(|run| (run.from - self.began).as_secs_f64())
             .collect()
     }
 
     fn runs(&self) -> usize {
-        self.run_log.lock().unwrap().runs.len()
+        self.run_log.lock().runs.len()
     }
 
     fn on_stage(&self) -> usize {
-        self.run_log.lock().unwrap().now.values().sum()
+        self.run_log.lock().now.values().sum()
     }
 
     fn results(&self, result: &str) -> u64 {
@@ -236,8 +237,16 @@ impl Stage {
             .get()
     }
 
+    /// Completes when nothing runs and nothing is due.
+    async fn is_settled(&self) {
+        let settled = |state: &mut State, now_ms| {
+            (state.running() == 0 && state.queue.depth(now_ms) == 0).then_some(())
+        };
+        self.pool.shared.wait_until(settled).await;
+    }
+
     async fn settled(&self) {
-        within("the pool to settle", self.pool.settled()).await;
+        within("the pool to settle", self.is_settled()).await;
     }
 
     async fn until_running(&self, count: usize) {

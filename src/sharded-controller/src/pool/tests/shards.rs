@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use futures::FutureExt as _;
+
 use super::*;
 
 const OTHER: ShardId = ShardId(7);
@@ -46,7 +48,7 @@ async fn permit_that_ends_cancels_its_runs_and_starts_no_more() {
     assert!(stage.began.elapsed() < Duration::from_secs(1));
     assert_eq!(stage.runs(), 1);
     assert_eq!(stage.metrics.pool.reconcile_cancelled_total.get(), 1);
-    assert_eq!(stage.run_log.lock().unwrap().completed, 0);
+    assert_eq!(stage.run_log.lock().completed, 0);
     assert_eq!(
         (stage.depth(), stage.metrics.pool.queue_delayed.get()),
         (0, 0)
@@ -57,7 +59,7 @@ async fn permit_that_ends_cancels_its_runs_and_starts_no_more() {
         .start_shard(permit(OTHER, 4, &CancellationToken::new()));
     stage.pool.enqueue(OTHER, &key(0), NOW).unwrap();
     stage.settled().await;
-    assert_eq!(stage.run_log.lock().unwrap().runs[1].epoch, 4);
+    assert_eq!(stage.run_log.lock().runs[1].epoch, 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,10 +74,7 @@ async fn result_of_a_run_ending_during_the_stop_is_discarded() {
     stopped.set(stage.pool.clone()).unwrap();
     stage.add(1);
     stage.settled().await;
-    assert_eq!(
-        (stage.runs(), stage.run_log.lock().unwrap().completed),
-        (1, 1)
-    );
+    assert_eq!((stage.runs(), stage.run_log.lock().completed), (1, 1));
     assert_eq!(stage.metrics.pool.reconcile_cancelled_total.get(), 1);
     assert_eq!(stage.results("error"), 0);
     assert_eq!(
@@ -97,13 +96,12 @@ async fn new_permit_reruns_what_the_old_one_started() {
     let epochs: Vec<u32> = stage
         .run_log
         .lock()
-        .unwrap()
         .runs
         .iter()
         .map(|run| run.epoch)
         .collect();
     assert_eq!(epochs, [1, 2]);
-    assert_eq!(stage.run_log.lock().unwrap().peak_of_one, 1);
+    assert_eq!(stage.run_log.lock().peak_of_one, 1);
     assert!(stage.began.elapsed() < Duration::from_secs(2));
     assert_eq!(stage.metrics.pool.reconcile_cancelled_total.get(), 1);
 }
@@ -165,7 +163,7 @@ async fn object_recreated_in_another_shard_runs_there_after_its_current_run() {
     stage.until_running(1).await;
     stage.pool.enqueue(OTHER, &key(1), NOW).unwrap();
     stage.settled().await;
-    let run_log = stage.run_log.lock().unwrap();
+    let run_log = stage.run_log.lock();
     let epochs: Vec<u32> = run_log.runs.iter().map(|run| run.epoch).collect();
     assert_eq!(epochs, [1, 50]);
     assert_eq!(run_log.peak_of_one, 1);
@@ -180,7 +178,7 @@ async fn a_shutdown_leaves_nothing_running() {
     assert_eq!(stage.on_stage(), 0);
     assert!(stage.began.elapsed() < Duration::from_secs(1));
     assert_eq!(stage.pool.shared.tasks.len(), 0);
-    assert!(stage.pool.is_settled());
+    assert!(stage.is_settled().now_or_never().is_some());
     assert!(stage.pool.enqueue(SHARD, &key(1), NOW).is_err());
 }
 
@@ -191,7 +189,7 @@ async fn a_pool_whose_last_clone_is_dropped_ends_its_tasks() {
     stage.until_running(1).await;
     let shared = Arc::downgrade(&stage.pool.shared);
     drop(stage.pool.clone());
-    assert_eq!(stage.run_log.lock().unwrap().now[&key(1)], 1);
+    assert_eq!(stage.run_log.lock().now[&key(1)], 1);
     drop(stage.pool);
     within("the tasks to end", async {
         while shared.strong_count() > 0 {
