@@ -14,6 +14,7 @@ use super::us::Us;
 use super::work::Stage;
 use crate::hash::ShardId;
 use crate::lease::Successor;
+use crate::liveness::is_live_holder;
 use crate::members::Life;
 
 /// When we leave, shards whose successors have listed everything wait for the others until then.
@@ -92,7 +93,7 @@ impl<'a> Evaluation<'a> {
                 return true;
             };
             let member = self.membership.members().get(&lease.holder);
-            member.is_none_or(|m| m.is_vacated() || m.incarnation != lease.incarnation)
+            member.is_none_or(|m| !is_live_holder(lease.as_holder(), m.as_holder()))
         })
     }
 
