@@ -21,11 +21,12 @@
 //! - [`postgres`]: the rendering of the children
 //! - [`fence`]: what the operator writes, for the generator of the admission policies
 //! - [`telemetry`]: the log, the operator's own metrics, the fleet page and the command `fleet`
-//! - [`config`], [`replica`]: flags, and a replica put together
+//! - [`cli`], [`config`], [`replica`]: commands, flags, and a replica put together
 //!
 //! docs/ARCHITECTURE.md of the repository has the invariants that hold between these parts.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod fence;

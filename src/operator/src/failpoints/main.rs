@@ -1,8 +1,5 @@
-//! The operator as in `src/main.rs`, built with failpoints. For fault injection only.
-
-#[path = "../main.rs"]
-mod operator;
+//! The operator built with failpoints. For fault injection only.
 
 fn main() -> std::process::ExitCode {
-    operator::main()
+    databasecluster_operator::cli::main()
 }

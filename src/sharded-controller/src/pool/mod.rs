@@ -1,6 +1,6 @@
 //! Runs the queue: bounded workers, deadlines, drain, and metrics of its operation.
 //!
-//! One scheduler task takes runs off the queue ([`crate::queue`]) as workers come free and
+//! One scheduler task takes runs off the queue (`crate::queue`) as workers come free and
 //! spawns one task for each. The state behind one lock is only touched between awaits.
 
 mod metrics;

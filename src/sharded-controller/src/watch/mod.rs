@@ -2,7 +2,7 @@
 //!
 //! An operator describes its kinds and its cache by the traits in [`kinds`], or takes the ready-made
 //! [`object_cache`]. [`reflector`] keeps a list and watch for each shard that is held or warmed; each of
-//! them is a [`source`], which inserts only while its ticket ([`tickets`]) is in force. [`mode`] finds out
+//! them is a `source`, which inserts only while its ticket ([`tickets`]) is in force. [`mode`] finds out
 //! whether the API server filters by shard.
 //!
 //! Nothing that is read here decides ownership, and the filter by shard runs in the replica in all cases.

@@ -4,7 +4,7 @@
 //! Where the API server filters by shard, each shard has a watch of its own for the sharded kind;
 //! elsewhere one watch serves all shards, and this process filters. Which it is may change at any
 //! time ([`super::mode`]). Children are selected by their bucket label, which every API server can
-//! do. The filter in [`Source`] runs in all cases: correctness never depends on the server.
+//! do. The filter in `Source` runs in all cases: correctness never depends on the server.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
