@@ -65,7 +65,7 @@ pub enum ControllerError {
     Client(#[source] kube::Error),
     /// The fence does not hold for these credentials.
     #[error(
-        "the credentials are not a token that is bound to a Pod, so that the API server's fence does not hold for \
+        "the credentials are not a token that is bound to a Pod, so that the API server's fence does not apply to \
          this replica: run it as a Pod, or pass --allow-unfenced to join the fleet in namespace {namespace} all the same"
     )]
     Unfenced {
@@ -85,7 +85,7 @@ pub enum ControllerError {
     #[error("the process cannot be set up")]
     Process(#[source] std::io::Error),
     /// Two replicas have one identity.
-    #[error("another replica lives under the identity {identity}; give each its own --identity")]
+    #[error("another replica uses the identity {identity}; give each replica its own --identity")]
     IdentityTaken {
         /// The identity.
         identity: String,

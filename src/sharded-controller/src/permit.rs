@@ -44,7 +44,9 @@ impl Validity {
 
 /// The right to act was lost before the write; the object belongs to another replica, or to none yet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("shard {shard} is no longer ours (epoch {epoch}): nothing was written, its holder goes on")]
+#[error(
+    "shard {shard} is no longer ours (epoch {epoch}): nothing was written; its holder continues"
+)]
 pub struct PermitLost {
     /// The shard in question.
     pub shard: ShardId,

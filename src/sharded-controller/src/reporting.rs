@@ -123,7 +123,7 @@ pub(crate) async fn health_loop<C: ShardCache, R: Reconcile>(
 fn standby<C>(parts: &Parts<C>, standing: &Standing) -> String {
     match standing.other_namespaces {
         true => format!(
-            "standing by: replicas that serve other namespaces than --watch-namespaces {} are at work",
+            "standing by: replicas that watch other namespaces than --watch-namespaces {} are at work",
             parts.served
         ),
         false => format!(

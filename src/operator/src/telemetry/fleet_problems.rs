@@ -170,7 +170,7 @@ impl Findings {
             (limit > 0.0 && used > SHARE_MAX * limit).then_some(100.0 * used / limit)
         };
         if stat("ready") == Some(0.0) {
-            let hint = "Its /readyz says why, line by line.";
+            let hint = "Its /readyz lists the reasons.";
             self.add(Severity::Warning, format!("{name} is not ready"), hint);
         }
         if let Some(age) = stat("queue_head_age_seconds").filter(|age| *age > HEAD_AGE_SECONDS_MAX)

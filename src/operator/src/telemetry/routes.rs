@@ -78,7 +78,7 @@ async fn fleet(State(state): State<Arc<Routes>>, headers: HeaderMap) -> Response
         }
         Ok(Some(cached)) => answer(StatusCode::OK, JSON, cached.json),
         Ok(None) => {
-            let text = "this replica has not seen the Leases yet; see /readyz\n";
+            let text = "this replica has not observed the Leases yet; see /readyz\n";
             answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
         }
         Err(error) => answer(

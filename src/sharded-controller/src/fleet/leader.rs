@@ -175,7 +175,7 @@ impl Leader {
                 leading
             }
             Ok(Err(kube_leader_election::Error::TraverseLease { key })) => {
-                tracing::warn!(key, "the leader's Lease lacks a field; mending it");
+                tracing::warn!(key, "the leader's Lease lacks a field; repairing it");
                 self.repair_leases().await;
                 false
             }
@@ -199,7 +199,7 @@ impl Leader {
             Ok::<(), kube::Error>(())
         };
         if let Ok(Err(error)) = timeout(2 * CALL_TIMEOUT, repaired).await {
-            tracing::debug!(%error, "could not mend the leader's Lease");
+            tracing::debug!(%error, "could not repair the leader's Lease");
         }
     }
 

@@ -259,7 +259,7 @@ impl<C: ShardCache> Inner<C> {
             if state.mode == mode {
                 return;
             }
-            tracing::info!(mode = mode.label(), "watching in another way");
+            tracing::info!(mode = mode.label(), "watch mode changed");
             self.parts.metrics.watch.watch_mode_changes_total.inc();
             self.publish(mode);
             state.mode = mode;

@@ -28,7 +28,7 @@ pub(crate) enum WatchError {
     #[error("the watch ended")]
     Closed,
     /// 410: what we would go on from is gone, so everything is listed again.
-    #[error("the version to go on from is too old")]
+    #[error("the version to continue from is too old")]
     Expired,
     /// The request failed, or the API server reported an error in the watch.
     #[error(transparent)]

@@ -152,7 +152,7 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
             WatchError::Refused(error) => self.parts.api_errors.explain(K::PLURAL, error),
             other => format!("{other} ({})", K::PLURAL),
         };
-        tracing::debug!(what = K::PLURAL, %error, "a watch failed; it is tried again");
+        tracing::debug!(what = K::PLURAL, %error, "a watch failed; retrying");
         self.parts.api_errors.report(K::PLURAL, line);
         self.parts.doubts.failed();
     }

@@ -362,7 +362,7 @@ impl Observed<'_> {
                 "something else changed an object of this cluster; it is being restored",
             )
         } else {
-            ConditionReason::new(reason::SCALING, "carrying out a change of the spec")
+            ConditionReason::new(reason::SCALING, "applying a change of the spec")
         }
     }
 
