@@ -7,7 +7,8 @@ pub mod child;
 pub(crate) mod claims;
 pub(crate) mod digest;
 pub(crate) mod image;
-pub(crate) mod lifecycle;
+// Public for its tests that must not compile.
+pub mod lifecycle;
 pub(crate) mod memory;
 pub mod observed;
 pub(crate) mod persistent_failure;

@@ -79,20 +79,20 @@ impl ConditionReason {
 }
 
 /// A state of the lifecycle of a cluster.
-pub(crate) trait State: sealed::Sealed {
+pub trait State: sealed::Sealed {
     /// The phase that is displayed for it.
     const PHASE: Phase;
 }
 
 mod sealed {
-    pub(crate) trait Sealed {}
+    pub trait Sealed {}
 }
 
 macro_rules! states {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(crate) enum $name {}
+        pub enum $name {}
         impl sealed::Sealed for $name {}
         impl State for $name {
             const PHASE: Phase = Phase::$name;
@@ -115,7 +115,7 @@ states! {
 
 /// A cluster in one lifecycle state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Lifecycle<S: State> {
+pub struct Lifecycle<S: State> {
     why: ConditionReason,
     state: PhantomData<S>,
 }
@@ -130,19 +130,19 @@ impl<S: State> Lifecycle<S> {
 
     /// The same state for another reason.
     #[must_use]
-    pub(crate) fn stay(self, why: ConditionReason) -> Self {
+    pub fn stay(self, why: ConditionReason) -> Self {
         Self::at(why)
     }
 
     /// Why it is in this state.
     #[must_use]
-    pub(crate) fn why(&self) -> &ConditionReason {
+    pub fn why(&self) -> &ConditionReason {
         &self.why
     }
 
     /// The phase that is displayed for the state.
     #[must_use]
-    pub(crate) fn phase(&self) -> Phase {
+    pub fn phase(&self) -> Phase {
         S::PHASE
     }
 }
@@ -150,39 +150,39 @@ impl<S: State> Lifecycle<S> {
 impl Lifecycle<Creating> {
     /// The first state of every cluster.
     #[must_use]
-    pub(crate) const fn begin(why: ConditionReason) -> Self {
+    pub const fn begin(why: ConditionReason) -> Self {
         Self::at(why)
     }
 }
 
 /// States in which work can start, fail, or be ended by a deletion: all but `Terminating`.
-pub(crate) trait Alive: State {}
+pub trait Alive: State {}
 impl Alive for Creating {}
 impl Alive for Scaling {}
 impl Alive for Ready {}
 impl Alive for Degraded {}
 
 /// States from which a change of the instances can start.
-pub(crate) trait CanScale: Alive {}
+pub trait CanScale: Alive {}
 impl CanScale for Creating {}
 impl CanScale for Ready {}
 impl CanScale for Degraded {}
 
 /// States in which a problem can be detected.
-pub(crate) trait CanDegrade: Alive {}
+pub trait CanDegrade: Alive {}
 impl CanDegrade for Creating {}
 impl CanDegrade for Scaling {}
 impl CanDegrade for Ready {}
 
 /// States from which a cluster can become `Ready`.
-pub(crate) trait CanBeReady: Alive {}
+pub trait CanBeReady: Alive {}
 impl CanBeReady for Scaling {}
 impl CanBeReady for Degraded {}
 
 impl<S: CanScale> Lifecycle<S> {
     /// Starts or continues a change of the instances.
     #[must_use]
-    pub(crate) fn scale(self, why: ConditionReason) -> Lifecycle<Scaling> {
+    pub fn scale(self, why: ConditionReason) -> Lifecycle<Scaling> {
         Lifecycle::at(why)
     }
 }
@@ -190,7 +190,7 @@ impl<S: CanScale> Lifecycle<S> {
 impl<S: CanDegrade> Lifecycle<S> {
     /// Reports a problem.
     #[must_use]
-    pub(crate) fn degrade(self, why: ConditionReason) -> Lifecycle<Degraded> {
+    pub fn degrade(self, why: ConditionReason) -> Lifecycle<Degraded> {
         Lifecycle::at(why)
     }
 }
@@ -198,7 +198,7 @@ impl<S: CanDegrade> Lifecycle<S> {
 impl<S: CanBeReady> Lifecycle<S> {
     /// Reports that all instances accept connections.
     #[must_use]
-    pub(crate) fn ready(self, why: ConditionReason) -> Lifecycle<Ready> {
+    pub fn ready(self, why: ConditionReason) -> Lifecycle<Ready> {
         Lifecycle::at(why)
     }
 }
@@ -206,7 +206,7 @@ impl<S: CanBeReady> Lifecycle<S> {
 impl<S: Alive> Lifecycle<S> {
     /// Starts the deletion: the last state.
     #[must_use]
-    pub(crate) fn terminate(self, why: ConditionReason) -> Lifecycle<Terminating> {
+    pub fn terminate(self, why: ConditionReason) -> Lifecycle<Terminating> {
         Lifecycle::at(why)
     }
 }
