@@ -61,7 +61,7 @@ pub struct ConditionReason {
 }
 
 impl ConditionReason {
-    /// A reason and a message; the message is cut at [`MESSAGE_LENGTH_MAX`].
+    /// A reason and a message; the message is cut at 1024 bytes.
     #[must_use]
     pub fn new(reason: &str, message: impl Into<String>) -> Self {
         let mut message = message.into();
