@@ -44,7 +44,6 @@ struct Derived;
 impl Objects for Derived {
     type Owner = ConfigMap;
     type Dependent = ConfigMap;
-    const OWNER_GROUP: &'static str = "";
     const OWNER_PLURAL: &'static str = "configmaps";
     const OWNER_LABELS: &'static str = "derive.example.com/source=true";
     const DEPENDENT_PLURAL: &'static str = "configmaps";

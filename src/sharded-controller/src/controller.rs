@@ -38,7 +38,7 @@ use crate::shutdown::{self, Signals};
 use crate::stats::Rates;
 use crate::watch::api_errors::ApiErrors;
 use crate::watch::first_reconcile::FirstReconcileTimer;
-use crate::watch::kinds::{ShardCache, WatchedKind as _};
+use crate::watch::kinds::ShardCache;
 use crate::watch::lists::Lists;
 use crate::watch::mode::{FilterDoubts, detect_mode};
 use crate::watch::reflector::{ReflectorParts, ShardReflector};
@@ -101,7 +101,6 @@ struct Clients {
 
 /// A replica that can reach the API server and has not begun to act.
 pub struct Controller<C> {
-    config: Config,
     settings: Settings,
     clients: Clients,
     listener: std::net::TcpListener,
@@ -175,13 +174,12 @@ impl<C: ShardCache> Controller<C> {
             ),
             refresher: OnceLock::new(),
             first_reconciles: Arc::default(),
-            config: config.clone(),
+            config,
             clock,
             served,
             metrics,
         };
         Ok(Self {
-            config,
             settings,
             clients,
             listener,
@@ -231,7 +229,6 @@ impl<C: ShardCache> Controller<C> {
     /// When the process cannot be set up, or another replica lives under this identity.
     pub async fn run<R: Reconcile>(self, reconcile: R) -> Result<(), ControllerError> {
         let Self {
-            config,
             settings,
             clients,
             listener,
@@ -239,16 +236,19 @@ impl<C: ShardCache> Controller<C> {
             parts,
             routes,
         } = self;
+        let config = &parts.config;
         let (identity, shards) = (&config.identity, config.shards.get());
         tracing::info!(identity, url, shards, "listening");
         let work = Work::new(reconcile, Arc::clone(&parts));
-        let pool = Pool::start(config.pool, work.clone(), Arc::clone(&parts.metrics));
+        let limits = parts.config.pool;
+        let pool = Pool::start(limits, work.clone(), Arc::clone(&parts.metrics));
         let replica = Replica {
             clients,
             pool: Arc::new(pool),
             work,
             parts,
         };
+        let config = &replica.parts.config;
         let stop = CancellationToken::new();
         let serving = reporting::serve(&replica, listener, routes, &stop)
             .map_err(ControllerError::Process)?;
@@ -259,7 +259,7 @@ impl<C: ShardCache> Controller<C> {
         let _ended = serving.await;
         if ended == Some(ExitReason::IdentityTaken) {
             return Err(ControllerError::IdentityTaken {
-                identity: config.identity,
+                identity: config.identity.clone(),
             });
         }
         let cut_short = replica.parts.metrics.pool.reconcile_cancelled_total.get();
@@ -338,7 +338,7 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
         let parts = &self.parts;
         let config = &parts.config;
         let client = self.clients.write.clone();
-        let owner = C::Owner::type_meta();
+        let owner = C::owner_type();
         let probe = FenceProbe::new(client, &config.namespace, parts.names, owner);
         let (health, metrics) = (Arc::clone(&parts.health), Arc::clone(&parts.metrics));
         FenceMonitor::new(probe, health, metrics, config.require_fence)

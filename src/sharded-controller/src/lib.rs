@@ -66,7 +66,6 @@
 //! impl Objects for Copies {
 //!     type Owner = ConfigMap;
 //!     type Dependent = ConfigMap;
-//!     const OWNER_GROUP: &'static str = "";
 //!     const OWNER_PLURAL: &'static str = "configmaps";
 //!     const OWNER_LABELS: &'static str = "copy.example.com/source=true";
 //!     const DEPENDENT_PLURAL: &'static str = "configmaps";

@@ -11,11 +11,13 @@ use tokio_util::sync::CancellationToken;
 use crate::controller::{Parts, Replica};
 use crate::fleet::fence::TABLE_CHECK;
 use crate::fleet::state::Standing;
-use crate::health::KIND_CHECK;
+use crate::health::{Health, KIND_CHECK};
 use crate::host::Work;
 use crate::liveness::{CHECK_EVERY, Progress, monitor};
+use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::pool::{Pool, Reconcile};
+use crate::refused_writes::RefusedWrites;
 use crate::server::{ExtraRoutes, Server};
 use crate::watch::kinds::ShardCache;
 
@@ -33,7 +35,9 @@ pub(crate) fn serve<C: ShardCache, R: Reconcile>(
     let server = Server::new(
         Arc::clone(&parts.metrics),
         Arc::clone(&parts.health),
-        Box::new(move || refresh(&source, &pool, &*reconcile)),
+        Box::new(move || {
+            refresh(&source, &pool, &*reconcile);
+        }),
         routes,
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -100,7 +104,12 @@ pub(crate) async fn health_loop<C: ShardCache, R: Reconcile>(
             None => parts.health.ok(TABLE_CHECK),
             Some(problem) => parts.health.set(TABLE_CHECK, Err(problem)),
         }
-        report_refused_writes(&parts);
+        report_refused_writes(
+            parts.client.refused(),
+            &parts.metrics,
+            &parts.health,
+            parts.clock.now_ms(),
+        );
         let missing = standing.table_kind_missing.as_deref();
         match missing.or_else(|| parts.api_errors.missing_kind()) {
             None => parts.health.ok(KIND_CHECK),
@@ -134,15 +143,15 @@ fn standby<C>(parts: &Parts<C>, standing: &Standing) -> String {
 }
 
 /// Reports the shards in which every write is refused.
-fn report_refused_writes<C>(parts: &Parts<C>) {
-    let refused = parts.client.refused().all_refused(parts.clock.now_ms());
-    let gauge = &parts.metrics.fleet.shard_writes_refused;
+fn report_refused_writes(refused: &RefusedWrites, metrics: &Metrics, health: &Health, now_ms: u64) {
+    let refused = refused.all_refused(now_ms);
+    let gauge = &metrics.fleet.shard_writes_refused;
     gauge.reset();
     for (shard, _) in &refused {
         gauge.with_label_values(&[&shard.0.to_string()]).set(1);
     }
     let Some((shard, message)) = refused.first() else {
-        parts.health.ok("writes");
+        health.ok("writes");
         return;
     };
     let others = match refused.len() - 1 {
@@ -150,7 +159,7 @@ fn report_refused_writes<C>(parts: &Parts<C>) {
         others => format!(" and {others} more"),
     };
     let problem = format!("the API server refuses all writes in shard {shard}{others}: {message}");
-    parts.health.set("writes", Err(problem));
+    health.set("writes", Err(problem));
 }
 
 /// Why the shard table keeps this replica from working, if it does.
@@ -170,8 +179,13 @@ fn table_problem(names: &Names, standing: &Standing) -> Option<String> {
     }
 }
 
-/// Copies what changes by itself into the metrics; for each scrape and heartbeat.
-fn refresh<C: ShardCache, R: Reconcile>(parts: &Parts<C>, pool: &Pool<Work<C, R>>, reconcile: &R) {
+/// Copies what changes by itself into the metrics; for each scrape and heartbeat. Returns the number of
+/// objects.
+fn refresh<C: ShardCache, R: Reconcile>(
+    parts: &Parts<C>,
+    pool: &Pool<Work<C, R>>,
+    reconcile: &R,
+) -> usize {
     parts.process.refresh();
     pool.refresh_metrics();
     let now_ms = parts.clock.now_ms();
@@ -181,8 +195,10 @@ fn refresh<C: ShardCache, R: Reconcile>(parts: &Parts<C>, pool: &Pool<Work<C, R>
     let age = Duration::from_millis(age_ms);
     fleet.heartbeat_age_seconds.set(age.as_secs_f64());
     fleet.set_fleet(parts.fleet.overview(parts.config.shards));
-    fleet.set_objects(&parts.cache.counts());
+    let counts = parts.cache.counts();
+    fleet.set_objects(&counts);
     reconcile.refresh_metrics();
+    counts.iter().sum()
 }
 
 /// The statistics that a heartbeat carries.
@@ -191,9 +207,8 @@ pub(crate) fn stats<C: ShardCache, R: Reconcile>(
     pool: &Pool<Work<C, R>>,
     reconcile: &R,
 ) -> String {
-    refresh(parts, pool, reconcile);
+    let objects = refresh(parts, pool, reconcile);
     let ready = parts.health.readyz().ok;
-    let objects = parts.cache.counts().iter().sum();
     let more = reconcile.stats();
     crate::stats::stats(
         &parts.metrics,
@@ -203,4 +218,40 @@ pub(crate) fn stats<C: ShardCache, R: Reconcile>(
         more,
         parts.clock.now_ms(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use prometheus::Registry;
+    use shard_ownership::hash::ShardId;
+
+    use super::*;
+    use crate::names::testing::NAMES;
+    use crate::refusal::{Refusal, Rule};
+
+    #[test]
+    fn shard_in_which_all_writes_are_refused_is_reported_until_one_is_accepted() {
+        let (refused, health) = (RefusedWrites::default(), Health::new(&[]));
+        let metrics = Metrics::register(Registry::new(), NAMES).unwrap();
+        let report = |now_ms| {
+            report_refused_writes(&refused, &metrics, &health, now_ms);
+            (health.readyz(), metrics.render().unwrap())
+        };
+        let refusal = Refusal::Fenced {
+            rule: Rule::Holder,
+            message: "not yours".to_owned(),
+        };
+        let line = "example_shard_writes_refused{shard=\"0\"} 1\n";
+        refused.refused(ShardId(0), &refusal, 0);
+        assert!(report(0).0.ok, "one refusal says nothing about the others");
+        refused.refused(ShardId(0), &refusal, 11_000);
+        let (verdict, text) = report(11_000);
+        assert!(!verdict.ok);
+        assert!(verdict.text.contains("shard 0: not yours"), "{verdict:?}");
+        assert!(text.contains(line), "{text}");
+        refused.accepted(ShardId(0));
+        let (verdict, text) = report(11_001);
+        assert!(verdict.ok && !text.contains(line), "{verdict:?}");
+    }
 }

@@ -213,22 +213,6 @@ impl GuardedClient {
         Ok(api.list(params).await?.items)
     }
 
-    /// Reads one object; `None`: there is none.
-    ///
-    /// # Errors
-    /// What the API server's answer means.
-    pub async fn get<K>(&self, namespace: &str, name: &str) -> Result<Option<K>, Refusal>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + DeserializeOwned
-            + Debug,
-    {
-        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
-        let found = api.get_opt(name).await;
-        found.map_err(|error| classify(&self.names, &error))
-    }
-
     /// Reads the metadata of one object; `None`: there is none.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ mod tests {
 
     use super::*;
     use crate::api::names::NAMES;
+    use crate::telemetry::metrics_labels::series_most;
 
     #[test]
     fn names_follow_the_rules_of_the_field() {
@@ -70,6 +71,8 @@ mod tests {
         assert!(text.contains(
             "controller_runtime_reconcile_errors_total{controller=\"databasecluster\"} 0\n"
         ));
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        assert!(series <= series_most(32), "{series} series");
         for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let (name, kind) = line.split_once(' ').unwrap();
             let catalogue = catalogue();

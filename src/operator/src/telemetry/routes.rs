@@ -301,8 +301,7 @@ mod tests {
             let get = request(Method::GET, "/log-level", &headers, "");
             assert_eq!(send(&router, get).await.0, 403, "{headers:?}");
         }
-        let applied = applied.lock();
-        assert_eq!(applied.len(), 1);
-        assert!(applied[0].contains("databasecluster_operator=debug"));
+        let ours = "databasecluster_operator=debug,sharded_controller=debug,shard_ownership=debug";
+        assert_eq!(*applied.lock(), [ours]);
     }
 }

@@ -8,13 +8,13 @@ use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetStatus
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Resource;
-use kube::core::{NamespaceResourceScope, TypeMeta};
+use kube::core::NamespaceResourceScope;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::observe;
 use super::store::Store;
-use crate::api::{DatabaseCluster, DatabaseClusterSpec, DatabaseClusterStatus, names};
+use crate::api::{DatabaseCluster, DatabaseClusterSpec, DatabaseClusterStatus};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use crate::core::plan::is_orphan;
@@ -22,7 +22,7 @@ use crate::postgres;
 use shard_ownership::hash::Bucket;
 use sharded_controller::object::ObjectKey;
 use sharded_controller::watch::kinds::{
-    ObservedVersion, Record, ShardCache as _, WatchedKind, is_outdated, type_meta,
+    ObservedVersion, Record, ShardCache as _, WatchedKind, is_outdated,
 };
 use sharded_controller::watch::wire::{Annotations, Head, WireMeta};
 
@@ -37,14 +37,9 @@ impl Annotations for Ours {
 pub struct Clusters;
 
 impl WatchedKind<Store> for Clusters {
-    const GROUP: &'static str = names::GROUP;
     const PLURAL: &'static str = "databaseclusters";
     const METADATA_ONLY: bool = false;
     type Record = ClusterRecord;
-
-    fn type_meta() -> TypeMeta {
-        type_meta::<DatabaseCluster>()
-    }
 
     fn path(namespace: Option<&str>) -> String {
         DatabaseCluster::url_path(&(), namespace)
@@ -135,14 +130,9 @@ impl Record<Store> for ClusterRecord {
 pub struct StatefulSets;
 
 impl WatchedKind<Store> for StatefulSets {
-    const GROUP: &'static str = "apps";
     const PLURAL: &'static str = "statefulsets";
     const METADATA_ONLY: bool = false;
     type Record = Dependent<StatefulSetRecord>;
-
-    fn type_meta() -> TypeMeta {
-        type_meta::<StatefulSet>()
-    }
 
     fn path(namespace: Option<&str>) -> String {
         StatefulSet::url_path(&(), namespace)
@@ -296,27 +286,22 @@ pub(crate) trait MetadataChild:
 {
     /// Its kind.
     const KIND: ChildKind;
-    /// Its API group.
-    const GROUP: &'static str;
     /// Its plural.
     const PLURAL: &'static str;
 }
 
 impl MetadataChild for Service {
     const KIND: ChildKind = ChildKind::Service;
-    const GROUP: &'static str = "";
     const PLURAL: &'static str = "services";
 }
 
 impl MetadataChild for ConfigMap {
     const KIND: ChildKind = ChildKind::ConfigMap;
-    const GROUP: &'static str = "";
     const PLURAL: &'static str = "configmaps";
 }
 
 impl MetadataChild for PodDisruptionBudget {
     const KIND: ChildKind = ChildKind::PodDisruptionBudget;
-    const GROUP: &'static str = "policy";
     const PLURAL: &'static str = "poddisruptionbudgets";
 }
 
@@ -324,14 +309,9 @@ impl MetadataChild for PodDisruptionBudget {
 pub struct PartialMetadata<K>(PhantomData<fn() -> K>);
 
 impl<K: MetadataChild> WatchedKind<Store> for PartialMetadata<K> {
-    const GROUP: &'static str = K::GROUP;
     const PLURAL: &'static str = K::PLURAL;
     const METADATA_ONLY: bool = true;
     type Record = Dependent<MetadataRecord<K>>;
-
-    fn type_meta() -> TypeMeta {
-        type_meta::<K>()
-    }
 
     fn path(namespace: Option<&str>) -> String {
         K::url_path(&(), namespace)

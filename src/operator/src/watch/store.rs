@@ -11,12 +11,13 @@ use std::sync::Arc;
 use dashmap::DashMap;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use sharded_controller::watch::kinds::{ShardCache, WatchDependents};
+use kube::core::TypeMeta;
+use sharded_controller::watch::kinds::{ShardCache, WatchDependents, type_meta};
 use sharded_controller::watch::tickets::Tickets;
 
 use super::kinds::{Clusters, PartialMetadata, StatefulSets};
 
-use crate::api::Phase;
+use crate::api::{DatabaseCluster, Phase};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
@@ -171,6 +172,10 @@ impl Store {
 
 impl ShardCache for Store {
     type Owner = Clusters;
+
+    fn owner_type() -> TypeMeta {
+        type_meta::<DatabaseCluster>()
+    }
 
     fn dependents(watches: &mut impl WatchDependents<Self>) {
         watches.watch::<StatefulSets>();

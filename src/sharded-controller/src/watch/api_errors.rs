@@ -69,7 +69,9 @@ impl ApiErrors {
     /// Nothing is wrong yet.
     #[must_use]
     pub fn new<C: ShardCache>(names: &Names, clock: Clock) -> Self {
-        let (group, owner) = (C::Owner::GROUP, C::Owner::PLURAL);
+        let (api_version, owner) = (C::owner_type().api_version, C::Owner::PLURAL);
+        // The core group has no name, and its kinds no CRD.
+        let (group, _) = api_version.split_once('/').unwrap_or_default();
         Self::of(names, group, owner, clock)
     }
 

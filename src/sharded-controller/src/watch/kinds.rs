@@ -19,6 +19,9 @@ pub trait ShardCache: Send + Sync + Sized + 'static {
     /// The sharded kind: each of its objects lies in the shard of its uid.
     type Owner: WatchedKind<Self>;
 
+    /// `apiVersion` and kind of the sharded kind.
+    fn owner_type() -> TypeMeta;
+
     /// Adds the other kinds that are watched, which carry the label `<domain>/bucket`.
     fn dependents(watches: &mut impl WatchDependents<Self>);
 
@@ -39,12 +42,6 @@ pub trait ShardCache: Send + Sync + Sized + 'static {
 
     /// Drops everything that lies in a shard.
     fn purge_shard(&self, shard: ShardId);
-
-    /// `apiVersion` and kind of the sharded kind.
-    #[must_use]
-    fn owner_type() -> TypeMeta {
-        Self::Owner::type_meta()
-    }
 }
 
 /// Takes the kinds of dependents; see [`ShardCache::dependents`].
@@ -55,8 +52,6 @@ pub trait WatchDependents<C: ShardCache> {
 
 /// A kind that is watched: where it is found, how it is read, what is kept of it.
 pub trait WatchedKind<C>: Send + Sync + 'static {
-    /// Its API group; empty: the core group.
-    const GROUP: &'static str;
     /// Its plural, for logs, health and metrics.
     const PLURAL: &'static str;
     /// Name of the watch among those of one cache.
@@ -65,9 +60,6 @@ pub trait WatchedKind<C>: Send + Sync + 'static {
     const METADATA_ONLY: bool;
     /// What is kept of it.
     type Record: Record<C>;
-
-    /// `apiVersion` and kind.
-    fn type_meta() -> TypeMeta;
 
     /// The path of its collection: of one namespace, or of all.
     fn path(namespace: Option<&str>) -> String;

@@ -46,8 +46,6 @@ pub trait Objects: Send + Sync + 'static {
     /// The kind that the controller writes. Each object has the label `<domain>/bucket` and its owner
     /// as controller.
     type Dependent: Object;
-    /// API group of the sharded kind; empty: the core group.
-    const OWNER_GROUP: &'static str;
     /// Plural of the sharded kind.
     const OWNER_PLURAL: &'static str;
     /// A label selector for owners; empty: all objects of the kind.
@@ -116,6 +114,10 @@ impl<K: Objects> ObjectCache<K> {
 
 impl<K: Objects> ShardCache for ObjectCache<K> {
     type Owner = Owners<K>;
+
+    fn owner_type() -> TypeMeta {
+        type_meta::<K::Owner>()
+    }
 
     fn dependents(watches: &mut impl WatchDependents<Self>) {
         watches.watch::<Dependents<K>>();
@@ -234,15 +236,10 @@ fn arrived<P, T: Object>(
 }
 
 impl<K: Objects> WatchedKind<ObjectCache<K>> for Owners<K> {
-    const GROUP: &'static str = K::OWNER_GROUP;
     const PLURAL: &'static str = K::OWNER_PLURAL;
     const WATCH: &'static str = "owners";
     const METADATA_ONLY: bool = false;
     type Record = WireObject<Self, K::Owner>;
-
-    fn type_meta() -> TypeMeta {
-        type_meta::<K::Owner>()
-    }
 
     fn path(namespace: Option<&str>) -> String {
         K::Owner::url_path(&(), namespace)
@@ -265,15 +262,10 @@ impl<K: Objects> WatchedKind<ObjectCache<K>> for Owners<K> {
 }
 
 impl<K: Objects> WatchedKind<ObjectCache<K>> for Dependents<K> {
-    const GROUP: &'static str = "";
     const PLURAL: &'static str = K::DEPENDENT_PLURAL;
     const WATCH: &'static str = "dependents";
     const METADATA_ONLY: bool = false;
     type Record = WireObject<Self, K::Dependent>;
-
-    fn type_meta() -> TypeMeta {
-        type_meta::<K::Dependent>()
-    }
 
     fn path(namespace: Option<&str>) -> String {
         K::Dependent::url_path(&(), namespace)
@@ -359,7 +351,6 @@ mod tests {
     impl Objects for Example {
         type Owner = ConfigMap;
         type Dependent = ConfigMap;
-        const OWNER_GROUP: &'static str = "";
         const OWNER_PLURAL: &'static str = "configmaps";
         const OWNER_LABELS: &'static str = "example.io/derive=true";
         const DEPENDENT_PLURAL: &'static str = "configmaps";
