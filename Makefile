@@ -15,7 +15,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 
 # Options of `make run`, `make chaos`, `make bench-fleet`, `make bench` and others, given on the command line or in the
 # environment; empty ones count as not given.
-OPTIONS := CLUSTERS FLEETS GATES ONCE REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
+OPTIONS := CLUSTERS FLEETS GATES ONCE PROFILER REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
 
 .PHONY: help
@@ -87,6 +87,12 @@ bench-allocator: ready ## memory after everything was listed again, by allocator
 	done
 	@$(call build,benchmarks,the measurement) -p benchmarks
 	@exec "$(DEBUG)/benchmarks" relist $(ALLOCATORS:%="$(RELEASE)/allocators/%")
+
+.PHONY: profile
+profile: ready ## where CPU time or memory goes while DatabaseClusters are created, as tables in .run/; CLUSTERS=300, PROFILER=perf or heap
+	@$(call build,operator with line numbers,the profile) --profile profiling -p databasecluster-operator --bin databasecluster-operator
+	@$(call build,benchmarks,the profile) -p benchmarks
+	@exec "$(DEBUG)/benchmarks" profile "$(CARGO_TARGET_DIR)/profiling/databasecluster-operator"
 
 .PHONY: series
 series: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator

@@ -8,6 +8,7 @@ mod handover;
 mod model;
 mod multiply;
 mod pattern;
+mod profile;
 mod relist;
 mod requests;
 mod series;
@@ -23,7 +24,7 @@ use testbed::fleet::OPERATOR_USER;
 use testbed::process::ProcessUsage;
 use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, load, shards};
 
-use goal::{profile, verdict};
+use goal::verdict;
 use requests::Requests;
 
 const NAMESPACES: [&str; 3] = ["one", "two", "three"];
@@ -80,6 +81,23 @@ enum Benchmark {
         #[arg(long, env = "CLUSTERS", default_value_t = 3_000)]
         clusters: usize,
         /// The programs.
+        programs: Vec<std::path::PathBuf>,
+    },
+    /// CPU time and memory of one replica that creates and changes DatabaseClusters, for programs side by side.
+    Profile {
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 300)]
+        clusters: usize,
+        /// How often each program is measured.
+        #[arg(long, env = "ROUNDS", default_value_t = 1)]
+        rounds: usize,
+        /// What records a profile.
+        #[arg(long, env = "PROFILER", value_enum, default_value_t = profile::Profiler::Perf)]
+        profiler: profile::Profiler,
+        /// Where to write it.
+        #[arg(long, default_value = ".run")]
+        folder: std::path::PathBuf,
+        /// The programs; none: the operator that was built.
         programs: Vec<std::path::PathBuf>,
     },
     /// How long shards have no work in rolling restarts of all replicas under load.
@@ -142,6 +160,13 @@ async fn main() -> ExitCode {
                 changes,
             } => watch::watch(clusters, &fleets, &gates, changes).await,
             Benchmark::Relist { clusters, programs } => relist::relist(clusters, &programs).await,
+            Benchmark::Profile {
+                clusters,
+                rounds,
+                profiler,
+                folder,
+                programs,
+            } => profile::profile(clusters, rounds, profiler, &folder, &programs).await,
             Benchmark::Handover { rounds, clusters } => handover::handover(rounds, clusters).await,
             Benchmark::Join { replicas } => handover::join(replicas).await,
             Benchmark::Cluster { clusters } => cluster::cluster(clusters).await,
@@ -213,7 +238,7 @@ async fn scale(clusters: usize) -> Result<()> {
     let events = own(reader.next_events()?);
     println!(
         "{clusters} DatabaseClusters to Ready, {REPLICAS} replicas, StatefulSets without Pods ({})",
-        profile()?
+        goal::profile()?
     );
     print_scale(clusters, wall, &before, &after);
     println!("\nAPI requests of the operator for each cluster");
@@ -272,7 +297,7 @@ async fn quiet(clusters: usize, listen: Duration) -> Result<()> {
     println!(
         "A fleet at rest: {clusters} DatabaseClusters Ready, {REPLICAS} replicas, {:.0} s ({})",
         listen.as_secs_f64(),
-        profile()?
+        goal::profile()?
     );
     let requests = Requests::count(&events);
     print!("{}", requests.table(listen.as_secs_f64(), "per second"));
