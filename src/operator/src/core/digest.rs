@@ -2,46 +2,59 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use shard_ownership::hash::fnv1a64;
+use shard_ownership::hash::Fnv1a64;
 
 /// A digest of a document that does not depend on the order of keys.
 #[must_use]
 pub(crate) fn document(value: &Value) -> u64 {
-    let mut bytes = Vec::with_capacity(2048);
-    write_document(value, &mut bytes);
-    fnv1a64(&bytes)
+    let mut hash = Fnv1a64::default();
+    write_document(value, &mut hash);
+    hash.finish()
 }
 
-fn write_document(value: &Value, out: &mut Vec<u8>) {
+fn write_document(value: &Value, out: &mut Fnv1a64) {
     match value {
         Value::Object(map) => {
-            let sorted: BTreeMap<_, _> = map.iter().collect();
-            out.push(b'{');
-            for (key, value) in sorted {
+            out.write(b"{");
+            in_order(map, |key, value| {
                 write_text(key, out);
                 write_document(value, out);
-            }
-            out.push(b'}');
+            });
+            out.write(b"}");
         }
         Value::Array(items) => {
-            out.push(b'[');
+            out.write(b"[");
             for item in items {
                 write_document(item, out);
             }
-            out.push(b']');
+            out.write(b"]");
         }
         Value::String(text) => write_text(text, out),
-        other => write_text(&other.to_string(), out),
+        Value::Null => write_text("null", out),
+        Value::Bool(true) => write_text("true", out),
+        Value::Bool(false) => write_text("false", out),
+        Value::Number(number) => write_text(&number.to_string(), out),
+    }
+}
+
+/// Calls `each` with the fields in the order of their names. They are in it already unless a feature of
+/// `serde_json` keeps the order of insertion.
+fn in_order<'a>(map: &'a Map<String, Value>, mut each: impl FnMut(&'a String, &'a Value)) {
+    if map.keys().is_sorted() {
+        map.iter().for_each(|(key, value)| each(key, value));
+    } else {
+        let sorted: BTreeMap<_, _> = map.iter().collect();
+        sorted.into_iter().for_each(|(key, value)| each(key, value));
     }
 }
 
 /// Writes a text with its length before it, so that no two sequences of texts have the same
 /// encoding.
-fn write_text(text: &str, out: &mut Vec<u8>) {
-    out.extend_from_slice(&(text.len() as u64).to_le_bytes());
-    out.extend_from_slice(text.as_bytes());
+pub(crate) fn write_text(text: &str, out: &mut Fnv1a64) {
+    out.write(&(text.len() as u64).to_le_bytes());
+    out.write(text.as_bytes());
 }
 
 /// Which fields a sample document has: the digest of another document over just these fields
@@ -115,20 +128,20 @@ impl Shape {
     /// The digest of a document over the fields of this shape.
     #[must_use]
     pub(crate) fn digest(&self, document: &Value) -> u64 {
-        let mut bytes = Vec::with_capacity(1024);
-        self.write(Some(document), &mut bytes);
-        fnv1a64(&bytes)
+        let mut hash = Fnv1a64::default();
+        self.write(Some(document), &mut hash);
+        hash.finish()
     }
 
-    fn write(&self, value: Option<&Value>, out: &mut Vec<u8>) {
+    fn write(&self, value: Option<&Value>, out: &mut Fnv1a64) {
         if let (Self::Quantities, Some(Value::Object(_)) | None) = (self, value) {
             return write_quantities(value, out);
         }
         let Some(value) = value else {
-            out.push(b'-');
+            out.write(b"-");
             return;
         };
-        out.push(b'+');
+        out.write(b"+");
         match self {
             Self::Leaf | Self::Quantities => write_document(value, out),
             Self::Quantity => write_quantity(value, out),
@@ -151,20 +164,21 @@ impl Shape {
 }
 
 /// Quantities by name, with their number before them.
-fn write_quantities(value: Option<&Value>, out: &mut Vec<u8>) {
-    let amounts = value.and_then(Value::as_object).into_iter().flatten();
-    let sorted: BTreeMap<_, _> = amounts.collect();
-    out.extend_from_slice(&(sorted.len() as u64).to_le_bytes());
-    for (name, amount) in sorted {
-        write_text(name, out);
-        write_quantity(amount, out);
+fn write_quantities(value: Option<&Value>, out: &mut Fnv1a64) {
+    let amounts = value.and_then(Value::as_object);
+    out.write(&(amounts.map_or(0, Map::len) as u64).to_le_bytes());
+    if let Some(amounts) = amounts {
+        in_order(amounts, |name, amount| {
+            write_text(name, out);
+            write_quantity(amount, out);
+        });
     }
 }
 
 /// A quantity as the API server stores it: rounded up to thousandths.
-fn write_quantity(value: &Value, out: &mut Vec<u8>) {
+fn write_quantity(value: &Value, out: &mut Fnv1a64) {
     match value.as_str().and_then(quantity_nano) {
-        Some(nano) => out.extend_from_slice(&div_ceil(nano, 1_000_000).to_le_bytes()),
+        Some(nano) => out.write(&div_ceil(nano, 1_000_000).to_le_bytes()),
         None => write_document(value, out),
     }
 }
@@ -220,6 +234,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
     use serde_json::json;
+    use shard_ownership::hash::fnv1a64;
 
     use super::*;
 
@@ -331,6 +346,30 @@ mod tests {
             *live.pointer_mut(&path).unwrap() = value;
             assert_ne!(shape.digest(&live), shape.digest(&sample()), "{path}");
         }
+    }
+
+    /// Fingerprints are stored on children: with another encoding, the next version would apply all of them again.
+    #[test]
+    fn encoding_of_a_document_stays_as_it_is() {
+        let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+        let bytes = [
+            b"{".to_vec(),
+            text("a"),
+            text("x"),
+            text("b"),
+            b"[".to_vec(),
+            text("-1"),
+            text("0.5"),
+            text("true"),
+            text("false"),
+            text("null"),
+            b"{".to_vec(),
+            b"}".to_vec(),
+            b"]".to_vec(),
+            b"}".to_vec(),
+        ];
+        let sample = json!({"b": [-1, 0.5, true, false, null, {}], "a": "x"});
+        assert_eq!(document(&sample), fnv1a64(&bytes.concat()));
     }
 
     proptest! {

@@ -27,7 +27,7 @@ use sharded_controller::watch::kinds::{
 use sharded_controller::watch::wire::{Annotations, Head, WireMeta};
 
 /// The annotations of this operator.
-struct Ours;
+pub(super) struct Ours;
 
 impl Annotations for Ours {
     const PREFIX: &'static str = "database.io/";

@@ -2,11 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
-use k8s_openapi::api::core::v1::Container;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde_json::json;
-
+use super::kinds::Ours;
 use crate::api::{DatabaseCluster, names};
 use crate::core::child::{ChildKind, Fingerprint};
 use crate::core::claims::DATA_VOLUME;
@@ -15,8 +11,12 @@ use crate::core::observed::{
     ChildRecord, ClaimTemplate, ClusterRecord, FINALIZERS_MAX, Owner, Selector, StatefulSetRecord,
 };
 use crate::postgres;
-use shard_ownership::hash::{Bucket, fnv1a64};
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
+use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use shard_ownership::hash::{Bucket, Fnv1a64, fnv1a64};
 use sharded_controller::object::ObjectKey;
+use sharded_controller::watch::wire::Annotations as _;
 
 /// The record of a `DatabaseCluster`; none if it lacks what every stored object has.
 #[must_use]
@@ -66,17 +66,36 @@ pub fn child(kind: ChildKind, meta: &ObjectMeta) -> Option<ChildRecord> {
     })
 }
 
-/// Digest of everything but the status, which others write without changing our fields.
+/// Digest of everything but the status, which others write without changing our fields, and annotations of
+/// others.
 #[must_use]
 pub fn contents(meta: &ObjectMeta) -> Option<u64> {
     let generation = meta.generation?;
-    Some(digest::document(&json!([
-        generation,
-        meta.labels,
-        meta.annotations,
-        meta.owner_references,
-        meta.deletion_timestamp,
-    ])))
+    let mut hash = Fnv1a64::default();
+    hash.write(&generation.to_le_bytes());
+    let labels = meta.labels.iter().flatten();
+    let annotations = meta.annotations.iter().flatten();
+    let ours = annotations.filter(|(name, _)| name.starts_with(Ours::PREFIX));
+    for (kind, (name, value)) in labels
+        .map(|label| (b"l", label))
+        .chain(ours.map(|one| (b"a", one)))
+    {
+        hash.write(kind);
+        digest::write_text(name, &mut hash);
+        digest::write_text(value, &mut hash);
+    }
+    for owner in meta.owner_references.iter().flatten() {
+        hash.write(&[
+            b'o',
+            u8::from(owner.controller == Some(true)),
+            u8::from(owner.block_owner_deletion == Some(true)),
+        ]);
+        for text in [&owner.api_version, &owner.kind, &owner.name, &owner.uid] {
+            digest::write_text(text, &mut hash);
+        }
+    }
+    hash.write(&[b'd', u8::from(meta.deletion_timestamp.is_some())]);
+    Some(hash.finish())
 }
 
 /// The record of a StatefulSet; none if it lacks what every stored object has.
@@ -222,6 +241,8 @@ fn bounded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
     use super::*;
 
     #[test]
