@@ -12,7 +12,7 @@ use sharded_controller::watch::kinds::{Record as _, ShardCache as _, WatchedKind
 
 const CLUSTERS: usize = 10_000;
 /// Seven objects: the DatabaseCluster, its StatefulSet, three Services, ConfigMap and budget.
-const BYTES_MAX: usize = 7_000;
+const BYTES_MAX: usize = 1_500;
 
 fn resident_bytes() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();

@@ -107,7 +107,7 @@ impl Record<Store> for ClusterRecord {
     }
 
     fn bucket_known(store: &Store, key: &ObjectKey) -> Option<Bucket> {
-        store.cluster(key).map(|known| known.bucket)
+        store.cluster_bucket(key)
     }
 
     fn remove(

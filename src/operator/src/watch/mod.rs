@@ -2,6 +2,7 @@
 
 pub mod kinds;
 pub mod observe;
+mod packed;
 pub mod store;
 #[cfg(test)]
 mod tests;

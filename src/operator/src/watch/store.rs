@@ -3,20 +3,23 @@
 //! Guarantees: each map's locks live for one map operation, never over an await, and no two of them
 //! are held at once. What a watch brings goes in by its ticket ([`Tickets`]): once a shard is closed,
 //! no watch that was too late to notice can put anything into it. A removal names the uid, so that a
-//! late one cannot remove a successor of the same name. Records are handed out as `Arc`s: a reader
-//! holds no lock.
+//! late one cannot remove a successor of the same name. Records are stored packed, and each reader gets
+//! one of its own: it holds no lock.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::TypeMeta;
+use parking_lot::Mutex;
 use sharded_controller::watch::kinds::{ShardCache, WatchDependents, type_meta};
 use sharded_controller::watch::tickets::Tickets;
 
 use super::kinds::{Clusters, PartialMetadata, StatefulSets};
-
+use super::packed::{Dependents, PackedChild, PackedCluster, Slot, pack_child, pack_statefulset};
 use crate::api::{DatabaseCluster, Phase};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
@@ -28,12 +31,72 @@ use sharded_controller::object::ObjectKey;
 pub struct Store {
     shards: ShardCount,
     tickets: Tickets,
-    /// Locked for one look-up, insertion or removal, or entry by entry during a scan.
-    clusters: DashMap<ObjectKey, Arc<ClusterRecord>>,
-    /// Locked as `clusters`.
-    statefulsets: DashMap<ObjectKey, Arc<StatefulSetRecord>>,
-    /// Locked as `clusters`. StatefulSets are not in here.
-    children: DashMap<(ChildKind, ObjectKey), Arc<ChildRecord>>,
+    /// Each cluster with its dependents, by its namespace and name. Locked for one look-up, insertion or
+    /// removal, or entry by entry during a scan.
+    groups: DashMap<ObjectKey, Group>,
+    /// How many clusters there are: counted while a group is locked, so that nobody has to visit all of them.
+    tally: Tally,
+    /// The namespaces of the groups, each once. Locked to look one up, or to drop those that are no
+    /// longer in use.
+    namespaces: Mutex<HashSet<Arc<str>>>,
+}
+
+/// A cluster, and what is named after it.
+#[derive(Debug, Default)]
+struct Group {
+    cluster: Option<PackedCluster>,
+    dependents: Dependents,
+}
+
+impl Group {
+    fn is_empty(&self) -> bool {
+        self.cluster.is_none() && self.dependents.is_empty()
+    }
+}
+
+/// The number of clusters in each bucket and phase.
+#[derive(Debug)]
+struct Tally(Vec<[AtomicUsize; PHASES]>);
+
+/// Each phase, and none.
+const PHASES: usize = Phase::ALL.len() + 1;
+
+impl Default for Tally {
+    fn default() -> Self {
+        let buckets = usize::from(u8::MAX) + 1;
+        Self((0..buckets).map(|_| Default::default()).collect())
+    }
+}
+
+impl Tally {
+    /// Replaces what a group has of its cluster.
+    fn replace(&self, known: &mut Option<PackedCluster>, new: Option<PackedCluster>) {
+        if let Some(count) = known.as_ref().and_then(|cluster| self.place(cluster)) {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(count) = new.as_ref().and_then(|cluster| self.place(cluster)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        *known = new;
+    }
+
+    fn place(&self, cluster: &PackedCluster) -> Option<&AtomicUsize> {
+        let is_it = |phase: &Phase| Some(*phase) == cluster.phase();
+        let phase = Phase::ALL.iter().position(is_it);
+        let phases = self.0.get(usize::from(cluster.bucket().0))?;
+        phases.get(phase.unwrap_or(PHASES - 1))
+    }
+
+    /// The buckets with the numbers of their clusters by phase.
+    fn buckets(&self) -> impl Iterator<Item = (Bucket, [usize; PHASES])> {
+        let load = |counts: &[AtomicUsize; PHASES]| {
+            std::array::from_fn(|phase| {
+                let count = counts.get(phase);
+                count.map_or(0, |count| count.load(Ordering::Relaxed))
+            })
+        };
+        (0..=u8::MAX).map(Bucket).zip(self.0.iter().map(load))
+    }
 }
 
 impl Store {
@@ -43,130 +106,230 @@ impl Store {
         Self {
             shards,
             tickets: Tickets::default(),
-            clusters: DashMap::new(),
-            statefulsets: DashMap::new(),
-            children: DashMap::new(),
+            groups: DashMap::new(),
+            tally: Tally::default(),
+            namespaces: Mutex::default(),
         }
     }
 
-    /// Keeps a cluster as it was seen now; returns what was kept before.
-    pub(crate) fn upsert_cluster(&self, record: ClusterRecord) -> Option<Arc<ClusterRecord>> {
-        self.clusters.insert(record.key.clone(), Arc::new(record))
+    /// Keeps a cluster as it was seen now.
+    pub(crate) fn upsert_cluster(&self, record: ClusterRecord) {
+        let packed = PackedCluster::new(&record);
+        if packed.is_none() {
+            // It was read from JSON, and can be written as JSON.
+            tracing::error!(object = %record.key, "a cluster cannot be stored, which is a bug in the operator");
+        }
+        self.with_group(&record.key.namespace, &record.key.name, |group| {
+            self.tally.replace(&mut group.cluster, packed);
+        });
     }
 
-    /// Stores a StatefulSet as it was observed now; returns the previous record.
-    pub(crate) fn upsert_statefulset(
-        &self,
-        record: StatefulSetRecord,
-    ) -> Option<Arc<StatefulSetRecord>> {
-        self.statefulsets
-            .insert(record.child.key.clone(), Arc::new(record))
+    /// Stores a StatefulSet as it was observed now.
+    pub(crate) fn upsert_statefulset(&self, record: StatefulSetRecord) {
+        let key = &record.child.key;
+        let (slot, group) = Slot::of(ChildKind::StatefulSet, &key.name);
+        let packed = pack_statefulset(&record, group);
+        self.with_group(&key.namespace, group, |group| {
+            group.dependents.insert(slot, &packed);
+        });
     }
 
-    /// Stores another child as it was observed now; returns the previous record.
-    pub(crate) fn upsert_child(&self, record: ChildRecord) -> Option<Arc<ChildRecord>> {
-        self.children
-            .insert((record.kind, record.key.clone()), Arc::new(record))
+    /// Stores another child as it was observed now.
+    pub(crate) fn upsert_child(&self, record: ChildRecord) {
+        let (slot, group) = Slot::of(record.kind, &record.key.name);
+        let packed = pack_child(&record, group);
+        self.with_group(&record.key.namespace, group, |group| {
+            group.dependents.insert(slot, &packed);
+        });
+    }
+
+    fn with_group(&self, namespace: &Arc<str>, name: &str, act: impl FnOnce(&mut Group)) {
+        let key = ObjectKey {
+            namespace: self.namespace(namespace),
+            name: name.into(),
+        };
+        act(&mut self.groups.entry(key).or_default());
+    }
+
+    /// The one text of this namespace.
+    fn namespace(&self, namespace: &Arc<str>) -> Arc<str> {
+        let mut known = self.namespaces.lock();
+        if let Some(known) = known.get(namespace) {
+            return Arc::clone(known);
+        }
+        known.insert(Arc::clone(namespace));
+        Arc::clone(namespace)
     }
 
     /// The cluster of this name.
     #[must_use]
     pub fn cluster(&self, key: &ObjectKey) -> Option<Arc<ClusterRecord>> {
-        self.clusters.get(key).map(|entry| Arc::clone(&entry))
+        let entry = self.groups.get(key)?;
+        let record = entry.cluster.as_ref()?.record(entry.key().clone())?;
+        Some(Arc::new(record))
+    }
+
+    /// The bucket of the cluster of this name.
+    #[must_use]
+    pub(crate) fn cluster_bucket(&self, key: &ObjectKey) -> Option<Bucket> {
+        self.groups
+            .get(key)?
+            .cluster
+            .as_ref()
+            .map(PackedCluster::bucket)
     }
 
     /// The StatefulSet of this name.
     #[must_use]
     pub fn statefulset(&self, key: &ObjectKey) -> Option<Arc<StatefulSetRecord>> {
-        self.statefulsets.get(key).map(|entry| Arc::clone(&entry))
+        let slot = Slot::of(ChildKind::StatefulSet, &key.name);
+        self.dependent(&key.namespace, slot, |packed, group| {
+            packed.statefulset(key.clone(), group).map(Arc::new)
+        })
     }
 
     /// Another child of this kind and name.
     #[must_use]
     pub fn child(&self, namespace: &Arc<str>, id: &ChildId) -> Option<Arc<ChildRecord>> {
+        let slot = Slot::of(id.kind, &id.name);
+        self.dependent(namespace, slot, |packed, group| {
+            let key = ObjectKey {
+                namespace: Arc::clone(namespace),
+                name: Arc::clone(&id.name),
+            };
+            packed.child(id.kind, key, group).map(Arc::new)
+        })
+    }
+
+    fn dependent<T>(
+        &self,
+        namespace: &Arc<str>,
+        (slot, group): (Slot, &str),
+        read: impl FnOnce(PackedChild<'_>, &str) -> Option<T>,
+    ) -> Option<T> {
         let key = ObjectKey {
             namespace: Arc::clone(namespace),
-            name: Arc::clone(&id.name),
+            name: group.into(),
         };
-        let entry = self.children.get(&(id.kind, key))?;
-        Some(Arc::clone(&entry))
+        let entry = self.groups.get(&key)?;
+        read(entry.dependents.get(slot)?, group)
     }
 
     /// Drops the cluster with this name and uid; returns whether there was one.
     pub(crate) fn remove_cluster(&self, key: &ObjectKey, uid: &str) -> bool {
-        self.clusters
-            .remove_if(key, |_, record| *record.uid == *uid)
-            .is_some()
+        self.change_group(key, |group| {
+            let known = group.cluster.as_ref();
+            let is_it = known.is_some_and(|cluster| cluster.has_uid(uid));
+            if is_it {
+                self.tally.replace(&mut group.cluster, None);
+            }
+            is_it
+        })
     }
 
     /// Drops the StatefulSet with this name and uid; returns whether there was one.
     pub(crate) fn remove_statefulset(&self, key: &ObjectKey, uid: &str) -> bool {
-        self.statefulsets
-            .remove_if(key, |_, record| record.child.uid == uid)
-            .is_some()
+        self.remove_child(ChildKind::StatefulSet, key, uid)
     }
 
     /// Drops another child with this kind, name and uid; returns whether there was one.
     pub(crate) fn remove_child(&self, kind: ChildKind, key: &ObjectKey, uid: &str) -> bool {
-        self.children
-            .remove_if(&(kind, key.clone()), |_, record| record.uid == uid)
-            .is_some()
+        let (slot, group) = Slot::of(kind, &key.name);
+        let group = ObjectKey {
+            namespace: Arc::clone(&key.namespace),
+            name: group.into(),
+        };
+        self.change_group(&group, |group| {
+            let dependents = &mut group.dependents;
+            let known = dependents.get(slot);
+            let is_it = known.is_some_and(|known| known.has_uid(uid));
+            if is_it {
+                dependents.retain(|known, _| known != slot);
+            }
+            is_it
+        })
+    }
+
+    /// Takes something out of a group, which goes with the last of it.
+    fn change_group(&self, key: &ObjectKey, act: impl FnOnce(&mut Group) -> bool) -> bool {
+        let Entry::Occupied(mut entry) = self.groups.entry(key.clone()) else {
+            return false;
+        };
+        let changed = act(entry.get_mut());
+        if entry.get().is_empty() {
+            entry.remove();
+        }
+        changed
     }
 
     /// Number of clusters in a shard.
     #[must_use]
     pub fn count(&self, shard: ShardId) -> usize {
-        self.clusters
-            .iter()
-            .filter(|record| self.lies_in(record.bucket, shard))
-            .count()
+        let counts = self.counts();
+        counts
+            .get(usize::from(shard.0))
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Names of the clusters in these buckets.
     #[must_use]
     pub fn cluster_keys(&self, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
-        let found = self.clusters.iter().filter(|entry| wanted(entry.bucket));
-        found.map(|entry| entry.key.clone()).collect()
+        let lies = |group: &Group| {
+            let cluster = group.cluster.as_ref();
+            cluster.is_some_and(|cluster| wanted(cluster.bucket()))
+        };
+        let found = self.groups.iter().filter(|entry| lies(entry));
+        found.map(|entry| entry.key().clone()).collect()
     }
 
     /// Names of the StatefulSets in these buckets.
     #[must_use]
     pub fn statefulset_keys(&self, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
-        let lies = |child: &ChildRecord| child.bucket.is_some_and(wanted);
-        let found = self.statefulsets.iter().filter(|entry| lies(&entry.child));
-        found.map(|entry| entry.key().clone()).collect()
+        self.child_keys(ChildKind::StatefulSet, wanted)
     }
 
     /// Names of the other children of one kind in these buckets.
     #[must_use]
     pub fn child_keys(&self, kind: ChildKind, wanted: &dyn Fn(Bucket) -> bool) -> Vec<ObjectKey> {
-        let found = self
-            .children
-            .iter()
-            .filter(|entry| entry.kind == kind && entry.bucket.is_some_and(wanted));
-        found.map(|entry| entry.key.clone()).collect()
+        let mut keys = Vec::new();
+        for entry in &self.groups {
+            let group = entry.key();
+            let children = entry.dependents.iter();
+            let found = children
+                .filter(|(slot, child)| slot.kind == kind && child.bucket().is_some_and(wanted));
+            keys.extend(found.map(|(slot, _)| ObjectKey {
+                namespace: Arc::clone(&group.namespace),
+                name: slot.name(&group.name),
+            }));
+        }
+        keys
     }
 
     /// Number of clusters in each phase; those without a phase are being created.
     #[must_use]
     pub fn phases(&self) -> [(Phase, usize); 5] {
-        let mut counts = Phase::ALL.map(|phase| (phase, 0));
-        for record in &self.clusters {
-            let phase = record.status.phase.unwrap_or(Phase::Creating);
-            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == phase) {
-                *count += 1;
+        let mut all = [0; PHASES];
+        for (_, counts) in self.tally.buckets() {
+            for (all, count) in all.iter_mut().zip(counts) {
+                *all += count;
             }
         }
-        counts
+        let [known @ .., without] = all;
+        let mut phases = Phase::ALL.into_iter().zip(known);
+        std::array::from_fn(|_| {
+            let (phase, count) = phases.next().unwrap_or((Phase::Creating, 0));
+            match phase {
+                Phase::Creating => (phase, count + without),
+                Phase::Scaling | Phase::Ready | Phase::Degraded | Phase::Terminating => {
+                    (phase, count)
+                }
+            }
+        })
     }
 
     fn lies_in(&self, bucket: Bucket, shard: ShardId) -> bool {
         self.shards.shard_of(bucket) == shard
-    }
-
-    fn child_lies_in(&self, record: &ChildRecord, shard: ShardId) -> bool {
-        let bucket = record.bucket;
-        bucket.is_some_and(|bucket| self.lies_in(bucket, shard))
     }
 }
 
@@ -193,35 +356,42 @@ impl ShardCache for Store {
     }
 
     fn shard_of(&self, key: &ObjectKey) -> Option<ShardId> {
-        let entry = self.clusters.get(key)?;
-        Some(self.shards.shard_of(entry.bucket))
+        self.cluster_bucket(key)
+            .map(|bucket| self.shards.shard_of(bucket))
     }
 
     fn keys(&self, shard: ShardId) -> Vec<ObjectKey> {
-        self.clusters
-            .iter()
-            .filter(|record| self.lies_in(record.bucket, shard))
-            .map(|record| record.key.clone())
-            .collect()
+        self.cluster_keys(&|bucket| self.lies_in(bucket, shard))
     }
 
     fn counts(&self) -> Vec<usize> {
         let mut counts = vec![0; usize::from(self.shards.get())];
-        for record in &self.clusters {
-            let shard = self.shards.shard_of(record.bucket);
+        for (bucket, phases) in self.tally.buckets() {
+            let shard = self.shards.shard_of(bucket);
             if let Some(count) = counts.get_mut(usize::from(shard.0)) {
-                *count += 1;
+                *count += phases.iter().sum::<usize>();
             }
         }
         counts
     }
 
     fn purge_shard(&self, shard: ShardId) {
-        self.clusters
-            .retain(|_, record| !self.lies_in(record.bucket, shard));
-        self.statefulsets
-            .retain(|_, record| !self.child_lies_in(&record.child, shard));
-        self.children
-            .retain(|_, record| !self.child_lies_in(record, shard));
+        self.groups.retain(|_, group| {
+            let lies = |bucket: Bucket| self.lies_in(bucket, shard);
+            if group
+                .cluster
+                .as_ref()
+                .is_some_and(|cluster| lies(cluster.bucket()))
+            {
+                self.tally.replace(&mut group.cluster, None);
+            }
+            let dependents = &mut group.dependents;
+            dependents.retain(|_, child| !child.bucket().is_some_and(lies));
+            !group.is_empty()
+        });
+        // A shard that was handed over must not leave the memory of its objects behind.
+        self.groups.shrink_to_fit();
+        let mut namespaces = self.namespaces.lock();
+        namespaces.retain(|namespace| Arc::strong_count(namespace) > 1);
     }
 }

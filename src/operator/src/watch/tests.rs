@@ -85,6 +85,38 @@ fn a_purged_shard_leaves_nothing_and_the_others_stay() {
 }
 
 #[test]
+fn counts_follow_every_change_of_a_cluster() {
+    let store = store();
+    let put = |uid: &str, phase: Option<Phase>| {
+        let mut record = cluster("a", uid);
+        record.status.phase = phase;
+        store.upsert_cluster(record);
+        let phases = store.phases();
+        let found = phases.into_iter().filter(|(_, number)| *number > 0);
+        let counted: Vec<_> = found.collect();
+        assert_eq!(store.counts().iter().sum::<usize>(), 1);
+        assert_eq!(store.count(shard_of(uid)), 1);
+        counted
+    };
+    assert_eq!(put("u", None), [(Phase::Creating, 1)]);
+    for phase in Phase::ALL {
+        assert_eq!(put("u", Some(phase)), [(phase, 1)]);
+    }
+    // Its name is given to another, which lies in another shard.
+    let others = (0..).map(|n| format!("other-{n}"));
+    let other = others
+        .into_iter()
+        .find(|uid| shard_of(uid) != shard_of("u"));
+    let other = other.unwrap();
+    assert_eq!(put(&other, Some(Phase::Ready)), [(Phase::Ready, 1)]);
+    store.purge_shard(shard_of("u"));
+    assert_eq!(store.count(shard_of(&other)), 1);
+    assert!(store.remove_cluster(&ObjectKey::new("shop", "a"), &other));
+    assert_eq!(store.counts().iter().sum::<usize>(), 0);
+    assert!(store.phases().iter().all(|(_, number)| *number == 0));
+}
+
+#[test]
 fn phases_are_counted_and_a_cluster_without_one_is_being_created() {
     let store = store();
     store.upsert_cluster(cluster("a", "u1"));
