@@ -5,7 +5,6 @@ use databasecluster_operator::watch::kinds::{Clusters, PartialMetadata, Stateful
 use databasecluster_operator::watch::store::Store;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use shard_ownership::hash::{Bucket, ShardCount};
 use sharded_controller::watch::kinds::{Record as _, ShardCache as _, WatchedKind};
@@ -21,8 +20,10 @@ fn resident_bytes() -> usize {
 }
 
 fn keep<K: WatchedKind<Store>>(store: &Store, object: &Value) {
-    let raw: Box<RawValue> = serde_json::value::to_raw_value(object).unwrap();
-    K::read(&raw, store).unwrap().unwrap().upsert(store);
+    K::read(&object.to_string(), store)
+        .unwrap()
+        .unwrap()
+        .upsert(store);
 }
 
 fn meta(name: &str, number: usize, bucket: Bucket) -> Value {

@@ -49,14 +49,14 @@ impl WatchedKind<Store> for Clusters {
         Some(Bucket::of(&head.uid))
     }
 
-    fn read(object: &RawValue, _: &Store) -> serde_json::Result<Option<ClusterRecord>> {
+    fn read(object: &str, _: &Store) -> serde_json::Result<Option<ClusterRecord>> {
         #[derive(Deserialize)]
         struct WireObject {
             metadata: WireMeta<Ours>,
             spec: DatabaseClusterSpec,
             status: Option<DatabaseClusterStatus>,
         }
-        let arrived: WireObject = serde_json::from_str(object.get())?;
+        let arrived: WireObject = serde_json::from_str(object)?;
         Ok(observe::cluster(&DatabaseCluster {
             metadata: arrived.metadata.into(),
             spec: arrived.spec,
@@ -86,6 +86,10 @@ impl Record<Store> for ClusterRecord {
 
     fn bucket(&self) -> Option<Bucket> {
         Some(self.bucket)
+    }
+
+    fn resource_version(&self) -> &str {
+        &self.resource_version
     }
 
     fn owner_key(&self) -> Option<ObjectKey> {
@@ -143,7 +147,7 @@ impl WatchedKind<Store> for StatefulSets {
     }
 
     fn read(
-        object: &RawValue,
+        object: &str,
         store: &Store,
     ) -> serde_json::Result<Option<Dependent<StatefulSetRecord>>> {
         #[derive(Deserialize)]
@@ -153,7 +157,7 @@ impl WatchedKind<Store> for StatefulSets {
             spec: Option<&'a RawValue>,
             status: Option<StatefulSetStatus>,
         }
-        let arrived: WireObject<'_> = serde_json::from_str(object.get())?;
+        let arrived: WireObject<'_> = serde_json::from_str(object)?;
         let mut object = StatefulSet {
             metadata: arrived.metadata.into(),
             spec: None,
@@ -239,6 +243,10 @@ impl<C: StoredChild> Record<Store> for Dependent<C> {
         self.0.child().bucket
     }
 
+    fn resource_version(&self) -> &str {
+        &self.0.child().resource_version
+    }
+
     fn owner_key(&self) -> Option<ObjectKey> {
         cluster_of(self.0.child())
     }
@@ -321,15 +329,12 @@ impl<K: MetadataChild> WatchedKind<Store> for PartialMetadata<K> {
         None
     }
 
-    fn read(
-        object: &RawValue,
-        _: &Store,
-    ) -> serde_json::Result<Option<Dependent<MetadataRecord<K>>>> {
+    fn read(object: &str, _: &Store) -> serde_json::Result<Option<Dependent<MetadataRecord<K>>>> {
         #[derive(Deserialize)]
         struct WireObject {
             metadata: WireMeta<Ours>,
         }
-        let arrived: WireObject = serde_json::from_str(object.get())?;
+        let arrived: WireObject = serde_json::from_str(object)?;
         let record = observe::child(K::KIND, &arrived.metadata.into());
         Ok(record.map(|record| {
             Dependent(MetadataRecord {

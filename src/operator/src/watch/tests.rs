@@ -211,8 +211,7 @@ fn child_without_controller_enqueues_the_adopting_cluster() {
             "labels": labels, "ownerReferences": owners,
             "annotations": {"database.io/fingerprint": "0123456789abcdef"},
         }});
-        let raw = serde_json::value::to_raw_value(&object).unwrap();
-        let record = PartialMetadata::<Service>::read(&raw, &store)
+        let record = PartialMetadata::<Service>::read(&object.to_string(), &store)
             .unwrap()
             .unwrap();
         record.owner_key()

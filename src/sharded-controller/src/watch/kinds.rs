@@ -2,7 +2,6 @@
 
 use kube::Resource;
 use kube::core::TypeMeta;
-use serde_json::value::RawValue;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 use shard_ownership::resource_version::is_older;
 
@@ -78,7 +77,7 @@ pub trait WatchedKind<C>: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the text is no object of this kind.
-    fn read(object: &RawValue, cache: &C) -> serde_json::Result<Option<Self::Record>>;
+    fn read(object: &str, cache: &C) -> serde_json::Result<Option<Self::Record>>;
 }
 
 /// `apiVersion` and kind of a kind that is known at compile time.
@@ -96,6 +95,8 @@ pub trait Record<C>: Sized + Send {
     fn key(&self) -> &ObjectKey;
     /// The bucket in which its owner lies.
     fn bucket(&self) -> Option<Bucket>;
+    /// `metadata.resourceVersion`.
+    fn resource_version(&self) -> &str;
     /// The owner to reconcile when it changes.
     fn owner_key(&self) -> Option<ObjectKey>;
     /// Whether the cache has something newer under its name, from the watch of another shard.

@@ -9,7 +9,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::{NamespaceResourceScope, TypeMeta};
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 
 use super::kinds::{
@@ -214,10 +213,10 @@ pub struct WireObject<P, T> {
 }
 
 fn arrived<P, T: Object>(
-    object: &RawValue,
+    object: &str,
     bucket: impl FnOnce(&ObjectMeta) -> Option<Bucket>,
 ) -> serde_json::Result<Option<WireObject<P, T>>> {
-    let mut object: T = serde_json::from_str(object.get())?;
+    let mut object: T = serde_json::from_str(object)?;
     object.meta_mut().managed_fields = None;
     let meta = object.meta();
     let (Some(namespace), Some(name), Some(_)) = (&meta.namespace, &meta.name, &meta.uid) else {
@@ -254,7 +253,7 @@ impl<K: Objects> WatchedKind<ObjectCache<K>> for Owners<K> {
     }
 
     fn read(
-        object: &RawValue,
+        object: &str,
         _: &ObjectCache<K>,
     ) -> serde_json::Result<Option<WireObject<Self, K::Owner>>> {
         arrived(object, |meta| meta.uid.as_deref().map(Bucket::of))
@@ -276,7 +275,7 @@ impl<K: Objects> WatchedKind<ObjectCache<K>> for Dependents<K> {
     }
 
     fn read(
-        object: &RawValue,
+        object: &str,
         cache: &ObjectCache<K>,
     ) -> serde_json::Result<Option<WireObject<Self, K::Dependent>>> {
         arrived(object, |meta| {
@@ -293,6 +292,10 @@ impl<K: Objects, P: Place<K>> Record<ObjectCache<K>> for WireObject<P, P::Kind> 
 
     fn bucket(&self) -> Option<Bucket> {
         self.stored.bucket
+    }
+
+    fn resource_version(&self) -> &str {
+        self.stored.version().resource_version
     }
 
     fn owner_key(&self) -> Option<ObjectKey> {
@@ -364,8 +367,7 @@ mod tests {
         cache: &ObjectCache<Example>,
         object: &serde_json::Value,
     ) -> Option<ObjectKey> {
-        let raw = serde_json::value::to_raw_value(object).unwrap();
-        let record = W::read(&raw, cache).unwrap()?;
+        let record = W::read(&object.to_string(), cache).unwrap()?;
         let owner = record.owner_key();
         record.upsert(cache);
         owner

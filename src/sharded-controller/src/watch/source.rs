@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backon::BackoffBuilder as _;
 use kube::core::Status;
-use serde_json::value::RawValue;
+use prometheus::IntCounter;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ use super::reflector::ReflectorParts;
 use super::request::{Lines, ListWatchRequest, WatchError};
 use super::tickets::Ticket;
 use super::wire::{Bookmark, Head, Line, Page};
+use crate::metrics::WatchMetrics;
 use crate::object::ObjectKey;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 
@@ -78,7 +79,27 @@ pub(crate) struct Source<C, K> {
     /// Version to continue from; none: everything has to be listed.
     version: Option<String>,
     refusals: u32,
+    /// Whether the head of an object may show that it lies in none of our shards.
+    reads_heads: bool,
+    counters: Counters,
     kind: PhantomData<fn() -> K>,
+}
+
+/// The series of one kind, looked up once.
+struct Counters {
+    received: IntCounter,
+    kept: IntCounter,
+    bytes: IntCounter,
+}
+
+impl Counters {
+    fn of(kind: &str, metrics: &WatchMetrics) -> Self {
+        Self {
+            received: metrics.objects_received_total.with_label_values(&[kind]),
+            kept: metrics.objects_kept_total.with_label_values(&[kind]),
+            bytes: metrics.received_bytes_total.with_label_values(&[kind]),
+        }
+    }
 }
 
 impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
@@ -90,6 +111,9 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
         listed: CancellationToken,
     ) -> Self {
         Self {
+            counters: Counters::of(K::PLURAL, &parts.metrics.watch),
+            // The head of a dependent does not say where it lies: the first one shows that.
+            reads_heads: !config.selected,
             parts,
             config,
             listed,
@@ -174,9 +198,8 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
         loop {
             let line = lines.next().await?;
             self.count_bytes(line.len());
-            let line: Line<'_> = serde_json::from_slice(line)?;
-            let object = line.object;
-            match &*line.what {
+            let (what, object) = Line::split(line)?;
+            match &*what {
                 "ADDED" | "MODIFIED" => self.observe(object).await?,
                 "DELETED" => self.observe_deleted(object)?,
                 "BOOKMARK" => {
@@ -186,9 +209,8 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
                     }
                 }
                 "ERROR" => {
-                    return Err(WatchError::by_status(serde_json::from_str::<Status>(
-                        object.get(),
-                    )?));
+                    let status = serde_json::from_str::<Status>(object)?;
+                    return Err(WatchError::by_status(status));
                 }
                 other => tracing::debug!(other, "ignoring an unknown kind of event"),
             }
@@ -215,7 +237,7 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
             self.count_bytes(text.len());
             let page: Page<'_> = serde_json::from_str(&text)?;
             for object in &page.items {
-                self.observe(object).await?;
+                self.observe(object.get()).await?;
             }
             if page.metadata.next.is_empty() {
                 let version = page.metadata.resource_version.into_owned();
@@ -227,9 +249,8 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
     }
 
     fn count_bytes(&self, bytes: usize) {
-        let counter = &self.parts.metrics.watch.received_bytes_total;
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        counter.with_label_values(&[K::PLURAL]).inc_by(bytes);
+        self.counters.bytes.inc_by(bytes);
     }
 
     /// Records the version up to which everything was observed; not during a list, which has to be
@@ -242,38 +263,51 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
         }
     }
 
-    async fn observe(&mut self, object: &RawValue) -> Result<(), WatchError> {
-        let head = Head::read(object)?;
-        let metrics = &self.parts.metrics;
-        metrics
-            .watch
-            .objects_received_total
-            .with_label_values(&[K::PLURAL])
-            .inc();
-        let bucket = K::bucket_of(&head);
-        if bucket.is_some_and(|bucket| self.config.filter.of(bucket).is_none()) {
-            if self.config.selected {
-                self.parts.doubts.received_unfiltered();
-            }
-        } else {
-            match K::read(object, &self.parts.store) {
-                Ok(Some(record)) => self.keep(record).await,
-                Ok(None) => {}
-                Err(error) => {
-                    let key = head.key();
-                    tracing::warn!(what = K::PLURAL, %key, %error, "an object cannot be decoded: it is left as it is, and not reconciled");
-                    self.remove(&key, Some(&head.uid));
+    async fn observe(&mut self, object: &str) -> Result<(), WatchError> {
+        self.counters.received.inc();
+        // Only where the API server sends what lies in other shards too, it is worth to read an object's head
+        // before the object.
+        if self.reads_heads {
+            let head = Head::read(object)?;
+            match K::bucket_of(&head).map(|bucket| self.config.filter.of(bucket)) {
+                None => self.reads_heads = false,
+                Some(None) => {
+                    self.advance(&head.resource_version);
+                    return Ok(());
                 }
+                Some(Some(_)) => {}
             }
         }
-        self.advance(&head.resource_version);
+        match K::read(object, &self.parts.store) {
+            Ok(Some(record)) => {
+                self.advance(record.resource_version());
+                self.keep(record).await;
+            }
+            Ok(None) => self.advance(&Head::read(object)?.resource_version),
+            Err(error) => {
+                let head = Head::read(object)?;
+                self.pass_over(&head, &error);
+                self.advance(&head.resource_version);
+            }
+        }
         Ok(())
     }
 
-    fn observe_deleted(&mut self, object: &RawValue) -> Result<(), WatchError> {
+    /// Deals with an object that cannot be decoded.
+    fn pass_over(&self, head: &Head<'_>, error: &serde_json::Error) {
+        let bucket = K::bucket_of(head);
+        if bucket.is_none_or(|bucket| self.config.filter.of(bucket).is_some()) {
+            let key = head.key();
+            tracing::warn!(what = K::PLURAL, %key, %error, "an object cannot be decoded: it is left as it is, and not reconciled");
+            self.remove(&key, Some(&head.uid));
+        } else if self.config.selected {
+            self.parts.doubts.received_unfiltered();
+        }
+    }
+
+    fn observe_deleted(&mut self, object: &str) -> Result<(), WatchError> {
         let head = Head::read(object)?;
-        let received = &self.parts.metrics.watch.objects_received_total;
-        received.with_label_values(&[K::PLURAL]).inc();
+        self.counters.received.inc();
         let bucket = K::bucket_of(&head);
         if bucket.is_none_or(|bucket| self.config.filter.of(bucket).is_some()) {
             self.remove(&head.key(), Some(&head.uid));
@@ -283,7 +317,7 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
     }
 
     /// Whether the list is complete by it.
-    fn bookmark(&mut self, object: &RawValue) -> Result<bool, WatchError> {
+    fn bookmark(&mut self, object: &str) -> Result<bool, WatchError> {
         let bookmark = Bookmark::read(object)?;
         if bookmark.ends_list {
             self.complete(bookmark.resource_version);
@@ -304,6 +338,9 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
         let filter = &self.config.filter;
         let place = record.bucket().and_then(|bucket| filter.of(bucket));
         let Some((shard, ticket)) = place else {
+            if self.config.selected {
+                self.parts.doubts.received_unfiltered();
+            }
             return;
         };
         if let Some(listing) = &mut self.listing {
@@ -319,8 +356,7 @@ impl<C: ShardCache, K: WatchedKind<C>> Source<C, K> {
         if kept.is_none() {
             return;
         }
-        let counter = &self.parts.metrics.watch.objects_kept_total;
-        counter.with_label_values(&[K::PLURAL]).inc();
+        self.counters.kept.inc();
         if let Some(cluster) = cluster {
             self.parts.changed(shard, &cluster);
         }

@@ -39,6 +39,32 @@ pub struct Line<'a> {
     pub object: &'a RawValue,
 }
 
+impl<'a> Line<'a> {
+    /// Splits a line.
+    ///
+    /// A line as the API server writes it is split by its beginning and its end, and whoever decodes the object
+    /// finds what is wrong in it: an object is read once, not first to find its end.
+    ///
+    /// # Errors
+    /// When the line is not JSON with a type and an object.
+    pub fn split(line: &'a [u8]) -> serde_json::Result<(Cow<'a, str>, &'a str)> {
+        if let Some((what, object)) = Self::split_plain(line) {
+            return Ok((Cow::Borrowed(what), object));
+        }
+        let line: Line<'a> = serde_json::from_slice(line)?;
+        Ok((line.what, line.object.get()))
+    }
+
+    fn split_plain(line: &'a [u8]) -> Option<(&'a str, &'a str)> {
+        let rest = line.strip_prefix(br#"{"type":""#)?;
+        let end = rest.iter().position(|byte| !byte.is_ascii_uppercase())?;
+        let (what, rest) = rest.split_at(end);
+        let object = rest.strip_prefix(br#"","object":"#)?;
+        let object = object.trim_ascii_end().strip_suffix(b"}")?;
+        Some((str::from_utf8(what).ok()?, str::from_utf8(object).ok()?))
+    }
+}
+
 /// One page of a list.
 #[derive(Deserialize)]
 pub struct Page<'a> {
@@ -94,8 +120,8 @@ impl<'a> Head<'a> {
     ///
     /// # Errors
     /// When the text is not an object with metadata.
-    pub fn read(object: &'a RawValue) -> serde_json::Result<Self> {
-        serde_json::from_str::<Headed<'_>>(object.get()).map(|headed| headed.metadata)
+    pub fn read(object: &'a str) -> serde_json::Result<Self> {
+        serde_json::from_str::<Headed<'_>>(object).map(|headed| headed.metadata)
     }
 
     /// Namespace and name.
@@ -119,7 +145,7 @@ impl Bookmark {
     ///
     /// # Errors
     /// When the text is not an object with metadata.
-    pub(crate) fn read(object: &RawValue) -> serde_json::Result<Self> {
+    pub(crate) fn read(object: &str) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Meta {
@@ -131,7 +157,7 @@ impl Bookmark {
         struct Object {
             metadata: Meta,
         }
-        let meta = serde_json::from_str::<Object>(object.get())?.metadata;
+        let meta = serde_json::from_str::<Object>(object)?.metadata;
         Ok(Self {
             ends_list: meta.annotations.contains_key("k8s.io/initial-events-end"),
             resource_version: meta.resource_version,
@@ -232,12 +258,45 @@ mod tests {
 
     #[test]
     fn a_head_is_read_without_the_rest() {
-        let line: Line<'_> = serde_json::from_slice(EVENT.as_bytes()).unwrap();
-        assert_eq!(line.what, "MODIFIED");
-        let head = Head::read(line.object).unwrap();
+        let (what, object) = Line::split(EVENT.as_bytes()).unwrap();
+        assert_eq!(what, "MODIFIED");
+        let head = Head::read(object).unwrap();
         assert_eq!(head.key(), ObjectKey::new("n", "a"));
         assert_eq!((&*head.uid, &*head.resource_version), ("u", "7"));
         assert!(matches!(head.uid, Cow::Borrowed(_)), "the uid was copied");
+    }
+
+    #[test]
+    fn line_is_split_alike_however_it_is_written() {
+        for (line, what, object) in [
+            (
+                "{\"type\":\"ADDED\",\"object\":{\"a\":{}}}\n",
+                "ADDED",
+                "{\"a\":{}}",
+            ),
+            ("{\"type\":\"ADDED\",\"object\":{}} \r\n", "ADDED", "{}"),
+            ("{ \"type\": \"ADDED\", \"object\": {} }", "ADDED", "{}"),
+            (
+                "{\"object\":{\"a\":\"}\"},\"type\":\"DELETED\"}",
+                "DELETED",
+                "{\"a\":\"}\"}",
+            ),
+            ("{\"type\":\"X\\u0041\",\"object\":{}}", "XA", "{}"),
+        ] {
+            let split = Line::split(line.as_bytes()).unwrap();
+            assert_eq!((&*split.0, split.1), (what, object), "{line}");
+        }
+        let bad: [&[u8]; 5] = [
+            b"",
+            b"{\"type\":\"ADDED\"}",
+            b"{\"type\":\"ADDED\",\"object\":{}",
+            b"{\"type\":\"ADDED\",\"object\":{\"a\":\"\xff\"}}",
+            b"{\"type\":\"ADDED\",\"object\":{}]",
+        ];
+        for bad in bad {
+            let read = Line::split(bad).and_then(|(_, object)| Head::read(object).map(|_| ()));
+            assert!(read.is_err(), "{}", String::from_utf8_lossy(bad));
+        }
     }
 
     #[test]
@@ -246,8 +305,8 @@ mod tests {
         struct Object {
             metadata: WireMeta<Ours>,
         }
-        let line: Line<'_> = serde_json::from_str(EVENT).unwrap();
-        let object: Object = serde_json::from_str(line.object.get()).unwrap();
+        let (_, object) = Line::split(EVENT.as_bytes()).unwrap();
+        let object: Object = serde_json::from_str(object).unwrap();
         let meta = ObjectMeta::from(object.metadata);
         assert_eq!(meta.managed_fields, None);
         let annotations: Vec<String> = meta.annotations.unwrap().into_keys().collect();
@@ -258,7 +317,7 @@ mod tests {
 
     #[test]
     fn bookmark_ending_a_list_is_distinguished() {
-        let bookmark = |text: &str| Bookmark::read(serde_json::from_str(text).unwrap()).unwrap();
+        let bookmark = |text: &str| Bookmark::read(text).unwrap();
         let plain = bookmark(r#"{"metadata":{"resourceVersion":"9"}}"#);
         assert!(!plain.ends_list && plain.resource_version == "9");
         let last = r#"{"metadata":{"resourceVersion":"9","annotations":{"k8s.io/initial-events-end":"true"}}}"#;
