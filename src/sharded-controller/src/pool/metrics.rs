@@ -9,7 +9,7 @@ use crate::metrics::Metrics;
 use crate::outcome::{Cause, Failure, Next, Outcome};
 
 pub(super) struct PoolMetrics {
-    controller: &'static str,
+    results: [(&'static str, IntCounter); RESULTS.len()],
     metrics: Arc<Metrics>,
     pub(super) adds: IntCounter,
     retries: IntCounter,
@@ -35,10 +35,12 @@ impl PoolMetrics {
         pool.max_concurrent_reconciles
             .with_label_values(one)
             .set(signed(concurrency));
-        for result in RESULTS {
-            pool.reconcile_total
+        let results = RESULTS.map(|result| {
+            let counter = pool
+                .reconcile_total
                 .with_label_values(&[controller, result]);
-        }
+            (result, counter)
+        });
         for cause in Cause::ALL {
             pool.reconcile_failures_total
                 .with_label_values(&[cause.label()]);
@@ -62,7 +64,7 @@ impl PoolMetrics {
             longest: pool
                 .workqueue_longest_running_processor_seconds
                 .with_label_values(two),
-            controller,
+            results,
             metrics,
         }
     }
@@ -117,11 +119,9 @@ impl PoolMetrics {
             }
             Err(_) => "requeue",
         };
-        self.metrics
-            .pool
-            .reconcile_total
-            .with_label_values(&[self.controller, result])
-            .inc();
+        if let Some((_, counter)) = self.results.iter().find(|(known, _)| *known == result) {
+            counter.inc();
+        }
         if !matches!(ended, Ok(_) | Err(Failure::Lost)) {
             self.retries.inc();
         }
