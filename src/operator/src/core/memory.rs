@@ -2,11 +2,12 @@
 //! make it write twice, and so that a modified child is detected; and what it computed about the
 //! children, so that a run without changes costs next to nothing.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::child::{ChildId, DesiredChild};
+use super::child::{ChildId, ChildKind, DesiredChild};
 use super::observed::{ChildRecord, ClaimTemplate};
 use shard_ownership::resource_version::is_older;
 
@@ -16,10 +17,43 @@ pub(crate) const WATCH_LAG_MS_MAX: u64 = 10_000;
 /// Two times that are no further apart are the same next retry, as two runs compute it.
 const SAME_TRY: SignedDuration = SignedDuration::from_secs(2);
 
+/// A resource version: in nearly all cases a number, in 16 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Version {
+    /// Written as the API server writes numbers.
+    Number(u64),
+    Text(Box<str>),
+}
+
+impl Version {
+    fn of(text: &str) -> Self {
+        let number = text.parse::<u64>().ok();
+        let is_plain = !text.starts_with(['+', '0']);
+        match number.filter(|_| is_plain) {
+            Some(number) => Self::Number(number),
+            None => Self::Text(text.into()),
+        }
+    }
+
+    fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Number(number) => number.to_string().into(),
+            Self::Text(text) => Cow::Borrowed(text),
+        }
+    }
+
+    fn is_older(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Number(own), Self::Number(other)) => own < other,
+            (own, other) => is_older(&own.text(), &other.text()),
+        }
+    }
+}
+
 /// One write of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Write {
-    resource_version: String,
+    version: Version,
     at_ms: u64,
     /// Whether the watch has shown it.
     seen: bool,
@@ -33,6 +67,9 @@ impl Write {
     }
 }
 
+/// Most clusters have so many children that are watched.
+const CHILDREN: usize = 6;
+
 /// Memory of our writes to one cluster and its children, and of their desired state. Bounded by the
 /// number of its children.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +80,18 @@ pub(crate) struct Memory {
     swept_ms: u64,
     changing: Option<(i64, u64)>,
     secret: Secret,
-    awaited_since_ms: Option<u64>,
     desired: Option<(Basis, Arc<[DesiredChild]>)>,
-    /// Our generation of the cluster, and since when a child reports a newer one.
-    newer_since: Option<(i64, u64)>,
     /// Whether a claim of an instance was being deleted when claims were last looked up.
     is_claim_terminating: bool,
+    rare: Option<Box<Rare>>,
+}
+
+/// What is remembered of few clusters only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Rare {
+    awaited_since_ms: Option<u64>,
+    /// Our generation of the cluster, and since when a child reports a newer one.
+    newer_since: Option<(i64, u64)>,
     /// Objects of which the fence keeps refusing our writes, as last reported. Bounded by the number
     /// of objects that belong to the cluster.
     refused: Vec<Box<str>>,
@@ -68,14 +111,35 @@ enum Secret {
 }
 
 /// What the children of one cluster are rendered from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Basis {
-    /// The cluster's generation.
-    pub generation: i64,
-    /// The volume claim template, which cannot be changed any more.
-    pub claim: Option<ClaimTemplate>,
-    /// Whether the volume of the primary has data.
-    pub initialized: bool,
+    generation: i64,
+    /// Digest of the volume claim template, which cannot be changed any more.
+    claim: Option<u64>,
+    initialized: bool,
+}
+
+impl Basis {
+    /// The input of a cluster's generation: its volume claim template as it was created, if there is one, and
+    /// whether the volume of the primary has data.
+    #[must_use]
+    pub(crate) fn new(generation: i64, claim: Option<&ClaimTemplate>, initialized: bool) -> Self {
+        Self {
+            generation,
+            claim: claim.map(ClaimTemplate::digest),
+            initialized,
+        }
+    }
+
+    /// Whether a child of this kind is rendered the same from both.
+    fn gives_same(&self, other: &Self, kind: ChildKind) -> bool {
+        self.generation == other.generation
+            && match kind {
+                ChildKind::StatefulSet => self.claim == other.claim,
+                ChildKind::ConfigMap => self.initialized == other.initialized,
+                ChildKind::PodDisruptionBudget | ChildKind::Secret | ChildKind::Service => true,
+            }
+    }
 }
 
 /// How an observed child compares with what we remember.
@@ -100,12 +164,23 @@ impl Memory {
             swept_ms,
             changing: None,
             secret: Secret::Unknown,
-            awaited_since_ms: None,
             desired: None,
-            newer_since: None,
             is_claim_terminating: false,
-            refused: Vec::new(),
-            next_try: None,
+            rare: None,
+        }
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Changes what is remembered of few clusters, if there is any.
+    fn change_rare(&mut self, change: impl FnOnce(&mut Rare)) {
+        if let Some(rare) = &mut self.rare {
+            change(rare);
+            if **rare == Rare::default() {
+                self.rare = None;
+            }
         }
     }
 
@@ -116,9 +191,9 @@ impl Memory {
     }
 
     /// Our write to the cluster returned this version.
-    pub(crate) fn wrote_cluster(&mut self, resource_version: String, now_ms: u64) {
+    pub(crate) fn wrote_cluster(&mut self, resource_version: &str, now_ms: u64) {
         self.cluster = Some(Write {
-            resource_version,
+            version: Version::of(resource_version),
             at_ms: now_ms,
             seen: false,
             contents: None,
@@ -130,7 +205,7 @@ impl Memory {
         let Some(write) = &mut self.cluster else {
             return false;
         };
-        if !is_older(shown_version, &write.resource_version) {
+        if !Version::of(shown_version).is_older(&write.version) {
             write.seen = true;
         }
         write.is_pending(now_ms)
@@ -140,12 +215,12 @@ impl Memory {
     pub(crate) fn wrote_child(
         &mut self,
         id: &ChildId,
-        resource_version: String,
+        resource_version: &str,
         contents: Option<u64>,
         now_ms: u64,
     ) {
         let write = Write {
-            resource_version,
+            version: Version::of(resource_version),
             at_ms: now_ms,
             seen: false,
             contents,
@@ -156,7 +231,18 @@ impl Memory {
     fn remember(&mut self, id: &ChildId, write: Write) {
         match self.children.iter_mut().find(|(known, _)| known == id) {
             Some((_, known)) => *known = write,
-            None => self.children.push((id.clone(), write)),
+            None => {
+                if self.children.is_empty() {
+                    self.children.reserve_exact(CHILDREN);
+                }
+                // The name that the desired child has, which is kept anyway.
+                let desired = self
+                    .desired
+                    .iter()
+                    .flat_map(|(_, children)| children.iter());
+                let known = desired.map(|child| &child.id).find(|known| *known == id);
+                self.children.push((known.unwrap_or(id).clone(), write));
+            }
         }
     }
 
@@ -164,10 +250,10 @@ impl Memory {
     /// first time is remembered as untouched.
     pub(crate) fn standing(&mut self, child: &ChildRecord, now_ms: u64) -> Standing {
         let id = child.id();
-        let shown = &child.resource_version;
+        let shown = Version::of(&child.resource_version);
         let Some((_, write)) = self.children.iter_mut().find(|(known, _)| *known == id) else {
             let write = Write {
-                resource_version: shown.clone(),
+                version: shown,
                 at_ms: now_ms,
                 seen: true,
                 contents: child.contents,
@@ -175,12 +261,12 @@ impl Memory {
             self.remember(&id, write);
             return Standing::Untouched;
         };
-        if *shown == write.resource_version {
+        if shown == write.version {
             write.seen = true;
             write.contents = child.contents;
             return Standing::Untouched;
         }
-        if is_older(shown, &write.resource_version) && write.is_pending(now_ms) {
+        if shown.is_older(&write.version) && write.is_pending(now_ms) {
             return Standing::Lagging;
         }
         write.seen = true;
@@ -205,19 +291,20 @@ impl Memory {
         self.children.retain(|(known, _)| known != id);
     }
 
-    /// The desired children, rendered again only if their input has changed.
+    /// The desired children. Those whose input has changed are rendered again: `make` gets the others.
     pub(crate) fn desired(
         &mut self,
-        basis: &Basis,
-        make: impl FnOnce() -> Vec<DesiredChild>,
+        basis: Basis,
+        make: impl FnOnce(&[DesiredChild], &dyn Fn(ChildKind) -> bool) -> Vec<DesiredChild>,
     ) -> Arc<[DesiredChild]> {
-        if let Some((known, children)) = &self.desired
-            && known == basis
-        {
-            return Arc::clone(children);
-        }
-        let children: Arc<[DesiredChild]> = make().into();
-        self.desired = Some((basis.clone(), Arc::clone(&children)));
+        let (former, known) = match &self.desired {
+            Some((known, children)) if *known == basis => return Arc::clone(children),
+            Some((former, children)) => (Some(*former), Arc::clone(children)),
+            None => (None, Arc::default()),
+        };
+        let stays = |kind| former.is_some_and(|former| former.gives_same(&basis, kind));
+        let children: Arc<[DesiredChild]> = make(&known, &stays).into();
+        self.desired = Some((basis, Arc::clone(&children)));
         children
     }
 
@@ -257,31 +344,32 @@ impl Memory {
     /// Records a wait for something that no watch may report, and returns how long it has lasted, in
     /// milliseconds.
     pub(crate) fn awaits(&mut self, now_ms: u64) -> u64 {
-        let since_ms = *self.awaited_since_ms.get_or_insert(now_ms);
+        let since_ms = *self.rare().awaited_since_ms.get_or_insert(now_ms);
         now_ms.saturating_sub(since_ms)
     }
 
     /// Ends the wait for something that no watch may report.
-    pub(crate) const fn awaits_nothing(&mut self) {
-        self.awaited_since_ms = None;
+    pub(crate) fn awaits_nothing(&mut self) {
+        self.change_rare(|rare| rare.awaited_since_ms = None);
     }
 
     /// A child reports that it was rendered from a newer generation than this one, which is the
     /// newest that the watch has shown. Returns how long to wait for that generation, in
     /// milliseconds; none once the watch had enough time, because then the child is wrong.
     pub(crate) fn awaits_newer(&mut self, generation: i64, now_ms: u64) -> Option<u64> {
-        let since_ms = match self.newer_since {
+        let newer_since = &mut self.rare().newer_since;
+        let since_ms = match *newer_since {
             Some((known, since_ms)) if known == generation => since_ms,
             _ => now_ms,
         };
-        self.newer_since = Some((generation, since_ms));
+        *newer_since = Some((generation, since_ms));
         let rest_ms = WATCH_LAG_MS_MAX.saturating_sub(now_ms.saturating_sub(since_ms));
         (rest_ms > 0).then_some(rest_ms)
     }
 
     /// No child reports a newer generation.
-    pub(crate) const fn awaits_no_newer(&mut self) {
-        self.newer_since = None;
+    pub(crate) fn awaits_no_newer(&mut self) {
+        self.change_rare(|rare| rare.newer_since = None);
     }
 
     /// Remembers whether a claim of an instance is being deleted.
@@ -299,7 +387,7 @@ impl Memory {
     pub(crate) fn refused(&mut self, object: &str) -> bool {
         let is_new = !self.is_refused(object);
         if is_new {
-            self.refused.push(object.into());
+            self.rare().refused.push(object.into());
         }
         is_new
     }
@@ -307,21 +395,25 @@ impl Memory {
     /// Whether the fence kept refusing our writes of an object when they were last tried.
     #[must_use]
     pub(crate) fn is_refused(&self, object: &str) -> bool {
-        self.refused.iter().any(|known| **known == *object)
+        let mut refused = self.rare.iter().flat_map(|rare| &rare.refused);
+        refused.any(|known| **known == *object)
     }
 
     /// Records that only our writes of these objects are still refused.
     pub(crate) fn refused_only(&mut self, objects: &[String]) {
-        self.refused
-            .retain(|known| objects.iter().any(|object| **object == **known));
+        self.change_rare(|rare| {
+            rare.refused
+                .retain(|known| objects.iter().any(|object| **object == **known));
+        });
     }
 
     /// The time to report for a next retry at about this time, so that the same retry is not reported
     /// with two times.
     pub(crate) fn next_try(&mut self, at: Timestamp) -> Timestamp {
         let is_same = |known: &Timestamp| known.duration_since(at).abs() <= SAME_TRY;
-        let known = self.next_try.filter(is_same);
-        *self.next_try.insert(known.unwrap_or(at))
+        let next_try = &mut self.rare().next_try;
+        let known = next_try.filter(is_same);
+        *next_try.insert(known.unwrap_or(at))
     }
 
     /// Whether everything was last applied so long ago that it is time to do it once more.

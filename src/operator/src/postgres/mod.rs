@@ -36,6 +36,9 @@ const PREPARE_CONTAINER: &str = "prepare";
 /// The operator's containers of a Pod: others may be injected.
 pub(crate) const CONTAINERS: [&str; 2] = [PREPARE_CONTAINER, CONTAINER];
 
+/// The field of a StatefulSet that cannot be changed after creation.
+const CLAIMS: &str = "volumeClaimTemplates";
+
 /// Name of the StatefulSet of a cluster, and of its headless Service.
 #[must_use]
 pub(crate) fn statefulset_name(cluster: &str) -> String {
@@ -101,9 +104,35 @@ impl Source<'_> {
     /// The desired children of the cluster, in the order in which they are applied.
     #[must_use]
     pub fn children(&self) -> Vec<DesiredChild> {
+        self.children_after(&[], &|_| false, &mut Vec::new())
+    }
+
+    /// The same children, of which those that stay were rendered before. The manifests of the others are put
+    /// into `rendered`, for [`Self::signed`].
+    pub(crate) fn children_after(
+        &self,
+        known: &[DesiredChild],
+        stays: &dyn Fn(ChildKind) -> bool,
+        rendered: &mut Vec<(ChildId, Value)>,
+    ) -> Vec<DesiredChild> {
+        let cluster = &self.cluster.key.name;
+        let former = |how: &Renderer| {
+            let name = (how.name)(cluster);
+            let is_it = |child: &&DesiredChild| child.id.kind == how.kind && *child.id.name == name;
+            known.iter().find(is_it).cloned()
+        };
+        let mut render = |how: &Renderer| {
+            let mut manifest = (how.render)(self)?;
+            let child = desired(how.kind, &mut manifest);
+            rendered.push((child.id.clone(), manifest));
+            Some(child)
+        };
         RENDERERS
             .iter()
-            .filter_map(|how| (how.render)(self).map(|manifest| desired(how.kind, manifest)))
+            .filter_map(|how| match stays(how.kind) {
+                true => former(how),
+                false => render(how),
+            })
             .collect()
     }
 
@@ -115,7 +144,17 @@ impl Source<'_> {
         let how = RENDERERS
             .iter()
             .find(|how| how.kind == child.id.kind && (how.name)(cluster) == *child.id.name)?;
-        let mut manifest = (how.render)(self)?;
+        Some(self.signed((how.render)(self)?, child, token))
+    }
+
+    /// A rendered manifest with the fencing token of the writer.
+    #[must_use]
+    pub(crate) fn signed(
+        &self,
+        mut manifest: Value,
+        child: &DesiredChild,
+        token: &FencingToken,
+    ) -> Value {
         let annotations = [
             (names::FINGERPRINT_ANNOTATION, child.fingerprint.to_string()),
             (
@@ -128,9 +167,9 @@ impl Source<'_> {
             ),
         ];
         for (name, value) in annotations {
-            manifest["metadata"]["annotations"][name] = json!(value);
+            manifest["metadata"]["annotations"][name] = value.into();
         }
-        Some(manifest)
+        manifest
     }
 }
 
@@ -190,7 +229,8 @@ static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
     }
 });
 
-fn desired(kind: ChildKind, mut manifest: Value) -> DesiredChild {
+/// What is compared of a manifest, which stays as it is.
+fn desired(kind: ChildKind, manifest: &mut Value) -> DesiredChild {
     let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
     let id = ChildId {
         kind,
@@ -206,10 +246,19 @@ fn desired(kind: ChildKind, mut manifest: Value) -> DesiredChild {
         | ChildKind::Secret
         | ChildKind::Service => (0, 0),
     };
-    remove_claims(&mut manifest["spec"]);
+    // The fingerprint of a child without a spec is that of one whose spec is null.
+    let has_spec = manifest.get("spec").is_some();
+    let claims = remove_claims(&mut manifest["spec"]);
+    let fingerprint = fingerprint(manifest);
+    if let Some(claims) = claims {
+        manifest["spec"][CLAIMS] = claims;
+    }
+    if let Some(fields) = manifest.as_object_mut().filter(|_| !has_spec) {
+        fields.remove("spec");
+    }
     DesiredChild {
         id,
-        fingerprint: fingerprint(&manifest),
+        fingerprint,
         spec_digest,
         labels_digest,
     }
@@ -220,11 +269,9 @@ fn fingerprint(manifest: &Value) -> Fingerprint {
 }
 
 /// Removes from a StatefulSet's spec what cannot be changed after creation: the comparison must not
-/// depend on it.
-fn remove_claims(spec: &mut Value) {
-    if let Some(fields) = spec.as_object_mut() {
-        fields.remove("volumeClaimTemplates");
-    }
+/// depend on it. Gives what was removed.
+fn remove_claims(spec: &mut Value) -> Option<Value> {
+    spec.as_object_mut()?.remove(CLAIMS)
 }
 
 fn metadata(cluster: &ClusterRecord, name: &str) -> Value {

@@ -156,9 +156,7 @@ impl Run<'_> {
                 true => self.template_over_claims().await?,
                 false => None,
             };
-            let known = owned.and_then(|set| set.claim.as_ref());
-            let source = self.source(over_claims.as_ref().or(known));
-            let manifest = source.manifest(child, self.permit.token());
+            let manifest = self.manifest(child, owned, over_claims.as_ref());
             let done = self.apply_one(child, manifest, step, owned).await;
             applied.changed |= applied.pass_over(done)?;
         }
@@ -220,7 +218,12 @@ impl Run<'_> {
         self.wrote = true;
         let version = meta.resource_version.unwrap_or_default();
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, contents, self.reconciler.clock.now_ms());
+            memory.wrote_child(
+                &child.id,
+                &version,
+                contents,
+                self.reconciler.clock.now_ms(),
+            );
         });
         let known_generation = owned.map(|set| set.generation);
         Ok(child.id.kind == ChildKind::StatefulSet && meta.generation != known_generation)
@@ -263,7 +266,7 @@ impl Run<'_> {
         let version = marked.map_err(|refusal| self.refused(&target, refusal))?;
         self.wrote = true;
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, version, None, self.reconciler.clock.now_ms());
+            memory.wrote_child(&child.id, &version, None, self.reconciler.clock.now_ms());
         });
         Err(Refused::NotObserved)
     }

@@ -171,7 +171,7 @@ impl Run<'_> {
             .map_err(|refusal| self.refused(&Target::Child(&cluster.key, &id), refusal))?;
         self.wrote = true;
         self.reconciler.with_memory(cluster, |memory| {
-            memory.wrote_child(&id, version, None, self.reconciler.clock.now_ms());
+            memory.wrote_child(&id, &version, None, self.reconciler.clock.now_ms());
         });
         Ok(())
     }

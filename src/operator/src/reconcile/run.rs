@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Unit};
+use serde_json::Value;
 
 use super::Reconciler;
 use super::apply::{Applied, Refused, Steps};
@@ -56,6 +57,8 @@ pub(super) struct Run<'a> {
     pub(super) still_refused: Vec<String>,
     /// Whether this run reached its writes.
     tried: bool,
+    /// Manifests that this run rendered to compare them, and has not applied.
+    rendered: Vec<(ChildId, Value)>,
 }
 
 impl<'a> Run<'a> {
@@ -93,6 +96,28 @@ impl<'a> Run<'a> {
             wrote: false,
             still_refused: Vec::new(),
             tried: false,
+            rendered: Vec::new(),
+        }
+    }
+
+    /// The manifest of a desired child; `over_claims` is the claim template that it gets instead of the known one.
+    pub(super) fn manifest(
+        &mut self,
+        child: &DesiredChild,
+        owned: Option<&StatefulSetRecord>,
+        over_claims: Option<&ClaimTemplate>,
+    ) -> Option<Value> {
+        let known = owned.and_then(|set| set.claim.as_ref());
+        let source = self.source(over_claims.or(known));
+        let token = self.permit.token();
+        let mut rendered = self.rendered.iter();
+        let place = rendered.position(|(id, _)| *id == child.id && over_claims.is_none());
+        match place {
+            Some(place) => {
+                let (_, manifest) = self.rendered.swap_remove(place);
+                Some(source.signed(manifest, child, token))
+            }
+            None => source.manifest(child, token),
         }
     }
 
@@ -207,14 +232,14 @@ impl<'a> Run<'a> {
     }
 
     /// The desired children; rendered again only if their input has changed.
-    fn desired(&self, source: &Source<'_>) -> Arc<[DesiredChild]> {
-        let basis = Basis {
-            generation: self.cluster.generation,
-            claim: source.claim.cloned(),
-            initialized: source.initialized,
-        };
+    fn desired(&mut self, source: &Source<'_>) -> Arc<[DesiredChild]> {
+        let generation = self.cluster.generation;
+        let basis = Basis::new(generation, source.claim, source.initialized);
+        let rendered = &mut self.rendered;
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.desired(&basis, || source.children())
+            memory.desired(basis, |known, stays| {
+                source.children_after(known, stays, rendered)
+            })
         })
     }
 
@@ -259,10 +284,10 @@ impl<'a> Run<'a> {
 
     fn wrote_cluster(&mut self, version: String) {
         self.wrote = true;
-        self.version.clone_from(&version);
         self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_cluster(version, self.reconciler.clock.now_ms());
+            memory.wrote_cluster(&version, self.reconciler.clock.now_ms());
         });
+        self.version = version;
     }
 
     /// Writes the status if it is new, publishes an event, and ends the reconcile.

@@ -4,6 +4,10 @@
 use super::*;
 use crate::core::child::ChildKind;
 use crate::core::observed::Selector;
+use crate::postgres::Source;
+use crate::watch::observe;
+use shard_ownership::hash::ShardId;
+use shard_ownership::token::FencingToken;
 use sharded_controller::object::ObjectKey;
 
 fn child(resource_version: &str) -> ChildRecord {
@@ -27,11 +31,11 @@ fn child(resource_version: &str) -> ChildRecord {
 #[test]
 fn lagging_watch_is_trusted_again_after_the_maximum_lag() {
     let mut memory = Memory::new("u".into(), 0);
-    memory.wrote_cluster("10".to_owned(), 1_000);
+    memory.wrote_cluster("10", 1_000);
     assert!(memory.cluster_lags("9", 1_001));
     assert!(memory.cluster_lags("9", 1_000 + WATCH_LAG_MS_MAX - 1));
     assert!(!memory.cluster_lags("9", 1_000 + WATCH_LAG_MS_MAX));
-    memory.wrote_cluster("12".to_owned(), 20_000);
+    memory.wrote_cluster("12", 20_000);
     assert!(!memory.cluster_lags("12", 20_001));
     assert!(!memory.cluster_lags("13", 20_001));
 }
@@ -45,7 +49,7 @@ fn a_child_is_untouched_as_our_write_left_it_and_touched_after_that() {
         "first sight"
     );
     assert_eq!(memory.standing(&child("6"), 0), Standing::Touched);
-    memory.wrote_child(&child("").id(), "10".to_owned(), None, 1_000);
+    memory.wrote_child(&child("").id(), "10", None, 1_000);
     assert_eq!(memory.standing(&child("6"), 1_001), Standing::Lagging);
     assert_eq!(memory.standing(&child("10"), 1_002), Standing::Untouched);
     assert_eq!(memory.standing(&child("11"), 1_003), Standing::Touched);
@@ -58,10 +62,10 @@ fn a_child_whose_status_alone_was_written_is_untouched() {
         contents: Some(contents),
         ..child(version)
     };
-    memory.wrote_child(&child("").id(), "10".to_owned(), Some(1), 1_000);
+    memory.wrote_child(&child("").id(), "10", Some(1), 1_000);
     assert_eq!(memory.standing(&with("11", 1), 1_001), Standing::Untouched);
     assert_eq!(memory.standing(&with("12", 2), 1_002), Standing::Touched);
-    memory.wrote_child(&child("").id(), "13".to_owned(), None, 1_003);
+    memory.wrote_child(&child("").id(), "13", None, 1_003);
     assert_eq!(memory.standing(&child("14"), 1_004), Standing::Touched);
 }
 
@@ -70,7 +74,7 @@ fn recently_written_child_is_expected_until_observed() {
     let mut memory = Memory::new("u".into(), 0);
     let id = child("").id();
     assert!(!memory.expects(&id, 0));
-    memory.wrote_child(&id, "10".to_owned(), None, 1_000);
+    memory.wrote_child(&id, "10", None, 1_000);
     assert!(memory.expects(&id, 1_001));
     assert!(!memory.expects(&id, 1_000 + WATCH_LAG_MS_MAX));
     memory.standing(&child("10"), 1_002);
@@ -128,50 +132,112 @@ fn a_sweep_is_due_an_interval_after_the_last_one_also_if_that_lies_ahead() {
     assert!(!memory.sweep_is_due(1_000, 2_499));
 }
 
+fn claim(size: &str) -> ClaimTemplate {
+    ClaimTemplate {
+        size: size.to_owned(),
+        class_name: None,
+        cluster_uid: None,
+        selector: Selector::Own,
+        created_for: None,
+    }
+}
+
 #[test]
 fn children_are_rendered_once_per_input() {
     let mut memory = Memory::new("u".into(), 0);
-    let first = Basis {
-        generation: 1,
-        claim: None,
-        initialized: false,
-    };
     let rendered = std::cell::Cell::new(0);
-    let make = || {
+    let make = |_: &[DesiredChild], _: &dyn Fn(ChildKind) -> bool| {
         rendered.set(rendered.get() + 1);
         Vec::new()
     };
-    memory.desired(&first, make);
-    memory.desired(&first, make);
+    let first = Basis::new(1, None, false);
+    memory.desired(first, make);
+    memory.desired(first, make);
     assert_eq!(rendered.get(), 1);
     for other in [
-        Basis {
-            generation: 2,
-            ..first.clone()
-        },
-        Basis {
-            initialized: true,
-            ..first.clone()
-        },
-        Basis {
-            claim: Some(ClaimTemplate {
-                size: "1Gi".to_owned(),
-                class_name: None,
-                cluster_uid: None,
-                selector: Selector::Own,
-                created_for: None,
-            }),
-            ..first.clone()
-        },
+        Basis::new(2, None, false),
+        Basis::new(1, None, true),
+        Basis::new(1, Some(&claim("1Gi")), false),
+        Basis::new(1, Some(&claim("2Gi")), false),
     ] {
         let before = rendered.get();
-        memory.desired(&other, make);
+        memory.desired(other, make);
         assert_eq!(rendered.get(), before + 1, "{other:?}");
     }
     memory.swept(0);
     let before = rendered.get();
-    memory.desired(&first, make);
+    memory.desired(first, make);
     assert_eq!(rendered.get(), before + 1, "after a sweep");
+}
+
+/// What of the input a child depends on is decided by its kind: a child that depends on more would stay as
+/// it was.
+#[test]
+fn children_that_stay_are_those_that_would_be_rendered_the_same() {
+    let object = serde_json::from_value(serde_json::json!({
+        "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+        "metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "1"},
+        "spec": {"image": "postgres:18", "replicas": 3},
+    }));
+    let cluster = observe::cluster(&object.unwrap()).unwrap();
+    let token = FencingToken {
+        table: "table".into(),
+        shard: ShardId(3),
+        epoch: 17,
+        holder: "operator-0".into(),
+    };
+    let mut memory = Memory::new("u".into(), 0);
+    let (small, adopted) = (claim("1Gi"), claim("2Gi"));
+    let adopted = ClaimTemplate {
+        selector: Selector::Recommended,
+        created_for: Some("another".into()),
+        ..adopted
+    };
+    let claims = [None, Some(&small), Some(&adopted), None];
+    let mut stayed = 0;
+    for (claim, initialized) in claims
+        .into_iter()
+        .flat_map(|claim| [false, true, false].map(|initialized| (claim, initialized)))
+    {
+        let source = Source {
+            cluster: &cluster,
+            claim,
+            initialized,
+        };
+        let basis = Basis::new(cluster.generation, claim, initialized);
+        let mut rendered = Vec::new();
+        let children = memory.desired(basis, |known, stays| {
+            stayed += known.iter().filter(|child| stays(child.id.kind)).count();
+            source.children_after(known, stays, &mut rendered)
+        });
+        assert_eq!(*children, *source.children(), "{claim:?} {initialized}");
+        for (id, manifest) in rendered {
+            let child = children.iter().find(|child| child.id == id).unwrap();
+            let signed = source.signed(manifest, child, &token);
+            assert_eq!(Some(signed), source.manifest(child, &token), "{id}");
+        }
+    }
+    assert!(stayed > 30, "only {stayed} were not rendered again");
+}
+
+#[test]
+fn version_is_a_number_only_where_it_comes_back_as_it_was() {
+    for text in [
+        "0",
+        "1",
+        "18446744073709551615",
+        "18446744073709551616",
+        "007",
+        "+1",
+        "",
+        "a",
+    ] {
+        assert_eq!(Version::of(text).text(), text);
+    }
+    assert!(Version::of("99").is_older(&Version::of("100")));
+    assert!(Version::of("99").is_older(&Version::of("18446744073709551616")));
+    assert!(!Version::of("a").is_older(&Version::of("1")));
+    assert_eq!(size_of::<Version>(), 16);
 }
 
 #[test]

@@ -198,12 +198,12 @@ async fn forged_status_token_is_reported_once_and_children_are_still_updated() {
         let cluster = world.cluster();
         let newest = u64::MAX.to_string();
         world.reconciler.with_memory(&cluster, |memory| {
-            memory.wrote_cluster(newest, world.clock.now_ms());
+            memory.wrote_cluster(&newest, world.clock.now_ms());
         });
         assert_eq!(world.reconcile().await.unwrap().next, Next::Waiting);
         let shown = cluster.resource_version.clone();
         world.reconciler.with_memory(&cluster, |memory| {
-            memory.wrote_cluster(shown, world.clock.now_ms());
+            memory.wrote_cluster(&shown, world.clock.now_ms());
         });
         world.fails_for(world.reconcile().await, Cause::TokenAhead);
     }
