@@ -76,7 +76,7 @@ bench-watch: ready release ## what several replicas cost over one, gate on and o
 	@exec "$(DEBUG)/benchmarks" watch
 
 # One build for each allocator, kept side by side.
-ALLOCATORS := system mimalloc jemalloc
+ALLOCATORS := system jemalloc
 .PHONY: bench-allocator
 bench-allocator: ready ## memory after everything was listed again, by allocator; CLUSTERS=3000
 	@mkdir -p "$(RELEASE)/allocators"
@@ -90,7 +90,7 @@ bench-allocator: ready ## memory after everything was listed again, by allocator
 
 .PHONY: profile
 profile: ready ## where CPU time or memory goes while DatabaseClusters are created, as tables in .run/; CLUSTERS=300, PROFILER=perf or heap
-	@$(call build,operator with line numbers,the profile) --profile profiling -p databasecluster-operator --bin databasecluster-operator
+	@$(call build,operator with line numbers,the profile) --profile profiling -p databasecluster-operator --bin databasecluster-operator $(if $(filter heap,$(PROFILER)),--no-default-features)
 	@$(call build,benchmarks,the profile) -p benchmarks
 	@exec "$(DEBUG)/benchmarks" profile "$(CARGO_TARGET_DIR)/profiling/databasecluster-operator"
 
