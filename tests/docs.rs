@@ -30,12 +30,12 @@ fn matches(name: &str, expected: &str) {
 
 #[test]
 fn metrics_page_matches_the_catalogue() {
-    matches("docs/metrics.md", &metrics_doc::page());
+    matches("docs/reference/metrics.md", &metrics_doc::page());
 }
 
 #[test]
 fn api_reference_matches_the_crd() {
-    let name = "docs/databasecluster.md";
+    let name = "docs/reference/databasecluster.md";
     let page = fs::read_to_string(path(name)).unwrap();
     let (before, rest) = page.split_once(BEGIN).unwrap();
     let (_, after) = rest.split_once(END).unwrap();
@@ -44,7 +44,7 @@ fn api_reference_matches_the_crd() {
 
 #[test]
 fn code_of_the_tutorial_is_the_example() {
-    let page = fs::read_to_string(path("docs/tutorial.md")).unwrap();
+    let page = fs::read_to_string(path("docs/tutorial/library.md")).unwrap();
     let example = fs::read_to_string(path("src/sharded-controller/examples/configmap.rs")).unwrap();
     let blocks = page.split("```rust\n").skip(1);
     let blocks: Vec<&str> = blocks
@@ -62,7 +62,7 @@ fn code_of_the_tutorial_is_the_example() {
 #[test]
 fn every_condition_reason_is_documented() {
     let code = fs::read_to_string(path("src/operator/src/core/lifecycle/stage.rs")).unwrap();
-    let page = fs::read_to_string(path("docs/databasecluster.md")).unwrap();
+    let page = fs::read_to_string(path("docs/reference/databasecluster.md")).unwrap();
     let (_, reasons) = code.split_once("mod reason {").unwrap();
     let (reasons, _) = reasons.split_once("\n}\n").unwrap();
     let reasons: Vec<&str> = reasons
@@ -73,7 +73,7 @@ fn every_condition_reason_is_documented() {
     for reason in reasons {
         assert!(
             page.contains(&format!("`{reason}`")),
-            "docs/databasecluster.md does not explain {reason}"
+            "docs/reference/databasecluster.md does not explain {reason}"
         );
     }
 }

@@ -563,7 +563,7 @@ impl Pod {
         finish(command.args(["-XAtqw", "-d", address, "-c", query]))
     }
 
-    /// A dump of all databases, as docs/limits.md describes it.
+    /// A dump of all databases, as docs/explanation/limits.md describes it.
     pub(crate) fn pg_dumpall(&self) -> Result<String, String> {
         finish(
             self.command("pg_dumpall", &Value::Null)

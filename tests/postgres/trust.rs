@@ -71,7 +71,7 @@ fn impostor_primary_gets_no_password_and_is_not_trusted() {
         // The first one only checks whether the server answers.
         assert_eq!(received.first().map(String::as_str), Some(""), "{output}");
         if output.contains("cannot insist on SCRAM") {
-            // The behavior of older versions of libpq, as in docs/limits.md.
+            // The behavior of older versions of libpq, as in docs/explanation/limits.md.
             continue;
         }
         assert!(output.contains("scram-sha-256"), "{output}");

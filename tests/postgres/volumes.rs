@@ -201,7 +201,7 @@ fn replica_without_its_primary_is_not_ready_until_it_follows() {
         "{output}"
     );
     let replica = replica.start();
-    replica.until("what docs/limits.md describes works", |pod| {
+    replica.until("what docs/explanation/limits.md describes works", |pod| {
         pod.pg_dumpall().is_ok_and(|dump| dump.contains("\n42\n"))
     });
     replica.probe("startupProbe").unwrap();

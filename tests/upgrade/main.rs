@@ -1,4 +1,4 @@
-//! From version cc6f500, which has no shard table, to this one, by the commands in docs/operations.md, on a real API
+//! From version cc6f500, which has no shard table, to this one, by the commands in docs/how-to/operations.md, on a real API
 //! server: each Pod restarts once, for the new template, nothing is created again, and everything works afterwards.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -97,9 +97,9 @@ async fn restarted_once(
     after
 }
 
-/// The commands that docs/operations.md has for this upgrade.
+/// The commands that docs/how-to/operations.md has for this upgrade.
 fn commands() -> Vec<String> {
-    let text = std::fs::read_to_string(repository().join("docs/operations.md")).unwrap();
+    let text = std::fs::read_to_string(repository().join("docs/how-to/operations.md")).unwrap();
     let (_, section) = text.split_once(HEADING).expect("the section exists");
     let (_, block) = section.split_once("```sh\n").unwrap();
     let (block, _) = block.split_once("```").unwrap();

@@ -4,7 +4,7 @@
 //! Replicas share the work by shards; every write is fenced; shards are handed over in a rolling update
 //! and taken over after a crash; `/metrics`, `/livez` and `/readyz` answer on
 //! `LISTEN`.
-//! `configmap fence` and `configmap crd` print what has to be installed. docs/tutorial.md builds it.
+//! `configmap fence` and `configmap crd` print what has to be installed. docs/tutorial/library.md builds it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The metrics that a replica exports, as docs/metrics.md lists them; another test keeps that page true to the code.
+//! The metrics that a replica exports, as docs/reference/metrics.md lists them; another test keeps that page true to the code.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ impl Catalogue {
     /// # Errors
     /// When it cannot be read.
     pub fn read() -> std::io::Result<Self> {
-        let page = std::fs::read_to_string(crate::file("docs/metrics.md"))?;
+        let page = std::fs::read_to_string(crate::file("docs/reference/metrics.md"))?;
         let row = |line: &str| {
             let cells: Vec<&str> = line.split(" | ").map(str::trim).collect();
             let [name, kind, labels, _] = cells.as_slice() else {

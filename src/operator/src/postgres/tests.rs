@@ -457,7 +457,10 @@ fn memory_is_bounded_by_the_limit_or_by_what_is_reserved() {
 fn the_page_on_draining_names_every_local_volume() {
     let set = statefulset_manifest(&cluster(), None);
     let volumes = set.pointer("/spec/template/spec/volumes").unwrap();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/how-to/operations.md"
+    );
     let page = std::fs::read_to_string(path).unwrap();
     let (_, rest) = page.split_once("safe-to-evict-local-volumes\":\"").unwrap();
     let named: Vec<&str> = rest.split_once('"').unwrap().0.split(',').collect();

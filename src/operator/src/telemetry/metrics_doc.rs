@@ -1,4 +1,4 @@
-//! The page docs/metrics.md, written from the catalogue of metrics.
+//! The page docs/reference/metrics.md, written from the catalogue of metrics.
 
 use std::fmt::Write as _;
 
@@ -9,11 +9,11 @@ use crate::api::names::NAMES;
 const INTRODUCTION: &str = "# Metrics
 
 Every metric that a replica exports on `/metrics`. This page is generated from the catalogue in \
-[the library](../src/sharded-controller/src/metrics.rs) and in [the operator](../src/operator/src/telemetry/metrics.rs): after a change, run `UPDATE_DOCS=1 cargo test --test docs`.
+[the library](../../src/sharded-controller/src/metrics.rs) and in [the operator](../../src/operator/src/telemetry/metrics.rs): after a change, run `UPDATE_DOCS=1 cargo test --test docs`.
 
 `controller_runtime_*`, `workqueue_*`, `leader_election_*`, `rest_client_*` and `process_*` have the names, labels and \
 meanings that controllers of the field export, so that existing dashboards work. Times are in seconds, sizes in bytes. \
-Dashboards and alerts that use them: [dashboards](../dashboards/README.md).
+Dashboards and alerts that use them: [dashboards](../../dashboards/README.md).
 ";
 
 /// Metrics without a series before an event, with that event. All others exist from the start, or
