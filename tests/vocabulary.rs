@@ -27,10 +27,11 @@ const FOLDERS: &[&str] = &[
 const SKIPPED: &[&str] = &[
     "deploy/base/crd.yaml",
     "deploy/base/fence.yaml",
-    "deploy/chart/crds",
+    "deploy/chart/templates/generated-crd.yaml",
     "deploy/chart/dashboards",
     "deploy/components/alerts/prometheusrule.yaml",
     "deploy/install.yaml",
+    "deploy/olm/manifests",
     "docs/glossary.md",
     "tests/golden",
     "tests/upgrade/cc6f500",

@@ -1,19 +1,24 @@
 #!/usr/bin/env bash
 # Builds helm from its pinned Go module into a cache outside git, and prints where it is. HELM=path uses a ready-made one.
-# With "schemas" it prints the folder of the Prometheus operator's CustomResourceDefinitions instead (PROMETHEUS_CRDS).
+# With "schemas" it prints the folder of the Prometheus operator's CustomResourceDefinitions instead (PROMETHEUS_CRDS),
+# with "olm-schemas" that of the Operator Lifecycle Manager's (OLM_CRDS).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 say() { printf '%s\n' "chart-tools: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
-if [ "${1:-}" = schemas ] && [ -n "${PROMETHEUS_CRDS:-}" ]; then echo "$PROMETHEUS_CRDS"; exit 0; fi
-if [ "${1:-}" = schemas ]; then
-  folder=$(cd schemas && go mod download -json github.com/prometheus-operator/prometheus-operator | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
-  [ -d "$folder/example/prometheus-operator-crd" ] || fail "the module of the Prometheus operator could not be had; see the lines above"
-  echo "$folder/example/prometheus-operator-crd"
-  exit 0
-fi
+# Prints a folder of a Go module that is needed for its files only.
+files_of() { # module, folder
+  local folder
+  folder=$(cd schemas && go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+  [ -d "$folder/$2" ] || fail "Go module $1 is not available; see the lines above"
+  echo "$folder/$2"
+}
+case ${1:-} in
+schemas) echo "${PROMETHEUS_CRDS:-$(files_of github.com/prometheus-operator/prometheus-operator example/prometheus-operator-crd)}"; exit 0 ;;
+olm-schemas) echo "${OLM_CRDS:-$(files_of github.com/operator-framework/api crds)}"; exit 0 ;;
+esac
 if [ -n "${HELM:-}" ]; then
   [ -x "$HELM" ] || fail "HELM=$HELM is no executable; put it there or unset HELM"
   echo "$HELM"

@@ -7,5 +7,7 @@ mod image;
 mod install;
 mod manifests;
 mod namespaced;
+mod neighbours;
+mod olm;
 mod scale;
 mod support;

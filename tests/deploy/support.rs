@@ -139,6 +139,10 @@ pub(crate) fn prometheus_crds() -> PathBuf {
     built("tests/chart-tools/build.sh", "schemas")
 }
 
+pub(crate) fn olm_crds() -> PathBuf {
+    built("tests/chart-tools/build.sh", "olm-schemas")
+}
+
 pub(crate) fn kubectl() -> Command {
     static KUBECTL: OnceLock<PathBuf> = OnceLock::new();
     Command::new(KUBECTL.get_or_init(|| built("tests/control-plane/build.sh", "").join("kubectl")))

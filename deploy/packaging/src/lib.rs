@@ -7,6 +7,7 @@
 //! | [`deny`] | the check of licences, unwanted crates and sources |
 //! | [`elf`] | the check that a program needs no other file |
 //! | [`metadata`] | what the checks and the bill know of packages |
+//! | [`olm`] | the bundle for the Operator Lifecycle Manager |
 //! | [`sbom`] | the bill of materials (CycloneDX) of what is linked into the program |
 
 pub mod deny;
@@ -14,4 +15,5 @@ pub mod elf;
 pub mod image;
 pub mod manifests;
 pub mod metadata;
+pub mod olm;
 pub mod sbom;

@@ -9,6 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::olm;
+
 const NAMESPACE: &str = "databasecluster-system";
 const HEADER: &str = "\
 # Everything that the operator needs: kubectl apply -f install.yaml
@@ -19,15 +21,30 @@ const HEADER: &str = "\
 # Without the selector the API server refuses to delete the CustomResourceDefinition, and says why.
 ";
 
-/// Files of the base that are templates of the chart once the namespace is the release's, with the value of the chart
-/// that switches them off.
-const TEMPLATES: [(&str, Option<&str>); 5] = [
+/// Files of the base that are templates of the chart once names, labels and namespace are the release's, with the
+/// value of the chart that switches them off.
+const TEMPLATES: [(&str, Option<&str>); 6] = [
+    ("crd", Some(".Values.crds.create")),
     ("fence", None),
     ("flowcontrol", Some(".Values.flowControl.enabled")),
     ("guard", None),
     ("rbac", None),
     ("users", Some(".Values.userRoles.create")),
 ];
+
+/// Kinds that the chart has templates of its own for.
+const WRITTEN_BY_HAND: [&str; 2] = ["ClusterRoleBinding", "ServiceAccount"];
+/// Kinds without a namespace, whose names the chart derives from the release's namespace.
+const CLUSTER_SCOPED: [&str; 5] = [
+    "ClusterRole",
+    "FlowSchema",
+    "PriorityLevelConfiguration",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
+/// Keys whose value is the name of one of those.
+const REFERENCES: [&str; 2] = ["  policyName: ", "    name: databasecluster-"];
+const APP: &str = "databasecluster-operator";
 
 /// The dashboards that the chart brings.
 const DASHBOARDS: [&str; 3] = ["databases.json", "fleet.json", "replica.json"];
@@ -67,10 +84,13 @@ pub fn generate(deploy: &Path) -> Result<BTreeMap<String, String>> {
         install.push_str("---\n");
         install.push_str(&without_header(&read(name)?));
     }
-    let mut files = BTreeMap::from([
-        ("install.yaml".to_owned(), install),
-        ("chart/crds/crd.yaml".to_owned(), read("crd.yaml")?),
-    ]);
+    let beside = |name: &str| {
+        let path = deploy.join(name);
+        fs::read(&path).with_context(|| format!("read {}", path.display()))
+    };
+    let example = String::from_utf8(beside("samples/smallest.yaml")?)?;
+    let mut files = olm::bundle(&install, &example, &beside("../docs/pictures/icon.svg")?)?;
+    files.insert("install.yaml".to_owned(), install);
     for (name, switch) in TEMPLATES {
         let text = template(&read(&format!("{name}.yaml"))?, switch)
             .with_context(|| format!("deploy/base/{name}.yaml"))?;
@@ -129,14 +149,9 @@ fn template(text: &str, switch: Option<&str>) -> Result<String> {
     if text.contains("{{") {
         bail!("'{{{{' would be understood by Helm");
     }
-    let objects = text.split("---\n");
-    // The chart has a template of its own for this one.
-    let kept: Vec<&str> = objects
-        .filter(|o| !o.contains("\nkind: ClusterRoleBinding\n"))
-        .collect();
-    let body = kept
-        .join("---\n")
-        .replace(NAMESPACE, "{{ .Release.Namespace }}");
+    let text = without_header(text);
+    let objects = text.split("---\n").map(object_template);
+    let body = objects.flatten().collect::<Vec<_>>().join("---\n");
     let (begin, end) = match switch {
         Some(switch) => (format!("{{{{- if {switch} }}}}\n"), "{{- end }}\n"),
         None => (String::new(), ""),
@@ -144,6 +159,66 @@ fn template(text: &str, switch: Option<&str>) -> Result<String> {
     Ok(format!(
         "# Generated from deploy/base, do not edit: run `make manifests`.\n{begin}{body}{end}"
     ))
+}
+
+/// One object with the release's names, labels and namespace; none if the chart has a template of its own for it.
+fn object_template(object: &str) -> Option<String> {
+    let kind = object.lines().find_map(|line| line.strip_prefix("kind: "));
+    let kind = kind.unwrap_or_default();
+    if WRITTEN_BY_HAND.contains(&kind) {
+        return None;
+    }
+    let is_cluster_scoped = CLUSTER_SCOPED.contains(&kind);
+    let mut is_named = false;
+    let mut made = String::new();
+    for line in object.lines() {
+        made.push_str(line);
+        let is_own_name = !is_named && line.starts_with("  name: ");
+        is_named |= is_own_name;
+        if is_cluster_scoped
+            && (is_own_name || REFERENCES.iter().any(|key| is_reference(line, key)))
+        {
+            made.push_str("{{ include \"operator.suffix\" . }}");
+        }
+        made.push('\n');
+    }
+    let account = "{{ include \"operator.serviceAccountName\" . }}";
+    let labels = "\n    {{- include \"operator.labels\" . | nindent 4 }}\n";
+    let made = made
+        .replacen(&format!("\n    app.kubernetes.io/name: {APP}\n"), labels, 1)
+        .replace(
+            &format!("system:serviceaccount:{NAMESPACE}:{APP}"),
+            &format!("system:serviceaccount:{NAMESPACE}:{account}"),
+        )
+        // Subjects of bindings and of FlowSchemas.
+        .replace(
+            &format!("- kind: ServiceAccount\n  name: {APP}\n"),
+            &format!("- kind: ServiceAccount\n  name: {account}\n"),
+        )
+        .replace(
+            &format!("serviceAccount:\n        name: {APP}\n"),
+            &format!("serviceAccount:\n        name: {account}\n"),
+        )
+        .replace(
+            "database.io/watch-namespaces: \"\"",
+            "database.io/watch-namespaces: {{ join \",\" .Values.watchNamespaces | quote }}",
+        )
+        .replace(NAMESPACE, "{{ .Release.Namespace }}");
+    Some(match kind {
+        // An uninstallation leaves the kinds with all their objects.
+        "CustomResourceDefinition" => made.replacen(
+            "\nmetadata:\n",
+            "\nmetadata:\n  annotations:\n    helm.sh/resource-policy: keep\n",
+            1,
+        ),
+        _ => made,
+    })
+}
+
+/// Whether a line is a reference to a cluster-scoped object of ours.
+fn is_reference(line: &str, key: &str) -> bool {
+    // The parameter of a policy is the shard table, which is in the release's namespace.
+    line.starts_with(key) && !line.ends_with("databasecluster-shards")
 }
 
 /// Writes what [`generate`] gives.
@@ -176,15 +251,67 @@ mod tests {
     }
 
     #[test]
-    fn template_uses_the_release_namespace_and_no_other_binding() {
-        let base = "a: databasecluster-system\n---\nx: y\nkind: ClusterRoleBinding\n---\nb: c\n";
+    fn template_has_the_names_labels_and_namespace_of_the_release() {
+        let base = "\
+# Generated, do not edit.
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: databasecluster-fence-order
+  labels:
+    app.kubernetes.io/name: databasecluster-operator
+spec:
+  policyName: databasecluster-fence-order
+  paramRef:
+    name: databasecluster-shards
+    namespace: databasecluster-system
+---
+kind: ClusterRoleBinding
+---
+kind: FlowSchema
+spec:
+  priorityLevelConfiguration:
+    name: databasecluster-reconcile
+  rules:
+  - subjects:
+    - kind: ServiceAccount
+      serviceAccount:
+        name: databasecluster-operator
+---
+kind: Role
+metadata:
+  name: databasecluster-operator
+";
         let made = template(base, Some(".Values.x")).unwrap();
-        assert!(
-            made.contains(
-                "{{- if .Values.x }}\na: {{ .Release.Namespace }}\n---\nb: c\n{{- end }}"
-            )
-        );
-        assert!(!made.contains("ClusterRoleBinding"));
+        let wanted = "\
+{{- if .Values.x }}
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: databasecluster-fence-order{{ include \"operator.suffix\" . }}
+  labels:
+    {{- include \"operator.labels\" . | nindent 4 }}
+spec:
+  policyName: databasecluster-fence-order{{ include \"operator.suffix\" . }}
+  paramRef:
+    name: databasecluster-shards
+    namespace: {{ .Release.Namespace }}
+---
+kind: FlowSchema
+spec:
+  priorityLevelConfiguration:
+    name: databasecluster-reconcile{{ include \"operator.suffix\" . }}
+  rules:
+  - subjects:
+    - kind: ServiceAccount
+      serviceAccount:
+        name: {{ include \"operator.serviceAccountName\" . }}
+---
+kind: Role
+metadata:
+  name: databasecluster-operator
+{{- end }}
+";
+        let (_, made) = made.split_once("`make manifests`.\n").unwrap();
+        assert_eq!(made, wanted);
         assert!(template("a: '{{ b }}'", None).is_err());
     }
 

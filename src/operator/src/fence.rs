@@ -3,6 +3,7 @@
 use sharded_controller::fence_policies::{Fence, FencedKind, Owner, OwnerReference};
 
 use crate::api::names::{self, NAMES};
+use crate::config::DEFAULT_NAMESPACE;
 
 /// The fence of this operator, installed in `namespace`.
 #[must_use]
@@ -12,6 +13,7 @@ pub fn fence(namespace: &str) -> Fence {
         names: NAMES,
         namespace: namespace.to_owned(),
         service_account: NAMES.app.to_owned(),
+        policy_suffix: installation_suffix(namespace),
         owner: Owner {
             group: names::GROUP.to_owned(),
             kind: names::KIND.to_owned(),
@@ -37,6 +39,15 @@ pub fn fence(namespace: &str) -> Fence {
     }
 }
 
+/// Ends the names of the cluster-scoped objects of the installation in `namespace`, so that each installation in a
+/// cluster has its own. Empty in the default namespace. The chart has the same rule (`operator.suffix`).
+fn installation_suffix(namespace: &str) -> String {
+    match namespace {
+        DEFAULT_NAMESPACE => String::new(),
+        other => format!(".{other}"),
+    }
+}
+
 /// The text of `deploy/base/fence.yaml`.
 #[must_use]
 pub fn fence_yaml(namespace: &str) -> String {
@@ -48,8 +59,8 @@ const HEADER: &str = "\
 # The fence: the API server itself refuses what a replica of the operator must not write. The policies bind the
 # operator's ServiceAccount and ignore all other users; docs/fence.md describes what they guarantee and what they do not.
 #
-# For another namespace: `databasecluster-operator fence --namespace NAME`. At its start each replica checks that the
-# fence matches it, and reports the result in /readyz.
+# For another namespace: `databasecluster-operator fence --namespace NAME`, whose policies have names that end with
+# `.NAME`. At its start each replica checks that the fence matches it, and reports the result in /readyz.
 #
 # The CustomResourceDefinition of ShardTables must be served before these policies are applied.
 ";
@@ -89,6 +100,9 @@ mod tests {
         let policy_kind = "ValidatingAdmissionPolicy";
         let policies = names(policy_kind);
         assert_eq!(policies.len(), 12);
+        let of_here = |name: &String| name.ends_with(".here");
+        assert!(policies.iter().all(of_here), "{policies:?}");
+        assert!(!fence_yaml(DEFAULT_NAMESPACE).contains("name: databasecluster-fence-order."));
         assert_eq!(policies, names("ValidatingAdmissionPolicyBinding"));
         let account = "system:serviceaccount:here:databasecluster-operator";
         let of_policies = documents

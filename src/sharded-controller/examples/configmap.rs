@@ -115,6 +115,7 @@ fn fence(namespace: &str) -> Fence {
         names: NAMES,
         namespace: namespace.to_owned(),
         service_account: NAMES.app.to_owned(),
+        policy_suffix: String::new(),
         owner: Owner::read_only("", "ConfigMap", "configmaps"),
         kinds: vec![kind],
     }

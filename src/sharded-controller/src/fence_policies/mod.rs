@@ -35,6 +35,10 @@ pub struct Fence {
     pub namespace: String,
     /// ServiceAccount of the operator.
     pub service_account: String,
+    /// Ends the names of all policies. Policies are cluster-scoped, so two installations of one operator in a
+    /// cluster need different suffixes; empty where there is one. A name that ends with it must be valid: `.` and
+    /// the namespace, for example.
+    pub policy_suffix: String,
     /// The kind whose objects the operator reconciles.
     pub owner: Owner,
     /// The other kinds that it writes. Services are fenced in any case: by dry runs of one each replica proves
@@ -148,6 +152,7 @@ impl Fence {
             ("$USER", user.as_str()),
             ("$NAMESPACE", &self.namespace),
             ("$PREFIX", names.prefix),
+            ("$SUFFIX", &self.policy_suffix),
             ("$APP", names.app),
             ("$DOMAIN", names.domain),
             ("$LEASE_DIGITS_AT", &lease_digits_at),
@@ -238,6 +243,7 @@ mod tests {
             },
             namespace: "names".to_owned(),
             service_account: "account".to_owned(),
+            policy_suffix: ".names".to_owned(),
             owner,
             kinds: vec![FencedKind::new(
                 "",
@@ -257,7 +263,12 @@ mod tests {
         };
         let body = fence(owner).yaml();
         assert!(!body.replace("$'", "").contains('$'), "{body}");
-        for given in ["pre-fence-order", "dom.example/bucket", "own.example"] {
+        for given in [
+            "  name: pre-fence-order.names\n",
+            "policyName: pre-fence-order.names\n",
+            "dom.example/bucket",
+            "own.example",
+        ] {
             assert!(body.contains(given), "{given} is not in {body}");
         }
     }

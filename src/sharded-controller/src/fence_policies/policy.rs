@@ -99,7 +99,7 @@ impl Policy {
         write_head(out, "ValidatingAdmissionPolicyBinding", name)?;
         writeln!(
             out,
-            "spec:\n  policyName: $PREFIX-{name}\n  validationActions: [\"Deny\"]"
+            "spec:\n  policyName: $PREFIX-{name}$SUFFIX\n  validationActions: [\"Deny\"]"
         )?;
         if self.reads_table {
             write!(
@@ -185,7 +185,7 @@ impl Policy {
 fn write_head(out: &mut String, kind: &str, name: &str) -> std::fmt::Result {
     write!(
         out,
-        "apiVersion: admissionregistration.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: $PREFIX-{name}\n  labels:\n    \
+        "apiVersion: admissionregistration.k8s.io/v1\nkind: {kind}\nmetadata:\n  name: $PREFIX-{name}$SUFFIX\n  labels:\n    \
          app.kubernetes.io/name: $APP\n"
     )
 }
