@@ -9,5 +9,6 @@ mod manifests;
 mod namespaced;
 mod neighbours;
 mod olm;
+mod release;
 mod scale;
 mod support;
