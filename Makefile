@@ -121,6 +121,10 @@ manifests: ## writes the generated files below deploy/
 	@mv deploy/base/.fence.yaml.part deploy/base/fence.yaml
 	@cargo run --locked --quiet -p packaging -- manifests
 
+.PHONY: book
+book: ## the documentation as a site, with checked links; OUT=folder
+	@tests/book/build.sh $(OUT)
+
 .PHONY: rights
 rights: ready ## compares what the operator may do with what it did in the tests, by their audit logs
 	@exec tests/rights.sh

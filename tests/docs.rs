@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use databasecluster_operator::api;
 use databasecluster_operator::telemetry::metrics_doc;
 use serde_json::Value;
@@ -76,6 +77,140 @@ fn every_condition_reason_is_documented() {
             "docs/reference/databasecluster.md does not explain {reason}"
         );
     }
+}
+
+/// Pages with shell blocks for readers.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![path("README.md"), path("CHANGELOG.md"), path("SECURITY.md")];
+    let mut folders = vec![path("docs"), path("dashboards"), path("deploy/chart")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages
+}
+
+/// The line before a block says where it runs, or why not:
+/// `<!-- run: fleet -->` and `<!-- run: install -->` (tests/deploy/pages.rs), `<!-- run by: FILE -->`, a test that reads
+/// the page, or `<!-- not run: REASON -->`.
+fn problem_of_mark(mark: &str, page: &str) -> Option<String> {
+    let mark = mark
+        .trim()
+        .strip_prefix("<!-- ")
+        .and_then(|mark| mark.strip_suffix(" -->"));
+    let (key, value) = mark
+        .and_then(|mark| mark.split_once(": "))
+        .unwrap_or_default();
+    let is_fine = match key {
+        "run" => ["fleet", "install"].contains(&value),
+        "run by" => fs::read_to_string(path(value)).is_ok_and(|test| test.contains(page)),
+        "not run" => value.len() > 10,
+        _ => false,
+    };
+    (!is_fine).then(|| {
+        "the line before must be `<!-- run: fleet -->`, `<!-- run: install -->`, `<!-- run by: FILE -->` or \
+         `<!-- not run: REASON -->`"
+            .to_owned()
+    })
+}
+
+#[test]
+fn shell_blocks_run_in_a_test_or_say_why_not() {
+    let mut found = Vec::new();
+    let mut blocks = 0;
+    for file in pages() {
+        let name = file.strip_prefix(path("")).unwrap().display().to_string();
+        let text = fs::read_to_string(&file).unwrap();
+        let mut before = "";
+        let mut is_code = false;
+        for (number, line) in text.lines().enumerate() {
+            let fence = line.trim_start().strip_prefix("```");
+            if let (Some(language), false) = (fence, is_code) {
+                let is_shell = ["sh", "bash", "shell", "console"].contains(&language);
+                blocks += usize::from(is_shell);
+                let problem = problem_of_mark(before, &name).filter(|_| is_shell);
+                found.extend(problem.map(|problem| format!("{name}:{}: {problem}", number + 1)));
+            }
+            is_code ^= fence.is_some();
+            before = line;
+        }
+    }
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+    assert!(blocks > 50, "only {blocks} blocks");
+}
+
+#[test]
+fn marks_of_shell_blocks_are_checked() {
+    for mark in [
+        "",
+        "<!-- run: elsewhere -->",
+        "<!-- not run: no -->",
+        "<!-- run by: tests/none.rs -->",
+    ] {
+        assert!(problem_of_mark(mark, "docs/fence.md").is_some(), "{mark}");
+    }
+    let by = "<!-- run by: tests/upgrade/main.rs -->";
+    assert!(problem_of_mark(by, "docs/fence.md").is_some());
+    assert_eq!(problem_of_mark(by, "docs/how-to/operations.md"), None);
+    assert_eq!(
+        problem_of_mark("<!-- not run: needs a registry -->", ""),
+        None
+    );
+}
+
+#[test]
+fn every_flag_of_run_is_documented_with_its_default() {
+    let page = fs::read_to_string(path("docs/reference/command-line.md")).unwrap();
+    let command =
+        databasecluster_operator::config::RunArgs::augment_args(clap::Command::new("run"));
+    let mut flags = 0;
+    for argument in command.get_arguments() {
+        let name = argument.get_long().unwrap();
+        let defaults = argument.get_default_values();
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `--{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/reference/command-line.md has no --{name}"));
+        let takes_value = argument.get_action().takes_values();
+        if let (Some(default), true) = (defaults.first(), takes_value) {
+            let default = default.to_str().unwrap();
+            assert!(
+                row.contains(&format!("| `{default}` |")),
+                "{row}: the default is {default}"
+            );
+        }
+        flags += 1;
+    }
+    assert!(flags > 15, "{flags}");
+}
+
+/// mdBook's table of contents; `make book` builds the site and checks its links.
+#[test]
+fn summary_names_every_page() {
+    let summary = fs::read_to_string(path("docs/SUMMARY.md")).unwrap();
+    let docs = path("docs");
+    let named: Vec<PathBuf> = summary
+        .lines()
+        .filter_map(|line| line.split_once("](")?.1.strip_suffix(')'))
+        .map(|name| docs.join(name))
+        .collect();
+    for page in pages().iter().filter(|page| page.starts_with(&docs)) {
+        let count = named.iter().filter(|name| *name == page).count();
+        let is_summary = page.ends_with("SUMMARY.md");
+        assert_eq!(
+            count,
+            usize::from(!is_summary),
+            "{} in docs/SUMMARY.md",
+            page.display()
+        );
+    }
+    assert!(named.iter().all(|page| page.is_file()), "{named:?}");
 }
 
 /// The fields of spec and status, and the rules about the whole object.

@@ -12,7 +12,7 @@ export AUDIT_KEEP
 trap 'rm -rf "$log" "$AUDIT_KEEP"' EXIT
 
 # The number of the part, the time so far, and the next part.
-parts=("set-up" "control plane" "helm" "format" "licences and sources of dependencies" "lint" "documentation" "program"
+parts=("set-up" "control plane" "helm" "format" "licences and sources of dependencies" "lint" "documentation" "documentation as a site" "program"
   "lint, with failpoints" "program with failpoints" "tests")
 # Only all tests together use all rights.
 [ -n "${TEST_ARGS:-}" ] || parts+=("rights as used")
@@ -61,6 +61,7 @@ if [ "$failed" -eq 0 ]; then
   check "licences and sources of dependencies" cargo run --quiet --locked -p packaging -- deny
   check "lint" cargo clippy --workspace --all-targets --locked -- -D warnings
   check "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps -p shard-ownership -p sharded-controller -p databasecluster-operator --locked
+  check "documentation as a site" tests/book/build.sh
   check "program" cargo build --workspace --bins --examples --locked
   # After the others, beside which it is stored: the same program, with failpoints for tests.
   check "lint, with failpoints" cargo clippy --bins --features failpoints --locked -- -D warnings

@@ -9,6 +9,7 @@ mod manifests;
 mod namespaced;
 mod neighbours;
 mod olm;
+mod pages;
 mod release;
 mod scale;
 mod support;

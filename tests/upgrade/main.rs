@@ -116,7 +116,6 @@ fn commands() -> Vec<String> {
 
 /// The arguments of kubectl.
 fn words(command: &str) -> Vec<String> {
-    let command = command.replace("OP ", "kubectl -n databasecluster-system ");
     let command = command.replace("deploy/", &format!("{}/deploy/", repository().display()));
     // Only the first word after kubectl's flags may be a folder of this repository.
     let command = command.replace(
