@@ -189,10 +189,9 @@ fn write_child(record: &ChildRecord, group: &str, out: &mut Writer) {
             out.uid(owner.uid());
         }
     }
-    for digest in [*token, fingerprint.map(|one| one.0), *contents] {
-        if let Some(digest) = digest {
-            out.0.extend_from_slice(&digest.to_le_bytes());
-        }
+    let digests = [*token, fingerprint.map(|one| one.0), *contents];
+    for digest in digests.into_iter().flatten() {
+        out.0.extend_from_slice(&digest.to_le_bytes());
     }
     if let Some(generation) = rendered_from_generation {
         out.signed(*generation);
