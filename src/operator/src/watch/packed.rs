@@ -1,8 +1,8 @@
-//! Records as they are stored: packed into bytes, which take a sixth of the memory of the records.
+//! Records as they are stored: packed into bytes, which take less than a quarter of the memory.
 //!
 //! A number takes as many bytes as it needs, a uid 16, a time 5; what follows from the name of the cluster, such as
-//! the names of its children, is not stored. A record is unpacked when it is read, in about a microsecond. Nothing
-//! outside of this process sees the bytes, so they need no version.
+//! the names of its children, is not stored. A record is unpacked when it is read. Nothing outside of this process
+//! sees the bytes, so they need no version.
 //!
 //! Each record is taken apart without `..`: a new field that is not packed does not compile.
 
