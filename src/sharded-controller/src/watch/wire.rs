@@ -42,8 +42,8 @@ pub struct Line<'a> {
 impl<'a> Line<'a> {
     /// Splits a line.
     ///
-    /// A line as the API server writes it is split by its beginning and its end, and whoever decodes the object
-    /// finds what is wrong in it: an object is read once, not first to find its end.
+    /// A line as the API server writes it is split by its beginning and its end, and what is wrong in the object
+    /// shows when it is decoded: an object is read once, not first to find its end.
     ///
     /// # Errors
     /// When the line is not JSON with a type and an object.
