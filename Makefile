@@ -150,6 +150,13 @@ bench: ready release ## the operator beside a Go operator for the same job, in o
 	@$(call build,benchmarks,the measurement) -p benchmarks
 	@exec "$(DEBUG)/benchmarks" bench --json .run/bench.json
 
+.PHONY: bench-requests
+bench-requests: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+bench-requests: ready release ## requests and the API server's CPU of a DatabaseCluster created and changed, beside the Go peer, and by kind of request; CLUSTERS=300, ROUNDS=1
+	@$(call build,benchmarks,the measurement) -p benchmarks
+	@"$(DEBUG)/benchmarks" work --peer
+	@exec "$(DEBUG)/benchmarks" writes
+
 # Only the operator is built for speed: what observes it need not be.
 .PHONY: release
 release:

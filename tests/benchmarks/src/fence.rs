@@ -166,7 +166,7 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     Sorted::new(values).percentile(50).unwrap_or_default()
 }
 
-fn tables(client: &Client) -> Api<DynamicObject> {
+pub(crate) fn tables(client: &Client) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("database.io", "v1", "ShardTable");
     let resource = ApiResource::from_gvk(&kind);
     Api::namespaced_with(client.clone(), OPERATOR_NAMESPACE, &resource)

@@ -13,6 +13,7 @@ mod relist;
 mod requests;
 mod series;
 mod watch;
+mod writes;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -139,6 +140,29 @@ enum Benchmark {
         #[arg(long)]
         json: Option<std::path::PathBuf>,
     },
+    /// What created and changed DatabaseClusters ask of the API server, and what it spends on them.
+    Work {
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 300)]
+        clusters: usize,
+        /// Replicas of the operator.
+        #[arg(long, env = "REPLICAS", default_value_t = REPLICAS)]
+        replicas: usize,
+        /// How often each is measured.
+        #[arg(long, env = "ROUNDS", default_value_t = 1)]
+        rounds: usize,
+        /// Measures the Go peer too.
+        #[arg(long)]
+        peer: bool,
+        /// Programs of the operator to compare; by default the one of OPERATOR_BIN.
+        programs: Vec<std::path::PathBuf>,
+    },
+    /// What each request of a reconcile costs the API server, by the way in which it is sent.
+    Writes {
+        /// Requests of each kind in each round.
+        #[arg(long, default_value_t = 60)]
+        requests: usize,
+    },
     /// What the API server's fence adds to a write.
     Fence {
         /// Writes in each row of the table.
@@ -171,6 +195,21 @@ async fn main() -> ExitCode {
             Benchmark::Join { replicas } => handover::join(replicas).await,
             Benchmark::Cluster { clusters } => cluster::cluster(clusters).await,
             Benchmark::Series { clusters } => series::series(clusters).await,
+            Benchmark::Work {
+                clusters,
+                replicas,
+                rounds,
+                peer,
+                programs,
+            } => {
+                let size = bench::work::Size {
+                    clusters,
+                    replicas,
+                    rounds,
+                };
+                bench::work::work(size, peer, &programs).await
+            }
+            Benchmark::Writes { requests } => writes::writes(requests).await,
             Benchmark::Fence { writes } => fence::fence(writes).await,
             Benchmark::Bench {
                 clusters,

@@ -27,6 +27,8 @@ impl Requests {
             let expected_at_rest = is_expected_at_rest(event);
             let note = if expected_at_rest && event.verb != "watch" {
                 " (heartbeat)"
+            } else if event.uri.contains("dryRun=") {
+                " (dry run)"
             } else {
                 ""
             };

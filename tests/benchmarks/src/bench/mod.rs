@@ -5,6 +5,7 @@ mod children;
 mod contender;
 mod peer;
 mod report;
+pub(crate) mod work;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
