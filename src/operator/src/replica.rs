@@ -20,6 +20,8 @@ use crate::watch::store::Store;
 
 /// How often everything is applied once more, for drift that no watch reports.
 const SWEEP: Duration = Duration::from_secs(3600);
+/// How long a new spec that was applied goes unreported, while there is nothing but its progress to report.
+const REPORT_DELAY: Duration = Duration::from_secs(1);
 
 /// Runs a replica until it is asked to stop and has handed everything back.
 ///
@@ -42,6 +44,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), Controll
         cache_entries: args.cache_entries,
         cache_ttl: args.cache_ttl,
         sweep_interval: SWEEP,
+        report_delay: REPORT_DELAY,
     };
     let clock = controller.clock();
     let reconciler = Reconciler::new(

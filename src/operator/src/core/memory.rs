@@ -97,6 +97,8 @@ struct Rare {
     refused: Vec<Box<str>>,
     /// The time that was reported for the next retry.
     next_try: Option<Timestamp>,
+    /// The generation that was applied and is not reported, and since when.
+    applied: Option<(i64, u64)>,
 }
 
 /// What is known of the Secret of one cluster, which the operator must not read.
@@ -414,6 +416,34 @@ impl Memory {
         let next_try = &mut self.rare().next_try;
         let known = next_try.filter(is_same);
         *next_try.insert(known.unwrap_or(at))
+    }
+
+    /// Records that a generation was applied that is not reported yet.
+    pub(crate) fn applied(&mut self, generation: i64, now_ms: u64) {
+        let applied = &mut self.rare().applied;
+        if applied.is_none_or(|(known, _)| known != generation) {
+            *applied = Some((generation, now_ms));
+        }
+    }
+
+    /// Records that what was applied is reported.
+    pub(crate) fn reported(&mut self) {
+        self.change_rare(|rare| rare.applied = None);
+    }
+
+    /// For how much longer a generation that was applied need not be reported, if nothing but its
+    /// progress could be, in milliseconds; none once it was applied `delay_ms` ago, and when that is
+    /// not known.
+    #[must_use]
+    pub(crate) fn report_rest_ms(
+        &self,
+        generation: i64,
+        delay_ms: u64,
+        now_ms: u64,
+    ) -> Option<u64> {
+        let (known, since_ms) = self.rare.as_ref()?.applied?;
+        let rest_ms = delay_ms.saturating_sub(now_ms.saturating_sub(since_ms));
+        (known == generation && rest_ms > 0).then_some(rest_ms)
     }
 
     /// Whether everything was last applied so long ago that it is time to do it once more.

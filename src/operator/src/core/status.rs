@@ -148,7 +148,7 @@ pub(crate) fn compute_status(done: &Done<'_>) -> StatusUpdate {
         }),
     };
     StatusUpdate {
-        notice: notice(&was, &is, cluster.spec.replicas),
+        notice: notice(&was, &is, before.ready_replicas, cluster.spec.replicas),
         next: if matches!(is, Stage::Ready(_)) {
             Next::Ready
         } else {
@@ -171,9 +171,10 @@ fn storage_size(done: &Done<'_>) -> Option<String> {
     size.map(str::to_owned)
 }
 
-fn notice(was: &Stage, is: &Stage, wanted: i32) -> Option<Notice> {
+fn notice(was: &Stage, is: &Stage, were_ready: i32, wanted: i32) -> Option<Notice> {
     match (was, is) {
-        (Stage::Ready(_), Stage::Ready(_)) => None,
+        // A change that settled before it was reported: the number is the news.
+        (Stage::Ready(_), Stage::Ready(_)) if were_ready == wanted => None,
         (_, Stage::Ready(_)) => Some(Notice::Ready(format!("ready with {wanted} replicas"))),
         (_, Stage::Terminating(new)) if new.why().reason == reason::TERMINATING => None,
         (Stage::Degraded(old), Stage::Degraded(_) | Stage::Terminating(_))

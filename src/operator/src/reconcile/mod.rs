@@ -51,6 +51,9 @@ pub(crate) struct ReconcilerConfig {
     pub cache_ttl: Duration,
     /// How often everything is applied once more, for drift that no watch reported.
     pub sweep_interval: Duration,
+    /// How long a new spec that was applied goes unreported, while there is nothing but its progress to
+    /// report.
+    pub report_delay: Duration,
 }
 
 /// Brings clusters to their desired state, one at a time.
@@ -62,6 +65,7 @@ pub(crate) struct Reconciler {
     events: Events,
     lookups: Lookups,
     sweep_interval_ms: u64,
+    report_delay_ms: u64,
     /// What is remembered of our own writes. Bounded by the clusters of our shards. Locked for one
     /// map operation or one pure decision, never across an await.
     memories: DashMap<ObjectKey, Memory>,
@@ -90,6 +94,7 @@ impl Reconciler {
                 config.cache_ttl,
             ),
             sweep_interval_ms: u64::try_from(config.sweep_interval.as_millis()).unwrap_or(u64::MAX),
+            report_delay_ms: u64::try_from(config.report_delay.as_millis()).unwrap_or(u64::MAX),
             store,
             metrics,
             memories: DashMap::new(),

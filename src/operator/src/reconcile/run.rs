@@ -34,7 +34,7 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 
 /// What was done is reported after this time at the latest, when others wait for their first write: the
 /// watch, which shows the changed StatefulSet, brings the cluster back sooner, behind those.
-const REPORT_MS: u64 = 500;
+const REPORT_MS: u64 = 1_000;
 
 /// Shortest and longest pause between checks for leftovers of a former cluster, in milliseconds;
 /// between these bounds, half of the time waited.
@@ -299,6 +299,9 @@ impl<'a> Run<'a> {
         if applied.changed && applied.is_plain() && self.backlog.others_wait() {
             return Ok(self.outcome(Next::RequeueAfter { ms: REPORT_MS }));
         }
+        if let Some(ms) = self.report_later_ms(owned, &applied) {
+            return Ok(self.outcome(Next::RequeueAfter { ms }));
+        }
         let pods = self.diagnose_pods(owned, &applied).await;
         if pods.as_ref().is_some_and(|pods| pods.why.is_none())
             && self.initialized
@@ -356,6 +359,27 @@ impl<'a> Run<'a> {
                 Ok(self.outcome(late.unwrap_or(update.next)))
             }
         }
+    }
+
+    /// Milliseconds until a new spec is reported that was applied and of which nothing but progress is
+    /// known; none if it is time, or if there is more to report. What becomes ready until then costs
+    /// one write of the status, not two.
+    fn report_later_ms(&self, owned: Option<&StatefulSetRecord>, applied: &Applied) -> Option<u64> {
+        let (cluster, reconciler) = (self.cluster, self.reconciler);
+        if cluster.status.observed_generation == cluster.generation || !applied.is_plain() {
+            return None;
+        }
+        let is_ready =
+            !applied.changed && workload(owned, cluster.spec.replicas) == Workload::Settled;
+        let now_ms = reconciler.clock.now_ms();
+        reconciler.with_memory(cluster, |memory| {
+            if applied.changed {
+                memory.applied(cluster.generation, now_ms);
+            }
+            let delay_ms = reconciler.report_delay_ms;
+            let rest_ms = memory.report_rest_ms(cluster.generation, delay_ms, now_ms);
+            rest_ms.filter(|_| !is_ready)
+        })
     }
 
     /// Milliseconds until Pods that are not ready are asked why, if that time is yet to come.
@@ -493,7 +517,11 @@ impl<'a> Run<'a> {
                 .set_status(self.permit, &self.cluster.key, &self.version, status)
                 .await;
             match written {
-                Ok(version) => self.wrote_cluster(version),
+                Ok(version) => {
+                    self.wrote_cluster(version);
+                    let reconciler = self.reconciler;
+                    reconciler.with_memory(self.cluster, Memory::reported);
+                }
                 Err(refusal @ Refusal::Fenced { .. }) => {
                     return Err(self.status_refused(refusal, update.notice.as_ref()).await);
                 }

@@ -128,7 +128,7 @@ async fn status_write_is_postponed_while_other_objects_wait() {
         outcome,
         Outcome {
             wrote: true,
-            next: Next::RequeueAfter { ms: 500 }
+            next: Next::RequeueAfter { ms: 1_000 }
         }
     );
     assert_eq!(world.object(STATEFULSET).unwrap()["spec"]["replicas"], 3);
@@ -139,6 +139,118 @@ async fn status_write_is_postponed_while_other_objects_wait() {
     world.reconcile_beside(&CROWDED).await.unwrap();
     assert_eq!(world.phase(), Phase::Scaling);
     assert_eq!(world.cluster().status.observed_generation, 2);
+}
+
+/// How long the replica of these tests leaves progress unreported.
+const DELAY: Duration = Duration::from_secs(1);
+
+fn patient() -> World {
+    World::with_delay(Fake::default(), 1, DELAY)
+}
+
+fn status_writes(requests: &[String]) -> usize {
+    let status = format!("PATCH {CLUSTER}/status");
+    requests.iter().filter(|line| **line == status).count()
+}
+
+#[tokio::test]
+async fn cluster_that_becomes_ready_within_a_second_costs_one_status_and_one_event() {
+    let world = patient();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(outcome.next, Next::RequeueAfter { ms: 1_000 });
+    // The watch shows what was written: still nothing but progress.
+    world.time.advance(DELAY / 4);
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!(outcome.next, Next::RequeueAfter { ms: 750 });
+    world.set_pods(1, 1);
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!((outcome.wrote, outcome.next), (true, Next::Ready));
+    assert_eq!(world.phase(), Phase::Ready);
+    let requests = world.requests();
+    assert_eq!(status_writes(&requests), 1, "{requests:?}");
+    assert_eq!(
+        world.notes(),
+        ["Normal DatabaseReady ready with 1 replicas"]
+    );
+}
+
+#[tokio::test]
+async fn change_that_settles_within_a_second_costs_three_requests() {
+    let world = patient();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+    world.reconcile().await.unwrap();
+    world.set_pods(1, 1);
+    world.reconcile().await.unwrap();
+    world.reconcile().await.unwrap();
+    world.requests();
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 1}));
+    world.reconcile().await.unwrap();
+    world.reconcile().await.unwrap();
+    assert_eq!(world.cluster().status.observed_generation, 1);
+    world.set_pods(1, 1);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.phase(), Phase::Ready);
+    assert_eq!(world.cluster().status.observed_generation, 2);
+    assert_eq!(
+        world.requests(),
+        [
+            format!("POST {SECRETS}"),
+            format!("PATCH {STATEFULSET}"),
+            format!("PATCH {CLUSTER}/status"),
+        ]
+    );
+    // It was Ready all along, so there is no Event; another number of instances is one.
+    assert_eq!(world.notes().len(), 1);
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 3}));
+    world.reconcile().await.unwrap();
+    world.set_pods(3, 3);
+    world.reconcile().await.unwrap();
+    let notes = world.notes();
+    let expected = "Normal DatabaseReady ready with 3 replicas".to_owned();
+    assert!(notes.contains(&expected), "{notes:?}");
+}
+
+#[tokio::test]
+async fn progress_is_reported_after_a_second_and_problems_at_once() {
+    let world = patient();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 3}));
+    world.reconcile().await.unwrap();
+    world.set_pods(3, 1);
+    world.reconcile().await.unwrap();
+    assert!(world.cluster().status.phase.is_none(), "not yet");
+    world.time.advance(DELAY);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.phase(), Phase::Scaling);
+    assert_eq!(
+        world.condition(ConditionType::Ready).2,
+        "1 of 3 instances are ready"
+    );
+    // The generation is reported: what follows is reported as it comes.
+    world.set_pods(3, 2);
+    world.reconcile().await.unwrap();
+    assert_eq!(
+        world.condition(ConditionType::Ready).2,
+        "2 of 3 instances are ready"
+    );
+    world.user_applies(json!({"image": "postgres:19", "replicas": 3}));
+    world.reconcile().await.unwrap_err();
+    assert_eq!(
+        world.condition(ConditionType::Degraded).1,
+        "MajorVersionChange"
+    );
+}
+
+#[tokio::test]
+async fn repair_is_reported_at_once() {
+    let world = patient();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
+    world.reconcile().await.unwrap();
+    world.set_pods(2, 2);
+    world.reconcile().await.unwrap();
+    world.change(STATEFULSET, |set| set["spec"]["replicas"] = json!(5));
+    world.reconcile().await.unwrap();
+    assert_eq!(world.condition(ConditionType::Progressing).1, "Repairing");
 }
 
 #[tokio::test]

@@ -114,6 +114,7 @@ const fn failing(is_early: bool) -> ExpectedStatus {
 
 /// One replica that holds the only shard, and its API server.
 struct World {
+    time: ManualClock,
     clock: Clock,
     fake: Fake,
     reconciler: Reconciler,
@@ -133,11 +134,16 @@ impl World {
         Self::on(Fake::default(), 1)
     }
 
-    /// A replica with empty memory, in the given epoch.
+    /// A replica with empty memory, in the given epoch, that reports progress at once.
     fn on(fake: Fake, epoch: u32) -> Self {
+        Self::with_delay(fake, epoch, Duration::ZERO)
+    }
+
+    fn with_delay(fake: Fake, epoch: u32, report_delay: Duration) -> Self {
         let shards = ShardCount::new(1).unwrap();
         let store = Arc::new(Store::new(shards));
-        let clock = ManualClock::new(BEGIN_MS, jiff::Timestamp::now()).clock();
+        let time = ManualClock::new(BEGIN_MS, jiff::Timestamp::now());
+        let clock = time.clock();
         let registry = Registry::new();
         let metrics = Arc::new(ReconcilerMetrics::register(&registry, &NAMES).unwrap());
         let (client, shared_metrics) = fake.guarded(registry, clock.clone());
@@ -146,6 +152,7 @@ impl World {
             cache_entries: 16,
             cache_ttl: Duration::from_secs(600),
             sweep_interval: SWEEP_INTERVAL,
+            report_delay,
         };
         let validity = Arc::new(Validity::new(clock.clone()));
         validity.set_until_ms(u64::MAX);
@@ -165,6 +172,7 @@ impl World {
                 clock.clone(),
             ),
             permit: ShardPermit::new(token, validity, ended.clone()),
+            time,
             clock,
             fake,
             store,
