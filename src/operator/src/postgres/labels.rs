@@ -59,12 +59,25 @@ pub(crate) fn selector_text(cluster: &str) -> String {
     )
 }
 
-/// The label selectors of the claims of a cluster, as text: those that carry the operator's own label,
+/// The label selectors of the claims of clusters, as text: those that carry the operator's own label,
 /// and those of an earlier version, which do not.
 #[must_use]
-pub(crate) fn claim_selectors(cluster: &str) -> [String; 2] {
-    [
-        format!("{}={cluster}", names::CLUSTER_LABEL),
-        format!("{},!{}", selector_text(cluster), names::CLUSTER_LABEL),
-    ]
+pub(crate) fn claim_selectors(clusters: &[&str]) -> [String; 2] {
+    let own = names::CLUSTER_LABEL;
+    match clusters {
+        [cluster] => [
+            format!("{own}={cluster}"),
+            format!("{},!{own}", selector_text(cluster)),
+        ],
+        clusters => {
+            let any = clusters.join(",");
+            [
+                format!("{own} in ({any})"),
+                format!(
+                    "app.kubernetes.io/component={COMPONENT},app.kubernetes.io/name={NAME},\
+                     app.kubernetes.io/instance in ({any}),!{own}"
+                ),
+            ]
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Dependents of a StatefulSet that the operator rarely changes: claims and Pods.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -109,12 +109,43 @@ impl Writer {
         all: bool,
     ) -> Result<Vec<(ObjectRef, claims::Claim)>, Refusal> {
         let mut found = Vec::new();
-        let selectors = postgres::claim_selectors(&cluster.key.name);
+        let selectors = postgres::claim_selectors(&[&*cluster.key.name]);
         for selector in selectors.iter().take(if all { 2 } else { 1 }) {
             let params = ListParams::default().labels(selector).limit(CLAIMS_MAX);
             found.extend(self.list_claims(cluster, &params).await?);
         }
         Ok(found)
+    }
+
+    /// The claims of each of these clusters of one namespace, also those that do not carry the operator's
+    /// own label yet, in the order of the clusters. For clusters whose claims do not all fit into one
+    /// list, nothing is returned, apart from the first cluster.
+    pub(super) async fn claims_of(
+        &self,
+        clusters: &[Arc<ClusterRecord>],
+    ) -> Result<Vec<Vec<claims::Claim>>, Refusal> {
+        let Some(first) = clusters.first() else {
+            return Ok(Vec::new());
+        };
+        let names: Vec<&str> = clusters.iter().map(|cluster| &*cluster.key.name).collect();
+        let mut listed: Vec<PersistentVolumeClaim> = Vec::new();
+        for selector in &postgres::claim_selectors(&names) {
+            let params = ListParams::default().labels(selector).limit(CLAIMS_MAX);
+            let namespace = &first.key.namespace;
+            let found = self.client().list(namespace, &params).await;
+            let found: Vec<_> = found.map_err(|error| self.client().classify(&error))?;
+            if clusters.len() > 1 && found.len() >= CLAIMS_MAX as usize {
+                let own = self.claims(first, true).await?;
+                return Ok(vec![own.into_iter().map(|(_, claim)| claim).collect()]);
+            }
+            listed.extend(found);
+        }
+        let of = |cluster: &Arc<ClusterRecord>| {
+            let claims = listed.iter();
+            let found = claims.filter_map(|claim| claim_of(cluster, claim));
+            found.map(|(_, claim)| claim).collect()
+        };
+        Ok(clusters.iter().map(of).collect())
     }
 
     /// A claim by its name, whatever its labels.

@@ -68,7 +68,8 @@ fn merge(target: &mut Value, patch: &Value) {
 fn is_selected(query: &str, object: &Value) -> bool {
     let label = &object["metadata"]["labels"]["database.io/cluster"];
     let without = query.contains("%21database.io%2Fcluster");
-    let with = !without && query.contains("database.io%2Fcluster%3D");
+    let selects = ["database.io%2Fcluster%3D", "database.io%2Fcluster+in+"];
+    let with = !without && selects.iter().any(|text| query.contains(text));
     match (with, without) {
         (true, _) => label.is_string(),
         (_, true) => label.is_null(),

@@ -20,7 +20,8 @@ impl Run<'_> {
     /// StatefulSet may use them.
     pub(super) async fn template_over_claims(&mut self) -> Result<Option<ClaimTemplate>, Refused> {
         let cluster = self.cluster;
-        let (_, claims) = self.claims(true).await?;
+        let others_wait = self.backlog.others_wait();
+        let claims = self.reconciler.former_claims(cluster, others_wait).await?;
         if let Some(other) = claims::without_primary(&claims)
             && !cluster.allows_empty_primary
         {
@@ -71,7 +72,7 @@ impl Run<'_> {
     /// the spec requests more than they were created with; then records that on the StatefulSet. A
     /// sweep repeats it: a claim that was deleted and re-created is as in the template again. It also
     /// reports a claim that is being deleted; because claims are not watched, they are read for that in
-    /// a sweep and with a new spec.
+    /// a sweep and with a new size.
     pub(super) async fn keep_claims(
         &mut self,
         set: &StatefulSetRecord,
@@ -81,10 +82,12 @@ impl Run<'_> {
         let (cluster, reconciler) = (self.cluster, self.reconciler);
         let was_terminating =
             reconciler.with_memory(cluster, |memory| memory.is_claim_terminating());
+        let status = &cluster.status;
+        let is_new_spec = status.observed_generation != cluster.generation;
         // Of a cluster that was just created they were looked up before its StatefulSet was.
-        let observed = cluster.status.observed_generation;
-        let is_new_spec = observed != 0 && observed != cluster.generation;
-        let is_due = sweep || was_terminating || is_new_spec;
+        let known_size = status.storage_size.as_deref();
+        let is_other_size = known_size.is_some_and(|known| *known != *cluster.spec.storage.size);
+        let is_due = sweep || was_terminating || (is_new_spec && is_other_size);
         let maintenance = claims::maintenance(cluster, set, is_due);
         if maintenance.is_none() && !is_due {
             return Ok(());

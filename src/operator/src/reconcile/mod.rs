@@ -8,6 +8,7 @@ mod dependents;
 mod diagnosis;
 mod events;
 mod finalize;
+mod former;
 mod lookup;
 mod maintenance;
 mod refused;
@@ -36,6 +37,7 @@ use sharded_controller::pool::{Backlog, Reconcile};
 use sharded_controller::watch::kinds::ShardCache as _;
 
 use events::Events;
+use former::FormerClaims;
 use lookup::Lookups;
 use run::Run;
 use writer::Writer;
@@ -64,6 +66,7 @@ pub(crate) struct Reconciler {
     writer: Writer,
     events: Events,
     lookups: Lookups,
+    former: FormerClaims,
     sweep_interval_ms: u64,
     report_delay_ms: u64,
     /// What is remembered of our own writes. Bounded by the clusters of our shards. Locked for one
@@ -93,6 +96,7 @@ impl Reconciler {
                 config.cache_entries,
                 config.cache_ttl,
             ),
+            former: FormerClaims::default(),
             sweep_interval_ms: u64::try_from(config.sweep_interval.as_millis()).unwrap_or(u64::MAX),
             report_delay_ms: u64::try_from(config.report_delay.as_millis()).unwrap_or(u64::MAX),
             store,

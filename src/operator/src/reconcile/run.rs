@@ -42,7 +42,7 @@ const FORMER_MS: (u64, u64) = (1_000, 30_000);
 
 pub(super) struct Run<'a> {
     pub(super) reconciler: &'a Reconciler,
-    pub(super) cluster: &'a ClusterRecord,
+    pub(super) cluster: &'a Arc<ClusterRecord>,
     pub(super) permit: &'a ShardPermit,
     pub(super) backlog: &'a dyn Backlog,
     /// As the watch showed it when the run began; also one that is not ours.
@@ -64,7 +64,7 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     pub(super) fn new(
         reconciler: &'a Reconciler,
-        cluster: &'a ClusterRecord,
+        cluster: &'a Arc<ClusterRecord>,
         permit: &'a ShardPermit,
         backlog: &'a dyn Backlog,
     ) -> Self {

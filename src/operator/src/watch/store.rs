@@ -23,6 +23,7 @@ use super::packed::{Dependents, PackedChild, PackedCluster, Slot, pack_child, pa
 use crate::api::{DatabaseCluster, Phase};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
+use crate::postgres;
 use shard_ownership::hash::{Bucket, ShardCount, ShardId};
 use sharded_controller::object::ObjectKey;
 
@@ -281,6 +282,26 @@ impl Store {
         };
         let found = self.groups.iter().filter(|entry| lies(entry));
         found.map(|entry| entry.key().clone()).collect()
+    }
+
+    /// The clusters of a namespace of whose StatefulSet's name there is none.
+    #[must_use]
+    pub(crate) fn without_statefulset(&self, namespace: &str) -> Vec<Arc<ClusterRecord>> {
+        let mut found = Vec::new();
+        for entry in &self.groups {
+            if *entry.key().namespace != *namespace {
+                continue;
+            }
+            let name = postgres::statefulset_name(&entry.key().name);
+            let (slot, _) = Slot::of(ChildKind::StatefulSet, &name);
+            if entry.dependents.get(slot).is_none()
+                && let Some(cluster) = &entry.cluster
+                && let Some(record) = cluster.record(entry.key().clone())
+            {
+                found.push(Arc::new(record));
+            }
+        }
+        found
     }
 
     /// Names of the StatefulSets in these buckets.

@@ -130,6 +130,89 @@ async fn claims_are_labelled_by_their_template_and_cost_two_lists_at_creation_an
     assert_eq!(of_claims.collect::<Vec<_>>(), [&format!("GET {CLAIMS}")]);
 }
 
+fn of_claims(requests: &[String]) -> usize {
+    let lists = format!("GET {CLAIMS}");
+    requests.iter().filter(|line| **line == lists).count()
+}
+
+#[tokio::test]
+async fn new_clusters_that_wait_are_looked_up_together_and_each_finds_its_own_claims() {
+    let world = World::new();
+    let path = |name: &str| CLUSTER.replace("orders", name);
+    let set = |name: &str| STATEFULSET.replace("orders", name);
+    world.user_applies(sized("1Gi"));
+    for name in ["plain", "lost", "again"] {
+        let object = json!({
+            "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+            "metadata": {"name": name, "namespace": "shop"}, "spec": sized("1Gi"),
+        });
+        world.fake.with(|state| state.put(&path(name), object));
+    }
+    // One whose primary has lost its volume, and one over the claims of an earlier version.
+    let labels = json!({UID: "former", CLUSTER_LABEL: "lost"});
+    world.claim_named("data-lost-db-1", &labels, &json!({}));
+    let mut labels = recommended();
+    labels["app.kubernetes.io/instance"] = json!("again");
+    world.claim_named("data-again-db-0", &labels, &json!({}));
+    world.reconcile_beside(&CROWDED).await.unwrap();
+    assert_eq!(of_claims(&world.requests()), 2);
+    let reconcile = |name: &'static str| {
+        world.watch();
+        let key = ObjectKey::new("shop", name);
+        let (reconciler, permit) = (&world.reconciler, &world.permit);
+        async move { reconciler.reconcile(&key, permit, &CROWDED).await }
+    };
+    reconcile("plain").await.unwrap();
+    reconcile("again").await.unwrap();
+    assert_eq!(
+        of_claims(&world.requests()),
+        0,
+        "the first one has listed them"
+    );
+    let template = |name: &str| {
+        let set = world.object(&set(name)).unwrap();
+        set["spec"]["volumeClaimTemplates"][0]["metadata"]["labels"][UID].clone()
+    };
+    assert!(template("plain").is_string());
+    assert_eq!(
+        template("again"),
+        Value::Null,
+        "they are labelled one by one"
+    );
+    // The primary's claim is looked up by its name.
+    reconcile("lost").await.unwrap_err();
+    assert_eq!(of_claims(&world.requests()), 1);
+    assert_eq!(world.object(&set("lost")), None);
+    // The next run lists again: what was found may be gone.
+    world
+        .fake
+        .with(|state| state.objects.remove(&format!("{CLAIMS}/data-lost-db-1")));
+    reconcile("lost").await.unwrap();
+    assert_eq!(of_claims(&world.requests()), 2);
+    assert!(world.object(&set("lost")).is_some());
+}
+
+#[tokio::test]
+async fn claims_are_looked_up_for_a_new_size_and_not_for_every_new_spec() {
+    let world = World::new();
+    world.user_applies(sized("1Gi"));
+    world.reconcile().await.unwrap();
+    world.with_pods().await;
+    world.requests();
+    let mut spec = sized("1Gi");
+    spec["image"] = json!("postgres:18.1");
+    world.user_applies(spec);
+    world.reconcile().await.unwrap();
+    world.reconcile().await.unwrap();
+    assert_eq!(of_claims(&world.requests()), 0);
+    world.user_applies(sized("2Gi"));
+    world.reconcile().await.unwrap();
+    world.reconcile().await.unwrap();
+    assert!(of_claims(&world.requests()) > 0);
+    let claim = world.object(&path(0)).unwrap();
+    assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "2Gi");
+}
+
 #[tokio::test]
 async fn a_cluster_re_created_over_claims_that_were_grown_owns_them_and_can_grow_and_be_deleted() {
     let mut older = recommended();
