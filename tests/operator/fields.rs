@@ -42,7 +42,7 @@ async fn until_service(
     .unwrap()
 }
 
-fn pod_fields() -> Value {
+pub(crate) fn pod_fields() -> Value {
     let term = json!({"topologyKey": "kubernetes.io/hostname",
         "labelSelector": {"matchLabels": {"app.kubernetes.io/instance": "db"}}});
     json!({
@@ -54,6 +54,18 @@ fn pod_fields() -> Value {
             "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"team": "a"}}}],
         "priorityClassName": "databases",
         "imagePullSecrets": [{"name": "registry"}],
+    })
+}
+
+pub(crate) fn object_fields() -> Value {
+    let annotations = json!({"example.com/note": "b"});
+    json!({
+        "metadata": {"labels": {"team": "a"}, "annotations": annotations},
+        "services": {
+            "readWrite": {"type": "LoadBalancer", "loadBalancerClass": "example.com/internal",
+                "externalTrafficPolicy": "Local", "annotations": {"example.com/scheme": "internal"}},
+            "readOnly": {"type": "NodePort"},
+        },
     })
 }
 
@@ -77,16 +89,7 @@ async fn fields_reach_the_children_and_go_when_they_are_removed() {
     let service_before = until_service(&services, "db-rw", "there", |_| true).await;
 
     // Metadata and Services restart nothing.
-    let annotations = json!({"example.com/note": "b"});
-    let objects = json!({
-        "metadata": {"labels": {"team": "a"}, "annotations": annotations},
-        "services": {
-            "readWrite": {"type": "LoadBalancer", "loadBalancerClass": "example.com/internal",
-                "externalTrafficPolicy": "Local", "annotations": {"example.com/scheme": "internal"}},
-            "readOnly": {"type": "NodePort"},
-        },
-    });
-    change(&client, NAMESPACE, "db", objects).await;
+    change(&client, NAMESPACE, "db", object_fields()).await;
     let write = until_service(&services, "db-rw", "a load balancer", |found| {
         found["spec"]["type"] == "LoadBalancer"
     })

@@ -13,4 +13,5 @@ mod metrics;
 mod outages;
 mod pods;
 mod reporting;
+mod requests;
 mod support;

@@ -63,6 +63,7 @@ impl Writer {
             Precondition::Uid(uid) => manifest["metadata"]["uid"] = json!(uid),
         }
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        let params = params.validation_ignore();
         let write = self.patch_child(namespace, id, params, Patch::Apply(&manifest));
         permit.guard(write).await
     }
@@ -84,7 +85,8 @@ impl Writer {
         let url = DynamicObject::url_path(resource(id.kind), Some(namespace));
         let request = serde_json::to_vec(&manifest)
             .map_err(RequestError::SerializeBody)
-            .and_then(|body| Request::new(url).create(&params, body));
+            .and_then(|body| Request::new(url).create(&params, body))
+            .and_then(without_field_validation);
         permit
             .guard(self.client.write(id.kind.label(), request))
             .await?;
@@ -245,6 +247,19 @@ pub(super) fn merge_params() -> PatchParams {
         field_manager: Some(names::FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     }
+    .validation_ignore()
+}
+
+/// As `merge_params`, for a create: kube has no parameter for it.
+fn without_field_validation(
+    request: http::Request<Vec<u8>>,
+) -> Result<http::Request<Vec<u8>>, RequestError> {
+    let (mut parts, body) = request.into_parts();
+    let uri = format!("{}&fieldValidation=Ignore", parts.uri);
+    parts.uri = uri
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| RequestError::BuildRequest(error.into()))?;
+    Ok(http::Request::from_parts(parts, body))
 }
 
 fn resource(kind: ChildKind) -> &'static ApiResource {
