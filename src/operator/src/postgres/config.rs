@@ -62,3 +62,11 @@ pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
         "data": data,
     })
 }
+
+/// The difference between a ConfigMap of a cluster with data and of one without.
+pub(super) fn with_data() -> Value {
+    json!({
+        "metadata": {"annotations": {names::INITIALIZED_ANNOTATION: "true"}},
+        "data": {INITIALIZED: "true"},
+    })
+}

@@ -136,6 +136,13 @@ impl Source<'_> {
             .collect()
     }
 
+    /// The fingerprint that the ConfigMap had while the volume of the primary had no data.
+    #[must_use]
+    pub(crate) fn config_before_data(&self) -> Fingerprint {
+        let mut config = config::render(self.cluster, false);
+        desired(ChildKind::ConfigMap, &mut config).fingerprint
+    }
+
     /// The manifest of one child, with the fencing token of the writer; none if it is not one of the
     /// desired children.
     #[must_use]
@@ -145,6 +152,15 @@ impl Source<'_> {
             .iter()
             .find(|how| how.kind == child.id.kind && (how.name)(cluster) == *child.id.name)?;
         Some(self.signed((how.render)(self)?, child, token))
+    }
+
+    /// What changes in the ConfigMap once the volume of the primary has data, and nothing else.
+    #[must_use]
+    pub(crate) fn config_with_data(&self, child: &DesiredChild, token: &FencingToken) -> Value {
+        let mut change = config::with_data();
+        let bucket = self.cluster.bucket.to_string();
+        change["metadata"]["labels"] = json!({names::BUCKET_LABEL: bucket});
+        self.signed(change, child, token)
     }
 
     /// A rendered manifest with the fencing token of the writer.

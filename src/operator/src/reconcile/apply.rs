@@ -8,9 +8,10 @@ use super::refused::Target;
 use super::run::Run;
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::lifecycle::{ConditionReason, Problem, reason};
+use crate::core::memory::{Memory, Standing};
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::plan::{
-    Apply, Delete, Precondition, SecretStep, is_orphan, ownership_problem, worst,
+    Apply, Delete, Precondition, SecretStep, is_orphan, is_owned_by, ownership_problem, worst,
 };
 use crate::postgres;
 use crate::watch::observe;
@@ -150,6 +151,11 @@ impl Run<'_> {
             {
                 self.settle_secret(step).await?;
             }
+            if let Some(record) = self.lacks_only_data(child, step, steps) {
+                let done = self.report_data(child, record).await;
+                applied.pass_over(done)?;
+                continue;
+            }
             let is_new_set = child.id.kind == ChildKind::StatefulSet
                 && step.precondition == Precondition::Absent;
             let over_claims = match is_new_set {
@@ -184,6 +190,59 @@ impl Run<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The ConfigMap, if it is as we wrote it before the volume of the primary had data, and all that it
+    /// lacks is to say so. Every new cluster comes here once, and the scripts in it are long.
+    fn lacks_only_data<'c>(
+        &self,
+        child: &DesiredChild,
+        step: &Apply,
+        steps: &'c Steps<'_>,
+    ) -> Option<&'c ChildRecord> {
+        let is_config = child.id.kind == ChildKind::ConfigMap && self.initialized && !steps.sweep;
+        if !is_config || step.precondition == Precondition::Absent {
+            return None;
+        }
+        let record = steps.children.iter().find(|known| known.id() == child.id)?;
+        let before = self.source(None).config_before_data();
+        let is_as_before = record.fingerprint == Some(before)
+            && record.bucket == Some(self.cluster.bucket)
+            && is_owned_by(record, self.cluster);
+        let now_ms = self.reconciler.clock.now_ms();
+        let is_untouched = || {
+            let reconciler = self.reconciler;
+            let standing = |memory: &mut Memory| memory.standing(record, now_ms);
+            reconciler.with_memory(self.cluster, standing) == Standing::Untouched
+        };
+        (is_as_before && is_untouched()).then_some(record)
+    }
+
+    /// Records in the ConfigMap that the volume of the primary has data.
+    async fn report_data(
+        &mut self,
+        child: &DesiredChild,
+        record: &ChildRecord,
+    ) -> Result<(), Refused> {
+        let change = self
+            .source(None)
+            .config_with_data(child, self.permit.token());
+        let (namespace, writer) = (&self.cluster.key.namespace, &self.reconciler.writer);
+        let answer = writer.merge(self.permit, namespace, record, change).await;
+        let target = Target::Child(&self.cluster.key, &child.id);
+        let meta = answer.map_err(|refusal| self.refused(&target, refusal))?;
+        let contents = observe::contents(&meta);
+        self.wrote = true;
+        let version = meta.resource_version.unwrap_or_default();
+        self.reconciler.with_memory(self.cluster, |memory| {
+            memory.wrote_child(
+                &child.id,
+                &version,
+                contents,
+                self.reconciler.clock.now_ms(),
+            );
+        });
+        Ok(())
     }
 
     /// Applies one child; returns whether the StatefulSet was changed.

@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) objects: BTreeMap<String, Value>,
     /// `METHOD path` of every request, in order.
     pub(super) log: Vec<String>,
+    /// The same with their bodies.
+    pub(super) bodies: Vec<(String, Value)>,
     /// Prepared answers: the next request whose text has this prefix is not executed.
     pub(super) refusals: Vec<(String, Value)>,
     /// Objects without the labels by which lists select.
@@ -245,6 +247,7 @@ impl State {
     fn answer(&mut self, method: &Method, path: &str, query: &str, body: &Value) -> (u16, Value) {
         let line = format!("{method} {path}");
         self.log.push(line.clone());
+        self.bodies.push((line.clone(), body.clone()));
         let refusal = self
             .refusals
             .iter()

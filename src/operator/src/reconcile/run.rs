@@ -49,7 +49,7 @@ pub(super) struct Run<'a> {
     statefulset: Option<Arc<StatefulSetRecord>>,
     /// Whether the volume of the primary has data: according to the status and the running Pods, or, if
     /// a restore dropped the status, the ConfigMap.
-    initialized: bool,
+    pub(super) initialized: bool,
     /// The cluster's version after our last write.
     version: String,
     pub(super) wrote: bool,

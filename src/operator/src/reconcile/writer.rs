@@ -68,6 +68,21 @@ impl Writer {
         permit.guard(write).await
     }
 
+    /// Merges a change into a child that is as this version; returns its metadata.
+    pub(super) async fn merge(
+        &self,
+        permit: &ShardPermit,
+        namespace: &str,
+        child: &ChildRecord,
+        mut change: Value,
+    ) -> Result<ObjectMeta, Refusal> {
+        change["metadata"]["uid"] = json!(child.uid);
+        change["metadata"]["resourceVersion"] = json!(child.resource_version);
+        let change = Patch::Merge(&change);
+        let write = self.patch_child(namespace, &child.id(), merge_params(), change);
+        permit.guard(write).await
+    }
+
     /// Creates a child that is never changed, or checks by a dry run whether that would succeed. An
     /// existing one of its name is a conflict.
     pub(super) async fn create(
@@ -242,6 +257,8 @@ impl Writer {
     }
 }
 
+/// Parameters of a merge patch. The API server is asked not to look for unknown fields: it would only
+/// warn, nobody reads that, and it decodes the body a second time for it.
 pub(super) fn merge_params() -> PatchParams {
     PatchParams {
         field_manager: Some(names::FIELD_MANAGER.to_owned()),

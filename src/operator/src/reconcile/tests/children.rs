@@ -209,6 +209,62 @@ async fn presence_of_data_is_passed_to_the_pods_and_remembered() {
     );
 }
 
+#[tokio::test]
+async fn presence_of_data_is_a_small_patch_that_leaves_the_object_as_an_apply_would() {
+    let with_data = |touch: bool| async move {
+        let world = World::new();
+        world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+        world.reconcile().await.unwrap();
+        if touch {
+            world.change(CONFIG, |config| {
+                config["data"]["ready.sh"] = json!("edited")
+            });
+        }
+        world.set_pods(1, 1);
+        world.requests();
+        world.reconcile().await.unwrap();
+        let small = world.fake.with(|state| {
+            let is_config = |(line, _): &&(String, Value)| *line == format!("PATCH {CONFIG}");
+            let mut bodies = state.bodies.iter().filter(is_config);
+            let last = bodies.next_back().map(|(_, body)| body.clone());
+            last.unwrap()["data"]["ready.sh"].is_null()
+        });
+        let mut config = world.object(CONFIG).unwrap();
+        config["metadata"]["resourceVersion"].take();
+        // The next run finds nothing to do.
+        world.requests();
+        world.reconcile().await.unwrap();
+        assert_eq!(world.requests(), [""; 0]);
+        (small, config)
+    };
+    let (small, patched) = with_data(false).await;
+    assert!(small, "the scripts are not sent again");
+    let (small, mut applied) = with_data(true).await;
+    assert!(!small, "an edited one is applied as a whole");
+    applied["metadata"]["generation"] = patched["metadata"]["generation"].clone();
+    assert_eq!(patched, applied);
+}
+
+#[tokio::test]
+async fn presence_of_data_is_not_merged_into_a_config_map_that_changes_meanwhile() {
+    let world = World::new();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+    world.reconcile().await.unwrap();
+    world.set_pods(1, 1);
+    world.watch();
+    // The watch has not shown this yet.
+    world.change(CONFIG, |config| {
+        config["data"]["ready.sh"] = json!("edited")
+    });
+    let key = key();
+    let run = world.reconciler.reconcile(&key, &world.permit, &IDLE).await;
+    assert!(matches!(run, Err(Failure::Retry { .. })), "{run:?}");
+    world.reconcile().await.unwrap();
+    let config = world.object(CONFIG).unwrap();
+    assert_eq!(config["data"]["initialized"], "true");
+    assert_ne!(config["data"]["ready.sh"], "edited");
+}
+
 fn sized(size: &str) -> Value {
     json!({"image": "postgres:18", "replicas": 2, "storage": {"size": size}})
 }
