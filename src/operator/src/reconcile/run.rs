@@ -36,6 +36,9 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 /// watch, which shows the changed StatefulSet, brings the cluster back sooner, behind those.
 const REPORT_MS: u64 = 1_000;
 
+/// How much longer the first report of a new spec may wait while others wait.
+const CROWDED_FACTOR: u64 = 5;
+
 /// Shortest and longest pause between checks for leftovers of a former cluster, in milliseconds;
 /// between these bounds, half of the time waited.
 const FORMER_MS: (u64, u64) = (1_000, 30_000);
@@ -296,11 +299,12 @@ impl<'a> Run<'a> {
         owned: Option<&StatefulSetRecord>,
         mut applied: Applied,
     ) -> Result<Outcome, Failure> {
-        if applied.changed && applied.is_plain() && self.backlog.others_wait() {
-            return Ok(self.outcome(Next::RequeueAfter { ms: REPORT_MS }));
-        }
-        if let Some(ms) = self.report_later_ms(owned, &applied) {
+        let others_wait = self.backlog.others_wait();
+        if let Some(ms) = self.report_later_ms(owned, &applied, others_wait) {
             return Ok(self.outcome(Next::RequeueAfter { ms }));
+        }
+        if applied.changed && applied.is_plain() && others_wait {
+            return Ok(self.outcome(Next::RequeueAfter { ms: REPORT_MS }));
         }
         let pods = self.diagnose_pods(owned, &applied).await;
         if pods.as_ref().is_some_and(|pods| pods.why.is_none())
@@ -363,8 +367,14 @@ impl<'a> Run<'a> {
 
     /// Milliseconds until a new spec is reported that was applied and of which nothing but progress is
     /// known; none if it is time, or if there is more to report. What becomes ready until then costs
-    /// one write of the status, not two.
-    fn report_later_ms(&self, owned: Option<&StatefulSetRecord>, applied: &Applied) -> Option<u64> {
+    /// one write of the status, not two. While others wait, it is time later: no write of theirs waits
+    /// for a report of progress.
+    fn report_later_ms(
+        &self,
+        owned: Option<&StatefulSetRecord>,
+        applied: &Applied,
+        others_wait: bool,
+    ) -> Option<u64> {
         let (cluster, reconciler) = (self.cluster, self.reconciler);
         if cluster.status.observed_generation == cluster.generation || !applied.is_plain() {
             return None;
@@ -377,8 +387,12 @@ impl<'a> Run<'a> {
                 memory.applied(cluster.generation, now_ms);
             }
             let delay_ms = reconciler.report_delay_ms;
-            let rest_ms = memory.report_rest_ms(cluster.generation, delay_ms, now_ms);
-            rest_ms.filter(|_| !is_ready)
+            let most_ms = match others_wait {
+                true => delay_ms.saturating_mul(CROWDED_FACTOR),
+                false => delay_ms,
+            };
+            let rest_ms = memory.report_rest_ms(cluster.generation, most_ms, now_ms);
+            rest_ms.map(|ms| ms.min(delay_ms)).filter(|_| !is_ready)
         })
     }
 

@@ -242,6 +242,28 @@ async fn progress_is_reported_after_a_second_and_problems_at_once() {
 }
 
 #[tokio::test]
+async fn progress_is_reported_after_five_seconds_while_others_wait() {
+    let world = patient();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
+    world.reconcile_beside(&CROWDED).await.unwrap();
+    world.time.advance(DELAY * 4);
+    let outcome = world.reconcile_beside(&CROWDED).await.unwrap();
+    assert_eq!(outcome.next, Next::RequeueAfter { ms: 1_000 });
+    assert_eq!(status_writes(&world.requests()), 0);
+    world.time.advance(DELAY);
+    world.reconcile_beside(&CROWDED).await.unwrap();
+    assert_eq!(world.phase(), Phase::Creating);
+    assert_eq!(status_writes(&world.requests()), 1);
+    // What is Ready is reported at once, however many wait.
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 1}));
+    world.reconcile_beside(&CROWDED).await.unwrap();
+    world.set_pods(1, 1);
+    world.reconcile_beside(&CROWDED).await.unwrap();
+    assert_eq!(world.phase(), Phase::Ready);
+    assert_eq!(status_writes(&world.requests()), 1);
+}
+
+#[tokio::test]
 async fn repair_is_reported_at_once() {
     let world = patient();
     world.user_applies(json!({"image": "postgres:18", "replicas": 2}));
