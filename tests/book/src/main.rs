@@ -50,7 +50,11 @@ fn build(docs: &Path, out: &Path) -> Result<usize> {
         if let BookItem::Chapter(chapter) = item
             && let Some(path) = chapter.source_path.clone()
         {
-            let links = Links { page: &path, docs: &docs, repository: &repository };
+            let links = Links {
+                page: &path,
+                docs: &docs,
+                repository: &repository,
+            };
             chapter.content = links.rewrite(&chapter.content, &mut outside);
         }
     });
@@ -73,7 +77,8 @@ fn pages_not_in(book: &Book, docs: &Path) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     for path in files(docs)? {
         let name = path.strip_prefix(docs)?;
-        let is_page = name.extension().is_some_and(|e| e == "md") && name != Path::new("SUMMARY.md");
+        let is_page =
+            name.extension().is_some_and(|e| e == "md") && name != Path::new("SUMMARY.md");
         if is_page && !named.contains(name) {
             missing.push(name.display().to_string());
         }
@@ -140,7 +145,11 @@ impl Links<'_> {
             });
         }
         let inside = file.strip_prefix(repository).ok()?;
-        Some(format!("{}/blob/main/{}{anchor}", self.repository, inside.display()))
+        Some(format!(
+            "{}/blob/main/{}{anchor}",
+            self.repository,
+            inside.display()
+        ))
     }
 }
 
@@ -162,7 +171,10 @@ fn flat(path: &Path) -> PathBuf {
 fn check(out: &Path) -> Result<usize> {
     let mut pages = BTreeMap::new();
     for path in files(out)? {
-        if path.extension().is_some_and(|extension| extension == "html") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "html")
+        {
             pages.insert(path.clone(), fs::read_to_string(&path)?);
         }
     }
@@ -177,7 +189,9 @@ fn check(out: &Path) -> Result<usize> {
             if target.contains(':') || target.starts_with('/') {
                 continue;
             }
-            let folder = path.parent().ok_or_else(|| anyhow!("{} has no folder", path.display()))?;
+            let folder = path
+                .parent()
+                .ok_or_else(|| anyhow!("{} has no folder", path.display()))?;
             let file = match target {
                 "" => path.clone(),
                 target => flat(&folder.join(target)),
@@ -217,7 +231,11 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
             let path = entry?.path();
-            if path.is_dir() { folders.push(path) } else { found.push(path) }
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                found.push(path)
+            }
         }
     }
     found.sort();
