@@ -134,6 +134,7 @@ lint: ## format and lints, no tests
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	@cargo clippy --bins --features failpoints --locked -- -D warnings
+	@tests/benchmarks/peer-kube-rs/lint.sh
 
 .PHONY: image
 image: ## the container image as an archive, and its bill of materials; OUT=folder, TWICE=1 compares two builds
