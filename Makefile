@@ -158,6 +158,11 @@ bench-requests: ready release ## requests and the API server's CPU of a Database
 	@"$(DEBUG)/benchmarks" work --peer
 	@exec "$(DEBUG)/benchmarks" writes
 
+.PHONY: bench-micro
+bench-micro: ## micro-benchmarks of queue, ring, hash, decode, render and digest, from 1,000 to 1,000,000 objects; ONLY=queue
+	@tests/set-up.sh operator
+	@cargo bench --locked -p benchmarks --bench micro -- $(ONLY)
+
 # Only the operator is built for speed: what observes it need not be.
 .PHONY: release
 release:

@@ -154,6 +154,8 @@
 //! [`Settings::margin_ms`]: ownership::Settings::margin_ms
 //! [`Settings::lease_ms`]: ownership::Settings::lease_ms
 
+#[doc(hidden)]
+pub mod benchmarks;
 pub mod dead_members;
 pub mod hash;
 pub mod lease;

@@ -186,6 +186,8 @@
 //! [`ShardPermit::guard`]: permit::ShardPermit::guard
 
 pub mod backoff;
+#[doc(hidden)]
+pub mod benchmarks;
 mod cgroup;
 mod client;
 pub mod clock;
