@@ -15,7 +15,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 
 # Options of `make run`, `make chaos`, `make bench-fleet`, `make bench` and others, given on the command line or in the
 # environment; empty ones count as not given.
-OPTIONS := CLUSTERS FLEETS GATES ONCE PROFILER REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
+OPTIONS := CLUSTERS DELAY_MS FLEETS GATES ONCE PROFILER REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
 
 .PHONY: help
@@ -157,6 +157,12 @@ bench-requests: ready release ## requests and the API server's CPU of a Database
 	@$(call build,benchmarks,the measurement) -p benchmarks
 	@"$(DEBUG)/benchmarks" work --peer
 	@exec "$(DEBUG)/benchmarks" writes
+
+.PHONY: bench-latency
+bench-latency: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
+bench-latency: ready release ## what several replicas do over one with 20 ms added to each request; CLUSTERS=200, FLEETS=1,5, DELAY_MS=20
+	@$(call build,benchmarks,the measurement) -p benchmarks --bins
+	@exec "$(DEBUG)/benchmarks" latency
 
 .PHONY: bench-micro
 bench-micro: ## micro-benchmarks of queue, ring, hash, decode, render and digest, from 1,000 to 1,000,000 objects; ONLY=queue

@@ -5,6 +5,7 @@ mod cluster;
 mod fence;
 mod goal;
 mod handover;
+mod latency;
 mod model;
 mod multiply;
 mod pattern;
@@ -75,6 +76,21 @@ enum Benchmark {
         /// Specs changed in each fleet.
         #[arg(long, default_value_t = 1_000)]
         changes: usize,
+    },
+    /// What several replicas do over one when each request takes longer.
+    Latency {
+        /// DatabaseClusters.
+        #[arg(long, env = "CLUSTERS", default_value_t = 200)]
+        clusters: usize,
+        /// How many replicas, one fleet after the other.
+        #[arg(long, env = "FLEETS", value_delimiter = ',', default_values_t = [1, 5])]
+        fleets: Vec<usize>,
+        /// What is added to each request that is no watch.
+        #[arg(long, env = "DELAY_MS", default_value_t = 20)]
+        delay_ms: u64,
+        /// Reconciles at once in a replica: with few, the delay is what limits.
+        #[arg(long, default_value_t = 1)]
+        concurrency: usize,
     },
     /// Memory after everything was listed again, for programs with different allocators.
     Relist {
@@ -183,6 +199,15 @@ async fn main() -> ExitCode {
                 gates,
                 changes,
             } => watch::watch(clusters, &fleets, &gates, changes).await,
+            Benchmark::Latency {
+                clusters,
+                fleets,
+                delay_ms,
+                concurrency,
+            } => {
+                let delay = Duration::from_millis(delay_ms);
+                latency::latency(clusters, &fleets, delay, concurrency).await
+            }
             Benchmark::Relist { clusters, programs } => relist::relist(clusters, &programs).await,
             Benchmark::Profile {
                 clusters,
