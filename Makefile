@@ -15,7 +15,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 
 # Options of `make run`, `make chaos`, `make bench-fleet`, `make bench` and others, given on the command line or in the
 # environment; empty ones count as not given.
-OPTIONS := CLUSTERS DELAY_MS FLEETS GATES ONCE PROFILER REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM
+OPTIONS := CHECK CLUSTERS DELAY_MS FLEETS GATES LOADING ONCE PROFILER REPLICAS READY_TIMEOUT_SECONDS QUICK ROUNDS ROLLOUTS FROM SIDES
 $(foreach option,$(OPTIONS),$(eval $(if $($(option)),export,unexport) $(option)))
 
 .PHONY: help
@@ -147,8 +147,8 @@ e2e: ## on real nodes of this machine, from installing to upgrading; needs root.
 
 .PHONY: bench
 bench: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-bench: ready release ## the operator beside a Go operator for the same job, in one run: a table, and .run/bench.json; CLUSTERS=500, ROUNDS=3
-	@$(call build,benchmarks,the measurement) -p benchmarks
+bench: ready release ## the operator beside others that do the same job, in one run: tables, .run/bench.json and .svg; CLUSTERS=500,2000,10000, ROUNDS=3, SIDES=operator,go, CHECK=1
+	@$(call build,benchmarks,the measurement) -p benchmarks --bins
 	@exec "$(DEBUG)/benchmarks" bench --json .run/bench.json
 
 .PHONY: bench-requests
@@ -158,16 +158,21 @@ bench-requests: ready release ## requests and the API server's CPU of a Database
 	@"$(DEBUG)/benchmarks" work --peer
 	@exec "$(DEBUG)/benchmarks" writes
 
+.PHONY: bench-micro
+bench-micro: ## micro-benchmarks of queue, ring, hash, decode, render and digest, from 1,000 to 1,000,000 objects; ONLY=queue
+	@tests/set-up.sh operator
+	@cargo bench --locked -p benchmarks --bench micro -- $(ONLY)
+
 .PHONY: bench-latency
 bench-latency: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
 bench-latency: ready release ## what several replicas do over one with 20 ms added to each request; CLUSTERS=200, FLEETS=1,5, DELAY_MS=20
 	@$(call build,benchmarks,the measurement) -p benchmarks --bins
 	@exec "$(DEBUG)/benchmarks" latency
 
-.PHONY: bench-micro
-bench-micro: ## micro-benchmarks of queue, ring, hash, decode, render and digest, from 1,000 to 1,000,000 objects; ONLY=queue
-	@tests/set-up.sh operator
-	@cargo bench --locked -p benchmarks --bench micro -- $(ONLY)
+.PHONY: bench-docs
+bench-docs: ## takes the results of bench and bench-micro into docs/performance, and writes the pages that show them
+	@$(call build,benchmarks,the pages) -p benchmarks --bins
+	@"$(DEBUG)/benchmarks" docs --bench .run/bench.json --micro "$(CARGO_TARGET_DIR)/criterion"
 
 # Only the operator is built for speed: what observes it need not be.
 .PHONY: release

@@ -29,14 +29,15 @@ func main() {
 	children := flag.String("children", "", "file with the children to make, as the operator renders them")
 	metrics := flag.String("metrics", "127.0.0.1:0", "where to serve metrics")
 	workers := flag.Int("workers", 10, "reconciles at once, as --concurrency of the operator")
+	typical := flag.Bool("typical", false, "keep what the libraries do by default: their limit of requests, and managedFields in the cache")
 	flag.Parse()
-	if err := run(*children, *metrics, *workers); err != nil {
+	if err := run(*children, *metrics, *workers, *typical); err != nil {
 		fmt.Fprintln(os.Stderr, "peer:", err)
 		os.Exit(1)
 	}
 }
 
-func run(children, metrics string, workers int) error {
+func run(children, metrics string, workers int, typical bool) error {
 	ctrl.SetLogger(zap.New())
 	templates, err := readTemplates(children)
 	if err != nil {
@@ -52,12 +53,16 @@ func run(children, metrics string, workers int) error {
 	if err != nil {
 		return err
 	}
-	// No limit of its own: the API server's priority and fairness is what holds it back, as it does the operator.
-	config.QPS = -1
+	cacheOptions := cache.Options{}
+	if !typical {
+		// No limit of its own: the API server's priority and fairness is what holds it back, as it does the operator.
+		config.QPS = -1
+		cacheOptions.DefaultTransform = cache.TransformStripManagedFields()
+	}
 	manager, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                        scheme,
 		Metrics:                       metricsserver.Options{BindAddress: metrics},
-		Cache:                         cache.Options{DefaultTransform: cache.TransformStripManagedFields()},
+		Cache:                         cacheOptions,
 		LeaderElection:                true,
 		LeaderElectionID:              "peer",
 		LeaderElectionNamespace:       "default",

@@ -1,4 +1,4 @@
-//! Goals: each is printed with its verdict, and one that was missed shows in the exit status.
+//! Goals: each is printed with its verdict, and with `CHECK=1` one that was missed shows in the exit status.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -136,7 +136,7 @@ async fn read(
 }
 
 /// A random uid.
-fn uid(random: &mut fastrand::Rng) -> String {
+pub(crate) fn uid(random: &mut fastrand::Rng) -> String {
     let bits = random.u128(..) & !(0xf << 76) | 4 << 76;
     let hex = format!("{bits:032x}");
     let parts = [

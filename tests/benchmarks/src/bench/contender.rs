@@ -1,4 +1,4 @@
-//! Who is measured: the operator, or the Go peer, as processes against a control plane.
+//! A side as processes against a control plane.
 
 use std::time::Duration;
 
@@ -9,43 +9,8 @@ use testbed::process::{ProcessId, ProcessUsage};
 use testbed::{ControlPlane, Fleet, FleetOptions, shards};
 
 use super::peer::{self, Peers};
+use super::side::Side;
 use crate::BALANCE_TIMEOUT;
-
-/// Who, and of how many processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Side {
-    /// The operator as it is deployed: three replicas that share the work.
-    Operator,
-    /// One replica of the operator.
-    OperatorAlone,
-    /// The peer as it would be deployed: one process that works, and one that waits.
-    Peer,
-}
-
-impl Side {
-    pub(super) const ALL: [Self; 3] = [Self::Operator, Self::OperatorAlone, Self::Peer];
-
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Operator => "operator, 3 replicas",
-            Self::OperatorAlone => "operator, 1 replica",
-            Self::Peer => "Go peer, 1 and 1 idle",
-        }
-    }
-
-    fn processes(self) -> usize {
-        match self {
-            Self::Operator => crate::REPLICAS,
-            Self::OperatorAlone => 1,
-            Self::Peer => 2,
-        }
-    }
-
-    /// Whether another process takes over when the working one is killed.
-    pub(super) fn has_successor(self) -> bool {
-        self != Self::OperatorAlone
-    }
-}
 
 /// Processes that run.
 pub(super) enum Contender<'a> {
@@ -63,15 +28,49 @@ pub(super) struct Used {
 }
 
 impl<'a> Contender<'a> {
-    pub(super) async fn start(control_plane: &'a ControlPlane, side: Side) -> Result<Self> {
-        let count = side.processes();
-        match side {
+    /// Installs what a side needs; nothing runs yet.
+    pub(super) async fn install(control_plane: &'a ControlPlane, side: Side) -> Result<Self> {
+        let kind = match side {
             Side::Operator | Side::OperatorAlone => {
-                let fleet = Fleet::start(control_plane, count, FleetOptions::default()).await?;
-                shards::wait_balanced(&fleet, BALANCE_TIMEOUT).await?;
-                Ok(Self::Operator(fleet))
+                let fleet = Fleet::install(control_plane, FleetOptions::default()).await?;
+                return Ok(Self::Operator(fleet));
             }
-            Side::Peer => Ok(Self::Peer(Peers::start(control_plane, count).await?)),
+            Side::Go => peer::Kind::Go,
+            Side::GoTypical => peer::Kind::GoTypical,
+            Side::KubeRs => peer::Kind::KubeRs,
+        };
+        Ok(Self::Peer(Peers::install(control_plane, kind).await?))
+    }
+
+    /// Starts so many processes, and returns when they share the work, or one of them leads.
+    pub(super) async fn start(&mut self, count: usize) -> Result<()> {
+        match self {
+            Self::Operator(fleet) => {
+                fleet.start_replicas_at_once(count).await?;
+                fleet.wait_ready(READY_TIMEOUT).await?;
+                Ok(shards::wait_balanced(fleet, BALANCE_TIMEOUT).await?)
+            }
+            Self::Peer(peers) => {
+                for _ in 0..count {
+                    peers.add().await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends all processes, such that others can start at once.
+    pub(super) async fn stop(&mut self) -> Result<()> {
+        match self {
+            Self::Peer(peers) => peers.stop().await,
+            Self::Operator(fleet) => {
+                for index in 0..fleet.replicas().len() {
+                    if fleet.replica(index)?.is_alive() {
+                        fleet.replica_mut(index)?.term(READY_TIMEOUT).await?;
+                    }
+                }
+                Ok(())
+            }
         }
     }
 
@@ -120,14 +119,7 @@ impl<'a> Contender<'a> {
 
     /// Starts a process in the place of one that was killed.
     pub(super) async fn replace(&mut self) -> Result<()> {
-        match self {
-            Self::Peer(peers) => peers.add().await,
-            Self::Operator(fleet) => {
-                fleet.start_replica(&[]).await?;
-                fleet.wait_ready(READY_TIMEOUT).await?;
-                Ok(shards::wait_balanced(fleet, BALANCE_TIMEOUT).await?)
-            }
-        }
+        self.start(1).await
     }
 }
 

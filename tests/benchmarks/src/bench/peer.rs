@@ -1,4 +1,4 @@
-//! The Go peer as processes: one leads, the others are on standby.
+//! A peer as processes: one leads, the others are on standby.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 use testbed::process::ProcessId;
 use testbed::{ControlPlane, Progress, wait_for};
@@ -26,9 +26,34 @@ const LEAD_TIMEOUT: Duration = Duration::from_secs(90);
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 const TOKEN_SECONDS: i64 = 24 * 3600;
 
+/// Which program, and how it is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Go,
+    GoTypical,
+    KubeRs,
+}
+
+impl Kind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Go | Self::GoTypical => "peer",
+            Self::KubeRs => "peer-kube-rs",
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::GoTypical => &["--typical"],
+            Self::Go | Self::KubeRs => &[],
+        }
+    }
+}
+
 /// Peers against one control plane, in the order in which they lead. Dropping it kills them.
 pub(super) struct Peers<'a> {
     control_plane: &'a ControlPlane,
+    kind: Kind,
     program: PathBuf,
     kubeconfig: PathBuf,
     children: PathBuf,
@@ -51,8 +76,8 @@ impl Drop for Peer {
 }
 
 impl<'a> Peers<'a> {
-    /// Installs what peers need and starts `count` of them, one after the other.
-    pub(super) async fn start(control_plane: &'a ControlPlane, count: usize) -> Result<Self> {
+    /// Installs what peers need.
+    pub(super) async fn install(control_plane: &'a ControlPlane, kind: Kind) -> Result<Self> {
         let crd = testbed::fleet::repository().join("deploy/base/crd.yaml");
         let crd = crd.display().to_string();
         control_plane
@@ -69,18 +94,15 @@ impl<'a> Peers<'a> {
         let children = control_plane.folder().join("peer-children.json");
         std::fs::write(&children, children::templates()?.to_string())
             .with_context(|| format!("write {}", children.display()))?;
-        let mut peers = Self {
+        Ok(Self {
             control_plane,
-            program: program().await?,
+            kind,
+            program: program(kind).await?,
             kubeconfig: kubeconfig(control_plane).await?,
             children,
             started: 0,
             peers: Vec::new(),
-        };
-        for _ in 0..count {
-            peers.add().await?;
-        }
-        Ok(peers)
+        })
     }
 
     /// Starts one more; it leads at once when there is no other, or is on standby.
@@ -93,6 +115,7 @@ impl<'a> Peers<'a> {
         let child = Command::new(&self.program)
             .arg("--children")
             .arg(&self.children)
+            .args(self.kind.arguments())
             .env("KUBECONFIG", &self.kubeconfig)
             .env(guardian.mark().0, guardian.mark().1)
             .stdin(Stdio::null())
@@ -143,14 +166,23 @@ impl<'a> Peers<'a> {
         Ok(ended.await?)
     }
 
+    /// Kills all, and deletes their Lease: the next ones need not wait until it has run out.
+    pub(super) async fn stop(&mut self) -> Result<()> {
+        self.peers.clear();
+        let leases: Api<Lease> = Api::namespaced(self.control_plane.client(), NAMESPACE);
+        let deleted = leases.delete(NAME, &DeleteParams::default()).await;
+        deleted.map(drop).context("delete the Lease of the peers")
+    }
+
     pub(super) fn processes(&self) -> Vec<ProcessId> {
         self.peers.iter().map(|peer| peer.process).collect()
     }
 }
 
 /// Where the program is; it is built when it is not there yet.
-async fn program() -> Result<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peer/build.sh");
+async fn program(kind: Kind) -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = script.join(kind.folder()).join("build.sh");
     let mut command = tokio::process::Command::new("bash");
     command.arg(&script).stdin(Stdio::null());
     let output = command.stderr(Stdio::inherit()).output().await?;

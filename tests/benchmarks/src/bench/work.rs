@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use kube::api::ListParams;
 use serde_json::json;
 use testbed::audit::Reader;
 use testbed::statistics::Sorted;
 use testbed::{ControlPlane, Fleet, FleetOptions, load, shards};
 
-use super::contender::{Contender, Side};
-use super::{TAIL, key};
+use super::PACE;
+use super::contender::Contender;
+use super::side::Side;
 use crate::goal::{profile, verdict};
 use crate::requests::Requests;
 use crate::{BALANCE_TIMEOUT, NAMESPACES, READY_TIMEOUT, control_plane};
@@ -32,7 +32,7 @@ impl Who<'_> {
                 let name = path.file_name().unwrap_or_default();
                 name.to_string_lossy().into_owned()
             }
-            Self::Peer => Side::Peer.label().to_owned(),
+            Self::Peer => Side::Go.label().to_owned(),
         }
     }
 }
@@ -127,7 +127,11 @@ fn print(size: Size, all: &[Who<'_>], costs: &[[Vec<Cost>; 2]]) -> Result<()> {
 async fn measure(size: Size, who: &Who<'_>, show: bool) -> Result<[Cost; 2]> {
     let control_plane = control_plane().await?;
     let contender = match who {
-        Who::Peer => Contender::start(&control_plane, Side::Peer).await?,
+        Who::Peer => {
+            let mut peer = Contender::install(&control_plane, Side::Go).await?;
+            peer.start(Side::Go.processes()).await?;
+            peer
+        }
         Who::Program(path) => {
             let options = FleetOptions {
                 binary: Some(path.to_path_buf()),
@@ -155,12 +159,12 @@ async fn measure(size: Size, who: &Who<'_>, show: bool) -> Result<[Cost; 2]> {
             Ok(ready.map(drop)?)
         })
         .await?;
-    let list = load::all_clusters(client.clone());
-    let list = list.list(&ListParams::default()).await?.items;
+    let keys = load::samples(size.clusters, &NAMESPACES).into_iter();
+    let keys = keys.map(|sample| (sample.namespace, sample.name)).collect();
     let changed = part
         .cost("changed", async {
             let spec = json!({"spec": {"resources": {"cpu": "300m"}}});
-            load::patch(&client, list.iter().map(key).collect(), spec).await?;
+            load::patch(&client, keys, spec).await?;
             let ready = load::wait_all_ready(&client, size.clusters, READY_TIMEOUT).await;
             Ok(ready.map(drop)?)
         })
@@ -188,7 +192,7 @@ impl Part<'_, '_> {
             self.contender.used()?.cpu_seconds,
         );
         work.await?;
-        tokio::time::sleep(TAIL).await;
+        tokio::time::sleep(PACE.tail).await;
         let after = (
             server.usage()?.cpu_seconds,
             self.contender.used()?.cpu_seconds,
