@@ -165,7 +165,7 @@ bench-micro: ## micro-benchmarks of queue, ring, hash, decode, render and digest
 
 .PHONY: bench-latency
 bench-latency: export OPERATOR_BIN := $(RELEASE)/databasecluster-operator
-bench-latency: ready release ## what several replicas do over one with 20 ms added to each request; CLUSTERS=200, FLEETS=1,5, DELAY_MS=20
+bench-latency: ready release ## what several replicas do over one with 20 ms added to each request; CLUSTERS=300, FLEETS=1,5, DELAY_MS=20
 	@$(call build,benchmarks,the measurement) -p benchmarks --bins
 	@exec "$(DEBUG)/benchmarks" latency
 

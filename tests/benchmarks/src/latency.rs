@@ -1,12 +1,17 @@
 //! What replicas add where the API server is far away: the same changes by one replica and by several, each behind a
 //! proxy that delays its requests.
+//!
+//! A replica's rate counts from its first write to its last, and the rates are added. By the time until all changes are
+//! carried out, the replica whose shards happen to have the most clusters would decide.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use chaos::proxy::{Proxy, Rules};
 use serde_json::json;
-use testbed::fleet::ReplicaOptions;
+use testbed::audit::{AuditEvent, Reader};
+use testbed::fleet::{OPERATOR_USER, ReplicaOptions};
 use testbed::{ControlPlane, Fleet, FleetOptions, load, shards};
 
 use super::goal::{profile, verdict};
@@ -126,6 +131,7 @@ async fn measure(
             ..Rules::default()
         });
     }
+    let mut reader = Reader::from_end(control_plane.audit_log()?)?;
     let before = (Instant::now(), server_seconds(&control_plane)?);
     load::patch(
         &client,
@@ -136,11 +142,52 @@ async fn measure(
     load::wait_all_ready(&client, clusters, READY_TIMEOUT).await?;
     let seconds = before.0.elapsed().as_secs_f64();
     let cores = f64::from(u32::try_from(std::thread::available_parallelism()?.get())?);
+    let busy = (server_seconds(&control_plane)? - before.1) / (seconds * cores);
+    let events = reader.next_events()?;
     Ok(Row {
         replicas,
-        changes_per_second: f64::from(u32::try_from(clusters)?) / seconds,
-        busy: (server_seconds(&control_plane)? - before.1) / (seconds * cores),
+        changes_per_second: rates(&events).into_values().sum(),
+        busy,
     })
+}
+
+/// What a replica wrote.
+struct Work<'a> {
+    /// Those whose status it wrote.
+    clusters: BTreeSet<(&'a str, &'a str)>,
+    from_micros: i64,
+    until_micros: i64,
+}
+
+/// For each replica, the clusters whose status it wrote per second, from its first write to its last.
+fn rates(events: &[AuditEvent]) -> BTreeMap<&str, f64> {
+    let mut replicas: BTreeMap<&str, Work<'_>> = BTreeMap::new();
+    for event in events {
+        let Some(pod) = event.pod_name.as_deref() else {
+            continue;
+        };
+        let is_own = event.user == OPERATOR_USER && event.resource != "leases";
+        if !is_own || !event.is_accepted_write() {
+            continue;
+        }
+        let work = replicas.entry(pod).or_insert(Work {
+            clusters: BTreeSet::new(),
+            from_micros: event.received_micros,
+            until_micros: event.completed_micros,
+        });
+        work.from_micros = event.received_micros.min(work.from_micros);
+        work.until_micros = event.completed_micros.max(work.until_micros);
+        if event.resource == "databaseclusters" && event.subresource == "status" {
+            work.clusters.insert((&event.namespace, &event.name));
+        }
+    }
+    let rate = |(pod, work): (_, Work<'_>)| {
+        let micros = work.until_micros - work.from_micros;
+        let micros = u32::try_from(micros).unwrap_or(u32::MAX).max(1);
+        let count = u32::try_from(work.clusters.len()).unwrap_or(u32::MAX);
+        (pod, f64::from(count) * 1e6 / f64::from(micros))
+    };
+    replicas.into_iter().map(rate).collect()
 }
 
 fn server_seconds(control_plane: &ControlPlane) -> Result<f64> {
@@ -149,4 +196,41 @@ fn server_seconds(control_plane: &ControlPlane) -> Result<f64> {
         seconds += control_plane.component(name)?.process.usage()?.cpu_seconds;
     }
     Ok(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn a_rate_counts_clusters_once_over_the_time_at_work() {
+        let event = |pod: &str, name: &str, second: i64| AuditEvent {
+            user: OPERATOR_USER.to_owned(),
+            pod_name: Some(pod.to_owned()),
+            verb: "patch".to_owned(),
+            resource: "databaseclusters".to_owned(),
+            subresource: "status".to_owned(),
+            name: name.to_owned(),
+            code: 200,
+            received_micros: second * 1_000_000,
+            completed_micros: second * 1_000_000,
+            ..AuditEvent::default()
+        };
+        let mut lease = event("a", "lease", 99);
+        lease.resource = "leases".to_owned();
+        let events = [
+            event("a", "x", 10),
+            event("a", "x", 11),
+            event("a", "y", 12),
+            event("b", "z", 10),
+            event("b", "v", 14),
+            lease,
+        ];
+        let rates = rates(&events);
+        assert_eq!(
+            rates.into_iter().collect::<Vec<_>>(),
+            [("a", 1.0), ("b", 0.5)]
+        );
+    }
 }
