@@ -156,6 +156,7 @@ impl Model {
         for (number, (_, object)) in objects.iter().enumerate() {
             tokens.push((text(object, "/metadata/uid"), Place::Uid(number)));
         }
+        let bucket = self.record.bucket.to_string();
         for (number, (resource, object)) in objects.iter().enumerate() {
             let name = text(object, "/metadata/name");
             let pointer = "/metadata/annotations/database.io~1fingerprint";
@@ -165,7 +166,7 @@ impl Model {
             self.parts.push(Part {
                 kind: resource.kind,
                 key: Pattern::of(&place, &tokens),
-                text: pattern(resource, object.clone(), number, &tokens)?,
+                text: pattern(resource, object.clone(), &bucket, number, &tokens)?,
                 name,
                 fingerprint: fingerprint.map(str::to_owned),
             });
@@ -284,6 +285,7 @@ fn as_stored(resource: &Resource, mut object: Value) -> Value {
 fn pattern(
     resource: &Resource,
     object: Value,
+    bucket: &str,
     number: usize,
     tokens: &[(String, Place)],
 ) -> Result<Pattern> {
@@ -298,7 +300,7 @@ fn pattern(
             secrets.push((token, inner));
         }
     }
-    mark(&mut object);
+    mark(&mut object, bucket);
     let mut tokens = tokens.to_vec();
     tokens.push((BUCKET_NUMBER.to_owned(), Place::Bucket));
     tokens.push((BUCKET.to_owned(), Place::Bucket));
@@ -320,13 +322,15 @@ const COPIED_EPOCH: i64 = 1;
 const LEASE: &str = "databasecluster-shard-";
 const FINGERPRINT: &str = "@fingerprint@";
 
-/// Marks every value that depends on the uid.
-fn mark(value: &mut Value) {
+/// Marks every value that depends on the uid, of which this is the bucket. Peers label everything with one bucket.
+fn mark(value: &mut Value, bucket: &str) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
                 match (name.as_str(), &*value) {
-                    (names::BUCKET_LABEL, Value::String(_)) => *value = json!(BUCKET),
+                    (names::BUCKET_LABEL, Value::String(own)) if own == bucket => {
+                        *value = json!(BUCKET);
+                    }
                     (names::FINGERPRINT_ANNOTATION, Value::String(_)) => {
                         *value = json!(FINGERPRINT);
                     }
@@ -345,11 +349,11 @@ fn mark(value: &mut Value) {
                         value["epoch"] = json!(COPIED_EPOCH);
                         value["bucket"] = json!(BUCKET_NUMBER.trim_matches('"'));
                     }
-                    _ => mark(value),
+                    _ => mark(value, bucket),
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(mark),
+        Value::Array(items) => items.iter_mut().for_each(|item| mark(item, bucket)),
         _ => {}
     }
 }
