@@ -71,6 +71,9 @@ fn read(folder: &Path) -> Result<Micro> {
 
 /// A table with a column for each number of objects, and a list of those without one.
 pub(crate) fn markdown(all: &[Micro]) -> String {
+    if all.is_empty() {
+        return "No results are committed.\n".to_owned();
+    }
     let mut text = format!(
         "| median of one | {} |\n| --- |{}\n",
         SIZES
