@@ -13,7 +13,7 @@ trap 'rm -rf "$log" "$AUDIT_KEEP"' EXIT
 
 # The number of the part, the time so far, and the next part.
 parts=("set-up" "control plane" "helm" "format" "licences and sources of dependencies" "lint" "documentation" "documentation as a site" "program"
-  "lint, with failpoints" "program with failpoints" "kube-rs peer" "tests")
+  "lint, with failpoints" "program with failpoints" "lint of the kube-rs peer" "kube-rs peer" "tests")
 # Only all tests together use all rights.
 [ -n "${TEST_ARGS:-}" ] || parts+=("rights as used")
 part=0
@@ -66,7 +66,9 @@ if [ "$failed" -eq 0 ]; then
   # After the others, beside which it is stored: the same program, with failpoints for tests.
   check "lint, with failpoints" cargo clippy --bins --features failpoints --locked -- -D warnings
   check "program with failpoints" cargo build --bin databasecluster-operator-failpoints --features failpoints --locked
-  check "kube-rs peer" tests/benchmarks/peer-kube-rs/lint.sh
+  check "lint of the kube-rs peer" tests/benchmarks/peer-kube-rs/lint.sh
+  # Before the tests, so that the smoke run of the benchmarks measures at once.
+  check "kube-rs peer" env PEER_PROFILE=dev tests/benchmarks/peer-kube-rs/build.sh
   tests "tests" cargo test --workspace --locked --no-fail-fast ${TEST_ARGS:+$TEST_ARGS}
   [ -n "${TEST_ARGS:-}" ] ||
     check "rights as used" cargo run --quiet --locked -p testbed --bin rights -- "$AUDIT_KEEP"
