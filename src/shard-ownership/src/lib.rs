@@ -22,7 +22,7 @@
 //! Create an [`Ownership`] with a fresh random nonce, and give it every [`Event`] with the time at
 //! which it is handled. Carry out the [`Action`]s in the order in which they are returned. Requests
 //! may run concurrently; each has exactly one outcome, which is an event of its own. Send
-//! [`Event::Tick`] when nothing else happens, several times in every [`Settings::tick_max_ms`].
+//! [`Event::Tick`] when no event has come by the time that [`Ownership::next_wakeup_ms`] returns.
 //!
 //! A replica that is alone, from its start until it works in its only shard:
 //!
@@ -49,7 +49,7 @@
 //! let mut now_ms = 0;
 //! let admitted = 'running: loop {
 //!     let event = events.pop_front().unwrap_or_else(|| {
-//!         now_ms += 100;
+//!         now_ms = machine.next_wakeup_ms();
 //!         Event::Tick
 //!     });
 //!     for action in machine.handle(now_ms, event) {
@@ -150,7 +150,7 @@
 //! [`Event::Tick`]: ownership::Event::Tick
 //! [`Action`]: ownership::Action
 //! [`Action::ValidUntil`]: ownership::Action::ValidUntil
-//! [`Settings::tick_max_ms`]: ownership::Settings::tick_max_ms
+//! [`Ownership::next_wakeup_ms`]: ownership::Ownership::next_wakeup_ms
 //! [`Settings::margin_ms`]: ownership::Settings::margin_ms
 //! [`Settings::lease_ms`]: ownership::Settings::lease_ms
 

@@ -241,6 +241,20 @@ impl Members {
             .map(|observed| &observed.lease)
     }
 
+    /// After how much more silence the next replica (but `me`) is to be vacated.
+    pub(crate) fn next_expiry_ms(&self, me: &str) -> Option<u64> {
+        let others = self.observed.values();
+        let others = others.filter(|o| o.lease.identity != me && !o.lease.is_vacated());
+        others
+            .map(|observed| observed.lease.lease_ms.saturating_sub(observed.silence_ms))
+            .min()
+    }
+
+    /// Whether a shard Lease names an identity that has no member Lease.
+    pub(crate) fn lacks_any(&self) -> bool {
+        !self.missing_ms.is_empty()
+    }
+
     /// Lets a replica live a little longer: a write that would have vacated it did not succeed.
     pub(crate) fn extend_deadline(&mut self, identity: &str, by_ms: u64) {
         if let Some(observed) = self.observed.get_mut(identity) {

@@ -1,17 +1,20 @@
 //! Events to the machines and their actions: the network between replicas and the API server.
 
-use crate::process::Permit;
+use crate::process::{Permit, Process};
 use crate::world::{Happening, Request, Sent, Who, World};
 use shard_ownership::hash::ShardId;
 use shard_ownership::lease::{MemberChange, MemberWrite, ShardLease, ShardWrite};
 use shard_ownership::ownership::WriteId;
-use shard_ownership::ownership::{Action, Event, ReadFailed, Reason, WriteResult};
+use shard_ownership::ownership::{Action, Event, Ownership, ReadFailed, Reason, WriteResult};
 use shard_ownership::table::{ShardTable, TableChange, TableWrite};
 use shard_ownership::token::FencingToken;
 
 /// How long a caller waits for an answer.
 const CALL_TIMEOUT_MS: u64 = 1000;
-const TICK_MS: u64 = 100;
+/// How often a timer that fires in a frozen process is tried again.
+const FROZEN_MS: u64 = 100;
+/// Every so many events, the machine is compared with one that was ticked too early.
+const EARLY_TICKS: u64 = 8;
 /// The key of the table among what is watched.
 const TABLE: &str = "table";
 /// Latest that a message that is not lost arrives.
@@ -48,18 +51,45 @@ impl World {
     }
 
     pub(crate) fn tick(&mut self, who: Who) {
+        let now_ms = self.now_ms;
         let Some(process) = self.process(who) else {
             return;
         };
-        if !process.paused {
+        if process.timer_ms.take_if(|at_ms| *at_ms == now_ms).is_none() {
+            // Another one was set since, for an earlier time.
+            return;
+        }
+        if process.paused {
+            self.set_timer(who, now_ms + FROZEN_MS);
+        } else if process.clock.shows(now_ms) < process.machine.next_wakeup_ms() {
+            self.wake_in_time(who);
+        } else {
             self.handle(who, Event::Tick);
         }
-        let jitter_ms = if self.has_faults() {
+    }
+
+    /// Sets the timer to the time that the machine needs.
+    fn wake_in_time(&mut self, who: Who) {
+        let late_ms = if self.has_faults() {
             self.random.between(0, 20)
         } else {
             0
         };
-        self.after(TICK_MS + jitter_ms, Happening::Tick(who));
+        let now_ms = self.now_ms;
+        if let Some(process) = self.process(who) {
+            let due_ms = process.clock.world_ms(process.machine.next_wakeup_ms());
+            self.set_timer(who, due_ms.max(now_ms + 1) + late_ms);
+        }
+    }
+
+    pub(crate) fn set_timer(&mut self, who: Who, at_ms: u64) {
+        let Some(process) = self.process(who) else {
+            return;
+        };
+        if process.timer_ms.is_none_or(|set_ms| at_ms < set_ms) {
+            process.timer_ms = Some(at_ms);
+            self.at(at_ms, Happening::Tick(who));
+        }
     }
 
     pub(crate) fn deliver(&mut self, who: Who, event: Event) {
@@ -76,6 +106,7 @@ impl World {
     pub(crate) fn handle(&mut self, who: Who, event: Event) {
         let now_ms = self.now_ms;
         self.summary.events += 1;
+        let is_compared = self.summary.events.is_multiple_of(EARLY_TICKS);
         let sabotage = self.plan.sabotage;
         let Some(process) = self.process(who) else {
             return;
@@ -84,10 +115,26 @@ impl World {
         let event = sabotage.shown(event, &process.identity, &process.named.clone());
         process.note_refusal(&event);
         let local_ms = process.clock.shows(now_ms);
+        let early = is_compared.then(|| early_tick(process, local_ms)).flatten();
+        let compared = early.map(|(early_actions, mut early)| {
+            let same = early_actions.is_empty();
+            (same, early.handle(local_ms, event.clone()), early)
+        });
         let actions = process.machine.handle(local_ms, event);
+        process.handled_ms = local_ms;
+        let differs = compared.is_some_and(|(is_idle, early_actions, early)| {
+            !is_idle || early_actions != actions || early != process.machine
+        });
+        if differs {
+            self.fail(format!(
+                "r{}: a tick before the time that its machine asked for made a difference",
+                who.slot
+            ));
+        }
         for action in actions {
             self.act(who, action);
         }
+        self.wake_in_time(who);
     }
 
     fn act(&mut self, who: Who, action: Action) {
@@ -482,4 +529,17 @@ fn kind<L>(result: &WriteResult<L>) -> &'static str {
         WriteResult::Rejected => "rejected",
         WriteResult::Unknown => "unknown",
     }
+}
+
+/// The machine, had it been ticked at some time since its last event, with the actions of that tick;
+/// `None` where it asked for ticks in that time.
+fn early_tick(process: &Process, local_ms: u64) -> Option<(Vec<Action>, Ownership)> {
+    let machine = &process.machine;
+    if !machine.is_at_rest() || local_ms > machine.next_wakeup_ms() {
+        return None;
+    }
+    let mut early = machine.clone();
+    let between_ms = process.handled_ms.midpoint(local_ms);
+    let actions = early.handle(between_ms, Event::Tick);
+    Some((actions, early))
 }

@@ -79,7 +79,7 @@ impl World {
         let who = Who { slot, life };
         self.relist(who);
         let first_ms = self.random.between(0, 100);
-        self.after(first_ms, Happening::Tick(who));
+        self.set_timer(who, self.now_ms + first_ms);
     }
 
     /// A process ended by itself: its Pod is replaced, or the container is started again.

@@ -25,6 +25,12 @@ impl Clock {
         }
     }
 
+    /// The earliest time of the world at which it shows this.
+    pub(crate) const fn world_ms(self, shown_ms: u64) -> u64 {
+        let elapsed_ms = shown_ms.saturating_sub(self.offset_ms);
+        (elapsed_ms * 1000).div_ceil(self.per_mille)
+    }
+
     /// What it shows at this time of the world.
     pub(crate) const fn shows(self, world_ms: u64) -> u64 {
         self.offset_ms + world_ms * self.per_mille / 1000
@@ -84,6 +90,10 @@ pub(crate) struct Process {
     /// The nonce that the machine has.
     pub(crate) named: String,
     pub(crate) machine: Ownership,
+    /// When its timer fires, by the clock of the world.
+    pub(crate) timer_ms: Option<u64>,
+    /// When its machine handled the last event, by its own clock.
+    pub(crate) handled_ms: u64,
     pub(crate) meta: MemberMeta,
     pub(crate) clock: Clock,
     /// By its own clock.
@@ -144,6 +154,8 @@ impl Process {
                 shards: shards.get(),
             },
             machine: Ownership::new(settings, newcomer.incarnation.clone(), clock.shows(now_ms)),
+            timer_ms: None,
+            handled_ms: clock.shows(now_ms),
             identity: newcomer.identity,
             incarnations: 1,
             clock,

@@ -143,6 +143,21 @@ impl Heartbeat {
         self.is_valid(now_ms) && !self.last_failed && !waiting_long
     }
 
+    /// Whether nothing but the next renewal is to be done for it.
+    pub(super) fn is_at_rest(&self, now_ms: u64, tick_max_ms: u64) -> bool {
+        self.is_heard(now_ms, tick_max_ms) && !self.is_dead && !self.must_read && !self.reading
+    }
+
+    /// Until when time alone changes nothing: the next renewal, a renewal that was not answered in
+    /// time, or the end of our validity.
+    pub(super) fn next_change_ms(&self, tick_max_ms: u64) -> u64 {
+        let next_ms = match self.in_flight {
+            Some(write) => write.sent_ms + tick_max_ms,
+            None => self.next_send_ms,
+        };
+        next_ms.min(self.valid_until_ms)
+    }
+
     /// The write that ends our Lease when we leave, if there is one.
     pub(super) fn ending(&self, identity: &str) -> Option<MemberWrite> {
         let base = self.base.clone()?;
@@ -207,17 +222,18 @@ impl Heartbeat {
             || cooled.any(|id| !is_ours(*id))
     }
 
-    /// The renewal that is due, if one is.
+    /// The renewal that is due, if one is; it counts as sent under the number that `next_id` returns.
     pub(super) fn due(
         &mut self,
         now_ms: u64,
-        id: WriteId,
+        next_id: impl FnOnce() -> WriteId,
         announcement: Announcement,
         identity: &str,
-    ) -> Option<MemberWrite> {
+    ) -> Option<(WriteId, MemberWrite)> {
         if self.must_read || self.in_flight.is_some() || now_ms < self.next_send_ms {
             return None;
         }
+        let id = next_id();
         self.renewal += 1;
         self.unsettled.push_back(Renewal {
             number: self.renewal,
@@ -231,7 +247,7 @@ impl Heartbeat {
             sent_ms: now_ms,
         });
         self.announced = announcement;
-        Some(MemberWrite {
+        let write = MemberWrite {
             identity: identity.to_owned(),
             base: self.base.clone(),
             change: MemberChange::Renew {
@@ -241,7 +257,8 @@ impl Heartbeat {
                 barred: self.announced.barred,
                 warm: self.announced.warm.clone(),
             },
-        })
+        };
+        Some((id, write))
     }
 
     /// Takes in the outcome of a write of ours; returns false if it was not ours.

@@ -205,6 +205,11 @@ impl LeaseRecord {
         }
     }
 
+    /// Whether nothing is to be found out about the Lease.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.lease.is_some() && self.must_read.is_none() && !self.is_reading
+    }
+
     /// Whether the Lease must be read before anything else is done with it.
     pub(super) fn must_read(&self) -> bool {
         self.must_read.is_some()

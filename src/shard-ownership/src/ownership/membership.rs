@@ -137,6 +137,14 @@ impl Membership {
         }
     }
 
+    /// Whether nothing is to be found out about a member, and none is being declared dead.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.vacating.is_empty()
+            && self.checking.is_empty()
+            && self.rewound.is_empty()
+            && !self.members.lacks_any()
+    }
+
     /// For how long the list of eligible members has been unchanged.
     pub(super) fn unchanged_ms(&self, now_ms: u64) -> u64 {
         now_ms.saturating_sub(self.changed_ms)

@@ -35,7 +35,7 @@ mod tests;
 mod us;
 mod work;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use self::departure::Departure;
 use self::evaluation::Evaluation;
@@ -51,6 +51,9 @@ use self::work::Stage;
 use super::hash::ShardId;
 use super::lease::{MemberLease, ShardLease};
 use super::members::Members;
+
+/// Time between two ticks while something is under way.
+const TICK_MS: u64 = 100;
 
 /// The state machine of one replica. After every event it evaluates all shards.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -148,6 +151,45 @@ impl Ownership {
         }
         self.evaluate(now_ms);
         self.out.take()
+    }
+
+    /// When the next [`Event::Tick`] is due if no event comes before, by the clock of
+    /// [`handle`](Self::handle).
+    ///
+    /// In a fleet at rest a tick before that time causes no action and makes no difference to anything
+    /// that follows. While something is under way, ticks come every 100 ms.
+    #[must_use]
+    pub fn next_wakeup_ms(&self) -> u64 {
+        let now_ms = self.last_tick_ms;
+        if !self.is_at_rest() {
+            return now_ms + TICK_MS;
+        }
+        let settings = &self.settings;
+        // Silence of others counts up to `tick_max_ms` at once: a timer that is a little late must not
+        // cost any of it.
+        let counted_ms = now_ms + settings.tick_max_ms * 4 / 5;
+        let expiry_ms = self.members().next_expiry_ms(&settings.identity);
+        self.heartbeat
+            .next_change_ms(settings.tick_max_ms)
+            .min(counted_ms)
+            .min(expiry_ms.map_or(u64::MAX, |ms| now_ms.saturating_add(ms)))
+            .max(now_ms + 1)
+    }
+
+    /// Whether nothing is under way: every shard has a live holder and its entry, and no request but a
+    /// renewal is in flight or due.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let us = self.us(self.last_tick_ms);
+        let tick_max_ms = self.settings.tick_max_ms;
+        let is_at_rest = |shard: &Shard| shard.is_at_rest(us, self.membership.members());
+        self.synced
+            && !self.departure.has_begun()
+            && self.heartbeat.is_at_rest(us.now_ms, tick_max_ms)
+            && self.membership.is_at_rest()
+            && self.table.is_at_rest()
+            && self.shards.values().all(is_at_rest)
+            && !self.is_announcement_urgent(&self.announcement())
     }
 
     /// Our identity.
@@ -359,32 +401,41 @@ impl Ownership {
             self.out
                 .push(Action::ReadMember(self.settings.identity.clone()));
         }
-        let id = self.out.next_id();
-        let warm: BTreeSet<ShardId> = self
-            .shards
-            .values()
-            .filter(|shard| shard.work.is_warmed_for_us())
-            .map(Shard::id)
-            .collect();
-        let announcement = Announcement {
+        let announcement = self.announcement();
+        if self.is_announcement_urgent(&announcement) {
+            self.heartbeat.renew_now(now_ms);
+        }
+        let out = &mut self.out;
+        let identity = &self.settings.identity;
+        let due = self
+            .heartbeat
+            .due(now_ms, || out.next_id(), announcement, identity);
+        if let Some((id, write)) = due {
+            self.out.push(Action::WriteMember(id, write));
+        }
+    }
+
+    /// What the next renewal announces.
+    fn announcement(&self) -> Announcement {
+        let shards = self.shards.values();
+        Announcement {
             draining: self.departure.has_begun(),
             barred: self.table.is_refused(),
-            warm,
-        };
-        let us = self.us(now_ms);
+            warm: shards
+                .filter(|shard| shard.work.is_warmed_for_us())
+                .map(Shard::id)
+                .collect(),
+        }
+    }
+
+    /// Whether the others have to know before the next heartbeat.
+    fn is_announcement_urgent(&self, announcement: &Announcement) -> bool {
+        let us = self.us(self.last_tick_ms);
         let is_ours = |id: ShardId| {
             let lease = self.shards.get(&id).and_then(Shard::lease);
             lease.is_some_and(|lease| us.is_named_by(&lease.holder, &lease.incarnation))
         };
-        if self.heartbeat.is_urgent(&announcement, is_ours) {
-            self.heartbeat.renew_now(now_ms);
-        }
-        if let Some(write) = self
-            .heartbeat
-            .due(now_ms, id, announcement, &self.settings.identity)
-        {
-            self.out.push(Action::WriteMember(id, write));
-        }
+        self.heartbeat.is_urgent(announcement, is_ours)
     }
 
     fn report_validity(&mut self) {

@@ -9,6 +9,8 @@ use super::work::{Stage, Work};
 use super::{Action, ReadFailed, WriteId, WriteResult};
 use crate::hash::ShardId;
 use crate::lease::{ShardLease, Successor};
+use crate::liveness::is_live_holder;
+use crate::members::Members;
 
 /// One shard. What is observed of its Lease also settles the pending write, so both are changed
 /// here only.
@@ -76,6 +78,28 @@ impl Shard {
     /// Whether the API server has not just rejected a write of the Lease.
     pub(super) fn may_write(&self, now_ms: u64) -> bool {
         self.write.may_write(now_ms)
+    }
+
+    /// Whether only an event can change anything here: its holder is alive, it is neither planned to
+    /// move nor being moved, and nothing is to be found out about its Lease.
+    pub(super) fn is_at_rest(&self, us: Us<'_>, members: &Members) -> bool {
+        let Some(lease) = self.record.lease().filter(|_| self.record.is_at_rest()) else {
+            return false;
+        };
+        let is_ours = us.is_named_by(&lease.holder, &lease.incarnation);
+        let is_in_place = match self.stage() {
+            Stage::Idle => !is_ours && lease.holder != us.identity(),
+            Stage::Running => is_ours,
+            Stage::Listing | Stage::Draining(_) | Stage::Drained | Stage::Halted => false,
+        };
+        let member = members.get(&lease.holder);
+        is_in_place
+            && member.is_some_and(|m| is_live_holder(lease.as_holder(), m.as_holder()))
+            && lease.shards == us.count()
+            && lease.successor.is_none()
+            && self.free_ms.is_none()
+            && !self.write.is_pending()
+            && self.write.may_write(us.now_ms)
     }
 
     /// The Lease as it is now; a late answer is ignored.

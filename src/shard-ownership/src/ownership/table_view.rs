@@ -136,6 +136,16 @@ impl TableView {
         self.in_flight.is_some() || self.must_read.is_some()
     }
 
+    /// Whether there is a table, and nothing is to be read or written of it.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.uid().is_some()
+            && !self.is_unsettled()
+            && !self.is_refused()
+            && !self.reading
+            && self.apart.is_empty()
+            && self.refusals.is_empty()
+    }
+
     fn has_our_count(&self) -> bool {
         self.shards == self.count.get()
     }

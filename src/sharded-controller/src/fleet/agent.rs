@@ -32,7 +32,6 @@ use shard_ownership::hash::ShardId;
 use shard_ownership::ownership::{Action, Event, Ownership, Reason, Settings};
 use shard_ownership::token::FencingToken;
 
-const TICK: Duration = Duration::from_millis(100);
 /// Capacity of the machine's event channel. It empties in microseconds; a full channel makes
 /// senders wait.
 const EVENTS_MAX: usize = 1024;
@@ -146,11 +145,9 @@ pub(crate) async fn run<H: ShardHost>(parts: AgentParts<H>) -> ExitReason {
         ended: None,
         parts,
     };
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
-            _ = ticks.tick() => Some(Event::Tick),
+            () = tokio::time::sleep(agent.until_wakeup()) => Some(Event::Tick),
             Some(done) = agent.requests.join_next() => agent.answered(done),
             Some(seen) = leases.next() => agent.observe(seen),
             Some(observed) = tables.next() => agent.table_observed(observed),
@@ -335,6 +332,12 @@ impl<H: ShardHost> Agent<H> {
             self.execute(action);
         }
         self.publish(now_ms);
+    }
+
+    /// How long the machine can do without the time.
+    fn until_wakeup(&self) -> Duration {
+        let wakeup_ms = self.machine.next_wakeup_ms();
+        Duration::from_millis(wakeup_ms.saturating_sub(self.parts.clock.now_ms()))
     }
 
     fn publish(&self, now_ms: u64) {

@@ -5,6 +5,7 @@ mod leaving;
 mod order;
 mod regressions;
 mod table;
+mod wakeup;
 mod world;
 
 use std::collections::BTreeMap;
