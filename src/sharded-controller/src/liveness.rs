@@ -8,18 +8,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
 
-/// Consecutive checks without progress of a part after which it counts as stalled: 30 s at two per
-/// second.
+/// Consecutive checks without progress of a part after which it counts as stalled: 30 s.
 ///
 /// Checks are counted and not time: a process that was frozen, or a machine that slept, checks again
 /// only when the part runs again too.
-pub(crate) const CHECKS_MAX: u32 = 60;
+pub(crate) const CHECKS_MAX: u32 = 30;
 
 /// Checks in a row without progress after which a part is reported as behind: 2 s.
-const BEHIND_CHECKS: u32 = 4;
+const BEHIND_CHECKS: u32 = 2;
 
 /// Time between two checks.
-pub(crate) const CHECK_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Observes one counter that a healthy part keeps increasing, whatever happens outside the process.
 #[derive(Clone, Copy, Debug, Default)]

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -16,6 +17,10 @@ const REVISION: &str = match option_env!("DBC_BUILD_REVISION") {
     Some(revision) => revision,
     None => "unknown",
 };
+
+/// Oldest values of the cgroup in a heartbeat. Its limits rarely change, and reading them takes several
+/// files.
+const CGROUP_AGE_MAX: Duration = Duration::from_secs(30);
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
@@ -94,8 +99,9 @@ pub(crate) struct ProcessCollector {
     units: KernelUnits,
     metrics: Arc<Metrics>,
     runtime: Handle,
-    /// Scrapes may overlap, and a counter is only ever added to: one at a time.
-    refreshing: Mutex<()>,
+    /// When the cgroup was last read. Scrapes may overlap, and a counter is only ever added to: it is
+    /// locked while anything is read.
+    cgroup_read: Mutex<Option<Instant>>,
 }
 
 impl ProcessCollector {
@@ -116,26 +122,43 @@ impl ProcessCollector {
             units: KernelUnits::of_this_kernel(),
             metrics,
             runtime,
-            refreshing: Mutex::new(()),
+            cgroup_read: Mutex::new(None),
         }
     }
 
     /// Reads all values again. What cannot be read keeps its last value.
     pub(crate) fn refresh(&self) {
-        let _one_at_a_time = self.refreshing.lock();
+        let mut cgroup_read = self.cgroup_read.lock();
+        *cgroup_read = Some(Instant::now());
         self.refresh_process();
         self.refresh_cgroup();
         self.refresh_runtime();
     }
 
-    fn refresh_process(&self) {
+    /// Reads CPU time and memory again, and the cgroup when its last values are old.
+    pub(crate) fn refresh_usage(&self) {
+        let mut cgroup_read = self.cgroup_read.lock();
+        self.refresh_stat();
+        if cgroup_read.is_none_or(|at| at.elapsed() >= CGROUP_AGE_MAX) {
+            *cgroup_read = Some(Instant::now());
+            self.refresh_cgroup();
+        }
+    }
+
+    fn refresh_stat(&self) -> Option<ProcessStats> {
         let metrics = &self.metrics.process;
         let stat = fs::read_to_string(self.root.join("proc/self/stat")).ok();
-        if let Some(stats) = stat.and_then(|text| parse_stat(&text, self.units)) {
-            raise(&metrics.process_cpu_seconds_total, stats.cpu_seconds);
-            set(&metrics.process_resident_memory_bytes, stats.resident_bytes);
-            set(&metrics.process_virtual_memory_bytes, stats.virtual_bytes);
-            set(&metrics.process_threads, stats.threads);
+        let stats = stat.and_then(|text| parse_stat(&text, self.units))?;
+        raise(&metrics.process_cpu_seconds_total, stats.cpu_seconds);
+        set(&metrics.process_resident_memory_bytes, stats.resident_bytes);
+        set(&metrics.process_virtual_memory_bytes, stats.virtual_bytes);
+        set(&metrics.process_threads, stats.threads);
+        Some(stats)
+    }
+
+    fn refresh_process(&self) {
+        let metrics = &self.metrics.process;
+        if let Some(stats) = self.refresh_stat() {
             let boot = fs::read_to_string(self.root.join("proc/stat")).ok();
             if let Some(boot) = boot.and_then(|text| parse_boot_time(&text)) {
                 let started = boot + stats.started_seconds;
@@ -210,7 +233,6 @@ mod tests {
     use super::*;
     use crate::names::testing::NAMES;
     use prometheus::Registry;
-    use std::time::{Duration, Instant};
 
     const UNITS: KernelUnits = KernelUnits {
         ticks_per_second: 100,

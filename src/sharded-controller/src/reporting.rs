@@ -35,9 +35,7 @@ pub(crate) fn serve<C: ShardCache, R: Reconcile>(
     let server = Server::new(
         Arc::clone(&parts.metrics),
         Arc::clone(&parts.health),
-        Box::new(move || {
-            refresh(&source, &pool, &*reconcile);
-        }),
+        Box::new(move || refresh(&source, &pool, &*reconcile)),
         routes,
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -179,13 +177,8 @@ fn table_problem(names: &Names, standing: &Standing) -> Option<String> {
     }
 }
 
-/// Copies what changes by itself into the metrics; for each scrape and heartbeat. Returns the number of
-/// objects.
-fn refresh<C: ShardCache, R: Reconcile>(
-    parts: &Parts<C>,
-    pool: &Pool<Work<C, R>>,
-    reconcile: &R,
-) -> usize {
+/// Copies what changes by itself into the metrics; for each scrape.
+fn refresh<C: ShardCache, R: Reconcile>(parts: &Parts<C>, pool: &Pool<Work<C, R>>, reconcile: &R) {
     parts.process.refresh();
     pool.refresh_metrics();
     let now_ms = parts.clock.now_ms();
@@ -195,19 +188,20 @@ fn refresh<C: ShardCache, R: Reconcile>(
     let age = Duration::from_millis(age_ms);
     fleet.heartbeat_age_seconds.set(age.as_secs_f64());
     fleet.set_fleet(parts.fleet.overview(parts.config.shards));
-    let counts = parts.cache.counts();
-    fleet.set_objects(&counts);
+    fleet.set_objects(&parts.cache.counts());
     reconcile.refresh_metrics();
-    counts.iter().sum()
 }
 
-/// The statistics that a heartbeat carries.
+/// The statistics that a heartbeat carries. Only what they are computed from is read again.
 pub(crate) fn stats<C: ShardCache, R: Reconcile>(
     parts: &Parts<C>,
     pool: &Pool<Work<C, R>>,
     reconcile: &R,
 ) -> String {
-    let objects = refresh(parts, pool, reconcile);
+    parts.process.refresh_usage();
+    pool.refresh_metrics();
+    reconcile.refresh_metrics();
+    let objects = parts.cache.counts().iter().sum();
     let ready = parts.health.readyz().ok;
     let more = reconcile.stats();
     crate::stats::stats(

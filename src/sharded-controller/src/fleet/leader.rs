@@ -24,8 +24,8 @@ use shard_ownership::lease::MemberLease;
 use shard_ownership::ownership::WriteResult;
 use shard_ownership::planner::{Fleet, Stabilization, move_budget};
 
-/// How often a leader checks whether a shard should move. It reads memory only: a request is sent
-/// only for a plan.
+/// How often a leader checks whether a shard should move, while the fleet has not settled or its Leases
+/// change. It reads memory only: a request is sent only for a plan.
 const PLAN_EVERY: Duration = Duration::from_millis(200);
 
 /// The parts of a candidate.
@@ -95,20 +95,27 @@ impl Leader {
         let mut plans = interval(PLAN_EVERY);
         plans.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut leading = false;
+        // Nothing is left to plan until a Lease changes.
+        let mut is_settled = false;
         loop {
             let renew = tokio::select! {
                 () = stop.cancelled() => break,
                 _ = renewals.tick() => true,
-                _ = plans.tick(), if leading => false,
+                () = self.parts.state.changed(), if leading && is_settled => {
+                    is_settled = false;
+                    continue;
+                }
+                _ = plans.tick(), if leading && !is_settled => false,
             };
             if !renew {
-                self.plan().await;
+                is_settled = self.plan().await;
                 continue;
             }
             let now_leading = self.try_lead().await;
             if now_leading != leading {
                 tracing::info!(leader = now_leading, "fleet leadership changed");
                 leading = now_leading;
+                is_settled = false;
             }
             self.gauge(leading);
             if leading {
@@ -135,15 +142,16 @@ impl Leader {
             .set(i64::from(leading));
     }
 
-    /// Plans the moves that are due; a plan that loses its compare-and-swap is computed again.
-    async fn plan(&mut self) {
+    /// Plans the moves that are due; a plan that loses its compare-and-swap is computed again. Returns
+    /// whether there were none, and none will be due before a Lease changes.
+    async fn plan(&mut self) -> bool {
         let (members, shards) = self.parts.state.decoded();
         let fleet = Fleet::new(self.parts.shards, &members, &shards);
         if !self
             .stabilization
             .allows_moves(self.parts.clock.now_ms(), &fleet)
         {
-            return;
+            return false;
         }
         let moves = fleet.moves(move_budget(self.parts.shards));
         let writes = moves.iter().filter_map(|planned| {
@@ -160,6 +168,7 @@ impl Leader {
             // Until the watch shows them, the same plan would be computed again, only to lose.
             tokio::time::sleep(PLAN_EVERY / 2).await;
         }
+        moves.is_empty()
     }
 
     async fn try_lead(&self) -> bool {

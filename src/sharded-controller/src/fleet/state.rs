@@ -7,8 +7,9 @@ use std::sync::Arc;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-use super::leases::LeaseCodec;
+use super::leases::{LeaseCodec, ObservedLease};
 use super::shard_table::ShardTable;
 use crate::clock::Clock;
 use crate::fleet::history::History;
@@ -28,11 +29,20 @@ pub struct FleetState {
     codec: LeaseCodec,
     clock: Clock,
     inner: Mutex<Inner>,
+    /// Notified of every change of a Lease that is more than a renewal.
+    changed: Notify,
+}
+
+/// A Lease, as it arrived and decoded.
+#[derive(Clone, Debug)]
+struct Known {
+    lease: Arc<Lease>,
+    decoded: Option<ObservedLease>,
 }
 
 #[derive(Clone, Debug)]
 struct Inner {
-    leases: BTreeMap<String, Arc<Lease>>,
+    leases: BTreeMap<String, Known>,
     table: Option<Arc<ShardTable>>,
     history: History,
     standing: Standing,
@@ -78,6 +88,7 @@ impl FleetState {
                 history: History::new(names),
                 standing: Standing::default(),
             }),
+            changed: Notify::new(),
         }
     }
 
@@ -88,7 +99,8 @@ impl FleetState {
     /// The Leases of the fleet as last observed.
     #[must_use]
     pub fn leases(&self) -> Vec<Arc<Lease>> {
-        self.with(|inner| inner.leases.values().cloned().collect())
+        let lease = |known: &Known| Arc::clone(&known.lease);
+        self.with(|inner| inner.leases.values().map(lease).collect())
     }
 
     /// The shard table as last observed.
@@ -106,7 +118,15 @@ impl FleetState {
     /// Takes in a Lease: one from the watch, or the fleet leader's, which carries no labels.
     pub fn remember(&self, lease: Lease) {
         let (now_ms, now) = (self.clock.now_ms(), self.clock.now());
-        self.with(|inner| inner.take(lease, now_ms, now));
+        let decoded = self.codec.decode(&lease);
+        if self.with(|inner| inner.take(lease, decoded, now_ms, now)) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Completes when a Lease has changed since the last call, by more than a renewal; for one caller.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Takes in all existing Leases in one step: a reader never sees only some of them.
@@ -116,12 +136,14 @@ impl FleetState {
             let leader = self.names.leader_lease();
             inner.leases.retain(|name, _| *name == leader);
             for lease in leases {
-                inner.take(lease, now_ms, now);
+                let decoded = self.codec.decode(&lease);
+                let _notified_below = inner.take(lease, decoded, now_ms, now);
             }
             inner
                 .history
                 .all_noted(|name| inner.leases.contains_key(name));
         });
+        self.changed.notify_one();
     }
 
     /// Forgets a Lease that was deleted.
@@ -130,6 +152,7 @@ impl FleetState {
             inner.leases.remove(name);
             inner.history.forget(name);
         });
+        self.changed.notify_one();
     }
 
     /// What was seen of the Leases over time.
@@ -175,16 +198,53 @@ impl FleetState {
 impl FleetState {
     /// All member and shard Leases.
     pub(super) fn decoded(&self) -> (Vec<MemberLease>, Vec<ShardLease>) {
-        let leases = self.leases();
-        self.codec.decode_all(leases.iter().map(AsRef::as_ref))
+        let (mut members, mut shards) = (Vec::new(), Vec::new());
+        self.with(|inner| {
+            for known in inner.leases.values() {
+                match &known.decoded {
+                    Some(ObservedLease::Member(member)) => members.push(member.clone()),
+                    Some(ObservedLease::Shard(shard)) => shards.push(shard.clone()),
+                    None => {}
+                }
+            }
+        });
+        (members, shards)
+    }
+}
+
+/// Whether a Lease differs from what was known of it by a renewal at most.
+fn is_renewal(known: Option<&ObservedLease>, now: Option<&ObservedLease>) -> bool {
+    match (known, now) {
+        (Some(ObservedLease::Member(known)), Some(ObservedLease::Member(now))) => {
+            let renewed = MemberLease {
+                version: now.version.clone(),
+                renewal: now.renewal,
+                ..known.clone()
+            };
+            known.version.uid == now.version.uid && renewed == *now
+        }
+        // The fleet leader's.
+        (None, None) => true,
+        (Some(_), _) | (None, Some(_)) => false,
     }
 }
 
 impl Inner {
-    fn take(&mut self, lease: Lease, now_ms: u64, now: Timestamp) {
+    /// Returns whether the Lease shows more than a renewal.
+    fn take(
+        &mut self,
+        lease: Lease,
+        decoded: Option<ObservedLease>,
+        now_ms: u64,
+        now: Timestamp,
+    ) -> bool {
         let name = lease.metadata.name.clone().unwrap_or_default();
         self.history.note(&lease, now_ms, now);
-        self.leases.insert(name, Arc::new(lease));
+        let lease = Arc::new(lease);
+        let known = self.leases.get(&name).map(|known| known.decoded.as_ref());
+        let is_news = known.is_none_or(|known| !is_renewal(known, decoded.as_ref()));
+        self.leases.insert(name, Known { lease, decoded });
+        is_news
     }
 }
 
@@ -244,6 +304,34 @@ mod tests {
     fn seen(state: &FleetState) -> Option<(usize, usize)> {
         let overview = state.overview(count())?;
         Some((overview.unowned, overview.imbalance))
+    }
+
+    #[tokio::test]
+    async fn renewal_is_no_news_and_everything_else_is() {
+        use futures::FutureExt as _;
+        let state = state(&clock());
+        let changed = || state.changed().now_or_never().is_some();
+        assert!(changed(), "a list");
+        let renewal = NAMES.label("renewal");
+        let mut lease = member("a");
+        let mut annotate = |name: &str, value: &str| {
+            let annotations = lease.metadata.annotations.get_or_insert_default();
+            annotations.insert(name.to_owned(), value.to_owned());
+            lease.metadata.resource_version = Some(format!("{value}0"));
+            state.remember(lease.clone());
+            changed()
+        };
+        annotate(&renewal, "1");
+        assert!(!annotate(&renewal, "2"), "a renewal");
+        assert!(
+            annotate(&NAMES.label("warm"), "003"),
+            "it has listed a shard"
+        );
+        assert!(!annotate(&renewal, "4"));
+        state.remember(shard(1, "b"));
+        assert!(changed(), "another holder");
+        state.forget(&NAMES.member_lease("a"));
+        assert!(changed(), "a deletion");
     }
 
     #[test]
