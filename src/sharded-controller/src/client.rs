@@ -1,4 +1,4 @@
-//! Kubernetes clients of three kinds, and a tower layer that counts their requests.
+//! Kubernetes clients of four kinds, and a tower layer that counts their requests.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -38,6 +38,8 @@ const VERBS: [&str; 7] = ["GET", "LIST", "WATCH", "POST", "PUT", "PATCH", "DELET
 pub(crate) enum ClientKind {
     /// Heartbeats and locks: no retries; the caller sets a timeout per call.
     Lease,
+    /// Watches of Leases and shard table, on connections of their own. Bounds as below.
+    Fleet,
     /// Lists and watches: silence is allowed for longer than between two bookmarks. No retries,
     /// because the watcher pauses by itself, reports the error meanwhile, and checks whether it is
     /// still the same API server.
@@ -65,11 +67,11 @@ impl ClientKind {
     pub(crate) const fn bounds(self) -> Bounds {
         let connect = match self {
             Self::Lease => LEASE_CONNECT_TIMEOUT,
-            Self::Watch | Self::Write => CONNECT_TIMEOUT,
+            Self::Fleet | Self::Watch | Self::Write => CONNECT_TIMEOUT,
         };
         let read = match self {
             Self::Lease | Self::Write => ANSWER_TIMEOUT,
-            Self::Watch => WATCH_SILENCE_MAX,
+            Self::Fleet | Self::Watch => WATCH_SILENCE_MAX,
         };
         Bounds {
             connect,

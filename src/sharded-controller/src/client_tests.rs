@@ -179,7 +179,12 @@ fn password_in_the_url_is_not_exported() {
 
 #[test]
 fn every_kind_of_client_has_bounds_and_watches_outlast_the_pause_between_bookmarks() {
-    for kind in [ClientKind::Lease, ClientKind::Watch, ClientKind::Write] {
+    for kind in [
+        ClientKind::Lease,
+        ClientKind::Fleet,
+        ClientKind::Watch,
+        ClientKind::Write,
+    ] {
         let bounds = kind.bounds();
         let config = bounded(Config::new(Uri::from_static("http://127.0.0.1:1")), bounds);
         assert_eq!(config.connect_timeout, Some(bounds.connect));

@@ -10,6 +10,8 @@ use prometheus::Registry;
 use shard_ownership::lease::served_text;
 use shard_ownership::ownership::Settings;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{ClientKind, build_client};
@@ -24,6 +26,7 @@ use crate::fleet::leases::{LeaseCodec, LeaseStore, SelfDescription};
 use crate::fleet::state::FleetState;
 use crate::fleet::table::TableStore;
 use crate::health::Health;
+use crate::heartbeats::HeartbeatThread;
 use crate::host::{Host, Work};
 use crate::liveness::essential;
 use crate::metrics::Metrics;
@@ -84,6 +87,9 @@ pub enum ControllerError {
     /// A thread or a signal handler could not be set up.
     #[error("the process cannot be set up")]
     Process(#[source] std::io::Error),
+    /// The thread of the heartbeats panicked, which is a bug; its message is in the log.
+    #[error("the part that renews our Lease panicked, which is a bug; restart this process")]
+    Panicked,
     /// Two replicas have one identity.
     #[error("another replica uses the identity {identity}; give each replica its own --identity")]
     IdentityTaken {
@@ -95,6 +101,8 @@ pub enum ControllerError {
 /// A client for each kind of traffic, so that none can delay another.
 struct Clients {
     lease: Client,
+    /// Watches of Leases and shard table.
+    fleet: Client,
     watch: Client,
     write: Client,
 }
@@ -103,6 +111,7 @@ struct Clients {
 pub struct Controller<C> {
     settings: Settings,
     clients: Clients,
+    heartbeats: HeartbeatThread,
     listener: std::net::TcpListener,
     url: String,
     parts: Arc<Parts<C>>,
@@ -147,7 +156,8 @@ impl<C: ShardCache> Controller<C> {
         let metrics = Metrics::register(registry, names).map_err(ControllerError::Metrics)?;
         let metrics = Arc::new(metrics);
         set_limits(&metrics, &config);
-        let clients = clients(&config, &metrics).await?;
+        let heartbeats = HeartbeatThread::start().map_err(ControllerError::Process)?;
+        let clients = clients(&config, &metrics, heartbeats.runtime()).await?;
         let address = config.listen;
         let listener = TcpListener::bind(address)
             .await
@@ -182,6 +192,7 @@ impl<C: ShardCache> Controller<C> {
         Ok(Self {
             settings,
             clients,
+            heartbeats,
             listener,
             url: format!("http://{bound}"),
             parts: Arc::new(parts),
@@ -231,6 +242,7 @@ impl<C: ShardCache> Controller<C> {
         let Self {
             settings,
             clients,
+            heartbeats,
             listener,
             url,
             parts,
@@ -253,14 +265,18 @@ impl<C: ShardCache> Controller<C> {
         let serving = reporting::serve(&replica, listener, routes, &stop)
             .map_err(ControllerError::Process)?;
         let signals = shutdown::signals(config.drain_timeout).map_err(ControllerError::Process)?;
-        let ended = replica.live(settings, &signals, &stop).await;
+        let ended = replica.live(settings, heartbeats, &signals, &stop).await;
         stop.cancel();
         replica.pool.shutdown().await;
         let _ended = serving.await;
-        if ended == Some(ExitReason::IdentityTaken) {
-            return Err(ControllerError::IdentityTaken {
-                identity: config.identity.clone(),
-            });
+        match ended {
+            Some(ExitReason::IdentityTaken) => {
+                return Err(ControllerError::IdentityTaken {
+                    identity: config.identity.clone(),
+                });
+            }
+            Some(ExitReason::Panicked) => return Err(ControllerError::Panicked),
+            Some(ExitReason::HandedBack) | None => {}
         }
         let cut_short = replica.parts.metrics.pool.reconcile_cancelled_total.get();
         tracing::info!(reconciles_cut_short = cut_short, "stopped");
@@ -282,6 +298,7 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
     async fn live(
         &self,
         settings: Settings,
+        heartbeats: HeartbeatThread,
         signals: &Signals,
         stop: &CancellationToken,
     ) -> Option<ExitReason> {
@@ -314,10 +331,23 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
         let (handle, events) = agent::channel();
         let agent = self.agent(settings, mode, handle.clone(), events);
         let leading = self.leader(agent.store.clone()).run(stop.child_token());
-        let leading = self.part("the leader's part", leading, stop);
-        let ended = shutdown::run_until_handed_back(agent, handle, signals, &parts.health).await;
+        let stopped = stop.child_token();
+        let health = Arc::clone(&parts.health);
+        let leading = essential("the leader's part", leading, health, stop.clone());
+        let (ended, has_ended) = oneshot::channel();
+        let owning = async move {
+            tokio::select! {
+                reason = agent::run(agent) => {
+                    let _no_receiver = ended.send(reason);
+                }
+                () = stopped.cancelled() => {}
+            }
+        };
+        let beating = heartbeats.run(async move { tokio::join!(owning, leading) });
+        let ended = shutdown::until_handed_back(has_ended, handle, signals, &parts.health).await;
         stop.cancel();
-        for task in [leading, reporting, fencing] {
+        let _ended = beating.await;
+        for task in [reporting, fencing] {
             let _ended = task.await;
         }
         ended
@@ -377,17 +407,20 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
             revision: config.revision.clone(),
             shards: config.shards,
         };
-        let store = LeaseStore::new(
-            Api::namespaced(self.clients.lease.clone(), namespace),
-            LeaseCodec::new(names, parts.served.clone()),
-            me,
-        );
-        let table = TableStore::new(self.clients.lease.clone(), namespace, names);
+        let stores = |client: &Client| {
+            let codec = LeaseCodec::new(names, parts.served.clone());
+            let api = Api::namespaced(client.clone(), namespace);
+            let store = LeaseStore::new(api, codec, me.clone());
+            (store, TableStore::new(client.clone(), namespace, names))
+        };
+        let (store, table) = stores(&self.clients.lease);
+        // Reconciles call it, and their requests are not to be driven by the thread of the heartbeats.
+        let (read_store, read_table) = stores(&self.clients.write);
         let fleet = Arc::clone(&parts.fleet);
         let refresher = LeaseRefresher::new(
             names,
-            store.clone(),
-            table.clone(),
+            read_store,
+            read_table,
             handle.clone(),
             fleet,
             parts.clock.clone(),
@@ -398,8 +431,8 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
             settings,
             store,
             table,
-            watch_api: Api::namespaced(self.clients.watch.clone(), namespace),
-            watch_table: Api::namespaced_with(self.clients.watch.clone(), namespace, &names),
+            watch_api: Api::namespaced(self.clients.fleet.clone(), namespace),
+            watch_table: Api::namespaced_with(self.clients.fleet.clone(), namespace, &names),
             host: Host::new(
                 self.reflector(handle.clone(), mode),
                 Arc::clone(&self.pool),
@@ -441,7 +474,12 @@ impl<C: ShardCache, R: Reconcile> Replica<C, R> {
     }
 }
 
-async fn clients(config: &Config, metrics: &Arc<Metrics>) -> Result<Clients, ControllerError> {
+/// Those that the heartbeats need are driven by the runtime of their thread.
+async fn clients(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    heartbeats: &Handle,
+) -> Result<Clients, ControllerError> {
     let kubeconfig = kube::Config::infer().await;
     let kubeconfig = kubeconfig.map_err(ControllerError::NoConfiguration)?;
     if !config.allow_unfenced && !is_bound_to_pod(&kubeconfig.auth_info) {
@@ -453,8 +491,13 @@ async fn clients(config: &Config, metrics: &Arc<Metrics>) -> Result<Clients, Con
         build_client(&kubeconfig, kind, &config.identity, Arc::clone(metrics))
             .map_err(ControllerError::Client)
     };
+    let (lease, fleet) = {
+        let _driven_there = heartbeats.enter();
+        (client(ClientKind::Lease)?, client(ClientKind::Fleet)?)
+    };
     Ok(Clients {
-        lease: client(ClientKind::Lease)?,
+        lease,
+        fleet,
         watch: client(ClientKind::Watch)?,
         write: client(ClientKind::Write)?,
     })

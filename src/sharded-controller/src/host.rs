@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shard_ownership::hash::ShardId;
 use shard_ownership::ownership::Event;
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::controller::Parts;
@@ -72,9 +73,12 @@ pub(crate) struct Host<C: ShardCache, R> {
     work: Work<C, R>,
     agent: AgentHandle,
     tasks: TaskTracker,
+    /// Runs the tasks; the agent calls from another thread.
+    runtime: Handle,
 }
 
 impl<C: ShardCache, R> Host<C, R> {
+    /// Its tasks run on the current runtime.
     pub(crate) fn new(
         reflector: ShardReflector<C>,
         pool: Arc<Pool<Work<C, R>>>,
@@ -87,6 +91,7 @@ impl<C: ShardCache, R> Host<C, R> {
             work,
             agent,
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
         }
     }
 }
@@ -101,8 +106,8 @@ impl<C: ShardCache, R: Reconcile> ShardHost for Host<C, R> {
         self.reflector.unwatch(shard);
         self.work.parts.client.refused().forget(shard);
         let reconcile = Arc::clone(&self.work.reconcile);
-        self.tasks
-            .spawn(async move { reconcile.release_shard(shard).await });
+        let released = async move { reconcile.release_shard(shard).await };
+        self.tasks.spawn_on(released, &self.runtime);
     }
 
     fn admit(&mut self, permit: ShardPermit) {
@@ -119,11 +124,12 @@ impl<C: ShardCache, R: Reconcile> ShardHost for Host<C, R> {
 
     fn drain(&mut self, shard: ShardId) {
         let (pool, agent) = (Arc::clone(&self.pool), self.agent.clone());
-        self.tasks.spawn(async move {
+        let drained = async move {
             if is_active(Failpoint::Drain) || pool.drain_shard(shard).await {
                 agent.send(Event::Drained(shard)).await;
             }
-        });
+        };
+        self.tasks.spawn_on(drained, &self.runtime);
     }
 
     fn resume(&mut self, shard: ShardId) {

@@ -201,6 +201,7 @@ mod failures;
 pub mod fence_policies;
 pub mod fleet;
 pub mod health;
+mod heartbeats;
 mod host;
 mod liveness;
 pub mod metrics;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use crate::fleet::agent::{self, AgentHandle, AgentParts, ExitReason, ShardHost};
+use crate::fleet::agent::{AgentHandle, ExitReason};
 use crate::health::Health;
 use shard_ownership::ownership::Event;
 
@@ -57,16 +57,19 @@ impl Signals {
     }
 }
 
-/// Runs the agent; when asked to stop, makes it hand over its shards. A second request, or the end
-/// of the grace period, ends it immediately: then other replicas wait for our Lease to expire.
-/// `None`: it ended that way.
-pub(crate) async fn run_until_handed_back<H: ShardHost>(
-    parts: AgentParts<H>,
+/// Waits for the end of the agent; when asked to stop, makes it hand over its shards. After a second
+/// request, or the grace period, it is not waited for any longer: then other replicas wait for our Lease
+/// to expire. `None`: it ended that way.
+pub(crate) async fn until_handed_back(
+    running: oneshot::Receiver<ExitReason>,
     handle: AgentHandle,
     signals: &Signals,
     health: &Health,
 ) -> Option<ExitReason> {
-    let running = agent::run(parts);
+    let running = async {
+        // Its sender is dropped only with the thread.
+        running.await.unwrap_or(ExitReason::Panicked)
+    };
     tokio::pin!(running);
     tokio::select! {
         ended = &mut running => return Some(ended),

@@ -81,6 +81,8 @@ pub(crate) enum ExitReason {
     HandedBack,
     /// Another process uses our identity.
     IdentityTaken,
+    /// It panicked.
+    Panicked,
 }
 
 /// The parts of an agent.

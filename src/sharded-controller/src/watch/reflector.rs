@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use kube::Client;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -107,6 +108,8 @@ pub(super) struct Inner<C> {
     /// A shard was added that the single watch of everything does not include yet.
     grown: Notify,
     tasks: TaskTracker,
+    /// Runs the tasks; shards are added and removed from another thread.
+    runtime: Handle,
 }
 
 struct State {
@@ -128,7 +131,7 @@ struct ShardWatches {
 }
 
 impl<C: ShardCache> ShardReflector<C> {
-    /// No shard is watched yet. With `may_shard`, the mode follows what the API server can do.
+    /// No shard is watched yet; the watches will run on the current runtime. With `may_shard`, the mode follows what the API server can do.
     #[must_use]
     pub fn new(parts: Arc<ReflectorParts<C>>, mode: WatchMode, may_shard: bool) -> Self {
         let whole = CancellationToken::new();
@@ -143,6 +146,7 @@ impl<C: ShardCache> ShardReflector<C> {
             }),
             grown: Notify::new(),
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
         });
         inner.publish(mode);
         if mode == WatchMode::Filtered {
@@ -153,7 +157,7 @@ impl<C: ShardCache> ShardReflector<C> {
         }
         if may_shard {
             let chooser = ModeChooser::new(inner.parts.clock.now_ms(), mode);
-            inner.tasks.spawn(monitor_mode(Arc::clone(&inner), chooser));
+            inner.spawn(monitor_mode(Arc::clone(&inner), chooser));
         }
         Self { inner }
     }
@@ -242,6 +246,10 @@ impl<C: ShardCache> WatchDependents<C> for Dependents<'_, C> {
 impl<C: ShardCache> Inner<C> {
     fn with<T>(&self, read: impl FnOnce(&mut State) -> T) -> T {
         read(&mut self.state.lock())
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, &self.runtime);
     }
 
     fn publish(&self, mode: WatchMode) {
@@ -355,7 +363,7 @@ impl<C: ShardCache> Inner<C> {
     ) -> CancellationToken {
         let listed = CancellationToken::new();
         let source = Source::<C, K>::new(Arc::clone(&self.parts), config, listed.clone());
-        self.tasks.spawn(source.run(stop));
+        self.spawn(source.run(stop));
         listed
     }
 
@@ -365,7 +373,7 @@ impl<C: ShardCache> Inner<C> {
         stop: CancellationToken,
         then: impl Future<Output = ()> + Send + 'static,
     ) {
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             for one in all {
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -380,7 +388,7 @@ impl<C: ShardCache> Inner<C> {
         state.whole = self.stop.child_token();
         self.grown.notify_one();
         let whole = watch_whole(Arc::clone(self), state.whole.clone());
-        self.tasks.spawn(whole);
+        self.spawn(whole);
     }
 
     /// New tickets for all shards, and what to notify when they are listed.
