@@ -374,8 +374,10 @@ async fn quiet(clusters: usize, listen: Duration) -> Result<()> {
     for ((name, before), (_, after)) in before.iter().zip(&after) {
         let used = after.cpu_seconds - before.cpu_seconds;
         println!(
-            "{name:32} CPU at rest {:6.2} ms per second",
-            used * 1e3 / listen.as_secs_f64()
+            "{name:32} at rest: CPU {:6.2} ms, {:3.0} context switches per second, {:5.1} MB",
+            used * 1e3 / listen.as_secs_f64(),
+            after.sleeps.saturating_sub(before.sleeps) as f64 / listen.as_secs_f64(),
+            after.resident_bytes as f64 / 1e6
         );
     }
     Ok(())

@@ -31,6 +31,8 @@ pub struct ProcessUsage {
     pub resident_bytes: u64,
     /// The most memory that was ever resident.
     pub peak_resident_bytes: u64,
+    /// How often its threads have gone to sleep.
+    pub sleeps: u64,
 }
 
 struct Stat {
@@ -124,6 +126,7 @@ impl ProcessId {
             cpu_seconds,
             resident_bytes: status_bytes(&status, "VmRSS:"),
             peak_resident_bytes: status_bytes(&status, "VmHWM:"),
+            sleeps: sleeps(self.pid)?,
         })
     }
 
@@ -173,6 +176,19 @@ fn stat(pid: u32) -> Result<Stat> {
 
 fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+/// Voluntary context switches of all threads that are alive.
+fn sleeps(pid: u32) -> Result<u64> {
+    let folder = format!("/proc/{pid}/task");
+    let threads = fs::read_dir(&folder).context(format!("read {folder}"))?;
+    let of_thread = |thread: fs::DirEntry| {
+        let status = fs::read_to_string(thread.path().join("status")).ok()?;
+        let name = "voluntary_ctxt_switches:";
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().parse::<u64>().ok()
+    };
+    Ok(threads.flatten().filter_map(of_thread).sum())
 }
 
 fn status_bytes(status: &str, key: &str) -> u64 {
