@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use http::header::{HeaderValue, USER_AGENT};
 use http::{Method, Request, Response, Uri};
 use kube::Config;
-use kube::client::{Client, ClientBuilder};
+use kube::client::{Client, ClientBuilder, ConfigExt as _};
 use prometheus::{Histogram, IntCounter};
-use tower::{Layer, Service};
+use tower::{BoxError, Layer, Service, ServiceBuilder};
 
 use crate::metrics::Metrics;
+use crate::multiplex::Multiplex;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A Lease call is aborted after a second anyway: a connection attempt must not outlive many of them.
@@ -40,9 +41,9 @@ pub(crate) enum ClientKind {
     Lease,
     /// Watches of Leases and shard table, on connections of their own. Bounds as below.
     Fleet,
-    /// Lists and watches: silence is allowed for longer than between two bookmarks. No retries,
-    /// because the watcher pauses by itself, reports the error meanwhile, and checks whether it is
-    /// still the same API server.
+    /// Lists and watches, over few connections ([`crate::multiplex`]): silence is allowed for longer
+    /// than between two bookmarks. No retries, because the watcher pauses by itself, reports the error
+    /// meanwhile, and checks whether it is still the same API server.
     Watch,
     /// Writes and lookups: a timeout for the answer, and no retries, because the right to write may
     /// have ended meanwhile.
@@ -100,11 +101,12 @@ pub(crate) fn build_client(
     identity: &str,
     metrics: Arc<Metrics>,
 ) -> kube::Result<Client> {
-    build_with(config, kind.bounds(), identity, metrics)
+    build_with(config, kind, kind.bounds(), identity, metrics)
 }
 
 fn build_with(
     config: &Config,
+    kind: ClientKind,
     bounds: Bounds,
     identity: &str,
     metrics: Arc<Metrics>,
@@ -115,8 +117,23 @@ fn build_with(
         config.headers.push((USER_AGENT, agent));
     }
     let layer = CountLayer::new(&config.cluster_url, metrics);
-    let builder = ClientBuilder::try_from(config)?;
-    Ok(builder.with_layer(&layer).build())
+    match kind {
+        // Through a proxy, kube knows the way.
+        ClientKind::Watch if config.proxy_url.is_none() => {
+            let stack = ServiceBuilder::new()
+                .layer(config.base_uri_layer())
+                .option_layer(config.auth_layer()?)
+                .layer(config.extra_headers_layer()?)
+                .map_err(BoxError::from)
+                .service(Multiplex::new(&config)?);
+            let builder = ClientBuilder::new(stack, config.default_namespace);
+            Ok(builder.with_layer(&layer).build())
+        }
+        ClientKind::Lease | ClientKind::Fleet | ClientKind::Watch | ClientKind::Write => {
+            let builder = ClientBuilder::try_from(config)?;
+            Ok(builder.with_layer(&layer).build())
+        }
+    }
 }
 
 /// The label of a status code.

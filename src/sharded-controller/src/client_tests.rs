@@ -209,7 +209,7 @@ async fn unresponsive_api_server_causes_a_timeout() {
     };
     let metrics = Arc::new(Metrics::register(Registry::new(), NAMES).unwrap());
     let config = Config::new(url);
-    let client = build_with(&config, bounds, "op-0", metrics).unwrap();
+    let client = build_with(&config, ClientKind::Watch, bounds, "op-0", metrics).unwrap();
     let api: Api<Lease> = Api::namespaced(client, "ns");
     let params = kube::api::ListParams::default();
     let list = || api.list(&params);

@@ -205,6 +205,7 @@ mod heartbeats;
 mod host;
 mod liveness;
 pub mod metrics;
+mod multiplex;
 pub mod names;
 pub mod object;
 pub mod outcome;
