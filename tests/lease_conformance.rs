@@ -200,6 +200,7 @@ impl Pair {
                     renewal,
                     draining: false,
                     barred: false,
+                    drain_requested: false,
                     warm: BTreeSet::new(),
                 };
                 let model = assumed::lease::MemberChange::Renew {
@@ -207,6 +208,7 @@ impl Pair {
                     renewal,
                     draining: false,
                     barred: false,
+                    drain_requested: false,
                     warm: BTreeSet::new(),
                 };
                 (real, model)

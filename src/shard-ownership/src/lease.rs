@@ -74,6 +74,8 @@ pub struct MemberLease {
     pub draining: bool,
     /// Whether it must not write the shard table: then it cannot start work in any shard.
     pub barred: bool,
+    /// Whether a user asked that it receives no shards and gives up those that it holds.
+    pub drain_requested: bool,
     /// Shards whose objects it has listed completely, so that they can be handed over to it.
     pub warm: BTreeSet<ShardId>,
     /// When the Lease was created, in seconds since the Unix epoch by the API server's clock.
@@ -160,6 +162,8 @@ pub enum MemberChange {
         draining: bool,
         /// Whether we may not write the shard table.
         barred: bool,
+        /// Whether the Lease that is replaced carries a user's request to drain, which stays.
+        drain_requested: bool,
         /// Shards whose objects we have listed completely.
         warm: BTreeSet<ShardId>,
     },
@@ -219,6 +223,7 @@ pub(crate) mod samples {
             shards: 32,
             draining: false,
             barred: false,
+            drain_requested: false,
             warm: BTreeSet::new(),
             created_seconds: 0,
         }

@@ -57,7 +57,7 @@
 //!             Action::ReadMember(identity) => Event::MemberRead(identity, Ok(None)),
 //!             Action::ReadTable => Event::TableRead(Ok(table.clone())),
 //!             Action::WriteMember(id, write) => {
-//!                 let MemberChange::Renew { incarnation, renewal, draining, barred, warm } = write.change
+//!                 let MemberChange::Renew { incarnation, renewal, draining, barred, drain_requested, warm } = write.change
 //!                 else { unreachable!("nobody else is there, and we do not leave") };
 //!                 let lease = MemberLease {
 //!                     identity: write.identity.clone(),

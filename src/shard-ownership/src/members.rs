@@ -13,6 +13,17 @@ pub(crate) fn is_eligible(member: &MemberLease, shards: u16) -> bool {
     !member.is_vacated() && !member.draining && !member.barred && member.shards == shards
 }
 
+/// The replicas that may receive shards: without those that a user drains, as long as any other is left. A replica that
+/// is drained still takes over what nobody else is there to take.
+pub(crate) fn eligible<'a>(
+    members: impl Iterator<Item = &'a MemberLease> + Clone,
+    shards: u16,
+) -> impl Iterator<Item = &'a MemberLease> + Clone {
+    let able = members.filter(move |member| is_eligible(member, shards));
+    let has_others = able.clone().any(|member| !member.drain_requested);
+    able.filter(move |member| !(has_others && member.drain_requested))
+}
+
 /// Of these replicas, those of the newest revision; all, when there is but one revision.
 ///
 /// Revisions that are numbers are compared as such. Others are as new as the first Lease that
@@ -164,9 +175,7 @@ impl Members {
     /// Replicas that may receive shards. A silent one counts until a member vacates it, so that all
     /// replicas agree on the list.
     pub fn eligible(&self, shards: u16) -> impl Iterator<Item = &str> {
-        self.all()
-            .filter(move |m| is_eligible(m, shards))
-            .map(|m| m.identity.as_str())
+        eligible(self.all(), shards).map(|m| m.identity.as_str())
     }
 
     /// Whether exactly this incarnation of a replica may receive shards.
@@ -283,6 +292,7 @@ mod tests {
             shards: 32,
             draining: false,
             barred: false,
+            drain_requested: false,
             warm: std::collections::BTreeSet::new(),
             created_seconds: 0,
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::hash::{ShardCount, ShardId};
 use super::lease::{MemberLease, ShardLease, Successor};
 use super::liveness::is_live_holder;
-use super::members::{is_eligible, newest_revision};
+use super::members::{eligible, newest_revision};
 use super::ring::{Ranking, place};
 
 /// State of the fleet, for its gauges.
@@ -79,11 +79,7 @@ impl<'a> Fleet<'a> {
     /// The fleet according to these Leases.
     #[must_use]
     pub fn new(count: ShardCount, members: &'a [MemberLease], shards: &'a [ShardLease]) -> Self {
-        let eligible = || {
-            members
-                .iter()
-                .filter(|member| is_eligible(member, count.get()))
-        };
+        let eligible = || eligible(members.iter(), count.get());
         let by_name = |member: &'a MemberLease| (member.identity.as_str(), member);
         Self {
             count,
@@ -271,6 +267,50 @@ mod tests {
         let held = |name: &str| shards.iter().filter(|lease| lease.holder == name).count();
         assert_eq!(held("b"), 0, "an older replica received a shard");
         assert!(held("c") >= 10);
+    }
+
+    #[test]
+    fn drained_replica_gives_up_its_shards_in_an_update_too_and_receives_none() {
+        for revision in ["1", "2"] {
+            let mut members = [member("a", "1"), member("b", "1"), member("c", revision)];
+            members[0].drain_requested = true;
+            let mut shards: Vec<ShardLease> = (0..32).map(|n| shard(n, "a")).collect();
+            settle(&members, &mut shards);
+            assert!(shards.iter().all(|lease| lease.holder != "a"), "{revision}");
+            assert_eq!(Fleet::new(count(), &members, &shards).moves(4), []);
+        }
+    }
+
+    #[test]
+    fn fleet_of_drained_replicas_only_is_balanced_as_any_other() {
+        let mut members = [member("a", ""), member("b", "")];
+        members.iter_mut().for_each(|m| m.drain_requested = true);
+        let mut shards: Vec<ShardLease> = (0..32).map(|n| shard(n, "a")).collect();
+        assert_eq!(settle(&members, &mut shards), 16);
+    }
+
+    #[test]
+    fn plan_of_a_user_is_kept_and_counted() {
+        let members = [member("a", ""), member("b", ""), member("c", "")];
+        let mut shards: Vec<ShardLease> = (0..32)
+            .map(|n| shard(n, ["a", "b", "c"][usize::from(n % 3)]))
+            .collect();
+        let exchange = [(0usize, "b"), (1, "a")];
+        for (n, to) in exchange {
+            shards[n].successor = Some(Successor {
+                identity: to.into(),
+                incarnation: format!("{to}-1"),
+            });
+        }
+        assert_eq!(Fleet::new(count(), &members, &shards).moves(4), []);
+        for (n, to) in exchange {
+            shards[n] = shard(shards[n].shard.0, to);
+        }
+        assert_eq!(
+            Fleet::new(count(), &members, &shards).moves(4),
+            [],
+            "it stays"
+        );
     }
 
     #[test]

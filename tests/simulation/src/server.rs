@@ -212,6 +212,7 @@ impl Server {
                 shards: meta.shards,
                 draining: false,
                 barred: false,
+                drain_requested: false,
                 warm: BTreeSet::new(),
                 created_seconds,
             },
@@ -223,12 +224,14 @@ impl Server {
                 renewal,
                 draining,
                 barred,
+                drain_requested,
                 warm,
             } => {
                 lease.incarnation.clone_from(incarnation);
                 lease.renewal = *renewal;
                 lease.draining = *draining;
                 lease.barred = *barred;
+                lease.drain_requested = *drain_requested;
                 lease.warm = if self.sabotage.no_warmth {
                     (0..meta.shards).map(ShardId).collect()
                 } else {

@@ -53,6 +53,8 @@ pub(super) struct Heartbeat {
     /// Whether the Lease has ever contained our incarnation.
     established: bool,
     base: Option<Version>,
+    /// Whether the Lease of that version carries a user's request to drain.
+    drain_requested: bool,
     /// A create request of ours was not answered. It names no version, and may still take effect
     /// whenever there is no Lease.
     may_return: bool,
@@ -82,6 +84,7 @@ impl Heartbeat {
             incarnation,
             established: false,
             base: None,
+            drain_requested: false,
             may_return: false,
             renewal: 0,
             unsettled: VecDeque::new(),
@@ -255,6 +258,7 @@ impl Heartbeat {
                 renewal: self.renewal,
                 draining: self.announced.draining,
                 barred: self.announced.barred,
+                drain_requested: self.drain_requested,
                 warm: self.announced.warm.clone(),
             },
         };
@@ -314,6 +318,7 @@ impl Heartbeat {
     /// from the instant before that renewal was sent.
     fn adopt(&mut self, now_ms: u64, lease: &MemberLease, settings: &Settings) {
         self.base = Some(lease.version.clone());
+        self.drain_requested = lease.drain_requested;
         self.established = true;
         self.last_failed = false;
         self.consecutive_failures = 0;
@@ -352,6 +357,7 @@ impl Heartbeat {
                 return OwnLease::Dead;
             }
             self.base = None;
+            self.drain_requested = false;
             self.must_read = false;
             return OwnLease::Usable;
         };
@@ -366,6 +372,7 @@ impl Heartbeat {
         let same_pod = !settings.pod_uid.is_empty() && lease.pod_uid == settings.pod_uid;
         if lease.is_vacated() || same_pod || others_silent {
             self.base = Some(lease.version.clone());
+            self.drain_requested = lease.drain_requested;
             self.must_read = false;
             return OwnLease::Usable;
         }

@@ -7,7 +7,7 @@ use super::us::Us;
 use super::{Action, ReadFailed, WriteId, WriteResult};
 use crate::hash::{ShardCount, ShardId};
 use crate::lease::{MemberChange, MemberLease, MemberWrite, Successor, Version};
-use crate::members::{Members, is_eligible, newest_revision};
+use crate::members::{Members, eligible, newest_revision};
 use crate::ring::{Ranking, place};
 
 /// A member for which a list showed an older version than was known.
@@ -120,10 +120,7 @@ impl Membership {
     /// when no newer one is left.
     pub(super) fn refresh_ranking(&mut self, now_ms: u64, count: ShardCount) {
         let shards = count.get();
-        let eligible = self
-            .members
-            .all()
-            .filter(|member| is_eligible(member, shards));
+        let eligible = eligible(self.members.all(), shards);
         let newest = newest_revision(eligible.clone()).map(|member| member.identity.as_str());
         let known = self.newest.iter().map(String::as_str);
         let same = known.eq(newest.clone());

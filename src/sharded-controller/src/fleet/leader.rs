@@ -324,6 +324,7 @@ mod tests {
             shards: 32,
             draining: false,
             barred: false,
+            drain_requested: false,
             warm: [].into(),
             created_seconds: 0,
         };

@@ -30,6 +30,9 @@ const SHARDS: &str = "shards";
 const NAMESPACES: &str = "namespaces";
 const DRAINING: &str = "draining";
 const BARRED: &str = "barred";
+/// Annotation of a member Lease, below the operator's domain: `true` is a user's request that the replica receives no
+/// shards and gives up those that it holds. It stays as long as the Lease.
+pub const DRAIN: &str = "drain";
 const STATS: &str = "stats";
 const BUCKETS: &str = "buckets";
 const SUCCESSOR: &str = "successor";
@@ -153,6 +156,7 @@ impl LeaseCodec {
             shards: self.shards(fields),
             draining: fields.is_draining(),
             barred: fields.is_barred(),
+            drain_requested: fields.is_drain_requested(),
             warm: fields
                 .warm()
                 .unwrap_or_default()
@@ -309,6 +313,12 @@ impl<'a> LeaseFields<'a> {
         self.text(BARRED) == "true"
     }
 
+    /// Whether a user asked that a replica receives no shards.
+    #[must_use]
+    pub fn is_drain_requested(self) -> bool {
+        self.text(DRAIN) == "true"
+    }
+
     fn spec(self) -> Option<&'a LeaseSpec> {
         self.lease.spec.as_ref()
     }
@@ -328,6 +338,15 @@ fn version(lease: &Lease) -> Option<Version> {
     Some(Version {
         uid: lease.metadata.uid.clone()?,
         resource_version: lease.metadata.resource_version.clone()?,
+    })
+}
+
+/// The annotations of a shard Lease that plan its next holder, or withdraw the plan, for a merge patch.
+#[must_use]
+pub fn plan_annotations(names: &Names, next: Option<&Successor>) -> serde_json::Value {
+    serde_json::json!({
+        names.label(SUCCESSOR): next.map(|next| &next.identity),
+        names.label(SUCCESSOR_INCARNATION): next.map(|next| &next.incarnation),
     })
 }
 
@@ -378,9 +397,14 @@ impl LeaseStore {
                 renewal,
                 draining,
                 barred,
+                drain_requested,
                 warm,
             } => {
-                let flags = [(DRAINING, *draining), (BARRED, *barred)];
+                let flags = [
+                    (DRAINING, *draining),
+                    (BARRED, *barred),
+                    (DRAIN, *drain_requested),
+                ];
                 let lease = self.member(write, incarnation, *renewal, flags, warm, stats);
                 self.put(&name, &lease)
                     .await
@@ -423,10 +447,7 @@ impl LeaseStore {
             "metadata": {
                 "uid": shard.version.uid,
                 "resourceVersion": shard.version.resource_version,
-                "annotations": {
-                    self.codec.names.label(SUCCESSOR): next.map(|next| &next.identity),
-                    self.codec.names.label(SUCCESSOR_INCARNATION): next.map(|next| &next.incarnation),
-                },
+                "annotations": plan_annotations(&self.codec.names, next),
             },
             "spec": { "renewTime": now() },
         }));
@@ -489,7 +510,7 @@ impl LeaseStore {
         write: &MemberWrite,
         incarnation: &str,
         renewal: u64,
-        flags: [(&'static str, bool); 2],
+        flags: [(&'static str, bool); 3],
         warm: &BTreeSet<ShardId>,
         stats: String,
     ) -> Lease {
@@ -505,7 +526,13 @@ impl LeaseStore {
             (STATS, stats),
         ]
         .into_iter()
-        .chain(flags.map(|(name, is_so)| (name, is_so.to_string())));
+        // A request is there or not, as users write it.
+        .chain(
+            flags
+                .into_iter()
+                .filter(|(name, is_so)| *is_so || *name != DRAIN)
+                .map(|(name, is_so)| (name, is_so.to_string())),
+        );
         let spec = LeaseSpec {
             holder_identity: Some(write.identity.clone()),
             lease_duration_seconds: Some(self.me.lease_seconds),
@@ -692,6 +719,7 @@ mod tests {
                 renewal: 1,
                 draining: false,
                 barred: false,
+                drain_requested: false,
                 warm: BTreeSet::new(),
             },
         };
@@ -701,7 +729,7 @@ mod tests {
         else {
             panic!("{renew:?}");
         };
-        let flags = [(DRAINING, false), (BARRED, false)];
+        let flags = [(DRAINING, false), (BARRED, false), (DRAIN, false)];
         let lease = store().member(&renew, incarnation, 1, flags, warm, String::new());
         let mut lease = stored(lease);
         let count =

@@ -102,6 +102,49 @@ fn frozen_replica_detects_its_death_and_starts_a_new_incarnation() {
     );
 }
 
+/// A user annotates the member Lease, which the replica replaces with every renewal.
+fn request_drain(world: &mut World, name: &str) {
+    let mut lease = world.server.members[name].clone();
+    lease.version = world.server.next(Some(&lease.version));
+    lease.drain_requested = true;
+    world.server.members.insert(name.to_owned(), lease);
+}
+
+#[test]
+fn drained_replica_gives_up_all_shards_and_its_request_outlives_renewals_and_restarts() {
+    let mut world = World::balanced_three();
+    request_drain(&mut world, "b");
+    world.until("b to hold nothing", 10_000, |w| {
+        w.all_run(32) && w.held("b") == 0
+    });
+    assert!(world.nodes["b"].halted.is_empty(), "work was cut short");
+    world.run(30_000);
+    assert!(world.server.members["b"].drain_requested);
+    assert_eq!(world.held("b"), 0);
+    // A new incarnation of the same replica continues from the Lease of the former one.
+    world.node("b").frozen = true;
+    world.until("b to be dead", 10_000, |w| {
+        w.server.members["b"].is_vacated()
+    });
+    world.node("b").frozen = false;
+    world.until("b to begin again", 10_000, |w| w.nodes["b"].lives == 2);
+    world.run(10_000);
+    assert!(world.server.members["b"].drain_requested);
+    assert_eq!(world.held("b"), 0);
+}
+
+#[test]
+fn drained_replica_takes_over_when_nobody_else_is_left() {
+    let mut world = World::balanced_three();
+    request_drain(&mut world, "b");
+    world.until("b to hold nothing", 10_000, |w| {
+        w.all_run(32) && w.held("b") == 0
+    });
+    world.node("a").frozen = true;
+    world.node("c").frozen = true;
+    world.until("the last one to hold all", 12_000, |w| w.held("b") == 32);
+}
+
 #[test]
 fn leaving_hands_everything_back_and_leaves_no_lease() {
     let mut world = World::balanced_three();

@@ -127,6 +127,7 @@ impl SingleReplica {
             shards: 2,
             draining: false,
             barred: false,
+            drain_requested: false,
             warm: BTreeSet::new(),
             created_seconds: 0,
         }

@@ -67,6 +67,7 @@ impl Server {
             shards: node.machine.settings.shards.get(),
             draining: false,
             barred: false,
+            drain_requested: false,
             warm: BTreeSet::new(),
             created_seconds: 0,
         });
@@ -76,6 +77,7 @@ impl Server {
                 renewal,
                 draining,
                 barred,
+                drain_requested,
                 warm,
             } => {
                 lease.holder.clone_from(&write.identity);
@@ -84,6 +86,7 @@ impl Server {
                 lease.pod_uid.clone_from(&node.machine.settings.pod_uid);
                 lease.draining = *draining;
                 lease.barred = *barred;
+                lease.drain_requested = *drain_requested;
                 lease.warm.clone_from(warm);
                 lease.revision.clone_from(&node.revision);
             }
