@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use databasecluster_operator::api;
+use databasecluster_operator::plugin;
 use databasecluster_operator::telemetry::metrics_doc;
 use serde_json::Value;
 
@@ -41,6 +42,17 @@ fn api_reference_matches_the_crd() {
     let (before, rest) = page.split_once(BEGIN).unwrap();
     let (_, after) = rest.split_once(END).unwrap();
     matches(name, &format!("{before}{BEGIN}{}{END}{after}", reference()));
+}
+
+#[test]
+fn plugin_reference_matches_the_command_line() {
+    let begin = "<!-- Generated from src/operator/src/plugin/args.rs: UPDATE_DOCS=1 cargo test --test docs -->\n";
+    let name = "docs/reference/kubectl-plugin.md";
+    let page = fs::read_to_string(path(name)).unwrap();
+    let (before, rest) = page.split_once(begin).unwrap();
+    let (_, after) = rest.split_once(END).unwrap();
+    let reference = plugin::reference();
+    matches(name, &format!("{before}{begin}{reference}{END}{after}"));
 }
 
 #[test]

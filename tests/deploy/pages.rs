@@ -60,12 +60,7 @@ fn programs(control_plane: &ControlPlane) -> PathBuf {
     let folder = control_plane.folder().join("programs");
     std::fs::create_dir(&folder).unwrap();
     let operator = testbed::fleet::operator_binary().unwrap();
-    let plugin = operator.with_file_name("kubectl-dbc");
-    let plugin = if plugin.exists() {
-        plugin
-    } else {
-        operator.clone()
-    };
+    let plugin = testbed::fleet::plugin_binary().unwrap();
     let helm = PathBuf::from(helm().get_program());
     for (name, program) in [
         ("kubectl", control_plane.kubectl()),

@@ -15,8 +15,6 @@ use crate::elf;
 
 /// The name of the program, and of the image.
 pub const NAME: &str = "databasecluster-operator";
-/// The name under which the program is the kubectl plugin.
-const PLUGIN: &str = "kubectl-dbc";
 /// The user that runs it: any user but root.
 const USER: &str = "65532:65532";
 const PORT: &str = "8080/tcp";
@@ -92,7 +90,6 @@ fn layer(recipe: &Recipe, program: &[u8]) -> Result<Vec<u8>> {
         }
     }
     tar.file(NAME, 0o755, program)?;
-    tar.link(PLUGIN, NAME)?;
     tar.end()
 }
 
@@ -248,11 +245,6 @@ impl Tar {
     fn file(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
         let mut header = self.header(tar::EntryType::Regular, mode, content.len() as u64);
         Ok(self.builder.append_data(&mut header, name, content)?)
-    }
-
-    fn link(&mut self, name: &str, target: &str) -> Result<()> {
-        let mut header = self.header(tar::EntryType::Symlink, 0o777, 0);
-        Ok(self.builder.append_link(&mut header, name, target)?)
     }
 
     fn end(self) -> Result<Vec<u8>> {

@@ -4,15 +4,12 @@ use std::process::ExitCode;
 
 use crate::config::{DEFAULT_NAMESPACE, RunArgs};
 use crate::fence::fence_yaml;
-use crate::telemetry::fleet_command::{Output, fleet_command};
+use crate::plugin::fleet::{Output, fleet_command};
 use crate::telemetry::log;
 use crate::{api, replica};
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use sharded_controller::process;
-
-/// The name under which the binary is the kubectl plugin.
-const PLUGIN: &str = "kubectl-dbc";
 
 /// Measurements of a build without optimization are useless, so the version names it.
 const VERSION: &str = if cfg!(debug_assertions) {
@@ -71,14 +68,7 @@ pub fn main() -> ExitCode {
 
 /// Reports a bad flag in one line; help and version as usual.
 fn parse() -> Result<Cli, ExitCode> {
-    let as_plugin = std::env::args()
-        .next()
-        .is_some_and(|name| name.ends_with(PLUGIN));
-    let mut arguments: Vec<String> = std::env::args().collect();
-    if as_plugin && arguments.len() == 1 {
-        arguments.push("fleet".to_owned());
-    }
-    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+    Cli::try_parse().map_err(|error| match error.kind() {
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
             let text = error.render().to_string();
             let lines: Vec<&str> = text

@@ -250,7 +250,7 @@ fn concurrency(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 /// A duration above 0 and up to a day.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     duration::parse(text)
         .filter(|parsed| !parsed.is_zero() && *parsed <= DURATION_MAX)
         .ok_or_else(|| "must be a whole number above 0 with a unit: 500ms, 6s, 10m, 1h".to_owned())

@@ -20,7 +20,8 @@
 //! - `reconcile`: one reconcile of one cluster; every write of the operator
 //! - [`postgres`]: the rendering of the children
 //! - [`fence`]: what the operator writes, for the generator of the admission policies
-//! - [`telemetry`]: the log, the operator's own metrics, the fleet page and the command `fleet`
+//! - [`telemetry`]: the log, the operator's own metrics and the fleet page
+//! - [`plugin`]: the kubectl plugin, and the command `fleet`
 //! - [`cli`], [`config`], [`replica`]: commands, flags, and a replica put together
 //!
 //! docs/ARCHITECTURE.md of the repository has the invariants that hold between these parts.
@@ -30,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod fence;
+pub mod plugin;
 pub mod postgres;
 mod reconcile;
 pub mod replica;

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use super::fleet_view::{FleetView, MemberView, ShardView};
+use crate::plugin::output::columns;
 
 /// The whole view as text; columns are aligned with spaces.
 #[must_use]
-pub(super) fn render(view: &FleetView) -> String {
+pub(crate) fn render(view: &FleetView) -> String {
     let mut text = String::new();
     let leader = match &view.leader {
         Some(leader) => format!(
@@ -29,23 +30,20 @@ pub(super) fn render(view: &FleetView) -> String {
     let members = view.members.iter().map(member_row).collect();
     columns(
         &mut text,
-        ["MEMBER", "HELD", "STATE", "REVISION", "RENEWED", "FIGURES"],
+        &["MEMBER", "HELD", "STATE", "REVISION", "RENEWED", "FIGURES"],
         members,
     );
     text.push('\n');
     let shards = view.shards.iter().map(shard_row).collect();
-    columns(
-        &mut text,
-        ["SHARD", "BUCKETS", "HOLDER", "EPOCH", "SUCCESSOR", "STATE"],
-        shards,
-    );
+    columns(&mut text, &SHARD_COLUMNS, shards);
     for note in &view.notes {
         let _ = writeln!(text, "\nnote: {note}");
     }
     text
 }
 
-fn member_row(member: &MemberView) -> [String; 6] {
+/// What is to be known of a member, in words; empty if there is nothing to report.
+pub(crate) fn member_state(member: &MemberView) -> String {
     let mut state = Vec::new();
     match member.live {
         Some(true) => state.push("live".to_owned()),
@@ -58,26 +56,37 @@ fn member_row(member: &MemberView) -> [String; 6] {
     if member.draining {
         state.push("draining".to_owned());
     }
+    if member.drain_requested {
+        state.push("drained by request".to_owned());
+    }
     if member.barred {
         state.push("may not write the shard table".to_owned());
     }
     state.extend(member.damage.iter().map(|what| format!("damaged: {what}")));
+    state.join(", ")
+}
+
+fn member_row(member: &MemberView) -> Vec<String> {
     let stats: Vec<String> = member
         .stats
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
-    [
+    vec![
         member.identity.clone(),
         member.held.to_string(),
-        state.join(", "),
+        member_state(member),
         member.revision.clone().unwrap_or_default(),
         ago(member.renewed_seconds_ago),
         stats.join(" "),
     ]
 }
 
-fn shard_row(shard: &ShardView) -> [String; 6] {
+/// Columns of the rows of shards.
+pub(crate) const SHARD_COLUMNS: [&str; 6] =
+    ["SHARD", "BUCKETS", "HOLDER", "EPOCH", "SUCCESSOR", "STATE"];
+
+pub(crate) fn shard_row(shard: &ShardView) -> Vec<String> {
     let mut state = Vec::new();
     if shard.holder.is_none() {
         state.push("vacant".to_owned());
@@ -95,7 +104,7 @@ fn shard_row(shard: &ShardView) -> [String; 6] {
     state.extend(shard.damage.iter().map(|what| format!("damaged: {what}")));
     let number = shard.shard.map(|number| number.to_string());
     let epoch = shard.epoch.map(|epoch| epoch.to_string());
-    [
+    vec![
         number.unwrap_or_else(|| shard.lease.clone()),
         shard.buckets.clone().unwrap_or_default(),
         shard.holder.clone().unwrap_or_default(),
@@ -106,31 +115,11 @@ fn shard_row(shard: &ShardView) -> [String; 6] {
 }
 
 /// An age by the reader's clock, which may differ from the writer's.
-fn ago(seconds: Option<f64>) -> String {
+pub(crate) fn ago(seconds: Option<f64>) -> String {
     match seconds {
         Some(seconds) if seconds < 0.0 => format!("{:.1}s in the future", -seconds),
         Some(seconds) => format!("{seconds:.1}s ago"),
         None => "at an unknown time".to_owned(),
-    }
-}
-
-fn columns<const N: usize>(text: &mut String, head: [&str; N], rows: Vec<[String; N]>) {
-    let mut lines = vec![head.map(str::to_owned)];
-    lines.extend(rows);
-    let mut widths = [0; N];
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    for line in &lines {
-        let mut row = String::new();
-        for (cell, width) in line.iter().zip(widths) {
-            let cell = if cell.is_empty() { "-" } else { cell };
-            let _ = write!(row, "{cell:width$}   ");
-        }
-        text.push_str(row.trim_end());
-        text.push('\n');
     }
 }
 

@@ -117,6 +117,8 @@ pub struct MemberView {
     pub draining: bool,
     /// The API server refuses its writes of the shard table: it receives no shards.
     pub barred: bool,
+    /// A user asked that it receives no shards and gives up those that it holds.
+    pub drain_requested: bool,
     /// Its current incarnation.
     pub incarnation: Option<String>,
     /// Revision of its rollout.
@@ -431,6 +433,7 @@ fn member(identity: &str, fields: LeaseFields<'_>, now: Option<Timestamp>) -> Me
         vacated: holder.is_nobody(),
         draining: fields.is_draining(),
         barred: fields.is_barred(),
+        drain_requested: fields.is_drain_requested(),
         incarnation: shown_incarnation(fields),
         revision: shown(fields.revision()),
         shards,
@@ -506,4 +509,4 @@ fn joined(damage: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 #[path = "fleet_view_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -1,8 +1,7 @@
 //! What a replica reports: metrics, process statistics, health, the fleet.
 
-pub mod fleet_command;
 mod fleet_problems;
-mod fleet_table;
+pub(crate) mod fleet_table;
 pub mod fleet_view;
 pub mod log;
 pub mod log_level;

@@ -101,7 +101,7 @@ impl<'a> Shell<'a> {
             std::os::unix::fs::symlink(program, programs.join(name)).unwrap();
         };
         link(&control_plane.kubectl(), "kubectl");
-        link(&fleet::operator_binary().unwrap(), "kubectl-dbc");
+        link(&fleet::plugin_binary().unwrap(), "kubectl-dbc");
         Self {
             control_plane,
             programs,

@@ -318,6 +318,14 @@ pub fn operator_binary() -> Result<PathBuf> {
     beside(BINARY, "cargo build, or set OPERATOR_BIN")
 }
 
+/// The kubectl plugin.
+///
+/// # Errors
+/// When it was not built.
+pub fn plugin_binary() -> Result<PathBuf> {
+    beside("kubectl-dbc", "cargo build --bin kubectl-dbc")
+}
+
 /// The operator built with failpoints (`DBC_FAILPOINTS`).
 ///
 /// # Errors
