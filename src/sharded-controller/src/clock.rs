@@ -101,9 +101,16 @@ impl ManualClock {
     }
 }
 
+/// The clock that counts suspended time.
+#[cfg(target_os = "linux")]
+const CLOCK: ClockId = ClockId::Boottime;
+/// Replicas run on Linux. Elsewhere the crate is only compiled, for the kubectl plugin.
+#[cfg(not(target_os = "linux"))]
+const CLOCK: ClockId = ClockId::Monotonic;
+
 /// `CLOCK_BOOTTIME` in milliseconds.
 fn boottime_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
+    let now = clock_gettime(CLOCK);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
     seconds * 1000 + nanos / 1_000_000

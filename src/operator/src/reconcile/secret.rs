@@ -93,11 +93,10 @@ impl Run<'_> {
 
 fn new_password() -> Result<Password, Refused> {
     let mut bytes = [0_u8; RANDOM_BYTES];
-    let flags = rustix::rand::GetRandomFlags::empty();
-    let got = rustix::rand::getrandom(&mut bytes, flags);
+    let got = getrandom::fill(&mut bytes);
     let password = match got {
-        Ok(RANDOM_BYTES) => Password::from_random(&bytes),
-        Ok(_) | Err(_) => None,
+        Ok(()) => Password::from_random(&bytes),
+        Err(_) => None,
     };
     password.ok_or_else(|| {
         Refused::Failure(Failure::Failed {

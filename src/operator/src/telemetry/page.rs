@@ -37,9 +37,9 @@ pub(super) fn form(accept: Option<&str>) -> Form {
 /// A random number; `None` if the kernel returns none.
 pub(super) fn nonce() -> Option<String> {
     let mut bytes = [0u8; 16];
-    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    let whole = got.is_ok_and(|count| count == bytes.len());
-    whole.then(|| bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    let got = getrandom::fill(&mut bytes);
+    got.is_ok()
+        .then(|| bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The page, whose own style and script carry `nonce`. It does not contain the data: it requests

@@ -215,8 +215,7 @@ fn nonce(clock: &Clock) -> String {
         return "always-the-same".to_owned();
     }
     let mut bytes = [0u8; 16];
-    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    if got.unwrap_or(0) < bytes.len() {
+    if getrandom::fill(&mut bytes).is_err() {
         // Without a source of randomness, the clock and the process id still distinguish two
         // incarnations.
         let fallback = format!("{}-{}", clock.now_ms(), std::process::id());
