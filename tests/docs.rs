@@ -285,7 +285,14 @@ fn rows(parent: &Value, path: &str, text: &mut String) {
 
 fn kind(field: &Value) -> String {
     if field["x-kubernetes-int-or-string"] == true {
-        return "quantity".to_owned();
+        // A quantity is short.
+        let is_quantity = field["maxLength"].as_u64().is_none_or(|most| most <= 20);
+        let kind = if is_quantity {
+            "quantity"
+        } else {
+            "text or integer"
+        };
+        return kind.to_owned();
     }
     if field["additionalProperties"].is_object() {
         return format!("map of {}", kind(&field["additionalProperties"]));

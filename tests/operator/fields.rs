@@ -1,7 +1,7 @@
 //! Optional fields of a spec: each reaches the children, is refused if it is wrong, and goes when it is removed.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -256,6 +256,94 @@ async fn fields_reach_the_children_and_go_when_they_are_removed() {
     change(&client, NAMESPACE, "db", json!({"nodeSelector": null})).await;
     ready(&client).await;
 
+    // Parameters: what PostgreSQL reloads restarts nothing.
+    let configs: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    let until_parameter = async |line: &str, is_there: bool| {
+        wait_for(
+            format!("{line} in the ConfigMap: {is_there}"),
+            PATIENCE,
+            || async {
+                let data = configs.get("db-db").await.unwrap().data.unwrap();
+                let text = &data["parameters.conf"];
+                Ok(match text.lines().any(|found| found == line) == is_there {
+                    true => Progress::Done(()),
+                    false => Progress::pending(text.clone()),
+                })
+            },
+        )
+        .await
+        .unwrap();
+    };
+    let parameters = |given: Value| json!({"postgresql": {"parameters": given}});
+    change(
+        &client,
+        NAMESPACE,
+        "db",
+        parameters(json!({"work_mem": "16MB"})),
+    )
+    .await;
+    until_parameter("work_mem = '16MB'", true).await;
+    ready(&client).await;
+    let left = set(statefulset(&client, NAMESPACE, "db-db").await);
+    assert_eq!(left["spec"], before["spec"]);
+    // What the operator alone knows to be wrong is reported, and nothing changes.
+    let wrong = json!({"work_mem": "17MB", "max_connections": "many"});
+    change(&client, NAMESPACE, "db", parameters(wrong)).await;
+    let message = until_degraded(&client, (NAMESPACE, "db"), "InvalidParameters").await;
+    assert!(
+        message.contains("max_connections must be an integer"),
+        "{message}"
+    );
+    let object = cluster(&client, NAMESPACE, "db").await;
+    assert_eq!(condition(&object, "Available").unwrap().0, "True");
+    until_parameter("work_mem = '16MB'", true).await;
+    // What needs a restart is in the Pod template.
+    change(
+        &client,
+        NAMESPACE,
+        "db",
+        parameters(json!({"max_connections": 200})),
+    )
+    .await;
+    until_statefulset(
+        &client,
+        (NAMESPACE, "db-db"),
+        "to have more connections",
+        |found| {
+            let text = serde_json::to_string(&found.spec).unwrap();
+            text.contains("max_connections = '200'")
+        },
+    )
+    .await;
+    until_parameter("work_mem = '17MB'", true).await;
+    ready(&client).await;
+    change(&client, NAMESPACE, "db", json!({"postgresql": null})).await;
+    until_parameter("work_mem = '17MB'", false).await;
+    ready(&client).await;
+    let left = set(statefulset(&client, NAMESPACE, "db-db").await);
+    assert_eq!(left["spec"], before["spec"]);
+    for initdb in [
+        json!({"locale": "C"}),
+        json!({"dataChecksums": false}),
+        json!({"walSegmentSizeMB": 64}),
+        json!({"locale": "C", "encoding": "LATIN1"}),
+    ] {
+        let error = patch(json!({"postgresql": {"initdb": initdb}}))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("initdb cannot be changed after creation"),
+            "{initdb}: {error}"
+        );
+    }
+    // The defaults, written out, are no change.
+    let defaults = json!({"locale": "C.UTF-8", "encoding": "UTF8", "dataChecksums": true, "walSegmentSizeMB": 16});
+    patch(json!({"postgresql": {"initdb": defaults}}))
+        .await
+        .unwrap();
+    ready(&client).await;
+
     // What the schema does not know to be wrong is reported on the object, and the databases stay as they are.
     change(
         &client,
@@ -298,6 +386,9 @@ async fn wrong_fields_are_refused_with_what_to_do() {
     for good in [
         pod_fields(),
         json!({"securityContext": {"assignedByPlatform": true}}),
+        json!({"postgresql": {"parameters": {"work_mem": "16MB", "max_connections": 200, "search_path": "\"$user\", public",
+            "log_line_prefix": "%m [%p] "}, "initdb": {"locale": "en_US.utf8", "walSegmentSizeMB": 64}}}),
+        json!({"postgresql": {"initdb": {"locale": "C", "encoding": "LATIN1", "dataChecksums": false}}}),
         json!({"services": {"readOnly": {"type": "NodePort", "externalTrafficPolicy": "Local"}}}),
         json!({"metadata": {"labels": {"team": ""}, "annotations": {"example.com/note": "any text"}}}),
     ] {
@@ -313,7 +404,57 @@ async fn wrong_fields_are_refused_with_what_to_do() {
         all
     };
     let own = "use a prefix of your own";
+    let parameter = |name: &str, value: &str| json!({"postgresql": {"parameters": {name: value}}});
+    let initdb = |fields: Value| json!({"postgresql": {"initdb": fields}});
+    let operators = "the operator sets archive_*";
+    let line = "printable ASCII";
     for (bad, expected) in [
+        (parameter("archive_command", "x"), operators),
+        (parameter("restore_command", "x"), operators),
+        (parameter("shared_preload_libraries", "x"), operators),
+        (parameter("archive_library", "x"), operators),
+        (parameter("dynamic_library_path", "x"), operators),
+        (parameter("ssl_key_file", "x"), operators),
+        (parameter("hba_file", "x"), operators),
+        (parameter("data_directory", "x"), operators),
+        (parameter("log_directory", "x"), operators),
+        (parameter("fsync", "off"), operators),
+        (parameter("include_dir", "x"), operators),
+        (parameter(&"x".repeat(64), "1"), operators),
+        (parameter("work_mem", ""), line),
+        (parameter("search_path", "a\nfsync = off"), line),
+        (parameter("search_path", "a'"), line),
+        (parameter("search_path", "a\\"), line),
+        (parameter("search_path", "\u{e9}"), line),
+        (
+            parameter("search_path", &"x".repeat(257)),
+            "may not be more than 256",
+        ),
+        (
+            json!({"postgresql": {"parameters": many(65)}}),
+            "must have at most 64 items",
+        ),
+        (
+            json!({"postgresql": {"parameters": {"hot_standby_feedback": true}}}),
+            "must be of type integer,string",
+        ),
+        (
+            initdb(json!({"locale": "C; id"})),
+            "must be the name of a locale",
+        ),
+        (
+            initdb(json!({"locale": "-c"})),
+            "must be the name of a locale",
+        ),
+        (
+            initdb(json!({"encoding": "LATIN1"})),
+            "needs a locale that has it",
+        ),
+        (initdb(json!({"encoding": "UTF8 -x"})), "should match"),
+        (
+            initdb(json!({"walSegmentSizeMB": 3})),
+            "must be a power of two",
+        ),
         (object_labels("database.io/bucket"), own),
         (object_labels("app.kubernetes.io/instance"), own),
         (object_labels("argocd.argoproj.io/instance"), own),

@@ -54,7 +54,7 @@ fn interrupted_first_start_starts_over_and_deletes_nothing() {
         primary.prepare().unwrap();
         primary.write_volume(left, &primary.version());
         let output = primary.prepare().unwrap();
-        assert!(output.contains("beginning anew"), "{output}");
+        assert!(output.contains("beginning again"), "{output}");
         let aside = left.replace("data/", "data.unfinished/");
         assert!(primary.is_on_volume(&aside), "{aside} was deleted");
         let primary = primary.start();

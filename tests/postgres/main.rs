@@ -3,6 +3,7 @@
 
 mod hazards;
 mod network;
+mod parameters;
 mod pod;
 mod trust;
 mod volumes;

@@ -115,15 +115,24 @@ fn write(path: &Path, text: &str, mode: u32) {
     give(path, mode);
 }
 
+fn cluster(postgresql: &Value) -> ClusterRecord {
+    let object: DatabaseCluster = serde_json::from_value(json!({
+        "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
+        "metadata": {"name": "orders", "namespace": "shop", "uid": "u", "resourceVersion": "5"},
+        "spec": {"image": "postgres:15", "replicas": 3, "postgresql": postgresql},
+    }))
+    .unwrap();
+    observe::cluster(&object).unwrap()
+}
+
 impl World {
     pub(crate) fn new() -> Self {
-        let object: DatabaseCluster = serde_json::from_value(json!({
-            "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
-            "metadata": {"name": "orders", "namespace": "shop", "uid": "u", "resourceVersion": "5"},
-            "spec": {"image": "postgres:15", "replicas": 3},
-        }))
-        .unwrap();
-        let cluster = observe::cluster(&object).unwrap();
+        Self::with(&json!({}))
+    }
+
+    /// A cluster whose spec has these fields of `spec.postgresql`.
+    pub(crate) fn with(postgresql: &Value) -> Self {
+        let cluster = cluster(postgresql);
         let password = |seed: u8| {
             let bytes = std::array::from_fn(|n| (n as u8).wrapping_mul(53).wrapping_add(seed));
             Password::from_random(&bytes).unwrap()
@@ -159,6 +168,11 @@ impl World {
 
     pub(crate) fn set_secret(&mut self, key: &str, value: &str) {
         self.secret.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Changes `spec.postgresql`. Pods have it once they are mounted or rolled.
+    pub(crate) fn set_postgresql(&mut self, postgresql: &Value) {
+        self.cluster = cluster(postgresql);
     }
 
     pub(crate) fn set_initialized(&mut self) {
@@ -252,7 +266,11 @@ impl Pod {
         for volume in self.spec["volumes"].as_array().unwrap() {
             let folder = self.folder.join(volume["name"].as_str().unwrap());
             if volume["configMap"].is_object() {
-                for (key, text) in data {
+                let items = volume["configMap"]["items"].as_array();
+                let is_mounted = |key: &str| {
+                    items.is_none_or(|items| items.iter().any(|item| item["key"] == key))
+                };
+                for (key, text) in data.iter().filter(|(key, _)| is_mounted(key)) {
                     write(&folder.join(key), text.as_str().unwrap(), 0o444);
                 }
             }
@@ -272,6 +290,26 @@ impl Pod {
                 }
             }
         }
+    }
+
+    /// As a rollout does: the Pod is replaced by one of the newest template.
+    pub(crate) fn rolled(mut self, world: &World) -> Self {
+        self.stop();
+        self.rolled_only(world);
+        self.prepared().start()
+    }
+
+    /// The newest template, without a start.
+    pub(crate) fn rolled_only(&mut self, world: &World) -> &Self {
+        let set = world.manifest(ChildKind::StatefulSet);
+        self.spec = set.pointer("/spec/template/spec").unwrap().clone();
+        self.mount(world);
+        self
+    }
+
+    /// Replaces the parameters in the mounted ConfigMap.
+    pub(crate) fn edit_parameters(&self, text: &str) {
+        write(&self.path("/parameters/parameters.conf"), text, 0o444);
     }
 
     /// Where this path of the Pod is here.

@@ -194,6 +194,7 @@ fn scripts_that_differ_from_the_pods_own_are_not_run() {
         "prepare.sh",
         "primary.sh",
         "ready.sh",
+        "settings.sh",
     ] {
         let mut primary = Pod::new(&world, 0);
         let mark = primary.path("/tmp/mark");

@@ -88,6 +88,7 @@ async fn restarted_once(
         let now = &after[name];
         assert_eq!((&then.uid, &then.secret), (&now.uid, &now.secret), "{name}");
     }
+    replicas_restarted_first(client).await;
     // Every Pod exists, created from the newest revision: one more restart would be another one.
     assert_eq!(
         after,
@@ -95,6 +96,19 @@ async fn restarted_once(
         "a database has changed again"
     );
     after
+}
+
+/// A rollout ends with the primary, and begins no earlier with it than another instance is ready.
+async fn replicas_restarted_first(client: &Client) {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    for name in CLUSTERS {
+        let mut created = Vec::new();
+        for ordinal in [1, 0] {
+            let pod = pods.get(&format!("{name}-db-{ordinal}")).await.unwrap();
+            created.push(pod.metadata.creation_timestamp.unwrap().0);
+        }
+        assert!(created[0] <= created[1], "{name}: {created:?}");
+    }
 }
 
 /// The commands that docs/how-to/operations.md has for this upgrade.

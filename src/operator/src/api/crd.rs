@@ -186,7 +186,15 @@ mod tests {
             .collect();
         assert_eq!(
             columns,
-            ["Ready", "Desired", "Status", "Available", "Image", "Age"]
+            [
+                "Ready",
+                "Desired",
+                "Status",
+                "Available",
+                "Degraded",
+                "Image",
+                "Age"
+            ]
         );
         assert_eq!(crd["spec"]["names"]["shortNames"][0], "dbc");
     }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::pod_schema;
+use super::postgresql::Postgresql;
 
 /// A rule on the keys of labels and annotations. Patterns are no option: the API server estimates the cost of a
 /// pattern on a key from the size of a request. A key that is not valid is refused by the API server when the child is
@@ -110,7 +111,8 @@ pub struct Customization {
     pub node_selector: Option<BTreeMap<String, String>>,
 
     /// How the instances are spread over nodes or zones, as in a Pod. An entry without a `labelSelector` counts the
-    /// instances of this cluster. A change restarts the instances.
+    /// instances of this cluster. Without this field, they are spread over nodes and zones as far as possible; a list
+    /// replaces that, also an empty one. A change restarts the instances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "pod_schema::topology_spread_constraints")]
     pub topology_spread_constraints: Option<JsonText>,
@@ -142,6 +144,10 @@ pub struct Customization {
     /// Settings of the Services for clients. A change restarts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<Services>,
+
+    /// Settings of PostgreSQL itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgresql: Option<Postgresql>,
 }
 
 /// Reads the fields; none if no field is set.

@@ -4,6 +4,7 @@ mod crd;
 mod customization;
 pub mod names;
 mod pod_schema;
+pub(crate) mod postgresql;
 mod quantity;
 mod spec;
 mod status;
@@ -13,6 +14,7 @@ pub use customization::{
     Customization, ExternalTrafficPolicy, JsonText, ObjectMetadata, PodMetadata, PodTemplate,
     SeLinuxOptions, SeLinuxType, SecretReference, SecurityContext, Service, ServiceType, Services,
 };
+pub use postgresql::{Initdb, Postgresql};
 pub use spec::{DatabaseCluster, DatabaseClusterSpec, Resources, Retain, Storage};
 pub use status::{
     Condition, ConditionStatus, ConditionType, DatabaseClusterStatus, Phase, ShardStatus,

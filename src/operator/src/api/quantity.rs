@@ -156,6 +156,13 @@ pub(super) fn optional_map<'de, D: Deserializer<'de>>(
     Ok(map.map(|map| map.into_iter().map(|(name, text)| (name, text.0)).collect()))
 }
 
+/// Reads texts by name, which may be integers.
+pub(super) fn texts<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    optional_map(deserializer).map(Option::unwrap_or_default)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::customization::{self, Customization};
-use super::quantity;
 use super::status::DatabaseClusterStatus;
+use super::{postgresql, quantity};
 
 /// CPU of an instance if the spec does not set it. The schema sets no default: a default would be
 /// stored, and would conflict with requests and limits that a user sets later.
@@ -68,6 +68,13 @@ const DEFAULT_MEMORY: &str = "512Mi";
         description = "Whether the primary serves"
     ),
     printcolumn(
+        name = "Degraded",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Degraded\")].reason",
+        description = "Reason of the condition Degraded; AsExpected if nothing is wrong",
+        priority = 1
+    ),
+    printcolumn(
         name = "Image",
         type_ = "string",
         json_path = ".spec.image",
@@ -78,6 +85,7 @@ const DEFAULT_MEMORY: &str = "512Mi";
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new(customization::USER_IS_IMMUTABLE).message("securityContext.runAsUser and securityContext.assignedByPlatform cannot be changed after creation: the files of the volumes belong to that user").field_path(".securityContext"))]
+#[x_kube(validation = Rule::new(postgresql::INITDB_IS_IMMUTABLE).message(postgresql::INITDB_SAYS).field_path(".postgresql"))]
 pub struct DatabaseClusterSpec {
     /// Number of PostgreSQL instances, 0 to 99: the first is the primary, the others are read-only
     /// replicas of it. 0 pauses the cluster and keeps its data.

@@ -11,6 +11,7 @@ pub(crate) mod image;
 pub mod lifecycle;
 pub(crate) mod memory;
 pub mod observed;
+pub(crate) mod parameters;
 pub(crate) mod persistent_failure;
 pub(crate) mod plan;
 pub mod status;

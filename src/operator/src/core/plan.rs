@@ -9,6 +9,7 @@ use super::memory::{Memory, Standing};
 use super::observed::{
     ChildRecord, ClusterRecord, FINALIZERS_MAX, Owner, StatefulSetRecord, is_our_group,
 };
+use super::parameters;
 use crate::api::names;
 
 /// How long an existing Secret delays a new cluster: long enough for the garbage collection of what a
@@ -159,6 +160,9 @@ pub(crate) fn plan(observation: &Observed<'_>, memory: &mut Memory) -> Plan {
     }
     if cluster.has_excess_finalizers {
         problem = worst(problem, Problem::Permanent(excess_finalizers()));
+    }
+    if let Some(why) = parameters::refuse(&cluster.spec) {
+        problem = worst(problem, Problem::Permanent(why));
     }
     if let Some(why) = refused_image(observation) {
         problem = worst(problem, Problem::Permanent(why));

@@ -1,4 +1,5 @@
-//! The ConfigMap `{name}-db`: the scripts that the Pods run, and whether there is data already.
+//! The ConfigMap `{name}-db`: the scripts that the Pods run, whether there is data already, and the parameters that a
+//! running server reloads.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -6,7 +7,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{metadata, statefulset_name};
+use super::{metadata, settings, statefulset_name};
 use crate::api::names;
 use crate::core::observed::ClusterRecord;
 
@@ -18,17 +19,22 @@ pub(super) const INITDB: &str = "initdb.sh";
 pub(super) const ALIVE: &str = "alive.sh";
 /// Whether clients may be sent to a Pod.
 pub(super) const READY: &str = "ready.sh";
+/// Hands settings to PostgreSQL.
+const SETTINGS: &str = "settings.sh";
 /// The host of the primary.
 const PRIMARY: &str = "primary.sh";
 /// Whether the primary had data: then an empty volume is a lost one.
 const INITIALIZED: &str = "initialized";
+/// Parameters that a running server reloads.
+pub(super) const PARAMETERS: &str = "parameters.conf";
 
-const SCRIPTS: [(&str, &str); 5] = [
+const SCRIPTS: [(&str, &str); 6] = [
     (ALIVE, include_str!("scripts/alive.sh")),
     (INITDB, include_str!("scripts/initdb.sh")),
     (PREPARE, include_str!("scripts/prepare.sh")),
     (PRIMARY, include_str!("scripts/primary.sh")),
     (READY, include_str!("scripts/ready.sh")),
+    (SETTINGS, include_str!("scripts/settings.sh")),
 ];
 
 /// The scripts as `sha256sum --check` reads them. It is in the Pod template, which fewer may change
@@ -55,6 +61,7 @@ pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
         .map(|(name, text)| ((*name).to_owned(), json!(text)))
         .collect();
     data.insert(INITIALIZED.to_owned(), json!(initialized.to_string()));
+    data.insert(PARAMETERS.to_owned(), json!(settings::reloaded(cluster)));
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",

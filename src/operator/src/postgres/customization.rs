@@ -1,4 +1,5 @@
-//! What the optional fields of a spec add to the children. Without a field, nothing of a child changes.
+//! What the optional fields of a spec add to the children. Without a field, nothing of a child changes; without
+//! `topologySpreadConstraints`, Pods are spread by the operator's own.
 
 use std::collections::BTreeMap;
 
@@ -104,8 +105,24 @@ pub(super) fn security_context(cluster: &ClusterRecord) -> Value {
     context
 }
 
+/// How Pods are spread unless the spec says otherwise: as far apart as possible, without keeping one from starting.
+fn default_spread(cluster: &ClusterRecord) -> Value {
+    let constraint = |topology: &str| {
+        json!({
+            "maxSkew": 1,
+            "topologyKey": topology,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": labels::selector(cluster)},
+        })
+    };
+    json!(["kubernetes.io/hostname", "topology.kubernetes.io/zone"].map(constraint))
+}
+
 /// Adds what decides where Pods run, and how their images are pulled.
 pub(super) fn add_scheduling(pod: &mut Value, cluster: &ClusterRecord) {
+    if of(cluster).is_none_or(|fields| fields.topology_spread_constraints.is_none()) {
+        set(pod, "topologySpreadConstraints", default_spread(cluster));
+    }
     let Some(fields) = of(cluster) else { return };
     if let Some(affinity) = &fields.affinity {
         set(pod, "affinity", affinity.value());
@@ -219,7 +236,11 @@ mod tests {
                 true,
             ),
             (
-                json!({"topologySpreadConstraints": [], "securityContext": {"seLinuxOptions": {}}}),
+                json!({"postgresql": {}, "securityContext": {"seLinuxOptions": {}}}),
+                true,
+            ),
+            (
+                json!({"postgresql": {"parameters": {}, "initdb": {}}}),
                 true,
             ),
             (
@@ -267,6 +288,38 @@ mod tests {
             assert_eq!(labels[name], *value);
         }
         assert_eq!(rendered[1], constraint(own));
+    }
+
+    #[test]
+    fn instances_are_spread_unless_the_spec_says_how() {
+        let spread = |fields: Value| pod(&fields)["spec"]["topologySpreadConstraints"].clone();
+        let default = spread(json!({}));
+        let topologies: Vec<&Value> = default.as_array().unwrap().iter().collect();
+        let keys = topologies
+            .iter()
+            .map(|constraint| &constraint["topologyKey"]);
+        let keys: Vec<&Value> = keys.collect();
+        assert_eq!(
+            keys,
+            ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+        );
+        let labels = &pod(&json!({}))["metadata"]["labels"];
+        for constraint in topologies {
+            // A hard one would keep the second instance from the only node.
+            assert_eq!(constraint["whenUnsatisfiable"], "ScheduleAnyway");
+            let selector = constraint["labelSelector"]["matchLabels"]
+                .as_object()
+                .unwrap();
+            assert!(selector.iter().all(|(name, value)| labels[name] == *value));
+        }
+        assert_eq!(spread(json!({"affinity": {}})), default);
+        assert_eq!(
+            spread(json!({"topologySpreadConstraints": []})),
+            Value::Null
+        );
+        let own = json!([{"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": {"a": "b"}}}]);
+        assert_eq!(spread(json!({"topologySpreadConstraints": own})), own);
     }
 
     #[test]

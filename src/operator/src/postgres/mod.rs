@@ -6,6 +6,7 @@ mod customization;
 mod labels;
 mod secret;
 mod service;
+mod settings;
 mod statefulset;
 
 use std::collections::BTreeMap;

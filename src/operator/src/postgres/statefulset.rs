@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     CLUSTER_UID, CONTAINER, PORT, PREPARE_CONTAINER, config, customization, labels, metadata,
-    secret, secret_name, statefulset_name,
+    secret, secret_name, settings, statefulset_name,
 };
 use crate::api::names;
 use crate::core::claims::{self, DATA_VOLUME};
@@ -69,6 +69,13 @@ fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {
                 "sizeLimit": cluster.spec.resources.memory(),
             }},
             {"name": "config", "configMap": {"name": name, "defaultMode": 0o444}},
+            // Of the ConfigMap, PostgreSQL's container gets these only.
+            {"name": "parameters", "configMap": {
+                "name": name,
+                "defaultMode": 0o444,
+                "items": [{"key": config::PARAMETERS, "path": config::PARAMETERS}],
+                "optional": true,
+            }},
             {"name": "scripts", "emptyDir": {}},
             {"name": "initdb", "emptyDir": {}},
             {"name": "secret", "projected": {
@@ -129,8 +136,8 @@ fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
             json!({"name": "CONFIG_DIR", "value": "/config"}),
             json!({"name": "CONFIG_NAME", "value": statefulset_name(&cluster.key.name)}),
             json!({"name": "INITDB_DIR", "value": INITDB_DIR}),
-            json!({"name": "SCRIPTS_DIR", "value": "/scripts"}),
             json!({"name": "SCRIPTS_SHA256", "value": *config::SHA256}),
+            json!({"name": "SETTINGS", "value": settings::at_start(cluster)}),
         ]);
     }
     json!({
@@ -150,7 +157,7 @@ fn container(cluster: &ClusterRecord, created_for: &str) -> Value {
     if let Some(environment) = environment.as_array_mut() {
         environment.push(json!({
             "name": "POSTGRES_INITDB_ARGS",
-            "value": "--auth-host=scram-sha-256 --data-checksums",
+            "value": settings::initdb_arguments(cluster),
         }));
         environment.push(json!({"name": "POSTGRES_PASSWORD_FILE", "value": "/secret/password"}));
     }
@@ -180,6 +187,8 @@ fn environment(cluster: &ClusterRecord, created_for: &str) -> Value {
         {"name": CLUSTER_UID, "value": created_for},
         {"name": "SECRET_DIR", "value": "/secret"},
         {"name": "SECRET_NAME", "value": secret_name(&cluster.key.name)},
+        {"name": "SCRIPTS_DIR", "value": "/scripts"},
+        {"name": "PARAMETERS_DIR", "value": "/parameters"},
     ])
 }
 
@@ -192,6 +201,7 @@ fn mounts(has_scripts: bool) -> Value {
         {"name": "shm", "mountPath": "/dev/shm"},
         {"name": "scripts", "mountPath": "/scripts"},
         {"name": "secret", "mountPath": "/secret", "readOnly": true},
+        {"name": "parameters", "mountPath": "/parameters", "readOnly": true},
         {"name": "initdb", "mountPath": INITDB_DIR},
     ]);
     // The API server does not store `readOnly: false`, and what is not stored looks like drift.

@@ -261,6 +261,8 @@ fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
         "CLUSTER_UID",
         "SECRET_DIR",
         "SECRET_NAME",
+        "SCRIPTS_DIR",
+        "PARAMETERS_DIR",
     ];
     for variable in main["env"].as_array().unwrap() {
         let name = variable["name"].as_str().unwrap();
@@ -281,6 +283,7 @@ fn the_pods_rely_on_nothing_but_the_documented_interface_of_the_image() {
             "/dev/shm",
             "/scripts",
             "/secret",
+            "/parameters",
             "/docker-entrypoint-initdb.d"
         ]
     );
@@ -311,7 +314,8 @@ fn what_pods_run_is_compared_with_digests_in_their_template() {
         .flat_map(|variable| variable["value"].as_str().unwrap().lines())
         .collect();
     let data = config["data"].as_object().unwrap();
-    assert_eq!(digests.len() + 1, data.len(), "the last one is no script");
+    let no_scripts = ["initialized", "parameters.conf"];
+    assert_eq!(digests.len() + no_scripts.len(), data.len());
     for line in digests {
         let (digest, script) = line.split_once("  ").unwrap();
         assert!(data.contains_key(script), "{line}");
@@ -325,7 +329,13 @@ fn what_pods_run_is_compared_with_digests_in_their_template() {
         .filter(|volume| volume.get("configMap").is_some())
         .map(|volume| &volume["name"])
         .collect();
-    assert_eq!(from_config, ["config"]);
+    assert_eq!(from_config, ["config", "parameters"]);
+    let volumes = pod["volumes"].as_array().unwrap();
+    let parameters = volumes.iter().find(|volume| volume["name"] == "parameters");
+    assert_eq!(
+        parameters.unwrap()["configMap"]["items"],
+        json!([{"key": "parameters.conf", "path": "parameters.conf"}])
+    );
     for mount in pod["containers"][0]["volumeMounts"].as_array().unwrap() {
         assert_ne!(mount["name"], "config");
         if mount["name"] == "scripts" || mount["name"] == "initdb" {

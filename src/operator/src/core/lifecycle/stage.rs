@@ -38,6 +38,8 @@ pub(crate) mod reason {
     pub(crate) const FORBIDDEN: &str = "Forbidden";
     /// The image has another major version than the data.
     pub(crate) const MAJOR_VERSION: &str = "MajorVersionChange";
+    /// The spec sets a parameter of PostgreSQL that cannot be applied.
+    pub(crate) const PARAMETERS: &str = "InvalidParameters";
     /// The Secret with the passwords is missing.
     pub(crate) const SECRET_MISSING: &str = "SecretMissing";
     /// The Secret lacks keys that Pods need.
@@ -352,7 +354,19 @@ impl Observed<'_> {
 
     fn not_ready(&self, reason: &str) -> ConditionReason {
         let (ready, wanted) = (self.ready(), self.wanted);
-        ConditionReason::new(reason, format!("{ready} of {wanted} instances are ready"))
+        let restarts = match self.workload {
+            Workload::Unsettled {
+                rolling: true,
+                observed: true,
+                exist: 1..,
+                ..
+            } => "; those of the former Pod template restart one after the other, the primary last",
+            Workload::Absent | Workload::New | Workload::Unsettled { .. } | Workload::Settled => "",
+        };
+        ConditionReason::new(
+            reason,
+            format!("{ready} of {wanted} instances are ready{restarts}"),
+        )
     }
 
     fn underway(&self, before: &DatabaseClusterStatus) -> ConditionReason {

@@ -35,6 +35,28 @@ fn unsettled(ready: i32) -> Workload {
     }
 }
 
+#[test]
+fn rollout_is_reported_as_such() {
+    let rolling = Workload::Unsettled {
+        exist: 3,
+        ready: 2,
+        rolling: true,
+        observed: true,
+    };
+    for (workload, restarts) in [(rolling, true), (unsettled(2), false)] {
+        let before = DatabaseClusterStatus::default();
+        let status = report(&before, &observation(workload, 0));
+        let progressing = status.condition(ConditionType::Progressing).unwrap();
+        assert_eq!(progressing.status, ConditionStatus::True);
+        let message = &progressing.message;
+        assert!(
+            message.starts_with("2 of 3 instances are ready"),
+            "{message}"
+        );
+        assert_eq!(message.contains("the primary last"), restarts, "{message}");
+    }
+}
+
 fn facts(observation: &Observed<'_>, primary: Option<bool>) -> Facts {
     Facts {
         initialized: false,

@@ -125,3 +125,35 @@ fn secret_created_by_the_operator_delays_nothing() {
     let (secret, _) = planned(&[], true, &mut memory, 1_000);
     assert_eq!(secret, SecretStep::Probe, "there is data");
 }
+
+#[test]
+fn refused_parameters_are_a_problem_of_the_object() {
+    let mut cluster = cluster();
+    let parameters = [("fsync".to_owned(), "off".to_owned())].into();
+    let postgresql = crate::api::Postgresql {
+        parameters,
+        initdb: None,
+    };
+    cluster.spec.customization = Some(Box::new(crate::api::Customization {
+        postgresql: Some(postgresql),
+        ..crate::api::Customization::default()
+    }));
+    let desired = desired();
+    let observation = Observed {
+        cluster: &cluster,
+        statefulset: None,
+        children: &[],
+        desired: &desired,
+        initialized: false,
+        sweep: false,
+        now_ms: 0,
+    };
+    let mut memory = Memory::new("new".into(), 0);
+    let Plan::Keep { problem, .. } = plan(&observation, &mut memory) else {
+        panic!("it is kept");
+    };
+    let Some(Problem::Permanent(why)) = problem else {
+        panic!("{problem:?}");
+    };
+    assert_eq!(why.reason, reason::PARAMETERS);
+}

@@ -4,8 +4,8 @@
 set -eu
 here=$(dirname "$0")
 # Users of the database may have made functions and operators that go by the names of PostgreSQL's, and would run here as
-# superuser.
-export PGOPTIONS='-c search_path=pg_catalog'
+# superuser. Settings of the DatabaseCluster hold for every session.
+export PGOPTIONS='-c search_path=pg_catalog -c statement_timeout=0 -c lock_timeout=0'
 
 # From what all this was made. Each file has a digest of its own: joined, two of them may be two others. Passwords that
 # the operator makes are too long to be found from it.
@@ -62,7 +62,9 @@ if [ ! -s "$PGDATA/made_with_libc" ]; then
   printf '%s\n' "$libc" >"$PGDATA/made_with_libc"
 fi
 
-# In the data, too: whoever takes over the next Secret has to know whose name changed.
+sh "$SCRIPTS_DIR/settings.sh" include
+
+# In the data, too: the next Secret that is taken over may have another name for the role.
 tr -d '\r\n' <"$SECRET_DIR/username" >"$PGDATA/application_role"
 digest >"$PGDATA.roles"
 # The end of a first start.

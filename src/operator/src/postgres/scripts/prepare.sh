@@ -7,8 +7,9 @@
 set -eu
 umask 077
 export LC_ALL=C
-# Users of the database may have made functions and operators that go by the names of PostgreSQL's.
-export PGOPTIONS='-c search_path=pg_catalog'
+# Users of the database may have made functions and operators that go by the names of PostgreSQL's, and settings of the
+# DatabaseCluster hold for every session.
+export PGOPTIONS='-c search_path=pg_catalog -c statement_timeout=0 -c lock_timeout=0'
 here=$(dirname "$0")
 primary_port=${PRIMARY_PORT:-5432}
 # Until then, the Secret of a DatabaseCluster that was deleted has been collected, another one created, and mounted here.
@@ -100,7 +101,7 @@ accept_secret() {
 }
 
 # A Pod that was deleted by force may still run beside this one, and two servers on one volume destroy it. Their lock
-# file does not tell them apart, as both are process 1 of their containers; but a server that finds it gone ends.
+# file does not distinguish them, as both are process 1 of their containers; but a server that finds it gone ends.
 end_former_server() {
   [ -e "$PGDATA/postmaster.pid" ] || [ -e "$PGDATA.ending" ] || return 0
   say "the last server on this volume was not shut down: waiting $former_server_seconds s, so that it has surely ended"
@@ -116,7 +117,7 @@ check_version() {
   [ "$image" -ge "$oldest_version" ] ||
     refuse "the image is PostgreSQL $image, and the oldest that works is $oldest_version: set spec.image to a newer one"
   has_data || return 0
-  # What was mounted anew may have got the group's rights, with which PostgreSQL does not start.
+  # What was mounted again may have got the group's rights, with which PostgreSQL does not start.
   chmod 0700 "$PGDATA"
   data=$(cat "$PGDATA/PG_VERSION")
   [ "$data" = "$image" ] ||
@@ -165,7 +166,7 @@ update_roles() {
 
 # An initdb that was interrupted leaves what looks like data and is none. Nobody was let in before its end.
 set_unfinished_aside() {
-  say "the first start was interrupted: beginning anew, what it left is in $PGDATA.unfinished"
+  say "the first start was interrupted: beginning again, what it left is in $PGDATA.unfinished"
   rm -rf "$PGDATA.unfinished"
   mv "$PGDATA" "$PGDATA.unfinished"
 }
@@ -174,6 +175,7 @@ prepare_primary() {
   if has_data; then
     [ ! -e "$PGDATA/standby.signal" ] ||
       refuse "the volume of the primary has the data of a replica: restore the volume of the primary"
+    sh "$here/settings.sh" start
     if update_roles; then
       rm -f "$PGDATA.begun"
       return 0
@@ -182,7 +184,7 @@ prepare_primary() {
     set_unfinished_aside
   fi
   if is_initialized; then
-    refuse "the volume of the primary has no data, though this cluster had some: nothing is made anew over it. Restore the volume, or take the data from a replica"
+    refuse "the volume of the primary has no data, though this cluster had some: nothing is created over it. Restore the volume, or take the data from a replica"
   fi
   if ! is_empty; then
     [ -e "$PGDATA.begun" ] ||
@@ -270,11 +272,11 @@ can_follow() {
 }
 
 # A standby follows the primary as is said here and runs no command for it, whatever settings came with the copy. With
-# fewer WAL senders than its primary it does not start.
+# fewer WAL senders than its primary it does not start; of what else must not be less, settings.sh takes care.
 set_standby() {
   settings=$1/postgresql.auto.conf
   {
-    grep -viE '^[[:blank:]]*(primary_conninfo|(restore|archive_cleanup|recovery_end)_command|max_wal_senders)([[:blank:]=]|$)' \
+    grep -viE '^[[:blank:]]*(primary_conninfo|(restore|archive_cleanup|recovery_end)_command|max_(wal_senders|connections|worker_processes|prepared_transactions|locks_per_transaction))([[:blank:]=]|$)' \
       "$settings" || :
     printf "primary_conninfo = '%s'\n" "$remote"
     printf "%s = ''\n" restore_command archive_cleanup_command recovery_end_command
@@ -313,7 +315,7 @@ prepare_replica() {
   case $follows in
   0) set_standby "$PGDATA" ;;
   1)
-    say "the primary has no longer what this copy lacks: copying it anew"
+    say "the primary has no longer what this copy lacks: copying it again"
     copy_primary
     ;;
   *)
@@ -330,3 +332,4 @@ end_former_server
 check_version
 check_libc
 if [ "${POD_NAME##*-}" = 0 ]; then prepare_primary; else prepare_replica; fi
+sh "$here/settings.sh" start
