@@ -1,6 +1,7 @@
 //! The scripts and commands of the rendered Pods, run against a real PostgreSQL server on loopback.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod backup;
 mod hazards;
 mod network;
 mod parameters;

@@ -307,6 +307,30 @@ impl Pod {
         self
     }
 
+    /// A folder that the Pod may write to.
+    pub(crate) fn new_folder(&self, path: &Path) {
+        fs::create_dir(path).unwrap();
+        give(path, 0o700);
+    }
+
+    /// Runs a command as a Pod of the same image would.
+    pub(crate) fn run(
+        &self,
+        words: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<String, String> {
+        let mut command = self.command(words[0], &Value::Null);
+        let variables = environment.iter().copied();
+        finish(command.args(&words[1..]).envs(variables))
+    }
+
+    /// Gives this Pod a copy of another one's volume.
+    pub(crate) fn take_volume_of(&self, other: &Self) {
+        let (from, to) = (other.path(VOLUME), self.path(VOLUME));
+        let from = format!("{}/.", from.display());
+        finish(Command::new("cp").args(["-a", &from]).arg(to)).unwrap();
+    }
+
     /// Replaces the parameters in the mounted ConfigMap.
     pub(crate) fn edit_parameters(&self, text: &str) {
         write(&self.path("/parameters/parameters.conf"), text, 0o444);
