@@ -28,6 +28,8 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// Bucket 100 of 256.
 const BUCKET: usize = 100;
 const TABLE: &str = "databasecluster-shards";
+/// Of the shard table, in each row.
+const TABLE_WRITES: usize = 300;
 /// Most CPU of the API server that the fence may add to a write of the operator, in the median of the rounds.
 const CPU_MILLIS_MAX: f64 = 0.35;
 
@@ -72,7 +74,8 @@ pub(crate) async fn fence(writes: usize) -> Result<()> {
         cluster,
     };
     let mut rounds = Vec::new();
-    for (shards, epoch) in [(32, 1), (256, 3)] {
+    let mut handovers = Vec::new();
+    for (shards, epoch) in [(32, 1), (256, 2 + TABLE_WRITES)] {
         take_all(&replica, shards, epoch).await?;
         for round in 0..2 * ROUNDS {
             let fenced = round % 2 == 0;
@@ -92,8 +95,12 @@ pub(crate) async fn fence(writes: usize) -> Result<()> {
                 });
             }
         }
+        switch(&control_plane, true).await?;
+        until_settled(&replica, &subject, shards, epoch, true).await?;
+        handovers.push(measure_table(&control_plane, &replica, shards, epoch).await?);
     }
     let dearest = print(&rounds);
+    print_table_writes(&handovers);
     switch(&control_plane, true).await?;
     stale::stale(&fleet, &subject.cluster).await?;
     if dearest > CPU_MILLIS_MAX {
@@ -277,6 +284,49 @@ async fn switch(control_plane: &ControlPlane, on: bool) -> Result<()> {
         control_plane.run_kubectl(&delete).await?;
     }
     Ok(())
+}
+
+/// Writes of the entry of one shard, as each handover needs one.
+async fn measure_table(
+    control_plane: &ControlPlane,
+    client: &Client,
+    shards: usize,
+    epoch: usize,
+) -> Result<Round> {
+    let server = control_plane.component("kube-apiserver")?.process;
+    let tables = tables(client);
+    let mut millis = Vec::with_capacity(TABLE_WRITES);
+    let before = server.usage()?.cpu_seconds;
+    for number in 1..TABLE_WRITES {
+        let change = json!({"spec": {"entries": {"000": entry(epoch + number, REPLICA)}}});
+        let patch = Patch::Merge(change);
+        let started = Instant::now();
+        tables.patch(TABLE, &PatchParams::default(), &patch).await?;
+        millis.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    let used = server.usage()?.cpu_seconds - before;
+    #[allow(clippy::cast_precision_loss)]
+    let cpu_millis = 1e3 * used / millis.len() as f64;
+    Ok(Round {
+        writer: OPERATOR,
+        shards,
+        fenced: true,
+        millis,
+        cpu_millis,
+    })
+}
+
+fn print_table_writes(rounds: &[Round]) {
+    println!("Writes of one entry of the shard table, one after the other");
+    println!("{:>7} {:>12} {:>12}", "shards", "p50", "CPU");
+    for round in rounds {
+        println!(
+            "{:7} {:9.2} ms {:9.2} ms",
+            round.shards,
+            median(round.millis.iter().copied()),
+            round.cpu_millis
+        );
+    }
 }
 
 /// Waits until a stale write is rejected, or no longer rejected, and a valid one is admitted.

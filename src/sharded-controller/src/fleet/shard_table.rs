@@ -128,21 +128,16 @@ impl Resource for ShardTable {
     )
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.entries.size() == self.shards && self.entries.all(k, size(k) == 3 \
-    && k >= '000' && k <= '255' && int(k) < self.shards)")
+#[x_kube(validation = Rule::new("self.entries.size() == self.shards && ((oldSelf.hasValue() \
+    && oldSelf.value().shards == self.shards) || self.entries.all(k, size(k) == 3 \
+    && k >= '000' && k <= '255' && int(k) < self.shards))")
+    .optional_old_self(true)
     .message("entries must have exactly the keys \"000\", \"001\" and so on, one for each of the shards")
     .field_path(".entries"))]
 #[x_kube(validation = Rule::new("self.shards != oldSelf.shards || self.entries.all(k, k in oldSelf.entries \
-    && self.entries[k].epoch >= oldSelf.entries[k].epoch)")
-    .message("the epoch of an entry must not fall")
-    .field_path(".entries"))]
-#[x_kube(validation = Rule::new("self.shards != oldSelf.shards || self.entries.all(k, k in oldSelf.entries \
-    && (self.entries[k].epoch != oldSelf.entries[k].epoch || self.entries[k] == oldSelf.entries[k]))")
-    .message("another holder or incarnation of an entry needs a higher epoch")
-    .field_path(".entries"))]
-#[x_kube(validation = Rule::new("self.shards != oldSelf.shards || self.entries.all(k, k in oldSelf.entries \
-    && self.entries[k].epoch - oldSelf.entries[k].epoch <= 1048576)")
-    .message("one write must not raise an epoch by more than 1048576")
+    && (self.entries[k] == oldSelf.entries[k] || (self.entries[k].epoch > oldSelf.entries[k].epoch \
+    && self.entries[k].epoch - oldSelf.entries[k].epoch <= 1048576)))")
+    .message("an entry must stay, or get a higher epoch, by at most 1048576: an epoch never falls, and never gets another holder or incarnation")
     .field_path(".entries"))]
 #[x_kube(validation = Rule::new("self.shards == oldSelf.shards \
     || [oldSelf.entries.map(k, oldSelf.entries[k].epoch).max()].all(highest, self.entries.all(k, \
