@@ -155,7 +155,7 @@ mod tests {
         let spec = &version["schema"]["openAPIV3Schema"]["properties"]["spec"];
         assert_eq!(
             spec["x-kubernetes-validations"].as_array().unwrap().len(),
-            6
+            4
         );
         let entries = &spec["properties"]["entries"];
         assert_eq!(entries["maxProperties"], 256);

@@ -212,6 +212,10 @@ const UNKNOWN: &str = "act on the message; docs/reference/databasecluster.md lis
 /// The next step for each reason of a condition or of a container that waits.
 const ADVICE: &[(&str, &str)] = &[
     (
+        reason::PARAMETERS,
+        "correct what the message names in spec.postgresql: kubectl edit -n {namespace} dbc {name}",
+    ),
+    (
         reason::WAITING,
         "wait; if the object that is named stays, delete it",
     ),
