@@ -20,8 +20,7 @@ use crate::support::*;
 const CLUSTERS: usize = 40;
 /// What follows the last Ready ends within this time.
 const TAIL: Duration = Duration::from_secs(5);
-/// Of 12.3 with the status Creating and two lists of claims for each, and 5 for a change. A slow machine
-/// writes the status of some clusters once more.
+/// Ten and three, and some lists of claims. A slow machine writes the status of some clusters once more.
 const MOST: [(&str, f64); 2] = [("created", 11.7), ("changed", 3.7)];
 
 /// The operator's requests since then, without Leases and watches.
@@ -76,7 +75,9 @@ async fn creating_and_changing_a_cluster_cost_few_requests() {
             each <= most,
             "{each} requests for each that was {what}: {kinds:?}"
         );
-        assert!(events.iter().all(|event| event.code != 409), "{kinds:?}");
+        // A dry run that finds the Secret conflicts with it, as it should.
+        let mut stored = events.iter().filter(|event| !event.uri.contains("dryRun="));
+        assert!(stored.all(|event| event.code != 409), "{kinds:?}");
     }
 }
 
