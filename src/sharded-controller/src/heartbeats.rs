@@ -75,7 +75,9 @@ mod tests {
         let ran_on = thread.run(async move { name() }).await.unwrap();
         assert_eq!(ran_on.as_deref(), Some("heartbeats"));
         let thread = HeartbeatThread::start().unwrap();
-        let ended = thread.run(async { Option::<()>::None.unwrap() }).await;
+        let ended = thread
+            .run(async { std::panic::resume_unwind(Box::new("planned")) })
+            .await;
         assert!(ended.is_err());
     }
 
