@@ -806,14 +806,8 @@ async fn a_claim_that_is_being_deleted_is_reported(client: &Client) {
     let claims_api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "left");
     let params = DeleteParams::default();
     claims_api.delete("data-db-db-1", &params).await.unwrap();
-    // Its Pod runs and keeps it. Claims are not watched: it is noticed with the next change.
-    change(
-        client,
-        "left",
-        "db",
-        json!({"storage": {"retain": "Retain"}}),
-    )
-    .await;
+    // Its Pod runs and keeps it. Claims are not watched: it is noticed with the next size.
+    change(client, "left", "db", json!({"storage": {"size": "2Gi"}})).await;
     let message = until_degraded(client, ("left", "db"), "ClaimBeingDeleted").await;
     assert!(message.contains("data-db-db-1"), "{message}");
 }
