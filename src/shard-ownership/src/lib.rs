@@ -71,6 +71,7 @@
 //!                     shards: 1,
 //!                     draining,
 //!                     barred,
+//!                     drain_requested,
 //!                     warm,
 //!                     created_seconds: 0,
 //!                 };

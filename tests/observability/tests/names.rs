@@ -115,7 +115,15 @@ fn metrics_in(text: &str) -> Vec<&str> {
 fn runbooks_name_exported_metrics() {
     let catalogue = Catalogue::read().unwrap();
     let mut named = 0;
-    for folder in ["docs", "docs/runbooks", "dashboards"] {
+    for folder in [
+        "docs",
+        "docs/explanation",
+        "docs/how-to",
+        "docs/reference",
+        "docs/runbooks",
+        "docs/tutorial",
+        "dashboards",
+    ] {
         for path in files(folder, "md").unwrap() {
             let page = fs::read_to_string(&path).unwrap();
             for word in metrics_in(&page) {
