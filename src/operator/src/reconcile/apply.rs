@@ -231,17 +231,8 @@ impl Run<'_> {
         let answer = writer.merge(self.permit, namespace, record, change).await;
         let target = Target::Child(&self.cluster.key, &child.id);
         let meta = answer.map_err(|refusal| self.refused(&target, refusal))?;
-        let contents = observe::contents(&meta);
-        self.wrote = true;
-        let version = meta.resource_version.unwrap_or_default();
-        self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(
-                &child.id,
-                &version,
-                contents,
-                self.reconciler.clock.now_ms(),
-            );
-        });
+        let version = meta.resource_version.as_deref().unwrap_or_default();
+        self.wrote_child(&child.id, version, observe::contents(&meta));
         Ok(())
     }
 
@@ -273,17 +264,8 @@ impl Run<'_> {
         }
         let target = Target::Child(&self.cluster.key, &child.id);
         let meta = answer.map_err(|refusal| self.refused(&target, refusal))?;
-        let contents = observe::contents(&meta);
-        self.wrote = true;
-        let version = meta.resource_version.unwrap_or_default();
-        self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(
-                &child.id,
-                &version,
-                contents,
-                self.reconciler.clock.now_ms(),
-            );
-        });
+        let version = meta.resource_version.as_deref().unwrap_or_default();
+        self.wrote_child(&child.id, version, observe::contents(&meta));
         let known_generation = owned.map(|set| set.generation);
         Ok(child.id.kind == ChildKind::StatefulSet && meta.generation != known_generation)
     }
@@ -323,10 +305,7 @@ impl Run<'_> {
             .await;
         let target = Target::Child(&self.cluster.key, &child.id);
         let version = marked.map_err(|refusal| self.refused(&target, refusal))?;
-        self.wrote = true;
-        self.reconciler.with_memory(self.cluster, |memory| {
-            memory.wrote_child(&child.id, &version, None, self.reconciler.clock.now_ms());
-        });
+        self.wrote_child(&child.id, &version, None);
         Err(Refused::NotObserved)
     }
 

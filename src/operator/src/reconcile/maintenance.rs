@@ -172,10 +172,7 @@ impl Run<'_> {
         let id = set.child.id();
         let version = annotated
             .map_err(|refusal| self.refused(&Target::Child(&cluster.key, &id), refusal))?;
-        self.wrote = true;
-        self.reconciler.with_memory(cluster, |memory| {
-            memory.wrote_child(&id, &version, None, self.reconciler.clock.now_ms());
-        });
+        self.wrote_child(&id, &version, None);
         Ok(())
     }
 

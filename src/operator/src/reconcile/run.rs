@@ -293,6 +293,14 @@ impl<'a> Run<'a> {
         self.version = version;
     }
 
+    /// Remembers a child as this run wrote it; `contents` is the digest of what was stored, if it is known.
+    pub(super) fn wrote_child(&mut self, id: &ChildId, version: &str, contents: Option<u64>) {
+        self.wrote = true;
+        self.reconciler.with_memory(self.cluster, |memory| {
+            memory.wrote_child(id, version, contents, self.reconciler.clock.now_ms());
+        });
+    }
+
     /// Writes the status if it is new, publishes an event, and ends the reconcile.
     async fn report(
         &mut self,
