@@ -200,7 +200,6 @@ pub(crate) fn stats<C: ShardCache, R: Reconcile>(
 ) -> String {
     parts.process.refresh_usage();
     pool.refresh_metrics();
-    reconcile.refresh_metrics();
     let objects = parts.cache.counts().iter().sum();
     let ready = parts.health.readyz().ok;
     let more = reconcile.stats();

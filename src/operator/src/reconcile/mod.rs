@@ -22,7 +22,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use sharded_controller::write::GuardedClient;
 
-use crate::api::{Phase, names};
+use crate::api::names;
 use crate::core::child::ChildKind;
 use crate::core::memory::Memory;
 use crate::core::observed::ClusterRecord;
@@ -179,11 +179,9 @@ impl Reconcile for Reconciler {
     }
 
     fn stats(&self) -> Vec<(String, f64)> {
-        // As `refresh_metrics` counted them a moment ago.
-        let count = |phase: Phase| self.metrics.clusters.with_label_values(&[phase.label()]);
-        let counts = Phase::ALL.map(|phase| (phase, count(phase).get()));
-        let present = counts.into_iter().filter(|(_, number)| *number > 0);
-        present
+        let phases = self.store.phases().into_iter();
+        phases
+            .filter(|(_, number)| *number > 0)
             .map(|(phase, number)| {
                 let name = format!("clusters_{}", phase.label().to_lowercase());
                 (name, number as f64)
