@@ -97,7 +97,8 @@ struct Rare {
     refused: Vec<Box<str>>,
     /// The time that was reported for the next retry.
     next_try: Option<Timestamp>,
-    /// The generation that was applied and is not reported, and since when.
+    /// The generation that was applied and is not Ready as far as reported, and when it was applied or
+    /// its progress was last reported.
     applied: Option<(i64, u64)>,
 }
 
@@ -426,14 +427,17 @@ impl Memory {
         }
     }
 
-    /// Records that what was applied is reported.
-    pub(crate) fn reported(&mut self) {
-        self.change_rare(|rare| rare.applied = None);
+    /// Records that what was applied is reported; `is_progress`: as not Ready yet.
+    pub(crate) fn reported(&mut self, generation: i64, is_progress: bool, now_ms: u64) {
+        match is_progress {
+            true => self.rare().applied = Some((generation, now_ms)),
+            false => self.change_rare(|rare| rare.applied = None),
+        }
     }
 
     /// For how much longer a generation that was applied need not be reported, if nothing but its
-    /// progress could be, in milliseconds; none once it was applied `delay_ms` ago, and when that is
-    /// not known.
+    /// progress could be, in milliseconds; none once it was applied or last reported `delay_ms` ago,
+    /// and when that is not known.
     #[must_use]
     pub(crate) fn report_rest_ms(
         &self,

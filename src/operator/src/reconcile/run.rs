@@ -375,8 +375,8 @@ impl<'a> Run<'a> {
 
     /// Milliseconds until a new spec is reported that was applied and of which nothing but progress is
     /// known; none if it is time, or if there is more to report. What becomes ready until then costs
-    /// one write of the status, not two. While others wait, it is time later: no write of theirs waits
-    /// for a report of progress.
+    /// one write of the status, not two. The same holds for each step of a rollout after that report.
+    /// While others wait, it is time later: no write of theirs waits for a report of progress.
     fn report_later_ms(
         &self,
         owned: Option<&StatefulSetRecord>,
@@ -384,7 +384,9 @@ impl<'a> Run<'a> {
         others_wait: bool,
     ) -> Option<u64> {
         let (cluster, reconciler) = (self.cluster, self.reconciler);
-        if cluster.status.observed_generation == cluster.generation || !applied.is_plain() {
+        let is_new = cluster.status.observed_generation != cluster.generation;
+        let is_step = !applied.changed && owned.is_some_and(StatefulSetRecord::is_rolling);
+        if !(is_new || is_step) || !applied.is_plain() {
             return None;
         }
         let is_ready =
@@ -542,7 +544,11 @@ impl<'a> Run<'a> {
                 Ok(version) => {
                     self.wrote_cluster(version);
                     let reconciler = self.reconciler;
-                    reconciler.with_memory(self.cluster, Memory::reported);
+                    let (generation, now_ms) = (self.cluster.generation, reconciler.clock.now_ms());
+                    let is_progress = update.next == Next::Waiting;
+                    reconciler.with_memory(self.cluster, |memory| {
+                        memory.reported(generation, is_progress, now_ms);
+                    });
                 }
                 Err(refusal @ Refusal::Fenced { .. }) => {
                     return Err(self.status_refused(refusal, update.notice.as_ref()).await);

@@ -176,6 +176,53 @@ async fn cluster_that_becomes_ready_within_a_second_costs_one_status_and_one_eve
 }
 
 #[tokio::test]
+async fn steps_of_a_rollout_are_reported_once_a_second_and_its_end_at_once() {
+    let world = patient();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 3}));
+    world.reconcile().await.unwrap();
+    world.set_pods(3, 3);
+    world.reconcile().await.unwrap();
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 3}));
+    world.reconcile().await.unwrap();
+    world.time.advance(DELAY);
+    world.roll_pods(3, 2, 0);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.phase(), Phase::Scaling);
+    world.requests();
+    for (ready, updated) in [(3, 1), (2, 1), (3, 2)] {
+        world.time.advance(DELAY / 4);
+        world.roll_pods(3, ready, updated);
+        let outcome = world.reconcile().await.unwrap();
+        assert!(matches!(outcome.next, Next::RequeueAfter { .. }));
+        assert_eq!(world.requests(), [""; 0], "no step costs a request");
+    }
+    world.time.advance(DELAY / 4);
+    world.reconcile().await.unwrap();
+    assert_eq!(world.cluster().status.ready_replicas, 3);
+    world.roll_pods(3, 2, 2);
+    world.reconcile().await.unwrap();
+    world.set_pods(3, 3);
+    world.requests();
+    let outcome = world.reconcile().await.unwrap();
+    assert_eq!((outcome.wrote, outcome.next), (true, Next::Ready));
+    assert_eq!(status_writes(&world.requests()), 1);
+}
+
+#[tokio::test]
+async fn pods_lost_outside_a_rollout_are_reported_at_once() {
+    let world = patient();
+    world.user_applies(json!({"image": "postgres:18", "replicas": 3}));
+    world.reconcile().await.unwrap();
+    world.set_pods(3, 3);
+    world.reconcile().await.unwrap();
+    for ready in [2, 1, 0] {
+        world.set_pods(3, ready);
+        world.reconcile().await.unwrap();
+        assert_eq!(world.cluster().status.ready_replicas, ready);
+    }
+}
+
+#[tokio::test]
 async fn change_that_settles_within_a_second_costs_three_requests() {
     let world = patient();
     world.user_applies(json!({"image": "postgres:18", "replicas": 1}));

@@ -263,6 +263,15 @@ impl World {
         });
     }
 
+    /// The same in the middle of a rollout.
+    fn roll_pods(&self, exist: i32, ready: i32, updated: i32) {
+        self.set_pods(exist, ready);
+        self.change(STATEFULSET, |set| {
+            set["status"]["updatedReplicas"] = json!(updated);
+            set["status"]["updateRevision"] = json!("r2");
+        });
+    }
+
     fn change(&self, path: &str, change: impl FnOnce(&mut Value)) {
         self.fake.with(|state| {
             let mut object = state.objects[path].clone();
