@@ -1,8 +1,11 @@
 //! The shard table in the world: created once, followed by work, never misleading, replaced, refused,
 //! converted.
 
+use super::us::Us;
 use super::*;
-use crate::table::Entry;
+use crate::hash::ShardCount;
+use crate::lease::Version;
+use crate::table::{Entry, ShardTable, TableChange, TableWrite};
 use crate::token::{EPOCH_MAX, EPOCH_STEP_MAX};
 
 /// One replica with four shards at work.
@@ -185,4 +188,170 @@ fn lost_replies_of_the_table_are_settled() {
         world.node("a").lose_replies = lost;
         world.until("all to run", 20_000, |w| w.all_run(4));
     }
+}
+
+/// The shard table as one replica with four shards sees it, and a test that answers its writes.
+struct SingleView {
+    settings: Settings,
+    heartbeat: super::heartbeat::Heartbeat,
+    departure: super::departure::Departure,
+    view: TableView,
+    out: super::outbox::Outbox,
+    stored: ShardTable,
+}
+
+impl SingleView {
+    fn new() -> Self {
+        let count = ShardCount::new(4).unwrap();
+        let stored = ShardTable {
+            version: Version {
+                uid: "table".into(),
+                resource_version: "1".into(),
+            },
+            shards: 4,
+            entries: count.shards().map(|id| (id, Entry::vacant(0))).collect(),
+        };
+        let mut view = Self {
+            settings: Settings::new("me", count),
+            heartbeat: super::heartbeat::Heartbeat::new("me-1".into(), 0),
+            departure: super::departure::Departure::new(),
+            view: TableView::new(count),
+            out: super::outbox::Outbox::default(),
+            stored,
+        };
+        view.reads(0);
+        view
+    }
+
+    /// Reads what is stored, if a read is due.
+    fn reads(&mut self, now_ms: u64) -> bool {
+        self.view.refresh(now_ms, &mut self.out);
+        let is_due = self.out.take().contains(&Action::ReadTable);
+        if is_due {
+            let stored = self.stored.clone();
+            self.view.read(now_ms, Ok(Some(stored)), 100);
+        }
+        is_due
+    }
+
+    /// The write that is sent when these Leases are ours, all in epoch 1.
+    fn writes(&mut self, held: &[u16]) -> Option<(WriteId, TableWrite)> {
+        let us = Us {
+            now_ms: 0,
+            settings: &self.settings,
+            heartbeat: &self.heartbeat,
+            departure: &self.departure,
+        };
+        let claims = held.iter().map(|shard| Claim {
+            shard: ShardId(*shard),
+            epoch: 1,
+        });
+        self.view.write(us, false, claims, &mut self.out);
+        let mut actions = self.out.take().into_iter();
+        match (actions.next(), actions.next()) {
+            (Some(Action::WriteTable(id, write)), None) => Some((id, write)),
+            (None, None) => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The shards of the write that is sent, and its number.
+    fn sends(&mut self, held: &[u16]) -> (WriteId, Vec<u16>) {
+        let (id, write) = self.writes(held).unwrap();
+        let TableChange::Entries { entries, .. } = write.change else {
+            panic!("{write:?}");
+        };
+        (id, entries.keys().map(|shard| shard.0).collect())
+    }
+
+    fn stores(&mut self, id: WriteId, shards: &[u16]) {
+        let revision: u64 = self.stored.version.resource_version.parse().unwrap();
+        self.stored.version.resource_version = (revision + 1).to_string();
+        for shard in shards {
+            let entry = Entry {
+                epoch: 1,
+                holder: "me".into(),
+                incarnation: "me-1".into(),
+            };
+            self.stored.entries.insert(ShardId(*shard), entry);
+        }
+        let done = WriteResult::Done(self.stored.clone());
+        self.view.written(0, id, done, 100);
+    }
+}
+
+#[test]
+fn an_entry_does_not_wait_for_the_write_of_another_and_a_third_write_waits() {
+    let mut me = SingleView::new();
+    let (first, sent) = me.sends(&[0]);
+    assert_eq!(sent, [0]);
+    let (second, sent) = me.sends(&[0, 1]);
+    assert_eq!(sent, [1], "an entry is in one write only");
+    assert_eq!(me.writes(&[0, 1, 2, 3]), None, "two writes are in flight");
+    me.stores(second, &[1]);
+    let (third, sent) = me.sends(&[0, 1, 2, 3]);
+    assert_eq!(sent, [2, 3]);
+    me.stores(first, &[0]);
+    me.stores(third, &[2, 3]);
+    assert_eq!(me.writes(&[0, 1, 2, 3]), None);
+    assert!(me.view.is_at_rest());
+}
+
+#[test]
+fn nothing_is_sent_before_a_read_after_a_write_that_failed_beside_another() {
+    let mut me = SingleView::new();
+    let (first, _) = me.sends(&[0]);
+    let (second, _) = me.sends(&[0, 1]);
+    me.view.written(0, first, WriteResult::Unknown, 100);
+    assert_eq!(me.writes(&[0, 1, 2]), None);
+    assert!(me.reads(0));
+    let (third, sent) = me.sends(&[0, 1, 2]);
+    assert_eq!(sent, [0, 2], "the second write still awaits its answer");
+    me.stores(second, &[1]);
+    me.stores(third, &[0, 2]);
+    assert!(me.view.is_at_rest());
+}
+
+#[test]
+fn a_read_in_flight_does_not_settle_what_fails_after_it_was_sent() {
+    let mut me = SingleView::new();
+    let (first, _) = me.sends(&[0]);
+    let (second, _) = me.sends(&[0, 1]);
+    me.view.written(0, first, WriteResult::Conflict, 100);
+    me.view.refresh(0, &mut me.out);
+    assert_eq!(me.out.take(), [Action::ReadTable]);
+    me.view.written(0, second, WriteResult::Unknown, 100);
+    let before = me.stored.clone();
+    me.view.read(0, Ok(Some(before)), 100);
+    assert_eq!(me.writes(&[0, 1]), None, "the answer may be older");
+    assert!(!me.reads(99), "a second failure is followed by a pause");
+    assert!(me.reads(100));
+    assert_eq!(me.sends(&[0, 1]).1, [0, 1]);
+}
+
+#[test]
+fn refused_entries_are_sent_apart_two_at_a_time() {
+    let mut me = SingleView::new();
+    let (first, sent) = me.sends(&[0, 1, 2]);
+    assert_eq!(sent, [0, 1, 2]);
+    me.view.written(0, first, WriteResult::Rejected, 100);
+    assert!(me.reads(0));
+    assert_eq!(me.sends(&[0, 1, 2]).1, [0]);
+    assert_eq!(me.sends(&[0, 1, 2]).1, [1]);
+    assert_eq!(me.writes(&[0, 1, 2]), None);
+}
+
+#[test]
+fn table_is_converted_only_when_no_write_is_in_flight() {
+    let mut me = SingleView::new();
+    let (first, _) = me.sends(&[0]);
+    me.stored.shards = 8;
+    me.stored.version.resource_version = "5".into();
+    let stored = me.stored.clone();
+    me.view.observe(stored);
+    assert_eq!(me.writes(&[0]), None);
+    me.view.written(0, first, WriteResult::Rejected, 100);
+    assert!(me.reads(0));
+    let (_, write) = me.writes(&[0]).unwrap();
+    assert!(matches!(write.change, TableChange::Convert { .. }));
 }
