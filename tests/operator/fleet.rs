@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::ListParams;
-use kube::{Api, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use testbed::shards::{self, by_holder, wait_balanced};
 use testbed::{AuditLevel, ControlPlane, ControlPlaneOptions, Fleet, Progress, load, wait_for};
@@ -155,6 +155,42 @@ async fn clusters_of_a_killed_replica_are_reconciled_by_another() {
     assert!(worst < 2 * LEASE, "the last one took {worst:?}");
     load::wait_all_ready(&client, 60, PATIENCE).await.unwrap();
     wait_balanced(&fleet, PATIENCE).await.unwrap();
+    takeovers_are_events_on_the_pods_of_the_survivors(&client, &victim).await;
+}
+
+/// One for each survivor, which together name each shard of the dead replica once.
+async fn takeovers_are_events_on_the_pods_of_the_survivors(client: &Client, victim: &str) {
+    use k8s_openapi::api::core::v1::Event;
+    let events: Api<Event> = Api::namespaced(client.clone(), testbed::fleet::OPERATOR_NAMESPACE);
+    let of_victim = format!(" of replica {victim}, which no longer renews its Lease: ");
+    let found = wait_for("Events about the takeover", PATIENCE, || async {
+        let all = events.list(&ListParams::default()).await.unwrap().items;
+        let reported = all.into_iter().filter(|event| {
+            let note = event.message.as_deref().unwrap_or_default();
+            event.reason.as_deref() == Some("ShardsTakenOver") && note.contains(&of_victim)
+        });
+        let reported: Vec<Event> = reported.collect();
+        let shards = |event: &Event| {
+            let note = event.message.clone().unwrap_or_default();
+            let list = note.split_once(&of_victim).unwrap().1.split('.').next();
+            list.unwrap().split(", ").count()
+        };
+        let named: usize = reported.iter().map(shards).sum();
+        Ok(Progress::when(named >= 10, reported, || {
+            format!("{named} shards")
+        }))
+    })
+    .await
+    .unwrap();
+    assert!(found.len() <= 2, "{found:#?}");
+    for event in found {
+        assert_eq!(event.type_.as_deref(), Some("Warning"));
+        assert_eq!(event.involved_object.kind.as_deref(), Some("Pod"));
+        let pod = event.involved_object.name.unwrap();
+        assert_eq!(event.reporting_instance.as_deref(), Some(&*pod));
+        assert_ne!(pod, victim);
+        assert!(event.involved_object.uid.is_some());
+    }
 }
 
 #[tokio::test]

@@ -115,11 +115,15 @@ fn write(path: &Path, text: &str, mode: u32) {
     give(path, mode);
 }
 
-fn cluster(postgresql: &Value) -> ClusterRecord {
+/// A cluster whose spec has these fields.
+fn cluster(fields: &Value) -> ClusterRecord {
+    let mut spec = json!({"image": "postgres:15", "replicas": 3});
+    let fields = fields.as_object().unwrap().clone();
+    spec.as_object_mut().unwrap().extend(fields);
     let object: DatabaseCluster = serde_json::from_value(json!({
         "apiVersion": "database.io/v1", "kind": "DatabaseCluster",
         "metadata": {"name": "orders", "namespace": "shop", "uid": "u", "resourceVersion": "5"},
-        "spec": {"image": "postgres:15", "replicas": 3, "postgresql": postgresql},
+        "spec": spec,
     }))
     .unwrap();
     observe::cluster(&object).unwrap()
@@ -132,7 +136,12 @@ impl World {
 
     /// A cluster whose spec has these fields of `spec.postgresql`.
     pub(crate) fn with(postgresql: &Value) -> Self {
-        let cluster = cluster(postgresql);
+        Self::of(&json!({"postgresql": postgresql}))
+    }
+
+    /// A cluster whose spec has these fields.
+    pub(crate) fn of(fields: &Value) -> Self {
+        let cluster = cluster(fields);
         let password = |seed: u8| {
             let bytes = std::array::from_fn(|n| (n as u8).wrapping_mul(53).wrapping_add(seed));
             Password::from_random(&bytes).unwrap()
@@ -172,7 +181,12 @@ impl World {
 
     /// Changes `spec.postgresql`. Pods have it once they are mounted or rolled.
     pub(crate) fn set_postgresql(&mut self, postgresql: &Value) {
-        self.cluster = cluster(postgresql);
+        self.set_fields(&json!({"postgresql": postgresql}));
+    }
+
+    /// Changes the spec. Pods have it once they are mounted or rolled.
+    pub(crate) fn set_fields(&mut self, fields: &Value) {
+        self.cluster = cluster(fields);
     }
 
     pub(crate) fn set_initialized(&mut self) {
@@ -225,29 +239,14 @@ impl Pod {
         let folder = world.folder.path().join(folder);
         fs::create_dir(&folder).unwrap();
         give(&folder, 0o755);
-        let containers = [&spec["initContainers"][0], &spec["containers"][0]];
-        let all = containers.map(|container| container["volumeMounts"].as_array().unwrap());
-        let mut mounts: Vec<(String, PathBuf)> = all
-            .iter()
-            .copied()
-            .flatten()
-            .map(|mount| {
-                let at = mount["mountPath"].as_str().unwrap().to_owned();
-                (at, folder.join(mount["name"].as_str().unwrap()))
-            })
-            .collect();
-        mounts.sort_by_key(|(at, _)| (std::cmp::Reverse(at.len()), at.clone()));
-        mounts.dedup();
         let stubs = folder.join(STUBS);
-        for path in mounts.iter().map(|(_, path)| path).chain([&stubs]) {
-            fs::create_dir(path).unwrap();
-            give(path, 0o700);
-        }
-        let pod = Self {
+        fs::create_dir(&stubs).unwrap();
+        give(&stubs, 0o700);
+        let mut pod = Self {
             folder,
             spec,
             name,
-            mounts,
+            mounts: Vec::new(),
             port: world.ports[ordinal],
             primary_port: world.ports[0],
             programs: world.programs.clone(),
@@ -255,8 +254,27 @@ impl Pod {
             nameless: false,
             resolver: None,
         };
+        pod.add_mounts();
         pod.mount(world);
         pod
+    }
+
+    /// A folder for each mount that has none yet.
+    fn add_mounts(&mut self) {
+        let containers = [&self.spec["initContainers"][0], &self.spec["containers"][0]];
+        let all = containers.map(|container| container["volumeMounts"].as_array().unwrap());
+        for mount in all.into_iter().flatten() {
+            let at = mount["mountPath"].as_str().unwrap();
+            let path = self.folder.join(mount["name"].as_str().unwrap());
+            if self.mounts.iter().any(|(known, _)| known == at) {
+                continue;
+            }
+            fs::create_dir(&path).unwrap();
+            give(&path, 0o700);
+            self.mounts.push((at.to_owned(), path));
+        }
+        let mounts = &mut self.mounts;
+        mounts.sort_by_key(|(at, _)| (std::cmp::Reverse(at.len()), at.clone()));
     }
 
     /// Writes Secret and ConfigMap into their folders, as the kubelet does for a Pod that starts.
@@ -303,8 +321,15 @@ impl Pod {
     pub(crate) fn rolled_only(&mut self, world: &World) -> &Self {
         let set = world.manifest(ChildKind::StatefulSet);
         self.spec = set.pointer("/spec/template/spec").unwrap().clone();
+        self.add_mounts();
         self.mount(world);
         self
+    }
+
+    /// The container of this name.
+    pub(crate) fn container(&self, name: &str) -> &Value {
+        let mut all = self.spec["containers"].as_array().unwrap().iter();
+        all.find(|container| container["name"] == name).unwrap()
     }
 
     /// A folder that the Pod may write to.
@@ -322,6 +347,33 @@ impl Pod {
         let mut command = self.command(words[0], &Value::Null);
         let variables = environment.iter().copied();
         finish(command.args(&words[1..]).envs(variables))
+    }
+
+    /// The metrics of this exporter, started as its container is.
+    pub(crate) fn run_exporter(&self, program: &std::ffi::OsStr, port: u16) -> String {
+        let container = self.container("exporter");
+        let mut command = Command::new(program);
+        command.env_clear().current_dir(&self.folder);
+        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        for variable in container["env"].as_array().unwrap() {
+            let value = self.mapped(variable["value"].as_str().unwrap());
+            let value = value.replace(":5432/", &format!(":{}/", self.port));
+            command.env(variable["name"].as_str().unwrap(), value);
+        }
+        let log = fs::File::create(self.folder.join("exporter.log")).unwrap();
+        let mut exporter = command.stderr(log).spawn().unwrap();
+        let url = format!("http://127.0.0.1:{port}/metrics");
+        let deadline = Instant::now() + PATIENCE;
+        let metrics = loop {
+            let answer = Command::new("curl").args(["-fsS", &url]).output().unwrap();
+            if answer.status.success() || Instant::now() >= deadline {
+                break String::from_utf8(answer.stdout).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        exporter.kill().unwrap();
+        exporter.wait().unwrap();
+        metrics
     }
 
     /// Gives this Pod a copy of another one's volume.

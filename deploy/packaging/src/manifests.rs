@@ -47,7 +47,12 @@ const REFERENCES: [&str; 2] = ["  policyName: ", "    name: databasecluster-"];
 const APP: &str = "databasecluster-operator";
 
 /// The dashboards that the chart brings.
-const DASHBOARDS: [&str; 3] = ["databases.json", "fleet.json", "replica.json"];
+const DASHBOARDS: [&str; 4] = [
+    "databases.json",
+    "fleet.json",
+    "postgresql.json",
+    "replica.json",
+];
 /// Where the runbooks are, in `dashboards/alerts.yaml`.
 const RUNBOOKS: &str = "https://example.com/runbooks";
 const RULE: &str = "\

@@ -121,6 +121,11 @@ pub struct RunArgs {
     #[arg(long, env = "DBC_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
 
+    /// Number of DatabaseClusters of this replica, at most 100000, whose conditions are among its metrics with their
+    /// names; 0: none.
+    #[arg(long, env = "DBC_CLUSTER_METRICS", default_value = "0", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub cluster_metrics: u32,
+
     /// Form of the log lines.
     #[arg(long, env = "DBC_LOG_FORMAT", default_value = "text", value_enum)]
     pub log_format: LogFormat,
@@ -296,6 +301,7 @@ mod tests {
         assert_eq!(args.cache_entries, 1024);
         assert_eq!(args.cache_ttl, Duration::from_secs(600));
         assert_eq!(args.listen.to_string(), "0.0.0.0:8080");
+        assert_eq!(args.cluster_metrics, 0);
         assert!(args.config().settings().is_ok());
     }
 
@@ -313,6 +319,7 @@ mod tests {
             ("--sharded-watch", "maybe", "auto, off"),
             ("--rate-limit", "lots", "100/60s"),
             ("--listen", "8080", "socket address"),
+            ("--cluster-metrics", "200000", "0..=100000"),
             ("--watch-namespaces", "Not_A_Name", "namespace"),
             ("--watch-namespaces", "a.b", "at most 63"),
             ("--watch-namespaces", "a,,b", "\"\" is not the name"),

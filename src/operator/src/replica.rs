@@ -11,7 +11,8 @@ use sharded_controller::health::Health;
 
 use crate::api::names::NAMES;
 use crate::config::RunArgs;
-use crate::reconcile::{Reconciler, ReconcilerConfig};
+use crate::reconcile::{OwnPod, Reconciler, ReconcilerConfig};
+use crate::telemetry::database_conditions::DatabaseConditions;
 use crate::telemetry::fleet_view::{FleetView, ObserverView};
 use crate::telemetry::log_level::LogLevel;
 use crate::telemetry::metrics::ReconcilerMetrics;
@@ -39,6 +40,14 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), Controll
     metrics
         .cache_capacity
         .set(i64::try_from(args.cache_entries).unwrap_or(i64::MAX));
+    if let Some(most) = usize::try_from(args.cluster_metrics)
+        .ok()
+        .filter(|n| *n > 0)
+    {
+        let conditions = DatabaseConditions::new(Arc::clone(&store), most)
+            .and_then(|conditions| registry.register(Box::new(conditions)));
+        conditions.map_err(ControllerError::Metrics)?;
+    }
     let limits = ReconcilerConfig {
         identity: config.identity.clone(),
         cache_entries: args.cache_entries,
@@ -47,13 +56,21 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), Controll
         report_delay: REPORT_DELAY,
     };
     let clock = controller.clock();
-    let reconciler = Reconciler::new(
+    let mut reconciler = Reconciler::new(
         controller.client(),
         store,
         Arc::new(metrics),
         &limits,
         clock.clone(),
     );
+    if !config.pod_uid.is_empty() {
+        let pod = OwnPod {
+            namespace: config.namespace.clone(),
+            name: config.identity.clone(),
+            uid: config.pod_uid.clone(),
+        };
+        reconciler = reconciler.reporting_takeovers(controller.fleet(), pod);
+    }
     let observer = Observer {
         clock,
         fleet: controller.fleet(),

@@ -113,6 +113,7 @@ impl<C: ShardCache, R: Reconcile> ShardHost for Host<C, R> {
     fn admit(&mut self, permit: ShardPermit) {
         let shard = permit.shard();
         self.reflector.admitted(shard);
+        self.work.reconcile.admit_shard(&permit);
         self.pool.start_shard(permit);
         if is_active(Failpoint::Resync) {
             return;

@@ -1,4 +1,5 @@
-//! The metrics that a replica exports, as docs/reference/metrics.md lists them; another test keeps that page true to the code.
+//! The metrics that a replica exports, as docs/reference/metrics.md lists them; another test keeps that page true to the
+//! code. And those of databases, which other programs export too, as docs/reference/database-metrics.md lists them.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,9 @@ impl Family {
     }
 }
 
+/// What Prometheus adds to metrics of databases.
+const DATABASE_LABELS: [&str; 3] = ["namespace", "pod", "database"];
+
 const SUFFIXES: [&str; 3] = ["_bucket", "_sum", "_count"];
 
 /// All families by name.
@@ -31,12 +35,39 @@ const SUFFIXES: [&str; 3] = ["_bucket", "_sum", "_count"];
 pub struct Catalogue(pub BTreeMap<String, Family>);
 
 impl Catalogue {
-    /// Reads the page.
+    /// Reads the page of the operator's.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn read() -> std::io::Result<Self> {
-        let page = std::fs::read_to_string(crate::file("docs/reference/metrics.md"))?;
+        Self::of_page("docs/reference/metrics.md")
+    }
+
+    /// Reads the page of those of databases, with the labels that Prometheus adds to them.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read_databases() -> std::io::Result<Self> {
+        let mut found = Self::of_page("docs/reference/database-metrics.md")?;
+        for family in found.0.values_mut() {
+            let added = DATABASE_LABELS.iter().map(|label| (*label).to_owned());
+            family.labels.extend(added);
+        }
+        Ok(found)
+    }
+
+    /// Both.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn read_all() -> std::io::Result<Self> {
+        let mut all = Self::read()?;
+        all.0.append(&mut Self::read_databases()?.0);
+        Ok(all)
+    }
+
+    fn of_page(page: &str) -> std::io::Result<Self> {
+        let page = std::fs::read_to_string(crate::file(page))?;
         let row = |line: &str| {
             let cells: Vec<&str> = line.split(" | ").map(str::trim).collect();
             let [name, kind, labels, _] = cells.as_slice() else {

@@ -15,6 +15,8 @@ use testbed::{Progress, http_get, ports, wait_for};
 
 /// The `job` of everything that it scrapes.
 pub const JOB: &str = "databasecluster-operator";
+/// The `job` of what exports metrics of databases.
+pub const DATABASES_JOB: &str = "databases";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A Prometheus. Dropping it kills it.
@@ -41,10 +43,14 @@ impl Prometheus {
             "scrape_configs": [{
                 "job_name": JOB,
                 "file_sd_configs": [{"files": [folder.join("targets.json")], "refresh_interval": "1s"}],
+            }, {
+                "job_name": DATABASES_JOB,
+                "file_sd_configs": [{"files": [folder.join("databases.json")], "refresh_interval": "1s"}],
             }],
         });
         std::fs::write(&config, text.to_string()).context("write Prometheus's configuration")?;
-        scrape(&folder, &[])?;
+        scrape(&folder, "targets", &[])?;
+        scrape(&folder, "databases", &[])?;
         let [port] = ports::free_ports()?;
         let log = File::create(folder.join("log")).context("create Prometheus's log")?;
         let (mark, value) = guardian.mark();
@@ -85,7 +91,15 @@ impl Prometheus {
     /// # Errors
     /// When their list cannot be written.
     pub fn scrape(&self, urls: &[&str]) -> Result<()> {
-        scrape(&self.folder, urls)
+        scrape(&self.folder, "targets", urls)
+    }
+
+    /// Scrapes the metrics of databases there from now on.
+    ///
+    /// # Errors
+    /// When the list of targets cannot be written.
+    pub fn scrape_databases(&self, url: &str) -> Result<()> {
+        scrape(&self.folder, "databases", &[url])
     }
 
     /// The present result of a query, one value for each series.
@@ -146,12 +160,13 @@ impl Drop for Prometheus {
 }
 
 /// Put in place at once: a half of it would be read as no targets.
-fn scrape(folder: &Path, urls: &[&str]) -> Result<()> {
+fn scrape(folder: &Path, list: &str, urls: &[&str]) -> Result<()> {
     let hosts: Vec<&str> = urls
         .iter()
         .map(|u| u.trim_start_matches("http://"))
         .collect();
-    let (part, whole) = (folder.join("targets.part"), folder.join("targets.json"));
+    let file = |end: &str| folder.join(format!("{list}.{end}"));
+    let (part, whole) = (file("part"), file("json"));
     std::fs::write(&part, json!([{"targets": hosts}]).to_string()).context("write targets")?;
     std::fs::rename(part, whole).context("put the targets in place")
 }

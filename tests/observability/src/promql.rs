@@ -75,6 +75,7 @@ fn measured(expr: &Expr, found: &mut Vec<String>) {
                 measured(&binary.lhs, found);
                 measured(&binary.rhs, found);
             }
+            token::T_LUNLESS => measured(&binary.lhs, found),
             _ => {}
         },
         _ => {}

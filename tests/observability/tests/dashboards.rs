@@ -13,7 +13,7 @@ fn dashboards() -> Vec<(String, Value)> {
     let read = |path| serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let found: Vec<_> = paths.iter().map(|path| (stem(path), read(path))).collect();
     let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["databases", "fleet", "replica"]);
+    assert_eq!(names, ["databases", "fleet", "postgresql", "replica"]);
     found
 }
 

@@ -191,6 +191,7 @@ mod tests {
                 "Desired",
                 "Status",
                 "Available",
+                "Primary",
                 "Degraded",
                 "Image",
                 "Age"

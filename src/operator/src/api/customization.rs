@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+use super::monitoring::Monitoring;
 use super::pod_schema;
 use super::postgresql::Postgresql;
 
@@ -148,6 +149,10 @@ pub struct Customization {
     /// Settings of PostgreSQL itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgresql: Option<Postgresql>,
+
+    /// What measures the instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitoring: Option<Monitoring>,
 }
 
 /// Reads the fields; none if no field is set.

@@ -2,6 +2,7 @@
 
 mod crd;
 mod customization;
+mod monitoring;
 pub mod names;
 mod pod_schema;
 pub(crate) mod postgresql;
@@ -14,6 +15,7 @@ pub use customization::{
     Customization, ExternalTrafficPolicy, JsonText, ObjectMetadata, PodMetadata, PodTemplate,
     SeLinuxOptions, SeLinuxType, SecretReference, SecurityContext, Service, ServiceType, Services,
 };
+pub use monitoring::{Exporter, Monitoring};
 pub use postgresql::{Initdb, Postgresql};
 pub use spec::{DatabaseCluster, DatabaseClusterSpec, Resources, Retain, Storage};
 pub use status::{

@@ -68,6 +68,13 @@ const DEFAULT_MEMORY: &str = "512Mi";
         description = "Whether the primary serves"
     ),
     printcolumn(
+        name = "Primary",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Available\")].reason",
+        description = "PrimaryReady, or why the primary does not serve",
+        priority = 1
+    ),
+    printcolumn(
         name = "Degraded",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Degraded\")].reason",
@@ -174,6 +181,15 @@ impl Resources {
     /// Requests and limits of each instance's containers.
     #[must_use]
     pub fn amounts(&self) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        self.amounts_or(DEFAULT_CPU, DEFAULT_MEMORY)
+    }
+
+    /// Requests and limits, with these amounts where the short form does not set them.
+    pub(super) fn amounts_or(
+        &self,
+        cpu: &str,
+        memory: &str,
+    ) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
         if self.requests.is_some() || self.limits.is_some() {
             let amounts = |map: &Option<BTreeMap<String, String>>| map.clone().unwrap_or_default();
             return (amounts(&self.requests), amounts(&self.limits));
@@ -183,8 +199,8 @@ impl Resources {
             (name.to_owned(), amount.to_owned())
         };
         let both = BTreeMap::from([
-            amount("cpu", &self.cpu, DEFAULT_CPU),
-            amount("memory", &self.memory, DEFAULT_MEMORY),
+            amount("cpu", &self.cpu, cpu),
+            amount("memory", &self.memory, memory),
         ]);
         (both.clone(), both)
     }

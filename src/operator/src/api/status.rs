@@ -48,7 +48,7 @@ pub struct DatabaseClusterStatus {
     /// Conditions of the cluster: `Ready` (it is as its spec asks: all instances accept connections), `Progressing` (a
     /// change is being applied), `Degraded` (something is wrong; the message says what), `Available` (the primary
     /// serves, also while a change is refused), `Initialized` (the primary has accepted connections once: its volume
-    /// has data).
+    /// has data), `Stalled` (only while something has to be corrected: waiting does not help).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -180,6 +180,8 @@ pub enum ConditionType {
     Available,
     /// The primary has accepted connections at least once; this condition stays true.
     Initialized,
+    /// Nothing gets better by waiting; it exists only while that is so.
+    Stalled,
     /// A type that this version does not know.
     Other(String),
 }
@@ -194,6 +196,7 @@ impl ConditionType {
             Self::Degraded => "Degraded",
             Self::Available => "Available",
             Self::Initialized => "Initialized",
+            Self::Stalled => "Stalled",
             Self::Other(text) => text,
         }
     }
@@ -207,6 +210,7 @@ impl From<String> for ConditionType {
             "Degraded" => Self::Degraded,
             "Available" => Self::Available,
             "Initialized" => Self::Initialized,
+            "Stalled" => Self::Stalled,
             _ => Self::Other(text),
         }
     }

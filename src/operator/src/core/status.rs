@@ -92,16 +92,24 @@ pub fn is_initialized(cluster: &ClusterRecord, statefulset: Option<&StatefulSetR
 /// Whether the primary serves, as far as the Pod counts decide it: unknown if some Pods are ready
 /// and some are not, because replicas stay ready without their primary. Before the first start no
 /// replica gets ready without the primary.
+///
+/// `by_container`: whether a primary serves whose Pod is not ready because of another container.
 #[must_use]
 pub(crate) fn primary_serves(
     cluster: &ClusterRecord,
     statefulset: Option<&StatefulSetRecord>,
+    by_container: bool,
 ) -> Option<bool> {
-    let Some(set) = statefulset.filter(|set| set.ready_replicas > 0) else {
+    let may_serve = |set: &&StatefulSetRecord| match by_container {
+        true => set.replicas > 0,
+        false => set.ready_replicas > 0,
+    };
+    let Some(set) = statefulset.filter(may_serve) else {
         return Some(false);
     };
     let all_ready = set.ready_replicas == set.replicas && set.replicas >= set.spec_replicas;
-    (all_ready || !cluster.status.is_initialized()).then_some(true)
+    let first_is_ready = !cluster.status.is_initialized() && set.ready_replicas > 0;
+    (all_ready || first_is_ready).then_some(true)
 }
 
 /// Computes the status to report.
@@ -221,7 +229,7 @@ mod tests {
             observe::statefulset(&object.unwrap(), None).unwrap()
         };
         let old = cluster(true);
-        assert_eq!(primary_serves(&old, None), Some(false));
+        assert_eq!(primary_serves(&old, None, false), Some(false));
         for (wanted, exist, ready, expected) in [
             (3, 3, 3, Some(true)),
             (3, 3, 0, Some(false)),
@@ -232,10 +240,17 @@ mod tests {
             // Some are about to be removed, and all are ready.
             (1, 3, 3, Some(true)),
         ] {
-            let got = primary_serves(&old, Some(&set(wanted, exist, ready)));
+            let got = primary_serves(&old, Some(&set(wanted, exist, ready)), false);
             assert_eq!(got, expected, "{ready} of {exist}, {wanted} wanted");
         }
-        let first = primary_serves(&cluster(false), Some(&set(3, 3, 1)));
+        let first = primary_serves(&cluster(false), Some(&set(3, 3, 1)), false);
         assert_eq!(first, Some(true), "its copies come after it");
+        // The container decides, which the counts do not know.
+        for (exist, ready, expected) in [(3, 0, None), (0, 0, Some(false)), (3, 3, Some(true))] {
+            for cluster in [&old, &cluster(false)] {
+                let got = primary_serves(cluster, Some(&set(3, exist, ready)), true);
+                assert_eq!(got, expected, "{ready} of {exist}");
+            }
+        }
     }
 }

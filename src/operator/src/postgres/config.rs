@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{metadata, settings, statefulset_name};
+use super::{exporter, metadata, settings, statefulset_name};
 use crate::api::names;
 use crate::core::observed::ClusterRecord;
 
@@ -37,10 +37,25 @@ const SCRIPTS: [(&str, &str); 6] = [
     (SETTINGS, include_str!("scripts/settings.sh")),
 ];
 
+/// The scripts of every Pod as `sha256sum --check` reads them.
+static SHA256: LazyLock<String> = LazyLock::new(|| sha256(&SCRIPTS));
+
 /// The scripts as `sha256sum --check` reads them. It is in the Pod template, which fewer may change
 /// than ConfigMaps.
-pub(super) static SHA256: LazyLock<String> = LazyLock::new(|| {
-    SCRIPTS
+pub(super) fn digests(cluster: &ClusterRecord) -> String {
+    SHA256.clone() + &sha256(extra(cluster))
+}
+
+/// Scripts that only the fields of this cluster need.
+fn extra(cluster: &ClusterRecord) -> &'static [(&'static str, &'static str)] {
+    match exporter::of(cluster) {
+        Some(_) => &[exporter::SCRIPT],
+        None => &[],
+    }
+}
+
+fn sha256(scripts: &[(&str, &str)]) -> String {
+    scripts
         .iter()
         .fold(String::new(), |mut lines, (name, text)| {
             for byte in Sha256::digest(text) {
@@ -49,7 +64,7 @@ pub(super) static SHA256: LazyLock<String> = LazyLock::new(|| {
             }
             lines + "  " + name + "\n"
         })
-});
+}
 
 pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
     let mut metadata = metadata(cluster, &statefulset_name(&cluster.key.name));
@@ -58,6 +73,7 @@ pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
     }
     let mut data: Map<String, Value> = SCRIPTS
         .iter()
+        .chain(extra(cluster))
         .map(|(name, text)| ((*name).to_owned(), json!(text)))
         .collect();
     data.insert(INITIALIZED.to_owned(), json!(initialized.to_string()));

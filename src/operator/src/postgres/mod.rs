@@ -3,6 +3,7 @@
 mod budget;
 mod config;
 mod customization;
+mod exporter;
 mod labels;
 mod secret;
 mod service;
@@ -34,8 +35,10 @@ pub(crate) const CONTAINER: &str = "postgres";
 pub(crate) const CLUSTER_UID: &str = "CLUSTER_UID";
 /// Name of the container that prepares the volume.
 const PREPARE_CONTAINER: &str = "prepare";
-/// The operator's containers of a Pod: others may be injected.
-pub(crate) const CONTAINERS: [&str; 2] = [PREPARE_CONTAINER, CONTAINER];
+/// Name of the container with the exporter of metrics.
+pub(crate) const EXPORTER_CONTAINER: &str = "exporter";
+/// The operator's containers of a Pod, the most important first: others may be injected.
+pub(crate) const CONTAINERS: [&str; 3] = [PREPARE_CONTAINER, CONTAINER, EXPORTER_CONTAINER];
 
 /// The field of a StatefulSet that cannot be changed after creation.
 const CLAIMS: &str = "volumeClaimTemplates";
@@ -208,6 +211,12 @@ pub(crate) fn optional_children(cluster: &str) -> [ChildId; 1] {
         kind: ChildKind::PodDisruptionBudget,
         name: statefulset_name(cluster).into(),
     }]
+}
+
+/// Whether the Services find the primary whatever the other containers of its Pod do.
+#[must_use]
+pub(crate) fn serves_by_container(cluster: &ClusterRecord) -> bool {
+    exporter::of(cluster).is_some()
 }
 
 /// The host name under which the primary is reached from everywhere in the Kubernetes cluster.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{PORT, customization, labels, metadata, statefulset_name};
+use super::{PORT, customization, labels, metadata, serves_by_container, statefulset_name};
 use crate::api::Service;
 use crate::core::observed::ClusterRecord;
 
@@ -36,19 +36,29 @@ pub(super) fn read_write(cluster: &ClusterRecord) -> Value {
     selector["statefulset.kubernetes.io/pod-name"] =
         json!(format!("{}-0", statefulset_name(&cluster.key.name)));
     let settings = customization::read_write(cluster);
-    service(
-        cluster,
-        &read_write_name(&cluster.key.name),
-        &selector,
-        settings,
-    )
+    let name = read_write_name(&cluster.key.name);
+    let mut manifest = service(cluster, &name, &selector, settings);
+    find_the_primary(&mut manifest, cluster);
+    manifest
+}
+
+/// A Pod with a container that does not run is not ready. The one that the exporter fails in still serves, and a
+/// Service with a single Pod has no better one.
+fn find_the_primary(manifest: &mut Value, cluster: &ClusterRecord) {
+    if serves_by_container(cluster) {
+        manifest["spec"]["publishNotReadyAddresses"] = json!(true);
+    }
 }
 
 /// `{name}-r`: every ready instance, to read.
 pub(super) fn read(cluster: &ClusterRecord) -> Value {
     let selector = labels::selector(cluster);
     let settings = customization::read_only(cluster);
-    service(cluster, &read_name(&cluster.key.name), &selector, settings)
+    let mut manifest = service(cluster, &read_name(&cluster.key.name), &selector, settings);
+    if cluster.spec.replicas == 1 {
+        find_the_primary(&mut manifest, cluster);
+    }
+    manifest
 }
 
 fn service(

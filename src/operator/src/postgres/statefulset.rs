@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    CLUSTER_UID, CONTAINER, PORT, PREPARE_CONTAINER, config, customization, labels, metadata,
-    secret, secret_name, settings, statefulset_name,
+    CLUSTER_UID, CONTAINER, PORT, PREPARE_CONTAINER, config, customization, exporter, labels,
+    metadata, secret, secret_name, settings, statefulset_name,
 };
 use crate::api::names;
 use crate::core::claims::{self, DATA_VOLUME};
@@ -87,6 +87,7 @@ fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {
             }},
         ],
     });
+    exporter::add(&mut pod, cluster);
     customization::add_scheduling(&mut pod, cluster);
     pod
 }
@@ -124,6 +125,12 @@ cp -f initdb.sh "$INITDB_DIR"
 exec sh "$SCRIPTS_DIR/prepare.sh"
 "#;
 
+/// The same, which runs this script with the argument `password` before the first one.
+pub(super) fn install_with(script: &str) -> String {
+    let before = format!("sh \"$SCRIPTS_DIR/{script}\" password\nexec sh ");
+    INSTALL.replace("exec sh ", &before)
+}
+
 /// Prepares the volume before PostgreSQL starts, or reports why it must not start.
 fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
     let mut mounts = mounts(false);
@@ -136,7 +143,7 @@ fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
             json!({"name": "CONFIG_DIR", "value": "/config"}),
             json!({"name": "CONFIG_NAME", "value": statefulset_name(&cluster.key.name)}),
             json!({"name": "INITDB_DIR", "value": INITDB_DIR}),
-            json!({"name": "SCRIPTS_SHA256", "value": *config::SHA256}),
+            json!({"name": "SCRIPTS_SHA256", "value": config::digests(cluster)}),
             json!({"name": "SETTINGS", "value": settings::at_start(cluster)}),
         ]);
     }
@@ -218,7 +225,7 @@ fn resources(cluster: &ClusterRecord) -> Value {
     json!({"requests": requests, "limits": limits})
 }
 
-fn security() -> Value {
+pub(super) fn security() -> Value {
     json!({
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,

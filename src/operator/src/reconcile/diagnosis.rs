@@ -62,13 +62,21 @@ fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<ConditionReason> 
     let containers = status.container_statuses.iter().flatten();
     let mut all: Vec<&ContainerStatus> = init.chain(containers).collect();
     // Injected containers come after ours.
-    all.sort_by_key(|container| !postgres::CONTAINERS.contains(&container.name.as_str()));
+    all.sort_by_key(|container| {
+        let mut ours = postgres::CONTAINERS.iter();
+        let place = ours.position(|name| *name == container.name);
+        place.unwrap_or(usize::MAX)
+    });
     all.into_iter().find_map(|container| {
         let (reason, text) = diagnose_container(container)?;
         let container = &container.name;
+        let hint = match container == postgres::EXPORTER_CONTAINER {
+            true => ". It is no part of the database: correct spec.monitoring.exporter",
+            false => "",
+        };
         Some(ConditionReason::new(
             &reason,
-            format!("Pod {name}: container {container}: {reason}: {text}"),
+            format!("Pod {name}: container {container}: {reason}: {text}{hint}"),
         ))
     })
 }
@@ -91,6 +99,8 @@ pub(super) fn stuck(pods: &[Pod], set: &StatefulSetRecord) -> Vec<ObjectRef> {
     pods.iter()
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
         .filter(is_former)
+        // A server that runs is replaced by the controller, in its order.
+        .filter(|pod| !is_container_ready(pod))
         .filter(|pod| diagnose_pod(pod, None).is_some())
         .filter_map(|pod| ObjectRef::of(&pod.metadata))
         .collect()
@@ -182,6 +192,17 @@ pub(super) fn is_ready(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && has_condition(pod, "Ready")
 }
 
+/// Whether PostgreSQL's container is ready, whatever the others do.
+pub(super) fn is_container_ready(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let mut containers = status
+        .and_then(|status| status.container_statuses.as_ref())
+        .into_iter()
+        .flatten();
+    pod.metadata.deletion_timestamp.is_none()
+        && containers.any(|container| container.name == postgres::CONTAINER && container.ready)
+}
+
 fn has_condition(pod: &Pod, kind: &str) -> bool {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     let mut conditions = conditions.into_iter().flatten();
@@ -213,7 +234,7 @@ pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<ConditionReas
         _ => String::new(),
     };
     Some(ConditionReason::new(
-        "ProbeFailed",
+        reason::PROBE_FAILED,
         format!(
             "Pod {name} runs and is not ready: {whose}{}",
             shorten(reported)
@@ -416,6 +437,17 @@ mod tests {
             );
             assert!(reported.ends_with(words), "{reported}");
         }
+        let exporter = json!({"containerStatuses": [
+            failing("filebeat", "no input"), failing("exporter", "no password"),
+        ]});
+        let reported = diagnose(&[pod("x-db-0", exporter)]).unwrap().message;
+        assert!(reported.contains("container exporter:"), "{reported}");
+        assert!(
+            reported.ends_with(
+                "no password. It is no part of the database: correct spec.monitoring.exporter"
+            ),
+            "{reported}"
+        );
         let alone = json!({"containerStatuses": [failing("filebeat", "no input")]});
         let reported = diagnose(&[pod("x-db-0", alone)]).unwrap().message;
         assert!(reported.contains("container filebeat:"), "{reported}");

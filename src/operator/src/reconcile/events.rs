@@ -8,6 +8,7 @@ use crate::api::names;
 use crate::core::observed::ClusterRecord;
 use crate::core::status::Notice;
 use sharded_controller::permit::ShardPermit;
+use sharded_controller::refusal::Refusal;
 use sharded_controller::write::GuardedClient;
 
 /// Longest note that the API server accepts, in bytes.
@@ -56,19 +57,29 @@ impl Events {
             uid: Some(cluster.uid.to_string()),
             ..ObjectReference::default()
         };
-        // A recorder that is used again counts an event with the same reason, whatever its note says, and
-        // the new note is lost (kube-runtime 4, `EventKey`).
-        let reporter = self.reporter.clone();
-        let write = self.client.write_unfenced(|client| async move {
-            let recorder = Recorder::new(client, reporter);
-            recorder.publish(&event, &regarding).await
-        });
-        match permit.guard(write).await {
+        match self.send(permit, event, &regarding).await {
             Ok(()) => true,
             Err(refusal) => {
                 tracing::debug!(object = %cluster.key, ?refusal, "an event was not published");
                 false
             }
         }
+    }
+
+    /// Sends an event about any object.
+    pub(super) async fn send(
+        &self,
+        permit: &ShardPermit,
+        event: Event,
+        regarding: &ObjectReference,
+    ) -> Result<(), Refusal> {
+        // A recorder that is used again counts an event with the same reason, whatever its note says, and
+        // the new note is lost (kube-runtime 4, `EventKey`).
+        let (reporter, regarding) = (self.reporter.clone(), regarding.clone());
+        let write = self.client.write_unfenced(|client| async move {
+            let recorder = Recorder::new(client, reporter);
+            recorder.publish(&event, &regarding).await
+        });
+        permit.guard(write).await
     }
 }

@@ -63,7 +63,11 @@ impl Run<'_> {
         owned: Option<&StatefulSetRecord>,
         applied: &Applied,
     ) -> Result<(), Failure> {
-        let primary = primary_serves(self.cluster, owned);
+        let primary = primary_serves(
+            self.cluster,
+            owned,
+            postgres::serves_by_container(self.cluster),
+        );
         let update = self.compute_status(owned, applied, None, primary);
         self.write_status(&update).await
     }

@@ -16,7 +16,8 @@ use sharded_controller::write::GuardedClient;
 
 use super::dependents::ObjectRef;
 use super::diagnosis::{
-    diagnose, explain_events, explain_mount, explain_probe, is_ready, stuck, unmounted, unready,
+    diagnose, explain_events, explain_mount, explain_probe, is_container_ready, is_ready, stuck,
+    unmounted, unready,
 };
 use crate::core::lifecycle::ConditionReason;
 use crate::core::observed::{ClusterRecord, StatefulSetRecord};
@@ -159,15 +160,23 @@ impl Lookups {
         Ok(entry.diagnosis)
     }
 
-    /// Whether the primary's Pod is ready. Never cached: readiness can move from one Pod to another
-    /// without a change of the counts.
-    pub(super) async fn is_primary_ready(&self, set: &StatefulSetRecord) -> kube::Result<bool> {
+    /// Whether clients reach the primary: its Pod is ready, or, `by_container`, PostgreSQL's container is. Never
+    /// cached: readiness can move from one Pod to another without a change of the counts.
+    pub(super) async fn is_primary_ready(
+        &self,
+        set: &StatefulSetRecord,
+        by_container: bool,
+    ) -> kube::Result<bool> {
         let key = &set.child.key;
         // A list, as the operator has no right to get Pods.
         let fields = format!("metadata.name={}-0", key.name);
         let params = ListParams::default().fields(&fields).match_any();
         let pods = self.client.list::<Pod>(&key.namespace, &params).await?;
-        Ok(pods.iter().any(is_ready))
+        let serves = match by_container {
+            true => is_container_ready,
+            false => is_ready,
+        };
+        Ok(pods.iter().any(serves))
     }
 
     /// Why the controller of StatefulSets cannot create Pods or claims, as its events say.

@@ -14,6 +14,7 @@ mod maintenance;
 mod refused;
 mod run;
 mod secret;
+mod takeovers;
 mod writer;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::telemetry::metrics::ReconcilerMetrics;
 use crate::watch::store::Store;
 use shard_ownership::hash::{Bucket, ShardId, fnv1a64};
 use sharded_controller::clock::Clock;
+use sharded_controller::fleet::state::FleetState;
 use sharded_controller::object::ObjectKey;
 use sharded_controller::outcome::{Failure, Next, Outcome};
 use sharded_controller::permit::ShardPermit;
@@ -40,6 +42,8 @@ use events::Events;
 use former::FormerClaims;
 use lookup::Lookups;
 use run::Run;
+pub(crate) use takeovers::OwnPod;
+use takeovers::Takeovers;
 use writer::Writer;
 
 /// Limits and names of the reconciler.
@@ -67,6 +71,7 @@ pub(crate) struct Reconciler {
     events: Events,
     lookups: Lookups,
     former: FormerClaims,
+    takeovers: Option<Takeovers>,
     sweep_interval_ms: u64,
     report_delay_ms: u64,
     /// What is remembered of our own writes. Bounded by the clusters of our shards. Locked for one
@@ -97,12 +102,21 @@ impl Reconciler {
                 config.cache_ttl,
             ),
             former: FormerClaims::default(),
+            takeovers: None,
             sweep_interval_ms: u64::try_from(config.sweep_interval.as_millis()).unwrap_or(u64::MAX),
             report_delay_ms: u64::try_from(config.report_delay.as_millis()).unwrap_or(u64::MAX),
             store,
             metrics,
             memories: DashMap::new(),
         }
+    }
+
+    /// Reports the shards that this replica takes over on its own Pod.
+    #[must_use]
+    pub(crate) fn reporting_takeovers(mut self, fleet: Arc<FleetState>, pod: OwnPod) -> Self {
+        let (clock, events) = (self.clock.clone(), self.events.clone());
+        self.takeovers = Some(Takeovers::new(fleet, clock, events, pod));
+        self
     }
 
     /// Does something with what is remembered of a cluster. No await may be inside.
@@ -158,6 +172,12 @@ impl Reconcile for Reconciler {
         outcome
     }
 
+    fn admit_shard(&self, permit: &ShardPermit) {
+        if let Some(takeovers) = &self.takeovers {
+            takeovers.admit(permit);
+        }
+    }
+
     async fn release_shard(&self, shard: ShardId) {
         let shards = self.store.shards();
         self.memories
@@ -169,6 +189,9 @@ impl Reconcile for Reconciler {
         let entries = self.lookups.entries().await;
         let entries = i64::try_from(entries).unwrap_or(i64::MAX);
         self.metrics.cache_entries.set(entries);
+        if let Some(takeovers) = &self.takeovers {
+            takeovers.report();
+        }
     }
 
     fn refresh_metrics(&self) {

@@ -496,14 +496,20 @@ impl<'a> Run<'a> {
 
     /// Whether the primary serves, as far as known.
     async fn primary(&self, owned: Option<&StatefulSetRecord>) -> Option<bool> {
-        let known = primary_serves(self.cluster, owned);
+        let by_container = postgres::serves_by_container(self.cluster);
+        let known = primary_serves(self.cluster, owned, by_container);
         // Until its controller has observed a change, the counts are of the generation before:
         // nothing is new.
         let observed = owned.filter(|set| set.is_observed());
         let (None, Some(set)) = (known, observed) else {
             return known;
         };
-        match self.reconciler.lookups.is_primary_ready(set).await {
+        match self
+            .reconciler
+            .lookups
+            .is_primary_ready(set, by_container)
+            .await
+        {
             Ok(is_ready) => Some(is_ready),
             Err(error) => {
                 tracing::debug!(object = %self.cluster.key, %error, "its primary could not be read");
@@ -522,7 +528,8 @@ impl<'a> Run<'a> {
         compute_status(&Done {
             cluster: self.cluster,
             statefulset: owned,
-            initialized: self.initialized,
+            // Where its container decides, no Pod need ever have been ready.
+            initialized: self.initialized || primary == Some(true),
             volume_size: applied.volume_size.as_deref(),
             changed: applied.changed,
             problem: applied.problem.as_ref(),

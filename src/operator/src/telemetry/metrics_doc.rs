@@ -64,7 +64,7 @@ fn labels() -> String {
         "
 ## Labels
 
-No label contains the name of an object, so the number of series does not depend on how many \
+Unless the flag `--cluster-metrics` is set ([metrics of databases](database-metrics.md#databaseclusters)), no label contains the name of an object, so the number of series does not depend on how many \
 DatabaseClusters there are: a replica exports at most {} with {DEFAULT_SHARDS} shards, and {} with 256. \
 `make series` counts them with 10,000.
 

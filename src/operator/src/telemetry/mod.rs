@@ -1,5 +1,6 @@
 //! What a replica reports: metrics, process statistics, health, the fleet.
 
+pub(crate) mod database_conditions;
 mod fleet_problems;
 pub(crate) mod fleet_table;
 pub mod fleet_view;

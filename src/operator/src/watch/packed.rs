@@ -486,6 +486,18 @@ impl PackedCluster {
         from.uid().is_some_and(|known| known == uid)
     }
 
+    /// Its status, without unpacking the rest.
+    pub(super) fn status(&self, name: &str) -> Option<DatabaseClusterStatus> {
+        let mut from = Reader(self.0.get(3..)?);
+        let (uid, _version, _generation) = (from.uid()?, from.version()?, from.signed()?);
+        for _ in 0..from.number()? {
+            from.text_or(String::new)?;
+        }
+        let length = usize::try_from(from.number()?).ok()?;
+        from.take(length)?;
+        read_status(&mut from, self.phase(), name, &uid)
+    }
+
     pub(super) fn record(&self, key: ObjectKey) -> Option<ClusterRecord> {
         let mut from = Reader(&self.0);
         let (bucket, _phase, flags) = (from.byte()?, from.byte()?, from.byte()?);
@@ -589,6 +601,7 @@ fn write_condition(condition: &Condition, out: &mut Writer) {
         ConditionType::Available => 3,
         ConditionType::Initialized => 4,
         ConditionType::Other(_) => 5,
+        ConditionType::Stalled => 6,
     };
     let status = match status {
         ConditionStatus::True => 0,
@@ -613,6 +626,7 @@ fn read_condition(from: &mut Reader<'_>) -> Option<Condition> {
         2 => ConditionType::Degraded,
         3 => ConditionType::Available,
         4 => ConditionType::Initialized,
+        6 => ConditionType::Stalled,
         _ => ConditionType::Other(from.text()?.to_owned()),
     };
     let status = match code & 3 {

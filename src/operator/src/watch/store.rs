@@ -20,7 +20,7 @@ use sharded_controller::watch::tickets::Tickets;
 
 use super::kinds::{Clusters, PartialMetadata, StatefulSets};
 use super::packed::{Dependents, PackedChild, PackedCluster, Slot, pack_child, pack_statefulset};
-use crate::api::{DatabaseCluster, Phase};
+use crate::api::{DatabaseCluster, DatabaseClusterStatus, Phase};
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::observed::{ChildRecord, ClusterRecord, StatefulSetRecord};
 use crate::postgres;
@@ -282,6 +282,21 @@ impl Store {
         };
         let found = self.groups.iter().filter(|entry| lies(entry));
         found.map(|entry| entry.key().clone()).collect()
+    }
+
+    /// Calls `visit` with each cluster's status.
+    pub(crate) fn visit_statuses(&self, mut visit: impl FnMut(&ObjectKey, &DatabaseClusterStatus)) {
+        for entry in &self.groups {
+            let cluster = entry.cluster.as_ref();
+            if let Some(status) = cluster.and_then(|cluster| cluster.status(&entry.key().name)) {
+                visit(entry.key(), &status);
+            }
+        }
+    }
+
+    /// The status of the cluster of this name.
+    pub(crate) fn status(&self, key: &ObjectKey) -> Option<DatabaseClusterStatus> {
+        self.groups.get(key)?.cluster.as_ref()?.status(&key.name)
     }
 
     /// The clusters of a namespace of whose StatefulSet's name there is none.

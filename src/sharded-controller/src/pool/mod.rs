@@ -46,6 +46,9 @@ pub trait Reconcile: Send + Sync + 'static {
         backlog: &dyn Backlog,
     ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
 
+    /// Learns of a shard that this replica works on from now on, and of the right to. It must not block.
+    fn admit_shard(&self, _permit: &ShardPermit) {}
+
     /// Drops what is remembered of the objects of a shard that was released: the next permit for it
     /// begins with nothing that an older one knew.
     fn release_shard(&self, _shard: ShardId) -> impl Future<Output = ()> + Send {

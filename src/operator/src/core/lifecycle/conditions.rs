@@ -61,6 +61,10 @@ pub(crate) fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> 
             (reason::INITIALIZED, text),
         ));
     }
+    if is_stalled(stage) {
+        let reported = (why.reason.as_str(), why.message.clone());
+        known.push((ConditionType::Stalled, True, reported));
+    }
     let ours = known
         .into_iter()
         .map(|(type_, status, (reason, message))| Condition {
@@ -75,6 +79,17 @@ pub(crate) fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> 
         .iter()
         .filter(|c| matches!(c.type_, ConditionType::Other(_)));
     ours.chain(others.cloned()).collect()
+}
+
+/// Whether somebody has to correct something: tools that follow kstatus stop waiting then. What may pass by itself, such
+/// as an instance that restarts or an API server that fails, is no reason to.
+fn is_stalled(stage: &Stage) -> bool {
+    let passes = |reason: &str| {
+        reason == reason::NOT_READY
+            || reason == reason::PROBE_FAILED
+            || reason::PERSISTENT.contains(&reason)
+    };
+    matches!(stage, Stage::Degraded(_)) && !passes(&stage.why().reason)
 }
 
 type Reported<'a> = (ConditionType, ConditionStatus, (&'a str, String));

@@ -26,6 +26,8 @@ pub(crate) mod reason {
     pub(crate) const SETTLED: &str = "Settled";
     /// Instances that were ready no longer are.
     pub(crate) const NOT_READY: &str = "InstancesNotReady";
+    /// A Pod runs, and its probe fails.
+    pub(crate) const PROBE_FAILED: &str = "ProbeFailed";
     /// The change takes too long.
     pub(crate) const DEADLINE: &str = "ProgressDeadlineExceeded";
     /// The cluster has so many finalizers that the operator does not keep them.
