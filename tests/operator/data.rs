@@ -447,6 +447,7 @@ async fn problems_are_reported_with_a_remedy_and_cleared_once_fixed() {
     tokio::join!(
         refusals_of_the_operator(&control_plane),
         a_sidecar_is_not_taken_for_postgres(&control_plane),
+        crate::sidecars::additions_of_others_are_left_alone(&control_plane),
         tags_of_unknown_schemes_are_checked_by_the_pod(&control_plane),
         a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(&control_plane),
     );

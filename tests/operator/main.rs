@@ -14,4 +14,5 @@ mod outages;
 mod pods;
 mod reporting;
 mod requests;
+mod sidecars;
 mod support;
