@@ -30,6 +30,11 @@ run: ready ## a control plane, three replicas and sample DatabaseClusters, live;
 	@$(call build,operator and fleet,the fleet) -p databasecluster-operator -p testbed --bins
 	@exec "$(DEBUG)/run-fleet" --end-with-parent
 
+.PHONY: start-replicas
+start-replicas: ## starts the replicas of `make run` that have ended again
+	@[ -x "$(DEBUG)/run-fleet" ] || { echo "make start-replicas: no fleet is up: start one with make run" >&2; exit 1; }
+	@exec "$(DEBUG)/run-fleet" --start-ended
+
 .PHONY: test
 test: ## every check and every test; ends with how many passed and failed
 	@exec tests/run-tests.sh

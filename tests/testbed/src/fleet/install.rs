@@ -8,7 +8,7 @@ use kube::Api;
 use kube::api::PostParams;
 use serde_json::json;
 
-use super::{OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, fence, repository};
+use super::{FleetOptions, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, fence, repository};
 use crate::control_plane::{ControlPlane, prepare_typed as typed};
 use crate::error::{Context, Result};
 use crate::wait::{Progress, wait_for};
@@ -17,17 +17,23 @@ const CRDS: [&str; 2] = ["databaseclusters.database.io", "shardtables.database.i
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Files below `deploy/base`, in their order.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "namespace.yaml",
+    GUARD,
     "crd.yaml",
     "rbac.yaml",
     "flowcontrol.yaml",
     FENCE,
 ];
+const GUARD: &str = "guard.yaml";
 const FENCE: &str = "fence.yaml";
 
-pub(super) async fn install(control_plane: &ControlPlane, without_fence: bool) -> Result<()> {
-    let wanted = |file: &&str| !(without_fence && *file == FENCE);
+pub(super) async fn install(control_plane: &ControlPlane, options: &FleetOptions) -> Result<()> {
+    let wanted = |file: &&str| match *file {
+        FENCE => !options.without_fence,
+        GUARD => options.guard,
+        _ => true,
+    };
     for file in FILES.into_iter().filter(wanted) {
         let path = repository().join("deploy/base").join(file);
         let path = path.display().to_string();
@@ -37,7 +43,7 @@ pub(super) async fn install(control_plane: &ControlPlane, without_fence: bool) -
     for name in CRDS {
         wait_for_crd(control_plane, name).await?;
     }
-    if !without_fence {
+    if !options.without_fence {
         fence::wait_in_force(control_plane).await?;
     }
     control_plane

@@ -56,6 +56,8 @@ pub struct FleetOptions {
     pub launcher: Launcher,
     /// Leaves the fence out of what is installed.
     pub without_fence: bool,
+    /// Also installs the guard, which refuses to delete the kinds and the shard table.
+    pub guard: bool,
 }
 
 /// How one replica differs from the others of its fleet.
@@ -86,7 +88,7 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When a file is missing or the API server refuses it.
     pub async fn install(control_plane: &'a ControlPlane, options: FleetOptions) -> Result<Self> {
-        install::install(control_plane, options.without_fence).await?;
+        install::install(control_plane, &options).await?;
         Self::installed(control_plane, options)
     }
 

@@ -1,54 +1,68 @@
 //! What a newcomer would try next, ready to be copied.
 
-use testbed::fleet::OPERATOR_NAMESPACE;
-use testbed::{ControlPlane, Fleet};
+use std::path::Path;
 
-/// Four lines for the shell, each under a word of what it shows.
-pub(crate) fn text(control_plane: &ControlPlane, fleet: &Fleet<'_>, namespaces: &[&str]) -> String {
-    let kubectl = format!(
-        "{} --kubeconfig {}",
-        quoted(&control_plane.kubectl().display().to_string()),
-        quoted(&control_plane.kubeconfig().display().to_string()),
-    );
+use testbed::Fleet;
+
+use crate::folder::Folder;
+
+/// The fleet page of each replica, then commands for another terminal, in groups with a title each. Commands are
+/// indented, and no line is longer than a usual terminal is wide, as long as the path of the repository is not.
+pub(crate) fn text(folder: &Folder, fleet: &Fleet<'_>, namespaces: &[&str]) -> String {
     let namespace = namespaces.first().copied().unwrap_or("default");
-    let columns = "custom-columns=SHARD:.metadata.name,HOLDER:.spec.holderIdentity,EPOCH:.spec.leaseTransitions";
-    let mut lines = vec![
-        "Try next:".to_owned(),
-        format!("# the clusters, by phase\n{kubectl} get dbc -A"),
-        format!(
-            "# the holders of all shards\n{kubectl} -n {OPERATOR_NAMESPACE} get leases -l database.io/role=shard -o {columns}"
-        ),
-        format!(
-            "# one more replica for one of them\n{kubectl} -n {namespace} scale dbc/db-0000 --replicas 4"
+    let pages = fleet
+        .replicas()
+        .iter()
+        .map(|replica| format!("{}/fleet", replica.url()));
+    let mut groups = vec![
+        ("The fleet page of each replica:", pages.collect()),
+        (
+            "Try next, in another terminal:",
+            vec![
+                format!("export KUBECONFIG={}", quoted(&folder.kubeconfig())),
+                format!("export PATH={}:$PATH", quoted(&folder.programs())),
+                "kubectl dbc status -A".to_owned(),
+                "kubectl dbc shards".to_owned(),
+                format!("kubectl -n {namespace} scale dbc/db-0000 --replicas 4"),
+                format!("kubectl dbc explain -n {namespace} db-0000"),
+            ],
         ),
     ];
     if let Some(replica) = fleet.alive().next() {
-        lines.push(format!(
-            "# kill {}, and see the others take over its shards\nkill -9 {}",
-            replica.name(),
-            replica.pid()
+        groups.push((
+            "Kill a replica, see the others take over its shards, and start it again:",
+            vec![
+                format!("kill -9 {}", replica.pid()),
+                "make start-replicas".to_owned(),
+            ],
         ));
     }
-    lines.join("\n")
+    let group =
+        |(title, lines): (&str, Vec<String>)| format!("{title}\n  {}\n", lines.join("\n  "));
+    let groups: Vec<String> = groups.into_iter().map(group).collect();
+    format!("{}\nCtrl-C takes everything down.\n", groups.join("\n"))
 }
 
-/// The text as one word of a shell.
-fn quoted(text: &str) -> String {
+/// The path as one word of a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
+        return text;
     }
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
     #[test]
     fn words_are_quoted_only_when_necessary() {
-        assert_eq!(quoted("/tmp/a-b_c.d"), "/tmp/a-b_c.d");
-        assert_eq!(quoted("/my folder/it's"), r"'/my folder/it'\''s'");
+        assert_eq!(quoted(Path::new("/tmp/a-b_c.d")), "/tmp/a-b_c.d");
+        assert_eq!(
+            quoted(Path::new("/my folder/it's")),
+            r"'/my folder/it'\''s'"
+        );
     }
 }

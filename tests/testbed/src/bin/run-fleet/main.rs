@@ -1,14 +1,16 @@
 //! The demonstration: a control plane, three replicas, sample DatabaseClusters, and the fleet live until all are Ready.
 
+mod folder;
 mod hints;
 mod journal;
-mod lock;
+mod restart;
 mod screen;
 mod snapshot;
 mod view;
 
 use std::cell::Cell;
 use std::future::pending;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -17,8 +19,9 @@ use clap::Parser;
 use clap::builder::FalseyValueParser;
 use rustix::process::Signal;
 use testbed::{ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, load};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
+use folder::Folder;
 use screen::Screen;
 use snapshot::{Observer, Snapshot};
 
@@ -46,6 +49,12 @@ struct Arguments {
     /// Seconds until all must be Ready; by default 120 and half a second for each cluster.
     #[arg(long, env = "READY_TIMEOUT_SECONDS")]
     ready_timeout_seconds: Option<u64>,
+    /// Start the replicas that have ended again, in the fleet that runs already.
+    #[arg(long)]
+    start_ended: bool,
+    /// Folder that names what runs, one fleet each; by default `.run` of the repository.
+    #[arg(long, env = "RUN_FOLDER", hide = true)]
+    folder: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -53,21 +62,36 @@ impl Arguments {
         let default = 120 + self.clusters as u64 / 2;
         Duration::from_secs(self.ready_timeout_seconds.unwrap_or(default))
     }
+
+    fn folder(&self) -> PathBuf {
+        let default = || testbed::fleet::repository().join(".run");
+        self.folder.clone().unwrap_or_else(default)
+    }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let (what, start_ended) = match arguments.start_ended {
+        true => ("make start-replicas", true),
+        false => ("make run", false),
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("make run: start the runtime: {error}");
+            eprintln!("{what}: cannot start the runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(arguments)) {
+    let ended = runtime.block_on(async {
+        match start_ended {
+            true => restart::request(&arguments.folder()).await,
+            false => run(arguments).await,
+        }
+    });
+    match ended {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("make run: {error:#}");
+            eprintln!("{what}: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -77,12 +101,12 @@ async fn run(arguments: Arguments) -> Result<ExitCode> {
     if arguments.replicas == 0 {
         bail!("REPLICAS=0: at least one replica is needed");
     }
-    let lock = lock::take()?;
+    let folder = Folder::take(arguments.folder())?;
     let all_ready = Cell::new(false);
     let once = arguments.once;
     // Whatever ends the demonstration, what was started is dropped, and with that ended.
     tokio::select! {
-        result = demonstrate(&arguments, &lock, &all_ready) => result.map(|()| ExitCode::SUCCESS),
+        result = demonstrate(&arguments, &folder, &all_ready) => result.map(|()| ExitCode::SUCCESS),
         signal = interrupted(arguments.end_with_parent) => {
             println!("\n{}: everything was taken down", signal?);
             let complete = all_ready.get() && !once;
@@ -114,11 +138,9 @@ async fn parent_gone(watched: bool) {
     }
 }
 
-async fn demonstrate(
-    arguments: &Arguments,
-    lock: &lock::Lock,
-    all_ready: &Cell<bool>,
-) -> Result<()> {
+async fn demonstrate(arguments: &Arguments, folder: &Folder, all_ready: &Cell<bool>) -> Result<()> {
+    // From now on: without a handler the signal would end the program.
+    let requests = signal(SignalKind::user_defined1())?;
     println!(
         "A control plane, {} operator replicas and {} DatabaseClusters, on this machine only.",
         arguments.replicas, arguments.clusters
@@ -134,13 +156,16 @@ async fn demonstrate(
         &mut started,
         "control plane: etcd, API server, controller manager, scheduler, 3 fake nodes",
     );
-    let mut fleet = Fleet::install(&control_plane, FleetOptions::default()).await?;
+    let options = FleetOptions {
+        guard: true,
+        ..FleetOptions::default()
+    };
+    let mut fleet = Fleet::install(&control_plane, options).await?;
     step(&mut started, "what the operator needs, from deploy/");
     for _ in 0..arguments.replicas {
         fleet.start_replica(&[]).await?;
     }
-    control_plane.guardian().register_file(&lock.journal())?;
-    let journal = journal::write(lock.journal(), &control_plane, &fleet)?;
+    let entries = folder.enter(&control_plane, &fleet)?;
     step(
         &mut started,
         "replicas, each with a token bound to a Pod of its own",
@@ -149,15 +174,39 @@ async fn demonstrate(
     reach_ready(arguments, &control_plane, &fleet, &mut screen).await?;
     all_ready.set(true);
     if !arguments.once {
-        println!("{}", hints::text(&control_plane, &fleet, &NAMESPACES));
-        println!("\nCtrl-C takes everything down.\n");
-        let mut observer = Observer::new(&fleet, arguments.clusters);
-        run_until(pending::<()>(), &mut observer, &fleet, &mut screen).await?;
+        println!("{}", hints::text(folder, &fleet, &NAMESPACES));
+        stay_up(arguments, folder, &mut fleet, &mut screen, requests).await?;
     }
-    drop(journal);
+    drop(entries);
     take_down(fleet).await;
     control_plane.stop().await?;
     Ok(())
+}
+
+/// Shows the fleet, and starts replicas again on request, until the program is ended.
+async fn stay_up(
+    arguments: &Arguments,
+    folder: &Folder,
+    fleet: &mut Fleet<'_>,
+    screen: &mut Screen,
+    mut requests: Signals,
+) -> Result<()> {
+    let mut observer = Observer::new(arguments.clusters);
+    let mut tick = tokio::time::interval(REDRAW_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => screen.draw(&observer.snapshot(fleet).await),
+            request = requests.recv() => {
+                if request.is_none() {
+                    bail!("the system delivers no more signals");
+                }
+                let report = restart::start_ended(fleet).await;
+                screen.finish();
+                println!("{report}");
+                folder.write_journal(fleet)?;
+            }
+        }
+    }
 }
 
 /// Creates the samples and shows the fleet until all are Ready.
@@ -182,13 +231,13 @@ async fn reach_ready(
         .await?;
         load::wait_all_ready(&client, arguments.clusters, arguments.ready_timeout()).await
     };
-    let mut observer = Observer::new(fleet, arguments.clusters);
+    let mut observer = Observer::new(arguments.clusters);
     let waited = run_until(work, &mut observer, fleet, screen).await?;
     if let Err(error) = waited {
         bail!("{error}\n{}", log_tails(fleet));
     }
     let seconds = asked.elapsed().as_secs_f64();
-    show_last_frame(&mut observer, screen).await;
+    show_last_frame(&mut observer, fleet, screen).await;
     screen.finish();
     println!(
         "\nAll {} DatabaseClusters are Ready, {seconds:.1} s after the first was asked for.\n",
@@ -203,7 +252,7 @@ async fn reach_ready(
 /// When every replica has ended before, with the last lines of their logs.
 async fn run_until<T>(
     work: impl Future<Output = T>,
-    observer: &mut Observer<'_>,
+    observer: &mut Observer,
     fleet: &Fleet<'_>,
     screen: &mut Screen,
 ) -> Result<T> {
@@ -213,7 +262,7 @@ async fn run_until<T>(
         tokio::select! {
             result = &mut work => return Ok(result),
             _ = tick.tick() => {
-                screen.draw(&observer.snapshot().await);
+                screen.draw(&observer.snapshot(fleet).await);
                 if fleet.alive().next().is_none() {
                     screen.finish();
                     bail!("every replica has ended:\n{}", log_tails(fleet));
@@ -229,12 +278,12 @@ fn step(started: &mut Instant, what: &str) {
 }
 
 /// The table reads only `/metrics`, which may be a moment behind the API.
-async fn show_last_frame(observer: &mut Observer<'_>, screen: &mut Screen) {
+async fn show_last_frame(observer: &mut Observer, fleet: &Fleet<'_>, screen: &mut Screen) {
     let started = Instant::now();
-    let mut snapshot: Snapshot = observer.snapshot().await;
+    let mut snapshot: Snapshot = observer.snapshot(fleet).await;
     while snapshot.ready() < snapshot.expected && started.elapsed() < FIGURES_LAG {
         tokio::time::sleep(REDRAW_INTERVAL).await;
-        snapshot = observer.snapshot().await;
+        snapshot = observer.snapshot(fleet).await;
     }
     screen.draw_last(&snapshot);
 }

@@ -28,6 +28,8 @@ pub(crate) struct Row {
     pub(crate) runs: bool,
     /// `None` when it does not answer.
     pub(crate) stats: Option<Stats>,
+    /// Where it serves the fleet page.
+    pub(crate) page: String,
 }
 
 /// The metrics of a replica.
@@ -49,32 +51,30 @@ impl Snapshot {
 }
 
 /// Takes snapshots of a fleet.
-pub(crate) struct Observer<'a> {
-    fleet: &'a Fleet<'a>,
+pub(crate) struct Observer {
     expected: u64,
     started: Instant,
     /// CPU seconds of each replica at the last snapshot.
     cpu: HashMap<String, (Instant, f64)>,
 }
 
-impl<'a> Observer<'a> {
-    pub(crate) fn new(fleet: &'a Fleet<'a>, expected: usize) -> Self {
+impl Observer {
+    pub(crate) fn new(expected: usize) -> Self {
         Self {
-            fleet,
             expected: expected as u64,
             started: Instant::now(),
             cpu: HashMap::new(),
         }
     }
 
-    pub(crate) async fn snapshot(&mut self) -> Snapshot {
-        let answers = join_all(self.fleet.replicas().iter().map(ask)).await;
+    pub(crate) async fn snapshot(&mut self, fleet: &Fleet<'_>) -> Snapshot {
+        let answers = join_all(fleet.replicas().iter().map(ask)).await;
         let mut snapshot = Snapshot {
             expected: self.expected,
             elapsed_seconds: self.started.elapsed().as_secs(),
             ..Snapshot::default()
         };
-        for (replica, metrics) in self.fleet.replicas().iter().zip(answers) {
+        for (replica, metrics) in fleet.replicas().iter().zip(answers) {
             let stats = metrics
                 .as_ref()
                 .map(|metrics| self.stats(replica.name(), metrics));
@@ -88,6 +88,7 @@ impl<'a> Observer<'a> {
                 name: replica.name().to_owned(),
                 runs: replica.is_alive(),
                 stats,
+                page: format!("{}/fleet", replica.url()),
             });
         }
         snapshot.phases.retain(|_, count| *count > 0);

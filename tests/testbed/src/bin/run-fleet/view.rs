@@ -5,6 +5,8 @@ use crate::snapshot::{Row, Snapshot};
 /// Least width of the bar's inside; below it the numbers replace the bar.
 const MIN_BAR: usize = 10;
 const MAX_BAR: usize = 50;
+/// The last column: its address is the first to go where there is no room.
+const PAGE: &str = "PAGE";
 
 /// The table, the phases and the progress bar, no line wider than `width`.
 pub(crate) fn lines(snapshot: &Snapshot, width: usize) -> Vec<String> {
@@ -41,7 +43,9 @@ pub(crate) fn one_line(snapshot: &Snapshot) -> String {
 }
 
 fn table(snapshot: &Snapshot, width: usize) -> Vec<String> {
-    let headers = ["REPLICA", "SHARDS", "OBJECTS", "QUEUE", "CPU", "MEMORY"];
+    let headers = [
+        "REPLICA", "SHARDS", "OBJECTS", "QUEUE", "CPU", "MEMORY", PAGE,
+    ];
     let mut cells = vec![headers.map(str::to_owned).to_vec()];
     cells.extend(snapshot.rows.iter().map(row_cells));
     let columns = headers.len();
@@ -61,6 +65,7 @@ fn table(snapshot: &Snapshot, width: usize) -> Vec<String> {
     let line = |row: &Vec<String>| {
         let cell = |column: usize| match column {
             0 => format!("{:<1$}", row[0], widths[0]),
+            _ if headers[column] == PAGE => row[column].clone(),
             _ => format!("{:>1$}", row[column], widths[column]),
         };
         (0..shown)
@@ -87,6 +92,7 @@ fn row_cells(row: &Row) -> Vec<String> {
             f.queue.to_string(),
             format!("{:.0} %", f.cpu_percent),
             megabytes(f.memory_bytes),
+            row.page.clone(),
         ],
         None => vec![
             name,
@@ -95,6 +101,11 @@ fn row_cells(row: &Row) -> Vec<String> {
             "-".into(),
             "-".into(),
             "-".into(),
+            if row.runs {
+                row.page.clone()
+            } else {
+                "-".into()
+            },
         ],
     }
 }
@@ -164,6 +175,7 @@ mod tests {
             name: name.into(),
             runs: true,
             stats,
+            page: "http://127.0.0.1:45678/fleet".into(),
         };
         let mut gone = row("databasecluster-operator-2", None);
         gone.runs = false;
@@ -191,9 +203,12 @@ mod tests {
             "ended",
             "Ready 30  Scaling 30",
             "30/60 Ready  7 s",
+            "21.3 MB  http://127.0.0.1:45678/fleet",
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(100), "everything fits 100 columns: {text}");
         assert!(
             text.contains(&format!("[{}{}]", "#".repeat(25), ".".repeat(25))),
             "{text}"
