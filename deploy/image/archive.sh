@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Builds one program of the operator's crate for this machine and packs it with the licence, the same bytes from the same
-# program: archive.sh PROGRAM ARCHIVE.tar.gz
+# Builds one program of the operator's crate for this machine and packs it with the licence, and the kubectl plugin with
+# its completion; the same bytes from the same program: archive.sh PROGRAM ARCHIVE.tar.gz [BUILT]
+# BUILT: the program itself, which is then not built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-program=$1 archive=$2
+program=$1 archive=$2 built=${3:-}
 target=$(rustc -vV | sed -n 's/^host: //p')
-case $target in
+[ -n "$built" ] || case $target in
 *-linux-gnu)
   # Static, for any distribution.
   built=$(PROGRAM=$program deploy/image/program.sh)
@@ -18,7 +19,9 @@ case $target in
 esac
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cp "$built" LICENSE "$folder"
+cp "$built" "$folder/$program"
+cp LICENSE "$folder"
+[ "$program" != kubectl-dbc ] || cp deploy/plugin/kubectl_complete-dbc "$folder"
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 # Python's tar is the same on Linux and macOS; GNU's options are not.
 python3 - "$folder" "$archive" "$epoch" <<'PY'

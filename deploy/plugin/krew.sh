@@ -2,7 +2,7 @@
 # Prints the krew manifest of a release:
 #   deploy/plugin/krew.sh v0.1.0 https://example.com/owner/repository folder-with-archives
 # The folder has kubectl-dbc-<version without v>-<os>-<arch>.tar.gz for each platform that is released, as
-# deploy/image/archive.sh writes it: kubectl-dbc and LICENSE at its top.
+# deploy/image/archive.sh writes it: kubectl-dbc, kubectl_complete-dbc and LICENSE at its top.
 set -eu
 version=$1 home=$2 archives=$3
 case $version in

@@ -1,8 +1,10 @@
 //! The krew manifest of a release.
 
-use std::fs;
+use std::fs::{self, File};
+use std::path::Path;
 use std::process::Command;
 
+use flate2::read::GzDecoder;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use testbed::fleet::repository;
@@ -55,6 +57,47 @@ fn manifest_names_each_archive_with_its_digest() {
         short.len() <= 60 && !short.ends_with('.'),
         "krew's rules: {short}"
     );
+}
+
+/// Name and mode of each file.
+fn packed(archive: &Path) -> Vec<(String, u32)> {
+    // A small program packs quickly.
+    let program = archive.with_extension("program");
+    fs::write(&program, "#!/bin/sh\n").unwrap();
+    let run = Command::new(repository().join("deploy/image/archive.sh"))
+        .arg("kubectl-dbc")
+        .args([archive, &program])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let file = File::open(archive).unwrap();
+    let mut content = tar::Archive::new(GzDecoder::new(file));
+    let entries = content.entries().unwrap();
+    entries
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            (name, entry.header().mode().unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn archive_has_the_program_of_the_manifest_and_its_completion() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("kubectl-dbc-0.1.0-linux-amd64.tar.gz");
+    let files = packed(&archive);
+    let expected = [
+        ("LICENSE", 0o644),
+        ("kubectl-dbc", 0o755),
+        ("kubectl_complete-dbc", 0o755),
+    ];
+    assert_eq!(files, expected.map(|(name, mode)| (name.to_owned(), mode)));
+    let (code, out, error) = run("v0.1.0", folder.path());
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    let manifest: Value = serde_saphyr::from_str(&out).unwrap();
+    let program = manifest["spec"]["platforms"][0]["bin"].as_str().unwrap();
+    assert!(files.iter().any(|(name, _)| name == program), "{program}");
 }
 
 #[test]
