@@ -138,7 +138,7 @@ pub struct Customization {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<ObjectMetadata>,
 
-    /// Settings of the Pods alone.
+    /// Settings that apply to the Pods only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_template: Option<PodTemplate>,
 
@@ -197,7 +197,7 @@ pub struct SecurityContext {
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub fs_group: Option<i64>,
 
-    /// More groups of the instances. A change restarts the instances.
+    /// Supplemental groups of the instances. A change restarts the instances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "pod_schema::groups")]
     pub supplemental_groups: Option<Vec<i64>>,

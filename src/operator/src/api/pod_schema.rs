@@ -35,7 +35,7 @@ pub(super) fn affinity(_: &mut SchemaGenerator) -> Schema {
             ("weight", weight()),
             (
                 "preference",
-                describe(node_term(), "What a node should match."),
+                describe(node_term(), "Node selector term that is preferred."),
             ),
         ],
     );
@@ -51,16 +51,19 @@ pub(super) fn affinity(_: &mut SchemaGenerator) -> Schema {
                             "nodeSelectorTerms",
                             describe(
                                 list(8, 1, node_term()),
-                                "Terms, one of which a node must match.",
+                                "Node selector terms; a node must match one of them.",
                             ),
                         )],
                     ),
-                    "What a node must match.",
+                    "Terms that must be met when a Pod is scheduled.",
                 ),
             ),
             (
                 "preferredDuringSchedulingIgnoredDuringExecution",
-                describe(list(8, 0, preference), "What a node should match."),
+                describe(
+                    list(8, 0, preference),
+                    "Terms that nodes should match, each with a weight.",
+                ),
             ),
         ],
     );
@@ -69,15 +72,21 @@ pub(super) fn affinity(_: &mut SchemaGenerator) -> Schema {
         [
             (
                 "nodeAffinity",
-                describe(node, "Nodes on which the instances run."),
+                describe(
+                    node,
+                    "Affinity to nodes: the nodes on which the instances may run.",
+                ),
             ),
             (
                 "podAffinity",
-                describe(pod_affinity(), "Beside which Pods."),
+                describe(pod_affinity(), "Affinity to Pods: run near them."),
             ),
             (
                 "podAntiAffinity",
-                describe(pod_affinity(), "Apart from which Pods."),
+                describe(
+                    pod_affinity(),
+                    "Anti-affinity to Pods: do not run near them.",
+                ),
             ),
         ],
     ))
@@ -93,7 +102,7 @@ pub(super) fn tolerations(_: &mut SchemaGenerator) -> Schema {
                 "operator",
                 one_of(
                     &["Equal", "Exists"],
-                    "How the value is compared; Equal if it is not set.",
+                    "How the value is compared; Equal by default.",
                 ),
             ),
             ("value", text(63, "Value of the taint.")),
@@ -138,13 +147,13 @@ pub(super) fn topology_spread_constraints(_: &mut SchemaGenerator) -> Schema {
             (
                 "maxSkew",
                 json!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 99, "description":
-                    "By how many instances places may differ."}),
+                    "Maximum difference in the number of instances between two topology domains."}),
             ),
             (
                 "topologyKey",
                 required_text(
                     317,
-                    "Label of nodes by which places differ, for example topology.kubernetes.io/zone.",
+                    "Node label whose values are the topology domains, for example topology.kubernetes.io/zone.",
                 ),
             ),
             (
@@ -156,27 +165,27 @@ pub(super) fn topology_spread_constraints(_: &mut SchemaGenerator) -> Schema {
             ),
             (
                 "labelSelector",
-                selector("Pods that are counted; without it, the instances of this cluster."),
+                selector("Pods that are counted; the instances of this cluster by default."),
             ),
             (
                 "matchLabelKeys",
-                names("Labels of the Pod that counted Pods must share."),
+                names("Labels of the Pod whose values the counted Pods must have, too."),
             ),
             (
                 "minDomains",
                 json!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 1000, "description":
-                    "Least number of places, with DoNotSchedule only."}),
+                    "Minimum number of topology domains; only with DoNotSchedule."}),
             ),
             (
                 "nodeAffinityPolicy",
                 honor(
-                    "Whether only nodes count that nodeSelector and affinity allow; Honor if it is not set.",
+                    "Honor counts only the nodes that nodeSelector and affinity allow, Ignore counts all; Honor by default.",
                 ),
             ),
             (
                 "nodeTaintsPolicy",
                 honor(
-                    "Whether only nodes count whose taints are tolerated; Ignore if it is not set.",
+                    "Honor counts only the nodes whose taints are tolerated, Ignore counts all; Ignore by default.",
                 ),
             ),
         ],
@@ -200,8 +209,14 @@ fn node_term() -> Value {
     object(
         &[],
         [
-            ("matchExpressions", expressions("Rules on labels of nodes.")),
-            ("matchFields", expressions("Rules on fields of nodes.")),
+            (
+                "matchExpressions",
+                expressions("Requirements on labels of the node."),
+            ),
+            (
+                "matchFields",
+                expressions("Requirements on fields of the node."),
+            ),
         ],
     )
 }
@@ -213,7 +228,7 @@ fn pod_affinity() -> Value {
             ("weight", weight()),
             (
                 "podAffinityTerm",
-                describe(pod_term(), "Pods that are meant."),
+                describe(pod_term(), "Pods to run near, or not."),
             ),
         ],
     );
@@ -222,11 +237,17 @@ fn pod_affinity() -> Value {
         [
             (
                 "requiredDuringSchedulingIgnoredDuringExecution",
-                describe(list(8, 0, pod_term()), "What must hold of a node."),
+                describe(
+                    list(8, 0, pod_term()),
+                    "Terms that must be met when a Pod is scheduled.",
+                ),
             ),
             (
                 "preferredDuringSchedulingIgnoredDuringExecution",
-                describe(list(8, 0, preference), "What should hold of a node."),
+                describe(
+                    list(8, 0, preference),
+                    "Terms that should be met when a Pod is scheduled, each with a weight.",
+                ),
             ),
         ],
     )
@@ -236,10 +257,10 @@ fn pod_term() -> Value {
     object(
         &["topologyKey"],
         [
-            ("labelSelector", selector("Which Pods, by their labels.")),
+            ("labelSelector", selector("Selects Pods by their labels.")),
             (
                 "topologyKey",
-                required_text(317, "Label of nodes by which places differ."),
+                required_text(317, "Node label whose values are the topology domains."),
             ),
             (
                 "namespaces",
@@ -247,15 +268,15 @@ fn pod_term() -> Value {
             ),
             (
                 "namespaceSelector",
-                selector("Namespaces of the Pods, by their labels."),
+                selector("Selects the namespaces of the Pods by their labels."),
             ),
             (
                 "matchLabelKeys",
-                names("Labels of the Pod that the others must share."),
+                names("Labels of the Pod whose values the selected Pods must have, too."),
             ),
             (
                 "mismatchLabelKeys",
-                names("Labels of the Pod that the others must not share."),
+                names("Labels of the Pod whose values the selected Pods must not have."),
             ),
         ],
     )
@@ -266,11 +287,11 @@ fn selector(what: &str) -> Value {
     let fields = [
         (
             "matchLabels",
-            describe(labels(), "Labels with their values."),
+            describe(labels(), "Labels that must match exactly."),
         ),
         (
             "matchExpressions",
-            describe(list(8, 0, expression(operators)), "Rules on labels."),
+            describe(list(8, 0, expression(operators)), "Requirements on labels."),
         ),
     ];
     describe(object(&[], fields), what)
@@ -282,10 +303,13 @@ fn expression(operators: &[&str]) -> Value {
         &["key", "operator"],
         [
             ("key", required_text(317, "Name of the label.")),
-            ("operator", one_of(operators, "How the value is compared.")),
+            (
+                "operator",
+                one_of(operators, "How the values are compared."),
+            ),
             (
                 "values",
-                describe(list(32, 0, value), "Values to compare with."),
+                describe(list(32, 0, value), "Values to compare the label with."),
             ),
         ],
     )
@@ -304,7 +328,7 @@ fn labels() -> Value {
 }
 
 fn weight() -> Value {
-    json!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 100, "description": "How much it counts."})
+    json!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 100, "description": "Weight of the term, from 1 to 100."})
 }
 
 fn names(what: &str) -> Value {

@@ -94,12 +94,12 @@ pub struct Postgresql {
     #[x_kube(validation = Rule::new(VALUES).message(VALUES_SAYS))]
     pub parameters: BTreeMap<String, String>,
 
-    /// How the database is created. It cannot be changed after creation.
+    /// Settings of initdb, which creates the database. They cannot be changed after creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initdb: Option<Initdb>,
 }
 
-/// How the database is created.
+/// Settings of initdb, which creates the database.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new(ENCODING_NEEDS_LOCALE).message("another encoding than UTF8 needs a locale that has it, for example {encoding: LATIN1, locale: C}"))]
@@ -116,7 +116,7 @@ pub struct Initdb {
     #[schemars(length(min = 1, max = 20), regex(pattern = "^[A-Za-z0-9_]+$"))]
     pub encoding: Option<String>,
 
-    /// Whether pages of data carry checksums; `true` if it is not set.
+    /// Whether data pages have checksums; `true` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_checksums: Option<bool>,
 

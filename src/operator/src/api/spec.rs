@@ -20,7 +20,7 @@ const DEFAULT_CPU: &str = "500m";
 /// Memory of an instance if the spec does not set it.
 const DEFAULT_MEMORY: &str = "512Mi";
 
-/// The desired state of a PostgreSQL cluster.
+/// Desired state of the PostgreSQL cluster.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
     group = "database.io",
@@ -152,7 +152,7 @@ pub struct Resources {
     #[x_kube(validation = Rule::new(quantity::BYTES).message(quantity::MEMORY_SAYS))]
     pub memory: Option<String>,
 
-    /// What is reserved for each instance, as in a Pod: `cpu`, `memory` and other resources by name.
+    /// Resource requests of each instance, as in a Pod: `cpu`, `memory` and other resources by name.
     #[serde(
         default,
         deserialize_with = "quantity::optional_map",
@@ -164,7 +164,7 @@ pub struct Resources {
     #[x_kube(validation = Rule::new(quantity::MAP_MEMORY).message(quantity::MEMORY_SAYS))]
     pub requests: Option<BTreeMap<String, String>>,
 
-    /// What each instance may use at most, as in a Pod: `cpu`, `memory` and other resources by name.
+    /// Resource limits of each instance, as in a Pod: `cpu`, `memory` and other resources by name.
     #[serde(
         default,
         deserialize_with = "quantity::optional_map",

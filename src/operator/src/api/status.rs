@@ -10,7 +10,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// The observed state of a PostgreSQL cluster, written by the operator.
+/// Observed state of the PostgreSQL cluster, written by the operator.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseClusterStatus {
@@ -136,25 +136,25 @@ impl fmt::Display for Phase {
     }
 }
 
-/// One statement about the cluster.
+/// A condition of the PostgreSQL cluster.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What the statement is about: `Ready`, `Progressing`, `Degraded`, `Available` or
+    /// Type of the condition: `Ready`, `Progressing`, `Degraded`, `Available` or
     /// `Initialized`.
     #[serde(rename = "type")]
     pub type_: ConditionType,
 
-    /// Whether it holds: `True`, `False` or `Unknown`.
+    /// Status of the condition: `True`, `False` or `Unknown`.
     pub status: ConditionStatus,
 
-    /// Why, in one word that programs can compare.
+    /// Reason of the status in one word, for programs.
     pub reason: String,
 
-    /// Why, in words for people.
+    /// Explanation of the status, for people.
     pub message: String,
 
-    /// The `metadata.generation` that the statement is about.
+    /// The `metadata.generation` for which the condition was set.
     #[serde(default)]
     pub observed_generation: i64,
 

@@ -101,7 +101,7 @@ fn new_password() -> Result<Password, Refused> {
     password.ok_or_else(|| {
         Refused::Failure(Failure::Failed {
             cause: Cause::Other,
-            message: format!("the kernel gave no random numbers ({got:?}); retrying"),
+            message: format!("the kernel returned no random numbers ({got:?}); retrying"),
         })
     })
 }

@@ -92,7 +92,7 @@ async fn fleet(State(state): State<Arc<Routes>>, headers: HeaderMap) -> Response
 /// The page itself is always there: it says by itself what it waits for.
 fn fleet_page() -> Response {
     let Some(nonce) = page::nonce() else {
-        let text = "the kernel gave no random numbers; try again\n";
+        let text = "the kernel returned no random numbers; try again\n";
         return answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text);
     };
     let policy = [

@@ -30,7 +30,7 @@ pub struct ShardTable {
     pub types: Option<TypeMeta>,
     /// Its metadata.
     pub metadata: ObjectMeta,
-    /// Which replica may write in which shard.
+    /// The replica that may write in each shard.
     pub spec: ShardTableSpec,
 }
 
@@ -96,7 +96,7 @@ impl Resource for ShardTable {
     }
 }
 
-/// Which replica may write in which shard.
+/// The replica that may write in each shard.
 // The highest old epoch is bound to a name by `[…].all(highest, …)`: rules of a schema have no variables.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
