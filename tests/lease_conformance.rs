@@ -16,7 +16,7 @@ use shard_ownership::lease::{MemberChange, MemberWrite, ShardWrite, Version};
 use shard_ownership::ownership::WriteResult;
 use shard_ownership::table::{Entry, TableChange, TableWrite};
 use shard_ownership::token::{EPOCH_MAX, EPOCH_STEP_MAX};
-use sharded_controller::fleet::leases::{LeaseCodec, LeaseStore, SelfDescription};
+use sharded_controller::fleet::leases::{HeartbeatReport, LeaseCodec, LeaseStore, SelfDescription};
 use sharded_controller::fleet::shard_table::ShardTable;
 use sharded_controller::fleet::table::TableStore;
 use simulation::{MemberMeta, Random, Sabotage, Server};
@@ -167,7 +167,10 @@ impl Pair {
             base: base.map(|both| both.1),
             change: assumed_change,
         };
-        let real = self.store.write_member(&real, "{}".into()).await;
+        let real = self
+            .store
+            .write_member(&real, HeartbeatReport::default())
+            .await;
         let model = self.model.write_member(&model, &self.meta);
         self.agree(&what, kind(&real), assumed_kind(&model));
         if let (WriteResult::Done(Some(real)), assumed::ownership::WriteResult::Done(Some(model))) =

@@ -1,7 +1,9 @@
 //! A fleet that exists in Leases only: three replicas, 32 shards, and their failures.
 
 use databasecluster_operator::api::names::NAMES;
-use databasecluster_operator::telemetry::fleet_view::{CheckView, FleetView, ObserverView};
+use databasecluster_operator::telemetry::fleet_view::{
+    CheckView, FleetView, LastCount, ObserverView,
+};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::{Value, json};
@@ -16,6 +18,9 @@ pub(crate) struct Fleet {
     history: History,
     now_ms: u64,
     problem: Option<String>,
+    /// The check that has it.
+    check: &'static str,
+    last_count: Option<LastCount>,
 }
 
 fn lease(name: &str, holder: &str, at_ms: u64, annotations: Value) -> Value {
@@ -85,6 +90,8 @@ impl Fleet {
             history: History::new(NAMES),
             now_ms: 1_000,
             problem,
+            check: "fence",
+            last_count: None,
         };
         fleet.note();
         fleet.history.all_noted(|_| true);
@@ -145,6 +152,21 @@ impl Fleet {
         self.renew();
     }
 
+    /// The kind is gone: one of the replica's own checks fails.
+    pub(crate) fn lose_kind(&mut self) {
+        self.check = "crd";
+        self.problem = Some("the CRD databaseclusters.database.io is missing".to_owned());
+    }
+
+    /// Two DatabaseClusters of a replica are Degraded.
+    pub(crate) fn degrade(&mut self, member: usize) {
+        let annotations = &mut self.members[member]["metadata"]["annotations"];
+        let stats = json!({"ready": 1, "clusters_ready": 18, "clusters_degraded": 2});
+        annotations["database.io/stats"] = json!(stats.to_string());
+        annotations["database.io/unhealthy"] =
+            json!("shop/orders=ImagePullFailed,billing/b=SecretInvalid");
+    }
+
     /// The view of a replica.
     pub(crate) fn view(&mut self) -> FleetView {
         self.renew();
@@ -154,15 +176,16 @@ impl Fleet {
             version: "test",
             ready: true,
             checks: vec![CheckView {
-                name: "fence",
+                name: self.check,
                 gate: false,
                 problem: self.problem.clone(),
             }],
             watching_seconds: 60.0,
-            at: String::new(),
+            at: Timestamp::UNIX_EPOCH.to_string(),
         };
         FleetView::from_leases(&leases, Some(Timestamp::UNIX_EPOCH))
             .with_history(&self.history, self.now_ms)
+            .with_unknown(&mut self.last_count, self.now_ms)
             .with_observer(observer)
             .with_problems()
     }

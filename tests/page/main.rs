@@ -82,6 +82,9 @@ async fn fleet_page_renders_in_a_browser() {
     let browser = Browser::start().await.unwrap();
     shows_holders_by_mouse_and_by_keys(&browser).await;
     shows_trouble_loudly_and_without_reloading(&browser).await;
+    counts_as_unknown_what_nobody_has_counted(&browser).await;
+    links_unhealthy_clusters_to_their_reasons(&browser).await;
+    is_red_without_the_kind(&browser).await;
     fits_a_phone_and_likes_the_dark(&browser).await;
     keeps_hostile_text_as_text(&browser).await;
     says_that_it_is_old_when_the_replica_is_gone(&browser).await;
@@ -194,9 +197,96 @@ async fn shows_trouble_loudly_and_without_reloading(browser: &Browser) {
     );
     served.fleet.lock().unwrap().take_over(1, 2);
     until(browser, "#move-rows", "takeover: its holder died").await;
+    // One line for all of them, with the time on the clock beside the age.
+    until(browser, "#move-rows", "shards 1, 4, 7, 10,").await;
+    until(browser, "#move-rows time", "00:00:00 UTC").await;
+    assert_eq!(
+        number(browser, "document.querySelectorAll('#move-rows li').length").await,
+        1
+    );
     until(browser, "#verdict-text", "All is well").await;
     until(browser, ".middle", "32 / 32").await;
     assert_eq!(browser.console().await.unwrap(), Vec::<String>::new());
+}
+
+async fn counts_as_unknown_what_nobody_has_counted(browser: &Browser) {
+    let served = serve(Fleet::sound()).await;
+    browser
+        .open(&format!("{}/fleet", served.url), Viewport::desk())
+        .await
+        .unwrap();
+    until(browser, "#totals", "60 of 60").await;
+    served.fleet.lock().unwrap().kill(1);
+    until(browser, "#totals", "40 of 60").await;
+    until(browser, "#phases", "Unknown\n20").await;
+    // What the dead replica reported last is not shown.
+    let row = text(browser, "#replica-rows tr.gone").await;
+    assert!(row.contains("databasecluster-operator-1"), "{row}");
+    assert!(row.contains("since 23:59:"), "{row}");
+    assert_eq!(row.matches('–').count(), 4, "{row}");
+    for stale in ["12 %", "MiB"] {
+        assert!(!row.contains(stale), "{stale}: {row}");
+    }
+    // Its successor has taken the shards, and not counted yet what lies in them.
+    served.fleet.lock().unwrap().take_over(1, 2);
+    until(browser, ".middle", "32 / 32").await;
+    until(browser, "#phases", "Unknown\n20").await;
+}
+
+async fn links_unhealthy_clusters_to_their_reasons(browser: &Browser) {
+    let served = serve(Fleet::sound()).await;
+    served.fleet.lock().unwrap().degrade(2);
+    browser
+        .open(&format!("{}/fleet", served.url), Viewport::desk())
+        .await
+        .unwrap();
+    until(
+        browser,
+        "#problems",
+        "2 of 60 DatabaseClusters are Degraded",
+    )
+    .await;
+    assert_eq!(
+        text(browser, "#problems code").await,
+        "kubectl dbc explain -A",
+        "backticks mark code"
+    );
+    let links = "return [...document.querySelectorAll('#problems a')].map(a => \
+                 [a.textContent, document.getElementById(decodeURIComponent(a.hash.slice(1)))?.innerText ?? '(nothing)'])";
+    let links = browser.script(links).await.unwrap();
+    let links: Vec<(String, String)> = serde_json::from_value(links).unwrap();
+    let found: Vec<&str> = links.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(found, ["billing/b", "shop/orders"]);
+    for ((_, target), expected) in links.iter().zip([
+        ["SecretInvalid", "kubectl dbc explain -n billing b"],
+        ["ImagePullFailed", "kubectl dbc explain -n shop orders"],
+    ]) {
+        assert!(
+            expected.iter().all(|part| target.contains(part)),
+            "{target}"
+        );
+    }
+}
+
+async fn is_red_without_the_kind(browser: &Browser) {
+    let served = serve(Fleet::sound()).await;
+    served.fleet.lock().unwrap().lose_kind();
+    browser
+        .open(&format!("{}/fleet", served.url), Viewport::phone())
+        .await
+        .unwrap();
+    until(browser, "#verdict-text", "1 problem").await;
+    until(
+        browser,
+        "#problems",
+        "databaseclusters.database.io is missing",
+    )
+    .await;
+    let level = "return document.querySelector('#verdict').dataset.level";
+    assert_eq!(browser.script(level).await.unwrap(), "critical");
+    // Words stay whole: a check is as wide as its name.
+    let broken = "[...document.querySelectorAll('#checks strong')].filter(e => e.getClientRects().length > 1).length";
+    assert_eq!(number(browser, broken).await, 0);
 }
 
 async fn fits_a_phone_and_likes_the_dark(browser: &Browser) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::Registry;
 use sharded_controller::clock::Clock;
 use sharded_controller::controller::{Controller, ControllerError};
@@ -13,7 +14,7 @@ use crate::api::names::NAMES;
 use crate::config::RunArgs;
 use crate::reconcile::{OwnPod, Reconciler, ReconcilerConfig};
 use crate::telemetry::database_conditions::DatabaseConditions;
-use crate::telemetry::fleet_view::{FleetView, ObserverView};
+use crate::telemetry::fleet_view::{FleetView, LastCount, ObserverView};
 use crate::telemetry::log_level::LogLevel;
 use crate::telemetry::metrics::ReconcilerMetrics;
 use crate::telemetry::routes::{PATHS, routes};
@@ -72,6 +73,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), Controll
         reconciler = reconciler.reporting_takeovers(controller.fleet(), pod);
     }
     let observer = Observer {
+        last_count: Mutex::default(),
         clock,
         fleet: controller.fleet(),
         health: controller.health(),
@@ -83,6 +85,8 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), Controll
 
 /// Sees the fleet for the pages.
 struct Observer {
+    /// Locked to compare one view with those before it.
+    last_count: Mutex<Option<LastCount>>,
     clock: Clock,
     fleet: Arc<FleetState>,
     health: Arc<Health>,
@@ -112,6 +116,7 @@ impl Observer {
             watching_seconds: watching_ms as f64 / 1000.0,
             at: now.to_string(),
         };
+        let view = view.with_unknown(&mut self.last_count.lock(), now_ms);
         Some(view.with_observer(observer).with_problems())
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::controller::Parts;
 use crate::failpoints::{Failpoint, is_active};
 use crate::fleet::agent::{AgentHandle, ShardHost};
+use crate::fleet::leases::HeartbeatReport;
 use crate::object::ObjectKey;
 use crate::outcome::{Failure, Outcome};
 use crate::permit::ShardPermit;
@@ -141,7 +142,7 @@ impl<C: ShardCache, R: Reconcile> ShardHost for Host<C, R> {
         self.pool.stop_shard(shard);
     }
 
-    fn stats(&self) -> String {
-        reporting::stats(&self.work.parts, &self.pool, &*self.work.reconcile)
+    fn report(&self) -> HeartbeatReport {
+        reporting::heartbeat(&self.work.parts, &self.pool, &*self.work.reconcile)
     }
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::controller::{Parts, Replica};
 use crate::fleet::fence::TABLE_CHECK;
+use crate::fleet::leases::{HeartbeatReport, UNHEALTHY_MAX};
 use crate::fleet::state::Standing;
 use crate::health::{Health, KIND_CHECK};
 use crate::host::Work;
@@ -192,25 +193,29 @@ fn refresh<C: ShardCache, R: Reconcile>(parts: &Parts<C>, pool: &Pool<Work<C, R>
     reconcile.refresh_metrics();
 }
 
-/// The statistics that a heartbeat carries. Only what they are computed from is read again.
-pub(crate) fn stats<C: ShardCache, R: Reconcile>(
+/// What a heartbeat carries. Only what the statistics are computed from is read again.
+pub(crate) fn heartbeat<C: ShardCache, R: Reconcile>(
     parts: &Parts<C>,
     pool: &Pool<Work<C, R>>,
     reconcile: &R,
-) -> String {
+) -> HeartbeatReport {
     parts.process.refresh_usage();
     pool.refresh_metrics();
     let objects = parts.cache.counts().iter().sum();
     let ready = parts.health.readyz().ok;
     let more = reconcile.stats();
-    crate::stats::stats(
+    let stats = crate::stats::stats(
         &parts.metrics,
         &parts.rates,
         ready,
         objects,
         more,
         parts.clock.now_ms(),
-    )
+    );
+    HeartbeatReport {
+        stats,
+        unhealthy: reconcile.unhealthy(UNHEALTHY_MAX),
+    }
 }
 
 #[cfg(test)]

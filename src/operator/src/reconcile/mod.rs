@@ -23,7 +23,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use sharded_controller::write::GuardedClient;
 
-use crate::api::names;
+use crate::api::{ConditionType, names};
 use crate::core::child::ChildKind;
 use crate::core::memory::Memory;
 use crate::core::observed::ClusterRecord;
@@ -210,6 +210,17 @@ impl Reconcile for Reconciler {
                 (name, number as f64)
             })
             .collect()
+    }
+
+    fn unhealthy(&self, most: usize) -> Vec<(ObjectKey, String)> {
+        let degraded = self.store.degraded(most).into_iter();
+        let with_reason = degraded.filter_map(|key| {
+            let cluster = self.store.cluster(&key)?;
+            let condition = cluster.status.condition(ConditionType::Degraded);
+            let reason = condition.map(|found| found.reason.clone());
+            Some((key, reason.unwrap_or_default()))
+        });
+        with_reason.collect()
     }
 }
 

@@ -28,8 +28,11 @@ pub struct Problem {
     pub severity: Severity,
     /// Description of the problem.
     pub what: String,
-    /// What it means, or what to do.
+    /// What it means, or what to do; code is between backticks.
     pub hint: &'static str,
+    /// The DatabaseClusters that it is about, as `namespace/name`: some of those in [`FleetView::unhealthy`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<String>,
 }
 
 const PROBLEMS_MAX: usize = 40;
@@ -72,6 +75,7 @@ impl Findings {
             severity,
             what: what.into(),
             hint,
+            clusters: Vec::new(),
         });
     }
 
@@ -160,7 +164,7 @@ impl Findings {
     }
 
     fn check_stats(&mut self, member: &MemberView) {
-        if member.vacated {
+        if !member.is_current() {
             return;
         }
         let name = &member.identity;
@@ -188,7 +192,7 @@ impl Findings {
         }
         if let Some(failed) = stat("failures_last_minute").filter(|failed| *failed > 0.0) {
             let what = format!("{failed:.0} reconciles failed on {name} within a minute");
-            let hint = "Its log names the objects and the causes once a minute; `kubectl get dbc -A` shows them.";
+            let hint = "Its log names the objects and the causes once a minute; `kubectl dbc status -A` shows them.";
             self.add(Severity::Warning, what, hint);
         }
         if let Some(percent) = over("memory_bytes", "memory_limit_bytes") {
@@ -246,8 +250,16 @@ impl Findings {
         if degraded > 0 {
             let all: u64 = view.clusters.values().sum();
             let what = format!("{degraded} of {all} DatabaseClusters are Degraded");
-            let hint = "`kubectl get dbc -A` shows which; `kubectl describe` shows why.";
-            self.add(Severity::Warning, what, hint);
+            let hint = "`kubectl dbc explain -A` shows the cause and the next step of each.";
+            let named = view.unhealthy.iter().take(NAMED_MAX);
+            self.problems.push(Problem {
+                severity: Severity::Warning,
+                what,
+                hint,
+                clusters: named
+                    .map(|found| format!("{}/{}", found.namespace, found.name))
+                    .collect(),
+            });
         }
     }
 

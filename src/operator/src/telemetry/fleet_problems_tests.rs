@@ -1,7 +1,7 @@
 //! Tests of the rules for problems of a fleet: each detects its problem, and a healthy fleet has none.
 #![allow(clippy::unwrap_used)]
 
-use super::super::fleet_view::{CheckView, LeaderView, ObserverView};
+use super::super::fleet_view::{CheckView, LeaderView, ObserverView, UnhealthyView};
 use super::*;
 
 fn member(identity: &str, held: u16) -> MemberView {
@@ -98,6 +98,34 @@ fn unowned_shards_are_listed_first() {
         view.members.iter_mut().for_each(|m| m.shards = Some(256));
     });
     assert!(many[0].ends_with("14, 15 and 240 more"), "{many:?}");
+}
+
+#[test]
+fn degraded_clusters_are_named_up_to_a_bound() {
+    let mut view = sound();
+    view.clusters.insert("Degraded", 90);
+    view.unhealthy = (0..40)
+        .map(|n| UnhealthyView {
+            namespace: "shop".into(),
+            name: format!("db-{n:02}"),
+            ..UnhealthyView::default()
+        })
+        .collect();
+    let problems = view.with_problems().problems;
+    assert_eq!(problems[0].clusters.len(), NAMED_MAX);
+    assert_eq!(problems[0].clusters[0], "shop/db-00");
+}
+
+#[test]
+fn statistics_of_a_dead_replica_raise_no_problem() {
+    let found = after(|view| {
+        view.members[1].live = Some(false);
+        view.members[1].stats.insert("ready".into(), 0.0);
+    });
+    assert!(
+        found.iter().all(|what| !what.contains("not ready")),
+        "{found:?}"
+    );
 }
 
 #[test]

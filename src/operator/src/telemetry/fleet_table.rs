@@ -67,9 +67,9 @@ pub(crate) fn member_state(member: &MemberView) -> String {
 }
 
 fn member_row(member: &MemberView) -> Vec<String> {
-    let stats: Vec<String> = member
-        .stats
-        .iter()
+    // Those of a dead replica are of the past.
+    let stats = member.stats.iter().filter(|_| member.is_current());
+    let stats: Vec<String> = stats
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
     vec![

@@ -24,6 +24,14 @@ const LEASES_MAX: usize = 1024;
 const NAME_CHARS_MAX: usize = 100;
 const STATS_CHARS_MAX: usize = 1000;
 const STATS_MAX: usize = 32;
+/// DatabaseClusters that are named, of all members together.
+const UNHEALTHY_MAX: usize = 100;
+/// Key of [`FleetView::clusters`] for those of which no live replica has reported.
+pub(crate) const UNKNOWN: &str = "Unknown";
+/// After a shard has moved, its new holder needs this long to list its objects and to report their number.
+const COUNT_SETTLES_SECONDS: f64 = 6.0;
+/// A count that no view has used for longer is no longer compared with.
+const LAST_COUNT_MS_MAX: u64 = 30_000;
 /// Prefix of the statistic for each phase in the stats of a member, such as `clusters_ready`.
 const CLUSTERS_PREFIX: &str = "clusters_";
 
@@ -44,14 +52,37 @@ pub struct FleetView {
     pub shard_count: Option<u16>,
     /// The watched namespaces (`*`: all), if the shard Leases show them.
     pub namespaces: Option<String>,
-    /// DatabaseClusters by phase, as counted by the members that are not vacated.
+    /// DatabaseClusters by phase, as counted by the members that are alive; `Unknown` are those that existed a
+    /// moment ago and that no live member has counted yet.
     pub clusters: BTreeMap<&'static str, u64>,
+    /// Some of the DatabaseClusters that are Degraded, by name, as named by the members that are alive.
+    pub unhealthy: Vec<UnhealthyView>,
     /// Moves of shards that the reader observed, the latest first.
     pub moves: Vec<MoveView>,
     /// What is wrong, the worst first; filled in by [`FleetView::with_problems`].
     pub problems: Vec<Problem>,
     /// The replica that created this view; none: the reader is not a replica.
     pub observer: Option<ObserverView>,
+}
+
+/// One DatabaseCluster that is Degraded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct UnhealthyView {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Reason of its condition `Degraded`.
+    pub reason: String,
+    /// The replica that reports it.
+    pub replica: String,
+}
+
+/// How many DatabaseClusters there were when all of them were counted.
+#[derive(Clone, Copy, Debug)]
+pub struct LastCount {
+    total: u64,
+    seen_ms: u64,
 }
 
 /// The replica that created a view.
@@ -139,8 +170,19 @@ pub struct MemberView {
     pub lease_seconds: Option<i32>,
     /// Statistics that it publishes about itself.
     pub stats: BTreeMap<String, f64>,
+    /// DatabaseClusters that it names; shown by [`FleetView::unhealthy`].
+    #[serde(skip)]
+    pub(crate) unhealthy: Vec<UnhealthyView>,
     /// Problems of the Lease.
     pub damage: Option<String>,
+}
+
+impl MemberView {
+    /// Whether what it reports about itself still holds, as far as the reader knows.
+    #[must_use]
+    pub(crate) fn is_current(&self) -> bool {
+        !self.vacated && self.live != Some(false)
+    }
 }
 
 /// One shard Lease.
@@ -287,6 +329,8 @@ impl FleetView {
                 (false, age) => live(age, member.lease_seconds),
             };
         }
+        // The counts of a dead member are those of the past.
+        self.count_clusters();
         if let Some(leader) = &mut self.leader {
             let age = history.age(&NAMES.leader_lease(), now_ms);
             leader.live = live(age, leader.lease_seconds);
@@ -321,18 +365,61 @@ impl FleetView {
         member.is_some_and(|member| member.live != Some(false))
     }
 
+    /// Fills in the DatabaseClusters that no live member has counted: those that are missing from the last complete
+    /// count, or if there was no view of the fleet lately, those that dead members with shards have counted last.
+    #[must_use]
+    pub fn with_unknown(mut self, last: &mut Option<LastCount>, now_ms: u64) -> Self {
+        let counted: u64 = self.clusters.values().sum();
+        last.take_if(|last| now_ms.saturating_sub(last.seen_ms) > LAST_COUNT_MS_MAX);
+        let total = match (self.is_count_complete(), &*last) {
+            (true, _) => counted,
+            (false, Some(last)) => last.total,
+            (false, None) => {
+                let silent = self.members.iter().filter(|member| !member.is_current());
+                let orphaned = silent.filter(|member| member.held > 0);
+                counted.saturating_add(clusters_of(orphaned))
+            }
+        };
+        *last = Some(LastCount {
+            total,
+            seen_ms: now_ms,
+        });
+        self.clusters.insert(UNKNOWN, total.saturating_sub(counted));
+        self
+    }
+
+    /// Whether every DatabaseCluster is among those that live members have counted.
+    fn is_count_complete(&self) -> bool {
+        let count = usize::from(self.shard_count.unwrap_or(0));
+        let owned = self.shards.iter().filter(|shard| self.is_owned(shard));
+        let settled = self
+            .moves
+            .iter()
+            .all(|seen| seen.seconds_ago > COUNT_SETTLES_SECONDS);
+        owned.count() >= count && settled
+    }
+
     fn count_clusters(&mut self) {
+        let current = self.members.iter().filter(|member| member.is_current());
+        let mut unhealthy: Vec<UnhealthyView> = current
+            .flat_map(|member| member.unhealthy.iter().cloned())
+            .collect();
+        unhealthy.sort_unstable();
+        // During a handover two replicas know it.
+        unhealthy
+            .dedup_by(|one, other| (&one.namespace, &one.name) == (&other.namespace, &other.name));
+        unhealthy.truncate(UNHEALTHY_MAX);
+        self.unhealthy = unhealthy;
         for phase in Phase::ALL {
             let stat = format!("{CLUSTERS_PREFIX}{}", phase.label().to_lowercase());
-            let counts = self.members.iter().filter(|member| !member.vacated);
-            let counts = counts.filter_map(|member| member.stats.get(&stat));
-            // A negative or absurd figure counts as none, or as very many: it harms nobody.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let count = counts
-                .map(|count| *count as u64)
+            let current = self.members.iter().filter(|member| member.is_current());
+            let count = current
+                .filter_map(|member| member.stats.get(&stat))
+                .map(|count| whole(*count))
                 .fold(0, u64::saturating_add);
             self.clusters.insert(phase.label(), count);
         }
+        self.clusters.entry(UNKNOWN).or_insert(0);
     }
 
     fn note_missing_shards(&mut self, leases: &[LeaseFields<'_>]) {
@@ -361,6 +448,21 @@ impl FleetView {
                 .push(format!("no Lease for shard {}", missing.join(", ")));
         }
     }
+}
+
+/// The DatabaseClusters that these members have counted.
+fn clusters_of<'a>(members: impl Iterator<Item = &'a MemberView>) -> u64 {
+    let stats = members.flat_map(|member| &member.stats);
+    stats
+        .filter(|(name, _)| name.starts_with(CLUSTERS_PREFIX))
+        .map(|(_, count)| whole(*count))
+        .fold(0, u64::saturating_add)
+}
+
+/// A negative or absurd figure counts as none, or as very many: it harms nobody.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn whole(count: f64) -> u64 {
+    count as u64
 }
 
 fn shown(text: Option<&str>) -> Option<String> {
@@ -444,6 +546,7 @@ fn member(identity: &str, fields: LeaseFields<'_>, now: Option<Timestamp>) -> Me
         heartbeat_age_seconds: None,
         lease_seconds: fields.lease_seconds(),
         stats: stats(fields.stats().unwrap_or_default()),
+        unhealthy: unhealthy(identity, fields),
         damage: joined(&damage),
     }
 }
@@ -457,6 +560,18 @@ fn stats(text: &str) -> BTreeMap<String, f64> {
     let bounded = stats.into_iter().take(STATS_MAX);
     bounded
         .map(|(name, value)| (safe(&name, NAME_CHARS_MAX), value))
+        .collect()
+}
+
+fn unhealthy(identity: &str, fields: LeaseFields<'_>) -> Vec<UnhealthyView> {
+    let named = fields.unhealthy();
+    named
+        .map(|(namespace, name, reason)| UnhealthyView {
+            namespace: safe(namespace, NAME_CHARS_MAX),
+            name: safe(name, NAME_CHARS_MAX),
+            reason: safe(reason, NAME_CHARS_MAX),
+            replica: safe(identity, NAME_CHARS_MAX),
+        })
         .collect()
 }
 

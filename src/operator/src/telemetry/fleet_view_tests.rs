@@ -193,6 +193,114 @@ fn clusters_are_those_that_members_count_unless_they_are_dead() {
     assert_eq!(clusters(&leases)["Ready"], 3);
 }
 
+/// Two replicas that have counted 4 clusters each, one shard each.
+fn counted() -> FleetView {
+    let member = |identity: &str| MemberView {
+        identity: identity.into(),
+        live: Some(true),
+        held: 1,
+        stats: BTreeMap::from([("clusters_ready".to_owned(), 4.0)]),
+        ..MemberView::default()
+    };
+    let shard = |number: u16, holder: &str| ShardView {
+        shard: Some(number),
+        holder: Some(holder.into()),
+        ..ShardView::default()
+    };
+    FleetView {
+        members: vec![member("a"), member("b")],
+        shards: vec![shard(0, "a"), shard(1, "b")],
+        shard_count: Some(2),
+        ..FleetView::default()
+    }
+}
+
+/// Ready and Unknown, after a change to that fleet.
+fn known_and_unknown(
+    last: &mut Option<LastCount>,
+    now_ms: u64,
+    change: impl FnOnce(&mut FleetView),
+) -> (u64, u64) {
+    let mut view = counted();
+    change(&mut view);
+    view.count_clusters();
+    let view = view.with_unknown(last, now_ms);
+    (view.clusters["Ready"], view.clusters[UNKNOWN])
+}
+
+fn kill(view: &mut FleetView) {
+    view.members[1].live = Some(false);
+}
+
+/// `a` took the shard of `b` so long ago, and has counted so many clusters since.
+fn taken(view: &mut FleetView, seconds_ago: f64, counted: f64) {
+    kill(view);
+    view.members[1].held = 0;
+    view.shards[1].holder = Some("a".into());
+    view.members[0]
+        .stats
+        .insert("clusters_ready".into(), counted);
+    view.moves.push(MoveView {
+        shard: 1,
+        seconds_ago,
+        ..MoveView::default()
+    });
+}
+
+#[test]
+fn clusters_that_nobody_has_counted_are_unknown_during_a_takeover() {
+    let mut last = None;
+    let mut see = |now_ms, change: &dyn Fn(&mut FleetView)| {
+        known_and_unknown(&mut last, now_ms, |view| change(view))
+    };
+    assert_eq!(see(0, &|_| {}), (8, 0));
+    assert_eq!(see(1_000, &kill), (4, 4));
+    assert_eq!(see(2_000, &|view| taken(view, 0.5, 4.0)), (4, 4));
+    assert_eq!(see(3_000, &|view| taken(view, 1.5, 7.0)), (7, 1));
+    assert_eq!(see(4_000, &|view| taken(view, 2.5, 8.0)), (8, 0));
+    // One was deleted meanwhile: what is missing for longer than a list takes does not exist.
+    assert_eq!(see(5_000, &|view| taken(view, 3.5, 7.0)), (7, 1));
+    assert_eq!(see(9_000, &|view| taken(view, 7.5, 7.0)), (7, 0));
+}
+
+#[test]
+fn a_reader_who_comes_during_a_takeover_counts_what_the_dead_replica_had() {
+    let mut last = None;
+    assert_eq!(known_and_unknown(&mut last, 0, kill), (4, 4));
+    // An old count is not compared with.
+    let mut last = None;
+    known_and_unknown(&mut last, 0, |_| {});
+    let new = |view: &mut FleetView| {
+        kill(view);
+        view.members[0].stats.insert("clusters_ready".into(), 100.0);
+    };
+    let late = LAST_COUNT_MS_MAX + 1;
+    assert_eq!(known_and_unknown(&mut last, late, new), (100, 4));
+}
+
+#[test]
+fn unhealthy_clusters_of_live_members_are_named_once() {
+    let names = |member: &str, holder: &str, unhealthy: &str| {
+        lease(
+            &format!("databasecluster-member-{member}"),
+            holder,
+            0,
+            &[("incarnation", "aa"), ("unhealthy", unhealthy)],
+        )
+    };
+    let leases = [
+        names("a", "a", "shop/b=ImagePullFailed,shop/a=\u{1b}[31m"),
+        names("b", "b", "shop/b=ImagePullFailed"),
+        names("c", "", "shop/dead=Old"),
+    ];
+    let view = FleetView::from_leases(&leases, None);
+    let found = view.unhealthy.iter();
+    let found: Vec<String> = found
+        .map(|found| format!("{}/{} {}", found.namespace, found.name, found.reason))
+        .collect();
+    assert_eq!(found, ["shop/a ?[31m", "shop/b ImagePullFailed"]);
+}
+
 #[test]
 fn a_damaged_lease_shows_as_damaged_and_leaves_the_others_alone() {
     let mut leases = whole_fleet();

@@ -1,12 +1,12 @@
 //! The records of all objects in the shards of this replica.
 //!
 //! Guarantees: each map's locks live for one map operation, never over an await, and no two of them
-//! are held at once. What a watch brings goes in by its ticket ([`Tickets`]): once a shard is closed,
+//! are held at once, except that of the degraded clusters, inside that of a group. What a watch brings goes in by its ticket ([`Tickets`]): once a shard is closed,
 //! no watch that was too late to notice can put anything into it. A removal names the uid, so that a
 //! late one cannot remove a successor of the same name. Records are stored packed, and each reader gets
 //! one of its own: it holds no lock.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -55,9 +55,14 @@ impl Group {
     }
 }
 
-/// The number of clusters in each bucket and phase.
+/// What is known of all clusters without visiting them.
 #[derive(Debug)]
-struct Tally(Vec<[AtomicUsize; PHASES]>);
+struct Tally {
+    /// Their number in each bucket and phase.
+    buckets: Vec<[AtomicUsize; PHASES]>,
+    /// Those that are Degraded. Locked while a group is locked, and locks nothing itself.
+    degraded: Mutex<BTreeSet<ObjectKey>>,
+}
 
 /// Each phase, and none.
 const PHASES: usize = Phase::ALL.len() + 1;
@@ -65,13 +70,30 @@ const PHASES: usize = Phase::ALL.len() + 1;
 impl Default for Tally {
     fn default() -> Self {
         let buckets = usize::from(u8::MAX) + 1;
-        Self((0..buckets).map(|_| Default::default()).collect())
+        Self {
+            buckets: (0..buckets).map(|_| Default::default()).collect(),
+            degraded: Mutex::default(),
+        }
     }
 }
 
 impl Tally {
-    /// Replaces what a group has of its cluster.
-    fn replace(&self, known: &mut Option<PackedCluster>, new: Option<PackedCluster>) {
+    /// Replaces what a group has of its cluster, which has this name.
+    fn replace(
+        &self,
+        key: &ObjectKey,
+        known: &mut Option<PackedCluster>,
+        new: Option<PackedCluster>,
+    ) {
+        let is_degraded = |cluster: &Option<PackedCluster>| {
+            let phase = cluster.as_ref().and_then(PackedCluster::phase);
+            phase == Some(Phase::Degraded)
+        };
+        match (is_degraded(known), is_degraded(&new)) {
+            (false, true) => drop(self.degraded.lock().insert(key.clone())),
+            (true, false) => drop(self.degraded.lock().remove(key)),
+            (false, false) | (true, true) => {}
+        }
         if let Some(count) = known.as_ref().and_then(|cluster| self.place(cluster)) {
             count.fetch_sub(1, Ordering::Relaxed);
         }
@@ -84,7 +106,7 @@ impl Tally {
     fn place(&self, cluster: &PackedCluster) -> Option<&AtomicUsize> {
         let is_it = |phase: &Phase| Some(*phase) == cluster.phase();
         let phase = Phase::ALL.iter().position(is_it);
-        let phases = self.0.get(usize::from(cluster.bucket().0))?;
+        let phases = self.buckets.get(usize::from(cluster.bucket().0))?;
         phases.get(phase.unwrap_or(PHASES - 1))
     }
 
@@ -96,7 +118,7 @@ impl Tally {
                 count.map_or(0, |count| count.load(Ordering::Relaxed))
             })
         };
-        (0..=u8::MAX).map(Bucket).zip(self.0.iter().map(load))
+        (0..=u8::MAX).map(Bucket).zip(self.buckets.iter().map(load))
     }
 }
 
@@ -121,7 +143,7 @@ impl Store {
             tracing::error!(object = %record.key, "a cluster cannot be stored, which is a bug in the operator");
         }
         self.with_group(&record.key.namespace, &record.key.name, |group| {
-            self.tally.replace(&mut group.cluster, packed);
+            self.tally.replace(&record.key, &mut group.cluster, packed);
         });
     }
 
@@ -222,7 +244,7 @@ impl Store {
             let known = group.cluster.as_ref();
             let is_it = known.is_some_and(|cluster| cluster.has_uid(uid));
             if is_it {
-                self.tally.replace(&mut group.cluster, None);
+                self.tally.replace(key, &mut group.cluster, None);
             }
             is_it
         })
@@ -261,6 +283,13 @@ impl Store {
             entry.remove();
         }
         changed
+    }
+
+    /// The first `most` of the clusters that are Degraded, by name.
+    #[must_use]
+    pub(crate) fn degraded(&self, most: usize) -> Vec<ObjectKey> {
+        let degraded = self.tally.degraded.lock();
+        degraded.iter().take(most).cloned().collect()
     }
 
     /// Number of clusters in a shard.
@@ -412,14 +441,14 @@ impl ShardCache for Store {
     }
 
     fn purge_shard(&self, shard: ShardId) {
-        self.groups.retain(|_, group| {
+        self.groups.retain(|key, group| {
             let lies = |bucket: Bucket| self.lies_in(bucket, shard);
             if group
                 .cluster
                 .as_ref()
                 .is_some_and(|cluster| lies(cluster.bucket()))
             {
-                self.tally.replace(&mut group.cluster, None);
+                self.tally.replace(key, &mut group.cluster, None);
             }
             let dependents = &mut group.dependents;
             dependents.retain(|_, child| !child.bucket().is_some_and(lies));

@@ -96,6 +96,8 @@ fn counts_follow_every_change_of_a_cluster() {
         let counted: Vec<_> = found.collect();
         assert_eq!(store.counts().iter().sum::<usize>(), 1);
         assert_eq!(store.count(shard_of(uid)), 1);
+        let degraded = phase == Some(Phase::Degraded);
+        assert_eq!(store.degraded(8).len(), usize::from(degraded), "{phase:?}");
         counted
     };
     assert_eq!(put("u", None), [(Phase::Creating, 1)]);
@@ -109,9 +111,15 @@ fn counts_follow_every_change_of_a_cluster() {
         .find(|uid| shard_of(uid) != shard_of("u"));
     let other = other.unwrap();
     assert_eq!(put(&other, Some(Phase::Ready)), [(Phase::Ready, 1)]);
+    put("u", Some(Phase::Degraded));
+    store.purge_shard(shard_of("u"));
+    assert!(store.degraded(8).is_empty());
+    put(&other, Some(Phase::Degraded));
+    assert_eq!(store.degraded(8), [ObjectKey::new("shop", "a")]);
     store.purge_shard(shard_of("u"));
     assert_eq!(store.count(shard_of(&other)), 1);
     assert!(store.remove_cluster(&ObjectKey::new("shop", "a"), &other));
+    assert!(store.degraded(8).is_empty());
     assert_eq!(store.counts().iter().sum::<usize>(), 0);
     assert!(store.phases().iter().all(|(_, number)| *number == 0));
 }

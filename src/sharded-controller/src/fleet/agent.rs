@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::leases::{LeaseStore, ObservedLease};
+use super::leases::{HeartbeatReport, LeaseStore, ObservedLease};
 use super::shard_table::ShardTable;
 use super::state::FleetState;
 use super::table::{self, TableStore};
@@ -50,8 +50,8 @@ pub(crate) trait ShardHost: Send + 'static {
     fn resume(&mut self, shard: ShardId);
     /// Cancel its work now. The permit has ended already.
     fn halt(&mut self, shard: ShardId);
-    /// Statistics that a heartbeat carries, as short JSON.
-    fn stats(&self) -> String;
+    /// What a heartbeat reports of the work.
+    fn report(&self) -> HeartbeatReport;
 }
 
 /// Sends events to the machine from outside: warm, drained, shutdown.

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::unchecked;
 use crate::names::Names;
+use crate::object::ObjectKey;
 use shard_ownership::hash::{ShardCount, ShardId};
 use shard_ownership::lease::{
     MemberChange, MemberLease, MemberWrite, OTHER_NAMESPACES, ShardLease, ShardWrite, Successor,
@@ -34,6 +35,13 @@ const BARRED: &str = "barred";
 /// shards and gives up those that it holds. It stays as long as the Lease.
 pub const DRAIN: &str = "drain";
 const STATS: &str = "stats";
+/// Objects with problems, as `namespace/name=Reason`, with commas between them.
+const UNHEALTHY: &str = "unhealthy";
+/// How many of them one heartbeat names: every replica reads them all.
+pub(crate) const UNHEALTHY_MAX: usize = 8;
+/// Longest value that is read; ours are shorter.
+const UNHEALTHY_BYTES_MAX: usize = 4096;
+const REASON_CHARS_MAX: usize = 64;
 const BUCKETS: &str = "buckets";
 const SUCCESSOR: &str = "successor";
 const SUCCESSOR_INCARNATION: &str = "successor-incarnation";
@@ -301,6 +309,22 @@ impl<'a> LeaseFields<'a> {
         self.annotation(STATS)
     }
 
+    /// Objects with problems that a replica names: namespace, name and reason of each, a bounded number.
+    pub fn unhealthy(self) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
+        let text = self.text(UNHEALTHY);
+        let text = if text.len() > UNHEALTHY_BYTES_MAX {
+            ""
+        } else {
+            text
+        };
+        let entries = text.split(',').filter_map(|entry| {
+            let (key, reason) = entry.split_once('=')?;
+            let (namespace, name) = key.split_once('/')?;
+            Some((namespace, name, reason))
+        });
+        entries.take(UNHEALTHY_MAX)
+    }
+
     /// Whether a replica is about to leave.
     #[must_use]
     pub fn is_draining(self) -> bool {
@@ -350,6 +374,32 @@ pub fn plan_annotations(names: &Names, next: Option<&Successor>) -> serde_json::
     })
 }
 
+/// What a heartbeat reports of the work of its replica.
+#[derive(Clone, Debug, Default)]
+pub struct HeartbeatReport {
+    /// Statistics, as short JSON.
+    pub stats: String,
+    /// Some of the objects with problems, with a reason each.
+    pub unhealthy: Vec<(ObjectKey, String)>,
+}
+
+impl HeartbeatReport {
+    /// The value of the annotation; empty if there are none.
+    fn unhealthy_text(&self) -> String {
+        let plain = |c: &char| c.is_ascii_alphanumeric();
+        let entries = self.unhealthy.iter().take(UNHEALTHY_MAX);
+        let entries = entries.map(|(key, reason)| {
+            let reason: String = reason
+                .chars()
+                .filter(plain)
+                .take(REASON_CHARS_MAX)
+                .collect();
+            format!("{}/{}={reason}", key.namespace, key.name)
+        });
+        entries.collect::<Vec<_>>().join(",")
+    }
+}
+
 /// What a replica says of itself with every renewal.
 #[derive(Clone, Debug)]
 pub struct SelfDescription {
@@ -384,11 +434,11 @@ impl LeaseStore {
         &self.codec
     }
 
-    /// Writes a member Lease; `stats` is stored with our own heartbeat. `None` in the result: the Lease was deleted.
+    /// Writes a member Lease; `report` is stored with our own heartbeat. `None` in the result: the Lease was deleted.
     pub async fn write_member(
         &self,
         write: &MemberWrite,
-        stats: String,
+        report: HeartbeatReport,
     ) -> WriteResult<Option<MemberLease>> {
         let name = self.codec.names.member_lease(&write.identity);
         match &write.change {
@@ -405,7 +455,7 @@ impl LeaseStore {
                     (BARRED, *barred),
                     (DRAIN, *drain_requested),
                 ];
-                let lease = self.member(write, incarnation, *renewal, flags, warm, stats);
+                let lease = self.member(write, incarnation, *renewal, flags, warm, report);
                 self.put(&name, &lease)
                     .await
                     .and_then_decode(|lease| self.codec.decode(lease)?.into_member())
@@ -510,11 +560,12 @@ impl LeaseStore {
         write: &MemberWrite,
         incarnation: &str,
         renewal: u64,
-        flags: [(&'static str, bool); 3],
+        flags: impl IntoIterator<Item = (&'static str, bool)>,
         warm: &BTreeSet<ShardId>,
-        stats: String,
+        report: HeartbeatReport,
     ) -> Lease {
         let warm: Vec<String> = warm.iter().map(ShardId::to_string).collect();
+        let unhealthy = Some(report.unhealthy_text()).filter(|text| !text.is_empty());
         let annotations = [
             (WARM, warm.join(",")),
             (INCARNATION, incarnation.to_owned()),
@@ -523,9 +574,10 @@ impl LeaseStore {
             (REVISION, self.me.revision.clone()),
             (SHARDS, self.me.shards.get().to_string()),
             (NAMESPACES, self.codec.namespaces.clone()),
-            (STATS, stats),
+            (STATS, report.stats),
         ]
         .into_iter()
+        .chain(unhealthy.map(|text| (UNHEALTHY, text)))
         // A request is there or not, as users write it.
         .chain(
             flags
@@ -730,7 +782,14 @@ mod tests {
             panic!("{renew:?}");
         };
         let flags = [(DRAINING, false), (BARRED, false), (DRAIN, false)];
-        let lease = store().member(&renew, incarnation, 1, flags, warm, String::new());
+        let lease = store().member(
+            &renew,
+            incarnation,
+            1,
+            flags,
+            warm,
+            HeartbeatReport::default(),
+        );
         let mut lease = stored(lease);
         let count =
             |lease: &Lease, namespaces: &str| match LeaseCodec::new(NAMES, namespaces.to_owned())
@@ -746,6 +805,58 @@ mod tests {
         let annotations = lease.metadata.annotations.as_mut().unwrap();
         annotations.remove(&NAMES.label(NAMESPACES));
         assert_eq!(count(&lease, "*"), 32);
+    }
+
+    #[tokio::test]
+    async fn heartbeat_names_a_bounded_number_of_unhealthy_objects() {
+        let renew = |unhealthy: Vec<(ObjectKey, String)>| {
+            let report = HeartbeatReport {
+                stats: "{}".to_owned(),
+                unhealthy,
+            };
+            let write = MemberWrite {
+                identity: "a".into(),
+                base: None,
+                change: MemberChange::Vacate,
+            };
+            store().member(&write, "n", 1, [], &BTreeSet::new(), report)
+        };
+        let read = |lease: &Lease| -> Vec<String> {
+            let entries = LeaseFields::new(&NAMES, lease).unhealthy();
+            entries
+                .map(|(namespace, name, reason)| format!("{namespace} {name} {reason}"))
+                .collect()
+        };
+        let none = renew(Vec::new());
+        let annotations = none.metadata.annotations.as_ref().unwrap();
+        assert!(!annotations.contains_key(&NAMES.label(UNHEALTHY)));
+        assert!(read(&none).is_empty());
+
+        let longest = |n: usize| {
+            let key = ObjectKey::new(&"n".repeat(63), &format!("{n}{}", "a".repeat(252)));
+            (key, "Reason, with a comma=".repeat(9))
+        };
+        let mut many: Vec<_> = (0..20).map(longest).collect();
+        many[0] = (
+            ObjectKey::new("shop", "orders"),
+            "ImagePullFailed".to_owned(),
+        );
+        let lease = renew(many);
+        let found = read(&lease);
+        assert_eq!(found.len(), UNHEALTHY_MAX);
+        assert_eq!(found[0], "shop orders ImagePullFailed");
+        assert!(found[1].len() < 63 + 253 + REASON_CHARS_MAX + 3);
+
+        let mut edited = lease;
+        for (text, expected) in [
+            ("no slash=x,a/b,=,a/b=C", 1),
+            (&"a/b=C,".repeat(1000), 0),
+            ("", 0),
+        ] {
+            let annotations = edited.metadata.annotations.as_mut().unwrap();
+            annotations.insert(NAMES.label(UNHEALTHY), text.to_owned());
+            assert_eq!(read(&edited).len(), expected, "{text:.20}");
+        }
     }
 
     #[tokio::test]

@@ -67,6 +67,12 @@ pub trait Reconcile: Send + Sync + 'static {
     fn stats(&self) -> Vec<(String, f64)> {
         Vec::new()
     }
+
+    /// Objects with problems that the next heartbeat names, with a reason of one word each: at most `most`. It must not
+    /// block, nor visit all objects.
+    fn unhealthy(&self, _most: usize) -> Vec<(ObjectKey, String)> {
+        Vec::new()
+    }
 }
 
 /// The state of the queue for a run.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 use testbed::browser::{Browser, Viewport};
 use testbed::{
     ControlPlane, ControlPlaneOptions, Fleet, FleetOptions, Progress, load, shards, wait_for,
@@ -30,6 +31,7 @@ async fn main() -> Result<()> {
         load::create(&control_plane, load::samples(CLUSTERS, &NAMESPACES)).await?;
         load::wait_all_ready(&control_plane.client(), CLUSTERS, PATIENCE).await?;
         healthy(&browser, &page).await?;
+        load::create(&control_plane, without_image()).await?;
         wounded(&browser, &page, &mut fleet).await
     };
     tokio::select! {
@@ -49,13 +51,35 @@ async fn healthy(browser: &Browser, page: &str) -> Result<()> {
     take(browser, Viewport::phone(), "fleet-phone").await
 }
 
-/// Two of four replicas are killed. The picture shows the moment in which their shards have no holder.
+/// Two whose image cannot be pulled.
+fn without_image() -> Vec<load::NewCluster> {
+    [("shop", "reports"), ("billing", "archive")]
+        .map(|(namespace, name)| {
+            let mut spec = load::spec(1);
+            spec["image"] = json!("postgres:17-missing");
+            load::NewCluster {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                spec,
+            }
+        })
+        .into()
+}
+
+/// Two of four replicas are killed. The picture shows the moment in which their shards have no holder, or right after it,
+/// in which nobody has counted yet what lies in them.
 async fn wounded(browser: &Browser, page: &str, fleet: &mut Fleet<'_>) -> Result<()> {
     let dark = Viewport {
         dark: true,
         ..Viewport::desk()
     };
     browser.open(page, dark).await?;
+    wait_for("the page to name what is Degraded", PATIENCE, || async {
+        let code = "return document.querySelectorAll('#unhealthy li').length";
+        let found = browser.script(code).await?;
+        Ok(Progress::when(found == 2, (), || found.to_string()))
+    })
+    .await?;
     for victim in [2, 3] {
         fleet.replica_mut(victim)?.kill().await?;
     }
@@ -63,7 +87,8 @@ async fn wounded(browser: &Browser, page: &str, fleet: &mut Fleet<'_>) -> Result
     while Instant::now() < until {
         // A newly opened page fetches at once; an open one only every other second.
         browser.open(page, dark).await?;
-        if shown(browser).await?.contains("No live replica holds") {
+        let shown = shown(browser).await?;
+        if shown.contains("No live replica holds") || shown.contains("Clusters unknown") {
             return take(browser, dark, "fleet-fault").await;
         }
     }

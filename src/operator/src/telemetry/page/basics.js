@@ -40,6 +40,37 @@ function seconds(value) {
   return Math.round(s / 86400) + " d";
 }
 
+const DAY_MS = 86400000;
+
+/** A time on the clock, in UTC as in logs; with its date unless it is within a day of `now`. */
+function clock(time, now = Date.now()) {
+  const at = time instanceof Date ? time : new Date(time);
+  if (Number.isNaN(at.getTime())) return "";
+  const [date, rest] = at.toISOString().split("T");
+  return (Math.abs(now - at.getTime()) < DAY_MS ? "" : date + " ") + rest.slice(0, 8) + " UTC";
+}
+
+/** Text in which backticks mark code, as nodes. */
+function marked(text) {
+  return text.split("`").map((part, i) => (i % 2 ? el("code", { text: part }) : part));
+}
+
+/** "shards 0–3, 7 and 12 more": whole numbers in order, of which three or more in a row are a range. */
+function shardList(numbers, most = 12) {
+  const sorted = [...new Set(numbers)].sort((a, b) => a - b);
+  const parts = [];
+  for (let i = 0; i < sorted.length; ) {
+    let end = i;
+    while (end + 1 < sorted.length && sorted[end + 1] === sorted[end] + 1) end += 1;
+    if (end - i < 2) end = i;
+    parts.push({ text: end > i ? sorted[i] + "–" + sorted[end] : String(sorted[i]), count: end - i + 1 });
+    i = end + 1;
+  }
+  const hidden = parts.slice(most).reduce((all, part) => all + part.count, 0);
+  const shown = parts.slice(0, most).map((part) => part.text).join(", ");
+  return (sorted.length === 1 ? "shard " : "shards ") + shown + (hidden ? " and " + hidden + " more" : "");
+}
+
 function bytes(value) {
   if (!Number.isFinite(value)) return "–";
   const mebibytes = value / 1048576;

@@ -5,9 +5,11 @@ const PATIENCE_MS = 4000;
 const PAUSE_MS_MAX = 15000;
 /** Answers older than this are shown as stale, whatever the reason. */
 const STALE_MS = 7000;
+/** Moves of one kind between the same replicas are one line if no more time than this lies between two of them. */
+const GROUP_SECONDS = 30;
 /** How long a move is marked on the circle. */
 const FRESH_SECONDS = 30;
-const MOVES_SHOWN = 12;
+const MOVES_SHOWN = 8;
 const HISTORY_MAX = 60;
 
 const ring = new Ring(byId("ring"), byId("detail"));
@@ -91,8 +93,13 @@ function shardOf(number, lease, byName, move) {
   };
 }
 
+/** Whether the replica is dead, or silent for so long: what it reported last is of the past. */
+function isGone(member) {
+  return member.vacated || member.live === false;
+}
+
 function sum(members, stat) {
-  return members.filter((m) => !m.vacated).reduce((all, m) => all + (m.stats[stat] ?? 0), 0);
+  return members.filter((m) => !isGone(m)).reduce((all, m) => all + (m.stats[stat] ?? 0), 0);
 }
 
 // The parts of the page.
@@ -108,23 +115,35 @@ function showVerdict({ view, members, shards }) {
   say(byId("verdict-text"), text[level] ?? "");
   document.title = { ok: "✓ ", warning: "▲ ", critical: "✖ " }[level] + text[level] + " · fleet";
   const clusters = Object.values(view.clusters ?? {}).reduce((all, count) => all + count, 0);
-  const live = members.filter((member) => !member.vacated && member.live !== false);
+  const live = members.filter((member) => !isGone(member));
   const totals = [
     ["Shards held", shards.filter((shard) => shard.owned).length + " of " + shards.length],
     ["Live replicas", String(live.length)],
     ["Clusters Ready", whole(view.clusters?.Ready ?? 0) + " of " + whole(clusters)],
+    ...(view.clusters?.Unknown ? [["Clusters unknown", whole(view.clusters.Unknown)]] : []),
     ["Waiting in queues", whole(sum(members, "queue_depth"))],
     ["Fleet leader", view.leader?.identity ?? "none"],
   ];
   byId("totals").replaceChildren(...totals.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
   const list = problems.map((problem) => el("li", { class: problem.severity }, mark(problem.severity),
-    el("span", { class: "what" }, el("span", { class: "hidden", text: (WORDS[problem.severity] ?? "") + ": " }), problem.what),
-    el("span", { class: "hint", text: problem.hint })));
+    el("span", { class: "what" }, el("span", { class: "hidden", text: (WORDS[problem.severity] ?? "") + ": " }), ...marked(problem.what)),
+    ...(problem.clusters?.length ? [el("span", { class: "links" }, ...links(problem.clusters, view.clusters?.Degraded ?? 0))] : []),
+    el("span", { class: "hint" }, ...marked(problem.hint))));
   const key = JSON.stringify(problems);
   if (byId("problems").dataset.key !== key) {
     byId("problems").dataset.key = key;
     byId("problems").replaceChildren(...list);
   }
+}
+
+function rowOf(cluster) {
+  return "cluster/" + cluster;
+}
+
+/** A link from each name to its reason, further down. */
+function links(clusters, total) {
+  const all = clusters.map((cluster) => el("a", { href: "#" + rowOf(cluster), class: "name", text: cluster }));
+  return total > all.length ? [...all, "and " + whole(total - all.length) + " more"] : all;
 }
 
 function showRing({ shards, members, names, view }) {
@@ -161,8 +180,9 @@ function remember(member) {
 
 function spark(history, stat, least) {
   const top = Math.max(least, ...history.map((at) => at[stat]));
+  const line = svg("line", { class: "base", x1: 0, x2: 100, y1: 19, y2: 19 });
   const points = history.map((at, i) => (100 - (history.length - 1 - i) * (100 / (HISTORY_MAX - 1))).toFixed(1) + "," + (19 - 17 * at[stat] / top).toFixed(1));
-  const box = svg("svg", { class: "spark", viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const box = svg("svg", { class: "spark", viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": "true" }, line);
   if (points.length > 1) box.append(svg("polyline", { points: points.join(" ") }));
   return box;
 }
@@ -192,23 +212,27 @@ function badges(member, view) {
 }
 
 function cells(member, { view, shards }) {
-  const stats = member.stats;
-  const history = remember(member);
+  const gone = isGone(member);
+  const stats = gone ? {} : member.stats;
+  const history = gone ? [] : remember(member);
   const lifetime = member.lease_seconds ?? 6;
   const age = member.heartbeat_age_seconds;
   const cpuLimit = stats.cpu_limit_cores ?? 1;
   const memoryShare = stats.memory_limit_bytes ? stats.memory_bytes / stats.memory_limit_bytes : null;
   const headAge = stats.queue_head_age_seconds ?? 0;
   const value = (text, more) => [el("span", { class: "value", text }), ...(more ? [el("span", { class: "more", text: more })] : [])];
+  const silent = gone && Number.isFinite(age) ? "since " + clock(Date.parse(view.observer?.at) - 1000 * age, Date.parse(view.observer?.at)) : "";
   const revision = member.revision ? [el("span", { class: "more", text: "revision " + member.revision })] : [];
   return [
     [el("span", { class: "who" }, swatch(member.identity), el("span", { class: "name", text: member.identity })), el("span", { class: "badges" }, ...badges(member, view), ...revision)],
+    ...(gone ? [value(member.vacated ? "dead" : seconds(age), silent), value(String(member.held)), ...Array.from({ length: 4 }, () => value("–"))] : [
     [...value(seconds(age), "of " + lifetime + " s"), meter((age ?? 0) / lifetime, over((age ?? 0) / lifetime, 0.5, 1))],
-    [...value(String(member.held)), meter(shards.length ? member.held / shards.length : 0)],
+    [...value(String(member.held), "of " + shards.length), meter(shards.length ? member.held / shards.length : 0)],
     [...value(whole(stats.queue_depth), headAge >= 0.1 ? "oldest " + seconds(headAge) : "due now"), spark(history, "queue", 5)],
     [...value(whole(stats.busy), "of " + whole(stats.workers)), meter(stats.workers ? stats.busy / stats.workers : 0)],
     [...value(percent(stats.cpu_cores), stats.cpu_limit_cores ? "of " + percent(cpuLimit) : "of a core"), spark(history, "cpu", cpuLimit / 2)],
     [...value(bytes(stats.memory_bytes), memoryShare === null ? "no limit" : "of " + bytes(stats.memory_limit_bytes)), meter(memoryShare ?? 0, over(memoryShare ?? 0))],
+    ]),
   ];
 }
 
@@ -226,8 +250,7 @@ function showReplicas(all) {
       row = el("tr", {}, ...heads.map((head, i) => i === 0 ? el("th", { scope: "row" }) : el("td", { "data-head": head })));
       rows.set(member.identity, row);
     }
-    const gone = member.vacated || member.live === false;
-    row.className = gone ? "gone" : "";
+    row.className = isGone(member) ? "gone" : "";
     cells(member, all).forEach((content, i) => row.children[i].replaceChildren(...content));
     const table = byId("replica-rows");
     if (table.children[place] !== row) table.insertBefore(row, table.children[place] ?? null);
@@ -235,9 +258,9 @@ function showReplicas(all) {
 }
 
 function showClusters({ view }) {
-  const phases = Object.entries(view.clusters ?? {});
+  const phases = Object.entries(view.clusters ?? {}).filter(([phase, count]) => count || phase !== "Unknown");
   const total = phases.reduce((all, [, count]) => all + count, 0);
-  const order = ["Ready", "Creating", "Scaling", "Degraded", "Terminating"];
+  const order = ["Ready", "Creating", "Scaling", "Degraded", "Terminating", "Unknown"];
   phases.sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
   const bar = el("div", { class: "stack", "aria-hidden": "true" });
   for (const [phase, count] of phases.filter(([, count]) => count > 0)) {
@@ -248,17 +271,45 @@ function showClusters({ view }) {
   const list = el("ul", {}, ...phases.map(([phase, count]) => el("li", { class: count ? "" : "zero" },
     el("span", { class: "key phase-" + phase.toLowerCase(), "aria-hidden": "true" }), el("span", { text: phase }), el("strong", { text: whole(count) }))));
   byId("phases").replaceChildren(bar, list, ...(total ? [] : [el("p", { class: "quiet", text: "There are none." })]));
+  showUnhealthy(view);
+}
+
+/** The reasons. The list stays as it is while nothing changes, so that a link's target keeps its mark. */
+function showUnhealthy(view) {
+  const unhealthy = view.unhealthy ?? [];
+  const key = JSON.stringify(unhealthy);
+  if (byId("unhealthy").dataset.key === key) return;
+  byId("unhealthy").dataset.key = key;
+  byId("unhealthy").replaceChildren(...unhealthy.map((found) => el("li", { id: rowOf(found.namespace + "/" + found.name) },
+    el("strong", { class: "name", text: found.namespace + "/" + found.name }), el("span", { class: "badge warning", text: found.reason || "Degraded" }),
+    el("code", { text: "kubectl dbc explain -n " + found.namespace + " " + found.name }))));
+}
+
+/** The latest first, each with its shards. */
+function grouped(moves) {
+  const groups = [];
+  for (const move of moves) {
+    const group = groups.find((known) => known.from === move.from && known.to === move.to && known.why === move.why && move.seconds_ago - known.oldest <= GROUP_SECONDS);
+    if (group) {
+      group.shards.push(move.shard);
+      group.oldest = move.seconds_ago;
+    } else groups.push({ ...move, shards: [move.shard], oldest: move.seconds_ago });
+  }
+  return groups;
 }
 
 function showMoves({ view, names }) {
   const moves = view.moves ?? [];
-  const shown = moves.slice(0, MOVES_SHOWN).map((move) => el("li", { title: move.at },
-    el("time", { datetime: move.at, text: seconds(move.seconds_ago) + " ago" }), el("span", { class: "shard", text: "shard " + move.shard }),
-    el("span", { class: "path" }, who(move.from, names), el("span", { class: "arrow", text: "→" }), who(move.to, names)),
+  const groups = grouped(moves);
+  const now = Date.parse(view.observer?.at);
+  const shown = groups.slice(0, MOVES_SHOWN).map((move) => el("li", {},
+    el("time", { datetime: move.at }, seconds(move.seconds_ago) + " ago", el("span", { class: "clock", text: clock(move.at, now) })),
+    el("span", { class: "path" }, el("span", { class: "shard", text: shardList(move.shards) + ":" }), who(move.from, names), el("span", { class: "arrow", text: "→" }), who(move.to, names)),
     el("span", { class: "why why-" + (move.why in MOVE_REASONS ? move.why : "unknown"), text: MOVE_REASONS[move.why] ?? move.why })));
   const since = view.observer ? seconds(view.observer.watching_seconds) : "";
   if (!moves.length) shown.push(el("li", { class: "quiet", text: since ? "None in the " + since + " that this replica has watched." : "None observed." }));
-  if (moves.length > MOVES_SHOWN) shown.push(el("li", { class: "quiet", text: "and " + (moves.length - MOVES_SHOWN) + " earlier ones" }));
+  const earlier = groups.slice(MOVES_SHOWN).reduce((all, move) => all + move.shards.length, 0);
+  if (earlier) shown.push(el("li", { class: "quiet", text: "and " + plural(earlier, "earlier move") }));
   byId("move-rows").replaceChildren(...shown);
 }
 
@@ -266,14 +317,16 @@ function showChecks({ view }) {
   const checks = view.observer?.checks ?? [];
   byId("checks").replaceChildren(...checks.map((check) => {
     const level = !check.problem ? "ok" : check.gate ? "critical" : "note";
-    return el("li", { class: level }, mark(level), el("strong", { text: check.name }), el("span", { text: check.problem ?? "ok" }));
+    return el("li", { class: level + (check.problem ? " long" : "") }, mark(level), el("strong", { text: check.name }), el("span", {}, ...marked(check.problem ?? "ok")));
   }));
 }
 
-function showShards({ shards, odd, names }) {
+function showShards({ view, shards, odd, names }) {
   if (!byId("all-shards").open) return;
+  const now = Date.parse(view.observer?.at);
+  const held = (lease) => (lease?.held_seconds > 0 ? [seconds(lease.held_seconds), el("span", { class: "clock", text: "since " + clock(now - 1000 * lease.held_seconds, now) })] : ["–"]);
   const row = (number, lease, holder, state, bad) => el("tr", { class: bad ? "bad" : "" }, el("th", { scope: "row", text: number }),
-    el("td", { text: lease?.buckets ?? "–" }), el("td", {}, who(holder, names)), el("td", { text: seconds(lease?.held_seconds) }),
+    el("td", { text: lease?.buckets ?? "–" }), el("td", {}, who(holder, names)), el("td", {}, ...held(lease)),
     el("td", { text: String(lease?.epoch ?? "–") }), el("td", {}, ...(lease?.successor ? [who(lease.successor, names)] : ["–"])), el("td", { text: state.join(", ") || "held" }));
   const known = shards.map((shard) => row(String(shard.number), shard.lease, shard.holder, shard.state, !shard.owned));
   const others = odd.map((lease) => row(lease.lease, lease, lease.holder, [lease.damage ?? ""], true));
@@ -284,7 +337,7 @@ function show(view) {
   fleet = digest(view);
   for (const part of [showVerdict, showRing, showReplicas, showClusters, showMoves, showChecks, showShards]) part(fleet);
   const observer = view.observer;
-  say(byId("seen-by"), observer ? "as observed by " + observer.identity + " · version " + observer.version : "");
+  say(byId("seen-by"), observer ? "as observed by " + observer.identity + " at " + clock(observer.at, Date.parse(observer.at)) + " · version " + observer.version : "");
 }
 
 // The connection: one request at a time, each with a deadline, increasing pauses, none while the page is hidden.
@@ -298,7 +351,7 @@ function showLink() {
   const stale = byId("stale");
   stale.hidden = state !== "stale";
   if (state === "stale") {
-    const what = age === null ? "No data yet: " : "This view is " + seconds(age / 1000) + " old: ";
+    const what = age === null ? "No data yet: " : "This view is " + seconds(age / 1000) + " old, of " + clock(Date.now() - age) + ": ";
     say(stale, what + (link.reason || "no answer yet") + ". Retrying.");
     if (age !== null && !document.title.startsWith("(old)")) document.title = "(old) " + document.title;
   }

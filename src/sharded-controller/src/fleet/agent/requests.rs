@@ -11,9 +11,9 @@ use shard_ownership::table::TableWrite;
 
 impl<H: ShardHost> Agent<H> {
     pub(super) fn write_member(&mut self, id: WriteId, write: MemberWrite) {
-        let (store, stats) = (self.parts.store.clone(), self.parts.host.stats());
+        let (store, report) = (self.parts.store.clone(), self.parts.host.report());
         self.requests.spawn(async move {
-            Event::MemberWritten(id, store.write_member(&write, stats).await)
+            Event::MemberWritten(id, store.write_member(&write, report).await)
         });
     }
 
