@@ -80,6 +80,30 @@ fn privileges() -> Vec<(&'static str, Value, &'static str)> {
                 {"secret": {"name": "orders-app"}}, {"secret": {"name": "other"}}]}}]),
             volumes,
         ),
+        // Of other Secrets, a certificate, and that in one place only.
+        (
+            "/volumes",
+            json!([{"name": "tls", "projected": {"sources": [{"secret": {"name": "other"}}]}}]),
+            volumes,
+        ),
+        (
+            "/volumes",
+            json!([{"name": "tls", "projected": {"sources": [{"secret": {"name": "other", "items": [
+                {"key": "tls.crt", "path": "tls.crt"}, {"key": "password", "path": "ca.crt"}]}}]}}]),
+            volumes,
+        ),
+        (
+            "/volumes",
+            json!([{"name": "v", "projected": {"sources": [{"secret": {"name": "other", "items": [
+                {"key": "tls.crt", "path": "tls.crt"}]}}]}}]),
+            volumes,
+        ),
+        (
+            "/volumes",
+            json!([{"name": "tls", "secret": {"secretName": "other", "items": [
+                {"key": "tls.crt", "path": "tls.crt"}]}}]),
+            volumes,
+        ),
         (
             "/volumes",
             json!([{"name": "v", "nfs": {"server": "s", "path": "/"}}]),
@@ -162,6 +186,9 @@ async fn statefulsets_run_without_privileges(world: &World<'_>) {
         {"name": "a", "emptyDir": {}}, {"name": "b", "configMap": {"name": "any"}},
         {"name": "c", "secret": {"secretName": "orders-app"}},
         {"name": "d", "projected": {"sources": [{"secret": {"name": "orders-app"}}]}},
+        {"name": "tls", "projected": {"sources": [{"secret": {"name": "other", "items": [
+            {"key": "tls.crt", "path": "tls.crt"}, {"key": "tls.key", "path": "tls.key"},
+            {"key": "ca.crt", "path": "ca.crt"}]}}]}},
     ]);
     put(&mut object, "/spec/template/spec/volumes", volumes);
     let_through(

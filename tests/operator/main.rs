@@ -16,3 +16,4 @@ mod reporting;
 mod requests;
 mod sidecars;
 mod support;
+mod tls;

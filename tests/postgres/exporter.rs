@@ -28,7 +28,7 @@ fn address(pod: &Pod) -> String {
     format!("postgresql://{user}:{}@{uri}", password.trim())
 }
 
-fn until_it_logs_in(pod: &Pod) -> String {
+pub(crate) fn until_it_logs_in(pod: &Pod) -> String {
     let address = address(pod);
     pod.until("the exporter logs in", |pod| {
         pod.probe("readinessProbe").is_ok() && pod.psql(&address, "SELECT 1").is_ok()

@@ -7,6 +7,7 @@ mod hazards;
 mod network;
 mod parameters;
 mod pod;
+mod tls;
 mod trust;
 mod volumes;
 

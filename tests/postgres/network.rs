@@ -4,8 +4,12 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+/// How many DNS servers this process has started.
+static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// A DNS server that resolves the given names and records the queries.
 pub(crate) struct Resolver {
@@ -24,7 +28,8 @@ impl Resolver {
     pub(crate) fn start() -> Self {
         let id = std::process::id();
         let part = |number: u32| u8::try_from(number % 250).unwrap();
-        let address = Ipv4Addr::new(127, 78, part(id / 250), part(id) + 1);
+        let own = 78 + part(STARTED.fetch_add(1, Ordering::Relaxed)) % 100;
+        let address = Ipv4Addr::new(127, own, part(id / 250), part(id) + 1);
         let socket = UdpSocket::bind((address, 53)).expect("port 53 of an address of loopback");
         let names = Arc::new(Mutex::new(Names::default()));
         let of_server = Arc::clone(&names);

@@ -45,6 +45,8 @@ pub(crate) struct World {
     folder: tempfile::TempDir,
     cluster: ClusterRecord,
     secret: BTreeMap<String, String>,
+    /// The Secret that `spec.tls` names.
+    tls: BTreeMap<String, String>,
     initialized: bool,
     ports: [u16; 3],
     programs: PathBuf,
@@ -59,6 +61,8 @@ pub(crate) struct Pod {
     mounts: Vec<(String, PathBuf)>,
     pub(crate) port: u16,
     primary_port: u16,
+    /// How the primary is reached when names are not resolved.
+    primary_host: &'static str,
     programs: PathBuf,
     server: Option<Child>,
     /// Whether everything runs as a user without a name.
@@ -153,6 +157,7 @@ impl World {
             folder,
             cluster,
             secret: serde_json::from_value(manifest["stringData"].clone()).unwrap(),
+            tls: BTreeMap::new(),
             initialized: false,
             ports: testbed::ports::free_ports().unwrap(),
             programs: programs(),
@@ -164,6 +169,12 @@ impl World {
         for entry in fs::read_dir(self.folder.path()).unwrap() {
             fs::remove_dir_all(entry.unwrap().path()).unwrap();
         }
+    }
+
+    /// Moves one Pod away, for another one of its name on a new volume.
+    pub(crate) fn remove_pod(&self, ordinal: usize) {
+        let folder = self.folder.path().join(format!("orders-db-{ordinal}"));
+        fs::remove_dir_all(folder).unwrap();
     }
 
     /// The port of the primary.
@@ -187,6 +198,14 @@ impl World {
     /// Changes the spec. Pods have it once they are mounted or rolled.
     pub(crate) fn set_fields(&mut self, fields: &Value) {
         self.cluster = cluster(fields);
+    }
+
+    /// Replaces the Secret that `spec.tls` names. Pods have it once they are mounted.
+    pub(crate) fn set_tls(&mut self, keys: &[(&str, &str)]) {
+        let keys = keys.iter();
+        self.tls = keys
+            .map(|(key, text)| ((*key).to_owned(), (*text).to_owned()))
+            .collect();
     }
 
     pub(crate) fn set_initialized(&mut self) {
@@ -249,6 +268,7 @@ impl Pod {
             mounts: Vec::new(),
             port: world.ports[ordinal],
             primary_port: world.ports[0],
+            primary_host: "127.0.0.1",
             programs: world.programs.clone(),
             server: None,
             nameless: false,
@@ -277,6 +297,12 @@ impl Pod {
         mounts.sort_by_key(|(at, _)| (std::cmp::Reverse(at.len()), at.clone()));
     }
 
+    /// Reaches the primary under a name that certificates can have.
+    pub(crate) fn find_primary_by_name(mut self) -> Self {
+        self.primary_host = "localhost";
+        self
+    }
+
     /// Writes Secret and ConfigMap into their folders, as the kubelet does for a Pod that starts.
     pub(crate) fn mount(&self, world: &World) {
         let config = world.manifest(ChildKind::ConfigMap);
@@ -297,13 +323,19 @@ impl Pod {
                 .into_iter()
                 .flatten()
             {
+                let secret = match source["secret"]["name"].as_str().unwrap() {
+                    "orders-app" => &world.secret,
+                    _ => &world.tls,
+                };
                 for item in source["secret"]["items"].as_array().unwrap() {
                     let key = item["key"].as_str().unwrap();
-                    match world.secret.get(key) {
-                        Some(text) => {
-                            write(&folder.join(item["path"].as_str().unwrap()), text, 0o440);
+                    let path = folder.join(item["path"].as_str().unwrap());
+                    match secret.get(key) {
+                        Some(text) => write(&path, text, 0o440),
+                        None => {
+                            assert_eq!(source["secret"]["optional"], true, "{key}");
+                            let _absent = fs::remove_file(&path);
                         }
-                        None => assert_eq!(source["secret"]["optional"], true, "{key}"),
                     }
                 }
             }
@@ -317,8 +349,16 @@ impl Pod {
         self.prepared().start()
     }
 
-    /// The newest template, without a start.
+    /// The newest template, without a start. What was on no volume that stays is gone.
     pub(crate) fn rolled_only(&mut self, world: &World) -> &Self {
+        for volume in self.spec["volumes"].as_array().unwrap() {
+            if volume["emptyDir"].is_object() {
+                let folder = self.folder.join(volume["name"].as_str().unwrap());
+                fs::remove_dir_all(&folder).unwrap();
+                fs::create_dir(&folder).unwrap();
+                give(&folder, 0o700);
+            }
+        }
         let set = world.manifest(ChildKind::StatefulSet);
         self.spec = set.pointer("/spec/template/spec").unwrap().clone();
         self.add_mounts();
@@ -459,7 +499,7 @@ impl Pod {
             .env("INITDB_FOLDER", self.path("/docker-entrypoint-initdb.d"))
             .env("HOLD", self.path("/tmp/hold"));
         if self.resolver.is_none() {
-            command.env("PRIMARY_HOST", "127.0.0.1");
+            command.env("PRIMARY_HOST", self.primary_host);
         }
         command
     }
@@ -655,6 +695,18 @@ impl Pod {
             give(folder, 0o700);
         }
         write(&path, text, 0o600);
+    }
+
+    /// Writes a file into /tmp.
+    pub(crate) fn write_tmp(&self, file: &str, text: &str) {
+        write(&self.path("/tmp").join(file), text, 0o600);
+    }
+
+    /// Whether a file of the volume contains this text.
+    pub(crate) fn volume_contains(&self, text: &str) -> bool {
+        let mut grep = Command::new("grep");
+        grep.args(["-rqF", text]).arg(self.path(VOLUME));
+        grep.status().unwrap().success()
     }
 
     pub(crate) fn is_on_volume(&self, file: &str) -> bool {

@@ -29,8 +29,8 @@ use std::sync::Arc;
 
 use http::header::{ACCEPT, HeaderValue};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams};
-use kube::core::NamespaceResourceScope;
+use kube::api::{Api, ApiResource, DynamicObject, GetParams, ListParams};
+use kube::core::{NamespaceResourceScope, Request};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use shard_ownership::hash::ShardId;
@@ -211,6 +211,28 @@ impl GuardedClient {
     {
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
         Ok(api.list(params).await?.items)
+    }
+
+    /// Reads one object of the kind `K`, as far as `T` takes it in; `None`: there is none.
+    ///
+    /// # Errors
+    /// When the API server does not answer with the object.
+    pub async fn get<K, T>(&self, namespace: &str, name: &str) -> kube::Result<Option<T>>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        T: DeserializeOwned,
+    {
+        let url = K::url_path(&(), Some(namespace));
+        let request = Request::new(url).get(name, &GetParams::default());
+        let answer = self
+            .client
+            .request(request.map_err(kube::Error::BuildRequest)?)
+            .await;
+        match answer {
+            Ok(found) => Ok(Some(found)),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the metadata of one object; `None`: there is none.

@@ -11,6 +11,7 @@
 //! | [`load`] | DatabaseClusters by the hundred, and waiting until they are Ready |
 //! | [`audit`] | the API server's record: users, requests, times, outcomes |
 //! | [`metrics`], [`http_get`] | what a replica exports |
+//! | [`certificates`] | certificates of an authority of its own, and which one a PostgreSQL server uses |
 //! | [`browser`] | a headless Chromium: the appearance and behavior of a page |
 //! | [`shards`], [`table`] | holders of shards, by the Leases and by the shard table |
 //! | [`fencing`] | which term of a shard wrote an object |
@@ -21,6 +22,7 @@
 pub mod accounts;
 pub mod audit;
 pub mod browser;
+pub mod certificates;
 pub mod control_plane;
 pub mod error;
 pub mod fencing;

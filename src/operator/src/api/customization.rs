@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::monitoring::Monitoring;
 use super::pod_schema;
 use super::postgresql::Postgresql;
+use super::tls::Tls;
 
 /// A rule on the keys of labels and annotations. Patterns are no option: the API server estimates the cost of a
 /// pattern on a key from the size of a request. A key that is not valid is refused by the API server when the child is
@@ -153,6 +154,11 @@ pub struct Customization {
     /// What measures the instances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitoring: Option<Monitoring>,
+
+    /// TLS for connections of clients and replicas. Without it, connections are not encrypted. Setting or removing it
+    /// restarts the instances one after the other, the primary last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
 }
 
 /// Reads the fields; none if no field is set.

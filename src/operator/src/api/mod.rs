@@ -9,6 +9,7 @@ pub(crate) mod postgresql;
 mod quantity;
 mod spec;
 mod status;
+mod tls;
 
 pub use crd::{CrdError, cluster_crd, crd_yaml, shard_table_crd};
 pub use customization::{
@@ -21,3 +22,4 @@ pub use spec::{DatabaseCluster, DatabaseClusterSpec, Resources, Retain, Storage}
 pub use status::{
     Condition, ConditionStatus, ConditionType, DatabaseClusterStatus, Phase, ShardStatus,
 };
+pub use tls::Tls;

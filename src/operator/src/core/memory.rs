@@ -8,6 +8,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use super::child::{ChildId, ChildKind, DesiredChild};
+use super::lifecycle::ConditionReason;
 use super::observed::{ChildRecord, ClaimTemplate};
 use shard_ownership::resource_version::is_older;
 
@@ -100,6 +101,16 @@ struct Rare {
     /// The generation that was applied and is not Ready as far as reported, and when it was applied or
     /// its progress was last reported.
     applied: Option<(i64, u64)>,
+    /// The last check of the Secret that `spec.tls` names.
+    tls: Option<TlsCheck>,
+}
+
+/// What a check of the Secret that `spec.tls` names has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct TlsCheck {
+    generation: i64,
+    at_ms: u64,
+    problem: Option<ConditionReason>,
 }
 
 /// What is known of the Secret of one cluster, which the operator must not read.
@@ -448,6 +459,34 @@ impl Memory {
         let (known, since_ms) = self.rare.as_ref()?.applied?;
         let rest_ms = delay_ms.saturating_sub(now_ms.saturating_sub(since_ms));
         (known == generation && rest_ms > 0).then_some(rest_ms)
+    }
+
+    /// Remembers what is wrong with the Secret that `spec.tls` names.
+    pub(crate) fn tls_check(
+        &mut self,
+        generation: i64,
+        problem: Option<ConditionReason>,
+        now_ms: u64,
+    ) {
+        self.rare().tls = Some(TlsCheck {
+            generation,
+            at_ms: now_ms,
+            problem,
+        });
+    }
+
+    /// What was found when the Secret was checked for this generation no longer than `fresh_ms` ago; none if it was
+    /// not.
+    #[must_use]
+    pub(crate) fn tls_checked(
+        &self,
+        generation: i64,
+        fresh_ms: u64,
+        now_ms: u64,
+    ) -> Option<Option<ConditionReason>> {
+        let check = self.rare.as_ref()?.tls.as_ref()?;
+        let is_fresh = now_ms.saturating_sub(check.at_ms) < fresh_ms;
+        (check.generation == generation && is_fresh).then(|| check.problem.clone())
     }
 
     /// Whether everything was last applied so long ago that it is time to do it once more.

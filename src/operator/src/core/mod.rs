@@ -3,6 +3,7 @@
 //! **Architecture invariant:** nothing here awaits, reads a clock, draws a random number, or knows
 //! the Kubernetes client. Whatever a decision needs is an argument.
 
+pub(crate) mod certificate;
 pub mod child;
 pub(crate) mod claims;
 pub(crate) mod digest;

@@ -244,6 +244,8 @@ pub struct StatefulSetRecord {
     pub claims_done: Option<String>,
     /// Its volume claim template, as it was when it was created.
     pub claim: Option<ClaimTemplate>,
+    /// The Secret with the certificate of its instances, if they have one.
+    pub tls_secret: Option<Box<str>>,
     /// Replicas that its spec requests.
     pub spec_replicas: i32,
     /// The generation that its status is about.

@@ -244,6 +244,14 @@ const ADVICE: &[(&str, &str)] = &[
         "add the missing key to the Secret {name}-app",
     ),
     (
+        reason::TLS_MISSING,
+        "create the Secret that spec.tls.secretName names; with cert-manager: kubectl describe certificate -n {namespace}",
+    ),
+    (
+        reason::TLS_INVALID,
+        "correct what the message names in the Secret of spec.tls; with cert-manager: kubectl describe certificate -n {namespace}",
+    ),
+    (
         reason::STORAGE,
         "do what the message asks for, or set spec.storage.size back to the size that it names",
     ),

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{exporter, metadata, settings, statefulset_name};
+use super::{exporter, metadata, settings, statefulset_name, tls};
 use crate::api::names;
 use crate::core::observed::ClusterRecord;
 
@@ -43,15 +43,14 @@ static SHA256: LazyLock<String> = LazyLock::new(|| sha256(&SCRIPTS));
 /// The scripts as `sha256sum --check` reads them. It is in the Pod template, which fewer may change
 /// than ConfigMaps.
 pub(super) fn digests(cluster: &ClusterRecord) -> String {
-    SHA256.clone() + &sha256(extra(cluster))
+    SHA256.clone() + &sha256(&extra(cluster))
 }
 
 /// Scripts that only the fields of this cluster need.
-fn extra(cluster: &ClusterRecord) -> &'static [(&'static str, &'static str)] {
-    match exporter::of(cluster) {
-        Some(_) => &[exporter::SCRIPT],
-        None => &[],
-    }
+fn extra(cluster: &ClusterRecord) -> Vec<(&'static str, &'static str)> {
+    let exporter = exporter::of(cluster).map(|_| exporter::SCRIPT);
+    let tls = tls::of(cluster).map(|_| tls::SCRIPT);
+    exporter.into_iter().chain(tls).collect()
 }
 
 fn sha256(scripts: &[(&str, &str)]) -> String {
@@ -73,8 +72,9 @@ pub(super) fn render(cluster: &ClusterRecord, initialized: bool) -> Value {
     }
     let mut data: Map<String, Value> = SCRIPTS
         .iter()
+        .copied()
         .chain(extra(cluster))
-        .map(|(name, text)| ((*name).to_owned(), json!(text)))
+        .map(|(name, text)| (name.to_owned(), json!(text)))
         .collect();
     data.insert(INITIALIZED.to_owned(), json!(initialized.to_string()));
     data.insert(PARAMETERS.to_owned(), json!(settings::reloaded(cluster)));

@@ -9,6 +9,7 @@ mod secret;
 mod service;
 mod settings;
 mod statefulset;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -25,7 +26,8 @@ use sharded_controller::object::ObjectKey;
 
 pub(crate) use labels::{claim_selectors, selector_text};
 pub use secret::{Password, secret};
-pub(crate) use secret::{RANDOM_BYTES, secret_id, secret_name};
+pub(crate) use secret::{RANDOM_BYTES, secret_id, secret_name, trial_secret};
+pub(crate) use tls::{VOLUME as TLS_VOLUME, host_names};
 
 /// Port of PostgreSQL.
 const PORT: u16 = 5432;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::{PORT, fingerprint, metadata, rw_host};
+use super::{PORT, fingerprint, metadata, rw_host, tls};
 use crate::api::names;
 use crate::core::child::{ChildId, ChildKind};
 use crate::core::observed::ClusterRecord;
@@ -69,6 +69,20 @@ pub(crate) fn secret_id(cluster: &str) -> ChildId {
     }
 }
 
+/// A Secret that is never stored: whether a dry run could create it shows whether there is one of its name.
+#[must_use]
+pub(crate) fn trial_secret(cluster: &ClusterRecord, name: &str, token: &FencingToken) -> Value {
+    let mut manifest = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata(cluster, name),
+        "type": "Opaque",
+    });
+    let annotations = &mut manifest["metadata"]["annotations"];
+    annotations[names::FENCING_TOKEN_ANNOTATION] = json!(token.for_cluster(&cluster.uid));
+    manifest
+}
+
 /// The Secret, with the fencing token of the writer. `replication` is the password of the replicas.
 #[must_use]
 pub fn secret(
@@ -97,7 +111,10 @@ pub fn secret(
         "host": host,
         "port": PORT.to_string(),
         "dbname": USERNAME,
-        "uri": format!("postgresql://{USERNAME}:{password}@{host}:{PORT}/{USERNAME}"),
+        "uri": format!(
+            "postgresql://{USERNAME}:{password}@{host}:{PORT}/{USERNAME}{}",
+            tls::uri_parameters(cluster),
+        ),
         "replication-password": replication.0,
         CLUSTER_UID_KEY: *cluster.uid,
     });

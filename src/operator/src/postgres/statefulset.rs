@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     CLUSTER_UID, CONTAINER, PORT, PREPARE_CONTAINER, config, customization, exporter, labels,
-    metadata, secret, secret_name, settings, statefulset_name,
+    metadata, secret, secret_name, settings, statefulset_name, tls,
 };
 use crate::api::names;
 use crate::core::claims::{self, DATA_VOLUME};
@@ -89,6 +89,7 @@ fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {
     });
     exporter::add(&mut pod, cluster);
     customization::add_scheduling(&mut pod, cluster);
+    tls::add_to_pod(&mut pod, cluster);
     pod
 }
 

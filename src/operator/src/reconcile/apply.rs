@@ -129,11 +129,12 @@ impl Refused {
 
 impl Run<'_> {
     /// Applies children, settles the Secret, deletes those that are not wanted and grows claims, one
-    /// after the other until something is refused.
+    /// after the other until something is refused. `holds_set`: the StatefulSet stays as it is.
     pub(super) async fn execute_steps(
         &mut self,
         steps: &Steps<'_>,
         owned: Option<&StatefulSetRecord>,
+        holds_set: bool,
         applied: &mut Applied,
     ) -> Result<(), Refused> {
         let is_blocked = applied.problem.is_some();
@@ -145,6 +146,9 @@ impl Run<'_> {
             let Some(child) = steps.desired.get(step.index) else {
                 continue;
             };
+            if child.id.kind == ChildKind::StatefulSet && holds_set {
+                continue;
+            }
             // After the others: they show whether a former cluster's objects still exist.
             if child.id.kind == ChildKind::StatefulSet
                 && let Some(step) = secret.take()

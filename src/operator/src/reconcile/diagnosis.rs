@@ -1,5 +1,6 @@
 //! Why the Pods of a cluster are not ready, as messages that stay the same while the cause does.
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod,
 };
@@ -12,6 +13,12 @@ use crate::postgres;
 
 /// Longest text taken from a Pod, in bytes.
 const TEXT_LENGTH_MAX: usize = 400;
+/// How what `tls.sh` reports begins.
+const ABOUT_TLS: &str = "TLS: ";
+/// What it reports once nothing is wrong any more.
+const TLS_IN_ORDER: &str = "the certificate is in order again";
+/// It reports at least that often what is wrong with a certificate.
+const TLS_REPORT_INTERVAL: SignedDuration = SignedDuration::from_mins(15);
 /// Label of a Pod: the revision of its template.
 const REVISION_LABEL: &str = "controller-revision-hash";
 
@@ -70,6 +77,10 @@ fn diagnose_pod(pod: &Pod, class_name: Option<&str>) -> Option<ConditionReason> 
     all.into_iter().find_map(|container| {
         let (reason, text) = diagnose_container(container)?;
         let container = &container.name;
+        if let Some(text) = text.strip_prefix(ABOUT_TLS) {
+            let message = format!("Pod {name}: {text}");
+            return Some(ConditionReason::new(reason::TLS_INVALID, message));
+        }
         let hint = match container == postgres::EXPORTER_CONTAINER {
             true => ". It is no part of the database: correct spec.monitoring.exporter",
             false => "",
@@ -228,6 +239,12 @@ pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<ConditionReas
         .map(str::trim)
         .find(|line| !line.is_empty())?;
     let name = pod.metadata.name.as_deref().unwrap_or("?");
+    if let Some(text) = reported.strip_prefix(ABOUT_TLS) {
+        return Some(ConditionReason::new(
+            reason::TLS_INVALID,
+            format!("Pod {name}: {}", shorten(text)),
+        ));
+    }
     let path = event.involved_object.field_path.as_deref();
     let whose = match path.and_then(container_in) {
         Some(container) if container != postgres::CONTAINER => format!("container {container}: "),
@@ -240,6 +257,25 @@ pub(super) fn explain_probe(events: &[Event], pod: &Pod) -> Option<ConditionReas
             shorten(reported)
         ),
     ))
+}
+
+/// What the instance in this Pod, which may be ready, reported last of its certificate; none if it is in order, or if that
+/// was so long ago that it would have been reported again.
+pub(super) fn explain_tls(events: &[Event], pod: &str, now: Timestamp) -> Option<ConditionReason> {
+    let about_tls = events.iter().filter(|event| {
+        let message = event.message.as_deref().unwrap_or_default();
+        message.contains(ABOUT_TLS)
+    });
+    let event = newest(about_tls)?;
+    let at = event.last_timestamp.as_ref().map(|time| time.0);
+    let at = at.or_else(|| event.event_time.as_ref().map(|time| time.0))?;
+    if now.duration_since(at) > TLS_REPORT_INTERVAL {
+        return None;
+    }
+    let (_, text) = event.message.as_deref()?.split_once(ABOUT_TLS)?;
+    let text = text.lines().next().unwrap_or_default().trim();
+    (!text.starts_with(TLS_IN_ORDER))
+        .then(|| ConditionReason::new(reason::TLS_INVALID, format!("Pod {pod}: {}", shorten(text))))
 }
 
 /// The container that an event is about: `spec.containers{postgres}`.
@@ -529,6 +565,39 @@ mod tests {
             "{}",
             why.message
         );
+    }
+
+    #[test]
+    fn what_an_instance_reports_of_its_certificate_counts_until_it_is_in_order_or_old() {
+        let event = |minute: u32, message: &str| -> Event {
+            serde_json::from_value(json!({
+                "metadata": {}, "involvedObject": {}, "message": message,
+                "lastTimestamp": format!("2026-01-01T00:{minute:02}:00Z"),
+            }))
+            .unwrap()
+        };
+        let at = |minute: u32| format!("2026-01-01T00:{minute:02}:00Z").parse().unwrap();
+        let mut events = vec![
+            event(1, "Readiness probe failed: it has not followed"),
+            event(
+                2,
+                "Readiness probe failed: TLS: the Secret x has no key tls.key: add it\n",
+            ),
+        ];
+        let found = |events: &[Event], minute| explain_tls(events, "x-db-0", at(minute));
+        let why = found(&events, 5).unwrap();
+        assert_eq!(why.reason, reason::TLS_INVALID);
+        assert_eq!(
+            why.message,
+            "Pod x-db-0: the Secret x has no key tls.key: add it"
+        );
+        assert_eq!(found(&events, 18), None);
+        events.push(event(
+            3,
+            "Readiness probe failed: TLS: the certificate is in order again",
+        ));
+        assert_eq!(found(&events, 5), None);
+        assert_eq!(found(&events[..1], 5), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
 use moka::Expiry;
@@ -16,8 +17,8 @@ use sharded_controller::write::GuardedClient;
 
 use super::dependents::ObjectRef;
 use super::diagnosis::{
-    diagnose, explain_events, explain_mount, explain_probe, is_container_ready, is_ready, stuck,
-    unmounted, unready,
+    diagnose, explain_events, explain_mount, explain_probe, explain_tls, is_container_ready,
+    is_ready, stuck, unmounted, unready,
 };
 use crate::core::lifecycle::ConditionReason;
 use crate::core::observed::{ClusterRecord, StatefulSetRecord};
@@ -227,6 +228,23 @@ impl Lookups {
             )
             .await?;
         Ok(explain_probe(&events, pod))
+    }
+
+    /// What the primary, which may be ready, reports of its certificate.
+    pub(super) async fn tls_report(
+        &self,
+        set: &StatefulSetRecord,
+        now: Timestamp,
+    ) -> kube::Result<Option<ConditionReason>> {
+        let key = &set.child.key;
+        let pod = format!("{}-0", key.name);
+        let about = EventsOf {
+            kind: "Pod",
+            name: &pod,
+            reason: "Unhealthy",
+        };
+        let events = self.events(&key.namespace, about).await?;
+        Ok(explain_tls(&events, &pod, now))
     }
 
     async fn events(&self, namespace: &str, about: EventsOf<'_>) -> kube::Result<Vec<Event>> {

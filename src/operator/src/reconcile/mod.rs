@@ -15,6 +15,7 @@ mod refused;
 mod run;
 mod secret;
 mod takeovers;
+mod tls;
 mod writer;
 
 use std::sync::Arc;

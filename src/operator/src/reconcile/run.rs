@@ -207,11 +207,21 @@ impl<'a> Run<'a> {
             applied.note(refused);
         }
         let is_wrong = matches!(applied.problem, Some(Problem::Permanent(_)));
+        let bad_secret = match is_wrong {
+            true => None,
+            false => self.check_tls(owned).await,
+        };
+        let holds_set = bad_secret.as_ref().is_some_and(|bad| bad.holds_set);
         if applied.failure.is_none()
             && !is_wrong
-            && let Err(refused) = self.execute_steps(steps, owned, &mut applied).await
+            && let Err(refused) = self
+                .execute_steps(steps, owned, holds_set, &mut applied)
+                .await
         {
             applied.note(refused);
+        }
+        if let Some(bad) = bad_secret {
+            applied.problem = plan::worst(applied.problem.take(), bad.problem);
         }
         if steps.sweep && applied.failure.is_none() {
             let reconciler = self.reconciler;
@@ -338,18 +348,15 @@ impl<'a> Run<'a> {
         let update = self.compute_status(owned, applied, why, primary);
         self.write_status(&update).await?;
         if update.next == Next::Ready {
-            let generation = self.cluster.generation;
-            let reconciler = self.reconciler;
-            let took_ms = reconciler.with_memory(self.cluster, |memory| {
-                memory.change_done(generation, self.reconciler.clock.now_ms())
-            });
-            if let Some(ms) = took_ms {
-                let seconds = std::time::Duration::from_millis(ms).as_secs_f64();
-                reconciler.metrics.convergence_seconds.observe(seconds);
-            }
+            self.observe_convergence();
         }
         match (failure, &applied.problem) {
             (Some(failure), _) => Err(failure),
+            (None, Some(Problem::Permanent(why) | Problem::Transient(why)))
+                if [reason::TLS_MISSING, reason::TLS_INVALID].contains(&why.reason.as_str()) =>
+            {
+                Ok(self.outcome(self.recheck()))
+            }
             (None, Some(Problem::Permanent(why))) => Err(Failure::Failed {
                 cause: match why.reason.as_str() {
                     reason::FOREIGN_CHILD => Cause::ForeignChild,
@@ -370,6 +377,19 @@ impl<'a> Run<'a> {
                 let late = until_late.map(|ms| Next::RequeueAfter { ms });
                 Ok(self.outcome(late.unwrap_or(update.next)))
             }
+        }
+    }
+
+    /// Records how long the change of this generation took.
+    fn observe_convergence(&self) {
+        let generation = self.cluster.generation;
+        let reconciler = self.reconciler;
+        let took_ms = reconciler.with_memory(self.cluster, |memory| {
+            memory.change_done(generation, self.reconciler.clock.now_ms())
+        });
+        if let Some(ms) = took_ms {
+            let seconds = std::time::Duration::from_millis(ms).as_secs_f64();
+            reconciler.metrics.convergence_seconds.observe(seconds);
         }
     }
 

@@ -133,6 +133,10 @@ pub fn statefulset(
             Some(known) => known.claim.clone(),
             None => claim(object),
         },
+        tls_secret: match unchanged {
+            Some(known) => known.tls_secret.clone(),
+            None => spec.and_then(tls_secret).map(|name| cut(name).into()),
+        },
         spec_replicas: match unchanged {
             Some(known) => known.spec_replicas,
             None => spec.and_then(|spec| spec.replicas).unwrap_or(1),
@@ -187,6 +191,14 @@ fn created_for(set: &StatefulSetSpec) -> Option<&str> {
     let mut environment = container(set)?.env.iter().flatten();
     let uid = environment.find(|variable| variable.name == postgres::CLUSTER_UID)?;
     uid.value.as_deref()
+}
+
+fn tls_secret(set: &StatefulSetSpec) -> Option<&str> {
+    let mut volumes = set.template.spec.as_ref()?.volumes.iter().flatten();
+    let volume = volumes.find(|volume| volume.name == postgres::TLS_VOLUME)?;
+    let mut sources = volume.projected.as_ref()?.sources.iter().flatten();
+    let secret = sources.find_map(|source| source.secret.as_ref())?;
+    Some(&secret.name)
 }
 
 /// Namespace and name; none if either is missing.

@@ -239,6 +239,7 @@ impl<'a> PackedChild<'a> {
             0 => None,
             _ => Some(read_claim(&mut from)?),
         };
+        let tls_secret = from.maybe_text()?;
         let prefix = [&*child.key.name, "-"].concat();
         let current_revision = from.text_after(&prefix)?;
         let update_revision = match from.byte()? {
@@ -253,6 +254,7 @@ impl<'a> PackedChild<'a> {
             image,
             claims_done: claims_done.map(str::to_owned),
             claim,
+            tls_secret: tls_secret.map(Into::into),
             spec_replicas,
             observed_generation,
             replicas,
@@ -326,6 +328,7 @@ pub(super) fn pack_statefulset(record: &StatefulSetRecord, group: &str) -> Vec<u
         image,
         claims_done,
         claim,
+        tls_secret,
         spec_replicas,
         observed_generation,
         replicas,
@@ -359,6 +362,7 @@ pub(super) fn pack_statefulset(record: &StatefulSetRecord, group: &str) -> Vec<u
             write_claim(claim, &mut out);
         }
     }
+    out.maybe_text(tls_secret.as_deref());
     let prefix = [&*child.key.name, "-"].concat();
     out.text_after(&prefix, current_revision);
     if update_revision == current_revision {

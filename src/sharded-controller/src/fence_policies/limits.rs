@@ -9,8 +9,8 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
     Policy {
         name: "limits-statefulsets",
         comment: "Upper bounds on what the operator's credentials allow, also if they are stolen: no Pods with privileges, with \
-            access to\ntheir nodes, with a ServiceAccount, or with another Secret than their cluster's. An existing template \
-            that does not\nchange is not checked.",
+            access to\ntheir nodes, with a ServiceAccount, or with another Secret than their cluster's; of others the keys of a \
+            certificate\nonly. An existing template that does not change is not checked.",
         reads_table: false,
         scope: Scope::All,
         rules: vec![ResourceRule::of("apps", &["statefulsets"], &["CREATE", "UPDATE"])],
@@ -42,8 +42,11 @@ pub(super) fn stateful_sets(_: &Fence) -> Policy {
                 || !variables.pod.?volumes.orValue([]).all(v, has(v.emptyDir) || has(v.configMap)
                 || (has(v.secret) && v.secret.?secretName.orValue('') == variables.secret)
                 || (has(v.projected) && v.projected.?sources.orValue([]).all(s, has(s.secret)
-                && s.secret.?name.orValue('') == variables.secret)))
-                ? 'Pods of a StatefulSet must have no volumes but emptyDir, configMap and the Secret ' + variables.secret
+                && (s.secret.?name.orValue('') == variables.secret
+                || (v.name == 'tls' && s.secret.?items.orValue([]).size() > 0
+                && s.secret.items.all(i, i.key in ['tls.crt', 'tls.key', 'ca.crt']))))))
+                ? 'Pods of a StatefulSet must have no volumes but emptyDir, configMap, the Secret ' + variables.secret
+                + ', and in the volume tls the keys tls.crt, tls.key and ca.crt of another'
                 : !variables.containers.all(c, !c.?securityContext.?privileged.orValue(false)
                 && !c.?securityContext.?allowPrivilegeEscalation.orValue(true)
                 && c.?securityContext.?capabilities.?add.orValue([]).size() == 0

@@ -46,6 +46,10 @@ pub(crate) mod reason {
     pub(crate) const SECRET_MISSING: &str = "SecretMissing";
     /// The Secret lacks keys that Pods need.
     pub(crate) const SECRET_INVALID: &str = "SecretInvalid";
+    /// The Secret that `spec.tls` names is missing.
+    pub(crate) const TLS_MISSING: &str = "TlsSecretMissing";
+    /// The Secret that `spec.tls` names is no good.
+    pub(crate) const TLS_INVALID: &str = "TlsSecretInvalid";
     /// The claim of the primary is missing, and claims of replicas exist.
     pub(crate) const PRIMARY_VOLUME: &str = "PrimaryVolumeMissing";
     /// A claim of an instance is being deleted.

@@ -390,3 +390,4 @@ mod life;
 mod ownership;
 mod persistent_failure;
 mod refused;
+mod tls;

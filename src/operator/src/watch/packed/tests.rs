@@ -123,6 +123,7 @@ fn statefulset() -> impl Strategy<Value = StatefulSetRecord> {
             spec_digest,
             labels_digest,
             image,
+            tls_secret: claims_done.as_deref().map(Into::into),
             claims_done,
             claim,
             spec_replicas: counts[0],
