@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds helm from its pinned Go module into a cache outside git, and prints where it is. HELM=path uses a ready-made one.
 # With "schemas" it prints the folder of the Prometheus operator's CustomResourceDefinitions instead (PROMETHEUS_CRDS),
-# with "olm-schemas" that of the Operator Lifecycle Manager's (OLM_CRDS).
+# with "olm-schemas" that of the Operator Lifecycle Manager's (OLM_CRDS), with "snapshot-schemas" that of VolumeSnapshots
+# (SNAPSHOT_CRDS).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -17,6 +18,7 @@ files_of() { # module, folder
 }
 case ${1:-} in
 schemas) echo "${PROMETHEUS_CRDS:-$(files_of github.com/prometheus-operator/prometheus-operator example/prometheus-operator-crd)}"; exit 0 ;;
+snapshot-schemas) echo "${SNAPSHOT_CRDS:-$(files_of github.com/kubernetes-csi/external-snapshotter/client/v8 config/crd)}"; exit 0 ;;
 olm-schemas) echo "${OLM_CRDS:-$(files_of github.com/operator-framework/api crds)}"; exit 0 ;;
 esac
 if [ -n "${HELM:-}" ]; then

@@ -408,9 +408,14 @@ async fn podmonitor_and_alerts_match_the_prometheus_operator_crds() {
         ]));
     }
     testbed_namespace(&control_plane.client(), NAMESPACE).await;
+    snapshots_of_the_recipe_are_valid(&control_plane).await;
     // An unknown field would be rejected.
     for (file, field) in [
         ("components/podmonitor/podmonitor.yaml", "interval:"),
+        (
+            "components/database-podmonitor/podmonitor.yaml",
+            "interval:",
+        ),
         ("components/alerts/prometheusrule.yaml", "expr:"),
     ] {
         accepted(&control_plane, &deploy(file)).await;
@@ -419,6 +424,28 @@ async fn podmonitor_and_alerts_match_the_prometheus_operator_crds() {
         std::fs::write(&wrong, text.replace(field, "intervall:")).unwrap();
         let said = refused(kubectl_of(&control_plane).args(STRICT).arg(&wrong));
         assert!(said.contains("intervall"), "{said}");
+    }
+}
+
+/// The manifests of docs/how-to/backup.md, with the real kinds. No driver takes a snapshot here.
+async fn snapshots_of_the_recipe_are_valid(control_plane: &ControlPlane) {
+    let file = snapshot_crds().join("snapshot.storage.k8s.io_volumesnapshots.yaml");
+    run(kubectl_of(control_plane).args(["create", "-f"]).arg(file));
+    testbed_namespace(&control_plane.client(), "shop").await;
+    let page = std::fs::read_to_string(deploy("../docs/how-to/backup.md")).unwrap();
+    let (_, snapshots) = page.split_once("## Snapshots of volumes").unwrap();
+    let blocks = snapshots.split("```yaml\n").skip(1);
+    let blocks: Vec<&str> = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert_eq!(blocks.len(), 2);
+    for (block, field) in blocks.iter().zip(["source:", "dataSource:"]) {
+        let file = control_plane.folder().join("snapshot.yaml");
+        std::fs::write(&file, block).unwrap();
+        accepted(control_plane, &file.display().to_string()).await;
+        std::fs::write(&file, block.replace(field, "sauce:")).unwrap();
+        let said = refused(kubectl_of(control_plane).args(STRICT).arg(&file));
+        assert!(said.contains("sauce"), "{said}");
     }
 }
 

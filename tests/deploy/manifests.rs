@@ -110,7 +110,8 @@ fn components_apply_to_every_base() {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "resources": [format!("../{base}")],
-            "components": ["../components/autoscaling", "../components/podmonitor", "../components/alerts"],
+            "components": ["../components/autoscaling", "../components/podmonitor", "../components/alerts",
+                "../components/database-podmonitor", "../components/kube-state-metrics"],
         });
         std::fs::write(folder.path().join("kustomization.yaml"), text.to_string()).unwrap();
         let made = kustomize(folder.path());
@@ -128,7 +129,30 @@ fn components_apply_to_every_base() {
             ports[0]["name"]
         );
         object(&made, "PrometheusRule", NAME);
+        the_exporters_are_scraped(object(&made, "PodMonitor", "databasecluster-databases"));
+        let state = object(&made, "ConfigMap", "databasecluster-custom-resource-state");
+        assert!(state["data"]["custom-resource-state.yaml"].is_string());
     }
+}
+
+/// By labels and a port that the Pods of DatabaseClusters have.
+fn the_exporters_are_scraped(monitor: &Value) {
+    let golden = std::fs::read_to_string(root().join("tests/golden/statefulset.yaml")).unwrap();
+    let set: Value = serde_saphyr::from_str(&golden).unwrap();
+    let labels = &set["spec"]["template"]["metadata"]["labels"];
+    let selector = monitor["spec"]["selector"]["matchLabels"].as_object();
+    for (name, value) in selector.unwrap() {
+        assert_eq!(labels[name], *value, "{name}");
+    }
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    assert_eq!(endpoint["port"], "metrics");
+    // The label of the Pods by which dashboard and alerts know the DatabaseCluster.
+    let source = &endpoint["relabelings"][0]["sourceLabels"][0];
+    assert_eq!(
+        source,
+        "__meta_kubernetes_pod_label_app_kubernetes_io_instance"
+    );
+    assert_eq!(labels["app.kubernetes.io/instance"], "orders");
 }
 
 #[test]

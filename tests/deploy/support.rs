@@ -139,6 +139,10 @@ pub(crate) fn prometheus_crds() -> PathBuf {
     built("tests/chart-tools/build.sh", "schemas")
 }
 
+pub(crate) fn snapshot_crds() -> PathBuf {
+    built("tests/chart-tools/build.sh", "snapshot-schemas")
+}
+
 pub(crate) fn olm_crds() -> PathBuf {
     built("tests/chart-tools/build.sh", "olm-schemas")
 }

@@ -448,6 +448,8 @@ async fn problems_are_reported_with_a_remedy_and_cleared_once_fixed() {
         refusals_of_the_operator(&control_plane),
         a_sidecar_is_not_taken_for_postgres(&control_plane),
         crate::sidecars::additions_of_others_are_left_alone(&control_plane),
+        crate::exporter::without_an_image_takes_no_database_away(&control_plane),
+        crate::backup::restore_from_a_snapshot_uses_its_claim(&control_plane),
         tags_of_unknown_schemes_are_checked_by_the_pod(&control_plane),
         a_webhook_that_is_down_is_reported_on_the_clusters_that_it_stops(&control_plane),
     );

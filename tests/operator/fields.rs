@@ -390,6 +390,9 @@ async fn wrong_fields_are_refused_with_what_to_do() {
             "log_line_prefix": "%m [%p] "}, "initdb": {"locale": "en_US.utf8", "walSegmentSizeMB": 64}}}),
         json!({"postgresql": {"initdb": {"locale": "C", "encoding": "LATIN1", "dataChecksums": false}}}),
         json!({"services": {"readOnly": {"type": "NodePort", "externalTrafficPolicy": "Local"}}}),
+        json!({"monitoring": {}}),
+        json!({"monitoring": {"exporter": {}}}),
+        json!({"monitoring": {"exporter": {"resources": {"limits": {"memory": "1Gi"}}}}}),
         json!({"metadata": {"labels": {"team": ""}, "annotations": {"example.com/note": "any text"}}}),
     ] {
         let answer = create(&good).await;
@@ -409,6 +412,18 @@ async fn wrong_fields_are_refused_with_what_to_do() {
     let operators = "the operator sets archive_*";
     let line = "printable ASCII";
     for (bad, expected) in [
+        (
+            json!({"monitoring": {"exporter": {"image": ""}}}),
+            "should be at least 1 chars",
+        ),
+        (
+            json!({"monitoring": {"exporter": {"image": "a b"}}}),
+            "image must name a container image",
+        ),
+        (
+            json!({"monitoring": {"exporter": {"resources": {"memory": 128}}}}),
+            "memory must be from 16Mi",
+        ),
         (parameter("archive_command", "x"), operators),
         (parameter("restore_command", "x"), operators),
         (parameter("shared_preload_libraries", "x"), operators),

@@ -2,6 +2,7 @@
 
 pub mod alerts;
 pub mod catalogue;
+pub mod custom_resource_state;
 pub mod drawing;
 pub mod linter;
 pub mod prometheus;

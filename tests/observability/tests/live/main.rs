@@ -8,6 +8,7 @@ use std::fs;
 use std::time::Duration;
 
 use observability::catalogue::Catalogue;
+use observability::custom_resource_state::Config;
 use observability::linter::{list, text};
 use observability::prometheus::{JOB, Prometheus};
 use observability::promql::Query;
@@ -230,6 +231,45 @@ async fn every_query_returns_data_and_shows_a_crash() {
         assert!(is_used, "{part} ({reason}) is in no query");
     }
     scraped_metrics_are_documented(&prometheus).await;
+    kube_state_metrics_would_export_the_same(&control_plane, &prometheus).await;
+}
+
+/// The operator's metrics with the names of DatabaseClusters are those that the configuration of kube-state-metrics
+/// makes of the same objects.
+async fn kube_state_metrics_would_export_the_same(
+    control_plane: &ControlPlane,
+    prometheus: &Prometheus,
+) {
+    let config = Config::read().unwrap();
+    let name = "databasecluster_database_condition";
+    wait_for("both to be the same", PATIENCE, || async {
+        let list = ["get", "dbc", "-A", "-o", "json"];
+        let objects: Value =
+            serde_json::from_str(&control_plane.run_kubectl(&list).await?).unwrap();
+        let mut wanted = BTreeSet::new();
+        for object in self::list(&objects, "/items") {
+            for series in config.metrics(object).unwrap() {
+                let exported = ["Available", "Degraded", "Initialized"];
+                let is_exported = |kind: &String| exported.contains(&kind.as_str());
+                if series.name == name && series.labels.get("type").is_some_and(is_exported) {
+                    wanted.insert((json!(series.labels).to_string(), series.value.to_string()));
+                }
+            }
+        }
+        let mut found = BTreeSet::new();
+        for series in prometheus.ask(name).await? {
+            let mut labels = series["metric"].clone();
+            let fields = labels.as_object_mut().unwrap();
+            fields.retain(|label, _| !["__name__", "instance", "job"].contains(&label.as_str()));
+            found.insert((labels.to_string(), text(&series, "/value/1").to_owned()));
+        }
+        let same = !wanted.is_empty() && found == wanted;
+        Ok(Progress::when(same, (), || {
+            format!("{found:?}\n{wanted:?}")
+        }))
+    })
+    .await
+    .unwrap();
 }
 
 /// Both ways, by what Prometheus itself has under the name of the job.
