@@ -103,6 +103,26 @@ async fn fields_reach_the_children_and_go_when_they_are_removed() {
     ] {
         assert_eq!(write["metadata"]["annotations"][name], value);
     }
+    // No load balancer exists here: the object says so.
+    let object = until_cluster(&client, (NAMESPACE, "db"), "not exposed", |object| {
+        condition(object, "Exposed")
+            .is_some_and(|(status, why, _)| status == "False" && why == "AddressPending")
+    })
+    .await;
+    let (.., text) = condition(&object, "Exposed").unwrap();
+    assert!(
+        text.contains("Service db-rw") && !text.contains("Service db-r:"),
+        "{text}"
+    );
+    let address = json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}});
+    services
+        .patch_status("db-rw", &PatchParams::default(), &Patch::Merge(address))
+        .await
+        .unwrap();
+    until_cluster(&client, (NAMESPACE, "db"), "exposed", |object| {
+        condition(object, "Exposed").is_some_and(|(status, ..)| status == "True")
+    })
+    .await;
     until_service(&services, "db-r", "a port of the nodes", |found| {
         found["spec"]["type"] == "NodePort" && found["spec"]["ports"][0]["nodePort"].is_number()
     })

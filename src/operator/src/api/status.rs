@@ -48,7 +48,8 @@ pub struct DatabaseClusterStatus {
     /// Conditions of the cluster: `Ready` (it is as its spec asks: all instances accept connections), `Progressing` (a
     /// change is being applied), `Degraded` (something is wrong; the message says what), `Available` (the primary
     /// serves, also while a change is refused), `Initialized` (the primary has accepted connections once: its volume
-    /// has data), `Stalled` (only while something has to be corrected: waiting does not help).
+    /// has data), `Stalled` (only while something has to be corrected: waiting does not help),
+    /// `Exposed` (only with Services of type LoadBalancer: each has an address).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -182,6 +183,8 @@ pub enum ConditionType {
     Initialized,
     /// Nothing gets better by waiting; it exists only while that is so.
     Stalled,
+    /// Each load balancer has given an address; it exists only while a Service asks for one.
+    Exposed,
     /// A type that this version does not know.
     Other(String),
 }
@@ -197,6 +200,7 @@ impl ConditionType {
             Self::Available => "Available",
             Self::Initialized => "Initialized",
             Self::Stalled => "Stalled",
+            Self::Exposed => "Exposed",
             Self::Other(text) => text,
         }
     }
@@ -211,6 +215,7 @@ impl From<String> for ConditionType {
             "Available" => Self::Available,
             "Initialized" => Self::Initialized,
             "Stalled" => Self::Stalled,
+            "Exposed" => Self::Exposed,
             _ => Self::Other(text),
         }
     }

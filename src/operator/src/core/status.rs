@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 
 use super::lifecycle::{
-    ConditionReason, Facts, Observed as LifecycleObserved, Problem, Stage, Workload, conditions,
-    reason,
+    ConditionReason, Exposure, Facts, Observed as LifecycleObserved, Problem, Stage, Workload,
+    conditions, reason,
 };
 use super::observed::{ClusterRecord, StatefulSetRecord};
 use crate::api::names::NAMES;
@@ -31,6 +31,8 @@ pub struct Done<'a> {
     pub diagnosis: Option<&'a ConditionReason>,
     /// Whether the primary serves; none when that could not be found out.
     pub primary: Option<bool>,
+    /// Whether the load balancers have addresses.
+    pub exposure: Exposure,
     /// Label selector of the Pods, as text.
     pub selector: &'a str,
     /// Fencing token of the writer.
@@ -140,6 +142,7 @@ pub(crate) fn compute_status(done: &Done<'_>) -> StatusUpdate {
             &Facts {
                 initialized: done.initialized,
                 primary: done.primary,
+                exposure: done.exposure.clone(),
                 generation: cluster.generation,
                 now: done.now,
             },

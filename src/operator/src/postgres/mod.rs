@@ -215,6 +215,26 @@ pub(crate) fn optional_children(cluster: &str) -> [ChildId; 1] {
     }]
 }
 
+/// The names of the Services that ask for a load balancer.
+#[must_use]
+pub(crate) fn load_balanced(cluster: &ClusterRecord) -> Vec<String> {
+    let name = &cluster.key.name;
+    let both = [
+        (
+            customization::read_write(cluster),
+            service::read_write_name(name),
+        ),
+        (customization::read_only(cluster), service::read_name(name)),
+    ];
+    let asks = |settings: Option<&crate::api::Service>| {
+        settings.is_some_and(|settings| settings.kind == crate::api::ServiceType::LoadBalancer)
+    };
+    both.into_iter()
+        .filter(|(settings, _)| asks(*settings))
+        .map(|(_, name)| name)
+        .collect()
+}
+
 /// Whether the Services find the primary whatever the other containers of its Pod do.
 #[must_use]
 pub(crate) fn serves_by_container(cluster: &ClusterRecord) -> bool {

@@ -5,7 +5,7 @@ use super::dependents::Dependent;
 use super::refused::Target;
 use super::run::Run;
 use crate::api::{ConditionType, Retain, names};
-use crate::core::lifecycle::reason;
+use crate::core::lifecycle::{Exposure, reason};
 use crate::core::observed::{ChildRecord, StatefulSetRecord};
 use crate::core::plan::{Delete, is_owned_by};
 use crate::core::status::{Notice, primary_serves};
@@ -68,7 +68,8 @@ impl Run<'_> {
             owned,
             postgres::serves_by_container(self.cluster),
         );
-        let update = self.compute_status(owned, applied, None, primary);
+        let exposure = Exposure::NotAsked;
+        let update = self.compute_status(owned, applied, None, primary, exposure);
         self.write_status(&update).await
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Event, Pod, Service};
 use kube::api::ListParams;
 use moka::Expiry;
 use moka::future::Cache;
@@ -178,6 +178,19 @@ impl Lookups {
             false => is_ready,
         };
         Ok(pods.iter().any(serves))
+    }
+
+    /// Whether this Service has an address of a load balancer. Never cached: it is asked for once a minute at most.
+    pub(super) async fn has_address(&self, namespace: &str, name: &str) -> kube::Result<bool> {
+        let params = ListParams::default()
+            .fields(&format!("metadata.name={name}"))
+            .match_any();
+        let found = self.client.list::<Service>(namespace, &params).await?;
+        let mut addresses = found.iter().flat_map(|service| {
+            let balancer = service.status.as_ref()?.load_balancer.as_ref()?;
+            balancer.ingress.as_ref()
+        });
+        Ok(addresses.any(|all| !all.is_empty()))
     }
 
     /// Why the controller of StatefulSets cannot create Pods or claims, as its events say.

@@ -12,7 +12,7 @@ use super::refused::Target;
 use crate::api::{ConditionStatus, ConditionType, names};
 use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::lifecycle::{
-    ConditionReason, Problem, Stage, Workload, progressing_since, reason,
+    ConditionReason, Exposure, Problem, Stage, Workload, progressing_since, reason,
 };
 use crate::core::memory::{Basis, Memory};
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, StatefulSetRecord};
@@ -42,6 +42,9 @@ const CROWDED_FACTOR: u64 = 5;
 /// Shortest and longest pause between checks for leftovers of a former cluster, in milliseconds;
 /// between these bounds, half of the time waited.
 const FORMER_MS: (u64, u64) = (1_000, 30_000);
+
+/// How often a load balancer is asked for its address while it has none, in milliseconds.
+const ADDRESS_MS: u64 = 60_000;
 
 pub(super) struct Run<'a> {
     pub(super) reconciler: &'a Reconciler,
@@ -345,7 +348,9 @@ impl<'a> Run<'a> {
         }
         let why = pods.as_ref().and_then(|pods| pods.why.as_ref());
         let primary = self.primary(owned).await;
-        let update = self.compute_status(owned, applied, why, primary);
+        let exposure = self.exposure().await;
+        let is_pending = matches!(exposure, Exposure::Pending(_) | Exposure::Unknown);
+        let update = self.compute_status(owned, applied, why, primary, exposure);
         self.write_status(&update).await?;
         if update.next == Next::Ready {
             self.observe_convergence();
@@ -373,9 +378,7 @@ impl<'a> Run<'a> {
             (None, _) => {
                 let reconciler = self.reconciler;
                 reconciler.with_memory(self.cluster, Memory::awaits_nothing);
-                let until_late = self.until_late(owned, &update);
-                let late = until_late.map(|ms| Next::RequeueAfter { ms });
-                Ok(self.outcome(late.unwrap_or(update.next)))
+                Ok(self.outcome(self.next(owned, &update, is_pending)))
             }
         }
     }
@@ -538,12 +541,54 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// When to reconcile again after a report without a problem.
+    fn next(
+        &self,
+        owned: Option<&StatefulSetRecord>,
+        update: &StatusUpdate,
+        address_is_pending: bool,
+    ) -> Next {
+        match (self.until_late(owned, update), update.next) {
+            (Some(ms), _) => Next::RequeueAfter { ms },
+            (None, Next::Ready) if address_is_pending => Next::RequeueAfter { ms: ADDRESS_MS },
+            (None, next) => next,
+        }
+    }
+
+    /// Whether the load balancers have addresses; nothing is read unless the spec asks for one.
+    async fn exposure(&self) -> Exposure {
+        let services = postgres::load_balanced(self.cluster);
+        if services.is_empty() {
+            return Exposure::NotAsked;
+        }
+        let mut pending = Vec::new();
+        for name in services {
+            let lookups = &self.reconciler.lookups;
+            match lookups
+                .has_address(&self.cluster.key.namespace, &name)
+                .await
+            {
+                Ok(true) => {}
+                Ok(false) => pending.push(format!("Service {name}")),
+                Err(error) => {
+                    tracing::debug!(object = %self.cluster.key, %error, "its Services could not be read");
+                    return Exposure::Unknown;
+                }
+            }
+        }
+        match pending.is_empty() {
+            true => Exposure::Assigned,
+            false => Exposure::Pending(pending.join(" and ")),
+        }
+    }
+
     pub(super) fn compute_status(
         &self,
         owned: Option<&StatefulSetRecord>,
         applied: &Applied,
         diagnosis: Option<&ConditionReason>,
         primary: Option<bool>,
+        exposure: Exposure,
     ) -> StatusUpdate {
         compute_status(&Done {
             cluster: self.cluster,
@@ -555,6 +600,7 @@ impl<'a> Run<'a> {
             problem: applied.problem.as_ref(),
             diagnosis,
             primary,
+            exposure,
             selector: &postgres::selector_text(&self.cluster.key.name),
             token: self.permit.token(),
             now: self.reconciler.clock.now(),

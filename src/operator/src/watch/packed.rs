@@ -606,6 +606,7 @@ fn write_condition(condition: &Condition, out: &mut Writer) {
         ConditionType::Initialized => 4,
         ConditionType::Other(_) => 5,
         ConditionType::Stalled => 6,
+        ConditionType::Exposed => 7,
     };
     let status = match status {
         ConditionStatus::True => 0,
@@ -631,6 +632,7 @@ fn read_condition(from: &mut Reader<'_>) -> Option<Condition> {
         3 => ConditionType::Available,
         4 => ConditionType::Initialized,
         6 => ConditionType::Stalled,
+        7 => ConditionType::Exposed,
         _ => ConditionType::Other(from.text()?.to_owned()),
     };
     let status = match code & 3 {

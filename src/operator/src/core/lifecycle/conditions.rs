@@ -8,16 +8,31 @@ use crate::api::{Condition, ConditionStatus, ConditionType};
 use ConditionStatus::{False, True};
 
 /// Facts that are reported in addition to the stage.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Facts {
     /// Whether the primary has accepted connections at least once.
     pub initialized: bool,
     /// Whether the primary serves; none keeps what was reported before.
     pub primary: Option<bool>,
+    /// Whether the load balancers have addresses.
+    pub exposure: Exposure,
     /// Generation of the spec.
     pub generation: i64,
     /// The current time.
     pub now: Timestamp,
+}
+
+/// Whether the load balancers of a cluster's Services have addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// No Service asks for one.
+    NotAsked,
+    /// It could not be read: what was reported before is kept.
+    Unknown,
+    /// These Services have none yet, as text.
+    Pending(String),
+    /// Each has one.
+    Assigned,
 }
 
 /// The conditions for a stage, and those that are independent of the stage: whether the primary
@@ -53,6 +68,7 @@ pub(crate) fn conditions(stage: &Stage, facts: &Facts, before: &[Condition]) -> 
         (ConditionType::Degraded, degraded, degraded_why),
     ];
     known.extend(available(stage, facts.primary, before));
+    known.extend(exposed(&facts.exposure, before));
     if facts.initialized {
         let text = "the volume of the primary has data".to_owned();
         known.push((
@@ -119,6 +135,27 @@ fn available<'a>(
         status,
         (reason, message.to_owned()),
     ))
+}
+
+/// Exists only while a Service asks for a load balancer.
+fn exposed<'a>(exposure: &Exposure, before: &'a [Condition]) -> Option<Reported<'a>> {
+    let (status, reason, message) = match exposure {
+        Exposure::NotAsked => return None,
+        Exposure::Unknown => {
+            let known = before.iter().find(|c| c.type_ == ConditionType::Exposed)?;
+            (known.status, known.reason.as_str(), known.message.clone())
+        }
+        Exposure::Pending(services) => (
+            False,
+            reason::ADDRESS_PENDING,
+            format!(
+                "no load balancer has given an address to {services}: see the Events of `kubectl describe service`, \
+                 and whether something serves its loadBalancerClass"
+            ),
+        ),
+        Exposure::Assigned => (True, reason::ADDRESS_ASSIGNED, String::new()),
+    };
+    Some((ConditionType::Exposed, status, (reason, message)))
 }
 
 fn transition_time(

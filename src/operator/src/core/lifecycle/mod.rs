@@ -43,6 +43,7 @@ mod stage;
 
 use std::marker::PhantomData;
 
+pub use conditions::Exposure;
 pub(crate) use conditions::{Facts, conditions};
 pub(crate) use stage::{Observed, Problem, Stage, Workload, progressing_since, reason};
 

@@ -72,6 +72,10 @@ pub(crate) mod reason {
     pub(crate) const PRIMARY_READY: &str = "PrimaryReady";
     /// The primary does not serve.
     pub(crate) const PRIMARY_NOT_READY: &str = "PrimaryNotReady";
+    /// A load balancer has given no address yet.
+    pub(crate) const ADDRESS_PENDING: &str = "AddressPending";
+    /// Each load balancer has given an address.
+    pub(crate) const ADDRESS_ASSIGNED: &str = "AddressAssigned";
     /// It is being deleted.
     pub(crate) const TERMINATING: &str = "Terminating";
 

@@ -61,6 +61,7 @@ fn facts(observation: &Observed<'_>, primary: Option<bool>) -> Facts {
     Facts {
         initialized: false,
         primary,
+        exposure: Exposure::NotAsked,
         generation: observation.generation,
         now: observation.now,
     }
@@ -375,6 +376,37 @@ fn kstatus_and_argo_cd_read_the_conditions_as_they_are_meant() {
             "{after:?}"
         );
     }
+}
+
+#[test]
+fn address_of_a_load_balancer_is_a_condition_while_one_is_asked_for() {
+    let stage = Stage::reconstruct(&DatabaseClusterStatus::default());
+    let observation = observation(Workload::Settled, 0);
+    let ask = |exposure, before: &[Condition]| {
+        let facts = Facts {
+            exposure,
+            ..facts(&observation, Some(true))
+        };
+        let all = conditions(&stage, &facts, before);
+        all.into_iter().find(|c| c.type_ == ConditionType::Exposed)
+    };
+    assert_eq!(ask(Exposure::NotAsked, &[]), None);
+    assert_eq!(ask(Exposure::Unknown, &[]), None);
+    let pending = ask(Exposure::Pending("Service a-rw".to_owned()), &[]).unwrap();
+    assert_eq!(
+        (pending.status, pending.reason.as_str()),
+        (ConditionStatus::False, reason::ADDRESS_PENDING)
+    );
+    assert!(
+        pending.message.contains("Service a-rw"),
+        "{}",
+        pending.message
+    );
+    let before = [pending.clone()];
+    assert_eq!(ask(Exposure::Unknown, &before), Some(pending));
+    let assigned = ask(Exposure::Assigned, &before).unwrap();
+    assert_eq!(assigned.status, ConditionStatus::True);
+    assert_eq!(ask(Exposure::NotAsked, &before), None);
 }
 
 #[test]
