@@ -241,7 +241,7 @@ impl World {
         {
             write = batch;
         }
-        process.sent_tables.insert(id, write.clone());
+        process.sent_table = Some(write.clone());
         if let (true, Some(table)) = (sabotage.work_before_entry, table)
             && let TableChange::Entries { entries, .. } = &write.change
         {

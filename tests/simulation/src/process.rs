@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::server::MemberMeta;
 use shard_ownership::hash::{ShardCount, ShardId};
 use shard_ownership::lease::{MemberLease, ShardLease};
-use shard_ownership::ownership::{Event, Ownership, Settings, WriteId, WriteResult};
+use shard_ownership::ownership::{Event, Ownership, Settings, WriteResult};
 use shard_ownership::planner::Stabilization;
 use shard_ownership::table::{TableChange, TableWrite};
 use shard_ownership::token::FencingToken;
@@ -114,8 +114,8 @@ pub(crate) struct Process {
     pub(crate) watch: Watch,
     /// The table has a watch of its own.
     pub(crate) table_watch: Watch,
-    /// The writes of the table whose answers it awaits.
-    pub(crate) sent_tables: BTreeMap<WriteId, TableWrite>,
+    /// The last write of the table that was sent.
+    pub(crate) sent_table: Option<TableWrite>,
     /// The last of several entries that was refused.
     pub(crate) refused_batch: Option<TableWrite>,
     pub(crate) view_changed: bool,
@@ -173,7 +173,7 @@ impl Process {
             leaving: false,
             watch: Watch::default(),
             table_watch: Watch::default(),
-            sent_tables: BTreeMap::new(),
+            sent_table: None,
             refused_batch: None,
             named: newcomer.incarnation,
             seen_members: BTreeMap::new(),
@@ -206,12 +206,8 @@ impl Process {
 
     /// Remembers several entries that were refused together.
     pub(crate) fn note_refusal(&mut self, event: &Event) {
-        let Event::TableWritten(id, result) = event else {
-            return;
-        };
-        let sent = self.sent_tables.remove(id);
-        if *result == WriteResult::Rejected {
-            let batch = sent.filter(|write| {
+        if let Event::TableWritten(_, WriteResult::Rejected) = event {
+            let batch = self.sent_table.take().filter(|write| {
                 matches!(&write.change, TableChange::Entries { entries, .. } if entries.len() > 1)
             });
             self.refused_batch = batch.or(self.refused_batch.take());

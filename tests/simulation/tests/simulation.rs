@@ -10,7 +10,7 @@ use simulation::{Ending, Plan, Sabotage, Summary, simulate};
 const SEEDS: u64 = 400;
 const SEEDS_OF_HALF_AN_UPDATE: u64 = 20;
 /// Seeds within which sabotage must be detected.
-const SEEDS_TO_NOTICE: u64 = 500;
+const SEEDS_TO_NOTICE: u64 = 200;
 
 fn run(plan: Plan, seeds: std::ops::Range<u64>) -> (Summary, Vec<String>) {
     let next = AtomicU64::new(seeds.start);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::Reason;
 use super::lease_write::Intent;
 use super::membership::Membership;
-use super::others::{Contribution, OtherShards};
+use super::others::{Contribution, HANDOVER_MS, OtherShards};
 use super::outbox::Outbox;
 use super::shard::Shard;
 use super::table_view::{Grant, TableView};
@@ -66,6 +66,10 @@ impl<'a> Evaluation<'a> {
         } else {
             BTreeMap::new()
         };
+        for shard in shards.values_mut() {
+            let entry = self.table.epoch(shard.id());
+            shard.observe_entry(entry, self.us.now_ms, HANDOVER_MS);
+        }
         let before: Vec<Contribution> = shards.values().map(|s| self.contribution(s)).collect();
         for contribution in &before {
             self.others.add(*contribution);

@@ -8,8 +8,9 @@ use super::work::Stage;
 use crate::hash::ShardCount;
 use crate::planner::move_budget;
 
-/// For how long a shard whose work is to end counts among those that are being handed over.
-const HANDOVER_MS: u64 = 125;
+/// For how long a shard whose work is to end, and then one that waits for its new holder, counts among
+/// those that are being handed over.
+pub(super) const HANDOVER_MS: u64 = 125;
 
 /// What one shard contributes.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,8 @@ impl Contribution {
         let is_handed_over = match shard.stage() {
             Stage::Draining(since_ms) => us.now_ms.saturating_sub(since_ms) < HANDOVER_MS,
             Stage::Drained | Stage::Halted => shard.is_write_in_flight(),
-            Stage::Idle | Stage::Listing | Stage::Running => false,
+            Stage::Idle => shard.is_handed_over(),
+            Stage::Listing | Stage::Running => false,
         };
         let is_warm = shard.successor().is_some_and(|successor| {
             membership.may_receive(us, successor)
@@ -62,10 +64,11 @@ impl OtherShards {
         self.of_other_count -= usize::from(shard.has_other_count);
     }
 
-    /// Half as many as a fleet leader would move at once: more writes only wait for each other while
-    /// their shards stand still. One whose work takes longer, or whose write is retried, holds up none.
+    /// A quarter of what a fleet leader would move at once: more writes only wait for each other while
+    /// their shards stand still. One whose work takes longer, whose write is retried, or whose new
+    /// holder is slow, holds up none.
     pub(super) fn allow_handover(&self, count: ShardCount) -> bool {
-        self.handed_over < (move_budget(count) / 2).max(1)
+        self.handed_over < (move_budget(count) / 4).max(1)
     }
 
     /// Whether no successor of a running shard is still listing: the API server would have that to do

@@ -21,6 +21,8 @@ pub(super) struct Shard {
     pub(super) work: Work,
     /// For how long it has been free, in credited time; `None`: it is not.
     free_ms: Option<u64>,
+    /// When we handed it over, until its new holder works on it as far as known.
+    handed_over_ms: Option<u64>,
 }
 
 impl Shard {
@@ -30,6 +32,7 @@ impl Shard {
             write: LeaseWrite::default(),
             work: Work::new(id),
             free_ms: None,
+            handed_over_ms: None,
         }
     }
 
@@ -68,6 +71,19 @@ impl Shard {
     /// Whether a write of the Lease is in flight.
     pub(super) fn is_write_in_flight(&self) -> bool {
         self.write.is_in_flight()
+    }
+
+    /// Whether we handed it over and its new holder does not work on it as far as known.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handed_over_ms.is_some()
+    }
+
+    /// Takes in the epoch of its entry; `most_ms`: for how long the new holder's is awaited.
+    pub(super) fn observe_entry(&mut self, entry: Option<u32>, now_ms: u64, most_ms: u64) {
+        let epoch = self.lease().map(|lease| lease.epoch);
+        self.handed_over_ms = self
+            .handed_over_ms
+            .filter(|since_ms| entry < epoch && now_ms.saturating_sub(*since_ms) < most_ms);
     }
 
     /// Whether this write of the Lease is in flight.
@@ -150,7 +166,7 @@ impl Shard {
                 let (epoch, uid) = (lease.epoch, lease.version.uid.clone());
                 self.observe(lease);
                 if self.record.lease().is_some() {
-                    self.carry_on(intent, epoch, uid);
+                    self.carry_on(now_ms, intent, epoch, uid);
                 }
             }
             WriteResult::Conflict => {
@@ -171,14 +187,15 @@ impl Shard {
     }
 
     /// A write of ours succeeded.
-    fn carry_on(&mut self, intent: Intent, epoch: u32, uid: String) {
+    fn carry_on(&mut self, now_ms: u64, intent: Intent, epoch: u32, uid: String) {
         match intent {
             Intent::Take(reason) => {
                 let waited_ms = self.free_ms.unwrap_or(0);
                 self.work.taken(epoch, uid, reason, waited_ms);
             }
             Intent::Raise => self.work.raised(epoch),
-            Intent::Name(_) | Intent::HandOver(_) | Intent::Vacate => {}
+            Intent::HandOver(_) => self.handed_over_ms = Some(now_ms),
+            Intent::Name(_) | Intent::Vacate => {}
         }
     }
 

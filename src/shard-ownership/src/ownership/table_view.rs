@@ -23,11 +23,6 @@ const REFUSALS_MAX: u32 = 2;
 /// default.
 const FAILURES_MAX: u32 = 25;
 
-/// Writes of entries whose answers may be awaited at the same time. A shard that is handed over
-/// while an earlier write travels does not wait for it. The API server executes writes of one
-/// object one after the other, so more of them would only be repeated there.
-const WRITES_MAX: usize = 2;
-
 /// How long until we check again whether we may write the table.
 const PROBE_MS: u64 = 2000;
 
@@ -55,6 +50,14 @@ enum Permission {
     Probing,
 }
 
+/// A write of the table whose answer is awaited.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct InFlight {
+    id: WriteId,
+    /// The shards whose entries it sets.
+    sent: BTreeSet<ShardId>,
+}
+
 /// A shard whose Lease is ours and whose entry may have to be written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claim {
@@ -63,7 +66,7 @@ pub(super) struct Claim {
     pub(super) epoch: u32,
 }
 
-/// The table as last observed, and the writes in flight.
+/// The table as last observed, and the write in flight.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TableView {
     /// Our number of shards.
@@ -76,15 +79,12 @@ pub(super) struct TableView {
     entries: BTreeMap<ShardId, Entry>,
     /// Whether a fresh read found no table since one was last observed.
     is_absent: bool,
-    /// The writes whose answers are awaited, each with the shards whose entries it sets. No shard
-    /// is in two of them.
-    in_flight: BTreeMap<WriteId, BTreeSet<ShardId>>,
+    in_flight: Option<InFlight>,
     /// Entries that were refused together with others: each is sent on its own.
     apart: BTreeSet<ShardId>,
     /// Consecutive refusals of each entry on its own.
     refusals: BTreeMap<ShardId, u32>,
-    /// When to read the table before anything else is done with it: the read in flight may have
-    /// been answered before what asks for this one.
+    /// When to read the table before anything else is done with it.
     must_read: Option<u64>,
     reading: bool,
     /// The known version when the read in flight was sent.
@@ -103,7 +103,7 @@ impl TableView {
             highest_epoch: 0,
             entries: BTreeMap::new(),
             is_absent: false,
-            in_flight: BTreeMap::new(),
+            in_flight: None,
             apart: BTreeSet::new(),
             refusals: BTreeMap::new(),
             // The table may not exist, and then no watch reports it.
@@ -131,21 +131,17 @@ impl TableView {
         self.permission != Permission::Assumed
     }
 
-    /// Whether only a read shows what is stored.
-    const fn is_in_doubt(&self) -> bool {
-        self.must_read.is_some() || self.reading
-    }
-
-    fn is_in_flight(&self, shard: ShardId) -> bool {
-        self.in_flight.values().any(|sent| sent.contains(&shard))
+    /// Whether a write is in flight or its effect is not known.
+    fn is_unsettled(&self) -> bool {
+        self.in_flight.is_some() || self.must_read.is_some()
     }
 
     /// Whether there is a table, and nothing is to be read or written of it.
     pub(super) fn is_at_rest(&self) -> bool {
         self.uid().is_some()
-            && self.in_flight.is_empty()
-            && !self.is_in_doubt()
+            && !self.is_unsettled()
             && !self.is_refused()
+            && !self.reading
             && self.apart.is_empty()
             && self.refusals.is_empty()
     }
@@ -214,6 +210,7 @@ impl TableView {
         let from = self.read_from.take();
         match read {
             Ok(Some(table)) => {
+                self.must_read = None;
                 // Older than what was known before the read: the API server went back in time.
                 if from.is_some_and(|from| table.version.is_older_than(&from)) {
                     self.version = None;
@@ -221,14 +218,14 @@ impl TableView {
                 self.observe(table);
             }
             Ok(None) => {
+                self.must_read = None;
                 if from == self.version {
-                    let must_read = self.must_read;
                     self.lost();
-                    self.must_read = must_read;
+                    self.must_read = None;
                     self.is_absent = true;
                 }
             }
-            Err(ReadFailed) => self.must_read = self.must_read.or(Some(now_ms + retry_ms)),
+            Err(ReadFailed) => self.must_read = Some(now_ms + retry_ms),
         }
     }
 
@@ -240,7 +237,7 @@ impl TableView {
         result: WriteResult<ShardTable>,
         retry_ms: u64,
     ) {
-        let Some(sent) = self.in_flight.remove(&id) else {
+        let Some(InFlight { sent, .. }) = self.in_flight.take_if(|write| write.id == id) else {
             return;
         };
         match result {
@@ -296,8 +293,7 @@ impl TableView {
     /// contradicts it: we must not write the table, and another replica must take the shard.
     pub(super) fn is_entry_refused(&mut self, now_ms: u64, shard: ShardId) -> bool {
         let refusals = self.refusals.get(&shard).copied().unwrap_or(0);
-        let is_refused =
-            refusals >= REFUSALS_MAX && !self.is_in_doubt() && !self.is_in_flight(shard);
+        let is_refused = refusals >= REFUSALS_MAX && !self.is_unsettled();
         if is_refused && self.permission == Permission::Assumed {
             self.permission = Permission::Refused {
                 again_ms: now_ms + PROBE_MS,
@@ -310,7 +306,6 @@ impl TableView {
     pub(super) fn refresh(&mut self, now_ms: u64, out: &mut Outbox) {
         if self.must_read.is_some_and(|at_ms| now_ms >= at_ms) && !self.reading {
             self.reading = true;
-            self.must_read = None;
             self.read_from.clone_from(&self.version);
             out.push(Action::ReadTable);
         }
@@ -322,8 +317,8 @@ impl TableView {
         }
     }
 
-    /// Writes what the table lacks and no write in flight brings: the table itself, our number of
-    /// shards, the entries of these shards. `is_standby`: whether replicas with another
+    /// Writes what the table lacks, unless an earlier write is not settled: the table itself, our
+    /// number of shards, the entries of these shards. `is_standby`: whether replicas with another
     /// number of shards are alive.
     pub(super) fn write(
         &mut self,
@@ -332,14 +327,14 @@ impl TableView {
         claims: impl Iterator<Item = Claim>,
         out: &mut Outbox,
     ) {
-        if self.is_in_doubt() || self.in_flight.len() >= WRITES_MAX {
+        if self.is_unsettled() {
             return;
         }
         let Some((change, sent)) = self.change(us, is_standby, claims) else {
             return;
         };
         let id = out.next_id();
-        self.in_flight.insert(id, sent);
+        self.in_flight = Some(InFlight { id, sent });
         let shards = self.count.get();
         out.push(Action::WriteTable(id, TableWrite { shards, change }));
     }
@@ -353,14 +348,13 @@ impl TableView {
     ) -> Option<(TableChange, BTreeSet<ShardId>)> {
         let stays = !us.is_leaving() && !self.is_refused();
         let Some(version) = self.version.clone() else {
-            let may_create = stays && self.is_absent && self.in_flight.is_empty();
+            let may_create = stays && self.is_absent;
             return may_create.then_some((TableChange::Create, BTreeSet::new()));
         };
         if !self.has_our_count() {
             // No replica works with the old number any more, and none has started with ours.
             let epoch = self.highest_epoch + 1;
-            let may_convert =
-                stays && !is_standby && epoch <= EPOCH_MAX && self.in_flight.is_empty();
+            let may_convert = stays && !is_standby && epoch <= EPOCH_MAX;
             let change = TableChange::Convert {
                 base: version,
                 epoch,
@@ -370,9 +364,7 @@ impl TableView {
         let mut entries = self.entries_behind(us, claims);
         self.apart.retain(|shard| entries.contains_key(shard));
         self.refusals.retain(|shard, _| entries.contains_key(shard));
-        entries.retain(|shard, _| !self.is_in_flight(*shard));
-        let alone = self.apart.iter().find(|shard| entries.contains_key(shard));
-        if let Some(alone) = alone {
+        if let Some(alone) = self.apart.first() {
             entries.retain(|shard, _| shard == alone);
         }
         let sent: BTreeSet<ShardId> = entries.keys().copied().collect();

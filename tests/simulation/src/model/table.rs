@@ -1,9 +1,9 @@
 //! The shard table in the model: its requests, its faults, and what must hold.
 //!
-//! The API server executes a read of the table, a probe or a write when it is sent, and the answer waits behind the
-//! events that the replica has not handled: it may send a second write of other entries before that. Writes in flight
-//! never set the same entry, so their order at the API server makes no difference. What can go in between there is a
-//! fault: a late request, a lost reply, a watch of the table that is frozen.
+//! A read of the table and its answer happen at once, as do a probe and a write: the machine keeps one of each under
+//! way, and between a request and its answer nothing but its own events can happen to it that would not as well
+//! happen before or after. What can go in between at the API server is a fault: a late request, a lost reply, a watch
+//! of the table that is frozen.
 
 use super::fleet::Fleet;
 use super::replica::{NextRequest, Up};
