@@ -23,6 +23,15 @@ fn install_yaml_matches_the_kustomize_base() {
     assert!(made.len() > 20, "{}", made.len());
 }
 
+/// `kubectl delete -f` deletes in the order of the file, and does not stop when something is refused.
+#[test]
+fn guard_is_deleted_after_the_kinds_that_it_protects() {
+    let text = std::fs::read_to_string(deploy("install.yaml")).unwrap();
+    let guard = text.find("  name: databasecluster-guard\n").unwrap();
+    let kinds = text.rfind("kind: CustomResourceDefinition\n").unwrap();
+    assert!(kinds < guard);
+}
+
 #[test]
 fn grace_period_and_min_ready_seconds_cover_a_drain() {
     let objects = installed();
