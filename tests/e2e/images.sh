@@ -43,7 +43,7 @@ postgres() {
   local root=$work/postgres programs tool
   mkdir -p "$root"/usr/{bin,lib,lib64,share} "$root"/{etc,tmp,var/run/postgresql,docker-entrypoint-initdb.d,pgdata}
   for tool in bin lib lib64; do ln -s "usr/$tool" "$root/$tool"; done
-  programs=$(for tool in cat chmod cp cut date dirname env find grep head id ls mkdir mktemp mv rm sed sha256sum sleep sort tail timeout tr wc; do
+  programs=$(for tool in base64 cat chmod cmp cp cut date dirname env find grep head id ls mkdir mktemp mv rm sed sha256sum sleep sort tail timeout tr wc; do
     command -v "$tool"
   done)
   # shellcheck disable=SC2086 # a list, split on purpose

@@ -8,6 +8,7 @@ source tests/e2e/operator.sh
 source tests/e2e/database.sh
 source tests/e2e/faults.sh
 source tests/e2e/life.sh
+source tests/e2e/fields.sh
 
 # Folders with fixed names that the parts write to; they go with this mount namespace.
 for folder in /run /var/lib /var/log; do mount -t tmpfs tmpfs "$folder"; done
@@ -63,11 +64,16 @@ scenario_e() {
   remove_and_upgrade
 }
 
+scenario_f() {
+  heading "f. Optional fields: where Pods run, and how clients connect"
+  optional_fields
+}
+
 mkdir -p "$STATE/log"
-for scenario in ${ONLY:-a b c d e}; do
-  [ "$(type -t "scenario_$scenario")" = function ] || fail "ONLY=$ONLY: there is no scenario '$scenario', only a b c d e"
+for scenario in ${ONLY:-a b f c d e}; do
+  [ "$(type -t "scenario_$scenario")" = function ] || fail "ONLY=$ONLY: there is no scenario '$scenario', only a b c d e f"
 done
-for scenario in ${ONLY:-a b c d e}; do "scenario_$scenario"; done
+for scenario in ${ONLY:-a b f c d e}; do "scenario_$scenario"; done
 heading "done in $(seconds $(($(now_ms) - started_ms)))"
 [ "$missed" -eq 0 ] || fail "$missed goals were missed"
 say "everything was shown, every goal was met"
