@@ -397,7 +397,10 @@ fn chart_dashboards_match_the_kustomize_configmap() {
     let data = wanted["data"].as_object().unwrap();
     let files = std::fs::read_dir(root().join("dashboards")).unwrap();
     let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-    assert_eq!(data.len(), names.filter(|name| name.ends_with(".json")).count());
+    assert_eq!(
+        data.len(),
+        names.filter(|name| name.ends_with(".json")).count()
+    );
     for (file, text) in data {
         let file = file.strip_prefix("databasecluster-").unwrap();
         let own = std::fs::read_to_string(root().join("dashboards").join(file)).unwrap();

@@ -194,8 +194,7 @@ async fn repeated_removal_and_reinstall_never_touch_a_database() {
     assert!(said.contains("with all replicas stopped"), "{said}");
     // Without the selector: the kind is refused, and nothing else matters to the databases.
     apply(&control_plane);
-    let said =
-        refused(kubectl_of(&control_plane).args(["delete", "-f", INSTALL, "--timeout=2m"]));
+    let said = refused(kubectl_of(&control_plane).args(["delete", "-f", INSTALL, "--timeout=2m"]));
     assert!(
         said.contains("would delete every DatabaseCluster"),
         "{said}"
