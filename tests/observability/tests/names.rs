@@ -111,9 +111,14 @@ fn metrics_in(text: &str) -> Vec<&str> {
         "kubelet_",
     ];
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-    // The role of the exporter.
-    let words = words.filter(|word| *word != "databasecluster_exporter");
-    words
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    // A view of PostgreSQL in a query, and the role of the exporter.
+    let is_metric = |place: &usize| {
+        let before = place.checked_sub(1).map(|place| words[place]);
+        !matches!(before, Some("FROM" | "JOIN")) && words[*place] != "databasecluster_exporter"
+    };
+    let names = (0..words.len()).filter(is_metric).map(|place| words[place]);
+    names
         .filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix)))
         .collect()
 }
