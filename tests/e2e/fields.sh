@@ -62,7 +62,7 @@ spec:
   priorityClassName: databases
   nodeSelector: {example.com/databases: "true"}
   tolerations: [{key: example.com/databases, operator: Exists, effect: NoSchedule}]
-  metadata: {labels: {example.com/team: payments}}
+  podTemplate: {metadata: {labels: {example.com/team: payments}}}
   postgresql: {parameters: {work_mem: 8MB}}
   tls: {secretName: ledger-tls, required: true}
 Y
