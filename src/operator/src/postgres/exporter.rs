@@ -7,6 +7,7 @@
 
 use serde_json::{Value, json};
 
+use super::statefulset::push;
 use super::{CONTAINER, EXPORTER_CONTAINER, PORT, PREPARE_CONTAINER, statefulset};
 use crate::api::Exporter;
 use crate::core::observed::ClusterRecord;
@@ -58,12 +59,6 @@ pub(super) fn add(pod: &mut Value, cluster: &ClusterRecord) {
         &mut pod["volumes"],
         json!({"name": VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}),
     );
-}
-
-fn push(list: &mut Value, item: Value) {
-    if let Some(list) = list.as_array_mut() {
-        list.push(item);
-    }
 }
 
 fn container(exporter: &Exporter, mount: &Value) -> Value {

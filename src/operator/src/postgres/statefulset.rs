@@ -132,12 +132,20 @@ pub(super) fn install_with(script: &str) -> String {
     INSTALL.replace("exec sh ", &before)
 }
 
+/// Adds to a list of a manifest.
+pub(super) fn push(list: &mut Value, item: Value) {
+    if let Some(list) = list.as_array_mut() {
+        list.push(item);
+    }
+}
+
 /// Prepares the volume before PostgreSQL starts, or reports why it must not start.
 fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
     let mut mounts = mounts(false);
-    if let Some(mounts) = mounts.as_array_mut() {
-        mounts.push(json!({"name": "config", "mountPath": "/config", "readOnly": true}));
-    }
+    push(
+        &mut mounts,
+        json!({"name": "config", "mountPath": "/config", "readOnly": true}),
+    );
     let mut environment = environment(cluster, created_for);
     if let Some(environment) = environment.as_array_mut() {
         environment.extend([
@@ -162,12 +170,11 @@ fn prepare(cluster: &ClusterRecord, created_for: &str) -> Value {
 
 fn container(cluster: &ClusterRecord, created_for: &str) -> Value {
     let mut environment = environment(cluster, created_for);
-    if let Some(environment) = environment.as_array_mut() {
-        environment.push(json!({
-            "name": "POSTGRES_INITDB_ARGS",
-            "value": settings::initdb_arguments(cluster),
-        }));
-        environment.push(json!({"name": "POSTGRES_PASSWORD_FILE", "value": "/secret/password"}));
+    for variable in [
+        json!({"name": "POSTGRES_INITDB_ARGS", "value": settings::initdb_arguments(cluster)}),
+        json!({"name": "POSTGRES_PASSWORD_FILE", "value": "/secret/password"}),
+    ] {
+        push(&mut environment, variable);
     }
     let script = |name| json!(["sh", format!("/scripts/{name}")]);
     json!({

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::statefulset::push;
 use super::{CONTAINER, PREPARE_CONTAINER, rw_host, service, statefulset_name};
 use crate::api::Tls;
 use crate::core::observed::ClusterRecord;
@@ -92,12 +93,6 @@ fn adapt(container: &mut Value) {
     if let Some(Value::Array(probe)) = container.pointer_mut("/readinessProbe/exec/command") {
         let script = json!(format!("/scripts/{}", SCRIPT.0));
         probe.splice(1..1, [script, json!("ready")]);
-    }
-}
-
-fn push(list: &mut Value, item: Value) {
-    if let Some(list) = list.as_array_mut() {
-        list.push(item);
     }
 }
 

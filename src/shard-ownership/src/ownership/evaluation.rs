@@ -66,7 +66,8 @@ impl<'a> Evaluation<'a> {
         } else {
             BTreeMap::new()
         };
-        for shard in shards.values_mut() {
+        let handed_over = shards.values_mut().filter(|shard| shard.is_handed_over());
+        for shard in handed_over {
             let entry = self.table.epoch(shard.id());
             shard.observe_entry(entry, self.us.now_ms, HANDOVER_MS);
         }
