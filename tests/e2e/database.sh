@@ -1,17 +1,20 @@
 # The DatabaseCluster "orders" in the namespace "shop", and SQL as its users send it. Sourced.
 # shellcheck shell=bash
 
-# Volumes are folders, one on each node, created beforehand: there is no provisioner.
+# A volume is a folder of a node, created beforehand: there is no provisioner. Prints its object.
+volume() { # name, number of the node, class
+  mkdir -p "$STATE/volumes/$1"
+  jq -n --arg name "$1" --arg number "$2" --arg class "$3" --arg path "$STATE/volumes/$1" '{
+    apiVersion: "v1", kind: "PersistentVolume", metadata: {name: $name}, spec: {
+      capacity: {storage: "1Gi"}, accessModes: ["ReadWriteOnce"], storageClassName: $class, local: {path: $path},
+      persistentVolumeReclaimPolicy: "Retain", nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [
+        {key: "kubernetes.io/hostname", operator: "In", values: ["node-" + $number]}]}]}}}}'
+}
+
+# One on each node.
 make_volumes() {
   local number
-  for number in $(seq "$NODES"); do
-    mkdir -p "$STATE/volumes/$number"
-    jq -n --arg number "$number" --arg path "$STATE/volumes/$number" '{
-      apiVersion: "v1", kind: "PersistentVolume", metadata: {name: ("e2e-" + $number)}, spec: {
-        capacity: {storage: "1Gi"}, accessModes: ["ReadWriteOnce"], storageClassName: "local", local: {path: $path},
-        persistentVolumeReclaimPolicy: "Retain", nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [
-          {key: "kubernetes.io/hostname", operator: "In", values: ["node-" + $number]}]}]}}}}'
-  done | "$KUBECTL" create -f - >/dev/null
+  for number in $(seq "$NODES"); do volume "e2e-$number" "$number" local; done | "$KUBECTL" create -f - >/dev/null
   "$KUBECTL" create -f - >/dev/null <<'Y'
 apiVersion: storage.k8s.io/v1
 kind: StorageClass
@@ -36,8 +39,11 @@ spec:
 Y
 }
 
-database_is_ready() {
-  "$KUBECTL" -n shop get dbc orders -o json | jq -e '
+database_is_ready() { is_ready shop orders; }
+
+# Whether a DatabaseCluster of three is Ready with its last change.
+is_ready() { # namespace, name
+  "$KUBECTL" -n "$1" get dbc "$2" -o json | jq -e '
     .metadata.generation as $generation
     | if .status.phase == "Ready" and .status.readyReplicas == 3 and .status.observedGeneration == $generation then .
       else error("\(.status.phase): \([.status.conditions[]? | select(.status == "True" or .type == "Ready") | "\(.type) \(.reason) \(.message)"])") end' >/dev/null

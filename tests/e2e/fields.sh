@@ -3,18 +3,11 @@
 
 # Two volumes on each node, so that the scheduler has a choice; and nodes for databases only.
 prepare_for_fields() {
-  local number
+  local number copy
   for number in $(seq "$NODES"); do
     "$KUBECTL" label node "node-$number" example.com/databases=true "topology.kubernetes.io/zone=zone-$number" >/dev/null
     "$KUBECTL" taint node "node-$number" example.com/databases=true:NoSchedule >/dev/null
-    for copy in 1 2; do
-      mkdir -p "$STATE/volumes/ledger-$number-$copy"
-      jq -n --arg number "$number" --arg name "ledger-$number-$copy" --arg path "$STATE/volumes/ledger-$number-$copy" '{
-        apiVersion: "v1", kind: "PersistentVolume", metadata: {name: $name}, spec: {
-          capacity: {storage: "1Gi"}, accessModes: ["ReadWriteOnce"], storageClassName: "ledger", local: {path: $path},
-          persistentVolumeReclaimPolicy: "Retain", nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [
-            {key: "kubernetes.io/hostname", operator: "In", values: ["node-" + $number]}]}]}}}}'
-    done
+    for copy in 1 2; do volume "ledger-$number-$copy" "$number" ledger; done
   done | "$KUBECTL" create -f - >/dev/null
   "$KUBECTL" create -f - >/dev/null <<'Y'
 apiVersion: storage.k8s.io/v1
@@ -66,13 +59,6 @@ spec:
   postgresql: {parameters: {work_mem: 8MB}}
   tls: {secretName: ledger-tls, required: true}
 Y
-}
-
-ledger_is_ready() {
-  "$KUBECTL" -n books get dbc ledger -o json | jq -e '
-    .metadata.generation as $generation
-    | if .status.phase == "Ready" and .status.readyReplicas == 3 and .status.observedGeneration == $generation then .
-      else error("\(.status.phase): \([.status.conditions[]? | select(.status == "True" or .type == "Ready") | "\(.type) \(.reason) \(.message)"])") end' >/dev/null
 }
 
 ledger_pods() { "$KUBECTL" -n books get pods -l app.kubernetes.io/instance=ledger -o json; }
@@ -131,7 +117,7 @@ optional_fields() {
   create_certificate
   from=$(now_ms)
   create_ledger
-  wait_for "the DatabaseCluster with optional fields to be Ready" 240 ledger_is_ready
+  wait_for "the DatabaseCluster with optional fields to be Ready" 240 is_ready books ledger
   say "Ready after $(seconds $(($(now_ms) - from))), on nodes with a taint that only its Pods tolerate"
   shown "its Pods are on $NODES nodes, by default" is_spread_over_nodes
   shown "they have the priority of their class, and the labels of the spec" has_priority_and_labels
