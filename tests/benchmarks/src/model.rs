@@ -212,9 +212,18 @@ impl Model {
         record.key = ObjectKey::new(of(Place::Namespace), of(Place::Name));
         record.uid = of(Place::Uid(0)).into();
         record.bucket = Bucket::of(&record.uid);
+        let mut claim = self.claim.clone();
+        for uid in claim
+            .iter_mut()
+            .flat_map(|claim| [&mut claim.cluster_uid, &mut claim.created_for])
+        {
+            if uid.as_deref() == Some(&*self.record.uid) {
+                *uid = Some((&*record.uid).into());
+            }
+        }
         let source = Source {
             cluster: &record,
-            claim: self.claim.as_ref(),
+            claim: claim.as_ref(),
             initialized: self.initialized,
         };
         for child in source.children() {

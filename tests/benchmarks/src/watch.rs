@@ -1,6 +1,7 @@
 //! What it costs to see everything: the same objects, watched by one replica or by several, filtered
 //! by the API server or by the replicas.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -56,18 +57,42 @@ struct Row {
     peak: Vec<f64>,
     bytes: Vec<f64>,
     server: Server,
-    start_writes: f64,
+    /// What was written before anything was changed, by verb and resource.
+    start_writes: BTreeMap<String, f64>,
     first_seconds: Vec<f64>,
     strange: usize,
 }
 
+impl Row {
+    fn written(&self) -> f64 {
+        self.start_writes
+            .values()
+            .fold(0.0, |sum, number| sum + number)
+    }
+}
+
 /// The API server's own counters, of DatabaseClusters.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Server {
     sent: f64,
     filtered: f64,
-    /// Writes of DatabaseClusters and their children.
-    writes: f64,
+    /// Writes of DatabaseClusters and their children, by verb and resource.
+    writes: BTreeMap<String, f64>,
+}
+
+impl Server {
+    fn since(&self, before: &Self) -> Self {
+        let of = |kind: &String| before.writes.get(kind).copied().unwrap_or_default();
+        let writes = self
+            .writes
+            .iter()
+            .map(|(kind, now)| (kind.clone(), now - of(kind)));
+        Self {
+            sent: self.sent - before.sent,
+            filtered: self.filtered - before.filtered,
+            writes: writes.filter(|(_, number)| *number > 0.0).collect(),
+        }
+    }
 }
 
 pub(crate) async fn watch(
@@ -150,7 +175,7 @@ async fn measure(
     shards::wait_balanced(fleet, TIMEOUT).await?;
     tokio::time::sleep(REST).await;
     let started_cpu = cpu(fleet, first)?;
-    let start_writes = server(&client).await?.writes - before.writes;
+    let start_writes = server(&client).await?.since(&before).writes;
     let (mut memory, mut peak) = (Vec::new(), Vec::new());
     for replica in fleet.alive() {
         let usage = replica.usage()?;
@@ -173,11 +198,7 @@ async fn measure(
         memory,
         peak,
         bytes: Vec::new(),
-        server: Server {
-            sent: after.sent - before.sent,
-            filtered: after.filtered - before.filtered,
-            writes: after.writes - before.writes,
-        },
+        server: after.since(&before),
         start_writes,
         first_seconds: Vec::new(),
         strange: 0,
@@ -244,10 +265,16 @@ async fn server(client: &Client) -> Result<Server> {
         let reads = ["GET", "LIST", "WATCH"].contains(&label("verb"));
         !reads && label("dry_run").is_empty() && OURS.contains(&label("resource"))
     });
+    let mut by_kind = BTreeMap::new();
+    for sample in writes {
+        let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
+        let kind = ["verb", "resource", "subresource"].map(label).join(" ");
+        *by_kind.entry(kind.trim_end().to_owned()).or_default() += sample.value;
+    }
     Ok(Server {
         sent: of("apiserver_watch_events_total"),
         filtered: of("apiserver_watch_filtered_events_total"),
-        writes: writes.map(|sample| sample.value).sum(),
+        writes: by_kind,
     })
 }
 
@@ -298,11 +325,17 @@ fn print(rows: &[Row], clusters: usize, changes: usize) {
             range(&row.first_seconds, 1e-3)
         );
     }
-    let quiet = rows.iter().all(|row| row.start_writes <= START_WRITES_MAX);
+    let quiet = rows.iter().all(|row| row.written() <= START_WRITES_MAX);
     println!(
         "a fleet that starts on finished clusters writes nothing (at most {START_WRITES_MAX}): {}",
         verdict(quiet)
     );
+    for row in rows.iter().filter(|row| row.written() > START_WRITES_MAX) {
+        println!(
+            "  written with {} replicas: {:?}",
+            row.replicas, row.start_writes
+        );
+    }
     goal(rows, clusters);
 }
 
@@ -331,7 +364,7 @@ fn line(row: &Row, rows: &[Row]) -> String {
         range(&row.bytes, 1e6),
         row.server.sent,
         row.server.filtered,
-        row.start_writes,
+        row.written(),
     )
 }
 
