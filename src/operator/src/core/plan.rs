@@ -76,7 +76,7 @@ pub(crate) enum SecretStep {
         /// and be garbage-collected.
         hold: bool,
     },
-    /// Check whether it exists: Pods that start without it would hang.
+    /// Check whether it exists: the primary would hang if it started without it.
     Probe,
 }
 
@@ -215,7 +215,10 @@ fn secret_step(
         let child = observation.desired.get(step.index);
         child.is_some_and(|child| child.id.kind == ChildKind::StatefulSet)
     });
+    let has_replicas = observation.cluster.spec.replicas > 1;
     match (observation.initialized, applies_set) {
+        // A rollout begins with a replica, and does not go on to the primary before that one is ready.
+        (true, true) if has_set && has_replicas && !observation.sweep => SecretStep::Leave,
         (true, true) => SecretStep::Probe,
         (true, false) => SecretStep::Leave,
         (false, true) => SecretStep::Create {

@@ -19,7 +19,7 @@ async fn secret_is_created_once_and_its_loss_is_reported_before_pods_hang() {
 
     world.fake.with(|state| state.objects.remove(SECRET));
     let set = world.object(STATEFULSET).unwrap();
-    world.user_applies(json!({"image": "postgres:18", "replicas": 3}));
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 1}));
     let failure = world.reconcile().await.unwrap_err();
     assert!(matches!(failure, Failure::Failed { .. }), "{failure:?}");
     let (status, reason, message) = world.condition(ConditionType::Degraded);
@@ -35,7 +35,24 @@ async fn secret_is_created_once_and_its_loss_is_reported_before_pods_hang() {
         .fake
         .with(|state| state.put(SECRET, json!({"metadata": {"name": "orders-app"}})));
     world.reconcile().await.unwrap();
-    assert_eq!(world.object(STATEFULSET).unwrap()["spec"]["replicas"], 3);
+    let set = world.object(STATEFULSET).unwrap();
+    let image = &set["spec"]["template"]["spec"]["containers"][0]["image"];
+    assert_eq!(image, "postgres:18.1");
+}
+
+#[tokio::test]
+async fn secret_is_not_looked_for_when_a_replica_restarts_before_the_primary() {
+    let world = World::with_ready_cluster(2).await;
+    world.fake.with(|state| state.objects.remove(SECRET));
+    world.user_applies(json!({"image": "postgres:18.1", "replicas": 2}));
+    world.reconcile().await.unwrap();
+    assert!(!world.requests().contains(&format!("POST {SECRETS}")));
+    // The replica has been restarted and hangs.
+    world.set_pods(2, 1);
+    world.reconcile().await.unwrap();
+    world.time.advance(Duration::from_secs(31));
+    world.reconcile().await.unwrap_err();
+    assert_eq!(world.condition(ConditionType::Degraded).1, "SecretMissing");
 }
 
 #[tokio::test]
