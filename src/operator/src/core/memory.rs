@@ -9,7 +9,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::child::{ChildId, ChildKind, DesiredChild};
 use super::lifecycle::ConditionReason;
-use super::observed::{ChildRecord, ClaimTemplate};
+use super::observed::{ChildRecord, Selector};
+use shard_ownership::hash::Fnv1a64;
 use shard_ownership::resource_version::is_older;
 
 /// How long a watch may lag behind our own writes before what it shows is trusted again.
@@ -128,19 +129,30 @@ enum Secret {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Basis {
     generation: i64,
-    /// Digest of the volume claim template, which cannot be changed any more.
-    claim: Option<u64>,
+    /// Digest of what an existing StatefulSet keeps, and its Pods show.
+    pods: u64,
     initialized: bool,
 }
 
 impl Basis {
-    /// The input of a cluster's generation: its volume claim template as it was created, if there is one, and
-    /// whether the volume of the primary has data.
+    /// The input of a cluster's generation: how its StatefulSet selects Pods and the uid in their template,
+    /// and whether the volume of the primary has data. The volume claim template does not belong to it:
+    /// it cannot be changed, so it is not compared.
     #[must_use]
-    pub(crate) fn new(generation: i64, claim: Option<&ClaimTemplate>, initialized: bool) -> Self {
+    pub(crate) fn new(
+        generation: i64,
+        (selector, created_for): (Selector, &str),
+        initialized: bool,
+    ) -> Self {
+        let mut pods = Fnv1a64::default();
+        pods.write(&[match selector {
+            Selector::Own => 0,
+            Selector::Recommended => 1,
+        }]);
+        pods.write(created_for.as_bytes());
         Self {
             generation,
-            claim: claim.map(ClaimTemplate::digest),
+            pods: pods.finish(),
             initialized,
         }
     }
@@ -149,7 +161,7 @@ impl Basis {
     fn gives_same(&self, other: &Self, kind: ChildKind) -> bool {
         self.generation == other.generation
             && match kind {
-                ChildKind::StatefulSet => self.claim == other.claim,
+                ChildKind::StatefulSet => self.pods == other.pods,
                 ChildKind::ConfigMap => self.initialized == other.initialized,
                 ChildKind::PodDisruptionBudget | ChildKind::Secret | ChildKind::Service => true,
             }

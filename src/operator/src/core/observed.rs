@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use super::child::{ChildId, ChildKind, Fingerprint};
-use super::digest::write_text;
 use crate::api::{DatabaseClusterSpec, DatabaseClusterStatus, names};
-use shard_ownership::hash::{Bucket, Fnv1a64};
+use shard_ownership::hash::Bucket;
 use sharded_controller::object::ObjectKey;
 
 /// Maximum number of finalizers of one cluster that are stored: users add them, and memory is
@@ -196,35 +195,6 @@ pub struct ClaimTemplate {
     /// Uid of the cluster for which the StatefulSet was created, as in its Pod template. It stays
     /// when another cluster adopts the StatefulSet, so that no Pod restarts.
     pub created_for: Option<Box<str>>,
-}
-
-impl ClaimTemplate {
-    /// A digest of all of it.
-    #[must_use]
-    pub(crate) fn digest(&self) -> u64 {
-        let Self {
-            size,
-            class_name,
-            cluster_uid,
-            selector,
-            created_for,
-        } = self;
-        let mut hash = Fnv1a64::default();
-        hash.write(&[match selector {
-            Selector::Own => 0,
-            Selector::Recommended => 1,
-        }]);
-        write_text(size, &mut hash);
-        for text in [
-            class_name.as_deref(),
-            cluster_uid.as_deref(),
-            created_for.as_deref(),
-        ] {
-            hash.write(&[u8::from(text.is_some())]);
-            write_text(text.unwrap_or_default(), &mut hash);
-        }
-        hash.finish()
-    }
 }
 
 /// The stored part of a StatefulSet.

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use crate::api::names;
 use crate::core::child::{ChildId, ChildKind, DesiredChild, Fingerprint};
 use crate::core::digest::{self, Shape};
+use crate::core::memory::Basis;
 use crate::core::observed::{ClaimTemplate, ClusterRecord};
 use shard_ownership::token::FencingToken;
 use sharded_controller::object::ObjectKey;
@@ -111,6 +112,12 @@ impl Source<'_> {
     #[must_use]
     pub fn children(&self) -> Vec<DesiredChild> {
         self.children_after(&[], &|_| false, &mut Vec::new())
+    }
+
+    /// What the children depend on besides the cluster's generation: the same basis gives the same children.
+    pub(crate) fn basis(&self) -> Basis {
+        let kept = statefulset::kept(self.cluster, self.claim);
+        Basis::new(self.cluster.generation, kept, self.initialized)
     }
 
     /// The same children, of which those that stay were rendered before. The manifests of the others are put

@@ -23,9 +23,7 @@ const STARTUP_FAILURES_MAX: u32 = 360;
 /// A cluster with such fields is applied again after every write of others.
 pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> Value {
     let name = statefulset_name(&cluster.key.name);
-    let selector = claim.map_or_else(Selector::default, |claim| claim.selector);
-    let created_for = claim.and_then(|claim| claim.created_for.as_deref());
-    let created_for = created_for.unwrap_or(&cluster.uid);
+    let (selector, created_for) = kept(cluster, claim);
     let mut pod_metadata = json!({"labels": labels::pods(cluster, created_for, selector)});
     customization::add_pod_metadata(&mut pod_metadata, cluster);
     json!({
@@ -48,6 +46,17 @@ pub(super) fn render(cluster: &ClusterRecord, claim: Option<&ClaimTemplate>) -> 
             "volumeClaimTemplates": [claim_template(cluster, claim)],
         },
     })
+}
+
+/// What an existing StatefulSet keeps and its Pods show: how it selects them, and the uid of the cluster for which it
+/// was created.
+pub(super) fn kept<'a>(
+    cluster: &'a ClusterRecord,
+    claim: Option<&'a ClaimTemplate>,
+) -> (Selector, &'a str) {
+    let selector = claim.map_or_else(Selector::default, |claim| claim.selector);
+    let created_for = claim.and_then(|claim| claim.created_for.as_deref());
+    (selector, created_for.unwrap_or(&cluster.uid))
 }
 
 fn pod(cluster: &ClusterRecord, created_for: &str) -> Value {

@@ -14,7 +14,7 @@ use crate::core::child::{ChildId, ChildKind, DesiredChild};
 use crate::core::lifecycle::{
     ConditionReason, Exposure, Problem, Stage, Workload, progressing_since, reason,
 };
-use crate::core::memory::{Basis, Memory};
+use crate::core::memory::Memory;
 use crate::core::observed::{ChildRecord, ClaimTemplate, ClusterRecord, StatefulSetRecord};
 use crate::core::persistent_failure::persistent;
 use crate::core::plan::{self, Observed, Plan, SecretStep, is_ours};
@@ -249,8 +249,7 @@ impl<'a> Run<'a> {
 
     /// The desired children; rendered again only if their input has changed.
     fn desired(&mut self, source: &Source<'_>) -> Arc<[DesiredChild]> {
-        let generation = self.cluster.generation;
-        let basis = Basis::new(generation, source.claim, source.initialized);
+        let basis = source.basis();
         let rendered = &mut self.rendered;
         self.reconciler.with_memory(self.cluster, |memory| {
             memory.desired(basis, |known, stays| {

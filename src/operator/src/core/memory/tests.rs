@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::core::child::ChildKind;
-use crate::core::observed::Selector;
+use crate::core::observed::ClaimTemplate;
 use crate::postgres::Source;
 use crate::watch::observe;
 use shard_ownership::hash::ShardId;
@@ -150,15 +150,16 @@ fn children_are_rendered_once_per_input() {
         rendered.set(rendered.get() + 1);
         Vec::new()
     };
-    let first = Basis::new(1, None, false);
+    let own = (Selector::Own, "u");
+    let first = Basis::new(1, own, false);
     memory.desired(first, make);
     memory.desired(first, make);
     assert_eq!(rendered.get(), 1);
     for other in [
-        Basis::new(2, None, false),
-        Basis::new(1, None, true),
-        Basis::new(1, Some(&claim("1Gi")), false),
-        Basis::new(1, Some(&claim("2Gi")), false),
+        Basis::new(2, own, false),
+        Basis::new(1, own, true),
+        Basis::new(1, (Selector::Recommended, "u"), false),
+        Basis::new(1, (Selector::Own, "another"), false),
     ] {
         let before = rendered.get();
         memory.desired(other, make);
@@ -204,7 +205,7 @@ fn children_that_stay_are_those_that_would_be_rendered_the_same() {
             claim,
             initialized,
         };
-        let basis = Basis::new(cluster.generation, claim, initialized);
+        let basis = source.basis();
         let mut rendered = Vec::new();
         let children = memory.desired(basis, |known, stays| {
             stayed += known.iter().filter(|child| stays(child.id.kind)).count();
