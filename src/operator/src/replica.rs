@@ -1,5 +1,6 @@
 //! A replica of this operator: the library's controller with this operator's reconciler and pages.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use sharded_controller::clock::Clock;
 use sharded_controller::controller::{Controller, ControllerError};
 use sharded_controller::fleet::state::FleetState;
 use sharded_controller::health::Health;
+use sharded_controller::rate_limit::RateLimit;
 
 use crate::api::names::NAMES;
 use crate::config::RunArgs;
@@ -24,6 +26,9 @@ use crate::watch::store::Store;
 const SWEEP: Duration = Duration::from_secs(3600);
 /// How long a new spec that was applied goes unreported, while there is nothing but its progress to report.
 const REPORT_DELAY: Duration = Duration::from_secs(1);
+/// How many reports of progress may be written at once; one more is allowed each second.
+const REPORTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
+const REPORTS_PERIOD_SECONDS: u64 = 10;
 
 /// Runs a replica until it is asked to stop and has handed everything back.
 ///
@@ -55,6 +60,7 @@ pub async fn run(args: RunArgs, log_level: Arc<LogLevel>) -> Result<(), Controll
         cache_ttl: args.cache_ttl,
         sweep_interval: SWEEP,
         report_delay: REPORT_DELAY,
+        report_rate: RateLimit::new(REPORTS, REPORTS_PERIOD_SECONDS),
     };
     let clock = controller.clock();
     let mut reconciler = Reconciler::new(

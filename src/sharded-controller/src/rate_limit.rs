@@ -49,6 +49,21 @@ impl Default for RateLimit {
     }
 }
 
+impl RateLimit {
+    /// A limit of so many runs per period; a period of no seconds counts as one second.
+    #[must_use]
+    pub const fn new(runs: NonZeroU32, period_seconds: u64) -> Self {
+        Self {
+            runs,
+            period_seconds: if period_seconds == 0 {
+                1
+            } else {
+                period_seconds
+            },
+        }
+    }
+}
+
 impl FromStr for RateLimit {
     type Err = BadRateLimit;
 

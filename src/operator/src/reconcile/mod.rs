@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use sharded_controller::write::GuardedClient;
 
 use crate::api::{ConditionType, names};
@@ -37,6 +38,7 @@ use sharded_controller::object::ObjectKey;
 use sharded_controller::outcome::{Failure, Next, Outcome};
 use sharded_controller::permit::ShardPermit;
 use sharded_controller::pool::{Backlog, Reconcile};
+use sharded_controller::rate_limit::{Allowance, RateLimit};
 use sharded_controller::watch::kinds::ShardCache as _;
 
 use events::Events;
@@ -61,6 +63,8 @@ pub(crate) struct ReconcilerConfig {
     /// How long a new spec that was applied goes unreported, while there is nothing but its progress to
     /// report.
     pub report_delay: Duration,
+    /// How many reports of progress all clusters together may write.
+    pub report_rate: RateLimit,
 }
 
 /// Brings clusters to their desired state, one at a time.
@@ -75,6 +79,9 @@ pub(crate) struct Reconciler {
     takeovers: Option<Takeovers>,
     sweep_interval_ms: u64,
     report_delay_ms: u64,
+    report_rate: RateLimit,
+    /// The rest of `report_rate`. Locked for one computation.
+    reports: Mutex<Allowance>,
     /// What is remembered of our own writes. Bounded by the clusters of our shards. Locked for one
     /// map operation or one pure decision, never across an await.
     memories: DashMap<ObjectKey, Memory>,
@@ -106,6 +113,8 @@ impl Reconciler {
             takeovers: None,
             sweep_interval_ms: u64::try_from(config.sweep_interval.as_millis()).unwrap_or(u64::MAX),
             report_delay_ms: u64::try_from(config.report_delay.as_millis()).unwrap_or(u64::MAX),
+            report_rate: config.report_rate,
+            reports: Mutex::default(),
             store,
             metrics,
             memories: DashMap::new(),
@@ -118,6 +127,11 @@ impl Reconciler {
         let (clock, events) = (self.clock.clone(), self.events.clone());
         self.takeovers = Some(Takeovers::new(fleet, clock, events, pod));
         self
+    }
+
+    /// Takes one report of progress out of what all clusters together may write.
+    fn may_report_progress(&self, now_ms: u64) -> Result<(), u64> {
+        self.report_rate.take(&mut self.reports.lock(), now_ms)
     }
 
     /// Does something with what is remembered of a cluster. No await may be inside.

@@ -36,8 +36,8 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 /// watch, which shows the changed StatefulSet, brings the cluster back sooner, behind those.
 const REPORT_MS: u64 = 1_000;
 
-/// How much longer the first report of a new spec may wait while others wait.
-const CROWDED_FACTOR: u64 = 5;
+/// Progress is reported after this time even if many clusters progress.
+const PROGRESS_MS_MAX: u64 = 10_000;
 
 /// Shortest and longest pause between checks for leftovers of a former cluster, in milliseconds;
 /// between these bounds, half of the time waited.
@@ -320,7 +320,7 @@ impl<'a> Run<'a> {
         mut applied: Applied,
     ) -> Result<Outcome, Failure> {
         let others_wait = self.backlog.others_wait();
-        if let Some(ms) = self.report_later_ms(owned, &applied, others_wait) {
+        if let Some(ms) = self.report_later_ms(owned, &applied) {
             return Ok(self.outcome(Next::RequeueAfter { ms }));
         }
         if applied.changed && applied.is_plain() && others_wait {
@@ -398,13 +398,8 @@ impl<'a> Run<'a> {
     /// Milliseconds until a new spec is reported that was applied and of which nothing but progress is
     /// known; none if it is time, or if there is more to report. What becomes ready until then costs
     /// one write of the status, not two. The same holds for each step of a rollout after that report.
-    /// While others wait, it is time later: no write of theirs waits for a report of progress.
-    fn report_later_ms(
-        &self,
-        owned: Option<&StatefulSetRecord>,
-        applied: &Applied,
-        others_wait: bool,
-    ) -> Option<u64> {
+    /// While many progress, it is time later, for their reports share a rate.
+    fn report_later_ms(&self, owned: Option<&StatefulSetRecord>, applied: &Applied) -> Option<u64> {
         let (cluster, reconciler) = (self.cluster, self.reconciler);
         let is_new = cluster.status.observed_generation != cluster.generation;
         let is_step = !applied.changed && owned.is_some_and(StatefulSetRecord::is_rolling);
@@ -418,13 +413,16 @@ impl<'a> Run<'a> {
             if applied.changed {
                 memory.applied(cluster.generation, now_ms);
             }
+            if is_ready {
+                return None;
+            }
+            let rest_ms = |most_ms| memory.report_rest_ms(cluster.generation, most_ms, now_ms);
             let delay_ms = reconciler.report_delay_ms;
-            let most_ms = match others_wait {
-                true => delay_ms.saturating_mul(CROWDED_FACTOR),
-                false => delay_ms,
-            };
-            let rest_ms = memory.report_rest_ms(cluster.generation, most_ms, now_ms);
-            rest_ms.map(|ms| ms.min(delay_ms)).filter(|_| !is_ready)
+            rest_ms(delay_ms).or_else(|| {
+                let most_ms = rest_ms(PROGRESS_MS_MAX)?;
+                reconciler.may_report_progress(now_ms).err()?;
+                Some(most_ms.min(REPORT_MS))
+            })
         })
     }
 

@@ -1,6 +1,8 @@
 //! Tests of the reconciler against a small API server in memory.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::num::NonZeroU32;
+
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use prometheus::Registry;
@@ -45,6 +47,8 @@ const WATCHED: [(&str, ChildKind); 3] = [
 /// By the clock, when a test begins.
 const BEGIN_MS: u64 = 3_600_000;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// So many reports of progress may come at once.
+const REPORTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
 
 /// The state of the queue, and the attempts before a run.
 #[derive(Clone, Copy)]
@@ -153,6 +157,7 @@ impl World {
             cache_ttl: Duration::from_secs(600),
             sweep_interval: SWEEP_INTERVAL,
             report_delay,
+            report_rate: RateLimit::new(REPORTS, 10),
         };
         let validity = Arc::new(Validity::new(clock.clone()));
         validity.set_until_ms(u64::MAX);
