@@ -37,7 +37,7 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 const REPORT_MS: u64 = 1_000;
 
 /// Progress is reported after this time even if many clusters progress.
-const PROGRESS_MS_MAX: u64 = 10_000;
+const PROGRESS_MS_MAX: u64 = 30_000;
 
 /// Shortest and longest pause between checks for leftovers of a former cluster, in milliseconds;
 /// between these bounds, half of the time waited.

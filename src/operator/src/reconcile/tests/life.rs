@@ -296,7 +296,7 @@ async fn progress_is_reported_later_while_many_progress() {
     while world.reconciler.may_report_progress(now_ms).is_ok() {}
     world.user_applies(json!({"image": "postgres:18", "replicas": 1}));
     world.reconcile().await.unwrap();
-    for _ in 0..9 {
+    for _ in 0..29 {
         world.time.advance(DELAY);
         let now_ms = world.clock.now_ms();
         world.reconciler.may_report_progress(now_ms).unwrap();
