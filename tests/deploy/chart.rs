@@ -305,6 +305,7 @@ fn values_set_the_flags_and_grace_period_follows_drain_timeout() {
     let expected = [
         "run",
         "--cache-ttl=5m",
+        "--concurrency=4",
         "--drain-timeout=30s",
         "--log-format=json",
         "--queue-capacity=1000000",

@@ -85,7 +85,7 @@ pub struct RunArgs {
     pub drain_timeout: Duration,
 
     /// Maximum number of concurrent reconciles, 1 to 1000.
-    #[arg(long, env = "DBC_CONCURRENCY", default_value = "4", value_parser = concurrency)]
+    #[arg(long, env = "DBC_CONCURRENCY", default_value = "10", value_parser = concurrency)]
     pub concurrency: NonZeroUsize,
 
     /// Deadline of one reconcile.
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(args.lease_duration, Duration::from_secs(6));
         assert_eq!(args.renew_interval, Duration::from_secs(2));
         assert_eq!(args.drain_timeout, Duration::from_secs(10));
-        assert_eq!(args.concurrency.get(), 4);
+        assert_eq!(args.concurrency.get(), 10);
         assert_eq!(args.reconcile_timeout, Duration::from_secs(60));
         assert_eq!(args.cache_entries, 1024);
         assert_eq!(args.cache_ttl, Duration::from_secs(600));

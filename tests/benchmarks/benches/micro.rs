@@ -53,7 +53,7 @@ fn key(number: usize) -> ObjectKey {
 fn queue(criterion: &mut Criterion) {
     let mut group = group(criterion, "queue");
     for size in SIZES {
-        let limit = "1000000000/1s".parse().unwrap();
+        let limit = "1000000/1s".parse().unwrap();
         let mut queue = ReplicaQueue::new(size + 1, limit, SHARDS);
         for number in 0..size {
             let shard = ShardId(u16::try_from(number % usize::from(SHARDS)).unwrap());

@@ -12,6 +12,19 @@ use super::peer::{self, Peers};
 use super::side::Side;
 use crate::BALANCE_TIMEOUT;
 
+const DEPLOYMENT: &str = include_str!("../../../../deploy/base/deployment.yaml");
+
+/// Those arguments of the Deployment that decide how much is done at once.
+pub(super) fn deployed_args() -> Vec<String> {
+    let items = DEPLOYMENT
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- "));
+    items
+        .filter(|item| item.starts_with("--concurrency="))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Processes that run.
 pub(super) enum Contender<'a> {
     Operator(Fleet<'a>),
@@ -32,7 +45,11 @@ impl<'a> Contender<'a> {
     pub(super) async fn install(control_plane: &'a ControlPlane, side: Side) -> Result<Self> {
         let kind = match side {
             Side::Operator | Side::OperatorAlone => {
-                let fleet = Fleet::install(control_plane, FleetOptions::default()).await?;
+                let options = FleetOptions {
+                    extra_args: deployed_args(),
+                    ..FleetOptions::default()
+                };
+                let fleet = Fleet::install(control_plane, options).await?;
                 return Ok(Self::Operator(fleet));
             }
             Side::Go => peer::Kind::Go,

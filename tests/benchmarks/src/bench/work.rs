@@ -10,7 +10,7 @@ use testbed::statistics::Sorted;
 use testbed::{ControlPlane, Fleet, FleetOptions, load, shards};
 
 use super::PACE;
-use super::contender::Contender;
+use super::contender::{Contender, deployed_args};
 use super::side::Side;
 use crate::goal::{profile, verdict};
 use crate::requests::Requests;
@@ -135,6 +135,7 @@ async fn measure(size: Size, who: &Who<'_>, show: bool) -> Result<[Cost; 2]> {
         Who::Program(path) => {
             let options = FleetOptions {
                 binary: Some(path.to_path_buf()),
+                extra_args: deployed_args(),
                 ..FleetOptions::default()
             };
             let fleet = Fleet::start(&control_plane, size.replicas, options).await?;
