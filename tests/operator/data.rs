@@ -524,7 +524,7 @@ async fn refusals_of_the_operator(control_plane: &ControlPlane) {
         before.iter().all(|claim| after.contains(claim)),
         "{after:?}"
     );
-    assert_eq!(after.len(), 4, "{after:?}");
+    assert_eq!(after.len(), 3, "{after:?}");
 }
 
 /// Its request may still be lowered, as its volume has not grown yet.
