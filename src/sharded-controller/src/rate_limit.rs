@@ -50,15 +50,18 @@ impl Default for RateLimit {
 }
 
 impl RateLimit {
-    /// A limit of so many runs per period; a period of no seconds counts as one second.
+    /// A limit of so many runs per period. Numbers beyond those that the text form allows are brought into its range.
     #[must_use]
     pub const fn new(runs: NonZeroU32, period_seconds: u64) -> Self {
         Self {
-            runs,
-            period_seconds: if period_seconds == 0 {
-                1
-            } else {
-                period_seconds
+            runs: match NonZeroU32::new(RUNS_MAX) {
+                Some(most) if runs.get() > most.get() => most,
+                _ => runs,
+            },
+            period_seconds: match period_seconds {
+                0 => 1,
+                PERIOD_MAX_SECONDS.. => PERIOD_MAX_SECONDS,
+                _ => period_seconds,
             },
         }
     }
@@ -187,6 +190,18 @@ mod tests {
         }
         assert!("1/1h".parse::<RateLimit>().is_ok());
         assert!("1000000/1s".parse::<RateLimit>().is_ok());
+    }
+
+    #[test]
+    fn a_limit_of_numbers_is_one_that_a_text_can_say() {
+        for (runs, seconds, text) in [
+            (10, 10, "10/10s"),
+            (1, 0, "1/1s"),
+            (u32::MAX, u64::MAX, "1000000/1h"),
+        ] {
+            let limit = RateLimit::new(NonZeroU32::new(runs).unwrap(), seconds);
+            assert_eq!(limit, text.parse().unwrap());
+        }
     }
 
     #[test]

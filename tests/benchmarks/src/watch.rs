@@ -260,21 +260,19 @@ async fn server(client: &Client) -> Result<Server> {
         });
         ours.map(|sample| sample.value).sum()
     };
-    let writes = metrics.of("apiserver_request_total").filter(|sample| {
+    let mut writes = BTreeMap::new();
+    for sample in metrics.of("apiserver_request_total") {
         let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
         let reads = ["GET", "LIST", "WATCH"].contains(&label("verb"));
-        !reads && label("dry_run").is_empty() && OURS.contains(&label("resource"))
-    });
-    let mut by_kind = BTreeMap::new();
-    for sample in writes {
-        let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
-        let kind = ["verb", "resource", "subresource"].map(label).join(" ");
-        *by_kind.entry(kind.trim_end().to_owned()).or_default() += sample.value;
+        if !reads && label("dry_run").is_empty() && OURS.contains(&label("resource")) {
+            let kind = ["verb", "resource", "subresource"].map(label).join(" ");
+            *writes.entry(kind.trim_end().to_owned()).or_default() += sample.value;
+        }
     }
     Ok(Server {
         sent: of("apiserver_watch_events_total"),
         filtered: of("apiserver_watch_filtered_events_total"),
-        writes: by_kind,
+        writes,
     })
 }
 

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::child::{ChildId, ChildKind, DesiredChild};
 use super::lifecycle::ConditionReason;
 use super::observed::{ChildRecord, Selector};
-use shard_ownership::hash::Fnv1a64;
+use shard_ownership::hash::fnv1a64;
 use shard_ownership::resource_version::is_older;
 
 /// How long a watch may lag behind our own writes before what it shows is trusted again.
@@ -129,8 +129,8 @@ enum Secret {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Basis {
     generation: i64,
-    /// Digest of what an existing StatefulSet keeps, and its Pods show.
-    pods: u64,
+    /// How the StatefulSet selects its Pods, and a digest of the uid in their template.
+    pods: (Selector, u64),
     initialized: bool,
 }
 
@@ -144,15 +144,9 @@ impl Basis {
         (selector, created_for): (Selector, &str),
         initialized: bool,
     ) -> Self {
-        let mut pods = Fnv1a64::default();
-        pods.write(&[match selector {
-            Selector::Own => 0,
-            Selector::Recommended => 1,
-        }]);
-        pods.write(created_for.as_bytes());
         Self {
             generation,
-            pods: pods.finish(),
+            pods: (selector, fnv1a64(created_for.as_bytes())),
             initialized,
         }
     }

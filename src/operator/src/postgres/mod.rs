@@ -108,16 +108,16 @@ const RENDERERS: [Renderer; 6] = [
 ];
 
 impl Source<'_> {
+    /// What the children depend on: the same basis gives the same children.
+    pub(crate) fn basis(&self) -> Basis {
+        let kept = statefulset::kept(self.cluster, self.claim);
+        Basis::new(self.cluster.generation, kept, self.initialized)
+    }
+
     /// The desired children of the cluster, in the order in which they are applied.
     #[must_use]
     pub fn children(&self) -> Vec<DesiredChild> {
         self.children_after(&[], &|_| false, &mut Vec::new())
-    }
-
-    /// What the children depend on besides the cluster's generation: the same basis gives the same children.
-    pub(crate) fn basis(&self) -> Basis {
-        let kept = statefulset::kept(self.cluster, self.claim);
-        Basis::new(self.cluster.generation, kept, self.initialized)
     }
 
     /// The same children, of which those that stay were rendered before. The manifests of the others are put

@@ -130,8 +130,9 @@ impl Reconciler {
     }
 
     /// Takes one report of progress out of what all clusters together may write.
-    fn may_report_progress(&self, now_ms: u64) -> Result<(), u64> {
-        self.report_rate.take(&mut self.reports.lock(), now_ms)
+    fn may_report_progress(&self, now_ms: u64) -> bool {
+        let taken = self.report_rate.take(&mut self.reports.lock(), now_ms);
+        taken.is_ok()
     }
 
     /// Does something with what is remembered of a cluster. No await may be inside.

@@ -420,8 +420,7 @@ impl<'a> Run<'a> {
             let delay_ms = reconciler.report_delay_ms;
             rest_ms(delay_ms).or_else(|| {
                 let most_ms = rest_ms(PROGRESS_MS_MAX)?;
-                reconciler.may_report_progress(now_ms).err()?;
-                Some(most_ms.min(REPORT_MS))
+                (!reconciler.may_report_progress(now_ms)).then(|| most_ms.min(REPORT_MS))
             })
         })
     }
